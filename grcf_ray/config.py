@@ -1,0 +1,342 @@
+"""The configuration of a run: frozen dataclasses, addressed by dotted paths such as `stage1.encoder_lr`.
+
+One grammar serves the search-space files, `--set` and the run record: a flat mapping from path to value. All values
+are in label units where a unit applies; learning rates and weights have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from grcf_ray.errors import ConfigError, faults_message
+
+__all__ = [
+    "ABLATIONS",
+    "FeatureConfig",
+    "ModelConfig",
+    "PairConfig",
+    "RankingConfig",
+    "RunConfig",
+    "SearchConfig",
+    "Stage1Config",
+    "Stage2Config",
+    "TrainConfig",
+    "build_config",
+    "check_margins",
+    "config_faults",
+    "flatten",
+    "known_paths",
+    "nearest",
+    "parse_assignments",
+    "to_yaml",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """What is computed once from the utterance table and shared by all trials."""
+
+    max_tokens: Annotated[int, Field(ge=4)] = 128
+    """Subwords an utterance is cut to, special tokens counted."""
+    standardise: bool = True
+    """Give audio and vision columns zero mean and unit deviation, by the training split's rows."""
+    lowercase: Literal["auto", "yes", "no"] = "auto"
+    """Lower-case the text; auto does so where the table says that its transcripts are upper case."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network of section 3.1."""
+
+    backbone: str = "microsoft/deberta-v3-base"
+    """Text encoder: a Hugging Face name or a local folder."""
+    text_vector: Literal["cls", "mean"] = "cls"
+    """The text representation: the first token's, or the masked mean of all."""
+    modalities: Literal["all", "text", "text+audio", "text+vision"] = "all"
+    """Modalities the model sees, of those the data set has."""
+    frozen_layers: Count | Literal["all"] = 0
+    """Bottom layers of the text encoder, embeddings with them, that stay as pretrained and run once per run."""
+    fusion_dropout: Probability = 0.4
+    """Dropout after the fusion layer."""
+    unified_dropout: Probability = 0.2
+    """Dropout after the unified encoder."""
+    modality_dropout: Probability = 0.0
+    """Chance that a scored slot loses its audio, and independently its vision, while training."""
+    output_scale: Positive = 3.5
+    """Reach of the scaled tanh, eq. 5, for labels in [-3, 3]; grows with the label range."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """Pairs, groups of pairs, and steps (appendix C.2; Table 13's batch rows)."""
+
+    pairs_per_epoch: PositiveCount | None = None
+    """Pairs drawn an epoch; by default 39 for each training utterance (the paper: 50,000 for MOSI)."""
+    pairs_per_group: PositiveCount = 96
+    """Pairs in a group: each loss is computed per group."""
+    groups_per_step: PositiveCount = 8
+    """Groups in an optimizer step, over all ranks."""
+    pairing: Literal["sampled", "all"] = "sampled"
+    """Compare a group's sampled pairs, or every pair of its distinct utterances."""
+    redraw: bool = True
+    """Draw new pairs each epoch; otherwise the run keeps one set."""
+    micro_batch_tokens: PositiveCount = 1024
+    """Padded tokens that the text encoder takes at a time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankingConfig:
+    """The group-aware ranking loss, eqs. 6-9. Stage 2 inherits it from its Stage 1 trial."""
+
+    groups: Literal["overlap,5", "overlap,3", "overlap,7", "strict,5"] = "overlap,5"
+    """Ordinal groups of the dynamic margin (Table 4)."""
+    group_edges: Literal["scaled", "native"] = "scaled"
+    """Group edges scaled to the label range, or as MOSI's [-3, 3] has them."""
+    intra_margin: Positive = 0.1
+    """Margin of a pair that shares a group."""
+    base_margin: Positive = 0.5
+    """Margin of a pair of different groups, before the steps of its distance."""
+    margin_step: NonNegative = 0.1
+    """Margin added for each group of distance."""
+    advantage_weighting: bool = True
+    """Weigh pairs by ReLU(-advantage); otherwise every pair weighs 1."""
+    dynamic_margin: bool = True
+    """Let the margin follow the group distance; otherwise it is the base margin."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage1Config:
+    """Stage 1, structural foundation, eq. 12."""
+
+    epochs: Count = 17
+    """Epochs of Stage 1; 0 leaves the stage out."""
+    head_lr: Positive = 1e-5
+    """Learning rate of everything outside the text encoder."""
+    encoder_lr: Positive = 8e-6
+    """Learning rate of the text encoder."""
+    weight_decay: NonNegative = 2e-2
+    """AdamW's decay; biases and norms have none."""
+    group_weight: NonNegative = 0.9
+    """Weight of the ranking loss."""
+    reg_weight: NonNegative = 5e-3
+    """Weight of the distribution regularisation."""
+    reg_margin: NonNegative = 1.0
+    """Squared difference of means or deviations that goes unpunished, eq. 10."""
+    boundary_weight: NonNegative = 1e-3
+    """Weight of the boundary loss."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage2Config:
+    """Stage 2, calibration, eq. 13."""
+
+    epochs: Count = 5
+    """Epochs of Stage 2; 0 leaves the stage out."""
+    head_lr: Positive = 1e-4
+    """Learning rate of everything outside the text encoder."""
+    encoder_top_lr: Positive = 4e-5
+    """Learning rate of the text encoder's upper layers."""
+    encoder_base_lr: Positive = 2e-5
+    """Learning rate of the rest of the text encoder."""
+    top_layers: Count | None = None
+    """Layers that count as upper; by default half of them."""
+    weight_decay: NonNegative = 1e-2
+    """AdamW's decay; biases and norms have none."""
+    mae_weight: NonNegative = 0.3
+    """Weight of the mean absolute error."""
+    group_weight: NonNegative = 0.3
+    """Weight of the ranking loss."""
+    boundary_weight: NonNegative = 2e-2
+    """Weight of the boundary loss."""
+    start: Literal["best", "last"] = "best"
+    """Which Stage 1 checkpoint it starts from: the best validation PairwiseAcc, or the last epoch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a stage is optimised, whatever its losses."""
+
+    clip_norm: Positive = 1.0
+    """Gradient norm that a step is clipped to."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps with a rising learning rate, before the cosine."""
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 autocast on CUDA, float32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU that the trial has been given."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The budget of a search and how trials are proposed and stopped."""
+
+    stage1_trials: PositiveCount = 30
+    """Trials of Stage 1."""
+    stage2_trials: PositiveCount = 30
+    """Trials of Stage 2."""
+    finalists: PositiveCount = 3
+    """Best Stage 1 checkpoints that Stage 2 may start from."""
+    concurrent: PositiveCount | None = None
+    """Trials at a time; by default as many as the cluster has room for."""
+    cpus_per_worker: PositiveCount = 1
+    """CPUs, and so torch threads, of a trial."""
+    gpus_per_worker: NonNegative = 0.0
+    """GPUs of a trial; a fraction lets trials share one."""
+    pruning: bool = True
+    """Stop trials early by ASHA."""
+    grace_epochs: PositiveCount = 1
+    """Epochs that every trial may run before ASHA judges it."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """ASHA keeps one in this many trials at each rung."""
+    ridge_baseline: bool = False
+    """Fit ridge regression on the frozen text vectors, for the final table."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's numbers, but the data."""
+
+    seed: Count = 42
+    """The seed from which every other one is derived."""
+    features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    pairs: PairConfig = dataclasses.field(default_factory=PairConfig)
+    ranking: RankingConfig = dataclasses.field(default_factory=RankingConfig)
+    stage1: Stage1Config = dataclasses.field(default_factory=Stage1Config)
+    stage2: Stage2Config = dataclasses.field(default_factory=Stage2Config)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "full": {},
+    "no-advantage": {"ranking.advantage_weighting": False},
+    "static-margin": {"ranking.dynamic_margin": False},
+    "no-stage1": {"stage1.epochs": 0},
+    "no-stage2": {"stage2.epochs": 0},
+    "direct-mae": {
+        "stage1.epochs": 0,
+        "stage2.mae_weight": 1.0,
+        "stage2.group_weight": 0.0,
+        "stage2.boundary_weight": 0.0,
+    },
+}
+"""The switches of Table 3, and the direct-MAE baseline, as settings."""
+
+
+@cache
+def _adapter() -> TypeAdapter[RunConfig]:
+    return TypeAdapter(RunConfig)
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, Any]:
+    """A configuration as path -> value, in the order of its fields."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values.update(flatten(value, f"{prefix}{field.name}."))
+        else:
+            values[prefix + field.name] = value
+    return values
+
+
+@cache
+def known_paths() -> tuple[str, ...]:
+    """Every path that a setting may have."""
+    return tuple(flatten(RunConfig()))
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """`; did you mean X?` where a choice is near, else an empty string."""
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return nested
+
+
+def config_faults(values: Mapping[str, Any]) -> list[str]:
+    """Every unknown path and every value that its field does not admit, a line each."""
+    faults = [f"{path}: no such setting{nearest(path, known_paths())}" for path in values if path not in known_paths()]
+    known = {path: value for path, value in values.items() if path in known_paths()}
+    try:
+        _adapter().validate_python(_nest(known))
+    except ValidationError as error:
+        seen: dict[str, list[str]] = {}
+        for fault in error.errors():
+            path = next(p for p in known if p == ".".join(map(str, fault["loc"]))[: len(p)])
+            seen.setdefault(path, []).append(fault["msg"].removeprefix("Input should be "))
+        faults += [f"{path} = {known[path]!r}: should be {' or '.join(why)}" for path, why in seen.items()]
+    return faults
+
+
+def build_config(values: Mapping[str, Any], *, source: str = "the settings") -> RunConfig:
+    """The configuration with these paths set. ConfigError lists every fault at once."""
+    if faults := config_faults(values):
+        raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults))
+    return _adapter().validate_python(_nest(values))
+
+
+def check_margins(config: RunConfig, half_range: float) -> list[str]:
+    """What makes the margins contradict each other on labels that reach `half_range` either side."""
+    ranking = config.ranking
+    faults = []
+    if ranking.dynamic_margin and ranking.base_margin < ranking.intra_margin:
+        faults.append(
+            f"ranking.base_margin = {ranking.base_margin:g} is below ranking.intra_margin = "
+            f"{ranking.intra_margin:g}: pairs of different groups would need less distance than pairs of one"
+        )
+    widest = ranking.base_margin + (4 * ranking.margin_step if ranking.dynamic_margin else 0)
+    reach = 2 * config.model.output_scale * half_range / 3
+    if widest > reach:
+        faults.append(
+            f"ranking.base_margin + 4 ranking.margin_step = {widest:g} exceeds {reach:g}, the widest difference "
+            "that two scores can have"
+        )
+    return faults
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`--set path=value` arguments as path -> value; values are read as YAML scalars."""
+    values = {}
+    faults = []
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            faults.append(f"{assignment!r}: should be PATH=VALUE, as in stage1.encoder_lr=1e-5")
+            continue
+        try:
+            values[path.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            faults.append(f"{assignment!r}: the value is not a YAML scalar")
+    faults += config_faults(values)
+    if faults:
+        raise ConfigError(faults_message(f"--set: {len(faults)} fault(s)", faults))
+    return values
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration, a section per group of settings."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)

@@ -1,0 +1,74 @@
+"""What the commands share: an error's exit code, progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from grcf_ray.errors import GrcfError
+
+__all__ = ["make_app", "print_table", "progress", "run"]
+
+
+def make_app(help: str) -> typer.Typer:
+    """A command line in the project's manner: plain help, no completion scripts, errors left to `run`."""
+    return typer.Typer(
+        help=help,
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+
+
+def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit: the one place where an exception becomes a message and an exit code.
+
+    `--debug`, anywhere among the arguments, or GRCF_DEBUG=1 adds the traceback.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv or os.environ.get("GRCF_DEBUG") == "1"
+    try:
+        app([word for word in argv if word != "--debug"])
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, GrcfError):
+            progress(f"error: {error}")
+            sys.exit(error.exit_code)
+        progress(f"internal error: {type(error).__name__}: {error}")
+        if not debug:
+            progress("This is a fault of grcf_ray. Run the command again with --debug for the traceback.")
+        sys.exit(1)
+    sys.exit(0)
+
+
+def progress(line: str) -> None:
+    """A line on standard error; standard output is kept for the answer."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on standard output, numbers to the right; off a terminal it is neither coloured nor cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, name in enumerate(header):
+        numeric = all(isinstance(row[column], (int, float)) or row[column] == "-" for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    terminal = sys.stdout.isatty()
+    console = Console(markup=False, highlight=False, emoji=False, width=None if terminal else 1000)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -1,0 +1,181 @@
+"""python -m grcf_ray.data: import data sets, look at them, list the known ones."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from grcf_ray import console
+
+# Help must be quick, so that pyarrow is imported by the command that needs it.
+if TYPE_CHECKING:
+    from grcf_ray.data.store import Store
+
+app = console.make_app("Import multimodal sentiment data, look at it, list the known data sets.")
+
+_SAMPLE_ROWS = 3
+_TEXT_SHOWN = 60
+
+
+class NonFinite(str, enum.Enum):
+    """What to do with NaN and infinity in audio and vision."""
+
+    FAIL = "fail"
+    ZERO = "zero"
+
+
+@app.command("import")
+def import_(
+    source: Path = typer.Argument(..., help="A file, or a folder of files."),
+    dataset: str = typer.Option(..., metavar="NAME", help="A known data set, or a name for your own data."),
+    format: str = typer.Option("auto", help="Importer, where the content does not tell."),
+    label_range: tuple[float, float] | None = typer.Option(
+        None, metavar="A B", help="Lowest and highest label, for your own data."
+    ),
+    non_finite: NonFinite = typer.Option(NonFinite.FAIL, help="Refuse NaN and infinity in features, or set them to 0."),
+    out: Path | None = typer.Option(
+        None, metavar="DIR", help="Folder to write; default $GRCF_DATA/NAME, else data/NAME."
+    ),
+) -> None:
+    """Read foreign files, check every row, write a store.
+
+    A store is a folder with a Parquet file per split and dataset.json, which says what they hold.
+
+    \b
+    Examples:
+      python -m grcf_ray.data import mosi.parquet --dataset mosi
+      python -m grcf_ray.data import mosi.parquet --dataset mosi --non-finite zero --out data/mosi
+      python -m grcf_ray.data import reviews.csv --dataset reviews --label-range 1 5
+
+    A table has the columns id, split (train, valid, test), text and label, and may have audio and vision
+    (lists of feature rows), context (list of strings) and video_id. A folder may hold a file per split.
+    """
+    from grcf_ray.data.importers import ImportOptions, import_source
+    from grcf_ray.data.store import check_replaceable, is_store, usual_folders, write_store
+    from grcf_ray.errors import ConfigError
+
+    if is_store(source):
+        # Its notes, such as how the valid split was drawn, would be lost.
+        raise ConfigError(f"{source} is imported already: use it with --data {source}, or import its source again")
+    folder = out or usual_folders(dataset)[0]
+    check_replaceable(folder)
+    options = ImportOptions(dataset=dataset, label_range=label_range, non_finite=non_finite.value, format=format)
+    console.progress(f"reading {source}")
+    _summarise(write_store(folder, *import_source(source, options)))
+
+
+@app.command()
+def inspect(
+    data: str = typer.Argument(
+        "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
+    ),
+) -> None:
+    """Show what an imported data set holds.
+
+    Of its rows only a few of the training split are shown, and the test split stays closed.
+
+    \b
+    Examples:
+      python -m grcf_ray.data inspect mosi
+      python -m grcf_ray.data inspect data/mosi
+    """
+    from grcf_ray.data.frames import Frames
+    from grcf_ray.data.store import Store, find_data
+
+    folder = Path(data)
+    store = Store.open(folder) if folder.is_dir() else find_data(data)
+    _summarise(store)
+    rows = store.read("train").slice(0, _SAMPLE_ROWS)
+    header = ["id", "label", "text"]
+    columns = [
+        rows["id"].to_pylist(),
+        rows["label"].to_pylist(),
+        [_short(text) for text in rows["text"].to_pylist()],
+    ]
+    for name in ("audio", "vision"):
+        if name in rows.column_names:
+            header.append(f"{name} rows")
+            columns.append(Frames.of(rows[name]).lengths_N.tolist())
+    print()
+    console.print_table(header, list(zip(*columns, strict=True)))
+
+
+@app.command("list")
+def list_() -> None:
+    """List the known data sets and what is here.
+
+    For those that are not, say which file is needed and where people get it.
+    """
+    from grcf_ray.data import datasets
+    from grcf_ray.data.store import Store, is_store, usual_folders
+
+    rows, absent = [], []
+    for name in datasets.names():
+        facts = datasets.get(name)
+        here = [folder for folder in usual_folders(name) if folder.exists()]
+        if name != "demo" and not here:
+            absent.append(facts)
+        low, high = facts.label_range
+        sizes = "/".join(str(count) for count in facts.splits[0].values())
+        where = "packaged" if name == "demo" else str(here[0]) if here else "-"
+        rows.append((name, facts.title, f"{low:g} to {high:g}", sizes, facts.default_backbone, where))
+    for root in {folder.parent for folder in usual_folders("demo")}:
+        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+            if is_store(folder) and folder.name not in datasets.names():
+                info = Store.open(folder).info
+                sizes = "/".join(str(count) for count in info.splits.values())
+                low, high = info.label_range
+                rows.append((info.name, "own data", f"{low:g} to {high:g}", sizes, "-", str(folder)))
+    console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "here"], rows)
+    for facts in absent:
+        print(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
+
+
+def _summarise(store: Store) -> None:
+    """What is known of a store, to standard output; the labels of test are left to the final evaluation."""
+    import numpy as np
+
+    info = store.info
+    low, high = info.label_range
+    dims = {name: dim for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None}
+    features = ", ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
+    print(f"data set     {info.name}: {info.task}, labels {low:g} to {high:g}, language {info.language}")
+    print(f"modalities   text{features and ', '}{features}")
+    print(f"fingerprint  {info.fingerprint}")
+    sources = [f"{source.name} (SHA-256 {source.sha256[:12]})" for source in info.sources]
+    print(f"sources      {', '.join(sources)}")
+    print(f"folder       {store.folder}\n")
+    header = [
+        "split",
+        "utterances",
+        "lowest",
+        "mean",
+        "highest",
+        "deviation",
+        *(f"without {name}" for name in dims),
+    ]
+    rows = []
+    for split, count in info.splits.items():
+        if split == "test":
+            rows.append([split, count, *"-" * (len(header) - 2)])
+            continue
+        table = store.read(split)
+        label_N = table["label"].to_numpy().astype(np.float64)
+        missing = [table[name].null_count for name in dims]
+        figures = [float(value) for value in (label_N.min(), label_N.mean(), label_N.max(), label_N.std())]
+        rows.append([split, count, *figures, *missing])
+    console.print_table(header, rows)
+    for note in info.notes:
+        print(f"note: {note}")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 3]}..."
+
+
+if __name__ == "__main__":
+    console.run(app)

@@ -1,0 +1,179 @@
+"""One fact sheet per data set: what a run needs to know about it beyond its utterance table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from grcf_ray.errors import ConfigError
+
+__all__ = ["DatasetFacts", "get", "names", "unknown_message"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What is known of a data set before its files are read."""
+
+    name: str
+    """The name that `--dataset` takes."""
+    title: str
+    """The name that papers use."""
+    task: Literal["regression", "classification"]
+    """Kind of label."""
+    label_range: tuple[float, float]
+    """Lowest and highest label of the annotation scheme."""
+    language: str
+    """Two-letter code of the transcripts' language."""
+    splits: tuple[Mapping[str, int], ...]
+    """Utterances per split, one mapping for each release in use, the one that the paper fits first."""
+    default_backbone: str
+    """Text encoder that a run takes unless told otherwise."""
+    audio_dim: int | None
+    """Width of the paper's audio features; None where there is no audio."""
+    vision_dim: int | None
+    """Width of the paper's vision features; None where there is no vision."""
+    metrics: Literal["mosi", "sims"]
+    """Whose accuracy and F1 head the tables: MOSI's bins, or SIMS's right-closed ones on [-1, 1]."""
+    paper_results: Mapping[str, float] = field(default_factory=dict)
+    """The paper's test figures (its Tables 1 and 2) under our metric keys, percentages as fractions."""
+    paper_backbone: str | None = None
+    """Text encoder behind `paper_results`."""
+    citation: str
+    """Who collected and annotated the data."""
+    needs: str
+    """The file that the importer reads."""
+    obtain: str
+    """Where people get that file."""
+
+
+_TABLE = "a Parquet or CSV table with the columns id, split, text, label and, where there are any, audio, vision"
+_MMSA = "MMSA: https://github.com/thuiar/MMSA#2-datasets"
+
+_FACTS = {
+    facts.name: facts
+    for facts in (
+        DatasetFacts(
+            name="mosi",
+            title="CMU-MOSI",
+            task="regression",
+            label_range=(-3.0, 3.0),
+            language="en",
+            splits=(
+                {"train": 1281, "valid": 229, "test": 685},
+                {"train": 1284, "valid": 229, "test": 686},
+            ),
+            default_backbone="microsoft/deberta-v3-base",
+            audio_dim=74,
+            vision_dim=47,
+            metrics="mosi",
+            paper_results={
+                "acc7": 0.493,
+                "acc2_non0": 0.903,
+                "f1_positive": 0.885,
+                "mae": 0.581,
+                "corr": 0.866,
+            },
+            paper_backbone="microsoft/deberta-v3-base",
+            citation="Zadeh, Zellers, Pincus and Morency (2016). MOSI: Multimodal Corpus of Sentiment "
+            "Intensity and Subjectivity Analysis in Online Opinion Videos. arXiv:1606.06259",
+            needs=f"mosi.pkl (MAG), aligned_50.pkl (MMSA) or {_TABLE}",
+            obtain="MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer "
+            f"(datasets/download_datasets.sh), or {_MMSA}",
+        ),
+        DatasetFacts(
+            name="mosei",
+            title="CMU-MOSEI",
+            task="regression",
+            label_range=(-3.0, 3.0),
+            language="en",
+            splits=(
+                {"train": 16265, "valid": 1869, "test": 4643},
+                {"train": 16326, "valid": 1871, "test": 4659},
+            ),
+            default_backbone="microsoft/deberta-v3-base",
+            audio_dim=74,
+            vision_dim=35,
+            metrics="mosi",
+            paper_results={
+                "acc7": 0.587,
+                "acc2_non0": 0.891,
+                "f1_positive": 0.915,
+                "mae": 0.460,
+                "corr": 0.835,
+            },
+            paper_backbone="microsoft/deberta-v3-base",
+            citation="Zadeh, Liang, Poria, Cambria and Morency (2018). Multimodal Language Analysis in the "
+            "Wild: CMU-MOSEI Dataset and Interpretable Dynamic Fusion Graph. ACL 2018",
+            needs=f"mosei.pkl (MAG), aligned_50.pkl (MMSA) or {_TABLE}",
+            obtain="MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer "
+            f"(datasets/download_datasets.sh), or {_MMSA}",
+        ),
+        # Table 2's Acc2 and F1 stand under MMSA's keys, whose definitions its baselines use; appendix C.5
+        # can be read as `non0`. Section 4.1 names one backbone for all sets, whatever read the Chinese text.
+        DatasetFacts(
+            name="sims_v2",
+            title="CH-SIMS v2",
+            task="regression",
+            label_range=(-1.0, 1.0),
+            language="zh",
+            splits=({"train": 2722, "valid": 647, "test": 1034},),
+            default_backbone="bert-base-chinese",
+            audio_dim=25,
+            vision_dim=177,
+            metrics="sims",
+            paper_results={
+                "acc5": 0.544,
+                "acc3": 0.743,
+                "acc2_mmsa": 0.817,
+                "f1_weighted": 0.816,
+                "mae": 0.305,
+                "corr": 0.691,
+            },
+            paper_backbone="microsoft/deberta-v3-base",
+            citation="Liu, Yuan, Mao, Liang, Yang, Qiu, Cheng, Li, Xu and Gao (2022). Make Acoustic and "
+            "Visual Cues Matter: CH-SIMS v2.0 Dataset and AV-Mixup Consistent Module. ICMI 2022",
+            needs=f"unaligned.pkl (MMSA's format, supervised part) or {_TABLE}",
+            obtain="CH-SIMS v2: https://github.com/thuiar/ch-sims-v2",
+        ),
+        DatasetFacts(
+            name="demo",
+            title="Rated tweets (demo)",
+            task="regression",
+            label_range=(-4.0, 4.0),
+            language="en",
+            splits=({"train": 2940, "valid": 420, "test": 840},),
+            default_backbone="sentence-transformers/all-MiniLM-L6-v2",
+            audio_dim=None,
+            vision_dim=None,
+            metrics="mosi",
+            citation="Hutto and Gilbert (2014). VADER: A Parsimonious Rule-based Model for Sentiment "
+            "Analysis of Social Media Text. ICWSM 2014",
+            needs="nothing: it comes with grcf_ray",
+            obtain="packaged",
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """The data sets that have a fact sheet."""
+    return list(_FACTS)
+
+
+def get(name: str) -> DatasetFacts:
+    """The fact sheet of a data set; ConfigError for an unknown one."""
+    if name not in _FACTS:
+        raise ConfigError(unknown_message(name))
+    return _FACTS[name]
+
+
+def unknown_message(name: str) -> str:
+    """What to tell someone who named a data set that has no fact sheet."""
+    near = difflib.get_close_matches(name, _FACTS, n=1, cutoff=0.5)
+    question = f" Did you mean {near[0]}?" if near else ""
+    return (
+        f"unknown data set {name!r}.{question} Known: {', '.join(_FACTS)}; "
+        "for your own data give --data FILE --label-range A B"
+    )

@@ -1,0 +1,318 @@
+"""Features: what every trial reads, built once from the utterance table and never copied per trial.
+
+A split's sequences lie end to end in one flat array with offsets (N utterances, T subwords, R rows of audio or
+vision, D and A widths), so that memory mapping and Ray's object store can both hand out read-only views.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grcf_ray.config import FeatureConfig
+from grcf_ray.data.frames import Frames
+from grcf_ray.files import cache_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+    from grcf_ray.data.store import Store
+
+__all__ = [
+    "Features",
+    "Ragged",
+    "SplitFeatures",
+    "Standardiser",
+    "build_features",
+    "build_split",
+    "cached_array",
+]
+
+LABEL_DECIMALS = 4
+"""Labels are compared after rounding to 1e-4: a float32 1.8 is below 1.8."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """N sequences in one array: `values[offsets[i]:offsets[i + 1]]` is the i-th."""
+
+    values: NDArray[Any]
+    """[total] or [total, width]."""
+    offsets: NDArray[np.int64]
+    """[N + 1]."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] lengths of the sequences."""
+        return np.diff(self.offsets)
+
+    def padded(self, index_B: NDArray[np.int64], fill: float = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The chosen sequences as [B, longest, ...] and their mask [B, longest], true where a value is real."""
+        start_B, length_B = self.offsets[index_B], self.lengths[index_B]
+        step_L = np.arange(max(1, length_B.max(initial=0)))
+        mask_BL = step_L < length_B[:, None]
+        out = np.full((*mask_BL.shape, *self.values.shape[1:]), fill, dtype=self.values.dtype)
+        out[mask_BL] = self.values[(start_B[:, None] + step_L)[mask_BL]]
+        return out, mask_BL
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFeatures:
+    """One split, ready to batch."""
+
+    label_N: NDArray[np.float64]
+    """Labels less the centre of the label range, rounded to 1e-4."""
+    tokens: Ragged
+    """Subword ids, special tokens included: int32."""
+    audio: Ragged | None
+    vision: Ragged | None
+    hidden: Ragged | None = None
+    """Output of the frozen layers, [T, D], where some layers of the text encoder are frozen."""
+    vector_ND: NDArray[np.float32] | None = None
+    """Text vectors, where the whole text encoder is frozen."""
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def only(self, modalities: Collection[str]) -> SplitFeatures:
+        """The split without the audio or vision that `modalities` does not name."""
+        return dataclasses.replace(
+            self,
+            audio=self.audio if "audio" in modalities else None,
+            vision=self.vision if "vision" in modalities else None,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in _arrays(self).values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardiser:
+    """Column means and deviations of one modality's training rows."""
+
+    mean_A: NDArray[np.float32]
+    deviation_A: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, rows_RA: NDArray[np.float32]) -> Standardiser:
+        """Statistics of the rows; a column that never changes keeps a deviation of 1."""
+        if not len(rows_RA):
+            width = rows_RA.shape[1]
+            return cls(np.zeros(width, np.float32), np.ones(width, np.float32))
+        mean = rows_RA.mean(axis=0, dtype=np.float64)
+        deviation = rows_RA.std(axis=0, dtype=np.float64)
+        constant = deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))
+        return cls(mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32))
+
+    def __call__(self, rows_RA: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The rows with these statistics taken out."""
+        return (rows_RA - self.mean_A) / self.deviation_A
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The splits that a search may see, and what it takes to build the test split alike later."""
+
+    train: SplitFeatures
+    valid: SplitFeatures
+    standardisers: Mapping[str, Standardiser]
+    pad_token_id: int
+    center: float
+    """Centre of the label range; scores and labels are measured from it."""
+    half_range: float
+    """S: labels lie within `center` ± S."""
+    key: str
+    """Identity of table, tokenizer and settings."""
+    folder: str
+    """Where the arrays lie on the node that built them."""
+
+    @property
+    def audio_dim(self) -> int | None:
+        """Width of the audio rows; None where the data have no audio."""
+        return None if self.train.audio is None else int(self.train.audio.values.shape[1])
+
+    @property
+    def vision_dim(self) -> int | None:
+        """Width of the vision rows; None where the data have no vision."""
+        return None if self.train.vision is None else int(self.train.vision.values.shape[1])
+
+
+def build_features(
+    store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, *, cache: Path | None = None
+) -> Features:
+    """Features of the train and valid splits, from the cache where they lie there already.
+
+    The test split is not opened: `build_split` makes its features once a winner is fixed.
+    """
+    key = _key(store, tokenizer, settings)
+    folder = (cache or cache_folder() / "features") / key
+    if not (folder / "features.json").exists():
+        _build(store, tokenizer, settings, folder)
+    meta = json.loads((folder / "features.json").read_text())
+    low, high = store.info.label_range
+    return Features(
+        train=_open_split(folder / "train"),
+        valid=_open_split(folder / "valid"),
+        standardisers={
+            name: Standardiser(np.array(mean, np.float32), np.array(deviation, np.float32))
+            for name, (mean, deviation) in meta["standardisers"].items()
+        },
+        pad_token_id=meta["pad_token_id"],
+        center=(low + high) / 2,
+        half_range=(high - low) / 2,
+        key=key,
+        folder=str(folder),
+    )
+
+
+def build_split(
+    table: pa.Table,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FeatureConfig,
+    *,
+    center: float,
+    lowercase: bool,
+    standardisers: Mapping[str, Standardiser],
+) -> SplitFeatures:
+    """Features of one split's utterance table."""
+    text = table["text"].to_pylist()
+    if lowercase:
+        text = [utterance.lower() for utterance in text]
+    ids = tokenizer(text, truncation=True, max_length=settings.max_tokens, return_attention_mask=False)["input_ids"]
+    label_N = table["label"].to_numpy().astype(np.float64) - center
+
+    def rows(name: str) -> Ragged | None:
+        found = _rows(table, name)
+        if found is None or name not in standardisers:
+            return found
+        return Ragged(standardisers[name](found.values), found.offsets)
+
+    return SplitFeatures(
+        label_N=np.round(label_N, LABEL_DECIMALS),
+        tokens=Ragged(
+            np.fromiter((token for row in ids for token in row), np.int32),
+            np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
+        ),
+        audio=rows("audio"),
+        vision=rows("vision"),
+    )
+
+
+def lowercases(store: Store, settings: FeatureConfig) -> bool:
+    """Whether the text is lower-cased, as the setting and the table's own note have it."""
+    return settings.lowercase == "yes" or (settings.lowercase == "auto" and store.info.transcripts == "upper")
+
+
+def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """The array of this name in a features folder, memory-mapped; computed and stored the first time."""
+    path = folder / f"{name}.npy"
+    if not path.exists():
+        beside = path.with_name(f".{name}.{uuid.uuid4().hex}.npy")
+        np.save(beside, compute())
+        beside.replace(path)
+    return _mapped(path)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """The array of a file, read page by page as it is used, and shared by the processes of a machine."""
+    # A plain view of the map: Ray's object store copies a subclass of ndarray into every process.
+    return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+
+
+def _rows(table: pa.Table, name: str) -> Ragged | None:
+    """A modality's rows, flat; None where the table has no such column. A null sample has no rows."""
+    if name not in table.column_names:
+        return None
+    frames = Frames.of(table[name])
+    if not len(frames.widths_F):
+        return None
+    rows = frames.values.reshape(len(frames.widths_F), -1)
+    return Ragged(rows, np.concatenate([[0], np.cumsum(frames.lengths_N)]))
+
+
+def _key(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    parts = [
+        store.info.fingerprint,
+        type(tokenizer).__name__,
+        rules,
+        json.dumps(dataclasses.asdict(settings)),
+        "1",
+    ]
+    parts += [str(store.info.label_range), str(lowercases(store, settings))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, folder: Path) -> None:
+    train = store.read("train")
+    standardisers = {}
+    if settings.standardise:
+        for name in ("audio", "vision"):
+            if (rows := _rows(train, name)) is not None:
+                standardisers[name] = Standardiser.fit(rows.values)
+    low, high = store.info.label_range
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        for split, table in (("train", train), ("valid", store.read("valid"))):
+            features = build_split(
+                table,
+                tokenizer,
+                settings,
+                center=(low + high) / 2,
+                lowercase=lowercases(store, settings),
+                standardisers=standardisers,
+            )
+            (beside / split).mkdir(parents=True)
+            for name, array in _arrays(features).items():
+                np.save(beside / split / f"{name}.npy", array)
+        meta = {
+            "pad_token_id": tokenizer.pad_token_id or 0,
+            "standardisers": {k: (s.mean_A.tolist(), s.deviation_A.tolist()) for k, s in standardisers.items()},
+        }
+        (beside / "features.json").write_text(json.dumps(meta))
+        # Another process may have built the same features meanwhile: theirs are as good.
+        with contextlib.suppress(OSError):
+            os.rename(beside, folder)  # noqa: PTH104 - Path.rename would replace an empty folder
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _arrays(features: SplitFeatures) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for field in dataclasses.fields(features):
+        value = getattr(features, field.name)
+        if isinstance(value, Ragged):
+            arrays[f"{field.name}.values"] = value.values
+            arrays[f"{field.name}.offsets"] = value.offsets
+        elif value is not None:
+            arrays[field.name] = value
+    return arrays
+
+
+def _open_split(folder: Path) -> SplitFeatures:
+    def array(name: str) -> NDArray[Any]:
+        return _mapped(folder / f"{name}.npy")
+
+    def ragged(name: str) -> Ragged | None:
+        if not (folder / f"{name}.values.npy").exists():
+            return None
+        return Ragged(array(f"{name}.values"), array(f"{name}.offsets"))
+
+    tokens = ragged("tokens")
+    assert tokens is not None
+    return SplitFeatures(array("label_N"), tokens, ragged("audio"), ragged("vision"))

@@ -1,0 +1,184 @@
+"""Importers, a module per foreign format, and the way from what they read to a valid utterance table.
+
+An importer is a module of this package with two functions: `files(source)`, the files of its format that a
+source consists of (none where it is of another format), and `read(source)`, which returns a `RawTable`.
+To add a format, add a module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from grcf_ray.data import datasets
+from grcf_ray.data.frames import Frames
+from grcf_ray.data.raw import RawTable
+from grcf_ray.data.schema import MODALITIES, SPLITS, Source, TableInfo, conform
+from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
+from grcf_ray.data.validation import validate
+from grcf_ray.errors import ConfigError, DataError
+
+__all__ = ["ImportOptions", "Importer", "find_importer", "formats", "import_source"]
+
+
+class Importer(Protocol):
+    """What a module of this package offers."""
+
+    def files(self, source: Path) -> list[Path]:
+        """The files of this format that the source consists of; none where it is of another format."""
+
+    def read(self, source: Path) -> RawTable:
+        """Their rows; DataError with all that makes them unreadable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How a source is to be read; ConfigError where fact sheet and label range do not fit each other."""
+
+    dataset: str
+    """Data set, known or the user's own."""
+    label_range: tuple[float, float] | None = None
+    """Lowest and highest label; None takes the fact sheet's."""
+    non_finite: Literal["fail", "zero"] = "fail"
+    """What to do with NaN and infinity in audio and vision."""
+    format: str = "auto"
+    """Importer's name, or `auto`."""
+
+    def __post_init__(self) -> None:
+        low, high = self.limits()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigError(f"label range {low:g} {high:g}: two finite numbers, the lower one first")
+        facts = self.facts()
+        if facts and facts.label_range != (low, high):
+            known = " ".join(f"{edge:g}" for edge in facts.label_range)
+            raise ConfigError(
+                f"label range {low:g} {high:g}: {self.dataset} is annotated on {known}. Leave the range "
+                "out, or give your own data another name"
+            )
+
+    def facts(self) -> datasets.DatasetFacts | None:
+        """The fact sheet, None for the user's own data."""
+        return datasets.get(self.dataset) if self.dataset in datasets.names() else None
+
+    def limits(self) -> tuple[float, float]:
+        """The label range, given or known."""
+        if self.label_range is not None:
+            return self.label_range
+        return datasets.get(self.dataset).label_range
+
+    def command(self, source: Path) -> str:
+        """The import as one would type it."""
+        words = ["python", "-m", "grcf_ray.data", "import", str(source), "--dataset", self.dataset]
+        if self.label_range is not None:
+            words += ["--label-range", *(f"{edge:g}" for edge in self.label_range)]
+        return shlex.join(words)
+
+
+def formats() -> Mapping[str, Importer]:
+    """The importers by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: cast(Importer, importlib.import_module(f"{__name__}.{name}")) for name in names}
+
+
+def find_importer(source: Path, name: str = "auto") -> Importer:
+    """The importer of this name, else the one that recognises the source."""
+    known = formats()
+    if name not in ("auto", *known):
+        raise ConfigError(f"unknown format {name!r}. Known: auto, {', '.join(known)}")
+    if not source.exists():
+        raise DataError(f"{source} does not exist")
+    found = [name] if name != "auto" else [name for name in known if known[name].files(source)]
+    if not found:
+        raise DataError(f"{source}: no data of a known format ({', '.join(known)})")
+    if len(found) > 1:
+        raise DataError(f"{source} holds several formats ({', '.join(found)}). Name the file, or give --format")
+    return known[found[0]]
+
+
+def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, TableInfo]:
+    """Read foreign files into an utterance table; DataError with all faults of all rows."""
+    try:
+        raw = find_importer(source, options.format).read(source)
+        sources = [Source.of(path) for path, _ in raw.files]
+    except OSError as error:
+        raise DataError(f"{error.filename or source} cannot be read ({error.strerror})") from error
+    facts = options.facts()
+    task = facts.task if facts else "regression"
+    zero = options.non_finite == "zero"
+    table = _with_own_split_names(raw.table)
+    validate(
+        table,
+        task=task,
+        label_range=options.limits(),
+        non_finite=options.non_finite,
+        splits=("train", "test"),
+        parse_faults=raw.faults,
+        source=source.name or str(source),
+        place=raw.place,
+        command=options.command(source),
+    )
+    notes = [*raw.notes, *(_zeroed(table) if zero else [])]
+    if not pc.any(pc.equal(table["split"], "valid")).as_py():
+        table, note = _with_valid(table, classes=task == "classification")
+        notes.append(note)
+    table = conform(table, zero_non_finite=zero)
+    info = TableInfo.describe(
+        table,
+        name=options.dataset,
+        task=task,
+        label_range=options.limits(),
+        language=facts.language if facts else "unknown",
+        sources=sources,
+    )
+    return table, replace(info, notes=(*notes, *_observations(table, info, facts)))
+
+
+def _with_own_split_names(table: pa.Table) -> pa.Table:
+    codes = table["split"].combine_chunks().dictionary_encode()
+    ours = [SPLIT_ALIASES.get(name.strip().lower(), name) for name in codes.dictionary.to_pylist()]
+    column = pc.take(pa.array(ours, pa.string()), codes.indices)
+    return table.set_column(table.column_names.index("split"), "split", column)
+
+
+def _with_valid(table: pa.Table, *, classes: bool) -> tuple[pa.Table, str]:
+    train = table.filter(pc.equal(table["split"], "train"))
+    groups = train["video_id"].to_pylist() if "video_id" in train.column_names else None
+    if groups is not None and not all(groups):
+        groups = None
+    ids = train["id"].to_pylist()
+    valid_N, note = draw_valid(ids, train["label"].to_numpy(), groups, classes=classes)
+    drawn = pa.array([name for name, valid in zip(ids, valid_N, strict=True) if valid])
+    column = pc.if_else(pc.is_in(table["id"], value_set=drawn), "valid", table["split"])
+    return table.set_column(table.column_names.index("split"), "split", column), note
+
+
+def _zeroed(table: pa.Table) -> list[str]:
+    counts = {
+        name: int(Frames.of(table[name]).non_finite_F().sum()) for name in MODALITIES if name in table.column_names
+    }
+    return [f"{name}: {count} non-finite values set to 0" for name, count in counts.items() if count]
+
+
+def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts | None) -> list[str]:
+    notes = []
+    if info.transcripts == "upper":
+        notes.append("the transcripts are upper case; they are kept as they are, and lower-cased for the encoder")
+    if textless := pc.sum(pc.equal(table["text"], "")).as_py():
+        notes.append(f"{textless} of {table.num_rows} utterances have no text")
+    if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:
+        here, known = _counts(info.splits), " or ".join(_counts(release) for release in facts.splits)
+        notes.append(f"{here} utterances in train/valid/test, where {facts.title} is known with {known}")
+    return notes
+
+
+def _counts(splits: Mapping[str, int]) -> str:
+    return "/".join(str(splits[name]) for name in SPLITS)

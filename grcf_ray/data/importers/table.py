@@ -1,0 +1,189 @@
+"""Tables of our own layout: a Parquet or CSV file, or a folder of them.
+
+Columns in any order: id, text, label; split, unless files are named train, valid and test; optionally audio
+and vision (lists of feature rows), context (list of strings) and video_id. In CSV the lists are JSON. Other
+columns are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from grcf_ray.data.raw import FRAMES, RAW_SCHEMA, RawTable
+from grcf_ray.data.splits import SPLIT_ALIASES
+from grcf_ray.data.validation import Fault
+from grcf_ray.errors import DataError, faults_message
+
+__all__ = ["files", "read"]
+
+_SUFFIXES = {".parquet", ".csv"}
+_REQUIRED = ("id", "split", "text", "label")
+# A CSV row with features in it can be long, and must fit one block of Arrow's reader.
+_LARGEST_BLOCK = 1 << 30
+_CELL_SHOWN = 40
+
+
+def files(source: Path) -> list[Path]:
+    """The tables of a source: in a folder those named after splits if there are any, else all."""
+    if source.is_file():
+        return [source] if source.suffix.lower() in _SUFFIXES or _is_parquet(source) else []
+    tables = [path for path in sorted(source.iterdir()) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    return [path for path in tables if path.stem.lower() in SPLIT_ALIASES] or tables
+
+
+def read(source: Path) -> RawTable:
+    """Read all tables of a source; DataError names every file that is none and every missing column."""
+    tables, problems, faults = [], [], []
+    start = 0
+    paths = files(source) or [source]
+    for path in paths:
+        try:
+            table = _select(path, _read_parquet(path) if _is_parquet(path) else _read_csv(path))
+            table, found = _typed(path, table)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        faults += [fault._replace(row=start + fault.row) for fault in found]
+        start += table.num_rows
+        tables.append(table)
+    if problems:
+        raise DataError(problems[0] if len(problems) == 1 else faults_message(f"{source}:", problems))
+    rows = tuple((path, table.num_rows) for path, table in zip(paths, tables, strict=True))
+    return RawTable(table=pa.concat_tables(tables, promote_options="default"), files=rows, faults=tuple(faults))
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".parquet" or file.read(4) == b"PAR1"
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        file = pq.ParquetFile(path)
+        return file.read([name for name in file.schema_arrow.names if name in RAW_SCHEMA.names])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+
+
+def _read_csv(path: Path) -> pa.Table:
+    broken: list[Any] = []
+
+    def skip(row: Any) -> str:
+        broken.append(row)
+        return "skip"
+
+    try:
+        block = min(path.stat().st_size + 1, _LARGEST_BLOCK)
+        table = pyarrow.csv.read_csv(
+            path,
+            # One thread, or Arrow does not count rows.
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=block),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string())),
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable CSV file ({_first_line(error)})") from error
+    if broken:
+        lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
+        raise DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
+    return table
+
+
+def _select(path: Path, table: pa.Table) -> pa.Table:
+    """The columns we know; the split from the file's name where no column says it."""
+    present = table.column_names
+    if "split" not in present and path.stem.lower() in SPLIT_ALIASES:
+        table = table.append_column("split", pa.repeat(pa.scalar(path.stem), table.num_rows))
+    if missing := [name for name in _REQUIRED if name not in table.column_names]:
+        named = " (or files named train, valid and test)" if "split" in missing else ""
+        raise DataError(f"{path}: missing columns {', '.join(missing)}{named}; present: {', '.join(present)}")
+    if twice := sorted({name for name in RAW_SCHEMA.names if present.count(name) > 1}):
+        raise DataError(f"{path}: more than one column named {', '.join(twice)}")
+    if not table.num_rows:
+        raise DataError(f"{path}: no rows")
+    return table.select([name for name in RAW_SCHEMA.names if name in table.column_names])
+
+
+def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
+    """Every column in the type that `RAW_SCHEMA` says; what cannot be converted is null, and a fault."""
+    faults: list[Fault] = []
+    columns = {}
+    for name in table.column_names:
+        column, wanted = table[name], RAW_SCHEMA.field(name).type
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        if is_text and name in _WRITTEN:
+            column, found = _parsed(column, name, wanted)
+            faults += found
+        else:
+            try:
+                column = column.cast(wanted, safe=False)
+            except pa.ArrowException as error:
+                raise DataError(f"{path}: column {name} is of type {column.type}, needs {wanted}") from error
+        columns[name] = column
+    return pa.table(columns), faults
+
+
+def _parsed(column: pa.ChunkedArray, name: str, wanted: Any) -> tuple[pa.ChunkedArray, list[Fault]]:
+    """Cells that are written out: a number, or a JSON list."""
+    if name == "label":
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
+        try:
+            return column.cast(wanted), []
+        except pa.ArrowInvalid:
+            pass
+    parse, needs = _WRITTEN[name]
+    values, faults = [], []
+    for row, cell in enumerate(column.to_pylist()):
+        value, readable = _read_cell(parse, cell)
+        values.append(value)
+        if not readable:
+            short = cell if len(cell) <= _CELL_SHOWN else f"{cell[:_CELL_SHOWN]}..."
+            faults.append(Fault(row, name, f"{name} {short!r} is not {needs}"))
+    return pa.chunked_array([pa.array(values, wanted)]), faults
+
+
+def _read_cell(parse: Callable[[str], Any], cell: str | None) -> tuple[Any, bool]:
+    if cell is None or not cell.strip():
+        return None, True
+    try:
+        return parse(cell), True
+    except (ValueError, TypeError, RecursionError):
+        return None, False
+
+
+def _rows(cell: str) -> list[Any]:
+    return _list_of(FRAMES.value_type, json.loads(cell, parse_int=float))
+
+
+def _strings(cell: str) -> list[Any]:
+    return _list_of(pa.string(), json.loads(cell))
+
+
+def _list_of(kind: Any, values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(values)
+    pa.array(values, kind)
+    return values
+
+
+_WRITTEN: dict[str, tuple[Callable[[str], Any], str]] = {
+    "label": (float, "a number"),
+    "audio": (_rows, "a JSON list of rows of numbers"),
+    "vision": (_rows, "a JSON list of rows of numbers"),
+    "context": (_strings, "a JSON list of strings"),
+}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(". ")

@@ -1,0 +1,201 @@
+"""The utterance table: its Arrow schema and the facts that travel with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from grcf_ray.data.frames import Frames
+from grcf_ray.errors import DataError
+from grcf_ray.files import file_sha256
+
+__all__ = [
+    "MODALITIES",
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "Source",
+    "TableInfo",
+    "conform",
+    "fingerprint",
+    "table_schema",
+]
+
+SPLITS = ("train", "valid", "test")
+MODALITIES = ("audio", "vision")
+SCHEMA_VERSION = 1
+# Above this share of upper-case letters the transcripts carry no case.
+_UPPER_SHARE = 0.9
+
+Task = Literal["regression", "classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file by its name and content."""
+
+    name: str
+    """File name, without its folder."""
+    sha256: str
+    """SHA-256 of its bytes, in hex."""
+
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        """Hash a file."""
+        return cls(name=path.name, sha256=file_sha256(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInfo:
+    """What is known of an utterance table without opening it."""
+
+    name: str
+    """Data set, as `--dataset` names it."""
+    task: Task
+    """Kind of label."""
+    label_range: tuple[float, float]
+    """Lowest and highest label of the annotation scheme; (0, 1) for classification."""
+    language: str
+    """Two-letter code of the transcripts' language, or `unknown`."""
+    transcripts: Literal["upper", "mixed"]
+    """`upper` where the training split's letters are nearly all upper case."""
+    audio_dim: int | None
+    """Values in an audio row; None where no utterance has audio."""
+    vision_dim: int | None
+    """Values in a vision row; None where no utterance has vision."""
+    splits: Mapping[str, int]
+    """Utterances in train, valid and test."""
+    sources: tuple[Source, ...]
+    """The files the table was made from."""
+    notes: tuple[str, ...]
+    """What the import did that a reader of results should know, a sentence each."""
+    fingerprint: str
+    """SHA-256 of the content, see `fingerprint`."""
+    schema_version: int = SCHEMA_VERSION
+    """Version of the table's layout."""
+
+    @classmethod
+    def describe(
+        cls,
+        table: pa.Table,
+        *,
+        name: str,
+        task: Task = "regression",
+        label_range: tuple[float, float],
+        language: str = "unknown",
+        sources: Sequence[Source] = (),
+        notes: Sequence[str] = (),
+    ) -> TableInfo:
+        """The facts of a table that has the Arrow schema."""
+        low, high = label_range
+        return cls(
+            name=name,
+            task=task,
+            label_range=(float(low), float(high)),
+            language=language,
+            transcripts=_transcripts(table),
+            audio_dim=_dim(table, "audio"),
+            vision_dim=_dim(table, "vision"),
+            splits={split: pc.sum(pc.equal(table["split"], split)).as_py() or 0 for split in SPLITS},
+            sources=tuple(sources),
+            notes=tuple(notes),
+            fingerprint=fingerprint(table, task=task, label_range=label_range, language=language),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that `json` can write."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TableInfo:
+        """The inverse of `to_json`; DataError where the values are not an info of this layout."""
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(f"utterance table of layout {version}, this grcf_ray reads {SCHEMA_VERSION}. Import again")
+        low, high = values["label_range"]
+        changed = {
+            "label_range": (float(low), float(high)),
+            "sources": tuple(Source(**source) for source in values["sources"]),
+            "notes": tuple(values["notes"]),
+        }
+        return cls(**{**values, **changed})
+
+
+def table_schema(*, audio_dim: int | None = None, vision_dim: int | None = None, context: bool = False) -> pa.Schema:
+    """The Arrow schema; a modality without a width, and a context that nobody has, get no column."""
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("label", pa.float32(), nullable=False),
+    ]
+    for name, dim in (("audio", audio_dim), ("vision", vision_dim)):
+        if dim is not None:
+            fields.append(pa.field(name, pa.list_(pa.list_(pa.float32(), dim))))
+    if context:
+        fields.append(pa.field("context", pa.list_(pa.string())))
+    return pa.schema(fields)
+
+
+def conform(table: pa.Table, *, zero_non_finite: bool = False) -> pa.Table:
+    """A valid table of looser types, brought to the Arrow schema; a modality without rows becomes null."""
+    columns = {name: table[name].cast(pa.string()) for name in ("id", "split", "text")}
+    columns["label"] = table["label"].cast(pa.float32(), safe=False)
+    dims: dict[str, int] = {}
+    for name in MODALITIES:
+        frames = Frames.of(table[name]) if name in table.column_names else None
+        if frames is not None and (width := frames.width()):
+            columns[name] = frames.to_arrow(zero_non_finite=zero_non_finite)
+            dims[f"{name}_dim"] = width
+    if "context" in table.column_names:
+        filled = pc.greater(pc.list_value_length(table["context"]), 0)
+        if pc.any(filled).as_py():
+            columns["context"] = pc.if_else(filled, table["context"].cast(pa.list_(pa.string())), None)
+    schema = table_schema(**dims, context="context" in columns)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def fingerprint(table: pa.Table, *, task: Task, label_range: tuple[float, float], language: str) -> str:
+    """SHA-256 over the content of a table that has the Arrow schema.
+
+    Splits in order, and the rows of each in theirs, since the order decides which utterances a seed pairs.
+    Column by column, so that neither Parquet's writer nor how the rows are chunked matters.
+    """
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        digest.update(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+
+    add([SCHEMA_VERSION, task, [float(edge) for edge in label_range], language])
+    for split in SPLITS:
+        rows = table.filter(pc.equal(table["split"], split))
+        add([split, rows.num_rows])
+        for name in ("id", "text", "context"):
+            add(rows[name].to_pylist() if name in rows.column_names else None)
+        digest.update(rows["label"].to_numpy().astype("<f4").tobytes())
+        for name in MODALITIES:
+            dim = _dim(table, name)
+            add([name, dim])
+            if dim is not None:
+                frames = Frames.of(rows[name])
+                digest.update(frames.lengths_N.astype("<i8").tobytes())
+                digest.update(np.ascontiguousarray(frames.values, "<f4").data)
+    return digest.hexdigest()
+
+
+def _dim(table: pa.Table, name: str) -> int | None:
+    return table.schema.field(name).type.value_type.list_size if name in table.column_names else None
+
+
+def _transcripts(table: pa.Table) -> Literal["upper", "mixed"]:
+    text = "".join(table.filter(pc.equal(table["split"], "train"))["text"].to_pylist())
+    letters = sum(map(str.isalpha, text))
+    # Scripts without case count as letters that are not upper, which is what they should be here.
+    return "upper" if letters and sum(map(str.isupper, text)) > _UPPER_SHARE * letters else "mixed"

@@ -1,0 +1,88 @@
+"""Drawing a split by a fixed rule: the same rows on every machine, whatever order the file has them in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from grcf_ray.errors import DataError
+
+__all__ = ["SPLIT_ALIASES", "draw_valid", "grouped", "stratified"]
+
+SPLIT_ALIASES = {
+    "train": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+"""What the field calls the splits, in lower case, and our names."""
+
+_SHARE = 1 / 8
+_LARGEST_SHARE = 0.15
+_FEWEST_ROWS = 20
+_FEWEST_OF_A_CLASS = 10
+
+
+def stratified(ids: Sequence[str], label_N: npt.NDArray[np.float64], *, block: int) -> npt.NDArray[np.int64]:
+    """[N] numbers 0..block-1: every `block` neighbours in label share them out, by a hash of their ids."""
+    hashes = [_hash(name) for name in ids]
+    by_label = sorted(range(len(ids)), key=lambda row: (label_N[row], hashes[row]))
+    part_N = np.empty(len(ids), np.int64)
+    for start in range(0, len(ids), block):
+        rows = sorted(by_label[start : start + block], key=lambda row: hashes[row])
+        part_N[rows] = np.arange(len(rows))
+    return part_N
+
+
+def grouped(groups: Sequence[str], *, share: float, largest: float) -> npt.NDArray[np.bool_]:
+    """[N] mask of whole groups, taken in the order of a hash: `share` of the rows, never over `largest`."""
+    names, member_N, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    taken: list[int] = []
+    rows = 0
+    for group in sorted(range(len(names)), key=lambda group: _hash(str(names[group]))):
+        if rows >= share * len(groups):
+            break
+        if rows + sizes[group] <= largest * len(groups):
+            taken.append(group)
+            rows += int(sizes[group])
+    return np.isin(member_N, taken)
+
+
+def draw_valid(
+    ids: Sequence[str],
+    label_N: npt.NDArray[np.float64],
+    groups: Sequence[str] | None,
+    *,
+    classes: bool = False,
+) -> tuple[npt.NDArray[np.bool_], str]:
+    """[N] mask of the training rows that become the valid split, about an eighth, and a note that says how.
+
+    Whole groups where they are known, so that no video stands in both splits; else stratified by label.
+    DataError where too few rows come out, of either class too if the labels are `classes`.
+    """
+    if groups is not None:
+        valid_N = grouped(groups, share=_SHARE, largest=_LARGEST_SHARE)
+        rule = "whole videos in the order of a hash of their names"
+    else:
+        valid_N = stratified(ids, label_N, block=round(1 / _SHARE)) == 0
+        rule = "stratified by label on a hash of the id"
+    rows = int(valid_N.sum())
+    few = rows < _FEWEST_ROWS
+    if classes:
+        few |= min(int((label_N[valid_N] == value).sum()) for value in (0, 1)) < _FEWEST_OF_A_CLASS
+    if few:
+        raise DataError(
+            f"there is no valid split, and the {len(ids)} training utterances allow one of {rows} only: "
+            f"{_FEWEST_ROWS} are needed{f', {_FEWEST_OF_A_CLASS} of each class' if classes else ''}. Mark "
+            "utterances for early stopping and selection with split valid"
+        )
+    return valid_N, f"no valid split given: {rows} of {len(ids)} training utterances drawn, {rule}"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

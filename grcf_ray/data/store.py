@@ -1,0 +1,209 @@
+"""Utterance tables on disk: a Parquet file per split, and `dataset.json`, which says what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from grcf_ray import __version__
+from grcf_ray.data import datasets
+from grcf_ray.data.importers import ImportOptions, find_importer, import_source
+from grcf_ray.data.schema import SPLITS, Source, TableInfo
+from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.files import cache_folder, write_json
+
+__all__ = ["Store", "check_replaceable", "find_data", "is_store", "usual_folders", "write_store"]
+
+_INDEX = "dataset.json"
+_OWN_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
+_DEMO = Path(__file__).parent / "demo" / "utterances.csv"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An imported data set, opened without reading its rows."""
+
+    folder: Path
+    """Where it lies, absolute."""
+    info: TableInfo
+    """What it holds."""
+    files: Mapping[str, Source]
+    """The file of each split."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """Read `dataset.json` alone; DataError where the folder is no store."""
+        folder = folder.absolute()
+        index = folder / _INDEX
+        try:
+            values = json.loads(index.read_text(encoding="utf-8"))
+            info = TableInfo.from_json(values["info"])
+            files = {split: Source(**values["files"][split]) for split in SPLITS}
+        except FileNotFoundError:
+            raise DataError(
+                f"{folder} holds no imported data set. Import one: python -m grcf_ray.data import SOURCE --dataset NAME"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{index} cannot be read ({error}). Import the data set again") from error
+        return cls(folder, info, files)
+
+    def read(self, split: str) -> pa.Table:
+        """The rows of one split; no other file is opened. DataError where the file is not the one written."""
+        file = self.files[split]
+        path = self.folder / file.name
+        try:
+            now = Source.of(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}). Import the data set again") from error
+        if now != file:
+            raise DataError(
+                f"{path} changed since its import: SHA-256 {now.sha256[:12]}, expected {file.sha256[:12]}. "
+                "Import the data set again"
+            )
+        return pq.read_table(path, partitioning=None)
+
+
+def is_store(folder: Path) -> bool:
+    """Whether the folder looks like an imported data set."""
+    return (folder / _INDEX).is_file()
+
+
+def write_store(folder: Path, table: pa.Table, info: TableInfo, *, replace: bool = True) -> Store:
+    """Write a store as a whole or not at all, in place of the store that the folder may hold.
+
+    With `replace` false that one stays: it is for stores named by their content, which another process may have
+    written by now. A folder that holds anything else is refused: nobody's files are ever replaced.
+    """
+    folder = folder.resolve()
+    check_replaceable(folder)
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        beside.mkdir(parents=True)
+        _fill(beside, table, info)
+        _move_in(beside, folder, replace)
+    except OSError as error:
+        raise DataError(f"cannot write {folder} ({error.strerror})") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Store.open(folder)
+
+
+def usual_folders(dataset: str) -> list[Path]:
+    """Where a data set is looked for without `--data`; the first is where an import puts it."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
+        raise ConfigError(f"data set name {dataset!r}: letters, digits, '_', '-' and '.' only")
+    root = os.environ.get("GRCF_DATA")
+    return [*([Path(root).expanduser() / dataset] if root else []), Path("data") / dataset]
+
+
+def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, float] | None = None) -> Store:
+    """The store of a data set; foreign files are imported into the cache first, once.
+
+    `data` is a store, a foreign file or a folder of them; without it the usual folders are tried, and `demo`
+    is the packaged one. ConfigError where name, store and label range disagree, DataError where nothing is
+    usable.
+    """
+    folders = usual_folders(dataset)
+    if data is None:
+        data = _DEMO if dataset == "demo" else next((folder for folder in folders if folder.exists()), None)
+    if data is None:
+        facts = datasets.get(dataset)
+        raise DataError(
+            f"no data for {dataset}: no --data given, nothing at {', '.join(map(str, folders))}\n"
+            f"  needed: {facts.needs}\n  from:   {facts.obtain}\n"
+            f"  then:   python -m grcf_ray.data import FILE --dataset {dataset}"
+        )
+    if not is_store(data):
+        return _imported(data, ImportOptions(dataset=dataset, label_range=label_range))
+    store = Store.open(data)
+    if store.info.name != dataset:
+        raise ConfigError(f"{data} holds the data set {store.info.name}: give --dataset {store.info.name}")
+    if label_range not in (None, store.info.label_range):
+        low, high = store.info.label_range
+        raise ConfigError(f"{data} was imported with --label-range {low:g} {high:g}: leave it out, or import again")
+    return store
+
+
+def _imported(source: Path, options: ImportOptions) -> Store:
+    """The cached import of foreign files, made now if it is the first."""
+    files = find_importer(source, options.format).files(source)
+    try:
+        content = [asdict(Source.of(path)) for path in files]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
+    low, high = options.limits()
+    parts = [
+        __version__,
+        options.dataset,
+        float(low),
+        float(high),
+        options.non_finite,
+        options.format,
+        content,
+    ]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    folder = cache_folder() / "tables" / key[:24]
+    if not is_store(folder):
+        return write_store(folder, *import_source(source, options), replace=False)
+    return Store.open(folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """ConfigError where a store must not be written, for there is something else."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a store is a folder. Give another one: --out DIR")
+    found = {path.name for path in folder.iterdir()}
+    # Split files without the index are somebody's own table, in the layout that the importer reads.
+    foreign = sorted(found - _OWN_FILES if _INDEX in found else found)
+    if foreign:
+        raise ConfigError(f"{folder} holds other files ({', '.join(foreign[:3])}). Give another folder: --out DIR")
+
+
+def _fill(folder: Path, table: pa.Table, info: TableInfo) -> None:
+    table = table.replace_schema_metadata({"grcf_ray": json.dumps(info.to_json())})
+    files = {}
+    for split in SPLITS:
+        path = folder / f"{split}.parquet"
+        pq.write_table(table.filter(pc.equal(table["split"], split)), path)
+        files[split] = asdict(Source.of(path))
+        _fsync(path)
+    write_json(folder / _INDEX, {"info": info.to_json(), "files": files})
+    _fsync(folder)
+
+
+def _move_in(new: Path, folder: Path, replace: bool) -> None:
+    """Put `new` in the folder's place; what stood there comes back if that fails."""
+    aside = new.with_name(new.name + ".old")
+    if folder.exists() and replace:
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except BaseException as error:
+        if aside.exists():
+            aside.rename(folder)
+        kept = not replace and isinstance(error, OSError) and is_store(folder)
+        if not kept:
+            raise
+    shutil.rmtree(aside, ignore_errors=True)
+    _fsync(folder.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

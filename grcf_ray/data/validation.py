@@ -1,0 +1,138 @@
+"""The check that every import passes: all rows, all faults, one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from grcf_ray.data.frames import Frames
+from grcf_ray.data.schema import MODALITIES, SPLITS, Task
+from grcf_ray.errors import DataError, faults_message
+
+__all__ = ["Fault", "validate"]
+
+# Half of the step to which labels are rounded before they are compared with anything.
+_LABEL_TOLERANCE = 5e-5
+
+
+class Fault(NamedTuple):
+    """What is wrong with one cell."""
+
+    row: int
+    """Row of the table, counted from 0."""
+    column: str
+    """Column of the utterance table."""
+    what: str
+    """The problem and the value."""
+
+
+def validate(
+    table: pa.Table,
+    *,
+    task: Task = "regression",
+    label_range: tuple[float, float],
+    non_finite: Literal["fail", "zero"] = "fail",
+    splits: Sequence[str] = SPLITS,
+    parse_faults: Sequence[Fault] = (),
+    source: str = "utterance table",
+    place: Callable[[int], str] = lambda row: f"row {row + 1}",
+    command: str = "python -m grcf_ray.data import SOURCE --dataset NAME",
+) -> None:
+    """Raise one DataError that names all faults of all rows, by the row's number (the first is 1) and its id.
+
+    The table has the columns id, split, text and label, and may have audio, vision and context, of types that
+    `schema.conform` can cast. `splits` must hold rows. `parse_faults` were found while reading: they join the
+    list and stand for their cells. `place` says where a row stands in its file; `command` is this import, to
+    which the message may add an option.
+    """
+    parsed = {fault[:2] for fault in parse_faults}
+    faults = [fault for fault in _faults(table, task, label_range, non_finite, place) if fault[:2] not in parsed]
+    faults = sorted([*parse_faults, *faults], key=lambda fault: fault.row)
+    ids = table["id"].to_pylist() if faults else []
+    lines = [f"{place(row)} (id {ids[row]}): {what}" for row, _, what in faults]
+    present = set(pc.unique(table["split"]).to_pylist())
+    lines += [f"the split {split} holds no utterance" for split in splits if split not in present]
+    if not lines:
+        return
+    clean = f"Clean it: {command} --non-finite zero" if any("non-finite" in line for line in lines) else ""
+    if len(lines) == 1:
+        raise DataError(f"{source}: {lines[0]}{clean and '. '}{clean}")
+    raise DataError(faults_message(f"{source}: {len(lines)} faults", lines) + (clean and f"\n{clean}"))
+
+
+def _faults(
+    table: pa.Table,
+    task: Task,
+    label_range: tuple[float, float],
+    non_finite: Literal["fail", "zero"],
+    place: Callable[[int], str],
+) -> Iterable[Fault]:
+    yield from _id_faults(table["id"], place)
+    yield from _split_faults(table["split"])
+    for row in _rows(pc.is_null(table["text"])):
+        yield Fault(row, "text", "text is missing")
+    yield from _label_faults(table["label"], task, label_range)
+    for name in MODALITIES:
+        if name in table.column_names:
+            frames = Frames.of(table[name])
+            yield from _width_faults(name, frames)
+            if non_finite == "fail":
+                yield from _non_finite_faults(name, frames)
+
+
+def _id_faults(column: pa.ChunkedArray, place: Callable[[int], str]) -> Iterable[Fault]:
+    for row in _rows(pc.fill_null(pc.equal(column, ""), True)):
+        yield Fault(row, "id", "id is missing")
+    if pc.count_distinct(column).as_py() == len(column):
+        return
+    first: dict[str, int] = {}
+    for row, name in enumerate(column.to_pylist()):
+        if name and first.setdefault(name, row) != row:
+            yield Fault(row, "id", f"{place(first[name])} has the same id")
+
+
+def _split_faults(column: pa.ChunkedArray) -> Iterable[Fault]:
+    rows = _rows(pc.invert(pc.is_in(column, value_set=pa.array(SPLITS))))
+    for row in rows:
+        yield Fault(row, "split", f"split is {column[row].as_py()!r}, not one of {', '.join(SPLITS)}")
+
+
+def _label_faults(column: pa.ChunkedArray, task: Task, label_range: tuple[float, float]) -> Iterable[Fault]:
+    label_N = column.to_numpy().astype(np.float64)
+    low, high = label_range
+    for row in np.flatnonzero(np.isnan(label_N)).tolist():
+        yield Fault(row, "label", "label is missing")
+    # A comparison with NaN is false, so what is missing is not reported again.
+    outside_N = (label_N < low - _LABEL_TOLERANCE) | (label_N > high + _LABEL_TOLERANCE)
+    for row in np.flatnonzero(outside_N).tolist():
+        yield Fault(row, "label", f"label {label_N[row]:g} lies outside [{low:g}, {high:g}]")
+    if task == "classification":
+        between_N = ~outside_N & ~np.isnan(label_N) & ~np.isin(label_N, label_range)
+        for row in np.flatnonzero(between_N).tolist():
+            yield Fault(row, "label", f"label {label_N[row]:g} is neither {low:g} nor {high:g}")
+
+
+def _width_faults(name: str, frames: Frames) -> Iterable[Fault]:
+    width = frames.width()
+    odd_F = np.flatnonzero(frames.widths_F != width) if width else np.arange(len(frames.widths_F))
+    utterances_F, widths_F = frames.utterances_F()[odd_F], frames.widths_F[odd_F]
+    for row in np.unique(utterances_F).tolist():
+        found = ", ".join(str(found) for found in np.unique(widths_F[utterances_F == row]))
+        most = f", where most have {width}" if width else ""
+        yield Fault(row, name, f"{name} has rows of {found} values{most}")
+
+
+def _non_finite_faults(name: str, frames: Frames) -> Iterable[Fault]:
+    bad_F = frames.non_finite_F()
+    count_N = np.bincount(frames.utterances_F(), bad_F, len(frames.lengths_N)).astype(np.int64)
+    for row in np.flatnonzero(count_N).tolist():
+        yield Fault(row, name, f"{name} has {count_N[row]} non-finite value{'s' if count_N[row] > 1 else ''}")
+
+
+def _rows(mask: Any) -> list[int]:
+    """The positions at which an Arrow mask is true."""
+    return [] if not pc.any(mask).as_py() else pc.indices_nonzero(mask).to_pylist()

@@ -1,0 +1,57 @@
+"""Every failure that a user can meet, each with the exit code that `console.run` ends the process with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "ClusterError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "GrcfError",
+    "NoWinnerError",
+    "faults_message",
+]
+
+
+class GrcfError(Exception):
+    """Base of the errors that end a command with one clear message instead of a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(GrcfError):
+    """Usage or configuration is wrong: an option, a `--set` key, a search space, a backbone."""
+
+    exit_code = 2
+
+
+class DataError(GrcfError):
+    """The data are missing, malformed or inconsistent."""
+
+    exit_code = 3
+
+
+class NoWinnerError(GrcfError):
+    """The search ended without a usable winner."""
+
+    exit_code = 4
+
+
+class DivergedError(NoWinnerError):
+    """Training left the finite numbers: a result of its settings, not a fault of the process."""
+
+
+class ClusterError(GrcfError):
+    """The cluster, or this machine, can never run the plan."""
+
+    exit_code = 5
+
+
+def faults_message(head: str, faults: Sequence[str], *, limit: int = 20) -> str:
+    """One message for several faults: the head, then a line per fault, the rest counted past `limit`."""
+    lines = [f"  {fault}" for fault in faults[:limit]]
+    if len(faults) > limit:
+        lines.append(f"  ... and {len(faults) - limit} more")
+    return "\n".join([head, *lines])

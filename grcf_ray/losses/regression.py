@@ -1,0 +1,167 @@
+"""The losses of the regression task, eqs. 6-11 and the MAE of eq. 13.
+
+Shapes: B scored slots of one group of pairs, repeats counted; P pairs. Scores and labels are in label units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from grcf_ray.losses.groups import OrdinalGroups
+
+__all__ = [
+    "RankingTerms",
+    "boundary_loss",
+    "distribution_loss",
+    "group_ranking_loss",
+    "mae_loss",
+    "ranking_terms",
+]
+
+
+class RankingTerms(NamedTuple):
+    """What eq. 9 sums over the N_p pairs of different labels; with no such pair, loss and figures are 0."""
+
+    weight_P: Tensor
+    """w_ij = ReLU(-A_ij), detached."""
+    hinge_P: Tensor
+    """L_rank,ij of eq. 8, in label units; carries the gradient."""
+
+    def loss(self) -> Tensor:
+        """L_group, eq. 9: scalar."""
+        return _mean(self.weight_P * self.hinge_P)
+
+    def mean_weight(self) -> Tensor:
+        """Mean of w_ij: scalar, for logging."""
+        return _mean(self.weight_P)
+
+    def active_share(self) -> Tensor:
+        """Share of the pairs that add to the loss, weight and hinge both positive: scalar, for logging."""
+        return _mean((self.weight_P * self.hinge_P.detach() > 0).to(self.weight_P.dtype))
+
+
+def ranking_terms(
+    score_B: Tensor,
+    label_B: Tensor,
+    pairs_P2: Tensor,
+    groups: OrdinalGroups,
+    *,
+    intra_margin: float,
+    base_margin: float,
+    margin_step: float,
+    advantage_weighting: bool = True,
+    dynamic_margin: bool = True,
+    eps: float = 1e-8,
+) -> RankingTerms:
+    """Weight and hinge of each pair of different labels, eqs. 6-9; arguments as in `group_ranking_loss`."""
+    _check_slots(score_B, label_B)
+    ordered_P = label_B[pairs_P2[:, 0]] != label_B[pairs_P2[:, 1]]
+    i_P, j_P = pairs_P2[ordered_P].unbind(-1)
+    # s_i > s_j is a sign, which is exact, rather than a swap of indices.
+    gap_P = (score_B[i_P] - score_B[j_P]) * (label_B[i_P] - label_B[j_P]).sign().to(score_B.dtype)
+
+    if dynamic_margin:
+        member_BK = groups.membership(label_B)
+        distance_P = groups.membership_distance(member_BK[i_P], member_BK[j_P])
+        between_P = base_margin + distance_P.to(gap_P.dtype) * margin_step
+        margin_P = between_P.masked_fill(distance_P == 0, intra_margin)
+    else:
+        margin_P = torch.full_like(gap_P, base_margin)
+
+    weight_P = _advantage_weight(gap_P.detach(), eps) if advantage_weighting else torch.ones_like(margin_P)
+    return RankingTerms(weight_P, relu(margin_P - gap_P))
+
+
+def group_ranking_loss(
+    score_B: Tensor,
+    label_B: Tensor,
+    pairs_P2: Tensor,
+    groups: OrdinalGroups,
+    *,
+    intra_margin: float,
+    base_margin: float,
+    margin_step: float,
+    advantage_weighting: bool = True,
+    dynamic_margin: bool = True,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Group-aware ranking, L_group of eq. 9: mean of w_ij max(0, m_ij - (score_i - score_j)) over s_i > s_j.
+
+    The margin m_ij is `intra_margin` for two labels that share a group, else `base_margin` + distance *
+    `margin_step` (eqs. 6, 7). The weight is w_ij = ReLU(-A_ij), detached, where A_ij is the reward
+    sigmoid(score_i - score_j) standardised over the pairs (population deviation + `eps`). Only pairs that are
+    harder than the mean count: where all are equally hard, a single pair included, the loss is 0.
+
+    score_B, label_B: [B], labels as offsets from the centre of their range. pairs_P2: int64 [P, 2], indices
+    into B in either order; pairs of equal labels are left out, N_p counts the rest. Margins: in label
+    units. `advantage_weighting=False` sets w_ij = 1, `dynamic_margin=False` sets m_ij = `base_margin`.
+    Scalar; 0 with a zero gradient where no pair is left.
+    """
+    return ranking_terms(
+        score_B,
+        label_B,
+        pairs_P2,
+        groups,
+        intra_margin=intra_margin,
+        base_margin=base_margin,
+        margin_step=margin_step,
+        advantage_weighting=advantage_weighting,
+        dynamic_margin=dynamic_margin,
+        eps=eps,
+    ).loss()
+
+
+def distribution_loss(score_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
+    """Distribution regularisation, L_reg of eq. 10: [(M_p - M_r)^2 - margin]+ + [(D_p - D_r)^2 - margin]+.
+
+    M is the mean and D the population deviation over the slots. score_B, label_B: [B]; margin: in squared
+    label units. Scalar; 0 where B = 0. Where all scores are equal, the gradient of D_p is taken as 0.
+    """
+    _check_slots(score_B, label_B)
+    if len(score_B) == 0:
+        return score_B.sum() * 0
+    mean_gap = score_B.mean() - label_B.mean()
+    deviation_gap = score_B.std(correction=0) - label_B.std(correction=0)
+    return relu(mean_gap.square() - margin) + relu(deviation_gap.square() - margin)
+
+
+def boundary_loss(score_B: Tensor, limit: float) -> Tensor:
+    """Mean overshoot of the annotation range, L_bound of eq. 11: mean(max(0, |score| - limit)).
+
+    score_B: [B], offsets from the centre of the label range; limit: S > 0, in label units. Scalar; 0 where
+    all lie within or B = 0.
+    """
+    return _mean(relu(score_B.abs() - limit))
+
+
+def mae_loss(score_B: Tensor, label_B: Tensor) -> Tensor:
+    """Mean absolute error, L_MAE of eq. 13: mean(|score - label|).
+
+    score_B, label_B: [B]. Scalar; 0 where B = 0.
+    """
+    _check_slots(score_B, label_B)
+    return _mean((score_B - label_B).abs())
+
+
+def _advantage_weight(gap_P: Tensor, eps: float) -> Tensor:
+    """w_ij = ReLU(-A_ij) from the score gaps of the pairs: [P], in the gaps' dtype."""
+    # In float32 the rounding of the mean of equal rewards is larger than eps and would pass for an advantage.
+    reward_P = gap_P.double().sigmoid()
+    centred_P = reward_P - reward_P.mean()
+    deviation = centred_P.square().mean().sqrt()
+    return relu(-centred_P / (deviation + eps)).to(gap_P.dtype)
+
+
+def _mean(value_P: Tensor) -> Tensor:
+    """Mean that is 0, and keeps the graph, where there is nothing to average."""
+    return value_P.sum() / max(value_P.numel(), 1)
+
+
+def _check_slots(score_B: Tensor, label_B: Tensor) -> None:
+    """Refuse shapes that would broadcast into a wrong loss, [B, 1] against [B] above all."""
+    if score_B.dim() != 1 or score_B.shape != label_B.shape:
+        raise ValueError(f"scores and labels must both be [B], got {list(score_B.shape)} and {list(label_B.shape)}")

@@ -1,0 +1,220 @@
+"""Figures of merit of a set of scores: eq. 28 and the metrics that the field reports, in numpy.
+
+Shapes: N utterances. scikit-learn is imported where it is used, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["METRIC_DIRECTIONS", "Direction", "Protocol", "Ties", "pairwise_accuracy", "regression_metrics"]
+
+Direction = Literal["max", "min"]
+Protocol = Literal["mosi", "sims"]
+Ties = Literal["drop", "literal"]
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_MINIMISED = ("mae", "mae_nonzero", "bce")
+_MAXIMISED = (
+    "corr",
+    "corr_nonzero",
+    "pairwise_acc",
+    "acc7",
+    "acc5",
+    "acc3",
+    "acc2",
+    "acc2_non0",
+    "acc2_has0",
+    "acc2_mmsa",
+    "auroc",
+    "f1_positive",
+    "f1_positive_has0",
+    "f1_positive_mmsa",
+    "f1_weighted",
+    "f1_weighted_has0",
+    "f1_weighted_mmsa",
+    "f1_macro",
+    "f1_macro_has0",
+    "f1_macro_mmsa",
+)
+
+METRIC_DIRECTIONS: Mapping[str, Direction] = {
+    **dict.fromkeys(_MINIMISED, "min"),
+    **dict.fromkeys(_MAXIMISED, "max"),
+}
+"""Which way each metric improves, for regression and classification."""
+
+_SIMS_ACC3_EDGES = (-0.1, 0.1)
+_SIMS_ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)
+
+
+def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop") -> float:
+    """Share of the utterance pairs that the scores put in the labels' order, eq. 28, in O(N log N).
+
+    score_N, label_N: [N], finite. `ties` says what equal values do:
+
+    - "drop": pairs of equal labels are left out, and equal scores on different labels are wrong. The result
+      does not depend on the order of the rows.
+    - "literal": eq. 28 as printed, the mean of I[(y_i > y_j) <=> (p_i > p_j)] over i < j. A tie counts as
+      "not greater", so where values tie the result depends on the order of the rows.
+
+    ValueError where no pair can be compared, or where a value is not finite.
+    """
+    _check_choice("ties", ties, get_args(Ties))
+    score, label = _checked(score_N, label_N)
+    pairs = _pairs(len(label))
+    if ties == "drop":
+        pairs -= sum(_pairs(int(count)) for count in np.unique(label, return_counts=True)[1])
+        # Equal labels in the order of their scores are never inverted; equal scores in the reverse order of
+        # their labels always are.
+        by_label, by_score = np.lexsort((score, label)), np.lexsort((-label, score))
+    else:
+        # A stable order breaks ties by row, so that for i < j "before" is exactly "not greater". A pair then
+        # disagrees in eq. 28 exactly where the two orders put it in opposite order.
+        by_label, by_score = np.argsort(label, kind="stable"), np.argsort(score, kind="stable")
+    if pairs == 0:
+        raise ValueError(f"pairwise accuracy: the {len(label)} utterances have no pair of different labels")
+    rank_N = np.empty(len(label), dtype=np.int64)
+    rank_N[by_score] = np.arange(len(label))
+    return 1.0 - _inversions(rank_N[by_label]) / pairs
+
+
+def regression_metrics(
+    score_N: ArrayLike,
+    label_N: ArrayLike,
+    *,
+    protocol: Protocol,
+    limit: float | None = None,
+    center: float = 0.0,
+    ties: Ties = "drop",
+) -> dict[str, float]:
+    """Metrics of predicted sentiment, by the conventions of a family of data sets; shares, not percentages.
+
+    score_N, label_N: [N], finite, in label units, the labels in [center - limit, center + limit]. `limit`
+    is by default the protocol's own, 3 for "mosi" and 1 for "sims". On another range classes are decided on
+    (value - center) * own / limit; errors stay in label units.
+
+    Both protocols: `mae`, `corr` (nan where scores or labels are constant), `pairwise_acc` (see
+    `pairwise_accuracy`) and, with the labels equal to `center` left out, `acc2_non0` with its `f1_positive`,
+    `f1_weighted` and `f1_macro`, on value > center. A key whose utterances or pairs do not exist is absent.
+
+    "mosi" (MOSI, MOSEI and other ranges) adds `mae_nonzero` and `corr_nonzero` (labels other than
+    `center`), `acc7` and `acc5` (rounded half to even, after clipping to +-3 and +-2), and `acc2_has0` with
+    its `f1_*_has0` (all utterances, value >= center).
+
+    "sims" (CH-SIMS and v2) clips scores and labels to the range first, as MMSA does, for all but
+    `pairwise_acc`, and adds `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all
+    utterances, value > center).
+    """
+    _check_choice("protocol", protocol, get_args(Protocol))
+    score, label = _checked(score_N, label_N)
+    own_limit = 3.0 if protocol == "mosi" else 1.0
+    limit = own_limit if limit is None else limit
+    metrics: dict[str, float] = {}
+    if np.ptp(label) > 0:
+        metrics["pairwise_acc"] = pairwise_accuracy(score, label, ties)
+    if protocol == "sims":
+        score, label = (np.clip(value, center - limit, center + limit) for value in (score, label))
+    metrics |= {"mae": _mae(score, label), "corr": _corr(score, label)}
+
+    # The field's code decides classes in float32, where a label that was stored as 0.1 is the edge 0.1.
+    scale = np.float32(own_limit / limit)
+    p, y = ((v.astype(np.float32) - np.float32(center)) * scale for v in (score, label))
+    non0 = y != 0
+    if non0.any():
+        metrics |= _binary(p[non0] > 0, y[non0] > 0, acc="acc2_non0")
+    if protocol == "mosi":
+        if non0.any():
+            metrics["mae_nonzero"] = _mae(score[non0], label[non0])
+            metrics["corr_nonzero"] = _corr(score[non0], label[non0])
+        metrics["acc7"] = _agreement(*(np.round(np.clip(v, -3, 3)) for v in (p, y)))
+        metrics["acc5"] = _agreement(*(np.round(np.clip(v, -2, 2)) for v in (p, y)))
+        metrics |= _binary(p >= 0, y >= 0, acc="acc2_has0", suffix="_has0")
+    else:
+        metrics["acc3"] = _agreement(*(_right_closed(v, _SIMS_ACC3_EDGES) for v in (p, y)))
+        metrics["acc5"] = _agreement(*(_right_closed(v, _SIMS_ACC5_EDGES) for v in (p, y)))
+        metrics |= _binary(p > 0, y > 0, acc="acc2_mmsa", suffix="_mmsa")
+    return metrics
+
+
+def _inversions(order_N: Ints) -> int:
+    """Pairs a < b with order_a > order_b, of a permutation of 0..N-1, in O(N log N).
+
+    A merge sort read from the top: one pass per bit of the values, the highest first. Before a pass the
+    values that agree in all higher bits form a block, which lies where the sorted permutation has it, its
+    values in their original order. The inversions between the halves of a block are the ones that stand
+    before each zero of the bit; a stable partition by the bit then makes the blocks of the next pass.
+    """
+    index_N = np.arange(len(order_N))
+    total = 0
+    for bit in reversed(range(len(order_N).bit_length())):
+        one_N = (order_N >> bit) & 1
+        start_N = (order_N >> (bit + 1)) << (bit + 1)
+        ones_before = np.concatenate(([0], np.cumsum(one_N)))
+        ones_before_N = ones_before[:-1] - ones_before[start_N]
+        total += int(ones_before_N[one_N == 0].sum())
+        zeros_before_N = index_N - start_N - ones_before_N
+        position_N = start_N + np.where(one_N, (1 << bit) + ones_before_N, zeros_before_N)
+        partitioned_N = np.empty_like(order_N)
+        partitioned_N[position_N] = order_N
+        order_N = partitioned_N
+    return total
+
+
+def _pairs(count: int) -> int:
+    return count * (count - 1) // 2
+
+
+def _mae(score_N: Floats, label_N: Floats) -> float:
+    return float(np.abs(score_N - label_N).mean())
+
+
+def _corr(score_N: Floats, label_N: Floats) -> float:
+    """Pearson correlation; nan where either side is constant."""
+    if np.ptp(score_N) == 0 or np.ptp(label_N) == 0:
+        return float("nan")
+    return float(np.corrcoef(score_N, label_N)[0, 1])
+
+
+def _agreement(class_p_N: NDArray[Any], class_y_N: NDArray[Any]) -> float:
+    return float((class_p_N == class_y_N).mean())
+
+
+def _right_closed(value_N: Floats, edges: tuple[float, ...]) -> Ints:
+    """Index of the bin (edge, next edge] of each value."""
+    return np.searchsorted(np.asarray(edges, dtype=value_N.dtype), value_N, side="left")
+
+
+def _binary(positive_p_N: Bools, positive_y_N: Bools, *, acc: str, suffix: str = "") -> dict[str, float]:
+    """Accuracy under the name `acc` and the three F1 of two classes, their names ending in `suffix`."""
+    from sklearn.metrics import f1_score
+
+    p, y = positive_p_N.astype(int), positive_y_N.astype(int)
+    averages = {"f1_positive": "binary", "f1_weighted": "weighted", "f1_macro": "macro"}
+    f1 = {key + suffix: float(f1_score(y, p, average=how, zero_division=0)) for key, how in averages.items()}
+    return {acc: _agreement(p, y), **f1}
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option}='{value}': choose from {', '.join(choices)}")
+
+
+def _checked(score_N: ArrayLike, label_N: ArrayLike) -> tuple[Floats, Floats]:
+    """Both as float64 [N], N > 0, finite."""
+    score, label = np.asarray(score_N, dtype=np.float64), np.asarray(label_N, dtype=np.float64)
+    if score.ndim != 1 or score.shape != label.shape or len(score) == 0:
+        raise ValueError(f"scores and labels must both be [N], N > 0, got {score.shape} and {label.shape}")
+    for name, value in (("scores", score), ("labels", label)):
+        finite = np.isfinite(value)
+        if not finite.all():
+            row, bad = int(np.argmin(finite)), int(np.sum(~finite))
+            raise ValueError(f"{name}: {bad} of {len(value)} are not finite, first {value[row]} in row {row}")
+    return score, label

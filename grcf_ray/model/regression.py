@@ -1,0 +1,136 @@
+"""GRCF for regression (section 3.1): pool, project, concatenate, fuse, unify, scaled tanh.
+
+B utterances; S scored slots; D the text encoder's width; W = D for each modality that the model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.pooling import AttentionPooling
+from grcf_ray.model.text_encoder import TextEncoder
+
+__all__ = ["GrcfRegressor", "build_regressor", "parameter_table"]
+
+
+class GrcfRegressor(nn.Module):
+    """The network of section 3.1, whose parts add up to Table 12.
+
+    A modality whose dim is None has no branch, and the fusion is narrower by D.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        *,
+        audio_dim: int | None,
+        vision_dim: int | None,
+        fusion_dropout: float,
+        unified_dropout: float,
+        modality_dropout: float,
+        output_scale: float,
+    ) -> None:
+        super().__init__()
+        width = text_encoder.width
+        self.text_encoder = text_encoder
+        self.modality_dims = {k: v for k, v in (("vision", vision_dim), ("audio", audio_dim)) if v is not None}
+        for name, dim in self.modality_dims.items():
+            self.add_module(f"{name}_pooler", AttentionPooling(dim))
+            self.add_module(f"{name}_norm", nn.LayerNorm(width))
+            self.add_module(f"{name}_projection", nn.Linear(dim, width))
+        self.fusion = nn.Linear(width * (1 + len(self.modality_dims)), width)
+        self.unified = nn.Linear(width, width)
+        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
+        self.fusion_dropout = nn.Dropout(fusion_dropout)
+        self.unified_dropout = nn.Dropout(unified_dropout)
+        self.modality_dropout = modality_dropout
+        self.output_scale = output_scale
+
+    def forward(self, batches: Sequence[Batch], slot_S: Tensor) -> Tensor:
+        """[S] scores. Each utterance of the batches is encoded once, however many slots it fills.
+
+        slot_S: the utterance of each slot, counted through the batches. Slots have dropout masks of their own.
+        """
+        return self.score(torch.cat([self.encode(batch) for batch in batches])[slot_S])
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, W] concatenated modality vectors, eq. 3; zeros where a sample lacks a modality."""
+        parts = [self.text_encoder(batch)]
+        for name in self.modality_dims:
+            rows, mask = (
+                (batch.vision_BLV, batch.vision_mask_BL) if name == "vision" else (batch.audio_BLA, batch.audio_mask_BL)
+            )
+            if rows is None or mask is None:
+                raise ValueError(f"the model has a {name} branch, but the batch has no {name}")
+            pooled = self.get_submodule(f"{name}_projection")(self.get_submodule(f"{name}_pooler")(rows, mask))
+            parts.append(self.get_submodule(f"{name}_norm")(pooled) * mask.any(1, keepdim=True))
+        return torch.cat(parts, dim=-1)
+
+    def score(self, vector_SW: Tensor) -> Tensor:
+        """[S] scores about the centre of the label range, eqs. 4-5."""
+        # Half precision is too coarse for margins of a hundredth.
+        return self.output_scale * torch.tanh(self.head(self.represent(vector_SW)).squeeze(-1).to(self._score_type))
+
+    def represent(self, vector_SW: Tensor) -> Tensor:
+        """[S, D] z_final: the fused, unified representation before the head."""
+        if self.training and self.modality_dropout:
+            vector_SW = self._drop_modalities(vector_SW)
+        fused_SD = self.fusion_dropout(torch.relu(self.fusion(vector_SW)))
+        unified_SD: Tensor = self.unified_dropout(torch.relu(self.unified(fused_SD)))
+        return unified_SD
+
+    @property
+    def _score_type(self) -> torch.dtype:
+        return self.fusion.weight.dtype
+
+    def _drop_modalities(self, vector_SW: Tensor) -> Tensor:
+        n_slots, width = len(vector_SW), self.text_encoder.width
+        keep_SM = torch.rand(n_slots, len(self.modality_dims), device=vector_SW.device) >= self.modality_dropout
+        keep_SM = torch.cat([keep_SM.new_ones(n_slots, 1), keep_SM], dim=1)
+        return vector_SW * keep_SM.repeat_interleave(width, dim=1)
+
+
+def build_regressor(
+    backbone: nn.Module,
+    config: ModelConfig,
+    *,
+    audio_dim: int | None,
+    vision_dim: int | None,
+    half_range: float,
+) -> GrcfRegressor:
+    """The network of a configuration, around a backbone that it takes over.
+
+    half_range: S, which the reach of the tanh grows with (3.5 for S = 3).
+    """
+    return GrcfRegressor(
+        TextEncoder(backbone, config.text_vector, config.frozen_layers),
+        audio_dim=audio_dim,
+        vision_dim=vision_dim,
+        fusion_dropout=config.fusion_dropout,
+        unified_dropout=config.unified_dropout,
+        modality_dropout=config.modality_dropout,
+        output_scale=config.output_scale * half_range / 3,
+    )
+
+
+def parameter_table(model: GrcfRegressor) -> list[tuple[str, int]]:
+    """Parameters by component, in the order of Table 12."""
+    names = {
+        "text_encoder": "Text Encoder",
+        "vision_pooler": "Vision Pooler",
+        "audio_pooler": "Audio Pooler",
+        "vision_norm": "Vision Norm",
+        "audio_norm": "Audio Norm",
+        "vision_projection": "Vision Projection",
+        "audio_projection": "Audio Projection",
+        "fusion": "Fusion Layer",
+        "unified": "Unified Encoder",
+        "head": "Regression Head",
+    }
+    parts = dict(model.named_children())
+    return [(title, sum(p.numel() for p in parts[name].parameters())) for name, title in names.items() if name in parts]

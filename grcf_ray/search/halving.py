@@ -1,0 +1,44 @@
+"""ASHA on the trials' own epochs, told at every start what the record knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from grcf_ray.config import SearchConfig
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.train.stage import OBJECTIVES
+
+__all__ = ["build_scheduler"]
+
+
+def build_scheduler(
+    search: SearchConfig, *, stage: Literal[1, 2], epochs: int, trials: Sequence[TrialRecord]
+) -> TrialScheduler:
+    """ASHA over `epoch` with the recorded curves on its rungs; no early stopping where there is none to do."""
+    if not search.pruning or epochs <= search.grace_epochs:
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric="objective",
+        mode=OBJECTIVES[stage][1],
+        max_t=epochs,
+        grace_period=search.grace_epochs,
+        reduction_factor=search.reduction_factor,
+    )
+    name = f"valid/{OBJECTIVES[stage][0]}"
+    for trial in trials:
+        # The scheduler asks a trial for its id alone, and the controller, which there is none of yet, for nothing.
+        stub: Any = SimpleNamespace(trial_id=f"recorded-{trial.number}")
+        controller: Any = None
+        results = [{"epoch": m["epoch"], "objective": m[name]} for m in trial.curve if m.get(name) is not None]
+        scheduler.on_trial_add(controller, stub)
+        for result in results:
+            # What it would decide now is of no matter: the trial has run.
+            scheduler.on_trial_result(controller, stub, result)
+        if results and trial.finished:
+            scheduler.on_trial_complete(controller, stub, results[-1])
+    return scheduler

@@ -1,0 +1,245 @@
+"""Search spaces: a YAML file that says what is fixed, what is searched, and where the search starts.
+
+    dataset: mosi
+    fixed:
+      stage1.epochs: 17
+    stage1:
+      stage1.encoder_lr: {low: 4.0e-7, high: 1.0e-4, log: true, start: 8.0e-6}
+      model.modalities: {choices: [text, text+audio], start: text}
+    stage2:
+      stage2.head_lr: {low: 4.0e-6, high: 1.0e-3, log: true, start: 1.0e-4}
+
+Keys are configuration paths. The `start` values are the first trial of their stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from grcf_ray.config import RunConfig, build_config, check_margins, config_faults, known_paths, nearest
+from grcf_ray.data import datasets
+from grcf_ray.errors import ConfigError, faults_message
+
+__all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "space_for"]
+
+STAGE2_ONLY = ("stage2.",)
+STAGE1_SECTIONS = ("stage1.", "ranking.", "model.", "pairs.")
+FIXED_ONLY = {
+    "model.backbone": "the features of a run are made for one backbone",
+    "model.frozen_layers": "what is frozen is computed once for all trials",
+    "model.text_vector": "frozen text vectors are computed once for all trials",
+    "stage1.epochs": "the cosine and ASHA need trials of one length",
+    "stage2.epochs": "the cosine and ASHA need trials of one length",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; `log` searches their logarithm."""
+
+    low: float
+    high: float
+    log: bool
+    start: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    choices: tuple[str | int | float | bool, ...]
+    start: str | int | float | bool
+
+
+Dimension = Range | Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """What a search may vary; the rest of the configuration is fixed."""
+
+    dataset: str
+    """The data set it was written for."""
+    fixed: Mapping[str, Any]
+    stage1: Mapping[str, Dimension]
+    stage2: Mapping[str, Dimension]
+    source: str
+    """The file it came from, for messages."""
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Space:
+        """The space with these paths fixed, whether it searched them or not (`--set`)."""
+        return dataclasses.replace(
+            self,
+            fixed={**self.fixed, **settings},
+            stage1={path: dim for path, dim in self.stage1.items() if path not in settings},
+            stage2={path: dim for path, dim in self.stage2.items() if path not in settings},
+        )
+
+    def dimensions(self, stage: Literal[1, 2]) -> Mapping[str, Dimension]:
+        """What the stage searches."""
+        return self.stage1 if stage == 1 else self.stage2
+
+    def start(self, stage: Literal[1, 2]) -> dict[str, Any]:
+        """The parameters of the stage's first trial."""
+        return {path: dimension.start for path, dimension in self.dimensions(stage).items()}
+
+    def config(self, params: Mapping[str, Any] | None = None) -> RunConfig:
+        """The configuration of a trial with these parameters; without them, of the starting point."""
+        start = {**self.start(1), **self.start(2)}
+        return build_config({**self.fixed, **start, **(params or {})}, source=self.source)
+
+    def margin_faults(self, half_range: float) -> list[str]:
+        """What contradicts itself at the starting point, for labels that reach `half_range` either side."""
+        return check_margins(self.config(), half_range)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of a space file that `load_space` reads back."""
+
+        def plain(dimension: Dimension) -> dict[str, Any]:
+            values = dataclasses.asdict(dimension)
+            return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+        return {
+            "dataset": self.dataset,
+            "fixed": dict(self.fixed),
+            "stage1": {path: plain(dimension) for path, dimension in self.stage1.items()},
+            "stage2": {path: plain(dimension) for path, dimension in self.stage2.items()},
+        }
+
+
+def load_space(path: Path) -> Space:
+    """A space file. ConfigError lists every fault of the file at once."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such search space; those that ship: {', '.join(_shipped())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    return _parse(content, str(path))
+
+
+def space_for(dataset: str, path: Path | None) -> Space:
+    """The space of a file, else the one that ships for a data set. ConfigError where there is neither."""
+    if path is not None:
+        return load_space(path)
+    if dataset not in datasets.names():
+        raise ConfigError(
+            f"{datasets.unknown_message(dataset)} Data of your own need a search space as well: --space FILE "
+            "(copy search_spaces/mosi.yaml and change the data set and the margins)"
+        )
+    return load_space(_folder() / f"{dataset}.yaml")
+
+
+def _folder() -> Path:
+    """Where the shipped spaces lie: in the package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"
+
+
+def _shipped() -> list[str]:
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def _parse(content: Any, source: str) -> Space:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: should be a mapping with dataset, fixed, stage1 and stage2")
+    sections = ("dataset", "fixed", "stage1", "stage2")
+    faults = [f"{key}: no such section{nearest(str(key), sections)}" for key in content if key not in sections]
+    parts: dict[str, dict[str, Any]] = {}
+    for name in sections[1:]:
+        part = content.get(name) or {}
+        if not isinstance(part, dict):
+            faults.append(f"{name}: should be a mapping of settings")
+            part = {}
+        parts[name] = part
+    if not isinstance(content.get("dataset"), str):
+        faults.append("dataset: missing, the name of the data set that the space is for")
+    faults += [f"fixed: {fault}" for fault in config_faults(parts["fixed"])]
+    dimensions: dict[str, dict[str, Dimension]] = {"stage1": {}, "stage2": {}}
+    for stage in ("stage1", "stage2"):
+        allowed = STAGE1_SECTIONS if stage == "stage1" else STAGE2_ONLY
+        for path, value in parts[stage].items():
+            found = _path_faults(path, stage, allowed, parts)
+            if not found:
+                dimension, found = _dimension(value)
+                if dimension is not None and not found:
+                    found = _value_faults(path, dimension)
+                    dimensions[stage][path] = dimension
+            faults += [f"{stage}: {path}: {fault}" for fault in found]
+    if faults:
+        raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults))
+    return Space(content["dataset"], parts["fixed"], dimensions["stage1"], dimensions["stage2"], source)
+
+
+def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if path not in known_paths():
+        return [f"no such setting{nearest(path, known_paths())}"]
+    if path in FIXED_ONLY:
+        return [f"can only be fixed: {FIXED_ONLY[path]}"]
+    if not path.startswith(tuple(allowed)):
+        where = " and ".join(f"{section}*" for section in allowed)
+        return [f"cannot be searched in {stage}, which searches {where}"]
+    if path in parts["fixed"]:
+        return ["is fixed as well; it can be fixed or searched"]
+    return []
+
+
+def _dimension(value: Any) -> tuple[Dimension | None, list[str]]:
+    if not isinstance(value, dict):
+        return None, ["should be {low, high, log, start} or {choices, start}"]
+    if "choices" in value:
+        return _choice(value)
+    return _range(value)
+
+
+def _choice(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
+    faults = [f"{key}: unknown; a choice has choices and start" for key in value.keys() - {"choices", "start"}]
+    choices = value["choices"]
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, (str, int, float)) for c in choices):
+        return None, [*faults, "choices: should be a list of two or more words or numbers"]
+    if value.get("start") not in choices:
+        faults.append(f"start = {value.get('start')!r}: should be one of the choices {choices}")
+    return Choice(tuple(choices), value.get("start", choices[0])), faults
+
+
+def _range(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
+    faults = [
+        f"{key}: unknown; a range has low, high, log and start"
+        for key in sorted(value.keys() - {"low", "high", "log", "start"})
+    ]
+    numbers: dict[str, float] = {}
+    for key in ("low", "high", "start"):
+        try:
+            # YAML reads 1e-5, without a point, as a word.
+            numbers[key] = float(value[key])
+        except KeyError:
+            faults.append(f"{key}: missing")
+        except (TypeError, ValueError):
+            faults.append(f"{key} = {value[key]!r}: should be a number")
+    log = value.get("log", False)
+    if not isinstance(log, bool):
+        faults.append(f"log = {log!r}: should be true or false")
+    if len(numbers) < 3:
+        return None, faults
+    low, high, start = numbers["low"], numbers["high"], numbers["start"]
+    if low >= high:
+        faults.append(f"bounds are crossed: low = {low:g} is not below high = {high:g}")
+    elif not low <= start <= high:
+        faults.append(f"start = {start:g}: lies outside [{low:g}, {high:g}]")
+    if log is True and low <= 0:
+        faults.append(f"low = {low:g}: should be positive where log is true")
+    return Range(low, high, bool(log), start), faults
+
+
+def _value_faults(path: str, dimension: Dimension) -> list[str]:
+    values = dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+    # A setting of a type and bounds of its own admits a range if it admits both ends.
+    return [fault.removeprefix(f"{path} = ") for value in values for fault in config_faults({path: value})]

@@ -1,0 +1,281 @@
+"""The search: Stage 1 -> finalists -> Stage 2 -> winner -> the test split, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray import tune
+
+from grcf_ray.config import RunConfig, check_margins, flatten
+from grcf_ray.data.features import Features
+from grcf_ray.errors import NoWinnerError
+from grcf_ray.files import write_json
+from grcf_ray.metrics import Protocol
+from grcf_ray.search.events import (
+    EpochFinished,
+    Event,
+    Listener,
+    StageEnded,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+    WinnerFixed,
+)
+from grcf_ray.search.halving import build_scheduler
+from grcf_ray.search.proposals import Proposals, distributions, startup_trials
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.space import Choice, Dimension, Space
+from grcf_ray.search.trial import Shared, TrialTrainable, trial_config
+from grcf_ray.train.checkpoint import export_weights
+from grcf_ray.train.stage import stage_seed
+
+__all__ = ["Search", "now"]
+
+RETRIES = 2
+"""Times that Tune starts a trial again whose process died."""
+
+
+def now() -> str:
+    """The time, as the record has it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search over both stages on a connected cluster; the record in its folder is the truth."""
+
+    record: RunRecord
+    space: Space
+    features: Features
+    protocol: Protocol
+    concurrent: int
+    listeners: Sequence[Listener] = ()
+
+    def run(self) -> TrialRecord:
+        """Run what the record still lacks; the winner. NoWinnerError where no trial has a usable result."""
+        config = self.space.config()
+        stages = [stage for stage, part in ((1, config.stage1), (2, config.stage2)) if part.epochs]
+        if 1 in stages:
+            self._run_stage(1, config, self.space.stage1)
+        if 2 in stages:
+            finalists = self._hand_over(config) if 1 in stages else []
+            dimensions: dict[str, Dimension] = dict(self.space.stage2)
+            if finalists:
+                dimensions["finalist"] = Choice(tuple(finalists), finalists[0])
+            self._run_stage(2, config, dimensions)
+        winner = self._best(stages[-1])
+        self._tell(WinnerFixed(winner))
+        return winner
+
+    def config_of(self, trial: TrialRecord) -> RunConfig:
+        """The whole configuration of a trial; Stage 2 inherits what its finalist's trial searched."""
+        return self.space.config(self._params(trial.stage, trial.params))
+
+    def _params(self, stage: Literal[1, 2], params: dict[str, Any]) -> dict[str, Any]:
+        own = {path: value for path, value in params.items() if path != "finalist"}
+        if stage == 1 or "finalist" not in params:
+            return own
+        inherited = next(t for t in self.record.trials(1) if t.number == int(params["finalist"]))
+        return {**inherited.params, **own}
+
+    def _run_stage(self, stage: Literal[1, 2], config: RunConfig, dimensions: dict[str, Dimension] | Any) -> None:
+        search = config.search
+        budget, epochs = (
+            (search.stage1_trials, config.stage1.epochs) if stage == 1 else (search.stage2_trials, config.stage2.epochs)
+        )
+        trials = self.record.trials(stage)
+        left = budget - sum(trial.finished for trial in trials)
+        self._tell(StageStarted(stage, budget, epochs, tuple(trials)))
+        if left > 0:
+            keeper = _Keeper(self, stage)
+            space = distributions(dimensions)
+            proposals = Proposals(
+                space,
+                start={path: dimension.start for path, dimension in dimensions.items()},
+                trials=trials,
+                stage=stage,
+                epochs=epochs,
+                seed=config.seed,
+                n_startup_trials=startup_trials(budget),
+                feasible=lambda params: self._feasible(stage, dict(params)),
+                launch=keeper.launch,
+            )
+            scheduler = build_scheduler(search, stage=stage, epochs=epochs, trials=trials)
+            self._fit(stage, config, proposals, scheduler, keeper, left)
+        self.record.export_trials(stage)
+        self._tell(StageEnded(stage))
+
+    def _feasible(self, stage: Literal[1, 2], params: dict[str, Any]) -> bool:
+        return stage == 2 or not check_margins(self.space.config(params), self.features.half_range)
+
+    def _fit(
+        self,
+        stage: Literal[1, 2],
+        config: RunConfig,
+        proposals: Proposals,
+        scheduler: tune.schedulers.TrialScheduler,
+        keeper: _Keeper,
+        left: int,
+    ) -> None:
+        search = config.search
+        shared = Shared(self.features, stage, self.protocol, search.cpus_per_worker)
+        bundle = {"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker}
+        resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+        scratch = Path(tempfile.mkdtemp(prefix="grcf-tune-"))
+        try:
+            tune.Tuner(
+                tune.with_resources(tune.with_parameters(TrialTrainable, shared=shared), resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=proposals,
+                    scheduler=scheduler,
+                    num_samples=left,
+                    max_concurrent_trials=min(self.concurrent, left),
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"stage{stage}",
+                    storage_path=str(scratch),
+                    verbose=0,
+                    callbacks=[keeper],
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        # Tune takes the first Ctrl-C for itself and returns.
+        if len([trial for trial in self.record.trials(stage) if trial.finished]) < keeper.expected(left):
+            raise KeyboardInterrupt
+
+    def _hand_over(self, config: RunConfig) -> list[str]:
+        """Copy the best checkpoints, one per trial, to a place where no trial writes; their numbers as words."""
+        ranked = self.record.ranked(1)[: config.search.finalists]
+        if not ranked:
+            raise NoWinnerError(_no_result(1, self.record))
+        for trial in ranked:
+            folder = self.record.finalist_folder(trial.number)
+            if (folder / "trial.json").exists():
+                continue
+            assert trial.checkpoint is not None
+            best = self.record.folder / trial.checkpoint
+            source = best if config.stage2.start == "best" else best.with_name("last.safetensors")
+            digest = export_weights(source, folder / "model.safetensors")
+            write_json(
+                folder / "trial.json",
+                {
+                    "trial": trial.number,
+                    "objective": trial.objective,
+                    "params": trial.params,
+                    "sha256": digest,
+                },
+            )
+        return [str(trial.number) for trial in ranked]
+
+    def _best(self, stage: int) -> TrialRecord:
+        ranked = self.record.ranked(stage)
+        if not ranked:
+            raise NoWinnerError(_no_result(stage, self.record))
+        return ranked[0]
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+
+class _Keeper(tune.Callback):
+    """Keeps the record of one stage: every launch, epoch and end, before Tune acts on it."""
+
+    def __init__(self, search: Search, stage: Literal[1, 2]) -> None:
+        self._search, self._stage = search, stage
+        self._trials = {trial.number: trial for trial in search.record.trials(stage)}
+        self._before = sum(trial.finished for trial in self._trials.values())
+
+    def expected(self, left: int) -> int:
+        """Trials that have finished when nothing interrupts."""
+        return self._before + left
+
+    def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
+        """Record a proposal; the configuration that its trial gets."""
+        record, stage = self._search.record, self._stage
+        known = self._trials.get(number)
+        seed = stage_seed(self._search.space.config().seed, stage, number)
+        trial = known or TrialRecord(
+            number=number, stage=stage, attempt=0, params=params, seed=seed, state="running", started=now()
+        )
+        old_last = record.attempt_folder(trial) / "last.safetensors"
+        trial.attempt += 1
+        folder = record.attempt_folder(trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        if known and old_last.exists():
+            # The new attempt goes on from a copy: a surviving process of the old one may still write to its own.
+            for path in old_last.parent.glob("*.safetensors"):
+                shutil.copyfile(path, folder / path.name)
+        self._trials[number] = trial
+        record.write_trial(trial)
+        self._search._tell(TrialStarted(trial))
+        finalist = params.get("finalist")
+        return trial_config(
+            number=number,
+            seed=seed,
+            settings=flatten(self._search.config_of(trial)),
+            folder=folder,
+            initial=record.finalist_folder(int(finalist)) / "model.safetensors" if finalist else None,
+        )
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """An epoch has ended; `done` says whether the trial has too, be it by ASHA."""
+        kept = self._trials[trial.config["number"]]
+        kept.curve = result["curve"]
+        kept.seconds = sum(metrics["seconds"] for metrics in kept.curve)
+        kept.utterance_passes = sum(metrics["utterance_passes"] for metrics in kept.curve)
+        best = self._search.record.attempt_folder(kept) / "best.safetensors"
+        kept.checkpoint = str(best.relative_to(self._search.record.folder)) if kept.curve else None
+        if result.get("failure"):
+            self._end(kept, "diverged", result["failure"])
+        elif result["done"]:
+            epochs = self._search.space.config()
+            whole = (epochs.stage1 if self._stage == 1 else epochs.stage2).epochs
+            self._end(kept, "complete" if kept.epoch >= whole else "pruned", None)
+        else:
+            self._search.record.write_trial(kept)
+            self._search._tell(EpochFinished(kept))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process failed more often than it is started again."""
+        kept = self._trials[trial.config["number"]]
+        error = trial.get_error()
+        self._end(kept, "failed", _last_line(str(error)) if error else "the trial's process died")
+
+    def _end(
+        self,
+        trial: TrialRecord,
+        state: Literal["complete", "pruned", "diverged", "failed"],
+        error: str | None,
+    ) -> None:
+        trial.state, trial.error, trial.ended = state, error, now()
+        self._search.record.write_trial(trial)
+        self._search._tell(TrialEnded(trial))
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else text
+
+
+def _no_result(stage: int, record: RunRecord) -> str:
+    trials = record.trials(stage)
+    errors = sorted({trial.error for trial in trials if trial.error})
+    why = f" The errors: {'; '.join(errors[:3])}" if errors else ""
+    return f"stage {stage}: none of {len(trials)} trials has a usable result.{why} The record: {record.folder}"
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

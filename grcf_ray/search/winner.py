@@ -1,0 +1,205 @@
+"""The winner: saved on its own in `best/`, then measured on the test split, which nothing has read until then."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from grcf_ray import __version__
+from grcf_ray.config import RunConfig, flatten
+from grcf_ray.data.datasets import DatasetFacts
+from grcf_ray.data.features import Features, build_split, lowercases
+from grcf_ray.data.schema import SPLITS
+from grcf_ray.data.store import Store
+from grcf_ray.files import write_json, write_text
+from grcf_ray.metrics import Protocol, regression_metrics
+from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.search.baseline import ridge_metrics
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.stages import now
+from grcf_ray.train.assemble import initial_model, select_modalities
+from grcf_ray.train.checkpoint import load_weights
+from grcf_ray.train.export import load_model, save_model
+from grcf_ray.train.stage import use_deterministic_torch
+
+__all__ = ["comparability", "export_winner", "measure", "measure_winner", "note_test_read", "versions"]
+
+
+def export_winner(
+    record: RunRecord, winner: TrialRecord, config: RunConfig, features: Features, store: Store, protocol: Protocol
+) -> Path:
+    """Write `best/`: the winner's model on its own, and where it comes from."""
+    assert winner.checkpoint is not None
+    folder = record.folder / "best"
+    seen = select_modalities(features, config.model.modalities)
+    model = initial_model(config.model, seen, seed=winner.seed)
+    load_weights(record.folder / winner.checkpoint, model)
+    save_model(
+        folder,
+        model,
+        load_tokenizer(config.model.backbone),
+        seen,
+        config,
+        label_range=store.info.label_range,
+        protocol=protocol,
+        lowercase=lowercases(store, config.features),
+    )
+    write_json(
+        folder / "provenance.json",
+        {
+            "trial": f"stage{winner.stage}/{winner.number}",
+            "params": winner.params,
+            "seed": winner.seed,
+            "settings": flatten(config),
+            "data": {
+                "name": store.info.name,
+                "fingerprint": store.info.fingerprint,
+                "sources": [dataclasses.asdict(source) for source in store.info.sources],
+            },
+            "versions": versions(),
+            "test_reads": [],
+        },
+    )
+    return folder
+
+
+def measure(folder: Path, store: Store, split: str, *, threads: int) -> dict[str, float]:
+    """Metrics of a saved model on a split. The same threads on the same machine type give the same bits."""
+    use_deterministic_torch(threads)
+    saved = load_model(folder)
+    table = store.read(split)
+    low, high = saved.label_range
+    return finite_metrics(
+        regression_metrics(
+            saved.score(table),
+            table["label"].to_numpy().astype("float64"),
+            protocol=saved.protocol,
+            limit=(high - low) / 2,
+            center=(low + high) / 2,
+        )
+    )
+
+
+def measure_winner(
+    record: RunRecord,
+    winner: TrialRecord,
+    config: RunConfig,
+    features: Features,
+    store: Store,
+    facts: DatasetFacts | None,
+    protocol: Protocol,
+) -> dict[str, Any]:
+    """Read the test split, once; write and return `best/metrics.json`."""
+    folder = record.folder / "best"
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    note_test_read(folder, "search")
+    test = measure(folder, store, "test", threads=threads)
+    metrics = {
+        "valid": measure(folder, store, "valid", threads=threads),
+        "test": test,
+        "threads": threads,
+        "paper": dict(facts.paper_results) if facts else {},
+        "not_comparable": comparability(facts, config, store),
+        "baselines": [],
+    }
+    if config.search.ridge_baseline:
+        metrics["baselines"] = [_ridge(features, store, config, protocol)]
+    write_json(folder / "metrics.json", metrics)
+    write_text(folder / "README.md", _card(record, winner, metrics, store))
+    return metrics
+
+
+def note_test_read(folder: Path, command: str) -> None:
+    """Append to the model's provenance that the test split is about to be read."""
+    path = folder / "provenance.json"
+    provenance = json.loads(path.read_text(encoding="utf-8"))
+    provenance["test_reads"].append({"time": now(), "command": command, "argv": sys.argv[1:]})
+    write_json(path, provenance)
+
+
+def comparability(facts: DatasetFacts | None, config: RunConfig, store: Store) -> list[str]:
+    """Why the figures cannot stand beside the paper's; empty where nothing differs that is known to matter."""
+    if facts is None or not facts.paper_results:
+        return []
+    reasons = []
+    if config.model.backbone.rpartition("/")[2] != (facts.paper_backbone or "").rpartition("/")[2]:
+        reasons.append(f"backbone {config.model.backbone.rpartition('/')[2]}")
+    seen = config.model.modalities
+    for name, here, paper in (
+        ("audio", store.info.audio_dim, facts.audio_dim),
+        ("vision", store.info.vision_dim, facts.vision_dim),
+    ):
+        if paper and (here is None or (seen != "all" and name not in seen)):
+            reasons.append(f"no {name}")
+        elif paper and here != paper:
+            reasons.append(f"{name} of {here} columns instead of {paper}")
+    if dict(store.info.splits) != dict(facts.splits[0]):
+        sizes = ["/".join(str(split[name]) for name in SPLITS) for split in (store.info.splits, facts.splits[0])]
+        reasons.append(f"split of {sizes[0]} instead of {sizes[1]}")
+    return reasons
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on, beyond the configuration."""
+    packages = ("torch", "transformers", "ray", "optuna", "numpy", "pyarrow")
+    own = {"grcf_ray": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return own | {package: version(package) for package in packages}
+
+
+def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are defined: JSON has no NaN, which a correlation of constant scores is."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _ridge(features: Features, store: Store, config: RunConfig, protocol: Protocol) -> dict[str, Any]:
+    bare = dataclasses.replace(
+        features,
+        train=dataclasses.replace(features.train, hidden=None, vector_ND=None),
+        valid=dataclasses.replace(features.valid, hidden=None, vector_ND=None),
+    )
+    test = build_split(
+        store.read("test"),
+        load_tokenizer(config.model.backbone),
+        config.features,
+        center=features.center,
+        lowercase=lowercases(store, config.features),
+        standardisers=features.standardisers,
+    )
+    ridge = ridge_metrics(bare, test, config, protocol=protocol)
+    return ridge | {split: finite_metrics(ridge[split]) for split in ("valid", "test")}
+
+
+def _card(record: RunRecord, winner: TrialRecord, metrics: dict[str, Any], store: Store) -> str:
+    rows = "\n".join(
+        f"| {name} | {metrics['valid'].get(name, float('nan')):.4f} | {value:.4f} |"
+        for name, value in metrics["test"].items()
+    )
+    return f"""# GRCF on {store.info.name}
+
+Trial stage{winner.stage}/{winner.number} of the run `{record.folder.name}`, chosen on the validation split.
+The validation figures are optimistic: they are the best of several trials.
+
+| metric | valid | test |
+|---|---|---|
+{rows}
+
+`model.safetensors` and `config.json` load without the run or the backbone:
+
+```python
+from pathlib import Path
+from grcf_ray.train.export import load_model
+
+model = load_model(Path("best"))
+scores = model.score(table)  # a pyarrow table with a text column, and audio or vision where the model has them
+```
+
+`python -m grcf_ray.evaluate {record.folder.name}` measures it again.
+"""

@@ -1,0 +1,120 @@
+"""From a configuration and a data set to what a stage loop takes: features, and a model with initial weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from grcf_ray.config import ModelConfig, RunConfig
+from grcf_ray.data.batches import length_sorted, micro_batches
+from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features, cached_array
+from grcf_ray.model.regression import GrcfRegressor, build_regressor
+from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokenizer
+from grcf_ray.train.stage import seed_torch
+
+if TYPE_CHECKING:
+    from grcf_ray.data.store import Store
+
+__all__ = ["initial_model", "prepare_features", "select_modalities", "template", "text_vectors"]
+
+FROZEN_TOKEN_BUDGET = 4096
+
+
+@lru_cache(maxsize=1)
+def template(backbone: str) -> nn.Module:
+    """The pretrained backbone on the CPU, loaded once a process and never trained: copy it."""
+    return load_backbone(backbone).requires_grad_(True).eval()
+
+
+def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = None) -> Features:
+    """Features of the train and valid splits, with the frozen layers' output where the model has some."""
+    features = build_features(store, load_tokenizer(config.model.backbone), config.features, cache=cache)
+    if config.model.frozen_layers == 0:
+        return features
+    encoder = TextEncoder(
+        copy.deepcopy(template(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
+    ).eval()
+    identity = _weights_sha256(encoder.backbone)
+    return dataclasses.replace(
+        features,
+        train=_with_frozen(features, "train", encoder, identity),
+        valid=_with_frozen(features, "valid", encoder, identity),
+    )
+
+
+def select_modalities(features: Features, modalities: Literal["all", "text", "text+audio", "text+vision"]) -> Features:
+    """The features without the modalities that a model does not see."""
+    if modalities == "all":
+        return features
+    return dataclasses.replace(features, train=features.train.only(modalities), valid=features.valid.only(modalities))
+
+
+def initial_model(config: ModelConfig, features: Features, *, seed: int) -> GrcfRegressor:
+    """A model with the pretrained backbone and, from the seed, fresh weights elsewhere.
+
+    features: after `select_modalities`; a modality that they lack has no branch.
+    """
+    seed_torch(seed)
+    return build_regressor(
+        copy.deepcopy(template(config.backbone)),
+        config,
+        audio_dim=features.audio_dim,
+        vision_dim=features.vision_dim,
+        half_range=features.half_range,
+    )
+
+
+def text_vectors(features: Features, split: SplitFeatures, encoder: TextEncoder) -> NDArray[np.float32]:
+    """[N, D] text vectors of a split by an encoder as it stands, in the split's order."""
+    with torch.no_grad():
+        order = length_sorted(split, np.arange(len(split)))
+        vectors = [encoder(batch) for batch in micro_batches(features, split, order, FROZEN_TOKEN_BUDGET)]
+    vector_ND = np.empty((len(split), encoder.width), np.float32)
+    vector_ND[order] = torch.cat(vectors).numpy()
+    return vector_ND
+
+
+def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: str) -> SplitFeatures:
+    split: SplitFeatures = getattr(features, name)
+    folder = Path(features.folder) / name
+    if encoder.n_frozen == encoder.n_layers:
+        vectors = cached_array(
+            folder, f"vector-{encoder.text_vector}-{identity}", lambda: text_vectors(features, split, encoder)
+        )
+        return dataclasses.replace(split, vector_ND=vectors)
+    hidden = cached_array(
+        folder, f"hidden-{encoder.n_frozen}-{identity}", lambda: _frozen_hidden(features, split, encoder)
+    )
+    return dataclasses.replace(split, hidden=Ragged(hidden, split.tokens.offsets))
+
+
+def _frozen_hidden(features: Features, split: SplitFeatures, encoder: TextEncoder) -> NDArray[np.float32]:
+    """[T, D] output of the frozen layers for every subword of the split."""
+    hidden_TD = np.empty((len(split.tokens.values), encoder.width), np.float32)
+    order = length_sorted(split, np.arange(len(split)))
+    done = 0
+    for batch in micro_batches(features, split, order, FROZEN_TOKEN_BUDGET):
+        assert batch.token_BL is not None and batch.mask_BL is not None
+        hidden_BLD = encoder.frozen_hidden(batch.token_BL, batch.mask_BL).numpy()
+        for row, utterance in enumerate(order[done : done + len(hidden_BLD)]):
+            start, stop = split.tokens.offsets[utterance : utterance + 2]
+            hidden_TD[start:stop] = hidden_BLD[row, : stop - start]
+        done += len(hidden_BLD)
+    return hidden_TD
+
+
+def _weights_sha256(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]

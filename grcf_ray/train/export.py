@@ -1,0 +1,145 @@
+"""A trained model on its own: a folder that loads in a new process without its run, data or backbone.
+
+model.safetensors     every weight, the text encoder's too
+config.json           settings, dims, label range, standardisation, the backbone's configuration
+tokenizer/            the backbone's tokenizer
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.data.features import Features, Standardiser, build_split
+from grcf_ray.errors import DataError
+from grcf_ray.files import file_sha256, replacing, write_json
+from grcf_ray.metrics import Protocol
+from grcf_ray.model.regression import GrcfRegressor, build_regressor
+from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer
+from grcf_ray.train.stage import predict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["SavedModel", "load_model", "save_model"]
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A loaded model with what it takes to feed it."""
+
+    model: GrcfRegressor
+    tokenizer: PreTrainedTokenizerBase
+    config: RunConfig
+    label_range: tuple[float, float]
+    protocol: Protocol
+    """Whose metrics its data set uses."""
+    standardisers: dict[str, Standardiser]
+    lowercase: bool
+
+    def score(self, table: pa.Table) -> NDArray[np.float64]:
+        """[N] scores of an utterance table's rows, in label units and in their order."""
+        low, high = self.label_range
+        center = (low + high) / 2
+        for name in self.model.modality_dims:
+            if name not in table.column_names:
+                raise DataError(f"the table has no {name} column, and the model was trained with {name}")
+        split = build_split(
+            table,
+            self.tokenizer,
+            self.config.features,
+            center=center,
+            lowercase=self.lowercase,
+            standardisers=self.standardisers,
+        )
+        split = split.only(self.model.modality_dims)
+        pad = int(self.tokenizer.pad_token_id or 0)
+        features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
+        budget = self.config.pairs.micro_batch_tokens
+        return predict(self.model, features, split, device=torch.device("cpu"), token_budget=budget) + center
+
+
+def save_model(
+    folder: Path,
+    model: GrcfRegressor,
+    tokenizer: PreTrainedTokenizerBase,
+    features: Features,
+    config: RunConfig,
+    *,
+    label_range: tuple[float, float],
+    protocol: Protocol,
+    lowercase: bool,
+) -> None:
+    """Write a model for `load_model`. features: those it was trained on, for their statistics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    weights = folder / "model.safetensors"
+    with replacing(weights) as beside:
+        save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, beside)
+    write_json(
+        folder / "config.json",
+        {
+            "format": FORMAT,
+            "settings": flatten(config),
+            "backbone": model.text_encoder.backbone.config.to_dict(),  # type: ignore[union-attr,operator]
+            "modality_dims": model.modality_dims,
+            "label_range": list(label_range),
+            "protocol": protocol,
+            "lowercase": lowercase,
+            "standardisers": {
+                name: {"mean": s.mean_A.tolist(), "deviation": s.deviation_A.tolist()}
+                for name, s in features.standardisers.items()
+            },
+            "weights_sha256": file_sha256(weights),
+        },
+    )
+
+
+def load_model(folder: Path) -> SavedModel:
+    """A model that `save_model` wrote, on the CPU in eval mode. DataError where the folder is damaged."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: no saved model: config.json cannot be read ({error})") from error
+    if saved["format"] > FORMAT:
+        raise DataError(f"{folder}: written by a newer grcf_ray; upgrade to read it")
+    weights = folder / "model.safetensors"
+    if not weights.exists() or file_sha256(weights) != saved["weights_sha256"]:
+        raise DataError(f"{weights}: missing, or not the file that was written")
+    config = build_config(saved["settings"], source=str(folder / "config.json"))
+    low, high = saved["label_range"]
+    model = build_regressor(
+        backbone_from_config(saved["backbone"]),
+        config.model,
+        audio_dim=saved["modality_dims"].get("audio"),
+        vision_dim=saved["modality_dims"].get("vision"),
+        half_range=(high - low) / 2,
+    )
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise DataError(f"{weights}: does not fit config.json ({error})") from error
+    return SavedModel(
+        model=model.eval(),
+        tokenizer=load_tokenizer(str(folder / "tokenizer")),
+        config=config,
+        label_range=(low, high),
+        protocol=saved["protocol"],
+        standardisers={
+            name: Standardiser(np.array(s["mean"], np.float32), np.array(s["deviation"], np.float32))
+            for name, s in saved["standardisers"].items()
+        },
+        lowercase=saved["lowercase"],
+    )

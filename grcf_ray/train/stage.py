@@ -1,0 +1,328 @@
+"""The loop of one stage: epochs of optimizer steps, validation, checkpoints. Plain torch, with or without DDP.
+
+Every random choice of an epoch is seeded from (seed, stage, epoch), so a checkpoint restarts a run exactly without
+storing random states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from grcf_ray.config import RunConfig
+from grcf_ray.data.batches import length_sorted, micro_batches
+from grcf_ray.data.features import Features, SplitFeatures
+from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
+from grcf_ray.errors import ConfigError, DivergedError
+from grcf_ray.losses.groups import OrdinalGroups
+from grcf_ray.losses.regression import boundary_loss, distribution_loss, mae_loss, ranking_terms
+from grcf_ray.metrics import Protocol, regression_metrics
+from grcf_ray.model.regression import GrcfRegressor
+from grcf_ray.train.checkpoint import link_or_copy, load_checkpoint, save_checkpoint
+from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
+
+__all__ = ["OBJECTIVES", "StageLoop", "predict", "stage_seed", "use_deterministic_torch"]
+
+OBJECTIVES: dict[int, tuple[str, Literal["max", "min"]]] = {1: ("pairwise_acc", "max"), 2: ("mae", "min")}
+"""The validation metric that each stage is judged by (appendix C.3), and its direction."""
+
+
+class StageLoop:
+    """Trains a model through one stage, an epoch at a time.
+
+    `run_epoch` returns the epoch's metrics: `loss/*` by term (means over the epoch's groups of pairs), `valid/*`,
+    `lr/*`, `grad_norm`, `active_pairs` and `pair_weight`, speeds, and the cost in utterance passes (encoded
+    utterances over training utterances). With a folder, each epoch ends with `last.safetensors` written, and
+    `best.safetensors` beside it at a new best; `resume` goes on from there.
+    """
+
+    def __init__(
+        self,
+        model: GrcfRegressor,
+        features: Features,
+        config: RunConfig,
+        stage: Literal[1, 2],
+        *,
+        seed: int,
+        protocol: Protocol,
+        folder: Path | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.model = model.to(self.device, torch.float64 if config.train.precision == "float64" else torch.float32)
+        self.features, self.config, self.stage, self.seed = features, config, stage, seed
+        self.protocol, self.folder = protocol, folder
+        self.epochs = (config.stage1 if stage == 1 else config.stage2).epochs
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if self.world > config.pairs.groups_per_step:
+            raise ConfigError(
+                f"pairs.groups_per_step = {config.pairs.groups_per_step} cannot be dealt to {self.world} workers; "
+                f"use at most {config.pairs.groups_per_step} workers"
+            )
+        self.network: nn.Module = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
+        self.optimizer = build_optimizer(self.model, config, stage)
+        limit = features.half_range if config.ranking.group_edges == "scaled" else 3.0
+        self.groups = OrdinalGroups.named(config.ranking.groups, limit)
+        self.n_pairs = pairs_per_epoch(config.pairs, len(features.train))
+        self.steps_per_epoch = math.ceil(self.n_pairs / (config.pairs.pairs_per_group * config.pairs.groups_per_step))
+        self.curve: list[dict[str, Any]] = []
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return len(self.curve)
+
+    @property
+    def done(self) -> bool:
+        """Whether every epoch has run."""
+        return self.epoch >= self.epochs
+
+    @property
+    def objective(self) -> str:
+        """Key of the metric that the stage is judged by."""
+        return f"valid/{OBJECTIVES[self.stage][0]}"
+
+    def resume(self) -> bool:
+        """Go on from `last.safetensors` if the folder has one; whether it had."""
+        if self.folder is None or not (self.folder / "last.safetensors").exists():
+            return False
+        self.curve = load_checkpoint(self.folder / "last.safetensors", self.model, self.optimizer)["curve"]
+        return True
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The metrics of the epochs that remain, each run when it is asked for."""
+        while not self.done:
+            yield self.run_epoch()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train one epoch, validate, save; its metrics. DivergedError where numbers cease to be finite."""
+        start = time.perf_counter()
+        seed_torch(self.seed, self.stage, self.epoch, self.rank)
+        self.network.train()
+        totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device, dtype=torch.float64))
+        encoded = 0
+        for index, step in enumerate(self._steps()):
+            rates = self._set_learning_rates(self.epoch * self.steps_per_epoch + index)
+            self.optimizer.zero_grad(set_to_none=True)
+            terms = self.backward(step)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+            self.optimizer.step()
+            encoded += len(step.utterance_U)
+            for name, value in terms.items():
+                totals[name] += value / self.steps_per_epoch
+            totals["grad_norm"] += norm.detach() / self.steps_per_epoch
+        seconds = time.perf_counter() - start
+        metrics = self._epoch_metrics(totals, encoded, seconds, rates)
+        if not math.isfinite(metrics["loss/total"]) or not math.isfinite(metrics["grad_norm"]):
+            raise DivergedError(f"the loss or its gradient is no longer finite after epoch {self.epoch + 1}")
+        metrics |= self._validate()
+        metrics["seconds"] = time.perf_counter() - start
+        self.curve.append(metrics)
+        self._save()
+        return metrics
+
+    def backward(self, step: Step) -> dict[str, Tensor]:
+        """Gradients of one step into the model; the step's loss terms on this rank, weighted as the loss is.
+
+        Each distinct utterance is encoded once, in length-sorted micro-batches; each group of pairs has losses of
+        its own. Under DDP the gradients are those of the whole step on every rank.
+        """
+        order_U = length_sorted(self.features.train, step.utterance_U)
+        batches = micro_batches(self.features, self.features.train, order_U, self.config.pairs.micro_batch_tokens)
+        place_U = np.empty(len(order_U), dtype=np.int64)
+        place_U[np.searchsorted(step.utterance_U, order_U)] = np.arange(len(order_U))
+        slots = [place_U[group.slot_S] for group in step.groups] or [np.zeros(1, dtype=np.int64)]
+        with self._autocast():
+            scores = self.network(
+                [batch.to(self.device) for batch in batches],
+                torch.from_numpy(np.concatenate(slots)).to(self.device),
+            )
+        totals: dict[str, Tensor] = defaultdict(lambda: scores.new_zeros((), dtype=torch.float64))
+        # A rank without a group still takes part in the exchange of gradients.
+        loss = scores.sum() * 0
+        if step.groups:
+            parts = scores.split([len(group.slot_S) for group in step.groups])
+            for group, score_S in zip(step.groups, parts, strict=True):
+                terms = self.group_losses(group, score_S, self._labels(step, group).to(self.device))
+                loss = loss + group.weight * terms["loss/total"]
+                for name, value in terms.items():
+                    totals[name] += group.weight / self.world * value.detach()
+        loss.backward()
+        return totals
+
+    def group_losses(self, group: Group, score_S: Tensor, label_S: Tensor) -> dict[str, Tensor]:
+        """The loss terms of one group of pairs; `loss/total` is eq. 12 in Stage 1, eq. 13 in Stage 2.
+
+        score_S, label_S: [S] of the group's slots, about the centre of the label range.
+        """
+        ranking, limit = self.config.ranking, self.features.half_range
+        terms = ranking_terms(
+            score_S,
+            label_S,
+            torch.from_numpy(group.pairs_P2).to(score_S.device),
+            self.groups,
+            intra_margin=ranking.intra_margin,
+            base_margin=ranking.base_margin,
+            margin_step=ranking.margin_step,
+            advantage_weighting=ranking.advantage_weighting,
+            dynamic_margin=ranking.dynamic_margin,
+        )
+        losses = {"loss/group": terms.loss(), "loss/bound": boundary_loss(score_S, limit)}
+        if self.stage == 1:
+            stage = self.config.stage1
+            losses["loss/reg"] = distribution_loss(score_S, label_S, stage.reg_margin)
+            total = stage.reg_weight * losses["loss/reg"]
+        else:
+            stage = self.config.stage2  # type: ignore[assignment]
+            losses["loss/mae"] = mae_loss(score_S, label_S)
+            total = self.config.stage2.mae_weight * losses["loss/mae"]
+        total = total + stage.group_weight * losses["loss/group"] + stage.boundary_weight * losses["loss/bound"]
+        return losses | {
+            "loss/total": total,
+            "active_pairs": terms.active_share(),
+            "pair_weight": terms.mean_weight(),
+        }
+
+    def _steps(self) -> Iterator[Step]:
+        pairs_M2 = draw_pairs(
+            len(self.features.train),
+            self.n_pairs,
+            np.random.default_rng([self.seed, self.stage, self.epoch if self.config.pairs.redraw else 0]),
+        )
+        return epoch_steps(pairs_M2, self.config.pairs, rank=self.rank, world=self.world)
+
+    def _labels(self, step: Step, group: Group) -> Tensor:
+        # The array is a fresh copy: features are read-only, which torch would warn about.
+        label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
+        return torch.from_numpy(label_S).to(
+            torch.float64 if self.config.train.precision == "float64" else torch.float32
+        )
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        precision = self.config.train.precision
+        if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _set_learning_rates(self, step: int) -> dict[str, float]:
+        factor = learning_rate_factor(step, self.steps_per_epoch * self.epochs, self.config.train.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+
+    def _epoch_metrics(
+        self, totals: dict[str, Tensor], encoded: int, seconds: float, rates: dict[str, float]
+    ) -> dict[str, Any]:
+        names = sorted(totals)
+        # Loss terms are sums over this rank's groups, the gradient norm is the same on all, encoded adds up.
+        sums = torch.stack([*(totals[name] for name in names), totals["grad_norm"].new_tensor(encoded)])
+        if self.world > 1:
+            sums[names.index("grad_norm")] /= self.world
+            dist.all_reduce(sums)
+        *values, encoded_all = sums.tolist()
+        return {
+            "epoch": self.epoch + 1,
+            **dict(zip(names, values, strict=True)),
+            **rates,
+            "utterance_passes": encoded_all / len(self.features.train),
+            "utterances_per_s": encoded_all / seconds,
+            "pairs_per_s": self.n_pairs / seconds,
+        }
+
+    def _validate(self) -> dict[str, float]:
+        with self._autocast():
+            score_N = predict(
+                self.model,
+                self.features,
+                self.features.valid,
+                device=self.device,
+                token_budget=self.config.pairs.micro_batch_tokens,
+            )
+        if not np.isfinite(score_N).all():
+            raise DivergedError(f"the model's scores are no longer finite after epoch {self.epoch + 1}")
+        metrics = regression_metrics(
+            score_N, self.features.valid.label_N, protocol=self.protocol, limit=self.features.half_range
+        )
+        return {f"valid/{name}": value for name, value in metrics.items()}
+
+    def _save(self) -> None:
+        if self.folder is None or self.rank != 0:
+            return
+        state = {"stage": self.stage, "epoch": self.epoch, "seed": self.seed, "curve": finite(self.curve)}
+        last = self.folder / "last.safetensors"
+        save_checkpoint(last, self.model, self.optimizer, state)
+        if self.best_epoch == self.epoch:
+            link_or_copy(last, self.folder / "best.safetensors")
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best objective, the earliest of equals; 0 before the first."""
+        if not self.curve:
+            return 0
+        sign = 1 if OBJECTIVES[self.stage][1] == "min" else -1
+        best = min(self.curve, key=lambda metrics: (sign * metrics[self.objective], metrics["epoch"]))
+        return int(best["epoch"])
+
+
+@torch.no_grad()
+def predict(
+    model: GrcfRegressor,
+    features: Features,
+    split: SplitFeatures,
+    *,
+    device: torch.device,
+    token_budget: int,
+) -> NDArray[np.float64]:
+    """[N] scores of a split about the centre of the label range, in the split's order, on every rank."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    training = model.training
+    model.eval()
+    mine = length_sorted(split, np.arange(len(split)))[rank::world]
+    scores = [
+        model.score(model.encode(batch.to(device))) for batch in micro_batches(features, split, mine, token_budget)
+    ]
+    score_N = torch.zeros(len(split), dtype=torch.float64, device=device)
+    if scores:
+        score_N[torch.from_numpy(mine).to(device)] = torch.cat(scores).double()
+    if world > 1:
+        dist.all_reduce(score_N)
+    model.train(training)
+    return score_N.cpu().numpy()
+
+
+def stage_seed(*parts: int) -> int:
+    """A seed derived from others, such as (run, stage, trial): never ambient, never their sum."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+
+
+def seed_torch(*parts: int) -> None:
+    """Seed torch's own generators, which dropout and initial weights draw from."""
+    torch.manual_seed(stage_seed(*parts))
+
+
+def use_deterministic_torch(threads: int) -> None:
+    """Results that repeat bit for bit for a seed, on the same machine type with the same number of threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    # Some CUDA kernels have no deterministic form; warn_only trains with them rather than not at all.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+
+
+def finite(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curve with None for what is undefined (a correlation of constant scores), as JSON needs it."""
+    return [
+        {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in metrics.items()}
+        for metrics in curve
+    ]

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from grcf_ray.data.importers import ImportOptions, find_importer, import_source
+from grcf_ray.data.schema import TableInfo
+from grcf_ray.errors import ConfigError, DataError
+
+OWN = ImportOptions(dataset="own", label_range=(-3, 3))
+HEADER = "id,split,text,label\n"
+ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(source: Path, options: ImportOptions = OWN) -> str:
+    with pytest.raises(DataError) as caught:
+        import_source(source, options)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def rows_of(n: int, **extra: Any) -> pa.Table:
+    """n training utterances and one of test."""
+    columns = {
+        "id": [f"u{row}" for row in range(n + 1)],
+        "split": ["train"] * n + ["test"],
+        "text": ["Some words"] * (n + 1),
+        "label": [row % 7 - 3.0 for row in range(n + 1)],
+        **extra,
+    }
+    return pa.table(columns)
+
+
+def test_csv_of_text_alone(tmp_path: Path) -> None:
+    table, info = import_source(write(tmp_path / "own.csv", HEADER + ROWS), OWN)
+    assert table.schema.names == ["id", "split", "text", "label"]
+    assert table.to_pylist()[0] == {"id": "a", "split": "train", "text": "good, or so", "label": 1.5}
+    assert table["split"].to_pylist() == ["train", "valid", "test"]
+    assert (info.audio_dim, info.vision_dim, info.language) == (None, None, "unknown")
+    assert [source.name for source in info.sources] == ["own.csv"]
+
+
+def test_columns_in_any_order_others_ignored_and_a_byte_order_mark(tmp_path: Path) -> None:
+    text = "\ufefflabel,mood,text,split,id\n1,x,hi,Train,001\n2,y,NA,VALIDATION,2\n 3 ,z,ho,test,3\n"
+    table, _ = import_source(write(tmp_path / "own.csv", text), OWN)
+    assert table.to_pydict() == {
+        "id": ["001", "2", "3"],
+        "split": ["train", "valid", "test"],
+        "text": ["hi", "NA", "ho"],
+        "label": [1.0, 2.0, 3.0],
+    }
+
+
+def test_features_and_context_in_csv_are_json(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    columns = {
+        "id": ["a", "b", "c"],
+        "split": ["train", "valid", "test"],
+        "text": ["x", "y", "z"],
+        "label": ["1", "2", "3"],
+        "audio": [json.dumps([[1, 2.5], [3, 4]]), "", json.dumps([[5, 6]])],
+        "context": [json.dumps(["before"]), "", ""],
+    }
+    pyarrow.csv.write_csv(pa.table(columns), path)
+    table, info = import_source(path, OWN)
+    assert info.audio_dim == 2
+    assert table["audio"].to_pylist() == [[[1, 2.5], [3, 4]], None, [[5, 6]]]
+    assert table["context"].to_pylist() == [["before"], None, None]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.list_(pa.float64())), pa.large_list(pa.list_(pa.float32(), 2))])
+def test_parquet_of_any_list_type(tmp_path: Path, kind: Any) -> None:
+    audio = pa.array([[[1, 2]], None, [[3, 4], [5, 6]]], kind)
+    table = pa.table({"id": [1, 2, 3], "split": ["train", "val", "test"], "text": list("xyz"), "label": [1, 2, 3]})
+    pq.write_table(table.append_column("audio", audio), tmp_path / "own.parquet")
+    got, info = import_source(tmp_path / "own.parquet", OWN)
+    assert got["id"].to_pylist() == ["1", "2", "3"]
+    assert got["audio"].to_pylist() == audio.to_pylist()
+    assert info.audio_dim == 2
+
+
+def test_folder_with_a_file_per_split(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "id,text,label\na,x,1\n")
+    write(tmp_path / "dev.csv", "id,text,label\nb,x,1\n")
+    pq.write_table(pa.table({"id": ["c"], "text": ["x"], "label": [2.0]}), tmp_path / "test.parquet")
+    write(tmp_path / "notes.csv", "nothing,of,ours\n")
+    table, info = import_source(tmp_path, OWN)
+    assert dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True)) == {
+        "a": "train",
+        "b": "valid",
+        "c": "test",
+    }
+    assert [source.name for source in info.sources] == ["dev.csv", "test.parquet", "train.csv"]
+
+
+def test_faults_of_a_folder_name_file_and_row_within_it(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "id,text,label\na,x,1\nb,x,oops\n")
+    write(tmp_path / "valid.csv", "id,text,label\nc,x,1\n")
+    write(tmp_path / "test.csv", "id,text,label\nd,x,1\na,x,7\n")
+    message = refusal(tmp_path)
+    assert "test.csv: row 2 (id a): label 7 lies outside [-3, 3]" in message
+    assert "train.csv: row 1 (id a): test.csv: row 2 has the same id" in message
+    assert "train.csv: row 2 (id b): label 'oops' is not a number" in message
+
+
+def test_missing_columns_are_listed_together_with_those_present(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", "ID,sentence,label\n1,2,3\n")
+    assert refusal(path) == (
+        f"{path}: missing columns id, split, text (or files named train, valid and test); present: ID, sentence, label"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("nice", "label 'nice' is not a number"),
+        ("", "label is missing"),
+        ("nan", "label is missing"),
+        ("4", "label 4 lies outside [-3, 3]"),
+    ],
+)
+def test_bad_label_cells(tmp_path: Path, cell: str, message: str) -> None:
+    path = write(tmp_path / "own.csv", f"{HEADER}{ROWS}d,train,x,{cell}\n")
+    assert refusal(path) == f"own.csv: row 4 (id d): {message}"
+
+
+@pytest.mark.parametrize("cell", ['"[1, 2]"', '"[[1, ""x""]]"', "nothing", "5", '"{""a"": 1}"', '"[[1, 2]"'])
+def test_bad_feature_cells(tmp_path: Path, cell: str) -> None:
+    path = write(tmp_path / "own.csv", f"id,split,text,label,audio\na,train,x,1,{cell}\nb,valid,x,1,\nc,test,x,1,\n")
+    message = refusal(path)
+    assert message.startswith("own.csv: row 1 (id a): audio '")
+    assert message.endswith("is not a JSON list of rows of numbers")
+
+
+def test_non_finite_features_name_the_whole_command(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "own.csv",
+        'id,split,text,label,audio\na,train,x,1,"[[NaN, Infinity, 1]]"\nb,valid,x,1,\nc,test,x,1,\n',
+    )
+    assert refusal(path) == (
+        "own.csv: row 1 (id a): audio has 2 non-finite values. Clean it: "
+        f"python -m grcf_ray.data import {path} --dataset own --label-range -3 3 --non-finite zero"
+    )
+    options = ImportOptions(dataset="own", label_range=(-3, 3), non_finite="zero")
+    table, info = import_source(path, options)
+    assert table["audio"].to_pylist()[0] == [[0, 0, 1]]
+    assert info.notes == ("audio: 2 non-finite values set to 0",)
+
+
+def test_rows_that_do_not_fit_the_header_are_all_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", f"{HEADER}a,train,x,1\nb,train\nc,test,y,1,1\n")
+    message = refusal(path)
+    assert "row 2 has 2 cells, not 4" in message
+    assert "row 3 has 5 cells, not 4" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.parquet", b"PAR1 and no more"),
+        ("own.parquet", b"id,split"),
+        ("own.csv", b""),
+        ("own.csv", HEADER.encode()),
+        ("own.csv", HEADER.encode() + b"a,train,\xff\xfe,1\n"),
+    ],
+)
+def test_file_that_is_no_table(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refusal(tmp_path / name).startswith(str(tmp_path / name))
+
+
+def test_column_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
+    pq.write_table(rows_of(2, audio=[[1.0], [1.0], [1.0]]), tmp_path / "own.parquet")
+    assert "column audio is of type list" in refusal(tmp_path / "own.parquet")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_split_other_than_valid_must_be_there(tmp_path: Path, split: str) -> None:
+    other = "test" if split == "train" else "train"
+    path = write(tmp_path / "own.csv", f"{HEADER}a,{other},x,1\nb,valid,x,1\n")
+    assert refusal(path) == f"own.csv: the split {split} holds no utterance"
+
+
+def test_missing_valid_split_is_drawn_and_noted(tmp_path: Path) -> None:
+    pq.write_table(rows_of(200), tmp_path / "own.parquet")
+    table, info = import_source(tmp_path / "own.parquet", OWN)
+    assert info.splits == {"train": 175, "valid": 25, "test": 1}
+    assert info.notes == (
+        "no valid split given: 25 of 200 training utterances drawn, stratified by label on a hash of the id",
+    )
+    assert table.num_rows == 201
+
+
+def test_missing_valid_split_is_drawn_by_video_where_known(tmp_path: Path) -> None:
+    video = [f"v{row // 4}" for row in range(200)] + ["t"]
+    pq.write_table(rows_of(200, video_id=video), tmp_path / "own.parquet")
+    table, info = import_source(tmp_path / "own.parquet", OWN)
+    split_of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    for row in range(0, 200, 4):
+        assert len({split_of[f"u{row + offset}"] for offset in range(4)}) == 1
+    assert 20 <= info.splits["valid"] <= 30
+    assert "whole videos" in info.notes[0]
+
+
+def test_valid_split_that_would_be_too_small_is_refused(tmp_path: Path) -> None:
+    pq.write_table(rows_of(100), tmp_path / "own.parquet")
+    assert "Mark utterances" in refusal(tmp_path / "own.parquet")
+
+
+def test_upper_case_transcripts_and_missing_texts_are_noted_and_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", f"{HEADER}a,train,IT WAS GOOD,1\nb,valid,,1\nc,test,x,1\n")
+    table, info = import_source(path, OWN)
+    assert info.transcripts == "upper"
+    assert table["text"].to_pylist() == ["IT WAS GOOD", "", "x"]
+    assert any("upper case" in note for note in info.notes)
+    assert "1 of 3 utterances have no text" in info.notes
+
+
+def test_other_counts_than_the_fact_sheets_are_noted(tmp_path: Path) -> None:
+    path = write(tmp_path / "mosi.csv", HEADER + ROWS)
+    _, info = import_source(path, ImportOptions(dataset="mosi"))
+    assert info.notes == (
+        "1/1/1 utterances in train/valid/test, where CMU-MOSI is known with 1281/229/685 or 1284/229/686",
+    )
+
+
+def test_options_that_contradict_the_fact_sheet(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mosi is annotated on -3 3"):
+        ImportOptions(dataset="mosi", label_range=(-1, 1))
+    with pytest.raises(ConfigError, match="the lower one first"):
+        ImportOptions(dataset="own", label_range=(1, 1))
+    with pytest.raises(ConfigError, match="unknown data set 'own'"):
+        ImportOptions(dataset="own")
+    with pytest.raises(ConfigError, match=r"unknown format 'pickle'. Known: auto, table"):
+        find_importer(tmp_path, "pickle")
+
+
+def test_sources_that_are_not_there_or_of_no_format(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'} does not exist"
+    write(tmp_path / "readme.txt", "hello")
+    assert "no data of a known format (table)" in refusal(tmp_path)
+    assert "no data of a known format (table)" in refusal(tmp_path / "readme.txt")
+
+
+def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
+    pq.write_table(rows_of(200), tmp_path / "mosi.data")
+    assert import_source(tmp_path / "mosi.data", OWN)[1].splits["test"] == 1
+
+
+@pytest.fixture(scope="module")
+def mosi() -> Path:
+    root = os.environ.get("GRCF_TEST_DATA")
+    path = Path(root or "") / "mosi" / "utterances.parquet"
+    if not root or not path.is_file():
+        pytest.skip("GRCF_TEST_DATA names no folder with mosi/utterances.parquet")
+    return path
+
+
+def test_real_mosi(mosi: Path) -> None:
+    def load() -> tuple[pa.Table, TableInfo]:
+        return import_source(mosi, ImportOptions(dataset="mosi"))
+
+    (table, info), (_, again) = load(), load()
+    assert info.splits == {"train": 1284, "valid": 229, "test": 686}
+    assert (info.audio_dim, info.vision_dim, info.transcripts) == (75, None, "upper")
+    assert info.fingerprint == again.fingerprint
+    assert len(info.notes) == 1
+    assert pc.min_max(table["label"]).as_py() == {"min": -3.0, "max": 3.0}

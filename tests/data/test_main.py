@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grcf_ray import console
+from grcf_ray.data.__main__ import app
+
+CSV = "id,split,text,label\na,train,so [bold]good[/bold],1\nb,valid,y,2\nc,test,secret,3\n"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in a folder of its own; exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRCF_DATA", raising=False)
+    monkeypatch.setenv("GRCF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own.csv").write_text(CSV)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            console.run(app, words)
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_import_writes_a_store_and_says_what_it_holds(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("import", "own.csv", "--dataset", "own", "--label-range", "-1", "5")
+    assert code == 0
+    assert err == "reading own.csv\n"
+    assert "data set     own: regression, labels -1 to 5, language unknown" in out
+    assert f"folder       {tmp_path / 'data' / 'own'}" in out
+    assert [line.split() for line in out.splitlines() if line.startswith(("train", "valid", "test"))] == [
+        ["train", "1", "1.000", "1.000", "1.000", "0.000"],
+        ["valid", "1", "2.000", "2.000", "2.000", "0.000"],
+        ["test", "1", "-", "-", "-", "-"],
+    ]
+    assert sorted(path.name for path in (tmp_path / "data" / "own").iterdir()) == [
+        "dataset.json",
+        "test.parquet",
+        "train.parquet",
+        "valid.parquet",
+    ]
+
+
+def test_import_goes_to_the_data_folder_or_where_it_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRCF_DATA", str(tmp_path / "all"))
+    words = ("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
+    assert run(*words)[0] == 0
+    assert run(*words, "--out", "there/own")[0] == 0
+    assert (tmp_path / "all" / "own" / "dataset.json").is_file()
+    assert (tmp_path / "there" / "own" / "dataset.json").is_file()
+
+
+def test_failed_import_exits_3_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(CSV + "a,train,again,9\n")
+    code, out, err = run("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
+    assert (code, out) == (3, "")
+    assert "error: own.csv: 2 faults" in err
+    assert "row 4 (id a): row 1 has the same id" in err
+    assert "row 4 (id a): label 9 lies outside [1, 5]" in err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("import", "own.csv", "--dataset", "own"), 2, "unknown data set 'own'"),
+        (("import", "own.csv", "--dataset", "mosi", "--label-range", "-1", "1"), 2, "annotated on -3 3"),
+        (("import", "own.csv", "--dataset", "mosi", "--format", "csd"), 2, "unknown format 'csd'"),
+        (("import", "none.csv", "--dataset", "mosi"), 3, "none.csv does not exist"),
+        (("import", "own.csv", "--dataset", "mosi", "--out", "."), 2, "holds other files (own.csv)"),
+        (("import", "own.csv", "--dataset", "mosi", "--non-finite", "drop"), 2, "'drop' is not one of"),
+        (("import", "own.csv"), 2, "Missing option '--dataset'"),
+        (("inspect", "mosi"), 3, "needed: mosi.pkl"),
+        (("inspect", "."), 3, "holds no imported data set"),
+        (("inspct",), 2, "No such command 'inspct'"),
+    ],
+)
+def test_refusals(run: Run, words: tuple[str, ...], code: int, message: str) -> None:
+    got, out, err = run(*words)
+    assert (got, out) == (code, "")
+    assert message in err
+
+
+def test_inspect_shows_training_rows_and_leaves_test_closed(run: Run, tmp_path: Path) -> None:
+    run("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
+    (tmp_path / "data" / "own" / "test.parquet").unlink()
+    code, by_name, _ = run("inspect", "own")
+    assert code == 0
+    assert "a   1.000  so [bold]good[/bold]" in by_name
+    assert run("inspect", "data/own") == (0, by_name, "")
+
+
+def test_store_is_not_imported_again(run: Run) -> None:
+    run("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
+    code, _, err = run("import", "data/own", "--dataset", "own", "--label-range", "1", "5", "--out", "again")
+    assert code == 2
+    assert "data/own is imported already" in err
+
+
+def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
+    run("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
+    run("import", "own.csv", "--dataset", "mosi")
+    code, out, _ = run("list")
+    assert code == 0
+    here = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:6]}
+    assert here == {"mosi": "data/mosi", "mosei": "-", "sims_v2": "-", "demo": "packaged", "own": "data/own"}
+    assert "mosei needs mosei.pkl" in out
+    assert "mosi needs" not in out
+
+
+def test_module_runs_quickly_without_the_heavy_imports() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('grcf_ray.data', run_name='__main__')\n"
+    )
+    code += "except SystemExit as e: assert e.code == 0\n"
+    code += "print(sorted({'torch', 'ray', 'pyarrow', 'numpy', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert "\x1b" not in done.stdout

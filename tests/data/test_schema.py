@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from grcf_ray.data.frames import Frames
+from grcf_ray.data.schema import Source, TableInfo, conform, fingerprint, table_schema
+from grcf_ray.data.validation import Fault, validate
+from grcf_ray.errors import DataError
+
+FRAMES = pa.list_(pa.list_(pa.float64()))
+
+
+def loose(**changes: Any) -> pa.Table:
+    """Three utterances, one in each split, with `changes` to single columns."""
+    columns = {
+        "id": ["a", "b", "c"],
+        "split": ["train", "valid", "test"],
+        "text": ["good", "", "bad"],
+        "label": [1.5, -3.0, 3.0],
+        "audio": pa.array([[[1, 2], [3, 4]], None, []], FRAMES),
+        **changes,
+    }
+    return pa.table(columns)
+
+
+def fault(**changes: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        validate(loose(**changes), label_range=(-3, 3), source="mosi.parquet", command="IMPORT")
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def digest(table: pa.Table) -> str:
+    return fingerprint(table, task="regression", label_range=(-3, 3), language="en")
+
+
+def test_valid_table_passes_and_takes_the_arrow_schema() -> None:
+    validate(loose(), label_range=(-3, 3))
+    table = conform(loose())
+    assert table.schema == table_schema(audio_dim=2)
+    assert table["audio"].to_pylist() == [[[1, 2], [3, 4]], None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": ["a", "b", "a"]}, "mosi.parquet: row 3 (id a): row 1 has the same id"),
+        ({"id": ["a", None, "c"]}, "mosi.parquet: row 2 (id None): id is missing"),
+        ({"split": ["train", "dve", "test"]}, "mosi.parquet: 2 faults\n  row 2 (id b): split is 'dve', not one of "),
+        ({"split": ["train", "train", "test"]}, "mosi.parquet: the split valid holds no utterance"),
+        ({"text": ["x", None, "y"]}, "mosi.parquet: row 2 (id b): text is missing"),
+        ({"label": [1.0, None, 2.0]}, "mosi.parquet: row 2 (id b): label is missing"),
+        ({"label": [1.0, float("nan"), 2.0]}, "mosi.parquet: row 2 (id b): label is missing"),
+        ({"label": [1.0, 2.0, 3.2]}, "mosi.parquet: row 3 (id c): label 3.2 lies outside [-3, 3]"),
+        ({"label": [1.0, 2.0, float("-inf")]}, "mosi.parquet: row 3 (id c): label -inf lies outside [-3, 3]"),
+        (
+            {"audio": pa.array([[[1, 2], [np.nan, np.inf]], None, [[None, 1]]], FRAMES)},
+            "mosi.parquet: 2 faults\n"
+            "  row 1 (id a): audio has 2 non-finite values\n"
+            "  row 3 (id c): audio has 1 non-finite value\n"
+            "Clean it: IMPORT --non-finite zero",
+        ),
+        (
+            {"audio": pa.array([[[1, 2], [3, 4]], [[1, 2], [3]], None], FRAMES)},
+            "mosi.parquet: row 2 (id b): audio has rows of 1 values, where most have 2",
+        ),
+        ({"vision": pa.array([[[]], None, None], FRAMES)}, "mosi.parquet: row 1 (id a): vision has rows of 0 values"),
+    ],
+)  # fmt: skip
+def test_every_fault_is_named_by_row_and_id(changes: dict[str, Any], message: str) -> None:
+    assert fault(**changes).startswith(message)
+
+
+def test_single_non_finite_fault_ends_with_the_command_that_cleans_it() -> None:
+    audio = pa.array([[[1, 2], [np.nan, np.inf]], None, None], FRAMES)
+    assert fault(audio=audio) == (
+        "mosi.parquet: row 1 (id a): audio has 2 non-finite values. Clean it: IMPORT --non-finite zero"
+    )
+
+
+def test_all_faults_of_all_rows_come_together_in_the_order_of_the_rows() -> None:
+    message = fault(
+        id=["a", "a", "c"],
+        split=["train", "valid", "tset"],
+        text=[None, "x", "y"],
+        label=[9.0, None, -9.0],
+        audio=pa.array([[[np.nan, 1]], [[1]], [[1, 2]]], FRAMES),
+    )
+    lines = message.splitlines()
+    assert lines[0] == "mosi.parquet: 9 faults"
+    assert [line.split(":")[0].strip() for line in lines[1:9]] == ["row 1 (id a)"] * 3 + ["row 2 (id a)"] * 3 + [
+        "row 3 (id c)"
+    ] * 2
+    assert lines[9:] == ["  the split test holds no utterance", "Clean it: IMPORT --non-finite zero"]
+
+
+def test_parse_fault_stands_for_its_cell() -> None:
+    with pytest.raises(DataError) as caught:
+        validate(
+            loose(label=[None, 1.0, 2.0]),
+            label_range=(-3, 3),
+            parse_faults=[Fault(0, "label", "label 'x' is not a number")],
+            source="t.csv",
+        )
+    assert str(caught.value) == "t.csv: row 1 (id a): label 'x' is not a number"
+
+
+def test_non_finite_values_can_be_set_to_zero_instead() -> None:
+    table = loose(audio=pa.array([[[1, np.inf], [np.nan, 4]], None, None], FRAMES))
+    validate(table, label_range=(-3, 3), non_finite="zero")
+    assert conform(table, zero_non_finite=True)["audio"].to_pylist()[0] == [[1, 0], [0, 4]]
+
+
+def test_label_that_float32_rounds_just_out_of_the_range_passes() -> None:
+    validate(loose(label=np.array([-3.0000002, 3.0000002, 0], np.float64)), label_range=(-3, 3))
+
+
+def test_classification_takes_the_two_classes_only() -> None:
+    validate(loose(label=[0.0, 1.0, 1.0]), task="classification", label_range=(0, 1))
+    with pytest.raises(DataError, match=r"row 2 \(id b\): label 0.5 is neither 0 nor 1"):
+        validate(loose(label=[0.0, 0.5, 1.0]), task="classification", label_range=(0, 1))
+
+
+def test_frames_read_slices_nulls_and_fixed_sizes_alike() -> None:
+    rows = [[[1, 2]], None, [], [[3, 4], [5, 6]]]
+    for kind in (FRAMES, pa.list_(pa.list_(pa.float32(), 2)), pa.large_list(pa.large_list(pa.int64()))):
+        column = pa.chunked_array([pa.array(rows, kind).slice(1), pa.array(rows[:1], kind)])
+        frames = Frames.of(column)
+        assert frames.lengths_N.tolist() == [0, 0, 2, 1]
+        assert frames.values.tolist() == [3, 4, 5, 6, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "relayout",
+    [
+        lambda table: pa.concat_tables([table.slice(2), table.slice(0, 2)]),
+        lambda table: pa.Table.from_batches(table.to_batches(max_chunksize=1)),
+        lambda table: through_parquet(table, compression="gzip", row_group_size=1, version="1.0"),
+        lambda table: table.replace_schema_metadata({"other": "writer"}),
+    ],
+)
+def test_fingerprint_ignores_the_layout(relayout: Callable[[pa.Table], pa.Table]) -> None:
+    table = conform(loose())
+    assert digest(relayout(table)) == digest(table)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": ["good", "", "bad "]},
+        {"label": [1.5, -3.0, 2.9]},
+        {"id": ["a", "b", "d"]},
+        {"audio": pa.array([[[1, 2]], [[3, 4]], None], FRAMES)},
+        {"context": [["x"], None, None]},
+    ],
+)
+def test_fingerprint_sees_the_content(changes: dict[str, Any]) -> None:
+    assert digest(conform(loose(**changes))) != digest(conform(loose()))
+
+
+def test_fingerprint_sees_the_order_of_rows_within_a_split() -> None:
+    table = conform(loose(split=["train"] * 3))
+    assert digest(table.take([1, 0, 2])) != digest(table)
+
+
+def test_info_survives_json() -> None:
+    info = TableInfo.describe(
+        conform(loose()),
+        name="mosi",
+        label_range=(-3, 3),
+        language="en",
+        sources=[Source(name="mosi.parquet", sha256="00")],
+        notes=["a note"],
+    )
+    assert info.audio_dim == 2
+    assert info.vision_dim is None
+    assert info.splits == {"train": 1, "valid": 1, "test": 1}
+    assert TableInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
+
+
+def test_info_of_another_layout_is_refused() -> None:
+    values = TableInfo.describe(conform(loose()), name="mosi", label_range=(-3, 3)).to_json()
+    with pytest.raises(DataError, match="layout 99"):
+        TableInfo.from_json({**values, "schema_version": 99})
+
+
+@pytest.mark.parametrize(
+    ("text", "transcripts"),
+    [("IT WAS GOOD", "upper"), ("It was GOOD", "mixed"), ("我不想嫁给李茶 OK", "mixed"), ("123 ?", "mixed")],
+)
+def test_transcripts_without_case_are_detected(text: str, transcripts: str) -> None:
+    table = conform(loose(text=[text, "IGNORED", "IGNORED"]))
+    assert TableInfo.describe(table, name="x", label_range=(-3, 3)).transcripts == transcripts
+
+
+def through_parquet(table: pa.Table, **options: Any) -> pa.Table:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    return pq.read_table(buffer)

@@ -1,0 +1,92 @@
+"""The import direction of DESIGN holds: data flows one way, and heavy libraries stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "grcf_ray"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+RANKS = {
+    "errors": 0,
+    "files": 1,
+    "config": 1,
+    "console": 1,
+    "data": 2,
+    "model": 3,
+    "losses": 3,
+    "metrics": 3,
+    "train": 4,
+    "search": 5,
+    "report": 6,
+    "evaluate": 7,
+}
+"""Rooms from the bottom up. A room imports from its own and from lower ones."""
+
+
+def room(path: Path) -> str:
+    """The part of the package that a module belongs to; commands are the `__main__` modules."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def rank(path: Path) -> int:
+    return 8 if path.name == "__main__.py" else RANKS[room(path)]
+
+
+def imported(path: Path) -> set[str]:
+    """Names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts(name: str) -> list[str]:
+    return name.split(".")
+
+
+@pytest.mark.parametrize(
+    "path", [m for m in MODULES if m.name != "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_point_down(path: Path) -> None:
+    for name in imported(path):
+        if parts(name)[0] == "grcf_ray" and len(parts(name)) > 1 and parts(name)[1] in RANKS:
+            assert RANKS[parts(name)[1]] <= rank(path), f"{path} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_ray_and_optuna_stay_in_their_rooms(path: Path) -> None:
+    libraries = {parts(name)[0] for name in imported(path)}
+    if room(path) != "search" and path != PACKAGE / "train" / "distributed.py":
+        assert "ray" not in libraries
+    if room(path) not in ("search", "report"):
+        assert "optuna" not in libraries
+
+
+def test_every_module_has_a_rank() -> None:
+    assert {room(path) for path in MODULES} - {"__init__"} <= set(RANKS)
+
+
+@pytest.mark.parametrize(
+    "path", [m for m in MODULES if m.name == "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_package_init_files_import_nothing_heavy(path: Path) -> None:
+    heavy = {"torch", "transformers", "ray", "optuna", "sklearn", "scipy", "tensorboard"}
+    assert not heavy & {parts(name)[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize(
+    "path", [m for m in MODULES if m.name == "__main__.py"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_commands_define_nothing_that_ray_would_pickle_by_value(path: Path) -> None:
+    classes = [node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    enums = {"NonFinite"}
+    assert set(classes) <= enums

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import kendalltau, pearsonr
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
+
+from grcf_ray.metrics import METRIC_DIRECTIONS, Ties, pairwise_accuracy, regression_metrics
+
+Floats = NDArray[np.floating[Any]]
+
+MOSI_KEYS = {
+    *("mae", "corr", "mae_nonzero", "corr_nonzero", "pairwise_acc", "acc7", "acc5"),
+    *("acc2_non0", "f1_positive", "f1_weighted", "f1_macro"),
+    *("acc2_has0", "f1_positive_has0", "f1_weighted_has0", "f1_macro_has0"),
+}
+SIMS_KEYS = {
+    *("mae", "corr", "pairwise_acc", "acc5", "acc3"),
+    *("acc2_non0", "f1_positive", "f1_weighted", "f1_macro"),
+    *("acc2_mmsa", "f1_positive_mmsa", "f1_weighted_mmsa", "f1_macro_mmsa"),
+}
+
+
+def brute_force(score: Floats, label: Floats, ties: Ties) -> float:
+    """Eq. 28 pair by pair; with `drop` over the pairs of different labels, a tied score being wrong."""
+    right = pairs = 0
+    for i in range(len(label)):
+        for j in range(i + 1, len(label)):
+            if ties == "literal":
+                right += (label[i] > label[j]) == (score[i] > score[j])
+                pairs += 1
+            elif label[i] != label[j]:
+                right += np.sign(label[i] - label[j]) == np.sign(score[i] - score[j])
+                pairs += 1
+    return float(right / pairs)
+
+
+def predictions(seed: int, count: int = 200, limit: float = 3.0) -> tuple[Floats, Floats]:
+    """Labels on steps of limit / 15, zeros among them, and scores that follow them."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(-15, 16, count) / 15 * limit
+    return (label + rng.normal(0, limit / 3, count)).astype(np.float32), label.astype(np.float32)
+
+
+@pytest.mark.parametrize("ties", ["drop", "literal"])
+@pytest.mark.parametrize("levels", [2, 3, 7, 1000])
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 31, 64, 65])
+def test_pairwise_accuracy_matches_brute_force(count: int, levels: int, ties: Ties) -> None:
+    """The fewer the levels, the more ties in labels, in scores and in both."""
+    rng = np.random.default_rng(count * levels)
+    for _ in range(5):
+        label, score = rng.integers(0, levels, count) / 5, rng.integers(0, levels, count) - 1.5
+        label[0], label[1] = 0.0, 1.0
+        assert pairwise_accuracy(score, label, ties) == pytest.approx(brute_force(score, label, ties), abs=1e-12)
+
+
+def test_pairwise_accuracy_of_many_utterances_is_kendalls_tau() -> None:
+    """20,000 utterances, 2e8 pairs. Without ties tau is 2 * accuracy - 1, whatever the reading."""
+    rng = np.random.default_rng(0)
+    label = rng.permutation(20_000).astype(float)
+    score = label + rng.normal(0, 5_000, 20_000)
+    expected = (kendalltau(score, label).statistic + 1) / 2
+    assert pairwise_accuracy(score, label) == pytest.approx(expected, abs=1e-12)
+    assert pairwise_accuracy(score, label, "literal") == pytest.approx(expected, abs=1e-12)
+
+
+def test_pairwise_accuracy_of_many_tied_utterances() -> None:
+    """Counts over label levels: for each score level, how many labels below it have a lower score."""
+    rng = np.random.default_rng(1)
+    label = rng.integers(0, 31, 20_000)
+    score = np.clip(label + rng.integers(-4, 5, 20_000), 0, 31)
+    table = np.zeros((31, 32), dtype=np.int64)
+    np.add.at(table, (label, score), 1)
+    right = sum(int(table[y, p] * table[:y, :p].sum()) for y in range(31) for p in range(32))
+    sizes = table.sum(axis=1)
+    pairs = (20_000**2 - int((sizes**2).sum())) // 2
+    assert pairwise_accuracy(score, label) == pytest.approx(right / pairs, abs=1e-12)
+
+
+def test_pairwise_accuracy_counts_what_the_docstring_says_of_ties() -> None:
+    label = np.array([0.0, 0.0, 1.0, 2.0])
+    assert pairwise_accuracy(label, label) == 1.0
+    assert pairwise_accuracy(-label, label) == 0.0
+    assert pairwise_accuracy(np.zeros(4), label) == 0.0
+    # No pair i < j of ascending labels has y_i > y_j, and no equal scores have p_i > p_j.
+    assert pairwise_accuracy(np.zeros(4), label, "literal") == 1.0
+    assert pairwise_accuracy(np.zeros(4), label[::-1], "literal") == pytest.approx(1 / 6)
+
+
+def test_only_the_literal_reading_depends_on_the_order_of_rows() -> None:
+    label = np.repeat(np.arange(10.0), 10)
+    score = label + np.random.default_rng(2).normal(0, 0.01, 100)
+    ascending, descending = np.argsort(score), np.argsort(-score)
+    literal = [pairwise_accuracy(score[rows], label[rows], "literal") for rows in (ascending, descending)]
+    assert literal[0] == 1.0
+    assert literal[1] == pytest.approx(1 - 10 * 45 / 4950)
+    for rows in (ascending, descending):
+        assert pairwise_accuracy(score[rows], label[rows]) == 1.0
+
+
+def test_pairwise_accuracy_is_undefined_without_a_comparable_pair() -> None:
+    with pytest.raises(ValueError, match="no pair of different labels"):
+        pairwise_accuracy([0.1, 0.2, 0.3], [1.0, 1.0, 1.0])
+    for ties in ("drop", "literal"):
+        with pytest.raises(ValueError, match="the 1 utterances"):
+            pairwise_accuracy([0.1], [1.0], ties)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mosi_metrics_match_scikit_learn_and_scipy(seed: int) -> None:
+    score, label = predictions(seed)
+    ours = regression_metrics(score, label, protocol="mosi")
+    assert set(ours) == MOSI_KEYS
+    non0 = label != 0
+    assert 0 < non0.sum() < len(label)
+
+    expected = {
+        "mae": mean_absolute_error(label.astype(float), score.astype(float)),
+        "corr": pearsonr(score, label).statistic,
+        "mae_nonzero": mean_absolute_error(label[non0].astype(float), score[non0].astype(float)),
+        "corr_nonzero": pearsonr(score[non0], label[non0]).statistic,
+        "pairwise_acc": brute_force(score, label, "drop"),
+        "acc7": accuracy_score(np.round(np.clip(label, -3, 3)), np.round(np.clip(score, -3, 3))),
+        "acc5": accuracy_score(np.round(np.clip(label, -2, 2)), np.round(np.clip(score, -2, 2))),
+        "acc2_non0": accuracy_score(label[non0] > 0, score[non0] > 0),
+        "acc2_has0": accuracy_score(label >= 0, score >= 0),
+    }
+    for average, key in (("binary", "positive"), ("weighted", "weighted"), ("macro", "macro")):
+        expected[f"f1_{key}"] = f1_score(label[non0] > 0, score[non0] > 0, average=average)
+        expected[f"f1_{key}_has0"] = f1_score(label >= 0, score >= 0, average=average)
+    assert ours == pytest.approx(expected, rel=1e-6)
+
+
+def test_acc7_and_acc5_round_half_to_even_after_clipping() -> None:
+    label = np.array([0.0, 2.0, 2.0, -3.0, 1.0])
+    score = np.array([0.5, 1.5, 2.5, -7.0, 0.5])
+    ours = regression_metrics(score, label, protocol="mosi")
+    assert ours["acc7"] == 0.8
+    assert ours["acc5"] == 0.8
+    assert regression_metrics([3.4, 0.0], [2.0, 0.0], protocol="mosi")["acc5"] == 1.0
+    assert regression_metrics([3.4, 0.0], [2.0, 0.0], protocol="mosi")["acc7"] == 0.5
+
+
+def mmsa_class(value: float, edges: list[float]) -> int:
+    """MMSA's rule: clip to [-1, 1], then the bin (edges[i], edges[i + 1]] that holds the value."""
+    value = min(max(value, -1.0), 1.0)
+    (found,) = [i for i in range(len(edges) - 1) if edges[i] < value <= edges[i + 1]]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sims_metrics_match_mmsas_rule(seed: int) -> None:
+    score, label = predictions(seed, limit=1.0)
+    ours = regression_metrics(score, label, protocol="sims")
+    assert set(ours) == SIMS_KEYS
+
+    classes = {
+        name: [[mmsa_class(float(value), edges) for value in values] for values in (label, score)]
+        for name, edges in {
+            "acc2_mmsa": [-1.01, 0.0, 1.01],
+            "acc3": [-1.01, -0.1, 0.1, 1.01],
+            "acc5": [-1.01, -0.7, -0.1, 0.1, 0.7, 1.01],
+        }.items()
+    }
+    expected = {name: accuracy_score(*pair) for name, pair in classes.items()}
+    for average, key in (("binary", "positive"), ("weighted", "weighted"), ("macro", "macro")):
+        expected[f"f1_{key}_mmsa"] = f1_score(*classes["acc2_mmsa"], average=average)
+        expected[f"f1_{key}"] = f1_score(label[label != 0] > 0, score[label != 0] > 0, average=average)
+    expected["acc2_non0"] = accuracy_score(label[label != 0] > 0, score[label != 0] > 0)
+    clipped = np.clip(score, -1, 1).astype(float)
+    expected["mae"] = mean_absolute_error(label.astype(float), clipped)
+    expected["corr"] = pearsonr(clipped, label).statistic
+    expected["pairwise_acc"] = brute_force(score, label, "drop")
+    assert ours == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sims_bins_are_right_closed_in_either_precision(dtype: type[np.floating[Any]]) -> None:
+    label = np.array([-0.8, -0.4, 0.0, 0.4, 0.8], dtype=dtype)
+    on_edge = np.array([-0.7, -0.1, 0.1, 0.7, 1.0], dtype=dtype)
+    ours = regression_metrics(on_edge, label, protocol="sims")
+    assert ours["acc5"] == ours["acc3"] == 1.0
+    assert regression_metrics(np.zeros(5, dtype), label, protocol="sims")["acc2_mmsa"] == 0.6
+
+
+@pytest.mark.parametrize("protocol", ["mosi", "sims"])
+@pytest.mark.parametrize(("center", "limit"), [(4.0, 1.0), (0.0, 6.0), (-2.5, 0.75)])
+def test_another_range_moves_the_classes_and_scales_the_errors(protocol: Any, center: float, limit: float) -> None:
+    own = 3.0 if protocol == "mosi" else 1.0
+    score, label = predictions(0, limit=own)
+    native = regression_metrics(score, label, protocol=protocol)
+    moved = regression_metrics(
+        score.astype(float) * limit / own + center,
+        label.astype(float) * limit / own + center,
+        protocol=protocol,
+        limit=limit,
+        center=center,
+    )
+    for key, value in native.items():
+        assert moved[key] == pytest.approx(value * (limit / own if "mae" in key else 1), rel=1e-6), key
+
+
+def test_the_center_is_zero_for_labels_stored_in_float32() -> None:
+    label = np.array([1.6, 1.0, 2.2], dtype=np.float32)
+    ours = regression_metrics(label, label, protocol="mosi", limit=0.6, center=1.6)
+    assert ours["mae_nonzero"] == 0
+    assert all(value == pytest.approx(1.0) for key, value in ours.items() if METRIC_DIRECTIONS[key] == "max")
+    worse = regression_metrics(np.array([9.0, 1.0, 2.2]), label, protocol="mosi", limit=0.6, center=1.6)
+    assert worse["acc2_non0"] == 1.0
+
+
+def test_undefined_figures() -> None:
+    constant = regression_metrics([0.5, 0.5, 0.5], [-1.0, 0.0, 2.0], protocol="mosi")
+    assert math.isnan(constant["corr"])
+    assert math.isnan(constant["corr_nonzero"])
+    assert constant["pairwise_acc"] == 0.0
+    neutral = regression_metrics([0.5, -0.5], [0.0, 0.0], protocol="mosi")
+    assert set(neutral) == {key for key in MOSI_KEYS if key.startswith(("mae", "acc", "corr")) or "has0" in key} - {
+        "mae_nonzero",
+        "corr_nonzero",
+        "acc2_non0",
+    }
+    assert "acc2_non0" not in regression_metrics([0.5, -0.5], [0.0, 0.0], protocol="sims")
+
+
+def test_one_class_alone_has_an_f1_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    ours = regression_metrics([-0.5, -1.5], [-1.0, -2.0], protocol="mosi")
+    assert ours["acc2_non0"] == ours["f1_weighted"] == 1.0
+    assert ours["f1_positive"] == 0.0
+    assert not recwarn.list
+
+
+def test_ties_reach_the_pairwise_accuracy() -> None:
+    label, score = np.array([2.0, 1.0, 1.0]), np.zeros(3)
+    assert regression_metrics(score, label, protocol="mosi")["pairwise_acc"] == 0.0
+    assert regression_metrics(score, label, protocol="mosi", ties="literal")["pairwise_acc"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("score", "label", "message"),
+    [
+        ([0.0, float("nan"), 1.0], [0.0, 1.0, 2.0], "scores: 1 of 3 are not finite, first nan in row 1"),
+        ([0.0, 1.0], [float("-inf"), 1.0], "labels: 1 of 2 are not finite, first -inf in row 0"),
+        ([[0.0], [1.0]], [0.0, 1.0], r"\(2, 1\) and \(2,\)"),
+        ([0.0], [0.0, 1.0], r"\(1,\) and \(2,\)"),
+        ([], [], "N > 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(score: Any, label: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pairwise_accuracy(score, label)
+    with pytest.raises(ValueError, match=message):
+        regression_metrics(score, label, protocol="mosi")
+
+
+def test_unknown_choices_are_listed() -> None:
+    with pytest.raises(ValueError, match="ties='keep': choose from drop, literal"):
+        pairwise_accuracy([0.0, 1.0], [0.0, 1.0], "keep")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="protocol='mosei': choose from mosi, sims"):
+        regression_metrics([0.0, 1.0], [0.0, 1.0], protocol="mosei")  # type: ignore[arg-type]
+
+
+def test_every_metric_has_a_direction() -> None:
+    assert set(METRIC_DIRECTIONS) >= MOSI_KEYS | SIMS_KEYS
+    assert {key for key, direction in METRIC_DIRECTIONS.items() if direction == "min"} == {
+        "mae",
+        "mae_nonzero",
+        "bce",
+    }
+
+
+def test_importing_the_module_is_cheap() -> None:
+    code = "import sys, grcf_ray.metrics; print([m for m in ('sklearn', 'scipy', 'torch') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
