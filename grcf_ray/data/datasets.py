@@ -49,6 +49,7 @@ class DatasetFacts:
 
 
 _TABLE = "a Parquet or CSV table with the columns id, split, text, label and, where there are any, audio, vision"
+_MAG = "MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer"
 _MMSA = "MMSA: https://github.com/thuiar/MMSA#2-datasets"
 
 _FACTS = {
@@ -78,9 +79,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Zellers, Pincus and Morency (2016). MOSI: Multimodal Corpus of Sentiment "
             "Intensity and Subjectivity Analysis in Online Opinion Videos. arXiv:1606.06259",
-            needs=f"mosi.pkl (MAG), aligned_50.pkl (MMSA) or {_TABLE}",
-            obtain="MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer "
-            f"(datasets/download_datasets.sh), or {_MMSA}",
+            needs=_TABLE,
+            obtain=f"mosi.pkl of {_MAG}, or {_MMSA}; write its samples as such a table",
         ),
         DatasetFacts(
             name="mosei",
@@ -106,9 +106,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Liang, Poria, Cambria and Morency (2018). Multimodal Language Analysis in the "
             "Wild: CMU-MOSEI Dataset and Interpretable Dynamic Fusion Graph. ACL 2018",
-            needs=f"mosei.pkl (MAG), aligned_50.pkl (MMSA) or {_TABLE}",
-            obtain="MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer "
-            f"(datasets/download_datasets.sh), or {_MMSA}",
+            needs=_TABLE,
+            obtain=f"mosei.pkl of {_MAG}, or {_MMSA}; write its samples as such a table",
         ),
         # Table 2's Acc2 and F1 stand under MMSA's keys, whose definitions its baselines use; appendix C.5
         # can be read as `non0`. Section 4.1 names one backbone for all sets, whatever read the Chinese text.
@@ -134,8 +133,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Liu, Yuan, Mao, Liang, Yang, Qiu, Cheng, Li, Xu and Gao (2022). Make Acoustic and "
             "Visual Cues Matter: CH-SIMS v2.0 Dataset and AV-Mixup Consistent Module. ICMI 2022",
-            needs=f"unaligned.pkl (MMSA's format, supervised part) or {_TABLE}",
-            obtain="CH-SIMS v2: https://github.com/thuiar/ch-sims-v2",
+            needs=_TABLE,
+            obtain="CH-SIMS v2: https://github.com/thuiar/ch-sims-v2; write its samples as such a table",
         ),
         DatasetFacts(
             name="demo",
