@@ -1,0 +1,153 @@
+"""What the tests share: a tiny text encoder, a small data set that it can learn, and places of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+if TYPE_CHECKING:
+    from grcf_ray.data.features import Features
+    from grcf_ray.data.store import Store
+
+# Read when torch and the hub's client are imported, here and in every subprocess of a test.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+VALUES = {"great": 1.2, "good": 0.8, "fine": 0.4, "poor": -0.6, "bad": -0.8, "awful": -1.2}
+"""What a word adds to the label of the tiny data set."""
+FILLERS = ("the", "film", "plot", "actor", "was", "scene", "music", "and", "quick", "##ly")
+SPLIT_OF_FIVE = ("train", "train", "valid", "train", "test")
+LABEL_RANGE = (-3.0, 3.0)
+AUDIO_DIM, VISION_DIM = 5, 3
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches, data and runs of the user are neither read nor written."""
+    monkeypatch.setenv("GRCF_CACHE", str(tmp_path / "cache"))
+    for name in ("GRCF_DATA", "GRCF_RUNS", "GRCF_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_torch() -> Iterator[None]:
+    """Threads and determinism, which a command sets for its process, are as before after each test."""
+    yield
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local Hugging Face folder: BERT of two layers and width 32 with random weights, and a tokenizer with case."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("backbone") / "tiny-bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VALUES, *FILLERS]
+    tokenizer = BertTokenizerFast(vocab={word: index for index, word in enumerate(words)}, do_lower_case=False)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        # BERT's own 0.02 would leave all texts alike at this width.
+        initializer_range=0.15,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_table() -> pa.Table:
+    """80 utterances, 48 train, 16 valid, 16 test, whose labels are the sums of their words' values, in [-3, 3].
+
+    Audio (5 wide) and vision (3 wide) follow the label loosely; some utterances lack one or both.
+    """
+    rng = np.random.default_rng(7)
+    rows: dict[str, list[Any]] = {name: [] for name in ("id", "split", "text", "label", "audio", "vision")}
+    for index in range(80):
+        rated = [str(word) for word in rng.choice(list(VALUES), rng.integers(1, 4))]
+        others = [str(word) for word in rng.choice(FILLERS[:-1], rng.integers(1, 8))]
+        words = [str(word) for word in rng.permutation(rated + others)]
+        # Divided into two subwords.
+        words = ["quickly" if word == "quick" else word for word in words]
+        label = float(np.clip(round(sum(VALUES[word] for word in rated), 1), *LABEL_RANGE))
+        rows["id"].append(f"video{index // 4}[{index % 4}]")
+        rows["split"].append(SPLIT_OF_FIVE[index % 5])
+        rows["text"].append(" ".join(words))
+        rows["label"].append(label)
+        rows["audio"].append(None if index % 9 == 3 else _frames(rng, label, AUDIO_DIM, scale=10, offset=50))
+        rows["vision"].append(None if index % 7 == 3 else _frames(rng, label, VISION_DIM, scale=1, offset=0))
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in ("id", "split", "text")),
+            ("label", pa.float32()),
+            *((name, pa.list_(pa.list_(pa.float32()))) for name in ("audio", "vision")),
+        ]
+    )
+    return pa.table(rows, schema=schema)
+
+
+@pytest.fixture(scope="session")
+def tiny_parquet(tiny_table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set as a Parquet file."""
+    path = tmp_path_factory.mktemp("parquet") / "tiny.parquet"
+    pq.write_table(tiny_table, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tiny_table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set as a CSV file, audio and vision as JSON lists."""
+    path = tmp_path_factory.mktemp("csv") / "tiny.csv"
+    columns = {name: tiny_table[name] for name in tiny_table.column_names}
+    for name in ("audio", "vision"):
+        cells = columns[name].to_pylist()
+        columns[name] = pa.array([None if cell is None else json.dumps(cell) for cell in cells], pa.string())
+    pyarrow.csv.write_csv(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The tiny data set, imported under the name `tiny`. Read it only; copy its folder to change it."""
+    from grcf_ray.data.importers import ImportOptions, import_source
+    from grcf_ray.data.store import write_store
+
+    options = ImportOptions(dataset="tiny", label_range=LABEL_RANGE)
+    return write_store(tmp_path_factory.mktemp("store") / "tiny", *import_source(tiny_parquet, options))
+
+
+@pytest.fixture(scope="session")
+def tiny_features(tiny_store: Store, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Features of the tiny data set for the tiny backbone, with default settings."""
+    from grcf_ray.config import FeatureConfig
+    from grcf_ray.data.features import build_features
+    from grcf_ray.model.text_encoder import load_tokenizer
+
+    cache = tmp_path_factory.mktemp("features")
+    return build_features(tiny_store, load_tokenizer(str(tiny_backbone)), FeatureConfig(), cache=cache)
+
+
+def _frames(rng: np.random.Generator, label: float, width: int, *, scale: float, offset: float) -> list[list[float]]:
+    frames = rng.normal(size=(rng.integers(1, 7), width)) + label * np.linspace(1, -1, width)
+    return [[round(float(value), 3) for value in row] for row in offset + scale * frames]
