@@ -146,9 +146,11 @@ class ProgressLines:
 def summarise(record: RunRecord, metrics: Mapping[str, Any], winner: TrialRecord) -> dict[str, Any]:
     """What a finished search answers, as plain data: winner, figures, cost, places."""
     stages = {stage: record.trials(stage) for stage in (1, 2)}
+    finalist = winner.params.get("finalist")
+    inherited = next((t.params for t in stages[1] if finalist is not None and t.number == int(finalist)), {})
     return {
         "run": str(record.folder),
-        "winner": {"trial": f"stage{winner.stage}/{winner.number}", "params": winner.params},
+        "winner": {"trial": f"stage{winner.stage}/{winner.number}", "params": {**inherited, **winner.params}},
         "stages": {
             f"stage{stage}": {
                 "trials": len(trials),
@@ -179,47 +181,54 @@ def summarise(record: RunRecord, metrics: Mapping[str, Any], winner: TrialRecord
     }
 
 
-def print_result(summary: Mapping[str, Any], dataset: str) -> None:
+def print_result(summary: Mapping[str, Any]) -> None:
     """The final tables, on standard output."""
-    run = Path(summary["run"])
     for name, stage in summary["stages"].items():
-        title = OBJECTIVE_TITLES[int(name[-1])]
+        number = int(name[-1])
         states = ", ".join(f"{count} {STATE_TITLES[state]}" for state, count in stage["states"].items())
-        print(f"\n{name.capitalize()[:-1]} {name[-1]}: {stage['trials']} trials ({states})")
+        print(f"\nStage {number}: {stage['trials']} trials ({states})")
         if stage["best"]:
-            print_table(
-                ("trial", f"valid {title}", "parameters"),
-                [
-                    (str(b["trial"]), f"{b['objective']:.4f}", _parameters(b["params"]) if i == 0 else "")
-                    for i, b in enumerate(stage["best"])
-                ],
-            )
-    print(f"\nWinner: {summary['winner']['trial']}")
+            rows = [(str(best["trial"]), _figure(best["objective"])) for best in stage["best"]]
+            print_table(("trial", f"valid {OBJECTIVE_TITLES[number]}"), rows)
+    print(f"\nWinner: trial {summary['winner']['trial']}")
+    print_table(
+        ("parameter", "value"),
+        [
+            (path, f"{value:.4g}" if isinstance(value, float) else str(value))
+            for path, value in summary["winner"]["params"].items()
+        ],
+    )
+    print()
     _print_metrics(summary)
-    trials = sum(stage["trials"] for stage in summary["stages"].values())
-    print(f"\nValidation figures are optimistic: the best of {trials} trials.")
-    if summary["paper"]:
-        if summary["not_comparable"]:
-            print(f"The paper's figures are not comparable: {'; '.join(summary['not_comparable'])}.")
-        else:
-            print("The paper's figures are for one seed.")
-    cost = summary["cost"]
+    print()
+    _print_remarks(summary)
+    cost, place = summary["cost"], _relative(Path(summary["run"]))
     print(
         f"Cost: {cost['epochs']} epochs, {cost['utterance_passes']:.1f} passes over the training split, "
         f"{duration(cost['trial_seconds'])} in trials"
     )
-    place = _relative(run)
-    print(f"\nModel:  {place}/best")
-    print(f"Record: {place}/stage1/trials.jsonl, {place}/stage2/trials.jsonl")
+    records = ", ".join(f"{place}/{stage}/trials.jsonl" for stage in summary["stages"])
+    print(f"\nModel:  {place}/best\nRecord: {records}")
     print(f"Next:   python -m grcf_ray.evaluate {place}\n        tensorboard --logdir {place}/tensorboard")
     sys.stdout.flush()
+
+
+def _print_remarks(summary: Mapping[str, Any]) -> None:
+    trials = sum(stage["trials"] for stage in summary["stages"].values())
+    print(f"Validation figures are optimistic: the best of {trials} trials.")
+    for baseline in summary["baselines"]:
+        print(f"Ridge: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation.")
+    if summary["paper"] and summary["not_comparable"]:
+        print(f"Paper: not comparable: {'; '.join(summary['not_comparable'])}.")
+    elif summary["paper"]:
+        print("Paper: one seed.")
 
 
 def _print_metrics(summary: Mapping[str, Any]) -> None:
     baselines = summary["baselines"]
     header = ["metric", "valid", "test"]
-    header += ["ridge test"] if baselines else []
-    header += ["paper"] if summary["paper"] else []
+    header += ["ridge, test"] if baselines else []
+    header += ["paper, test"] if summary["paper"] else []
     rows = []
     for name, title in METRIC_TITLES.items():
         if name not in summary["test"]:
@@ -233,12 +242,6 @@ def _print_metrics(summary: Mapping[str, Any]) -> None:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _parameters(params: Mapping[str, Any]) -> str:
-    return "  ".join(
-        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}" for path, value in params.items()
-    )
 
 
 def _relative(path: Path) -> Path:

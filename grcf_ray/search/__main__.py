@@ -109,6 +109,7 @@ def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bo
     half_range = (store.info.label_range[1] - store.info.label_range[0]) / 2
     if faults := space.margin_faults(half_range):
         raise ConfigError(faults_message(f"{space.source}: the starting point contradicts itself", faults))
+    _check_modalities(space, store)
     if not config.stage1.epochs and not config.stage2.epochs:
         raise ConfigError("stage1.epochs and stage2.epochs are both 0: there is nothing to train")
     resolve_backbone(config.model.backbone)
@@ -117,7 +118,7 @@ def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bo
     finished = _check_record(record, space, store)
     if finished and not dry_run:
         console.progress(f"{folder} is finished; this is its result")
-        _print(record, store, as_json)
+        _print(record, as_json)
         return
     connect()
     from grcf_ray.search.stages import cluster_nodes
@@ -135,7 +136,22 @@ def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bo
     if dry_run:
         return
     _search(record, space, store, facts, room.concurrent, budgets)
-    _print(record, store, as_json)
+    _print(record, as_json)
+
+
+def _check_modalities(space: Space, store: Store) -> None:
+    """ConfigError where the space names audio or vision that the data lack: it would search nothing."""
+    from grcf_ray.errors import ConfigError
+    from grcf_ray.search.space import Choice
+
+    dimension = space.stage1.get("model.modalities")
+    named = dimension.choices if isinstance(dimension, Choice) else (space.config().model.modalities,)
+    for name, dim in (("audio", store.info.audio_dim), ("vision", store.info.vision_dim)):
+        if dim is None and any(name in str(choice) for choice in named):
+            raise ConfigError(
+                f"{space.source}: model.modalities names {name}, which the data do not have; "
+                "give --set model.modalities=all for what they have"
+            )
 
 
 def _check_record(record: RunRecord, space: Space, store: Store) -> bool:
@@ -251,7 +267,7 @@ def _search(
         record.update_run(state="finished", ended=now(), winner=f"stage{winner.stage}/{winner.number}")
 
 
-def _print(record: RunRecord, store: Store, as_json: bool) -> None:
+def _print(record: RunRecord, as_json: bool) -> None:
     import json
 
     from grcf_ray.report.terminal import print_result, summarise
@@ -263,7 +279,7 @@ def _print(record: RunRecord, store: Store, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
-        print_result(summary, store.info.name)
+        print_result(summary)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *,
         return regression_metrics(score_N, split.label_N, protocol=protocol, limit=features.half_range)
 
     return {
-        "name": "ridge regression on frozen text vectors",
+        "name": "ridge regression on the frozen text vectors",
         "alpha": best.alpha,
         "valid": metrics(valid_ND, features.valid),
         "test": metrics(test_ND, test),

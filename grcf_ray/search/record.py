@@ -48,7 +48,7 @@ class TrialRecord:
     utterance_passes: float = 0.0
     """Cost: encoded utterances over training utterances."""
     checkpoint: str | None = None
-    """The best epoch's checkpoint, relative to the run."""
+    """The best epoch's checkpoint, relative to the run; None once the trial can no longer be chosen."""
     started: str = ""
     ended: str | None = None
     schema_version: int = SCHEMA_VERSION

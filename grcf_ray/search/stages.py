@@ -15,7 +15,7 @@ from ray import tune
 
 from grcf_ray.config import RunConfig, check_margins, flatten
 from grcf_ray.data.features import Features
-from grcf_ray.errors import NoWinnerError
+from grcf_ray.errors import DataError, NoWinnerError
 from grcf_ray.files import write_json
 from grcf_ray.metrics import Protocol
 from grcf_ray.search.events import (
@@ -60,6 +60,7 @@ class Search:
 
     def run(self) -> TrialRecord:
         """Run what the record still lacks; the winner. NoWinnerError where no trial has a usable result."""
+        _check_labels(self.features)
         config = self.space.config()
         stages = [stage for stage, part in ((1, config.stage1), (2, config.stage2)) if part.epochs]
         if 1 in stages:
@@ -261,7 +262,24 @@ class _Keeper(tune.Callback):
     ) -> None:
         trial.state, trial.error, trial.ended = state, error, now()
         self._search.record.write_trial(trial)
+        self._drop_weights()
         self._search._tell(TrialEnded(trial))
+
+    def _drop_weights(self) -> None:
+        """Delete the checkpoints of ended trials that can no longer be chosen: each ranks below enough others."""
+        record, search = self._search.record, self._search.space.config().search
+        chosen = {t.number for t in record.ranked(self._stage)[: search.finalists if self._stage == 1 else 1]}
+        for trial in self._trials.values():
+            if trial.finished and trial.checkpoint is not None and trial.number not in chosen:
+                trial.checkpoint = None
+                record.write_trial(trial)
+                shutil.rmtree(record.attempt_folder(trial).parent, ignore_errors=True)
+
+
+def _check_labels(features: Features) -> None:
+    for name, split in (("train", features.train), ("valid", features.valid)):
+        if len(set(split.label_N.tolist())) < 2:
+            raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")
 
 
 def _last_line(text: str) -> str:
