@@ -13,7 +13,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from grcf_ray.errors import ConfigError, faults_message
 
@@ -43,6 +43,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
+# YAML reads the words yes and no as true and false.
+Word = BeforeValidator(lambda value: ("yes" if value else "no") if isinstance(value, bool) else value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class FeatureConfig:
     """Subwords an utterance is cut to, special tokens counted."""
     standardise: bool = True
     """Give audio and vision columns zero mean and unit deviation, by the training split's rows."""
-    lowercase: Literal["auto", "yes", "no"] = "auto"
+    lowercase: Annotated[Literal["auto", "yes", "no"], Word] = "auto"
     """Lower-case the text; auto does so where the table says that its transcripts are upper case."""
 
 

@@ -31,14 +31,15 @@ class Batch:
     vision_BLV: Tensor | None
     vision_mask_BL: Tensor | None
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        moved = {
-            field.name: value.to(device, non_blocking=True) if value is not None else None
-            for field in dataclasses.fields(self)
-            for value in [getattr(self, field.name)]
-        }
-        return Batch(**moved)
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """The same batch on a device, its floating-point values of the given type."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+
+        return Batch(*(moved(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
 def length_sorted(split: SplitFeatures, index_U: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -142,13 +142,13 @@ class Features:
 
     @property
     def audio_dim(self) -> int | None:
-        """Width of the audio rows; None where the data have no audio."""
-        return None if self.train.audio is None else int(self.train.audio.values.shape[1])
+        """Width of the audio rows; None where no training utterance has audio."""
+        return _width(self.train.audio)
 
     @property
     def vision_dim(self) -> int | None:
-        """Width of the vision rows; None where the data have no vision."""
-        return None if self.train.vision is None else int(self.train.vision.values.shape[1])
+        """Width of the vision rows; None where no training utterance has vision."""
+        return _width(self.train.vision)
 
 
 def build_features(
@@ -238,19 +238,24 @@ def _rows(table: pa.Table, name: str) -> Ragged | None:
     if name not in table.column_names:
         return None
     frames = Frames.of(table[name])
-    if not len(frames.widths_F):
-        return None
-    rows = frames.values.reshape(len(frames.widths_F), -1)
+    # The width is the column's own: a split in which every utterance lacks the modality has no rows to tell it.
+    rows = frames.values.reshape(-1, table.schema.field(name).type.value_type.list_size)
     return Ragged(rows, np.concatenate([[0], np.cumsum(frames.lengths_N)]))
+
+
+def _width(rows: Ragged | None) -> int | None:
+    return int(rows.values.shape[1]) if rows is not None and len(rows.values) else None
 
 
 def _key(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # How the last call cut and padded, no rule of the tokenizer's.
+    rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     parts = [
         store.info.fingerprint,
         type(tokenizer).__name__,
-        rules,
+        json.dumps(rules, sort_keys=True),
         json.dumps(dataclasses.asdict(settings)),
         "1",
     ]

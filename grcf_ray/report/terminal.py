@@ -136,8 +136,8 @@ class ProgressLines:
             if later < stage:
                 continue
             ended = [trial for trial in self._trials[later].values() if trial.finished]
-            # Trials to come are as long as those that ended, or, before any has, as long as they may be.
-            length = sum(trial.epoch for trial in ended) / len(ended) if ended else epochs
+            # Trials to come are as long as those that ended and one of full length: the first to end are the shortest.
+            length = (sum(trial.epoch for trial in ended) + epochs) / (len(ended) + 1)
             running = sum(t.epoch for t in self._trials[later].values() if not t.finished)
             left += max(0.0, (budget - len(ended)) * length - running)
         return left * per_epoch / self._concurrent

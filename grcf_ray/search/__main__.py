@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,7 +260,8 @@ def _search(
             winner = job.run()
         except KeyboardInterrupt:
             record.update_run(state="interrupted")
-            console.progress("Interrupted; every finished epoch is kept. The same command goes on")
+            command = shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]])
+            console.progress(f"Interrupted; every finished epoch is kept. To go on: {command}")
             raise
         config = job.config_of(winner)
         export_winner(record, winner, config, features, store, protocol)

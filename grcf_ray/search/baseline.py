@@ -28,17 +28,17 @@ def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *,
 
     encoder = TextEncoder(copy.deepcopy(template(config.model.backbone)), config.model.text_vector, "all").eval()
 
-    def vectors(split: SplitFeatures) -> NDArray[np.float32]:
-        return text_vectors(features, split, encoder)
+    def vectors(split: SplitFeatures) -> NDArray[np.float64]:
+        # Sentence vectors are nearly collinear: in float32 the solver is at its limit for the small alphas.
+        return text_vectors(features, split, encoder).astype(np.float64)
 
     train_ND, valid_ND, test_ND = vectors(features.train), vectors(features.valid), vectors(test)
     fits = [Ridge(alpha=alpha).fit(train_ND, features.train.label_N) for alpha in ALPHAS]
     errors = [float(np.abs(fit.predict(valid_ND) - features.valid.label_N).mean()) for fit in fits]
     best = fits[int(np.argmin(errors))]
 
-    def metrics(vector_ND: NDArray[np.float32], split: SplitFeatures) -> dict[str, float]:
-        score_N = best.predict(vector_ND).astype(np.float64)
-        return regression_metrics(score_N, split.label_N, protocol=protocol, limit=features.half_range)
+    def metrics(vector_ND: NDArray[np.float64], split: SplitFeatures) -> dict[str, float]:
+        return regression_metrics(best.predict(vector_ND), split.label_N, protocol=protocol, limit=features.half_range)
 
     return {
         "name": "ridge regression on the frozen text vectors",

@@ -21,7 +21,7 @@ def build_scheduler(
     """ASHA over `epoch` with the recorded curves on its rungs; no early stopping where there is none to do."""
     if not search.pruning or epochs <= search.grace_epochs:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    scheduler = ASHAScheduler(
+    scheduler = EpochHalving(
         time_attr="epoch",
         metric="objective",
         mode=OBJECTIVES[stage][1],
@@ -31,8 +31,8 @@ def build_scheduler(
     )
     name = f"valid/{OBJECTIVES[stage][0]}"
     for trial in trials:
-        # The scheduler asks a trial for its id alone, and the controller, which there is none of yet, for nothing.
-        stub: Any = SimpleNamespace(trial_id=f"recorded-{trial.number}")
+        # The controller, which there is none of yet, is asked for nothing.
+        stub: Any = SimpleNamespace(config={"number": trial.number})
         controller: Any = None
         results = [{"epoch": m["epoch"], "objective": m[name]} for m in trial.curve if m.get(name) is not None]
         scheduler.on_trial_add(controller, stub)
@@ -42,3 +42,28 @@ def build_scheduler(
         if results and trial.finished:
             scheduler.on_trial_complete(controller, stub, results[-1])
     return scheduler
+
+
+class EpochHalving(ASHAScheduler):
+    """ASHA that knows trials by their numbers, so that one that goes on keeps its places on the rungs."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """As in ASHA."""
+        super().on_trial_add(tune_controller, _numbered(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """As in ASHA."""
+        return super().on_trial_result(tune_controller, _numbered(trial), result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """As in ASHA."""
+        super().on_trial_complete(tune_controller, _numbered(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """As in ASHA."""
+        super().on_trial_remove(tune_controller, _numbered(trial))
+
+
+def _numbered(trial: Any) -> Any:
+    """All that ASHA asks of a trial: its id."""
+    return SimpleNamespace(trial_id=str(trial.config["number"]))

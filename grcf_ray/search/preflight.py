@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grcf_ray.config import RunConfig
-from grcf_ray.errors import ClusterError
+from grcf_ray.errors import ClusterError, ConfigError
 
 __all__ = ["Room", "connect", "find_room"]
 
@@ -59,11 +59,9 @@ def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Seq
     """
     search = config.search
     wanted = {"CPU": float(search.cpus_per_worker), "GPU": search.gpus_per_worker}
-    fits = [
-        math.floor(min(node.get(name, 0.0) / amount for name, amount in wanted.items() if amount) + 1e-9)
-        for node in nodes
-    ]
-    room = sum(fits)
+    if search.gpus_per_worker > 1 and search.gpus_per_worker % 1:
+        raise ConfigError(f"--gpus-per-worker {search.gpus_per_worker:g}: a trial takes whole GPUs, or a share of one")
+    room = sum(_fitting(node, wanted) for node in nodes)
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     if room == 0:
         raise ClusterError(_lack(nodes, wanted))
@@ -78,6 +76,17 @@ def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Seq
             "raise the trials or lower --concurrent"
         )
     return Room(len(nodes), cpus, gpus, concurrent, tuple(notes))
+
+
+def _fitting(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """Trials that fit a node."""
+    fits = []
+    for name, amount in wanted.items():
+        have = node.get(name, 0.0)
+        # A share of a GPU lies on one GPU: two of them hold four trials of 0.4, not five.
+        units, unit = (math.floor(have), 1.0) if name == "GPU" and amount < 1 else (1, have)
+        fits += [units * math.floor(unit / amount + 1e-9)] if amount else []
+    return min(fits)
 
 
 def _lack(nodes: Sequence[dict[str, float]], wanted: dict[str, float]) -> str:

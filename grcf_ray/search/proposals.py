@@ -6,6 +6,7 @@ that it depends on the record alone, not on what this process did before.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -15,9 +16,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import config_faults
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
@@ -35,13 +36,13 @@ def startup_trials(budget: int) -> int:
 
 def distributions(dimensions: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
     """The space as Optuna has it; a range of a whole-number setting yields whole numbers."""
-    defaults = flatten(RunConfig())
 
     def one(path: str, dimension: Dimension) -> BaseDistribution:
         if isinstance(dimension, Choice):
             return CategoricalDistribution(dimension.choices)
         assert isinstance(dimension, Range)
-        if type(defaults.get(path)) is int:
+        # A whole-number setting is one that admits no half.
+        if config_faults({path: math.floor(dimension.low) + 0.5}):
             return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
@@ -91,7 +92,7 @@ class FeasibleTPE(optuna.samplers.TPESampler):
         )
 
 
-class Proposals(OptunaSearch):
+class Proposals(Searcher):
     """Proposes trials of one stage and tells Optuna truthfully how they ended.
 
     space: what is searched. start: the parameters of the first trial. trials: the record so far: finished trials are
@@ -112,11 +113,15 @@ class Proposals(OptunaSearch):
         feasible: Callable[[Mapping[str, Any]], bool],
         launch: Callable[[int, dict[str, Any]], dict[str, Any]],
     ) -> None:
+        super().__init__(metric="objective", mode=OBJECTIVES[stage][1])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._launch, self._epochs, self._stage, self._run_seed = launch, epochs, stage, seed
-        self._sampler_settings = (space, feasible, n_startup_trials)
+        self._sampler_settings = (dict(space), feasible, n_startup_trials)
+        self._running: dict[str, optuna.Trial] = {}
         self._curves: dict[str, dict[int, float]] = {}
-        super().__init__(space=dict(space), metric="objective", mode=OBJECTIVES[stage][1], sampler=self._sampler_for(0))
+        direction: Literal["minimize", "maximize"] = "minimize" if OBJECTIVES[stage][1] == "min" else "maximize"
+        self.study = optuna.create_study(direction=direction, sampler=self._sampler_for(0))
+        """What has been proposed and told."""
         for trial in trials:
             if trial.finished:
                 self.study.add_trial(_told(trial, space, epochs))
@@ -125,22 +130,14 @@ class Proposals(OptunaSearch):
         if not trials:
             self.study.enqueue_trial(dict(start))
 
-    @property
-    def study(self) -> optuna.Study:
-        """What has been proposed and told."""
-        study: optuna.Study | None = self._ot_study
-        assert study is not None
-        return study
-
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The configuration of the next trial."""
         waiting = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
         number = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
         self.study.sampler = self._sampler_for(number)
-        super().suggest(trial_id)
-        trial = self._ot_trials[trial_id]
+        trial = self.study.ask(self._sampler_settings[0])
         assert trial.number == number
-        self._curves[trial_id] = {}
+        self._running[trial_id], self._curves[trial_id] = trial, {}
         return self._launch(number, dict(trial.params))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -150,10 +147,9 @@ class Proposals(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended: COMPLETE, PRUNED at its epoch, PRUNED without a value, or FAIL."""
-        if trial_id in self._completed_trials:
+        trial = self._running.pop(trial_id, None)
+        if trial is None:
             return
-        self._completed_trials.add(trial_id)
-        trial = self._ot_trials[trial_id]
         if error or not result:
             self.study.tell(trial, state=OptunaState.FAIL)
             return

@@ -15,6 +15,7 @@ Keys are configuration paths. The `start` values are the first trial of their st
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -159,7 +160,7 @@ def _parse(content: Any, source: str) -> Space:
         if not isinstance(part, dict):
             faults.append(f"{name}: should be a mapping of settings")
             part = {}
-        parts[name] = part
+        parts[name] = {str(path): value for path, value in part.items()}
     if not isinstance(content.get("dataset"), str):
         faults.append("dataset: missing, the name of the data set that the space is for")
     faults += [f"fixed: {fault}" for fault in config_faults(parts["fixed"])]
@@ -175,7 +176,7 @@ def _parse(content: Any, source: str) -> Space:
                     dimensions[stage][path] = dimension
             faults += [f"{stage}: {path}: {fault}" for fault in found]
     if faults:
-        raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults))
+        raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults, limit=len(faults)))
     return Space(content["dataset"], parts["fixed"], dimensions["stage1"], dimensions["stage2"], source)
 
 
@@ -219,11 +220,16 @@ def _range(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
     for key in ("low", "high", "start"):
         try:
             # YAML reads 1e-5, without a point, as a word.
-            numbers[key] = float(value[key])
+            number = float(value[key])
         except KeyError:
             faults.append(f"{key}: missing")
         except (TypeError, ValueError):
             faults.append(f"{key} = {value[key]!r}: should be a number")
+        else:
+            if math.isfinite(number):
+                numbers[key] = number
+            else:
+                faults.append(f"{key} = {number}: should be a finite number")
     log = value.get("log", False)
     if not isinstance(log, bool):
         faults.append(f"log = {log!r}: should be true or false")
@@ -240,6 +246,6 @@ def _range(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
 
 
 def _value_faults(path: str, dimension: Dimension) -> list[str]:
-    values = dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high)
     # A setting of a type and bounds of its own admits a range if it admits both ends.
+    values = dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high, dimension.start)
     return [fault.removeprefix(f"{path} = ") for value in values for fault in config_faults({path: value})]

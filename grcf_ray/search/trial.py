@@ -82,12 +82,11 @@ class TrialTrainable(tune.Trainable):
                 "failure": str(error),
                 "done": True,
             }
-        return {
-            "epoch": loop.epoch,
-            "objective": loop.curve[-1][loop.objective],
-            "curve": finite(loop.curve),
-            "done": loop.done,
-        }
+        curve = finite(loop.curve)
+        result = {"epoch": loop.epoch, "curve": curve, "done": loop.done}
+        objective = curve[-1][loop.objective]
+        # ASHA and Optuna pass over an epoch without an objective.
+        return result if objective is None else {**result, "objective": objective}
 
     def _build(self) -> StageLoop:
         shared = self._shared

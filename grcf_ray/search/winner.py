@@ -52,8 +52,11 @@ def export_winner(
         protocol=protocol,
         lowercase=lowercases(store, config.features),
     )
+    path = folder / "provenance.json"
+    # A search that was cut off after its look at test looks again; the first look stays on record.
+    reads = json.loads(path.read_text(encoding="utf-8"))["test_reads"] if path.exists() else []
     write_json(
-        folder / "provenance.json",
+        path,
         {
             "trial": f"stage{winner.stage}/{winner.number}",
             "params": winner.params,
@@ -65,7 +68,7 @@ def export_winner(
                 "sources": [dataclasses.asdict(source) for source in store.info.sources],
             },
             "versions": versions(),
-            "test_reads": [],
+            "test_reads": reads,
         },
     )
     return folder

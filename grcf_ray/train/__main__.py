@@ -58,7 +58,7 @@ def train(
     if ablation not in ABLATIONS:
         raise ConfigError(f"unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))}; {', '.join(ABLATIONS)}")
     start = flatten(space_for(dataset, space).config())
-    asked = parse_assignments([*([f"model.backbone={backbone}"] if backbone else []), *set_])
+    asked = ({"model.backbone": backbone} if backbone else {}) | parse_assignments(set_)
     config = build_config({**start, **ABLATIONS[ablation], **asked})
     if print_config:
         print(to_yaml(config), end="")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +84,11 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` atomically: a second name where the disk allows, else a copy."""
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        os.link(source, beside)
-    except OSError:
-        shutil.copyfile(source, beside)
-    beside.replace(target)
+    with replacing(target) as beside:
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
 
 
 def _opened(path: Path) -> Any:

@@ -53,16 +53,19 @@ class SavedModel:
         """[N] scores of an utterance table's rows, in label units and in their order."""
         low, high = self.label_range
         center = (low + high) / 2
-        for name in self.model.modality_dims:
+        for name, dim in self.model.modality_dims.items():
             if name not in table.column_names:
                 raise DataError(f"the table has no {name} column, and the model was trained with {name}")
+            found = table.schema.field(name).type.value_type.list_size
+            if found != dim:
+                raise DataError(f"the table has {name} rows of {found} values, and the model was trained with {dim}")
         split = build_split(
             table,
             self.tokenizer,
             self.config.features,
             center=center,
             lowercase=self.lowercase,
-            standardisers=self.standardisers,
+            standardisers={name: s for name, s in self.standardisers.items() if name in self.model.modality_dims},
         )
         split = split.only(self.model.modality_dims)
         pad = int(self.tokenizer.pad_token_id or 0)

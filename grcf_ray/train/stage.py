@@ -38,6 +38,8 @@ __all__ = ["OBJECTIVES", "StageLoop", "predict", "stage_seed", "use_deterministi
 OBJECTIVES: dict[int, tuple[str, Literal["max", "min"]]] = {1: ("pairwise_acc", "max"), 2: ("mae", "min")}
 """The validation metric that each stage is judged by (appendix C.3), and its direction."""
 
+_IDLE = Group(np.zeros(1, dtype=np.int64), np.zeros((0, 2), dtype=np.int64), 0.0)
+
 
 class StageLoop:
     """Trains a model through one stage, an epoch at a time.
@@ -61,7 +63,8 @@ class StageLoop:
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
-        self.model = model.to(self.device, torch.float64 if config.train.precision == "float64" else torch.float32)
+        self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
+        self.model = model.to(self.device, self.dtype)
         self.features, self.config, self.stage, self.seed = features, config, stage, seed
         self.protocol, self.folder = protocol, folder
         self.epochs = (config.stage1 if stage == 1 else config.stage2).epochs
@@ -99,6 +102,8 @@ class StageLoop:
         if self.folder is None or not (self.folder / "last.safetensors").exists():
             return False
         self.curve = load_checkpoint(self.folder / "last.safetensors", self.model, self.optimizer)["curve"]
+        # The process may have ended between the writing of the two.
+        self._keep_best(self.folder)
         return True
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -129,9 +134,10 @@ class StageLoop:
             raise DivergedError(f"the loss or its gradient is no longer finite after epoch {self.epoch + 1}")
         metrics |= self._validate()
         metrics["seconds"] = time.perf_counter() - start
-        self.curve.append(metrics)
+        # As a checkpoint gives it back, so that a resumed curve is the uninterrupted one.
+        self.curve += finite([metrics])
         self._save()
-        return metrics
+        return self.curve[-1]
 
     def backward(self, step: Step) -> dict[str, Tensor]:
         """Gradients of one step into the model; the step's loss terms on this rank, weighted as the loss is.
@@ -143,22 +149,20 @@ class StageLoop:
         batches = micro_batches(self.features, self.features.train, order_U, self.config.pairs.micro_batch_tokens)
         place_U = np.empty(len(order_U), dtype=np.int64)
         place_U[np.searchsorted(step.utterance_U, order_U)] = np.arange(len(order_U))
-        slots = [place_U[group.slot_S] for group in step.groups] or [np.zeros(1, dtype=np.int64)]
+        # A rank without a group still takes part in the exchange of gradients and of loss terms.
+        groups = step.groups or (_IDLE,)
         with self._autocast():
             scores = self.network(
-                [batch.to(self.device) for batch in batches],
-                torch.from_numpy(np.concatenate(slots)).to(self.device),
+                [batch.to(self.device, self.dtype) for batch in batches],
+                torch.from_numpy(place_U[np.concatenate([group.slot_S for group in groups])]).to(self.device),
             )
         totals: dict[str, Tensor] = defaultdict(lambda: scores.new_zeros((), dtype=torch.float64))
-        # A rank without a group still takes part in the exchange of gradients.
-        loss = scores.sum() * 0
-        if step.groups:
-            parts = scores.split([len(group.slot_S) for group in step.groups])
-            for group, score_S in zip(step.groups, parts, strict=True):
-                terms = self.group_losses(group, score_S, self._labels(step, group).to(self.device))
-                loss = loss + group.weight * terms["loss/total"]
-                for name, value in terms.items():
-                    totals[name] += group.weight / self.world * value.detach()
+        loss = scores.new_zeros(())
+        for group, score_S in zip(groups, scores.split([len(group.slot_S) for group in groups]), strict=True):
+            terms = self.group_losses(group, score_S, self._labels(step, group).to(self.device))
+            loss = loss + group.weight * terms["loss/total"]
+            for name, value in terms.items():
+                totals[name] += group.weight / self.world * value.detach()
         loss.backward()
         return totals
 
@@ -206,9 +210,7 @@ class StageLoop:
     def _labels(self, step: Step, group: Group) -> Tensor:
         # The array is a fresh copy: features are read-only, which torch would warn about.
         label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
-        return torch.from_numpy(label_S).to(
-            torch.float64 if self.config.train.precision == "float64" else torch.float32
-        )
+        return torch.from_numpy(label_S).to(self.dtype)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         precision = self.config.train.precision
@@ -260,11 +262,13 @@ class StageLoop:
     def _save(self) -> None:
         if self.folder is None or self.rank != 0:
             return
-        state = {"stage": self.stage, "epoch": self.epoch, "seed": self.seed, "curve": finite(self.curve)}
-        last = self.folder / "last.safetensors"
-        save_checkpoint(last, self.model, self.optimizer, state)
-        if self.best_epoch == self.epoch:
-            link_or_copy(last, self.folder / "best.safetensors")
+        state = {"stage": self.stage, "epoch": self.epoch, "seed": self.seed, "curve": self.curve}
+        save_checkpoint(self.folder / "last.safetensors", self.model, self.optimizer, state)
+        self._keep_best(self.folder)
+
+    def _keep_best(self, folder: Path) -> None:
+        if self.rank == 0 and self.best_epoch == self.epoch:
+            link_or_copy(folder / "last.safetensors", folder / "best.safetensors")
 
     @property
     def best_epoch(self) -> int:
@@ -291,7 +295,8 @@ def predict(
     model.eval()
     mine = length_sorted(split, np.arange(len(split)))[rank::world]
     scores = [
-        model.score(model.encode(batch.to(device))) for batch in micro_batches(features, split, mine, token_budget)
+        model.score(model.encode(batch.to(device, model.fusion.weight.dtype)))
+        for batch in micro_batches(features, split, mine, token_budget)
     ]
     score_N = torch.zeros(len(split), dtype=torch.float64, device=device)
     if scores:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
+from grcf_ray.data.features import Features, Ragged
+
+EVERYONE = np.arange(48)
+
+
+def shuffled(seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(EVERYONE)
+
+
+def text_of(ragged: Ragged, index: int) -> list[float]:
+    found: list[float] = ragged.values[ragged.offsets[index] : ragged.offsets[index + 1]].tolist()
+    return found
+
+
+@pytest.mark.parametrize("budget", [1, 12, 40, 10_000])
+@pytest.mark.parametrize("sort", [True, False])
+def test_micro_batches_keep_the_order_and_the_budget(tiny_features: Features, budget: int, sort: bool) -> None:
+    split = tiny_features.train
+    order_U = length_sorted(split, shuffled()) if sort else shuffled()
+    batches = micro_batches(tiny_features, split, order_U, budget)
+    rows = []
+    for batch in batches:
+        assert batch.token_BL is not None and batch.mask_BL is not None
+        # A batch of one utterance may exceed the budget: there is no smaller one.
+        assert batch.token_BL.numel() <= budget or len(batch.token_BL) == 1
+        rows += [row[mask].tolist() for row, mask in zip(batch.token_BL, batch.mask_BL, strict=True)]
+    assert rows == [text_of(split.tokens, index) for index in order_U]
+    # Each is as large as the budget admits: its neighbour's first utterance would not have fitted in.
+    sizes = [len(batch.token_BL) for batch in batches if batch.token_BL is not None]
+    starts = np.cumsum([0, *sizes])
+    for start, stop in zip(starts, starts[1:-1], strict=False):
+        assert split.tokens.lengths[order_U[start : stop + 1]].max() * (stop + 1 - start) > budget
+
+
+def test_no_utterances_make_no_batches(tiny_features: Features) -> None:
+    assert micro_batches(tiny_features, tiny_features.train, EVERYONE[:0], 100) == []
+
+
+def test_length_sorted_rises_and_keeps_ties_in_order(tiny_features: Features) -> None:
+    order = length_sorted(tiny_features.train, EVERYONE)
+    lengths = tiny_features.train.tokens.lengths
+    assert order.tolist() == sorted(range(48), key=lambda index: (lengths[index], index))
+    assert len(set(lengths.tolist())) < 48
+
+
+def test_padding_is_masked_and_filled(tiny_features: Features) -> None:
+    """With a pad id that is no 0, as RoBERTa's is not."""
+    features = dataclasses.replace(tiny_features, pad_token_id=3)
+    split = features.train
+    index_B = shuffled()[:9]
+    batch = collate(features, split, index_B)
+    given = ((split.tokens, batch.token_BL, batch.mask_BL, 3),)
+    given += ((split.audio, batch.audio_BLA, batch.audio_mask_BL, 0),)  # type: ignore[assignment]
+    given += ((split.vision, batch.vision_BLV, batch.vision_mask_BL, 0),)  # type: ignore[assignment]
+    for ragged, values, mask, fill in given:
+        assert ragged is not None and values is not None and mask is not None
+        assert mask.sum(1).tolist() == ragged.lengths[index_B].tolist()
+        for row, index in enumerate(index_B):
+            assert values[row][mask[row]].tolist() == text_of(ragged, index)
+        assert (values[~mask] == fill).all()
+        # Real values come first: the first token is [CLS].
+        assert (mask[:, :-1] >= mask[:, 1:]).all()
+    assert batch.token_BL is not None and batch.token_BL.dtype == torch.int64
+    assert batch.audio_BLA is not None and batch.audio_BLA.dtype == torch.float32
+
+
+def test_absent_modalities_are_none(tiny_features: Features) -> None:
+    batch = collate(tiny_features, tiny_features.train.only("text+vision"), EVERYONE[:3])
+    assert (batch.audio_BLA, batch.audio_mask_BL) == (None, None)
+    assert batch.vision_BLV is not None and batch.token_BL is not None
+
+
+def test_frozen_outputs_stand_in_for_tokens(tiny_features: Features) -> None:
+    split, index_B = tiny_features.train, np.array([4, 2])
+    hidden_TD = np.random.default_rng(0).normal(size=(len(split.tokens.values), 6)).astype(np.float32)
+    hidden = dataclasses.replace(split, hidden=Ragged(hidden_TD, split.tokens.offsets))
+    batch = collate(tiny_features, hidden, index_B)
+    assert batch.token_BL is None
+    assert batch.hidden_BLD is not None and batch.mask_BL is not None
+    for row, index in enumerate(index_B):
+        start, stop = split.tokens.offsets[index : index + 2]
+        np.testing.assert_array_equal(batch.hidden_BLD[row, : stop - start].numpy(), hidden_TD[start:stop])
+        assert batch.mask_BL[row].sum() == stop - start
+
+    vector_ND = np.arange(96, dtype=np.float32).reshape(48, 2)
+    batch = collate(tiny_features, dataclasses.replace(split, vector_ND=vector_ND), index_B)
+    assert (batch.token_BL, batch.mask_BL, batch.hidden_BLD) == (None, None, None)
+    assert batch.vector_BD is not None
+    assert batch.vector_BD.tolist() == [[8, 9], [4, 5]]
+
+
+def test_batches_do_not_share_memory_with_the_features(tiny_features: Features) -> None:
+    batch = collate(tiny_features, tiny_features.train, EVERYONE[:2])
+    assert batch.audio_BLA is not None and tiny_features.train.audio is not None
+    before = tiny_features.train.audio.values[0].tolist()
+    batch.audio_BLA.zero_()
+    assert tiny_features.train.audio.values[0].tolist() == before != [0] * 5
+
+
+def test_moving_a_batch_changes_the_type_of_its_floats_alone(tiny_features: Features) -> None:
+    batch = collate(tiny_features, tiny_features.train.only("text+audio"), EVERYONE[:3])
+    moved = batch.to(torch.device("cpu"), torch.float64)
+    kinds = {f.name: getattr(getattr(moved, f.name), "dtype", None) for f in dataclasses.fields(Batch)}
+    assert kinds == {
+        "token_BL": torch.int64,
+        "mask_BL": torch.bool,
+        "hidden_BLD": None,
+        "vector_BD": None,
+        "audio_BLA": torch.float64,
+        "audio_mask_BL": torch.bool,
+        "vision_BLV": None,
+        "vision_mask_BL": None,
+    }
+    for field in dataclasses.fields(Batch):
+        before, after = getattr(batch, field.name), getattr(moved, field.name)
+        assert before is None or torch.equal(before.double(), after.double())
+    assert batch.to(torch.device("cpu")).audio_BLA.dtype == torch.float32  # type: ignore[union-attr]

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from grcf_ray.config import FeatureConfig
+from grcf_ray.data import features as features_module
+from grcf_ray.data.features import Features, Ragged, Standardiser, build_features, build_split, cached_array
+from grcf_ray.data.schema import TableInfo, conform
+from grcf_ray.data.store import Store, write_store
+from grcf_ray.model.text_encoder import load_tokenizer
+
+FRAMES = pa.list_(pa.list_(pa.float32()))
+
+
+def store_of(folder: Path, *, label_range: tuple[float, float] = (-3, 3), **columns: Any) -> Store:
+    """Six utterances, four of them train; columns may be replaced, and None leaves one out."""
+    loose: dict[str, Any] = {
+        "id": list("abcdef"),
+        "split": ["train", "valid", "train", "test", "train", "train"],
+        "text": ["good film", "bad plot", "the film was quickly poor", "fine", "awful", "great music"],
+        "label": [0.8, -0.8, -0.6, 0.4, -1.2, 1.2],
+        "audio": pa.array([[[1, 7], [3, 7]], [[5, 7]], None, [[9, 9]], [[5, 7]], None], FRAMES),
+        **columns,
+    }
+    table = conform(pa.table({name: column for name, column in loose.items() if column is not None}))
+    return write_store(folder, table, TableInfo.describe(table, name="own", label_range=label_range))
+
+
+def built(store: Store, backbone: Path, **settings: Any) -> Features:
+    return build_features(store, load_tokenizer(str(backbone)), FeatureConfig(**settings))
+
+
+def every_array(features: Features) -> dict[str, NDArray[Any]]:
+    return {
+        f"{split}.{name}": array
+        for split in ("train", "valid")
+        for name, array in features_module._arrays(getattr(features, split)).items()
+    }
+
+
+@pytest.mark.parametrize("width", [None, 1, 3])
+@pytest.mark.parametrize("chosen", [[0], [2], [3, 0, 3, 1], [2, 2], []])
+def test_padding_matches_a_loop(width: int | None, chosen: list[int]) -> None:
+    """Sequences of 3, 1, 0 and 4 values; repeats, an empty one, and no sequence at all."""
+    rng = np.random.default_rng(0)
+    lengths = [3, 1, 0, 4]
+    sequences = [rng.normal(size=(length,) if width is None else (length, width)) for length in lengths]
+    ragged = Ragged(np.concatenate(sequences), np.concatenate([[0], np.cumsum(lengths)]))
+    padded, mask = ragged.padded(np.array(chosen, dtype=np.int64), fill=-5)
+    longest = max([1, *(lengths[index] for index in chosen)])
+    assert ragged.lengths.tolist() == lengths
+    assert padded.shape == (len(chosen), longest, *sequences[0].shape[1:])
+    for row, index in enumerate(chosen):
+        for place in range(longest):
+            real = place < lengths[index]
+            assert mask[row, place] == real
+            expected = sequences[index][place] if real else np.full(padded.shape[2:], -5)
+            np.testing.assert_array_equal(padded[row, place], expected)
+
+
+def test_standardiser_by_a_loop() -> None:
+    """A column that never changes, be it large, is centred and no more."""
+    rng = np.random.default_rng(1)
+    rows = np.stack([rng.normal(3, 2, 500), np.full(500, 1e6), np.zeros(500), rng.normal(-1, 1e-3, 500)], axis=1)
+    rows = rows.astype(np.float32)
+    standardiser = Standardiser.fit(rows)
+    out = standardiser(rows)
+    for column in (0, 3):
+        values = rows[:, column].astype(np.float64)
+        mean = sum(values) / len(values)
+        deviation = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+        np.testing.assert_allclose(out[:, column], (values - mean) / deviation, rtol=1e-3, atol=1e-3)
+    assert standardiser.deviation_A[[1, 2]].tolist() == [1, 1]
+    np.testing.assert_array_equal(out[:, [1, 2]], 0)
+    assert out.dtype == np.float32
+
+
+def test_standardiser_without_rows_changes_nothing() -> None:
+    rows = np.array([[2, 3]], dtype=np.float32)
+    np.testing.assert_array_equal(Standardiser.fit(rows[:0])(rows), rows)
+
+
+def test_training_rows_alone_set_the_statistics(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Train holds 1, 3, 5 and a constant 7. Valid is measured by them; the outlier in test changes nothing."""
+    features = built(store_of(tmp_path / "own"), tiny_backbone)
+    deviation = (8 / 3) ** 0.5
+    assert features.train.audio is not None and features.valid.audio is not None
+    expected = [[-2 / deviation, 0], [0, 0], [2 / deviation, 0]]
+    np.testing.assert_allclose(features.train.audio.values, expected, rtol=1e-6)
+    np.testing.assert_allclose(features.valid.audio.values, [[2 / deviation, 0]], rtol=1e-6)
+    assert (features.audio_dim, features.vision_dim) == (2, None)
+
+
+def test_standardisation_can_be_left_out(tmp_path: Path, tiny_backbone: Path) -> None:
+    features = built(store_of(tmp_path / "own"), tiny_backbone, standardise=False)
+    assert features.train.audio is not None
+    assert features.train.audio.values.tolist() == [[1, 7], [3, 7], [5, 7]]
+    assert features.standardisers == {}
+
+
+def test_sample_without_audio_has_no_rows(tmp_path: Path, tiny_backbone: Path) -> None:
+    features = built(store_of(tmp_path / "own"), tiny_backbone)
+    assert features.train.audio is not None
+    assert features.train.audio.lengths.tolist() == [2, 0, 1, 0]
+    padded, mask = features.train.audio.padded(np.array([1, 3]))
+    assert padded.tolist() == [[[0, 0]], [[0, 0]]]
+    assert not mask.any()
+
+
+def test_split_without_any_audio_has_samples_without_rows(tmp_path: Path, tiny_backbone: Path) -> None:
+    """The model has an audio branch, by the training split: the others are missing samples to it."""
+    audio = pa.array([[[1, 7]], None, None, None, [[5, 7]], None], FRAMES)
+    features = built(store_of(tmp_path / "own", audio=audio), tiny_backbone)
+    assert features.audio_dim == 2
+    assert features.valid.audio is not None
+    assert features.valid.audio.values.shape == (0, 2)
+    assert features.valid.audio.lengths.tolist() == [0]
+
+
+def test_modality_that_no_training_utterance_has_is_no_modality(tmp_path: Path, tiny_backbone: Path) -> None:
+    audio = pa.array([None, [[5, 7]], None, [[9, 9]], None, None], FRAMES)
+    features = built(store_of(tmp_path / "own", audio=audio), tiny_backbone)
+    assert features.audio_dim is None
+
+
+def test_labels_are_offsets_from_the_centre_on_steps_of_1e_4(tmp_path: Path, tiny_backbone: Path) -> None:
+    store = store_of(tmp_path / "own", label=[1.8, 3.2, 3.0, 1.0, 5.0, 1.00004], label_range=(1, 5))
+    features = built(store, tiny_backbone)
+    assert features.train.label_N.tolist() == [-1.2, 0.0, 2.0, -2.0]
+    assert features.valid.label_N.tolist() == [0.2]
+    assert (features.center, features.half_range) == (3.0, 2.0)
+
+
+def test_tokens_are_the_tokenizers_cut_to_the_limit(tmp_path: Path, tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    features = built(store_of(tmp_path / "own"), tiny_backbone, max_tokens=5)
+    tokens = features.train.tokens
+    rows = [tokens.values[tokens.offsets[i] : tokens.offsets[i + 1]].tolist() for i in range(4)]
+    assert [tokenizer.convert_ids_to_tokens(row) for row in rows] == [
+        ["[CLS]", "good", "film", "[SEP]"],
+        ["[CLS]", "the", "film", "was", "[SEP]"],
+        ["[CLS]", "awful", "[SEP]"],
+        ["[CLS]", "great", "music", "[SEP]"],
+    ]
+    assert tokens.values.dtype == np.int32
+    assert features.pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("text", "lowercase", "known"),
+    [
+        ("GOOD FILM", "auto", True),
+        ("GOOD FILM", "yes", True),
+        ("GOOD FILM", "no", False),
+        ("Good film, not LOUD", "auto", False),
+        ("Good film, not LOUD", "yes", True),
+    ],
+)
+def test_text_is_lower_cased_by_the_rule(
+    tmp_path: Path, tiny_backbone: Path, text: str, lowercase: Any, known: bool
+) -> None:
+    """The tiny tokenizer keeps case and knows `good`, not `GOOD`. Auto looks at the table's training split."""
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    features = built(store_of(tmp_path / "own", text=[text] * 6), tiny_backbone, lowercase=lowercase)
+    assert (int(features.train.tokens.values[1]) == tokenizer.convert_tokens_to_ids("good")) is known
+
+
+def test_second_build_reads_the_cache_alone(
+    tiny_store: Store, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the very tokenizer that built it, and with another object of the same."""
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    first = build_features(tiny_store, tokenizer, FeatureConfig())
+    # Without its Parquet files the store can still be opened, but not read.
+    shutil.copyfile(tiny_store.folder / "dataset.json", tmp_path / "dataset.json")
+    store = Store.open(tmp_path)
+
+    def unwanted(*_: Any, **__: Any) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(features_module, "build_split", unwanted)
+    for same in (tokenizer, load_tokenizer(str(tiny_backbone))):
+        again = build_features(store, same, FeatureConfig())
+        assert (again.key, again.folder) == (first.key, first.folder)
+        for name, array in every_array(first).items():
+            np.testing.assert_array_equal(every_array(again)[name], array)
+        for name, standardiser in first.standardisers.items():
+            np.testing.assert_array_equal(again.standardisers[name].mean_A, standardiser.mean_A)
+            np.testing.assert_array_equal(again.standardisers[name].deviation_A, standardiser.deviation_A)
+
+
+def test_key_changes_with_all_that_decides_the_features(tmp_path: Path, tiny_backbone: Path) -> None:
+    other = tmp_path / "backbone"
+    shutil.copytree(tiny_backbone, other)
+    rules = json.loads((other / "tokenizer.json").read_text())
+    rules["model"]["vocab"]["fine!"] = len(rules["model"]["vocab"])
+    (other / "tokenizer.json").write_text(json.dumps(rules))
+    store = store_of(tmp_path / "a")
+    keys = [
+        built(store, tiny_backbone).key,
+        built(store, tiny_backbone, max_tokens=64).key,
+        built(store, tiny_backbone, standardise=False).key,
+        built(store, tiny_backbone, lowercase="yes").key,
+        built(store, other).key,
+        built(store_of(tmp_path / "b", label=[0.8, -0.8, -0.6, 0.4, -1.2, 1.4]), tiny_backbone).key,
+        built(store_of(tmp_path / "c", text=["bad film", *["good"] * 5]), tiny_backbone).key,
+        built(store_of(tmp_path / "d", label_range=(-3, 4)), tiny_backbone).key,
+    ]
+    assert len(set(keys)) == len(keys)
+    assert built(store_of(tmp_path / "e"), tiny_backbone).key == keys[0]
+
+
+def test_arrays_are_plain_read_only_views_of_a_map(tiny_features: Features) -> None:
+    for name, array in every_array(tiny_features).items():
+        assert type(array) is np.ndarray, name
+        assert not array.flags.writeable, name
+        base = array.base
+        while base is not None and not isinstance(base, np.memmap):
+            base = getattr(base, "base", None)
+        assert isinstance(base, np.memmap), name
+    with pytest.raises(ValueError, match="read-only"):
+        tiny_features.train.label_N[0] = 0
+
+
+def test_test_split_is_never_opened(tiny_store: Store, tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "without-test"
+    shutil.copytree(tiny_store.folder, folder)
+    (folder / "test.parquet").unlink()
+    features = built(Store.open(folder), tiny_backbone)
+    assert (len(features.train), len(features.valid)) == (48, 16)
+
+
+def test_interrupted_build_leaves_nothing(
+    tiny_store: Store, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = []
+
+    def interrupted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return build_split(*args, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(features_module, "build_split", interrupted)
+        built(tiny_store, tiny_backbone)
+    assert list((tmp_path / "cache" / "features").iterdir()) == []
+    assert len(built(tiny_store, tiny_backbone).valid) == 16
+
+
+def test_another_process_may_build_the_same_meanwhile(
+    tiny_store: Store, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    first = build_features(tiny_store, tokenizer, FeatureConfig())
+
+    real: Callable[[Path], bool] = Path.exists
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: path.name != "features.json" and real(path))
+        second = build_features(tiny_store, tokenizer, FeatureConfig())
+    assert second.folder == first.folder
+    assert [path.name for path in (tmp_path / "cache" / "features").iterdir()] == [first.key]
+
+
+def test_splits_of_a_table_are_built_as_the_cached_ones(tiny_store: Store, tiny_backbone: Path) -> None:
+    """The test split, which is built once a winner is fixed, takes this way."""
+    features = built(tiny_store, tiny_backbone)
+    split = build_split(
+        tiny_store.read("valid"),
+        load_tokenizer(str(tiny_backbone)),
+        FeatureConfig(),
+        center=features.center,
+        lowercase=False,
+        standardisers=features.standardisers,
+    )
+    arrays = features_module._arrays(split)
+    assert arrays.keys() == features_module._arrays(features.valid).keys()
+    for name, array in features_module._arrays(features.valid).items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_modalities_can_be_left_out(tiny_features: Features) -> None:
+    split = tiny_features.train
+    assert (split.only("text").audio, split.only("text").vision) == (None, None)
+    assert (split.only("text+audio").audio, split.only("text+audio").vision) == (split.audio, None)
+    assert (split.only(["vision"]).audio, split.only(["vision"]).vision) == (None, split.vision)
+    bytes_of_audio = sum(array.nbytes for array in dataclasses.astuple(split.audio))
+    assert split.nbytes - split.only("vision").nbytes == bytes_of_audio > 0
+
+
+def test_cached_array_is_computed_once(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> NDArray[np.float32]:
+        calls.append(1)
+        return np.arange(6, dtype=np.float32)
+
+    first, second = (cached_array(tmp_path, "x", compute) for _ in range(2))
+    np.testing.assert_array_equal(first, np.arange(6))
+    np.testing.assert_array_equal(first, second)
+    assert len(calls) == 1
+    assert type(second) is np.ndarray and not second.flags.writeable
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+def test_cached_array_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        cached_array(tmp_path, "x", lambda: (_ for _ in ()).throw(MemoryError))
+    assert list(tmp_path.iterdir()) == []

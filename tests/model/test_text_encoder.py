@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from huggingface_hub import constants
+from torch import Tensor, nn
+
+from grcf_ray.data.batches import Batch
+from grcf_ray.errors import ConfigError
+from grcf_ray.model import text_encoder
+from grcf_ray.model.text_encoder import (
+    TextEncoder,
+    backbone_config,
+    backbone_from_config,
+    layers_of,
+    load_backbone,
+    load_tokenizer,
+    resolve_backbone,
+)
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+DEBERTA = SIZES | {
+    "model_type": "deberta-v2",
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "layer_norm_eps": 1e-7,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": SIZES | {"model_type": "bert"},
+    "deberta-v2": DEBERTA,
+    "roberta": SIZES | {"model_type": "roberta", "pad_token_id": 1},
+    "distilbert": {
+        "model_type": "distilbert",
+        "vocab_size": 40,
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 2,
+        "hidden_dim": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    },
+    "albert": SIZES | {"model_type": "albert", "embedding_size": 16},
+}
+SPLITTABLE = ["bert", "deberta-v2", "roberta", "distilbert"]
+NOTHING = Batch(None, None, None, None, None, None, None, None)
+
+
+def backbone(kind: str, **changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return backbone_from_config(CONFIGS[kind] | changes).double()
+
+
+def batch(pad: int | None = 0) -> Batch:
+    """Texts of 7, 4 and 1 subwords."""
+    token_BL = torch.randint(5, 40, (3, 7), generator=torch.Generator().manual_seed(1))
+    mask_BL = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    return dataclasses.replace(NOTHING, token_BL=token_BL.where(mask_BL, pad or 0), mask_BL=mask_BL)
+
+
+def frozen_batch(encoder: TextEncoder, given: Batch) -> Batch:
+    """The batch as a run with frozen layers has it, computed once and without dropout."""
+    assert given.token_BL is not None and given.mask_BL is not None
+    if encoder.n_frozen == encoder.n_layers:
+        with torch.no_grad():
+            return dataclasses.replace(NOTHING, vector_BD=TextEncoder.forward(encoder, given))
+    hidden_BLD = encoder.frozen_hidden(given.token_BL, given.mask_BL)
+    return dataclasses.replace(NOTHING, hidden_BLD=hidden_BLD, mask_BL=given.mask_BL)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.mark.parametrize("kind", SPLITTABLE)
+def test_text_vectors_are_the_first_state_and_the_masked_mean(kind: str) -> None:
+    model = backbone(kind).eval()
+    given = batch(model.config.pad_token_id)  # type: ignore[union-attr,arg-type]
+    assert given.token_BL is not None and given.mask_BL is not None
+    hidden_BLD = model(input_ids=given.token_BL, attention_mask=given.mask_BL.long()).last_hidden_state
+    torch.testing.assert_close(TextEncoder(model, "cls")(given), hidden_BLD[:, 0], rtol=0, atol=0)
+    means = [hidden[mask].mean(0) for hidden, mask in zip(hidden_BLD, given.mask_BL, strict=True)]
+    torch.testing.assert_close(TextEncoder(model, "mean")(given), torch.stack(means))
+
+
+@pytest.mark.parametrize("text_vector", ["cls", "mean"])
+@pytest.mark.parametrize("kind", SPLITTABLE)
+def test_padding_does_not_matter(kind: str, text_vector: Literal["cls", "mean"]) -> None:
+    encoder = TextEncoder(backbone(kind), text_vector).eval()
+    given = batch(encoder.backbone.config.pad_token_id)  # type: ignore[union-attr,arg-type]
+    together = encoder(given)
+    for row, length in enumerate((7, 4, 1)):
+        assert given.token_BL is not None and given.mask_BL is not None
+        alone = dataclasses.replace(
+            NOTHING, token_BL=given.token_BL[row : row + 1, :length], mask_BL=given.mask_BL[row : row + 1, :length]
+        )
+        assert difference(together[row], encoder(alone)[0]) < 1e-12
+
+
+@pytest.mark.parametrize("text_vector", ["cls", "mean"])
+@pytest.mark.parametrize("frozen", [1, 2, "all"])
+@pytest.mark.parametrize("kind", SPLITTABLE)
+def test_frozen_layers_run_once_give_what_the_whole_encoder_gives(
+    kind: str, frozen: int | Literal["all"], text_vector: Literal["cls", "mean"]
+) -> None:
+    model = backbone(kind)
+    whole = TextEncoder(model, text_vector).eval()
+    given = batch(model.config.pad_token_id)  # type: ignore[union-attr,arg-type]
+    vectors = whole(given)
+    encoder = TextEncoder(model, text_vector, frozen).eval()
+    assert difference(encoder(frozen_batch(encoder, given)), vectors) < 1e-12
+    assert difference(encoder(given), vectors) < 1e-12
+
+
+@pytest.mark.parametrize("frozen", [0, 1, "all"])
+@pytest.mark.parametrize("kind", SPLITTABLE)
+def test_only_what_is_not_frozen_has_a_gradient(kind: str, frozen: int | Literal["all"]) -> None:
+    encoder = TextEncoder(backbone(kind), "mean", frozen).train()
+    path, _ = layers_of(encoder.backbone)
+    trained = {
+        name
+        for name, _ in encoder.backbone.named_parameters()
+        if frozen == 0 or (frozen == 1 and name.startswith((f"{path}.1.", f"{path}.2.")))
+    }
+    assert {name for name, p in encoder.backbone.named_parameters() if p.requires_grad} == trained
+    given = batch(encoder.backbone.config.pad_token_id)  # type: ignore[union-attr,arg-type]
+    if frozen == "all":
+        assert not encoder(frozen_batch(encoder, given)).requires_grad
+        return
+    encoder(frozen_batch(encoder, given) if frozen else given).pow(2).sum().backward()
+    assert {name for name, p in encoder.backbone.named_parameters() if p.grad is not None} == trained
+
+
+@pytest.mark.parametrize("kind", SPLITTABLE)
+def test_frozen_part_has_no_dropout_while_training(kind: str) -> None:
+    rates = {"dropout": 0.5} if kind == "distilbert" else {"hidden_dropout_prob": 0.5}
+    encoder = TextEncoder(backbone(kind, **rates), "cls", 1).train()
+    given = batch(encoder.backbone.config.pad_token_id)  # type: ignore[union-attr,arg-type]
+    first, second = frozen_batch(encoder, given), frozen_batch(encoder, given)
+    assert first.hidden_BLD is not None and second.hidden_BLD is not None
+    assert torch.equal(first.hidden_BLD, second.hidden_BLD)
+    assert not torch.equal(encoder(first), encoder(first)), "the layers above have dropout"
+    assert torch.equal(encoder.eval()(first), encoder(first))
+    _, layers = layers_of(encoder.train().backbone)
+    assert [layer.training for layer in layers] == [False, True, True]
+    whole = TextEncoder(backbone(kind, **rates), "cls").train()
+    assert all(module.training for module in whole.modules())
+
+
+def test_frozen_layers_share_their_parameters_with_the_model() -> None:
+    """The halves are views: what the optimizer changes, the next batch sees."""
+    encoder = TextEncoder(backbone("bert"), "cls", 1).eval()
+    given = frozen_batch(encoder, batch())
+    before = encoder(given)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.1 if p.requires_grad else 0.0)
+    assert difference(encoder(given), before) > 1e-3
+    assert len(layers_of(encoder.backbone)[1]) == 3
+
+
+@pytest.mark.parametrize("frozen", [0, 1, "all"])
+def test_albert_is_refused(frozen: int | Literal["all"]) -> None:
+    """Its layers are one, run several times."""
+    with pytest.raises(ConfigError, match="AlbertModel has no list of 3 layers"):
+        TextEncoder(backbone("albert"), "cls", frozen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        # A convolution beside the first layer, as in DeBERTa-v2-xlarge.
+        ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "gelu"}),
+        # A projection between embeddings and layers, as in ELECTRA-small.
+        ("bert", {"model_type": "electra", "embedding_size": 16}),
+    ],
+)
+def test_backbone_that_is_no_plain_stack_can_be_frozen_whole_or_not_at_all(kind: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model.frozen_layers = 1: \w+ cannot be split between layers exactly"):
+        TextEncoder(backbone(kind, **changes), "cls", 1)
+    whole = TextEncoder(backbone(kind, **changes), "cls").eval()(batch())
+    for frozen in (3, "all"):
+        encoder = TextEncoder(backbone(kind, **changes), "cls", frozen).eval()  # type: ignore[arg-type]
+        assert torch.equal(encoder(batch()), whole)
+
+
+def test_more_frozen_layers_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="model.frozen_layers = 4: the backbone has 3 layers; give 0 to 3, or all"):
+        TextEncoder(backbone("bert"), "cls", 4)
+
+
+def test_backbone_has_no_pooler(tiny_backbone: Path) -> None:
+    assert not any("pooler" in name for name, _ in backbone("bert").named_parameters())
+    assert not any("pooler" in name for name, _ in load_backbone(str(tiny_backbone)).named_parameters())
+
+
+def test_local_folder_is_loaded(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_backbone(str(tiny_backbone))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    monkeypatch.chdir(tiny_backbone.parent)
+    again = load_backbone("./tiny-bert").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+    monkeypatch.setenv("HOME", str(tiny_backbone.parent))
+    assert resolve_backbone("~/tiny-bert") == str(tiny_backbone)
+    assert load_tokenizer("~/tiny-bert").pad_token_id == 0
+
+
+def test_folder_without_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the folder has no config.json, so it is no Hugging Face model"):
+        load_backbone(str(tmp_path))
+
+
+def test_folder_without_weights_or_tokenizer(tiny_backbone: Path, tmp_path: Path) -> None:
+    shutil.copyfile(tiny_backbone / "config.json", tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=f"backbone {tmp_path} cannot be loaded: "):
+        load_backbone(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"backbone {tmp_path} has no usable tokenizer: "):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["truncated weights", "not JSON", "no model_type", "other sizes"])
+def test_damaged_folder(tiny_backbone: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "backbone"
+    shutil.copytree(tiny_backbone, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "truncated weights":
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "not JSON":
+        (folder / "config.json").write_text("{")
+    elif damage == "no model_type":
+        (folder / "config.json").write_text("{}")
+    else:
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    with pytest.raises(ConfigError, match=f"backbone {folder} cannot be loaded: "):
+        load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("name", ["./nosuch", "/nosuch", "~/nosuch", "a/b/c", "my model", "nosuch/"])
+def test_name_that_can_be_no_hub_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"backbone {name}: no such folder"):
+        resolve_backbone(name)
+
+
+def test_backbone_that_is_not_here_while_offline() -> None:
+    """HF_HUB_OFFLINE is set for all tests: no connection is tried."""
+    with pytest.raises(ConfigError, match="not on this machine, and the model hub cannot be reached") as caught:
+        load_backbone("nosuch/backbone")
+    assert "hf download nosuch/backbone" in str(caught.value)
+
+
+def test_backbone_that_is_not_here_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection is tried, for a few seconds at most, rather than the hub client's many."""
+    tried = []
+
+    def refused(address: tuple[str, int], timeout: float) -> None:
+        tried.append((address, timeout))
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(text_encoder.socket, "create_connection", refused)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="the model hub cannot be reached"):
+        load_backbone("nosuch/backbone")
+    assert tried == [(("huggingface.co", 443), 5)]
+
+
+def test_backbone_is_left_to_the_hub_where_it_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(text_encoder, "_reachable", lambda endpoint: True)
+    assert resolve_backbone("nosuch/backbone") == "nosuch/backbone"
+
+
+def test_shipped_configuration_is_deberta_v3_bases() -> None:
+    config = backbone_config("microsoft/deberta-v3-base")
+    with torch.device("meta"):
+        model = backbone_from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == 183_831_552
+    assert len(layers_of(model)[1]) == 12
+
+
+def test_a_folders_own_configuration_comes_before_the_shipped_one(tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deberta-v3-base"
+    shutil.copytree(tiny_backbone, folder)
+    assert backbone_config(str(folder))["model_type"] == "bert"

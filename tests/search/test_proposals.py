@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from grcf_ray.config import build_config, check_margins
+from grcf_ray.errors import ConfigError
+from grcf_ray.search.proposals import Proposals, distributions, startup_trials
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.space import Choice, Dimension, Range
+from grcf_ray.train.stage import OBJECTIVES
+
+EPOCHS = 4
+SPACE: dict[str, Dimension] = {
+    "stage1.encoder_lr": Range(1e-6, 1e-3, True, 1e-4),
+    "model.fusion_dropout": Range(0.0, 0.6, False, 0.1),
+    "pairs.pairs_per_group": Range(8, 64, True, 32),
+    "model.modalities": Choice(("text", "text+audio", "all"), "all"),
+}
+State = Literal["complete", "pruned", "diverged", "failed"]
+
+
+def start_of(space: Mapping[str, Dimension]) -> dict[str, Any]:
+    return {path: dimension.start for path, dimension in space.items()}
+
+
+def proposals(
+    trials: Sequence[TrialRecord] = (),
+    *,
+    space: Mapping[str, Dimension] = SPACE,
+    stage: Literal[1, 2] = 1,
+    seed: int = 42,
+    n_startup_trials: int = 4,
+    feasible: Callable[[Mapping[str, Any]], bool] = lambda params: True,
+) -> Proposals:
+    return Proposals(
+        distributions(space),
+        start=start_of(space),
+        trials=trials,
+        stage=stage,
+        epochs=EPOCHS,
+        seed=seed,
+        n_startup_trials=n_startup_trials,
+        feasible=feasible,
+        launch=lambda number, params: {"number": number, "params": params},
+    )
+
+
+def fate(number: int) -> State:
+    """Every kind of end in one search."""
+    return ("complete", "pruned", "complete", "diverged", "complete", "failed", "pruned")[number % 7]  # type: ignore[return-value]
+
+
+def curve_of(params: Mapping[str, Any], state: State, stage: int) -> list[dict[str, Any]]:
+    """A curve that follows from the parameters alone."""
+    name = f"valid/{OBJECTIVES[stage][0]}"
+    value = abs(math.log10(params["stage1.encoder_lr"]) + 4) + params["model.fusion_dropout"]
+    epochs = {"complete": EPOCHS, "pruned": 2, "diverged": 1, "failed": 1}[state]
+    return [{"epoch": epoch, name: value / epoch} for epoch in range(1, epochs + 1)]
+
+
+def run_trial(search: Proposals, trial_id: str, *, stage: int = 1, fates: Callable[[int], State] = fate) -> TrialRecord:
+    """A trial as Tune runs it: every result but the last to `on_trial_result`, the last at completion."""
+    config = search.suggest(trial_id)
+    number, params = config["number"], config["params"]
+    state = fates(number)
+    curve = curve_of(params, state, stage)
+    results = [{"epoch": m["epoch"], "objective": m[f"valid/{OBJECTIVES[stage][0]}"]} for m in curve]
+    if state == "diverged":
+        results.append({"epoch": 2, "failure": "no longer finite"})
+    for result in results[:-1]:
+        search.on_trial_result(trial_id, result)
+    if state == "failed":
+        search.on_trial_result(trial_id, results[-1])
+        search.on_trial_complete(trial_id, error=True)
+    else:
+        search.on_trial_complete(trial_id, results[-1])
+    return TrialRecord(
+        number=number,
+        stage=stage,  # type: ignore[arg-type]
+        attempt=1,
+        params=params,
+        seed=number,
+        state=state,
+        curve=curve,
+        error="it broke" if state in ("diverged", "failed") else None,
+    )
+
+
+def run(search: Proposals, n: int, *, stage: int = 1, fates: Callable[[int], State] = fate) -> list[TrialRecord]:
+    return [run_trial(search, f"id{k}", stage=stage, fates=fates) for k in range(n)]
+
+
+def running(number: int, params: dict[str, Any]) -> TrialRecord:
+    return TrialRecord(number=number, stage=1, attempt=1, params=params, seed=number, state="running")
+
+
+def frozen(search: Proposals) -> list[tuple[Any, ...]]:
+    """What Optuna has been told of each trial."""
+    return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in search.study.trials]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("k", [1, 3, 5, 9, 13])
+def test_proposals_depend_on_the_record_alone(stage: Literal[1, 2], k: int) -> None:
+    whole = run(proposals(stage=stage), 16, stage=stage)
+    again = run(proposals(whole[:k], stage=stage), 16 - k, stage=stage)
+    assert [t.number for t in again] == list(range(k, 16))
+    assert [t.params for t in again] == [t.params for t in whole[k:]]
+
+
+def test_a_rebuilt_study_equals_the_one_that_was_told() -> None:
+    search = proposals()
+    trials = run(search, 14)
+    assert frozen(proposals(trials)) == frozen(search)
+
+
+def test_unfinished_trials_come_first_under_their_numbers() -> None:
+    whole = run(proposals(), 8)
+    record = [*whole[:2], running(2, whole[2].params), whole[3], running(4, whole[4].params)]
+    search = proposals(record)
+    for number in (2, 4):
+        config = search.suggest(f"again{number}")
+        assert (config["number"], config["params"]) == (number, whole[number].params)
+    assert search.suggest("new")["number"] == 5
+
+
+def test_an_unfinished_trial_leaves_the_later_proposals_as_they_were() -> None:
+    whole = run(proposals(), 12)
+    again = run(proposals([*whole[:6], running(6, whole[6].params)]), 6)
+    assert [t.params for t in again] == [t.params for t in whole[6:]]
+
+
+def test_what_runs_at_the_same_time_differs() -> None:
+    """Constant liar: trials that are proposed before any has ended do not repeat each other."""
+    search = proposals(run(proposals(), 6))
+    params = [search.suggest(f"id{k}")["params"] for k in range(4)]
+    assert len({p["stage1.encoder_lr"] for p in params}) == 4
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_first_trial_is_the_start_and_a_seed_is_a_search(stage: Literal[1, 2]) -> None:
+    first, *rest = run(proposals(stage=stage), 3, stage=stage)
+    assert (first.number, first.params) == (0, start_of(SPACE))
+    assert [t.params for t in rest] == [t.params for t in run(proposals(stage=stage), 3, stage=stage)[1:]]
+    other_seed = run(proposals(stage=stage, seed=43), 3, stage=stage)
+    assert other_seed[0].params == first.params
+    assert other_seed[1].params != rest[0].params
+
+
+def test_stages_of_a_run_draw_differently() -> None:
+    assert run(proposals(stage=1), 2)[1].params != run(proposals(stage=2), 2, stage=2)[1].params
+
+
+def test_states_are_told_truthfully() -> None:
+    search = proposals()
+    complete, pruned, _, diverged, _, failed = run(search, 6)
+    told = search.study.trials
+
+    assert told[0].state == TrialState.COMPLETE
+    assert told[0].value == complete.curve[-1]["valid/pairwise_acc"]
+    assert told[0].intermediate_values == {m["epoch"]: m["valid/pairwise_acc"] for m in complete.curve}
+
+    assert told[1].state == TrialState.PRUNED
+    assert told[1].intermediate_values == {m["epoch"]: m["valid/pairwise_acc"] for m in pruned.curve}
+    assert told[1].last_step == 2
+
+    assert told[3].state == TrialState.PRUNED
+    assert (told[3].value, told[3].intermediate_values) == (None, {})
+    assert diverged.state == "diverged"
+
+    assert told[5].state == TrialState.FAIL
+    assert (told[5].value, told[5].intermediate_values) == (None, {})
+    assert failed.state == "failed"
+
+
+def test_direction_is_the_stages() -> None:
+    assert proposals(stage=1).study.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert proposals(stage=2).study.direction == optuna.study.StudyDirection.MINIMIZE
+
+
+def test_an_epoch_without_an_objective_is_passed_over() -> None:
+    search = proposals()
+    search.suggest("id")
+    search.on_trial_result("id", {"epoch": 1, "objective": 0.5})
+    search.on_trial_complete("id", {"epoch": 2})
+    assert search.study.trials[0].state == TrialState.PRUNED
+    assert search.study.trials[0].intermediate_values == {1: 0.5}
+
+
+def test_a_trial_is_told_once() -> None:
+    search = proposals()
+    search.suggest("id")
+    search.on_trial_complete("id", {"epoch": EPOCHS, "objective": 0.5})
+    search.on_trial_complete("id", error=True)
+    assert search.study.trials[0].state == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize("done", [0, 8])
+def test_margins_that_contradict_each_other_are_never_proposed(done: int) -> None:
+    """Neither among the random trials, nor once TPE's model draws."""
+    space: dict[str, Dimension] = {
+        "stage1.encoder_lr": Range(1e-6, 1e-3, True, 1e-4),
+        "model.fusion_dropout": Range(0.0, 0.6, False, 0.1),
+        "ranking.intra_margin": Range(0.05, 1, True, 0.1),
+        "ranking.base_margin": Range(0.05, 1, True, 0.5),
+    }
+
+    def feasible(params: Mapping[str, Any]) -> bool:
+        return not check_margins(build_config(params), 3.0)
+
+    free = run(proposals(space=space), 40, fates=lambda number: "complete")
+    assert not all(feasible(t.params) for t in free), "the space has nothing to forbid"
+    trials = run(proposals(space=space, feasible=feasible), done, fates=lambda number: "complete")
+    search = proposals(trials, space=space, feasible=feasible, n_startup_trials=8)
+    for trial in run(search, 32, fates=lambda number: "complete"):
+        assert trial.params["ranking.base_margin"] >= trial.params["ranking.intra_margin"]
+
+
+def test_a_space_without_a_feasible_setting_is_a_configuration_error() -> None:
+    search = proposals(feasible=lambda params: False)
+    search.suggest("start")
+    with pytest.raises(ConfigError, match="next to no setting"):
+        search.suggest("id")
+
+
+@pytest.mark.parametrize(
+    ("budget", "startup"), [(1, 4), (4, 4), (16, 4), (20, 5), (27, 6), (40, 10), (44, 10), (400, 10)]
+)
+def test_startup_trials_are_a_quarter_from_4_to_10(budget: int, startup: int) -> None:
+    assert startup_trials(budget) == startup
+
+
+@pytest.mark.parametrize("path", ["pairs.pairs_per_group", "pairs.pairs_per_epoch", "stage2.top_layers"])
+def test_whole_number_settings_get_whole_numbers(path: str) -> None:
+    """Also those whose default is None."""
+    space: dict[str, Dimension] = {
+        "stage1.encoder_lr": Range(1e-6, 1e-3, True, 1e-4),
+        "model.fusion_dropout": Range(0.0, 0.6, False, 0.1),
+        path: Range(2, 40, False, 12),
+    }
+    values = [t.params[path] for t in run(proposals(space=space), 12)]
+    assert all(type(value) is int for value in values)
+    assert values[0] == 12
+    assert len(set(values)) > 3
+    assert all(2 <= value <= 40 for value in values)
+
+
+def test_other_numbers_are_not_rounded() -> None:
+    space: dict[str, Dimension] = {**SPACE, "stage1.group_weight": Range(1.0, 10.0, False, 2.0)}
+    values = [t.params["stage1.group_weight"] for t in run(proposals(space=space), 6)]
+    assert all(type(value) is float for value in values)
+    assert any(value != int(value) for value in values)
+
+
+def test_the_model_takes_over_after_the_startup_trials() -> None:
+    """TPE looks where it was good; random trials do not. Numbers before the takeover are the same for both."""
+    model = run(proposals(n_startup_trials=6, stage=2), 40, stage=2, fates=lambda number: "complete")
+    random = run(proposals(n_startup_trials=1000, stage=2), 40, stage=2, fates=lambda number: "complete")
+    assert [t.params for t in model[:6]] == [t.params for t in random[:6]]
+    assert all(a.params != b.params for a, b in zip(model[6:], random[6:], strict=True))
+
+    def mean(trials: list[TrialRecord]) -> float:
+        return sum(t.curve[-1]["valid/mae"] for t in trials) / len(trials)
+
+    assert mean(model[20:]) < 0.7 * mean(random[20:])
+
+
+def test_a_stage_without_anything_to_search_repeats_its_start() -> None:
+    search = proposals(space={})
+    configs = [search.suggest(f"id{k}") for k in range(3)]
+    assert configs == [{"number": k, "params": {}} for k in range(3)]
+
+
+def test_a_single_choice_is_proposed_as_it_is() -> None:
+    """Stage 2 with one finalist."""
+    search = proposals(space={**SPACE, "finalist": Choice(("3",), "3")}, stage=2)
+    assert {t.params["finalist"] for t in run(search, 7, stage=2)} == {"3"}
+
+
+def test_saving_and_restoring_leave_no_state(tmp_path: Any) -> None:
+    search = proposals()
+    search.save(str(tmp_path / "state"))
+    search.restore(str(tmp_path / "state"))
+    assert list(tmp_path.iterdir()) == []

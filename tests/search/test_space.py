@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grcf_ray.config import check_margins, parse_assignments
+from grcf_ray.data import datasets
+from grcf_ray.errors import ConfigError
+from grcf_ray.search.space import Choice, Range, Space, load_space, space_for
+
+SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+
+# Table 13 of the paper, row by row: MOSI, MOSEI, SIMS v2.
+TABLE_13: dict[str, tuple[float, float, float]] = {
+    "stage1.epochs": (17, 30, 16),
+    "stage1.head_lr": (1e-5, 1e-5, 3e-5),
+    "stage1.encoder_lr": (8e-6, 1e-5, 4e-6),
+    "stage1.weight_decay": (2e-2, 2e-4, 1e-4),
+    "model.fusion_dropout": (0.4, 0.2, 0.3),
+    "model.unified_dropout": (0.2, 0.5, 0.5),
+    "stage1.group_weight": (0.9, 1, 1),
+    "ranking.intra_margin": (0.1, 0.09, 0.03),
+    "ranking.base_margin": (0.5, 0.2, 0.1),
+    "stage1.reg_weight": (5e-3, 3e-2, 6e-2),
+    "stage1.reg_margin": (1, 1, 0.3),
+    "stage1.boundary_weight": (1e-3, 5e-4, 0.2),
+    "stage2.epochs": (5, 9, 18),
+    "stage2.weight_decay": (1e-2, 4e-3, 5e-3),
+    "stage2.head_lr": (1e-4, 4e-5, 1e-4),
+    "stage2.encoder_top_lr": (4e-5, 2e-5, 6e-5),
+    "stage2.encoder_base_lr": (2e-5, 2e-6, 2e-6),
+    "stage2.group_weight": (0.3, 0.8, 1),
+    "stage2.mae_weight": (0.3, 2, 3),
+    "stage2.boundary_weight": (2e-2, 7e-3, 1),
+}
+TABLE_13_GENERAL = {
+    "pairs.pairs_per_group": 96,
+    "pairs.groups_per_step": 8,
+    "seed": 42,
+    "ranking.groups": "overlap,5",
+    "ranking.margin_step": 0.1,
+}
+PAPER_SETS = ("mosi", "mosei", "sims_v2")
+
+SMALL = """
+dataset: own
+fixed:
+  stage1.epochs: 2
+stage1:
+  stage1.encoder_lr: {low: 1e-6, high: 1e-4, log: true, start: 1e-5}
+  ranking.base_margin: {low: 0.2, high: 1, start: 0.5}
+  model.modalities: {choices: [text, text+audio], start: text}
+stage2:
+  stage2.head_lr: {low: 1e-5, high: 1e-3, log: true, start: 1e-4}
+"""
+
+
+def load(folder: Path, text: str) -> Space:
+    path = folder / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_space(path)
+
+
+def faults_of(folder: Path, text: str) -> list[str]:
+    """The fault lines of the ConfigError that the file gives."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    assert caught.value.exit_code == 2
+    head, *lines = str(caught.value).splitlines()
+    assert str(folder / "space.yaml") in head
+    return [line.strip() for line in lines]
+
+
+def values_in(path: str) -> list[float]:
+    return [float(optimum) for optimum in TABLE_13[path]]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_space_is_valid_for_its_data(path: Path) -> None:
+    space = load_space(path)
+    low, high = datasets.get(space.dataset).label_range
+    assert space.margin_faults((high - low) / 2) == []
+    assert space.stage1
+    assert space.stage2
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_corner_of_a_shipped_space_is_a_configuration(path: Path) -> None:
+    space = load_space(path)
+    for pick in (lambda r: r.low, lambda r: r.high):
+        corner = {
+            name: pick(dimension) if isinstance(dimension, Range) else dimension.choices[-1]
+            for name, dimension in {**space.stage1, **space.stage2}.items()
+        }
+        config = space.config(corner)
+        assert config.stage1.epochs == space.fixed["stage1.epochs"]
+
+
+def test_every_data_set_for_regression_has_a_space() -> None:
+    regression = {name for name in datasets.names() if datasets.get(name).task == "regression"}
+    assert regression <= {load_space(path).dataset for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", list(TABLE_13))
+@pytest.mark.parametrize("dataset", PAPER_SETS)
+def test_first_trial_is_table_13(dataset: str, path: str) -> None:
+    space = space_for(dataset, None)
+    expected = TABLE_13[path][PAPER_SETS.index(dataset)]
+    config: Any = space.config()
+    for name in path.split("."):
+        config = getattr(config, name)
+    assert config == expected
+    if not path.endswith("epochs"):
+        stage: dict[str, Any] = {**space.start(1), **space.start(2)}
+        assert stage[path] == expected
+
+
+@pytest.mark.parametrize("dataset", PAPER_SETS)
+def test_general_rows_of_table_13(dataset: str) -> None:
+    config: Any = space_for(dataset, None).config()
+    for path, expected in TABLE_13_GENERAL.items():
+        value = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        assert value == expected
+
+
+@pytest.mark.parametrize("dataset", ["mosi", "mosei"])
+def test_optima_of_all_three_sets_lie_inside(dataset: str) -> None:
+    space = space_for(dataset, None)
+    searched = {**space.stage1, **space.stage2}
+    assert searched.keys() == {path for path in TABLE_13 if not path.endswith("epochs")}
+    for path, dimension in searched.items():
+        assert isinstance(dimension, Range)
+        assert all(dimension.low < optimum < dimension.high for optimum in values_in(path)), path
+
+
+def test_space_for_refuses_an_unknown_data_set_and_takes_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--space FILE"):
+        space_for("reviews", None)
+    (tmp_path / "own.yaml").write_text(SMALL)
+    assert space_for("reviews", tmp_path / "own.yaml").dataset == "own"
+
+
+def test_start_is_the_first_trial_and_the_configuration(tmp_path: Path) -> None:
+    space = load(tmp_path, SMALL)
+    assert space.start(1) == {"stage1.encoder_lr": 1e-5, "ranking.base_margin": 0.5, "model.modalities": "text"}
+    assert space.start(2) == {"stage2.head_lr": 1e-4}
+    config = space.config()
+    assert (config.stage1.encoder_lr, config.stage1.epochs, config.model.modalities) == (1e-5, 2, "text")
+    assert space.config({"stage1.encoder_lr": 3e-5}).stage1.encoder_lr == 3e-5
+
+
+def test_words_like_1e_5_are_numbers(tmp_path: Path) -> None:
+    """YAML reads 1e-5, without a point, as a word; people write it all the same."""
+    assert yaml.safe_load("1e-5") == "1e-5"
+    dimension = load(tmp_path, SMALL).stage1["stage1.encoder_lr"]
+    assert dimension == Range(1e-6, 1e-4, True, 1e-5)
+    assert isinstance(dimension, Range)
+    assert isinstance(dimension.low, float)
+    fixed = load(tmp_path, "dataset: own\nfixed: {stage1.encoder_lr: 1e-5}\n")
+    assert fixed.config().stage1.encoder_lr == 1e-5
+
+
+def test_settings_fix_what_was_searched(tmp_path: Path) -> None:
+    space = load(tmp_path, SMALL)
+    fixed = space.with_settings(parse_assignments(["stage1.encoder_lr=3e-5", "stage2.epochs=4"]))
+    assert "stage1.encoder_lr" not in fixed.stage1
+    assert "stage1.encoder_lr" in space.stage1
+    assert fixed.stage2 == space.stage2
+    assert (fixed.config().stage1.encoder_lr, fixed.config().stage2.epochs) == (3e-5, 4)
+
+
+def test_as_dict_round_trip(tmp_path: Path) -> None:
+    space = load(tmp_path, SMALL).with_settings({"seed": 7})
+    again = load(tmp_path, yaml.safe_dump(space.as_dict(), sort_keys=False))
+    assert again == space
+    assert list(again.stage1) == list(space.stage1)
+
+
+def test_choices_keep_their_types(tmp_path: Path) -> None:
+    space = load(
+        tmp_path,
+        "dataset: own\nstage1:\n  pairs.redraw: {choices: [true, false], start: true}\n"
+        "  pairs.pairs_per_group: {choices: [16, 32], start: 32}\n",
+    )
+    assert space.stage1["pairs.redraw"] == Choice((True, False), True)
+    assert space.config({"pairs.redraw": False, "pairs.pairs_per_group": 16}).pairs.pairs_per_group == 16
+
+
+def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
+    text = """
+    fixed:
+      stage1.epochs: many
+      stage1.encoder_rl: 1e-5
+      stage1.weight_decay: 0.01
+    stage1:
+      stage1.encodr_lr: {low: 1e-6, high: 1e-4, start: 1e-5}
+      stage1.head_lr: {low: 1e-3, high: 1e-5, start: 1e-4}
+      stage1.group_weight: {low: 0.1, high: 1, start: 5}
+      stage1.reg_weight: {low: 0, high: 1, log: true, start: 0.5}
+      stage1.weight_decay: {low: 0.01, high: 0.1, start: 0.01}
+      stage1.reg_margin: {low: small, high: 1, start: 1}
+      stage1.boundary_weight: 0.5
+      model.backbone: {choices: [a, b], start: a}
+      model.fusion_dropout: {low: 0, high: 1.5, start: 0.1}
+      stage2.head_lr: {low: 1e-5, high: 1e-3, start: 1e-4}
+      ranking.groups: {choices: ["overlap,5", "overlap,9"], start: "overlap,5"}
+      ranking.intra_margin: {low: 0.1, high: 1, strat: 0.1}
+      model.modalities: {choices: [text, text+audio], start: all}
+      pairs.pairing: {choices: [all], start: all}
+      pairs.pairs_per_group: {low: 8, high: 32, start: 12.5}
+      pairs.groups_per_step: {low: 1, high: .inf, start: 1}
+      stage1.epochs: {low: 1, high: 3, start: 1}
+    stage2:
+      train.clip_norm: {low: 0.1, high: 1, start: 1}
+    stage3: {}
+    """
+    faults = faults_of(tmp_path, text)
+    expected = [
+        "stage3: no such section; did you mean stage",
+        "dataset: missing",
+        "fixed: stage1.encoder_rl: no such setting; did you mean stage1.encoder_lr?",
+        "fixed: stage1.epochs = 'many': should be",
+        "stage1: stage1.encodr_lr: no such setting; did you mean stage1.encoder_lr?",
+        "stage1: stage1.head_lr: bounds are crossed: low = 0.001 is not below high = 1e-05",
+        "stage1: stage1.group_weight: start = 5: lies outside [0.1, 1]",
+        "stage1: stage1.reg_weight: low = 0: should be positive where log is true",
+        "stage1: stage1.weight_decay: is fixed as well",
+        "stage1: stage1.reg_margin: low = 'small': should be a number",
+        "stage1: stage1.boundary_weight: should be {low, high, log, start} or {choices, start}",
+        "stage1: model.backbone: can only be fixed",
+        "stage1: model.fusion_dropout: 1.5: should be",
+        "stage1: stage2.head_lr: cannot be searched in stage1",
+        "stage1: ranking.groups: 'overlap,9': should be",
+        "stage1: ranking.intra_margin: strat: unknown",
+        "stage1: ranking.intra_margin: start: missing",
+        "stage1: model.modalities: start = 'all': should be one of the choices",
+        "stage1: pairs.pairing: choices: should be a list of two or more",
+        "stage1: pairs.pairs_per_group: 12.5: should be",
+        "stage1: pairs.groups_per_step: high = inf: should be a finite number",
+        "stage1: stage1.epochs: can only be fixed",
+        "stage2: train.clip_norm: cannot be searched in stage2, which searches stage2.*",
+    ]
+    assert len(faults) == len(expected)
+    for fault, start in zip(faults, expected, strict=True):
+        assert fault.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "should be a mapping"),
+        ("", "should be a mapping"),
+        ("a: [", "not YAML"),
+        ("dataset: own\nstage1: [1]", "stage1: should be a mapping of settings"),
+        ("dataset: own\nfixed: {1: 2}", "fixed: 1: no such setting"),
+        ("dataset: own\nstage1: {1: {low: 0, high: 1, start: 0}}", "stage1: 1: no such setting"),
+        ("dataset: own\nstage1: {stage1.head_lr: {low: 1, high: 2, start: 1, log: maybe}}", "log = 'maybe'"),
+        ("dataset: own\nstage1: {stage1.head_lr: {low: 1, high: 2, start: .nan}}", "start = nan"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_missing_file_names_those_that_ship(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such search space.*demo.*mosi") as caught:
+        load_space(tmp_path / "none.yaml")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_space(tmp_path)
+
+
+def test_margins_are_judged_at_the_start_in_label_units(tmp_path: Path) -> None:
+    space = load(tmp_path, SMALL)
+    assert space.margin_faults(3.0) == []
+    crossed = space.with_settings({"ranking.intra_margin": 0.6})
+    assert len(crossed.margin_faults(3.0)) == 1
+    # base 0.5 + 4 x 0.1 against 7 S/3.
+    assert space.margin_faults(0.9 * 3 / 7 + 1e-9) == []
+    assert len(space.margin_faults(0.9 * 3 / 7 - 1e-3)) == 1
+    assert space.margin_faults(3.0) == check_margins(space.config(), 3.0)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import yaml
+
+from grcf_ray import config as config_module
+from grcf_ray.config import (
+    ABLATIONS,
+    RunConfig,
+    build_config,
+    check_margins,
+    config_faults,
+    flatten,
+    known_paths,
+    nearest,
+    parse_assignments,
+    to_yaml,
+)
+from grcf_ray.errors import ConfigError
+
+OTHERS: dict[str, Any] = {
+    "seed": 7,
+    "features.max_tokens": 32,
+    "features.lowercase": "no",
+    "model.frozen_layers": "all",
+    "model.modalities": "text+audio",
+    "pairs.pairs_per_epoch": 960,
+    "ranking.groups": "strict,5",
+    "stage1.encoder_lr": 3.14e-7,
+    "stage2.top_layers": 0,
+    "train.precision": "float64",
+    "search.gpus_per_worker": 0.5,
+}
+SECTIONS = {type(getattr(RunConfig(), field.name)).__name__ for field in dataclasses.fields(RunConfig)} - {"int"}
+
+
+def test_flat_paths_give_the_same_configuration_back() -> None:
+    config = build_config(OTHERS)
+    assert {path: flatten(config)[path] for path in OTHERS} == OTHERS
+    assert build_config(flatten(config)) == config
+    assert build_config({}) == RunConfig()
+
+
+def test_yaml_gives_the_same_configuration_back() -> None:
+    config = build_config(OTHERS)
+    sections = yaml.safe_load(to_yaml(config))
+    read = {
+        f"{section}.{name}" if isinstance(values, dict) else section: value
+        for section, values in sections.items()
+        for name, value in (values.items() if isinstance(values, dict) else [(section, values)])
+    }
+    assert build_config(read) == config
+
+
+def test_configurations_are_frozen() -> None:
+    for part in (RunConfig(), *(getattr(RunConfig(), field.name) for field in dataclasses.fields(RunConfig)[1:])):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, dataclasses.fields(part)[0].name, 1)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """A string follows each field; the sections of a run are settings of their own."""
+    told = 0
+    for section in ast.parse(inspect.getsource(config_module)).body:
+        if isinstance(section, ast.ClassDef):
+            for field, after in pairwise([*section.body, None]):
+                if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in SECTIONS:
+                    assert isinstance(after, ast.Expr), ast.unparse(field)
+                    told += 1
+    assert told == len(known_paths())
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [("stage1.encoder_rl", "stage1.encoder_lr"), ("model.drop", "model.fusion_dropout"), ("sed", "seed")],
+)
+def test_unknown_setting_names_the_nearest(path: str, near: str) -> None:
+    (fault,) = config_faults({path: 1})
+    assert fault == f"{path}: no such setting; did you mean {near}?"
+
+
+def test_nearest_is_silent_where_nothing_is_near() -> None:
+    assert nearest("xyzzy", known_paths()) == ""
+    assert config_faults({"xyzzy": 1}) == ["xyzzy: no such setting"]
+
+
+def test_all_faults_are_told_together() -> None:
+    values = {
+        "stage1.epoch": 3,
+        "stage1.head_lr": 0,
+        "model.fusion_dropout": 1.0,
+        "ranking.groups": "overlap,4",
+        "stage1.epochs": 4,
+        "model.frozen_layers": "some",
+    }
+    with pytest.raises(ConfigError) as caught:
+        build_config(values, source="space.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "space.yaml: 5 fault(s)"
+    assert len(lines) == 6
+    told = "\n".join(lines)
+    for fault in ("stage1.epoch:", "stage1.head_lr = 0:", "model.fusion_dropout = 1.0:", "'overlap,4'", "= 'some':"):
+        assert fault in told
+    assert "stage1.epochs = " not in told
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("stage1.head_lr", math.nan),
+        ("stage1.head_lr", math.inf),
+        ("stage1.head_lr", None),
+        ("stage1.head_lr", {"low": 1, "high": 2}),
+        ("model.fusion_dropout", math.nan),
+        ("model.fusion_dropout", -0.1),
+        ("model.frozen_layers", -1),
+        ("stage1.epochs", -1),
+        ("stage1.epochs", 2.5),
+        ("pairs.groups_per_step", 0),
+        ("features.max_tokens", 3),
+        ("search.reduction_factor", 1),
+        ("train.warmup_fraction", 1),
+        ("ranking.advantage_weighting", "perhaps"),
+        ("seed", [1]),
+    ],
+)
+def test_inadmissible_values(path: str, value: Any) -> None:
+    (fault,) = config_faults({path: value})
+    assert fault.startswith(f"{path} = {value!r}: should be ")
+
+
+def test_section_is_no_setting() -> None:
+    assert config_faults({"stage1": {"epochs": 3}})[0].startswith("stage1: no such setting")
+    assert config_faults({"seed.run": 3})[0].startswith("seed.run: no such setting")
+
+
+@pytest.mark.parametrize("word", ["1e-5", "1.0e-5", "0.00001", "1E-5"])
+def test_numbers_that_yaml_takes_for_words(word: str) -> None:
+    values = parse_assignments([f"stage1.encoder_lr={word}"])
+    assert build_config(values).stage1.encoder_lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("features.lowercase=yes", "features.lowercase", "yes"),
+        ("features.lowercase=no", "features.lowercase", "no"),
+        ("features.lowercase=auto", "features.lowercase", "auto"),
+        ("ranking.advantage_weighting=no", "ranking.advantage_weighting", False),
+        ("pairs.pairs_per_epoch=null", "pairs.pairs_per_epoch", None),
+        ("model.frozen_layers=all", "model.frozen_layers", "all"),
+        ("model.frozen_layers=3", "model.frozen_layers", 3),
+        ("ranking.groups=overlap,3", "ranking.groups", "overlap,3"),
+        (" stage1.epochs = 4", "stage1.epochs", 4),
+        ("model.backbone=org/name=1", "model.backbone", "org/name=1"),
+    ],
+)
+def test_assignments(text: str, path: str, value: Any) -> None:
+    assert flatten(build_config(parse_assignments([text])))[path] == value
+
+
+def test_later_assignment_wins() -> None:
+    assert build_config(parse_assignments(["seed=1", "seed=2"])).seed == 2
+
+
+def test_faults_of_assignments_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_assignments(["stage1.epochs", "stage1.head_lr=[1", "stage1.head_rl=1", "seed=x", "stage2.epochs=3"])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "--set: 4 fault(s)"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "'stage1.epochs'",
+        "'stage1.head_lr=[1'",
+        "stage1.head_rl",
+        "seed = 'x'",
+    ]
+
+
+def test_ablations_are_table_3s_switches() -> None:
+    configs = {name: build_config(settings) for name, settings in ABLATIONS.items()}
+    assert configs["full"] == RunConfig()
+    assert not configs["no-advantage"].ranking.advantage_weighting
+    assert not configs["static-margin"].ranking.dynamic_margin
+    assert (configs["no-stage1"].stage1.epochs, configs["no-stage1"].stage2) == (0, RunConfig().stage2)
+    assert (configs["no-stage2"].stage2.epochs, configs["no-stage2"].stage1) == (0, RunConfig().stage1)
+    direct = configs["direct-mae"]
+    weights = (direct.stage2.mae_weight, direct.stage2.group_weight, direct.stage2.boundary_weight)
+    assert (direct.stage1.epochs, weights) == (0, (1.0, 0.0, 0.0))
+
+
+def margin_faults(half_range: float = 3.0, **ranking: Any) -> list[str]:
+    return check_margins(build_config({f"ranking.{name}": value for name, value in ranking.items()}), half_range)
+
+
+def test_margins_of_the_paper_agree() -> None:
+    assert margin_faults() == []
+    assert margin_faults(intra_margin=0.5, base_margin=0.5) == []
+
+
+def test_base_margin_is_at_least_the_intra_margin() -> None:
+    (fault,) = margin_faults(intra_margin=0.6, base_margin=0.5)
+    assert fault.startswith("ranking.base_margin = 0.5 is below ranking.intra_margin = 0.6")
+    assert margin_faults(intra_margin=0.6, base_margin=0.5, dynamic_margin=False) == []
+
+
+@pytest.mark.parametrize("half_range", [1.0, 3.0, 4.0])
+def test_margins_fit_between_two_scores(half_range: float) -> None:
+    """base + 4 step <= 7 S/3; without the dynamic margin there are no steps."""
+    reach = 7 * half_range / 3
+    assert margin_faults(half_range, base_margin=reach - 0.41, margin_step=0.1) == []
+    (fault,) = margin_faults(half_range, base_margin=reach - 0.39, margin_step=0.1)
+    assert f"exceeds {reach:g}" in fault
+    assert margin_faults(half_range, base_margin=reach - 0.39, margin_step=0.1, dynamic_margin=False) == []
+    assert margin_faults(half_range, base_margin=reach + 0.01, dynamic_margin=False) != []
+
+
+def test_both_margin_faults_are_told() -> None:
+    assert len(margin_faults(1.0, intra_margin=4.0, base_margin=3.0)) == 2

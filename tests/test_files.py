@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from grcf_ray import files
+from grcf_ray.files import cache_folder, file_sha256, replacing, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_and_json_come_back(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "er" / "a.txt", "Grüße\n")
+    assert (tmp_path / "deep" / "er" / "a.txt").read_bytes() == "Grüße\n".encode()
+    write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ß"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"b": [1, 2.5, None], "a": "ß"}
+    assert text.endswith("}\n") and "ß" in text
+    assert names(tmp_path) == ["a.json", "deep"]
+
+
+def test_the_new_file_takes_the_old_ones_place_at_the_end_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with replacing(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old"
+        assert beside.parent == path.parent
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def half_written() -> None:
+        with replacing(path) as beside:
+            beside.write_text("ne")
+            raise error
+
+    with pytest.raises(type(error)):
+        half_written()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_failure_to_flush_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not on the disk does not take the place of what is."""
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def broken(_: int) -> None:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(files.os, "fsync", broken)
+    with pytest.raises(OSError, match="input/output"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}, {1, 2}])
+def test_json_refuses_what_it_has_no_word_for(tmp_path: Path, value: object) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises((ValueError, TypeError)):
+        write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == 1
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 3])
+def test_sha256(tmp_path: Path, size: int) -> None:
+    content = bytes(index % 251 for index in range(size))
+    (tmp_path / "a").write_bytes(content)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRCF_CACHE", "relative")
+    assert cache_folder() == tmp_path / "relative"
+    monkeypatch.delenv("GRCF_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "grcf_ray"

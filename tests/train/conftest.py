@@ -1,0 +1,78 @@
+"""A stage loop on the tiny data set, small enough to run many of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pytest
+
+from grcf_ray.config import RunConfig, build_config
+from grcf_ray.data.features import Features
+from grcf_ray.train.assemble import initial_model, select_modalities
+from grcf_ray.train.stage import StageLoop
+
+NewConfig = Callable[..., RunConfig]
+
+
+class NewLoop(Protocol):
+    """Makes a loop over a fresh model; `changes` are settings, a double underscore for the dot of a path."""
+
+    def __call__(
+        self,
+        stage: Literal[1, 2] = 1,
+        *,
+        seed: int = 1,
+        folder: Path | None = None,
+        features: Features | None = None,
+        **changes: Any,
+    ) -> StageLoop: ...
+
+
+@pytest.fixture(scope="session")
+def new_config(tiny_backbone: Path) -> NewConfig:
+    """Makes a configuration of three steps an epoch, of which the last is short and its last group too."""
+
+    def make(**changes: Any) -> RunConfig:
+        settings = {
+            "model.backbone": str(tiny_backbone),
+            "model.text_vector": "mean",
+            "pairs.pairs_per_epoch": 100,
+            "pairs.pairs_per_group": 12,
+            "pairs.groups_per_step": 3,
+            "pairs.micro_batch_tokens": 64,
+            "stage1.epochs": 3,
+            "stage2.epochs": 3,
+            "stage1.head_lr": 3e-3,
+            "stage1.encoder_lr": 1e-3,
+            "stage1.reg_weight": 0.6,
+            "stage1.reg_margin": 0.03,
+            "stage2.head_lr": 3e-3,
+            "stage2.encoder_top_lr": 1e-3,
+            "stage2.encoder_base_lr": 3e-4,
+            "stage2.mae_weight": 1.0,
+        }
+        return build_config(settings | {path.replace("__", "."): value for path, value in changes.items()})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
+    """Makes a loop on the tiny features, or on others."""
+
+    def make(
+        stage: Literal[1, 2] = 1,
+        *,
+        seed: int = 1,
+        folder: Path | None = None,
+        features: Features | None = None,
+        **changes: Any,
+    ) -> StageLoop:
+        config = new_config(**changes)
+        seen = select_modalities(features or tiny_features, config.model.modalities)
+        model = initial_model(config.model, seen, seed=seed)
+        return StageLoop(model, seen, config, stage, seed=seed, protocol="mosi", folder=folder)
+
+    return make
