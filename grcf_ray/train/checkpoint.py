@@ -78,8 +78,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Put a checkpoint's weights alone into the model; returns the state it was saved with."""
     with _opened(path) as file:
+        state = _state(path, file)
         _load_model(path, file, model)
-        return _state(path, file)
+    return state
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -101,12 +102,13 @@ def _opened(path: Path) -> Any:
 
 
 def _state(path: Path, file: Any) -> dict[str, Any]:
-    metadata = file.metadata() or {}
-    if "state" not in metadata:
-        raise DataError(f"{path}: a safetensors file, but no checkpoint of grcf_ray")
-    state: dict[str, Any] = json.loads(metadata["state"])
-    if state["format"] > FORMAT:
-        raise DataError(f"{path}: written by a newer grcf_ray (format {state['format']}); upgrade to read it")
+    try:
+        state: dict[str, Any] = json.loads(file.metadata()["state"])
+        format = int(state["format"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: a safetensors file, but no checkpoint of grcf_ray") from error
+    if format > FORMAT:
+        raise DataError(f"{path}: written by a newer grcf_ray (format {format}); upgrade to read it")
     return state
 
 

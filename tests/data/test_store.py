@@ -205,8 +205,8 @@ def test_nothing_found_says_what_is_needed_and_where_to_get_it() -> None:
     with pytest.raises(DataError) as caught:
         find_data("mosi")
     message = str(caught.value)
-    assert "needed: mosi.pkl" in message
-    assert "from:   MAG-BERT: https://github.com" in message
+    assert "needed: a Parquet or CSV table" in message
+    assert "from:   mosi.pkl of MAG-BERT: https://github.com" in message
     assert "python -m grcf_ray.data import FILE --dataset mosi" in message
 
 
