@@ -310,12 +310,17 @@ def check_margins(config: RunConfig, half_range: float) -> list[str]:
             f"ranking.base_margin = {ranking.base_margin:g} is below ranking.intra_margin = "
             f"{ranking.intra_margin:g}: pairs of different groups would need less distance than pairs of one"
         )
-    widest = ranking.base_margin + (4 * ranking.margin_step if ranking.dynamic_margin else 0)
+    farthest = int(ranking.groups.rpartition(",")[2]) - 1
+    widest = ranking.base_margin + (farthest * ranking.margin_step if ranking.dynamic_margin else 0)
     reach = 2 * config.model.output_scale * half_range / 3
     if widest > reach:
         faults.append(
-            f"ranking.base_margin + 4 ranking.margin_step = {widest:g} exceeds {reach:g}, the widest difference "
-            "that two scores can have"
+            f"ranking.base_margin + {farthest} ranking.margin_step = {widest:g} exceeds {reach:g}, the widest "
+            "difference that two scores can have"
+        )
+    if ranking.group_edges == "native" and half_range > 3:
+        faults.append(
+            f"ranking.group_edges = native covers [-3, 3], but labels reach {half_range:g} either side; give scaled"
         )
     return faults
 

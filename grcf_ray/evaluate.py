@@ -47,16 +47,15 @@ def evaluate(
     except FileNotFoundError as error:
         raise DataError(f"{run} has no best model yet: its search is {described['state']}") from error
     folder = Path(described["data"]["folder"])
-    if data is None and not is_store(folder):
-        raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
     low, high = json_library.loads((best / "config.json").read_text(encoding="utf-8"))["label_range"]
     name = described["data"]["name"]
-    store = Store.open(folder) if data is None else find_data(name, data, (low, high))
+    # A cached import may have been cleared away: the data are then looked for as a search does.
+    store = Store.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
     if store.info.fingerprint != described["data"]["fingerprint"]:
         raise DataError(f"{store.folder} holds other data than the run's: their fingerprints differ")
     if split == "test":
         note_test_read(best, "evaluate")
-    metrics = measure(best, store, split, threads=recorded["threads"])
+    metrics = measure(best, store.read(split), threads=recorded["threads"])
     same = None if split not in recorded else metrics == recorded[split]
     if json:
         print(json_library.dumps({"split": split, "metrics": metrics, "as_recorded": same}, indent=2))

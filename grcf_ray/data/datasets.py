@@ -126,7 +126,7 @@ _FACTS = {
                 "acc5": 0.544,
                 "acc3": 0.743,
                 "acc2_mmsa": 0.817,
-                "f1_weighted": 0.816,
+                "f1_weighted_mmsa": 0.816,
                 "mae": 0.305,
                 "corr": 0.691,
             },

@@ -188,12 +188,12 @@ def build_split(
     lowercase: bool,
     standardisers: Mapping[str, Standardiser],
 ) -> SplitFeatures:
-    """Features of one split's utterance table."""
+    """Features of one split's utterance table; its labels, if it has none, are the centre of the range."""
     text = table["text"].to_pylist()
     if lowercase:
         text = [utterance.lower() for utterance in text]
     ids = tokenizer(text, truncation=True, max_length=settings.max_tokens, return_attention_mask=False)["input_ids"]
-    label_N = table["label"].to_numpy().astype(np.float64) - center
+    label_N = table["label"].to_numpy().astype(np.float64) - center if "label" in table.column_names else None
 
     def rows(name: str) -> Ragged | None:
         found = _rows(table, name)
@@ -202,7 +202,7 @@ def build_split(
         return Ragged(standardisers[name](found.values), found.offsets)
 
     return SplitFeatures(
-        label_N=np.round(label_N, LABEL_DECIMALS),
+        label_N=np.zeros(len(text)) if label_N is None else np.round(label_N, LABEL_DECIMALS),
         tokens=Ragged(
             np.fromiter((token for row in ids for token in row), np.int32),
             np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
@@ -238,8 +238,11 @@ def _rows(table: pa.Table, name: str) -> Ragged | None:
     if name not in table.column_names:
         return None
     frames = Frames.of(table[name])
-    # The width is the column's own: a split in which every utterance lacks the modality has no rows to tell it.
-    rows = frames.values.reshape(-1, table.schema.field(name).type.value_type.list_size)
+    # In a store the width is the column's own: a split in which every utterance lacks the modality has no rows.
+    width = getattr(table.schema.field(name).type.value_type, "list_size", None) or frames.width()
+    if width is None:
+        return None
+    rows = frames.values.reshape(-1, width)
     return Ragged(rows, np.concatenate([[0], np.cumsum(frames.lengths_N)]))
 
 

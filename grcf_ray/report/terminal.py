@@ -35,6 +35,7 @@ METRIC_TITLES = {
     "acc2_mmsa": "Acc2 (MMSA)",
     "f1_positive": "F1 (positive)",
     "f1_weighted": "F1 (weighted)",
+    "f1_weighted_mmsa": "F1 (weighted, MMSA)",
 }
 OBJECTIVE_TITLES = {1: "PairwiseAcc", 2: "MAE"}
 STATE_TITLES = {
@@ -57,7 +58,7 @@ def duration(seconds: float) -> str:
 class ProgressLines:
     """A line on standard error for each event of a trial, with what is left.
 
-    later: for each stage that comes after the first, its trials and epochs, for the estimate.
+    budgets: each stage's trials and epochs.
     """
 
     def __init__(self, *, concurrent: int, budgets: Mapping[int, tuple[int, int]]) -> None:

@@ -45,7 +45,7 @@ def search(
     cpus_per_worker: int | None = typer.Option(None, metavar="C", help="CPUs, and so threads, of a trial."),
     gpus_per_worker: float | None = typer.Option(None, metavar="G", help="GPUs of a trial; a fraction shares one."),
     name: str | None = typer.Option(None, metavar="NAME", help="Run name; default dataset-backbone-seed."),
-    storage: Path | None = typer.Option(None, metavar="DIR", help="Where runs go; default $GRCF_RUNS, then ./runs."),
+    storage: str | None = typer.Option(None, metavar="DIR", help="Where runs go; default $GRCF_RUNS, then ./runs."),
     seed: int | None = typer.Option(None, metavar="S", help="Seed of everything; default 42."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check and print the plan, run nothing."),
     print_config: bool = typer.Option(
@@ -69,7 +69,7 @@ def search(
     from grcf_ray.search.space import space_for
 
     flags = {
-        "model.backbone": backbone,
+        "model.backbone": str(Path(backbone).resolve()) if backbone and Path(backbone).is_dir() else backbone,
         "search.stage1_trials": stage1_trials,
         "search.stage2_trials": stage2_trials,
         "search.finalists": finalists,
@@ -78,7 +78,7 @@ def search(
         "search.gpus_per_worker": gpus_per_worker,
         "seed": seed,
     }
-    settings = parse_assignments([*(f"{path}={value}" for path, value in flags.items() if value is not None), *set_])
+    settings = {path: value for path, value in flags.items() if value is not None} | parse_assignments(set_)
     chosen = space_for(dataset, space).with_settings(settings)
     if print_config:
         print(to_yaml(chosen.config()), end="")
@@ -89,14 +89,18 @@ def search(
     _run(chosen, store, _run_folder(chosen, dataset, name, storage), dry_run=dry_run, as_json=json)
 
 
-def _run_folder(space: Space, dataset: str, name: str | None, storage: Path | None) -> Path:
+def _run_folder(space: Space, dataset: str, name: str | None, storage: str | None) -> Path:
+    from grcf_ray.errors import ConfigError
+
     config = space.config()
     if storage is None:
         # The working directory of a Ray job is a cache that may vanish.
         default = Path.home() / "grcf_runs" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path("runs")
-        storage = Path(os.environ.get("GRCF_RUNS") or default)
+        storage = os.environ.get("GRCF_RUNS") or str(default)
+    if "://" in storage:
+        raise ConfigError(f"--storage {storage}: runs go to a folder; object storage is not supported yet")
     backbone = Path(config.model.backbone).name
-    return storage.expanduser().absolute() / (name or f"{dataset}-{backbone}-seed{config.seed}")
+    return Path(storage).expanduser().absolute() / (name or f"{dataset}-{backbone}-seed{config.seed}")
 
 
 def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bool) -> None:
@@ -113,6 +117,8 @@ def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bo
     _check_modalities(space, store)
     if not config.stage1.epochs and not config.stage2.epochs:
         raise ConfigError("stage1.epochs and stage2.epochs are both 0: there is nothing to train")
+    if config.train.device == "cuda" and not config.search.gpus_per_worker:
+        raise ConfigError("train.device = cuda, but trials are given no GPU: --gpus-per-worker 1, or a share of one")
     resolve_backbone(config.model.backbone)
     facts = datasets.get(store.info.name) if store.info.name in datasets.names() else None
     record = RunRecord(folder)
@@ -136,6 +142,14 @@ def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bo
     _print_plan(space, store, folder, room, budgets)
     if dry_run:
         return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}); give another place: --storage DIR"
+        ) from error
     _search(record, space, store, facts, room.concurrent, budgets)
     _print(record, as_json)
 
@@ -157,6 +171,7 @@ def _check_modalities(space: Space, store: Store) -> None:
 
 def _check_record(record: RunRecord, space: Space, store: Store) -> bool:
     """Whether the run is finished. ConfigError where the folder holds another run."""
+    from grcf_ray.config import flatten
     from grcf_ray.errors import ConfigError, faults_message
 
     if not record.exists:
@@ -164,8 +179,8 @@ def _check_record(record: RunRecord, space: Space, store: Store) -> bool:
     run = record.read_run()
     # How many trials run at a time changes no number of theirs.
     free = {"search.concurrent"}
-    before = {"data": run["data"]["fingerprint"], **_flat_space(run["space"])}
-    after = {"data": store.info.fingerprint, **_flat_space(space.as_dict())}
+    before = {"data": run["data"]["fingerprint"], **run["settings"], **_searched(run["space"])}
+    after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
     changed = [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -179,10 +194,8 @@ def _check_record(record: RunRecord, space: Space, store: Store) -> bool:
     return bool(run["state"] == "finished")
 
 
-def _flat_space(space: dict[str, Any]) -> dict[str, Any]:
-    return dict(space["fixed"]) | {
-        f"{path} (searched)": v for s in ("stage1", "stage2") for path, v in space[s].items()
-    }
+def _searched(space: dict[str, Any]) -> dict[str, Any]:
+    return {f"{path} (searched)": value for stage in ("stage1", "stage2") for path, value in space[stage].items()}
 
 
 def _print_plan(space: Space, store: Store, folder: Path, room: Any, budgets: dict[int, tuple[int, int]]) -> None:
@@ -193,7 +206,8 @@ def _print_plan(space: Space, store: Store, folder: Path, room: Any, budgets: di
     for note in info.notes:
         console.progress(f"         {note}")
     console.progress(f"Model:   {config.model.backbone}, {config.model.frozen_layers} frozen layers")
-    console.progress(f"Space:   {space.source}")
+    written_for = "" if space.dataset == info.name else f", written for {space.dataset}"
+    console.progress(f"Space:   {space.source}{written_for}")
     stages = ", then ".join(f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in budgets.items())
     console.progress(f"Budget:  {stages}; {config.search.finalists} finalists")
     per = f"{config.search.cpus_per_worker} CPU" + (
@@ -219,9 +233,11 @@ def _search(
     import torch
     import yaml
 
+    from grcf_ray.config import flatten
     from grcf_ray.report.tensorboard import TensorBoardListener
     from grcf_ray.report.terminal import ProgressLines
-    from grcf_ray.search.stages import Search, now
+    from grcf_ray.search.record import now
+    from grcf_ray.search.stages import Search
     from grcf_ray.search.winner import export_winner, measure_winner, versions
     from grcf_ray.train.assemble import prepare_features
 
@@ -238,6 +254,7 @@ def _search(
                 "argv": sys.argv[1:],
                 "started": now(),
                 "space": space.as_dict(),
+                "settings": flatten(config),
                 "data": {
                     "folder": str(store.folder.absolute()),
                     "name": store.info.name,
@@ -246,6 +263,7 @@ def _search(
                 "versions": versions(),
             }
         )
+    record.update_run(state="running")
     with TensorBoardListener(record.folder / "tensorboard") as tensorboard:
         lines = ProgressLines(concurrent=concurrent, budgets=budgets)
         job = Search(

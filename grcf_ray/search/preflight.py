@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,14 +43,22 @@ def connect() -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
         quiet |= {"address": "local", "include_dashboard": False}
     try:
+        if address:
+            _knock(address)
         ray.init(**quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '(unset)')}: {error}"
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address or '(unset)'}: {error}") from error
+
+
+def _knock(address: str) -> None:
+    """OSError at once where nobody listens: Ray itself waits for minutes, or ends the process."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Sequence[int]) -> Room:
@@ -66,6 +75,8 @@ def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Seq
     if room == 0:
         raise ClusterError(_lack(nodes, wanted))
     notes = []
+    if gpus and not search.gpus_per_worker:
+        notes.append(f"{gpus:g} GPU(s) stay idle: --gpus-per-worker 1 gives one to each trial, 0.5 half of one")
     concurrent = search.concurrent or room
     if concurrent > room:
         notes.append(f"--concurrent {concurrent}: there is room for {room} trials at a time, so {room} will run")

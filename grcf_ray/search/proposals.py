@@ -150,7 +150,7 @@ class Proposals(Searcher):
         trial = self._running.pop(trial_id, None)
         if trial is None:
             return
-        if error or not result:
+        if error or not result or result.get("state") == "failed":
             self.study.tell(trial, state=OptunaState.FAIL)
             return
         # The result that stops a trial reaches the searcher here only.
@@ -162,6 +162,10 @@ class Proposals(Searcher):
             self.study.tell(trial, curve[max(curve)])
         else:
             self.study.tell(trial, state=OptunaState.PRUNED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher for a restore that is not used, and the features hang on this one."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the run record is the state."""

@@ -12,6 +12,7 @@ Paths inside are relative, so that a run can be moved.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,16 @@ from grcf_ray.errors import DataError
 from grcf_ray.files import write_json, write_text
 from grcf_ray.train.stage import OBJECTIVES, finite
 
-__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState"]
+__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now"]
 
 SCHEMA_VERSION = 1
 
 TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
+
+
+def now() -> str:
+    """The time, as the record has it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclasses.dataclass(kw_only=True)

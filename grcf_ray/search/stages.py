@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from ray import tune
 
 from grcf_ray.config import RunConfig, check_margins, flatten
 from grcf_ray.data.features import Features
-from grcf_ray.errors import DataError, NoWinnerError
+from grcf_ray.errors import NoWinnerError
 from grcf_ray.files import write_json
 from grcf_ray.metrics import Protocol
 from grcf_ray.search.events import (
@@ -30,21 +29,19 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.halving import build_scheduler
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.space import Choice, Dimension, Space
 from grcf_ray.search.trial import Shared, TrialTrainable, trial_config
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.stage import stage_seed
 
-__all__ = ["Search", "now"]
+__all__ = ["Search", "cluster_nodes"]
 
 RETRIES = 2
 """Times that Tune starts a trial again whose process died."""
 
-
-def now() -> str:
-    """The time, as the record has it."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+HOPELESS = 3
+"""Failed trials in a row from the start, after which a stage is given up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,6 @@ class Search:
 
     def run(self) -> TrialRecord:
         """Run what the record still lacks; the winner. NoWinnerError where no trial has a usable result."""
-        _check_labels(self.features)
         config = self.space.config()
         stages = [stage for stage, part in ((1, config.stage1), (2, config.stage2)) if part.epochs]
         if 1 in stages:
@@ -126,7 +122,7 @@ class Search:
         left: int,
     ) -> None:
         search = config.search
-        shared = Shared(self.features, stage, self.protocol, search.cpus_per_worker)
+        shared = Shared(self.features, stage, self.protocol, search.cpus_per_worker, search.gpus_per_worker > 0)
         bundle = {"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker}
         resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
         scratch = Path(tempfile.mkdtemp(prefix="grcf-tune-"))
@@ -145,12 +141,15 @@ class Search:
                     storage_path=str(scratch),
                     verbose=0,
                     callbacks=[keeper],
+                    stop=_Hopeless(keeper),
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if keeper.hopeless:
+            raise NoWinnerError(_no_result(stage, self.record))
         # Tune takes the first Ctrl-C for itself and returns.
         if len([trial for trial in self.record.trials(stage) if trial.finished]) < keeper.expected(left):
             raise KeyboardInterrupt
@@ -177,6 +176,11 @@ class Search:
                     "sha256": digest,
                 },
             )
+            # What the attempts hold beyond this, the optimizer above all, is of no more use.
+            trial.checkpoint = str((folder / "model.safetensors").relative_to(self.record.folder))
+            self.record.write_trial(trial)
+            shutil.rmtree(self.record.attempt_folder(trial).parent, ignore_errors=True)
+        self.record.export_trials(1)
         return [str(trial.number) for trial in ranked]
 
     def _best(self, stage: int) -> TrialRecord:
@@ -197,6 +201,16 @@ class _Keeper(tune.Callback):
         self._search, self._stage = search, stage
         self._trials = {trial.number: trial for trial in search.record.trials(stage)}
         self._before = sum(trial.finished for trial in self._trials.values())
+        self._ended: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that is not used, and the features hang on this one."""
+        return {}
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the first trials to end all failed: what they share is at fault, and so will the others."""
+        return len(self._ended) >= HOPELESS and set(self._ended) == {"failed"}
 
     def expected(self, left: int) -> int:
         """Trials that have finished when nothing interrupts."""
@@ -239,7 +253,7 @@ class _Keeper(tune.Callback):
         best = self._search.record.attempt_folder(kept) / "best.safetensors"
         kept.checkpoint = str(best.relative_to(self._search.record.folder)) if kept.curve else None
         if result.get("failure"):
-            self._end(kept, "diverged", result["failure"])
+            self._end(kept, result["state"], result["failure"])
         elif result["done"]:
             epochs = self._search.space.config()
             whole = (epochs.stage1 if self._stage == 1 else epochs.stage2).epochs
@@ -261,14 +275,20 @@ class _Keeper(tune.Callback):
         error: str | None,
     ) -> None:
         trial.state, trial.error, trial.ended = state, error, now()
+        self._ended.append(state)
         self._search.record.write_trial(trial)
+        attempt = self._search.record.attempt_folder(trial)
+        for older in set(attempt.parent.glob("attempt-*")) - {attempt}:
+            shutil.rmtree(older, ignore_errors=True)
         self._drop_weights()
         self._search._tell(TrialEnded(trial))
 
     def _drop_weights(self) -> None:
         """Delete the checkpoints of ended trials that can no longer be chosen: each ranks below enough others."""
         record, search = self._search.record, self._search.space.config().search
-        chosen = {t.number for t in record.ranked(self._stage)[: search.finalists if self._stage == 1 else 1]}
+        # A running trial may lead now and diverge later: it pushes nobody out.
+        ended = [trial for trial in record.ranked(self._stage) if trial.finished]
+        chosen = {trial.number for trial in ended[: search.finalists if self._stage == 1 else 1]}
         for trial in self._trials.values():
             if trial.finished and trial.checkpoint is not None and trial.number not in chosen:
                 trial.checkpoint = None
@@ -276,10 +296,19 @@ class _Keeper(tune.Callback):
                 shutil.rmtree(record.attempt_folder(trial).parent, ignore_errors=True)
 
 
-def _check_labels(features: Features) -> None:
-    for name, split in (("train", features.train), ("valid", features.valid)):
-        if len(set(split.label_N.tolist())) < 2:
-            raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")
+class _Hopeless(tune.Stopper):
+    """Ends a stage whose trials all fail."""
+
+    def __init__(self, keeper: _Keeper) -> None:
+        self._keeper = keeper
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped for its results."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to give up."""
+        return self._keeper.hopeless
 
 
 def _last_line(text: str) -> str:

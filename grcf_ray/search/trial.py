@@ -12,11 +12,11 @@ from ray import tune
 
 from grcf_ray.config import build_config
 from grcf_ray.data.features import Features
-from grcf_ray.errors import ClusterError, DivergedError
+from grcf_ray.errors import DivergedError, GrcfError
 from grcf_ray.metrics import Protocol
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
-from grcf_ray.train.stage import StageLoop, finite, use_deterministic_torch
+from grcf_ray.train.stage import StageLoop, choose_device, finite, use_deterministic_torch
 
 __all__ = ["Shared", "TrialTrainable", "trial_config"]
 
@@ -29,6 +29,8 @@ class Shared:
     stage: Literal[1, 2]
     protocol: Protocol
     cpus: int
+    gpu: bool
+    """Whether a trial has been given a GPU, or a share of one."""
 
 
 def trial_config(
@@ -68,20 +70,15 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """An epoch. Divergence is a result: the process is sound and takes the next trial."""
-        if self._loop is None:
-            self._loop = self._build()
-        loop = self._loop
+        """An epoch. A known failure is a result: the process is sound and takes the next trial."""
         try:
+            loop = self._loop = self._loop or self._build()
             if not loop.done:
                 loop.run_epoch()
-        except DivergedError as error:
-            return {
-                "epoch": loop.epoch + 1,
-                "curve": finite(loop.curve),
-                "failure": str(error),
-                "done": True,
-            }
+        except GrcfError as error:
+            state = "diverged" if isinstance(error, DivergedError) else "failed"
+            curve = finite(self._loop.curve) if self._loop else []
+            return {"epoch": len(curve) + 1, "curve": curve, "failure": str(error), "state": state, "done": True}
         curve = finite(loop.curve)
         result = {"epoch": loop.epoch, "curve": curve, "done": loop.done}
         objective = curve[-1][loop.objective]
@@ -92,8 +89,6 @@ class TrialTrainable(tune.Trainable):
         shared = self._shared
         use_deterministic_torch(shared.cpus)
         config = build_config(self.config["settings"])
-        if config.train.device == "cuda" and not torch.cuda.is_available():
-            raise ClusterError("train.device = cuda, but the trial has been given no GPU: --gpus-per-worker 1")
         features = select_modalities(shared.features, config.model.modalities)
         model = initial_model(config.model, features, seed=self.config["seed"])
         if self.config["initial"]:
@@ -106,7 +101,7 @@ class TrialTrainable(tune.Trainable):
             seed=self.config["seed"],
             protocol=shared.protocol,
             folder=Path(self.config["folder"]),
-            device=torch.device("cuda" if config.train.device != "cpu" and torch.cuda.is_available() else "cpu"),
+            device=choose_device(config.train, granted=shared.gpu),
         )
         loop.resume()
         return loop

@@ -11,24 +11,28 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from grcf_ray import __version__
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts
-from grcf_ray.data.features import Features, build_split, lowercases
+from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
 from grcf_ray.data.schema import SPLITS
 from grcf_ray.data.store import Store
 from grcf_ray.files import write_json, write_text
 from grcf_ray.metrics import Protocol, regression_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
-from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.stages import now
+from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.export import load_model, save_model
 from grcf_ray.train.stage import use_deterministic_torch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["comparability", "export_winner", "measure", "measure_winner", "note_test_read", "versions"]
 
@@ -74,16 +78,18 @@ def export_winner(
     return folder
 
 
-def measure(folder: Path, store: Store, split: str, *, threads: int) -> dict[str, float]:
-    """Metrics of a saved model on a split. The same threads on the same machine type give the same bits."""
+def measure(folder: Path, table: pa.Table, *, threads: int) -> dict[str, float]:
+    """Metrics of a saved model on a split's rows, on the CPU in float32.
+
+    The same threads on the same machine type give the same bits.
+    """
     use_deterministic_torch(threads)
     saved = load_model(folder)
-    table = store.read(split)
     low, high = saved.label_range
     return finite_metrics(
         regression_metrics(
             saved.score(table),
-            table["label"].to_numpy().astype("float64"),
+            np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
             protocol=saved.protocol,
             limit=(high - low) / 2,
             center=(low + high) / 2,
@@ -104,9 +110,10 @@ def measure_winner(
     folder = record.folder / "best"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     note_test_read(folder, "search")
-    test = measure(folder, store, "test", threads=threads)
+    table = store.read("test")
+    test = measure(folder, table, threads=threads)
     metrics = {
-        "valid": measure(folder, store, "valid", threads=threads),
+        "valid": measure(folder, store.read("valid"), threads=threads),
         "test": test,
         "threads": threads,
         "paper": dict(facts.paper_results) if facts else {},
@@ -114,7 +121,7 @@ def measure_winner(
         "baselines": [],
     }
     if config.search.ridge_baseline:
-        metrics["baselines"] = [_ridge(features, store, config, protocol)]
+        metrics["baselines"] = [_ridge(features, table, store, config, protocol)]
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "README.md", _card(record, winner, metrics, store))
     return metrics
@@ -162,14 +169,14 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _ridge(features: Features, store: Store, config: RunConfig, protocol: Protocol) -> dict[str, Any]:
+def _ridge(features: Features, table: pa.Table, store: Store, config: RunConfig, protocol: Protocol) -> dict[str, Any]:
     bare = dataclasses.replace(
         features,
         train=dataclasses.replace(features.train, hidden=None, vector_ND=None),
         valid=dataclasses.replace(features.valid, hidden=None, vector_ND=None),
     )
     test = build_split(
-        store.read("test"),
+        table,
         load_tokenizer(config.model.backbone),
         config.features,
         center=features.center,

@@ -17,6 +17,7 @@ from torch import nn
 from grcf_ray.config import ModelConfig, RunConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features, cached_array
+from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.regression import GrcfRegressor, build_regressor
 from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokenizer
 from grcf_ray.train.stage import seed_torch
@@ -38,11 +39,15 @@ def template(backbone: str) -> nn.Module:
 def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = None) -> Features:
     """Features of the train and valid splits, with the frozen layers' output where the model has some."""
     features = build_features(store, load_tokenizer(config.model.backbone), config.features, cache=cache)
-    if config.model.frozen_layers == 0:
-        return features
+    for name, split in (("train", features.train), ("valid", features.valid)):
+        if len(np.unique(split.label_N)) < 2:
+            raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")
+    # Built even where nothing is frozen: a backbone that will not do is found out before any trial starts.
     encoder = TextEncoder(
         copy.deepcopy(template(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
     ).eval()
+    if encoder.n_frozen == 0:
+        return features
     identity = _weights_sha256(encoder.backbone)
     return dataclasses.replace(
         features,
@@ -52,9 +57,12 @@ def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = No
 
 
 def select_modalities(features: Features, modalities: Literal["all", "text", "text+audio", "text+vision"]) -> Features:
-    """The features without the modalities that a model does not see."""
+    """The features without the modalities that a model does not see. ConfigError where it sees one they lack."""
     if modalities == "all":
         return features
+    for name, dim in (("audio", features.audio_dim), ("vision", features.vision_dim)):
+        if name in modalities and dim is None:
+            raise ConfigError(f"model.modalities = {modalities}: the data have no {name}; all takes what they have")
     return dataclasses.replace(features, train=features.train.only(modalities), valid=features.valid.only(modalities))
 
 
@@ -63,9 +71,11 @@ def initial_model(config: ModelConfig, features: Features, *, seed: int) -> Grcf
 
     features: after `select_modalities`; a modality that they lack has no branch.
     """
+    backbone = copy.deepcopy(template(config.backbone))
+    # After the template: loading it for the first time may draw random numbers.
     seed_torch(seed)
     return build_regressor(
-        copy.deepcopy(template(config.backbone)),
+        backbone,
         config,
         audio_dim=features.audio_dim,
         vision_dim=features.vision_dim,

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, with the model, the optimizer and the state of the loop.
 
 One file, so that a rename replaces all of it at once. Frozen parameters are the backbone's own and are left out. No
-random state is stored: the seeds of an epoch are derived from the run's (see `stage.epoch_generator`).
+random state is stored: the seeds of an epoch are derived from the run's (see `stage.StageLoop`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-    # Copies part tensors that share storage, which safetensors refuses.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, since safetensors refuses tensors that share storage, as tied parameters do.
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     with replacing(path) as beside:
         save_file(tensors, beside, {"state": json.dumps({"format": FORMAT, **state})})
 
@@ -104,11 +104,11 @@ def _opened(path: Path) -> Any:
 def _state(path: Path, file: Any) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(file.metadata()["state"])
-        format = int(state["format"])
+        version = int(state["format"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: a safetensors file, but no checkpoint of grcf_ray") from error
-    if format > FORMAT:
-        raise DataError(f"{path}: written by a newer grcf_ray (format {format}); upgrade to read it")
+    if version > FORMAT:
+        raise DataError(f"{path}: written by a newer grcf_ray (format {version}); upgrade to read it")
     return state
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features, Standardiser, build_split
-from grcf_ray.errors import DataError
+from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.files import file_sha256, replacing, write_json
 from grcf_ray.metrics import Protocol
 from grcf_ray.model.regression import GrcfRegressor, build_regressor
@@ -114,9 +114,10 @@ def load_model(folder: Path) -> SavedModel:
     """A model that `save_model` wrote, on the CPU in eval mode. DataError where the folder is damaged."""
     try:
         saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        version = int(saved["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: no saved model: config.json cannot be read ({error})") from error
-    if saved["format"] > FORMAT:
+    if version > FORMAT:
         raise DataError(f"{folder}: written by a newer grcf_ray; upgrade to read it")
     weights = folder / "model.safetensors"
     if not weights.exists() or file_sha256(weights) != saved["weights_sha256"]:
@@ -131,12 +132,17 @@ def load_model(folder: Path) -> SavedModel:
         half_range=(high - low) / 2,
     )
     try:
-        model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
+        state = load_file(weights)
+        model.to(state["fusion.weight"].dtype).load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError) as error:
         raise DataError(f"{weights}: does not fit config.json ({error})") from error
+    try:
+        tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    except ConfigError as error:
+        raise DataError(f"{folder / 'tokenizer'}: missing, or damaged") from error
     return SavedModel(
         model=model.eval(),
-        tokenizer=load_tokenizer(str(folder / "tokenizer")),
+        tokenizer=tokenizer,
         config=config,
         label_range=(low, high),
         protocol=saved["protocol"],

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from grcf_ray.config import RunConfig
+from grcf_ray.config import RunConfig, TrainConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
-from grcf_ray.errors import ConfigError, DivergedError
+from grcf_ray.errors import ClusterError, ConfigError, DivergedError
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.losses.regression import boundary_loss, distribution_loss, mae_loss, ranking_terms
 from grcf_ray.metrics import Protocol, regression_metrics
@@ -33,7 +33,7 @@ from grcf_ray.model.regression import GrcfRegressor
 from grcf_ray.train.checkpoint import link_or_copy, load_checkpoint, save_checkpoint
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
 
-__all__ = ["OBJECTIVES", "StageLoop", "predict", "stage_seed", "use_deterministic_torch"]
+__all__ = ["OBJECTIVES", "StageLoop", "choose_device", "predict", "stage_seed", "use_deterministic_torch"]
 
 OBJECTIVES: dict[int, tuple[str, Literal["max", "min"]]] = {1: ("pairwise_acc", "max"), 2: ("mae", "min")}
 """The validation metric that each stage is judged by (appendix C.3), and its direction."""
@@ -315,6 +315,19 @@ def stage_seed(*parts: int) -> int:
 def seed_torch(*parts: int) -> None:
     """Seed torch's own generators, which dropout and initial weights draw from."""
     torch.manual_seed(stage_seed(*parts))
+
+
+def choose_device(train: TrainConfig, *, granted: bool) -> torch.device:
+    """The device that the setting asks for. ClusterError where it asks for a GPU and there is none to take.
+
+    granted: whether the process may take a GPU. Ray shows all of a machine's GPUs to a trial that asked for none.
+    """
+    usable = granted and torch.cuda.is_available()
+    if train.device == "cuda" and not usable:
+        raise ClusterError(
+            "train.device = cuda, but there is no GPU to take; a search gives one by --gpus-per-worker 1"
+        )
+    return torch.device("cuda" if usable and train.device != "cpu" else "cpu")
 
 
 def use_deterministic_torch(threads: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_micro_batches_keep_the_order_and_the_budget(tiny_features: Features, bu
     # Each is as large as the budget admits: its neighbour's first utterance would not have fitted in.
     sizes = [len(batch.token_BL) for batch in batches if batch.token_BL is not None]
     starts = np.cumsum([0, *sizes])
-    for start, stop in zip(starts, starts[1:-1], strict=False):
+    for start, stop in itertools.pairwise(starts[:-1]):
         assert split.tokens.lengths[order_U[start : stop + 1]].max() * (stop + 1 - start) > budget
 
 

@@ -17,9 +17,7 @@ def drawn(n_pairs: int, n_utterances: int = 30, seed: int = 0) -> NDArray[np.int
 
 def compared(step: Step) -> list[list[tuple[int, int]]]:
     """The pairs of each group, as utterances."""
-    return [
-        [tuple(step.utterance_U[group.slot_S[pair]].tolist()) for pair in group.pairs_P2] for group in step.groups
-    ]
+    return [[tuple(step.utterance_U[group.slot_S[pair]].tolist()) for pair in group.pairs_P2] for group in step.groups]
 
 
 def uniformity(pairs_M2: NDArray[np.int64]) -> float:

@@ -181,9 +181,7 @@ def test_modality_dropout_drops_audio_and_vision_slot_by_slot(backbone: nn.Modul
 
 
 def test_modality_dropout_acts_in_training_alone(backbone: nn.Module, tiny_features: Features) -> None:
-    model = regressor(
-        backbone, tiny_features, modality_dropout=0.9, fusion_dropout=0.0, unified_dropout=0.0
-    )
+    model = regressor(backbone, tiny_features, modality_dropout=0.9, fusion_dropout=0.0, unified_dropout=0.0)
     vector_SW = model.encode(some(tiny_features, 3)).detach().repeat(50, 1)
     assert len(set(model.eval().score(vector_SW).tolist())) == 1
     assert len(set(model.train().score(vector_SW).tolist())) > 1

@@ -203,7 +203,7 @@ def test_backbone_that_is_no_plain_stack_can_be_frozen_whole_or_not_at_all(kind:
 
 
 def test_more_frozen_layers_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="model.frozen_layers = 4: the backbone has 3 layers; give 0 to 3, or all"):
+    with pytest.raises(ConfigError, match=r"model.frozen_layers = 4: the backbone has 3 layers; give 0 to 3, or all"):
         TextEncoder(backbone("bert"), "cls", 4)
 
 
@@ -224,7 +224,7 @@ def test_local_folder_is_loaded(tiny_backbone: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_folder_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the folder has no config.json, so it is no Hugging Face model"):
+    with pytest.raises(ConfigError, match=r"the folder has no config.json, so it is no Hugging Face model"):
         load_backbone(str(tmp_path))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
+from torch import nn
 
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.data.features import Features
@@ -17,7 +18,10 @@ NewConfig = Callable[..., RunConfig]
 
 
 class NewLoop(Protocol):
-    """Makes a loop over a fresh model; `changes` are settings, a double underscore for the dot of a path."""
+    """Makes a loop over a fresh model; `changes` are settings, a double underscore for the dot of a path.
+
+    dropout: false leaves it out, the text encoder's too.
+    """
 
     def __call__(
         self,
@@ -26,6 +30,7 @@ class NewLoop(Protocol):
         seed: int = 1,
         folder: Path | None = None,
         features: Features | None = None,
+        dropout: bool = True,
         **changes: Any,
     ) -> StageLoop: ...
 
@@ -68,11 +73,15 @@ def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
         seed: int = 1,
         folder: Path | None = None,
         features: Features | None = None,
+        dropout: bool = True,
         **changes: Any,
     ) -> StageLoop:
         config = new_config(**changes)
         seen = select_modalities(features or tiny_features, config.model.modalities)
         model = initial_model(config.model, seen, seed=seed)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout) and not dropout:
+                module.p = 0.0
         return StageLoop(model, seen, config, stage, seed=seed, protocol="mosi", folder=folder)
 
     return make

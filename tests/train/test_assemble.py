@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from grcf_ray.config import RunConfig, build_config
+from grcf_ray.data.batches import collate
+from grcf_ray.data.features import Features
+from grcf_ray.data.store import Store
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.train import assemble
+from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities, template, text_vectors
+from grcf_ray.train.stage import predict
+
+
+@pytest.fixture
+def config(tiny_backbone: Path) -> RunConfig:
+    return build_config({"model.backbone": str(tiny_backbone), "model.text_vector": "mean"})
+
+
+def frozen(config: RunConfig, layers: int | str, **model: Any) -> RunConfig:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, frozen_layers=layers, **model))
+
+
+@pytest.mark.parametrize("text_vector", ["cls", "mean"])
+@pytest.mark.parametrize("layers", [1, 2, "all"])
+def test_frozen_features_score_as_the_whole_model(
+    tiny_store: Store, config: RunConfig, layers: int | Literal["all"], text_vector: str
+) -> None:
+    settings = frozen(config, layers, text_vector=text_vector)
+    whole = prepare_features(tiny_store, frozen(config, 0))
+    cut = prepare_features(tiny_store, settings)
+    assert (cut.train.hidden is None, cut.train.vector_ND is None) == ((True, False) if layers != 1 else (False, True))
+    model = initial_model(settings.model, cut, seed=1)
+    for split in ("train", "valid"):
+        scores = [
+            predict(model, features, getattr(features, split), device=torch.device("cpu"), token_budget=100)
+            for features in (whole, cut)
+        ]
+        np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=2e-6)
+        assert np.ptp(scores[0]) > 0.01
+
+
+def test_frozen_hidden_states_are_each_subwords_own(tiny_store: Store, config: RunConfig) -> None:
+    """Whatever batch they were computed in."""
+    features = prepare_features(tiny_store, frozen(config, 1))
+    hidden = features.valid.hidden
+    assert hidden is not None and hidden.values.shape == (len(features.valid.tokens.values), 32)
+    encoder = TextEncoder(template(config.model.backbone), "mean", 1).eval()
+    bare = dataclasses.replace(features.valid, hidden=None)
+    for index in range(len(features.valid)):
+        batch = collate(features, bare, np.array([index]))
+        assert batch.token_BL is not None and batch.mask_BL is not None
+        alone = encoder.frozen_hidden(batch.token_BL, batch.mask_BL)[0].numpy()
+        start, stop = hidden.offsets[index : index + 2]
+        np.testing.assert_allclose(hidden.values[start:stop], alone, atol=1e-5)
+    template.cache_clear()
+
+
+@pytest.mark.parametrize("layers", [1, "all"])
+def test_frozen_features_are_computed_once(
+    tiny_store: Store, config: RunConfig, monkeypatch: pytest.MonkeyPatch, layers: int | str
+) -> None:
+    first = prepare_features(tiny_store, frozen(config, layers))
+
+    def unwanted(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(assemble, "_frozen_hidden", unwanted)
+    monkeypatch.setattr(assemble, "text_vectors", unwanted)
+    second = prepare_features(tiny_store, frozen(config, layers))
+    array = second.train.hidden.values if second.train.hidden is not None else second.train.vector_ND
+    before = first.train.hidden.values if first.train.hidden is not None else first.train.vector_ND
+    assert array is not None and before is not None
+    np.testing.assert_array_equal(array, before)
+    assert type(array) is np.ndarray and not array.flags.writeable
+    other = "cls" if layers == "all" else "mean"
+    with pytest.raises(AssertionError, match="computed again"):
+        prepare_features(tiny_store, frozen(config, 2 if layers == 1 else "all", text_vector=other))
+
+
+def test_frozen_features_of_other_weights_are_others(
+    tiny_store: Store, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same name may stand for another file of weights by tomorrow."""
+    first = prepare_features(tiny_store, frozen(config, "all"))
+    changed = template(config.model.backbone)
+    template.cache_clear()
+    with torch.no_grad():
+        next(changed.parameters()).add_(0.5)
+    monkeypatch.setattr(assemble, "template", lambda name: changed)
+    second = prepare_features(tiny_store, frozen(config, "all"))
+    assert second.key == first.key
+    assert first.train.vector_ND is not None and second.train.vector_ND is not None
+    assert not np.allclose(first.train.vector_ND, second.train.vector_ND)
+
+
+def test_text_vectors_are_in_the_splits_order(tiny_features: Features, config: RunConfig) -> None:
+    encoder = TextEncoder(template(config.model.backbone), "mean").eval()
+    vector_ND = text_vectors(tiny_features, tiny_features.valid, encoder)
+    for index in range(len(tiny_features.valid)):
+        alone = encoder(collate(tiny_features, tiny_features.valid, np.array([index])))
+        np.testing.assert_allclose(vector_ND[index], alone[0].detach().numpy(), atol=1e-5)
+
+
+def test_template_is_never_trained(tiny_features: Features, config: RunConfig) -> None:
+    backbone = template(config.model.backbone)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    for layers in (0, 1, "all"):
+        model = initial_model(frozen(config, layers).model, tiny_features, seed=1)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(1)
+    assert template(config.model.backbone) is backbone
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert not any(module.training for module in backbone.modules())
+
+
+def test_initial_weights_are_the_seeds(tiny_features: Features, config: RunConfig) -> None:
+    first, same, other = (initial_model(config.model, tiny_features, seed=seed).state_dict() for seed in (1, 1, 2))
+    fresh = {name for name in first if not name.startswith("text_encoder.") and "norm" not in name}
+    for name, tensor in first.items():
+        assert torch.equal(tensor, same[name])
+        assert torch.equal(tensor, other[name]) == (name not in fresh), name
+
+
+@pytest.mark.parametrize(
+    ("modalities", "audio", "vision"),
+    [("all", 5, 3), ("text", None, None), ("text+audio", 5, None), ("text+vision", None, 3)],
+)
+def test_modalities_are_selected(
+    tiny_features: Features, config: RunConfig, modalities: Any, audio: int | None, vision: int | None
+) -> None:
+    features = select_modalities(tiny_features, modalities)
+    assert (features.audio_dim, features.vision_dim) == (audio, vision)
+    assert (features.valid.audio is None, features.valid.vision is None) == (audio is None, vision is None)
+    model = initial_model(config.model, features, seed=1)
+    wanted = {name: dim for name, dim in (("vision", vision), ("audio", audio)) if dim is not None}
+    assert model.modality_dims == wanted

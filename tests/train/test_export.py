@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from grcf_ray.data.features import Features
+from grcf_ray.data.schema import conform
+from grcf_ray.data.store import Store
+from grcf_ray.errors import DataError
+from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.train.assemble import prepare_features
+from grcf_ray.train.export import SavedModel, load_model, save_model
+from grcf_ray.train.stage import StageLoop, predict
+
+if TYPE_CHECKING:
+    from tests.train.conftest import NewLoop
+
+LOAD = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from grcf_ray.data.store import Store
+from grcf_ray.train.export import load_model
+
+torch.set_num_threads(1)
+np.save(sys.argv[3], load_model(Path(sys.argv[1])).score(Store.open(Path(sys.argv[2])).read("valid")))
+"""
+
+
+def saved(folder: Path, loop: StageLoop, **changes: Any) -> Path:
+    known: dict[str, Any] = {"label_range": (-3.0, 3.0), "protocol": "mosi", "lowercase": False}
+    tokenizer = load_tokenizer(loop.config.model.backbone)
+    save_model(folder, loop.model, tokenizer, loop.features, loop.config, **(known | changes))
+    return folder
+
+
+def scores_in_training(loop: StageLoop) -> Any:
+    return predict(loop.model, loop.features, loop.features.valid, device=loop.device, token_budget=64)
+
+
+@pytest.fixture(scope="module")
+def trained(new_loop: NewLoop) -> StageLoop:
+    loop = new_loop(2)
+    loop.run_epoch()
+    return loop
+
+
+@pytest.fixture(scope="module")
+def folder(trained: StageLoop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("saved") / "best", trained)
+
+
+def test_new_process_gives_the_same_scores_bit_for_bit(
+    folder: Path, trained: StageLoop, tiny_store: Store, tmp_path: Path
+) -> None:
+    """From the folder alone, moved to another place; the process knows neither features nor backbone."""
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    words = [sys.executable, "-c", LOAD, str(moved), str(tiny_store.folder), str(tmp_path / "scores.npy")]
+    subprocess.run(words, check=True, timeout=120)
+    scores = np.load(tmp_path / "scores.npy")
+    np.testing.assert_array_equal(scores, scores_in_training(trained))
+    assert np.ptp(scores) > 0.1
+
+
+@pytest.mark.parametrize("frozen", [1, "all"])
+def test_model_with_frozen_layers_is_saved_whole(
+    new_loop: NewLoop, tiny_store: Store, tmp_path: Path, frozen: int | Literal["all"]
+) -> None:
+    changes = {"model__frozen_layers": frozen, "model__text_vector": "mean"}
+    features = prepare_features(tiny_store, new_loop(**changes).config)
+    loop = new_loop(features=features, **changes)
+    loop.run_epoch()
+    scores = load_model(saved(tmp_path, loop)).score(tiny_store.read("valid"))
+    np.testing.assert_allclose(scores, scores_in_training(loop), atol=1e-5)
+
+
+def test_double_precision_survives(new_loop: NewLoop, tiny_store: Store, tmp_path: Path) -> None:
+    loop = new_loop(train__precision="float64")
+    model = load_model(saved(tmp_path, loop))
+    np.testing.assert_array_equal(model.score(tiny_store.read("valid")), scores_in_training(loop))
+    assert {p.dtype for p in model.model.parameters()} == {torch.float64}
+
+
+def test_what_feeds_the_model_comes_back(folder: Path, trained: StageLoop) -> None:
+    model = load_model(folder)
+    assert (model.config, model.protocol, model.lowercase) == (trained.config, "mosi", False)
+    assert model.label_range == (-3.0, 3.0)
+    assert not model.model.training
+    assert model.standardisers.keys() == {"audio", "vision"}
+    for name, standardiser in trained.features.standardisers.items():
+        np.testing.assert_array_equal(model.standardisers[name].mean_A, standardiser.mean_A)
+        np.testing.assert_array_equal(model.standardisers[name].deviation_A, standardiser.deviation_A)
+    state = trained.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.model.state_dict().items())
+
+
+def test_scores_are_in_label_units(
+    new_loop: NewLoop, tiny_store: Store, tmp_path: Path, tiny_features: Features
+) -> None:
+    """On [1, 5] a model's zero is 3, and its tanh reaches 7/3."""
+    loop = new_loop()
+    with torch.no_grad():
+        loop.model.head[2].weight.zero_()  # type: ignore[operator]
+        loop.model.head[2].bias.zero_()  # type: ignore[operator]
+    model = load_model(saved(tmp_path, loop, label_range=(1.0, 5.0)))
+    assert set(model.score(tiny_store.read("valid")).tolist()) == {3.0}
+    assert model.model.output_scale == pytest.approx(7 / 3)
+
+
+def test_lower_casing_is_part_of_the_model(folder: Path, trained: StageLoop, tiny_store: Store, tmp_path: Path) -> None:
+    table = tiny_store.read("valid")
+    text = pa.array([text.upper() for text in table["text"].to_pylist()])
+    upper = table.set_column(table.column_names.index("text"), "text", text)
+    model = load_model(saved(tmp_path, trained, lowercase=True))
+    np.testing.assert_array_equal(model.score(upper), model.score(table))
+    assert not np.array_equal(load_model(folder).score(upper), load_model(folder).score(table))
+
+
+def rewritten(folder: Path, **changes: Any) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | changes))
+
+
+def tamper(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (tamper, "model.safetensors: missing, or not the file that was written"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda folder: (folder / "config.json").unlink(), "no saved model: config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "no saved model: config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no saved model: config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "no saved model: config.json cannot be read"),
+        (lambda folder: rewritten(folder, format=99), "written by a newer grcf_ray; upgrade"),
+        (lambda folder: rewritten(folder, modality_dims={"audio": 5}), r"model.safetensors: does not fit config.json"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer: missing, or damaged"),
+        (lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(), "tokenizer: missing, or damaged"),
+    ],
+)
+def test_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
+    shutil.copytree(folder, tmp_path / "best")
+    load_model(tmp_path / "best")
+    damage(tmp_path / "best")
+    with pytest.raises(DataError, match=message):
+        load_model(tmp_path / "best")
+
+
+def test_table_without_a_needed_modality(folder: Path, tiny_store: Store) -> None:
+    table = tiny_store.read("valid")
+    with pytest.raises(DataError, match="the table has no vision column, and the model was trained with vision"):
+        load_model(folder).score(table.drop_columns(["vision"]))
+
+
+def test_table_with_rows_of_another_width(folder: Path, tiny_store: Store) -> None:
+    table = tiny_store.read("valid").drop_columns(["audio"]).append_column("audio", tiny_store.read("valid")["vision"])
+    with pytest.raises(DataError, match="the table has audio rows of 3 values, and the model was trained with 5"):
+        load_model(folder).score(table)
+
+
+def test_samples_may_lack_a_modality(folder: Path, tiny_store: Store) -> None:
+    """One, or all of them: the score is that of a missing sample, wherever it stands."""
+    table = tiny_store.read("valid")
+    model: SavedModel = load_model(folder)
+    scores = model.score(table)
+    place = table.column_names.index("audio")
+    nobody = table.set_column(
+        place, table.schema.field("audio"), pa.nulls(len(table), table.schema.field("audio").type)
+    )
+    without = model.score(nobody)
+    lacks = np.array([cell is None for cell in table["audio"].to_pylist()])
+    assert lacks.any() and not lacks.all()
+    np.testing.assert_allclose(without[lacks], scores[lacks], atol=1e-6)
+    assert not np.isclose(without[~lacks], scores[~lacks]).any()
+
+
+def test_modality_that_the_model_does_not_see_is_left_alone(
+    new_loop: NewLoop, tiny_store: Store, tmp_path: Path
+) -> None:
+    """Text alone: a table with audio of any width, or none, gives the same."""
+    loop = new_loop(model__modalities="text")
+    model = load_model(saved(tmp_path, loop))
+    table = tiny_store.read("valid")
+    scores = model.score(table)
+    np.testing.assert_array_equal(model.score(table.drop_columns(["audio", "vision"])), scores)
+    loose = table.drop_columns(["audio", "vision"]).append_column("audio", pa.array([[[1.0, 2.0]]] * len(table)))
+    np.testing.assert_array_equal(model.score(conform(loose)), scores)

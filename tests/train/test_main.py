@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from grcf_ray import console
+from grcf_ray.config import ABLATIONS, build_config
+from grcf_ray.data.store import Store
+from grcf_ray.train import checkpoint
+from grcf_ray.train.__main__ import app
+from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.stage import StageLoop
+
+TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
+Train = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def space(tmp_path: Path, tiny_backbone: Path) -> Path:
+    """The smallest search space that both stages learn something in."""
+    content: dict[str, Any] = {
+        "dataset": "tiny",
+        "fixed": {
+            "model.backbone": str(tiny_backbone),
+            "model.text_vector": "mean",
+            "pairs.pairs_per_epoch": 48,
+            "pairs.pairs_per_group": 12,
+            "pairs.groups_per_step": 2,
+            "stage1.epochs": 2,
+            "stage2.epochs": 2,
+        },
+        "stage1": {"stage1.head_lr": {"low": 1e-4, "high": 1e-2, "log": True, "start": 3e-3}},
+        "stage2": {"stage2.head_lr": {"low": 1e-4, "high": 1e-2, "log": True, "start": 2e-3}},
+    }
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        console.run(app, words)
+    code = caught.value.code
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.fixture
+def train(space: Path, tiny_store: Store) -> Train:
+    """Trains on the tiny data; the exit code."""
+
+    def command(*words: str, data: Path | None = None, out: str = "out") -> int:
+        place = str(data or tiny_store.folder)
+        options = ("--space", str(space), "--data", place, "--out", out, "--threads", "1")
+        return run("--dataset", "tiny", *options, *words)
+
+    return command
+
+
+def curve(stage: int, out: str = "out") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_state(Path(out, f"stage{stage}", "last.safetensors"))["curve"]
+    return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in found]
+
+
+@pytest.mark.parametrize(("dataset", "total"), [("mosi", "186,585,724"), ("mosei", "186,576,496")])
+def test_model_is_printed_without_data_or_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dataset: str, total: str
+) -> None:
+    def unwanted(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", unwanted)
+    assert run("--dataset", dataset, "--print-model") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["component", "parameters"]
+    assert lines[1].split() == ["Text", "Encoder", "183,831,552"]
+    assert lines[-1].split() == ["GRCF", "(total)", total]
+    assert len(lines) == 12
+
+
+def test_model_of_own_data_and_chosen_modalities(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--print-model", "--set", "model.modalities=text+audio") == 0
+    lines = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["Audio Pooler"], lines["Fusion Layer"]) == ("6", f"{64 * 32 + 32:,}")
+    assert "Vision Pooler" not in lines
+    assert not Path("out").exists()
+
+
+def test_configuration_is_printed(space: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The space's starting point, the ablation over it, --backbone and --set over both. Data are not needed."""
+    words = ("--ablation", "direct-mae", "--set", "stage2.mae_weight=2", "--set", "seed=7", "--backbone", "a: b")
+    assert run("--dataset", "tiny", "--space", str(space), "--print-config", *words) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["stage2"] == {
+        **printed["stage2"],
+        "epochs": 2,
+        "head_lr": 2e-3,
+        "mae_weight": 2.0,
+        "group_weight": 0.0,
+        "boundary_weight": 0.0,
+    }
+    assert (printed["stage1"]["epochs"], printed["stage1"]["head_lr"]) == (0, 3e-3)
+    assert (printed["seed"], printed["model"]["backbone"]) == (7, "a: b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--ablation", "no-stage3"], 2, "unknown ablation 'no-stage3'; did you mean no-stage"),
+        (["--set", "stage1.epoch=3"], 2, "stage1.epoch: no such setting; did you mean stage1.epochs?"),
+        (["--set", "ranking.base_margin=6.9"], 2, "the settings contradict themselves\n  ranking.base_margin + 4"),
+        (["--backbone", "nosuch/backbone"], 2, "backbone nosuch/backbone is not on this machine"),
+        (["--set", "model.frozen_layers=3"], 2, "model.frozen_layers = 3: the backbone has 2 layers"),
+        (["--data", "nosuch"], 3, "nosuch does not exist"),
+    ],
+)
+def test_errors(train: Train, capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str) -> None:
+    found = run("--dataset", "tiny", "--label-range", "-3", "3", "--space", "space.yaml", *words)
+    assert found == code if words[0] == "--data" else train(*words) == code
+    out, err = capsys.readouterr()
+    assert message in err
+    assert out == "" and "Traceback" not in err
+    assert not Path("out").exists()
+
+
+def test_unknown_data_set_needs_a_space(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--dataset", "mossi") == 2
+    assert "unknown data set 'mossi'. Did you mean mosi?" in capsys.readouterr().err
+
+
+def test_gpu_that_is_not_there(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train("--set", "train.device=cuda") == 5
+    assert "train.device = cuda, but there is no GPU" in capsys.readouterr().err
+
+
+def test_both_stages_are_trained(
+    train: Train, tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a store whose test split is not there."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_store.folder, data)
+    (data / "test.parquet").unlink()
+    assert train(data=data) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split(",")[0].rsplit(" ", 1)[0] for line in lines[:2]] == [
+        "stage 1: best epoch",
+        "stage 2: best epoch",
+    ]
+    assert lines[2:] == ["checkpoints: out"]
+    assert [line.split("  ")[:2] for line in err.splitlines()] == [
+        [f"stage {stage}", f"epoch {epoch}/2"] for stage in (1, 2) for epoch in (1, 2)
+    ]
+    for stage, metric in ((1, "pairwise_acc"), (2, "mae")):
+        best = read_state(Path("out", f"stage{stage}", "best.safetensors"))["curve"][-1]
+        title = {"pairwise_acc": "PairwiseAcc", "mae": "MAE"}[metric]
+        assert f"best epoch {best['epoch']}," in lines[stage - 1]
+        assert f"{title} {best[f'valid/{metric}']:.4f}" in lines[stage - 1]
+
+
+def test_foreign_file_is_trained_on(space: Path, tiny_csv: Path) -> None:
+    words = ("--space", str(space), "--out", "csv", "--threads", "1", "--label-range", "-3", "3")
+    assert run("--dataset", "tiny", "--data", str(tiny_csv), *words) == 0
+    assert len(curve(2, "csv")) == 2
+
+
+@pytest.mark.parametrize("start", ["best", "last"])
+def test_stage_2_starts_from_the_chosen_checkpoint(train: Train, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """The validation of Stage 1 likes its first epoch best."""
+    told = iter([0.9, 0.1])
+    real = StageLoop._validate
+
+    def validate(loop: StageLoop) -> dict[str, float]:
+        return real(loop) | ({"valid/pairwise_acc": next(told)} if loop.stage == 1 else {})
+
+    starts: list[dict[str, torch.Tensor]] = []
+    init = StageLoop.run_epoch
+
+    def run_epoch(loop: StageLoop) -> dict[str, Any]:
+        if loop.stage == 2 and loop.epoch == 0:
+            starts.append({name: tensor.clone() for name, tensor in checkpoint.trained_tensors(loop.model).items()})
+        return init(loop)
+
+    monkeypatch.setattr(StageLoop, "_validate", validate)
+    monkeypatch.setattr(StageLoop, "run_epoch", run_epoch)
+    assert train("--set", f"stage2.start={start}") == 0
+    best, last = (load_file(Path("out", "stage1", f"{name}.safetensors")) for name in ("best", "last"))
+    chosen, other = (best, last) if start == "best" else (last, best)
+    assert all(torch.equal(tensor, chosen[f"model.{name}"]) for name, tensor in starts[0].items())
+    assert not torch.equal(starts[0]["fusion.weight"], other["model.fusion.weight"])
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_ablations_run(train: Train, ablation: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--ablation", ablation, "--set", "ranking.intra_margin=0.3") == 0
+    stages = {"no-stage1": [2], "direct-mae": [2], "no-stage2": [1]}.get(ablation, [1, 2])
+    assert [stage for stage in (1, 2) if (Path("out") / f"stage{stage}" / "best.safetensors").exists()] == stages
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[:-1]] == [
+        f"stage {stage}" for stage in stages
+    ]
+    weights = [metrics["pair_weight"] for stage in stages for metrics in curve(stage)]
+    assert all((weight == pytest.approx(1)) == (ablation == "no-advantage") for weight in weights)
+    settings = json.loads(Path("out/train.json").read_text())
+    assert settings.items() >= ABLATIONS[ablation].items()
+    if ablation == "direct-mae":
+        assert all(metrics["loss/total"] == pytest.approx(metrics["loss/mae"]) for metrics in curve(2))
+
+
+def test_static_margin_changes_the_loss(train: Train) -> None:
+    assert train(out="full") == train("--ablation", "static-margin", out="static") == 0
+    first, second = curve(1, "full")[0], curve(1, "static")[0]
+    assert first["loss/group"] != second["loss/group"]
+    assert first["lr/head"] == second["lr/head"]
+
+
+def test_same_command_goes_on_and_then_ends_at_once(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted after each of the four epochs in turn, it ends where an uninterrupted one does."""
+    assert train(out="whole") == 0
+    whole = capsys.readouterr().out.splitlines()
+    real = StageLoop.run_epoch
+    ran = []
+
+    def one_epoch(loop: StageLoop) -> dict[str, Any]:
+        if ran and ran[-1] is not None:
+            raise KeyboardInterrupt
+        metrics = real(loop)
+        ran[-1:] = [(loop.stage, loop.epoch)]
+        return metrics
+
+    monkeypatch.setattr(StageLoop, "run_epoch", one_epoch)
+    order = []
+    for code in (130, 130, 130, 0):
+        ran[:] = [None]
+        assert train() == code
+        order.append(ran[-1])
+    assert order == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-3:-1] == whole[:2]
+    assert "stage 1: goes on after epoch 1" in err
+    for stage in (1, 2):
+        assert curve(stage) == curve(stage, "whole")
+        for name in ("last", "best"):
+            ours, theirs = (
+                load_file(Path(place, f"stage{stage}", f"{name}.safetensors")) for place in ("out", "whole")
+            )
+            assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+    ran[:] = [(0, 0)]
+    assert train() == 0, "every epoch has run"
+    assert capsys.readouterr().out.splitlines()[:2] == whole[:2]
+
+
+def test_other_settings_in_the_same_folder_are_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train("--set", "stage1.group_weight=0.5", "--set", "seed=1") == 2
+    err = capsys.readouterr().err
+    assert "out holds checkpoints of other settings:\n  seed: 42 -> 1\n  stage1.group_weight: 0.9 -> 0.5\n" in err
+    assert "Give another folder: --out DIR" in err
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_other_data_in_the_same_folder_are_refused(
+    train: Train, tiny_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    changed = tmp_path / "changed.csv"
+    changed.write_text(tiny_csv.read_text().replace("great", "good"))
+    capsys.readouterr()
+    assert train("--label-range", "-3", "3", data=changed) == 2
+    assert "out holds checkpoints of other settings:\n  data: " in capsys.readouterr().err
+
+
+def test_divergence_is_an_error_with_a_code(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--set", "stage1.head_lr=1e30") == 4
+    assert "no longer finite" in capsys.readouterr().err
+
+
+def test_options_are_the_configurations() -> None:
+    """Every ablation is made of settings that exist."""
+    for settings in ABLATIONS.values():
+        build_config(settings)

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grcf_ray.data.batches import collate
+from grcf_ray.data.features import Features
+from grcf_ray.errors import DivergedError
+from grcf_ray.train import stage as stage_module
+from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.stage import StageLoop, finite, predict, stage_seed, use_deterministic_torch
+
+if TYPE_CHECKING:
+    from tests.train.conftest import NewLoop
+
+Stage = Literal[1, 2]
+
+TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
+
+
+def gradient(loop: StageLoop) -> Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None])
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def state_of(loop: StageLoop) -> dict[str, Tensor]:
+    names = {p: name for name, p in loop.model.named_parameters()}
+    moments = {
+        f"{names[p]}.{key}": torch.as_tensor(value)
+        for p, values in loop.optimizer.state.items()
+        for key, value in values.items()
+    }
+    return {name: tensor.clone() for name, tensor in [*loop.model.state_dict().items(), *moments.items()]}
+
+
+def assert_same_state(ours: StageLoop, theirs: StageLoop) -> None:
+    ours_state, theirs_state = state_of(ours), state_of(theirs)
+    assert ours_state.keys() == theirs_state.keys()
+    for name, tensor in ours_state.items():
+        assert torch.equal(tensor, theirs_state[name]), name
+
+
+def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in curve]
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_resumed_run_is_the_uninterrupted_one(new_loop: NewLoop, tmp_path: Path, stage: Stage, stopped: int) -> None:
+    """Bit for bit, with dropout: weights, optimizer, curve and both checkpoints."""
+    whole = new_loop(stage, folder=tmp_path / "whole", model__modality_dropout=0.2)
+    list(whole)
+    first = new_loop(stage, folder=tmp_path / "parts", model__modality_dropout=0.2)
+    assert not first.resume()
+    for _ in range(stopped):
+        first.run_epoch()
+    torch.rand(7)
+    second = new_loop(stage, folder=tmp_path / "parts", model__modality_dropout=0.2)
+    assert second.resume()
+    assert (second.epoch, second.done) == (stopped, stopped == 3)
+    list(second)
+    assert_same_state(second, whole)
+    assert timeless(second.curve) == timeless(whole.curve)
+    for name in ("last", "best"):
+        ours, theirs = (tmp_path / run / f"{name}.safetensors" for run in ("parts", "whole"))
+        assert timeless(read_state(ours).pop("curve")) == timeless(read_state(theirs).pop("curve"))
+        tensors = load_file(theirs)
+        assert all(torch.equal(tensor, tensors[key]) for key, tensor in load_file(ours).items())
+
+
+def test_undefined_metric_is_the_same_before_and_after_a_resume(new_loop: NewLoop, tmp_path: Path) -> None:
+    """Constant scores have no correlation; JSON has no NaN."""
+    loop = new_loop(folder=tmp_path, stage1__head_lr=1e-30, stage1__encoder_lr=1e-30)
+    with torch.no_grad():
+        loop.model.head[2].weight.zero_()  # type: ignore[operator]
+    metrics = loop.run_epoch()
+    assert metrics["valid/corr"] is None
+    again = new_loop(folder=tmp_path)
+    again.resume()
+    assert again.curve == loop.curve
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_seed_decides_everything(new_loop: NewLoop, stage: Stage) -> None:
+    first, second, other = (new_loop(stage, seed=seed) for seed in (1, 1, 2))
+    torch.manual_seed(5)
+    first.run_epoch()
+    torch.manual_seed(6)
+    second.run_epoch()
+    other.run_epoch()
+    assert_same_state(first, second)
+    assert timeless(first.curve) == timeless(second.curve)
+    assert timeless(first.curve) != timeless(other.curve)
+
+
+def test_stages_and_epochs_draw_pairs_of_their_own(new_loop: NewLoop) -> None:
+    def drawn(loop: StageLoop) -> list[list[int]]:
+        return [step.utterance_U[group.slot_S].tolist() for step in loop._steps() for group in step.groups]
+
+    loop, fixed, second = new_loop(), new_loop(pairs__redraw=False), new_loop(2)
+    before = drawn(loop), drawn(fixed), drawn(second)
+    assert before[0] == before[1] != before[2]
+    loop.run_epoch(), fixed.run_epoch()
+    assert drawn(loop) != before[0]
+    assert drawn(fixed) == before[1]
+
+
+def test_stage_1_learns_the_order(new_loop: NewLoop) -> None:
+    loop = new_loop(stage1__epochs=8)
+    curve = list(loop)
+    assert curve[-1]["loss/total"] < 0.7 * curve[0]["loss/total"]
+    assert curve[-1]["valid/pairwise_acc"] > 0.8
+
+
+def test_stage_2_learns_the_labels(new_loop: NewLoop, tiny_features: Features) -> None:
+    loop = new_loop(2, stage2__epochs=8)
+    curve = list(loop)
+    assert curve[-1]["loss/mae"] < 0.7 * curve[0]["loss/mae"]
+    label_N = tiny_features.valid.label_N
+    constant = float(np.abs(label_N - np.median(tiny_features.train.label_N)).mean())
+    assert curve[-1]["valid/mae"] < 0.75 * constant
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_epoch_tells_what_it_did(new_loop: NewLoop, stage: Stage) -> None:
+    loop = new_loop(stage)
+    steps = list(loop._steps())
+    metrics = loop.run_epoch()
+    assert metrics is loop.curve[-1]
+    third = {1: "loss/reg", 2: "loss/mae"}[stage]
+    rates = {1: ("lr/encoder", "lr/head"), 2: ("lr/encoder_top", "lr/encoder_base", "lr/head")}[stage]
+    figures = ("loss/total", "loss/group", "loss/bound", third, "grad_norm", "active_pairs", "pair_weight")
+    expected = {*figures, *rates, *TIMES, "epoch", "utterance_passes"}
+    assert {name for name in metrics if not name.startswith("valid/")} == expected
+    assert metrics[loop.objective] is not None
+    assert metrics["epoch"] == loop.epoch == 1
+    assert metrics["utterance_passes"] == sum(len(step.utterance_U) for step in steps) / 48
+    weights = loop.config.stage1 if stage == 1 else loop.config.stage2
+    other = weights.reg_weight if stage == 1 else weights.mae_weight  # type: ignore[union-attr]
+    total = weights.group_weight * metrics["loss/group"] + weights.boundary_weight * metrics["loss/bound"]
+    assert metrics["loss/total"] == pytest.approx(total + other * metrics[third], rel=1e-5)
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_learning_rates_follow_one_cosine_over_all_epochs(new_loop: NewLoop) -> None:
+    """Three epochs of three steps: what an epoch reports is its last step's, the 3rd, 6th and 9th of nine."""
+    curve = list(new_loop())
+    for place, metrics in zip((2, 5, 8), curve, strict=True):
+        factor = (1 + math.cos(math.pi * place / 9)) / 2
+        assert metrics["lr/head"] == pytest.approx(3e-3 * factor)
+        assert metrics["lr/encoder"] == pytest.approx(1e-3 * factor)
+
+
+def test_gradient_is_clipped(new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = new_loop(train__clip_norm=0.01)
+    norms = []
+    real = loop.optimizer.step
+    monkeypatch.setattr(loop.optimizer, "step", lambda: (norms.append(gradient(loop).norm().item()), real()))
+    metrics = loop.run_epoch()
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+    assert metrics["grad_norm"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("stage", "metric", "values", "best"),
+    [
+        (1, "valid/pairwise_acc", [0.5, 0.7, 0.7, 0.6], 2),
+        (2, "valid/mae", [0.9, 0.4, 0.4, 0.5], 2),
+        (2, "valid/mae", [0.9, 0.4, 0.3, 0.2], 4),
+        (1, "valid/pairwise_acc", [0.9, 0.7, 0.8, 0.6], 1),
+    ],
+)
+def test_best_is_the_epoch_of_the_best_objective(
+    new_loop: NewLoop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Stage,
+    metric: str,
+    values: list[float],
+    best: int,
+) -> None:
+    """The earliest of equals."""
+    told = iter(values)
+    monkeypatch.setattr(StageLoop, "_validate", lambda self: {metric: next(told)})
+    loop = new_loop(stage, folder=tmp_path, stage1__epochs=4, stage2__epochs=4)
+    weights = [loop.model.head[2].weight.detach().clone() for _ in loop]  # type: ignore[union-attr,operator]
+    assert loop.objective == metric
+    assert loop.best_epoch == read_state(tmp_path / "best.safetensors")["epoch"] == best
+    assert read_state(tmp_path / "last.safetensors")["epoch"] == 4
+    for name, epoch in (("best", best), ("last", 4)):
+        saved = load_file(tmp_path / f"{name}.safetensors")["model.head.2.weight"]
+        assert torch.equal(saved, weights[epoch - 1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "last.safetensors"]
+
+
+def test_end_between_last_and_best_loses_nothing(
+    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([0.5, 0.7])
+    monkeypatch.setattr(StageLoop, "_validate", lambda self: {"valid/pairwise_acc": next(told)})
+    loop = new_loop(folder=tmp_path)
+    loop.run_epoch()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "link_or_copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_epoch()
+    assert read_state(tmp_path / "best.safetensors")["epoch"] == 1
+    assert new_loop(folder=tmp_path).resume()
+    assert read_state(tmp_path / "best.safetensors")["epoch"] == 2
+
+
+def test_loop_without_a_folder_writes_nothing(
+    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loop = new_loop()
+    assert not loop.resume()
+    loop.run_epoch()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_divergence_keeps_the_last_good_epoch(new_loop: NewLoop, tmp_path: Path, stage: Stage) -> None:
+    loop = new_loop(stage, folder=tmp_path)
+    loop.run_epoch()
+    good = copy.deepcopy(loop.curve)
+    with torch.no_grad():
+        loop.model.unified.weight[0, 0] = math.nan
+    with pytest.raises(DivergedError, match="no longer finite after epoch 2"):
+        loop.run_epoch()
+    assert loop.curve == good
+    for name in ("last", "best"):
+        assert read_state(tmp_path / f"{name}.safetensors")["epoch"] == 1
+    again = new_loop(stage, folder=tmp_path)
+    assert again.resume()
+    assert again.run_epoch()["epoch"] == 2
+
+
+def test_learning_rate_out_of_all_bounds_diverges(new_loop: NewLoop, tmp_path: Path) -> None:
+    loop = new_loop(folder=tmp_path / "run", stage1__head_lr=1e30)
+    with pytest.raises(DivergedError):
+        list(loop)
+    assert not (tmp_path / "run").exists()
+
+
+def test_scores_that_are_not_finite_diverge(new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step's update may be the first that goes wrong: no loss has seen it."""
+    loop = new_loop()
+    monkeypatch.setattr(stage_module, "predict", lambda *_, **__: np.array([0.0, math.inf]))
+    with pytest.raises(DivergedError, match="the model's scores are no longer finite after epoch 1"):
+        loop.run_epoch()
+    assert loop.curve == []
+
+
+def test_predict_scores_each_utterance_in_the_splits_order(new_loop: NewLoop, tiny_features: Features) -> None:
+    loop = new_loop(train__precision="float64")
+    loop.model.train()
+    split = tiny_features.train
+    score_N = predict(loop.model, tiny_features, split, device=loop.device, token_budget=30)
+    assert loop.model.training and all(module.training for module in loop.model.modules())
+    loop.model.eval()
+    for index, score in enumerate(score_N):
+        batch = collate(tiny_features, split, np.array([index])).to(loop.device, torch.float64)
+        alone = loop.model([batch], torch.zeros(1, dtype=torch.int64))
+        assert score == pytest.approx(alone.item(), rel=1e-12)
+    assert score_N.dtype == np.float64 and np.ptp(score_N) > 0.01
+
+
+def test_predict_of_an_empty_split(new_loop: NewLoop, tiny_features: Features) -> None:
+    split = tiny_features.train
+    tokens = dataclasses.replace(split.tokens, values=split.tokens.values[:0], offsets=split.tokens.offsets[:1])
+    empty = dataclasses.replace(split, label_N=split.label_N[:0], tokens=tokens)
+    loop = new_loop()
+    assert predict(loop.model, tiny_features, empty, device=loop.device, token_budget=30).shape == (0,)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "auto"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_precisions_run_on_a_cpu(new_loop: NewLoop, stage: Stage, precision: str) -> None:
+    loop, exact = (new_loop(stage, train__precision=name, dropout=False) for name in (precision, "float64"))
+    step = next(loop._steps())
+    loop.backward(step), exact.backward(step)
+    assert {p.dtype for p in loop.model.parameters()} == {torch.float64 if precision == "float64" else torch.float32}
+    error = relative(gradient(loop).double(), gradient(exact))
+    low, high = {"float64": (0, 0), "bfloat16": (1e-4, 0.3)}.get(precision, (1e-9, 1e-3))
+    assert low <= error <= high
+    assert math.isfinite(loop.run_epoch()[loop.objective])
+
+
+def test_precision_of_frozen_text_is_the_models(new_loop: NewLoop, tiny_features: Features) -> None:
+    """Frozen vectors are stored in single precision, whatever the model's."""
+    rng = np.random.default_rng(0)
+    frozen = {
+        name: dataclasses.replace(split, vector_ND=rng.normal(size=(len(split), 32)).astype(np.float32))
+        for name, split in (("train", tiny_features.train), ("valid", tiny_features.valid))
+    }
+    features = dataclasses.replace(tiny_features, **frozen)
+    loop = new_loop(features=features, model__frozen_layers="all", train__precision="float64")
+    assert math.isfinite(loop.run_epoch()["loss/total"])
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {stage_seed(*parts) for parts in [(1,), (2,), (1, 2), (2, 1), (1, 2, 3), (3, 3), (0, 1, 2), (12,)]}
+    assert len(seeds) == 8
+    assert stage_seed(42, 1) == stage_seed(42, 1)
+
+
+def test_undefined_numbers_become_none() -> None:
+    curve = [{"a": math.nan, "b": math.inf, "c": 0.5, "d": 3, "e": None, "f": "x"}]
+    assert finite(curve) == [{"a": None, "b": None, "c": 0.5, "d": 3, "e": None, "f": "x"}]
+    assert math.isnan(curve[0]["a"])  # type: ignore[arg-type]
+
+
+def test_deterministic_torch() -> None:
+    use_deterministic_torch(1)
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()

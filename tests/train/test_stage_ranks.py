@@ -1,0 +1,109 @@
+"""One rank or two: the same gradients, the same metrics, one checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grcf_ray.config import flatten
+from grcf_ray.data.features import Features
+
+if TYPE_CHECKING:
+    from tests.train.conftest import NewConfig
+
+RANKS = Path(__file__).with_name("ranks.py")
+STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1}
+"""Steps of an epoch of each scenario in ranks.py."""
+TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig, tiny_features: Features) -> Path:
+    """The files of one rank, computed here, and of two that compute together in processes of their own."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "features.pkl").write_bytes(pickle.dumps(tiny_features))
+    settings = flatten(new_config(train__precision="float64", stage1__epochs=1, stage2__epochs=1))
+    (folder / "settings.json").write_text(json.dumps(settings))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), str(folder), str(rank), "2"],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        runpy.run_path(str(RANKS))["measure"](folder, 0, 1)
+        for worker in workers:
+            _, errors = worker.communicate(timeout=120)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    return folder
+
+
+def tensors_of(folder: Path, rank: int, world: int, scenario: str) -> dict[str, Tensor]:
+    found = load_file(folder / f"{rank}-of-{world}.safetensors")
+    return {name: tensor for name, tensor in found.items() if name.split(".")[0] == scenario}
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.mark.parametrize("scenario", STEPS)
+def test_gradients_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> None:
+    alone = tensors_of(ranks, 0, 1, scenario)
+    assert len([name for name in alone if "gradient" in name]) == STEPS[scenario]
+    for rank in range(2):
+        together = tensors_of(ranks, rank, 2, scenario)
+        assert together.keys() == alone.keys()
+        for name, tensor in alone.items():
+            # Adam divides by the gradient's size, which makes rounding errors of tiny ones larger.
+            assert relative(together[name], tensor) < (1e-12 if "gradient" in name else 1e-9), name
+    assert all(
+        torch.equal(tensor, tensors_of(ranks, 1, 2, scenario)[name])
+        for name, tensor in tensors_of(ranks, 0, 2, scenario).items()
+    )
+
+
+@pytest.mark.parametrize("scenario", STEPS)
+def test_metrics_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> None:
+    alone, *together = (
+        json.loads((ranks / f"{rank}-of-{world}.json").read_text())[scenario]
+        for rank, world in ((0, 1), (0, 2), (1, 2))
+    )
+    compared = [name for name in alone if name not in (*TIMES, "utterance_passes")]
+    assert {"valid/mae", "valid/pairwise_acc", "loss/total", "grad_norm", "active_pairs"} <= set(compared)
+    for metrics in together:
+        assert {name: metrics[name] for name in compared} == pytest.approx({n: alone[n] for n in compared}, rel=1e-9)
+        # An utterance that two ranks need is encoded by both.
+        assert metrics["utterance_passes"] >= alone["utterance_passes"]
+
+
+def test_ranks_write_one_checkpoint(ranks: Path) -> None:
+    for scenario in STEPS:
+        names = sorted(path.name for path in (ranks / f"{scenario}-2").iterdir())
+        assert names == ["best.safetensors", "last.safetensors"]
+        ours, theirs = (load_file(ranks / f"{scenario}-{world}" / "last.safetensors") for world in (2, 1))
+        assert ours.keys() == theirs.keys()
+
+
+def test_more_ranks_than_groups_are_refused(ranks: Path) -> None:
+    said = [json.loads((ranks / f"{rank}-of-2.json").read_text())["too many"] for rank in range(2)]
+    assert said == ["pairs.groups_per_step = 1 cannot be dealt to 2 workers; use at most 1 workers"] * 2
+    assert json.loads((ranks / "0-of-1.json").read_text())["too many"] == ""
