@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +34,31 @@ FILLERS = ("the", "film", "plot", "actor", "was", "scene", "music", "and", "quic
 SPLIT_OF_FIVE = ("train", "train", "valid", "train", "test")
 LABEL_RANGE = (-3.0, 3.0)
 AUDIO_DIM, VISION_DIM = 5, 3
+TINY_SPACE = """
+dataset: tiny
+fixed:
+  model.backbone: {backbone}
+  model.text_vector: mean
+  pairs.pairs_per_epoch: 96
+  pairs.pairs_per_group: 16
+  pairs.groups_per_step: 2
+  stage1.epochs: 3
+  stage2.epochs: 3
+  search.stage1_trials: 6
+  search.stage2_trials: 5
+  search.finalists: 2
+  search.ridge_baseline: true
+stage1:
+  stage1.encoder_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+  stage1.head_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+  model.fusion_dropout: {{low: 0.0, high: 0.5, start: 0.1}}
+  model.modalities: {{choices: [all, text, text+audio], start: all}}
+  ranking.intra_margin: {{low: 0.05, high: 0.5, log: true, start: 0.1}}
+  ranking.base_margin: {{low: 0.1, high: 1.0, log: true, start: 0.5}}
+stage2:
+  stage2.encoder_top_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+  stage2.head_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +175,99 @@ def tiny_features(tiny_store: Store, tiny_backbone: Path, tmp_path_factory: pyte
 
     cache = tmp_path_factory.mktemp("features")
     return build_features(tiny_store, load_tokenizer(str(tiny_backbone)), FeatureConfig(), cache=cache)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> None:
+    """Ray on this machine, started once; it ends with the process."""
+    from grcf_ray.search.preflight import connect
+
+    # Workers that wait for a trial import what every trial needs.
+    os.environ["RAY_preload_python_modules"] = "grcf_ray.search.trial,transformers.models.bert.modeling_bert"
+    connect()
+
+
+@pytest.fixture(scope="session")
+def tiny_space(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search space for the tiny data set: 6 and 5 trials of up to 3 epochs, 2 finalists."""
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(TINY_SPACE.format(backbone=tiny_backbone), encoding="utf-8")
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A finished search, to be read only: copy its folder to change it."""
+
+    folder: Path
+    """The run directory."""
+    data: Path
+    """The store that it read."""
+    argv: tuple[str, ...]
+    """The command's arguments."""
+    out: str
+    """Standard output: the result as JSON."""
+    err: str
+    """Standard error: progress."""
+    opened: tuple[str, ...]
+    """Files that the driver's Python opened, and the event WinnerFixed among them, in order."""
+    lines: tuple[str, ...]
+    """What the progress listener was told: the types of the events, in order."""
+
+
+@pytest.fixture(scope="session")
+def recorded(
+    ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
+    """A search by its command, one trial at a time, that finds no test split until the winner is fixed."""
+    from grcf_ray import console
+    from grcf_ray.report import terminal
+    from grcf_ray.search.__main__ import app
+    from grcf_ray.search.events import Event, WinnerFixed
+
+    folder = tmp_path_factory.mktemp("recorded")
+    data, hidden = folder / "data", folder / "test.parquet"
+    shutil.copytree(tiny_store.folder, data)
+    shutil.move(data / "test.parquet", hidden)
+    opened: list[str] = []
+    events: list[str] = []
+    watching = True
+
+    def watch(name: str, arguments: tuple[Any, ...]) -> None:
+        if watching and name == "open" and isinstance(arguments[0], (str, bytes)):
+            opened.append(os.fsdecode(arguments[0]))
+
+    class Witness(terminal.ProgressLines):
+        """Puts the test split where it belongs once the winner is fixed."""
+
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            events.append(type(event).__name__)
+            if isinstance(event, WinnerFixed):
+                opened.append("WinnerFixed")
+                shutil.copyfile(hidden, data / "test.parquet")
+
+    argv = ["--dataset", "tiny", "--data", str(data), "--space", str(tiny_space), "--storage", str(folder / "runs")]
+    argv += ["--name", "recorded", "--concurrent", "1", "--json"]
+    out, err = io.StringIO(), io.StringIO()
+    sys.addaudithook(watch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRCF_CACHE", str(folder / "cache"))
+        patch.setattr(terminal, "ProgressLines", Witness)
+        patch.setattr(sys, "argv", ["search", *argv])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            console.run(app, argv)
+    watching = False
+    assert ended.value.code == 0, err.getvalue()
+    return Recorded(
+        folder=folder / "runs" / "recorded",
+        data=data,
+        argv=tuple(argv),
+        out=out.getvalue(),
+        err=err.getvalue(),
+        opened=tuple(opened),
+        lines=tuple(events),
+    )
 
 
 def _frames(rng: np.random.Generator, label: float, width: int, *, scale: float, offset: float) -> list[list[float]]:

@@ -67,12 +67,17 @@ class TextEncoder(nn.Module):
         self.text_vector = text_vector
         self.width = int(backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
         _, layers = layers_of(backbone)
-        self.n_layers = len(layers)
+        self.n_layers = int(backbone.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
         self.n_frozen = self.n_layers if frozen_layers == "all" else int(frozen_layers)
         if self.n_frozen > self.n_layers:
             raise ConfigError(
                 f"model.frozen_layers = {frozen_layers}: the backbone has {self.n_layers} layers; "
                 f"give 0 to {self.n_layers}, or all"
+            )
+        if 0 < self.n_frozen < self.n_layers and not len(layers):
+            raise ConfigError(
+                f"model.frozen_layers = {frozen_layers}: {type(backbone).__name__} has no layers of their own to tell "
+                "apart; give 0, or all"
             )
         if self.n_frozen:
             backbone.requires_grad_(False)
@@ -140,18 +145,12 @@ class TextEncoder(nn.Module):
 
 
 def layers_of(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The path and the list of a backbone's transformer layers.
-
-    ConfigError where there is no list of `num_hidden_layers` modules (ALBERT shares one layer).
-    """
+    """The path and the list of a backbone's transformer layers; no layers where they share weights, as in ALBERT."""
     wanted = backbone.config.num_hidden_layers  # type: ignore[union-attr]
     for path, module in backbone.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
             return path, module
-    raise ConfigError(
-        f"{type(backbone).__name__} has no list of {wanted} layers, which the learning rates by layer and "
-        "model.frozen_layers need; choose another backbone"
-    )
+    return "", nn.ModuleList()
 
 
 def _view(backbone: nn.Module, part: slice, *, given: bool) -> nn.Module:

@@ -40,7 +40,7 @@ METRIC_TITLES = {
 OBJECTIVE_TITLES = {1: "PairwiseAcc", 2: "MAE"}
 STATE_TITLES = {
     "complete": "finished",
-    "pruned": "stopped early",
+    "pruned": "stopped",
     "diverged": "diverged",
     "failed": "failed",
     "running": "running",
@@ -103,18 +103,19 @@ class ProgressLines:
         elif trial.error:
             what = f"{STATE_TITLES[trial.state]}: {trial.error}"
         else:
-            what = f"epoch {trial.epoch}/{epochs}, {STATE_TITLES[trial.state]}"
+            what = f"epoch {trial.epoch}/{epochs} {STATE_TITLES[trial.state]}"
         value = trial.curve[-1].get(f"valid/{OBJECTIVES[trial.stage][0]}") if trial.curve else None
         parts = [
             time.strftime("%H:%M:%S"),
             f"stage {trial.stage} {finished:>3}/{budget}",
-            f"trial {trial.number:<3} {what}",
+            f"trial {trial.number}",
+            f"{what:<18}",
         ]
         if value is not None and not isinstance(event, TrialStarted) and trial.state != "failed":
             parts.append(f"{OBJECTIVE_TITLES[trial.stage]} {value:.4f}")
         best = self._best(trial.stage)
         if best is not None:
-            parts.append(f"best {best.objective:.4f} (trial {best.number})")
+            parts.append(f"best {best.objective:.4f}")
         left = self._left(trial.stage)
         if left is not None:
             parts.append(f"ETA {duration(left)}")

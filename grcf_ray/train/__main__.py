@@ -111,7 +111,7 @@ def _train(
     from grcf_ray.config import check_margins
     from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
-    from grcf_ray.errors import ClusterError, ConfigError, faults_message
+    from grcf_ray.errors import ConfigError, faults_message
     from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities
     from grcf_ray.train.checkpoint import load_weights
     from grcf_ray.train.stage import StageLoop, choose_device, stage_seed, use_deterministic_torch
@@ -120,14 +120,12 @@ def _train(
     low, high = store.info.label_range
     if faults := check_margins(config, (high - low) / 2):
         raise ConfigError(faults_message("the settings contradict themselves", faults))
-    if config.train.device == "cuda" and not torch.cuda.is_available():
-        raise ClusterError("train.device = cuda, but there is no GPU that torch can use here")
+    device = choose_device(config.train, granted=True)
     use_deterministic_torch(threads or os.cpu_count() or 1)
     features = select_modalities(prepare_features(store, config), config.model.modalities)
     protocol = datasets.get(dataset).metrics if dataset in datasets.names() else "mosi"
     _claim(out, config, store.info.fingerprint)
     model = initial_model(config.model, features, seed=config.seed)
-    device = choose_device(config.train, granted=True)
     for stage in (1, 2):
         folder = out / f"stage{stage}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,9 @@ def parameter_groups(
         _, layers = layers_of(backbone)
         n_top = (len(layers) + 1) // 2 if config.stage2.top_layers is None else config.stage2.top_layers
         top = {id(p) for layer in layers[max(0, len(layers) - n_top) :] for p in layer.parameters()}
+        if not len(layers):
+            # Shared layers (ALBERT) are upper and lower at once; only the embeddings are surely below.
+            top = {id(p) for name, p in backbone.named_parameters() if not name.startswith("embeddings.")}
         groups = {
             "encoder_top": (config.stage2.encoder_top_lr, [p for p in encoder if id(p) in top]),
             "encoder_base": (config.stage2.encoder_base_lr, [p for p in encoder if id(p) not in top]),
