@@ -119,7 +119,7 @@ class ProgressLines:
         left = self._left(trial.stage)
         if left is not None:
             parts.append(f"ETA {duration(left)}")
-        progress("  ".join(parts))
+        progress("  ".join(parts).rstrip())
 
     def _best(self, stage: int) -> TrialRecord | None:
         sign = 1 if OBJECTIVES[stage][1] == "min" else -1
