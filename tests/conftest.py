@@ -49,8 +49,8 @@ fixed:
   search.finalists: 2
   search.ridge_baseline: true
 stage1:
-  stage1.encoder_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
-  stage1.head_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+  stage1.encoder_lr: {{low: 1e-4, high: 1e-2, log: true, start: 2e-4}}
+  stage1.head_lr: {{low: 1e-4, high: 1e-2, log: true, start: 2e-4}}
   model.fusion_dropout: {{low: 0.0, high: 0.5, start: 0.1}}
   model.modalities: {{choices: [all, text, text+audio], start: all}}
   ranking.intra_margin: {{low: 0.05, high: 0.5, log: true, start: 0.1}}
@@ -182,8 +182,6 @@ def ray_session() -> None:
     """Ray on this machine, started once; it ends with the process."""
     from grcf_ray.search.preflight import connect
 
-    # Workers that wait for a trial import what every trial needs.
-    os.environ["RAY_preload_python_modules"] = "grcf_ray.search.trial,transformers.models.bert.modeling_bert"
     connect()
 
 
@@ -211,8 +209,8 @@ class Recorded:
     """Standard error: progress."""
     opened: tuple[str, ...]
     """Files that the driver's Python opened, and the event WinnerFixed among them, in order."""
-    lines: tuple[str, ...]
-    """What the progress listener was told: the types of the events, in order."""
+    events: tuple[str, ...]
+    """The types of the events that listeners were told, in order."""
 
 
 @pytest.fixture(scope="session")
@@ -266,7 +264,7 @@ def recorded(
         out=out.getvalue(),
         err=err.getvalue(),
         opened=tuple(opened),
-        lines=tuple(events),
+        events=tuple(events),
     )
 
 

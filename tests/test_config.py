@@ -221,5 +221,18 @@ def test_margins_fit_between_two_scores(half_range: float) -> None:
     assert margin_faults(half_range, base_margin=reach + 0.01, dynamic_margin=False) != []
 
 
+@pytest.mark.parametrize(("groups", "steps"), [("overlap,3", 2), ("overlap,5", 4), ("strict,5", 4), ("overlap,7", 6)])
+def test_widest_margin_is_the_farthest_groups(groups: str, steps: int) -> None:
+    assert margin_faults(groups=groups, base_margin=6.99 - steps * 0.5, margin_step=0.5) == []
+    (fault,) = margin_faults(groups=groups, base_margin=7.01 - steps * 0.5, margin_step=0.5)
+    assert fault.startswith(f"ranking.base_margin + {steps} ranking.margin_step = 7.01 exceeds 7,")
+
+
+def test_native_edges_cover_the_papers_range() -> None:
+    assert margin_faults(3.0, group_edges="native") == margin_faults(1.0, group_edges="native") == []
+    (fault,) = margin_faults(4.0, group_edges="native")
+    assert fault.startswith("ranking.group_edges = native covers [-3, 3], but labels reach 4 either side")
+
+
 def test_both_margin_faults_are_told() -> None:
     assert len(margin_faults(1.0, intra_margin=4.0, base_margin=3.0)) == 2

@@ -140,8 +140,9 @@ class ProgressLines:
             ended = [trial for trial in self._trials[later].values() if trial.finished]
             # Trials to come are as long as those that ended and one of full length: the first to end are the shortest.
             length = (sum(trial.epoch for trial in ended) + epochs) / (len(ended) + 1)
-            running = sum(t.epoch for t in self._trials[later].values() if not t.finished)
-            left += max(0.0, (budget - len(ended)) * length - running)
+            running = [trial for trial in self._trials[later].values() if not trial.finished]
+            left += (budget - len(ended) - len(running)) * length
+            left += sum(max(1.0, length - trial.epoch) for trial in running)
         return left * per_epoch / self._concurrent
 
 

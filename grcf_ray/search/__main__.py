@@ -142,16 +142,25 @@ def _run(space: Space, store: Store, folder: Path, *, dry_run: bool, as_json: bo
     _print_plan(space, store, folder, room, budgets)
     if dry_run:
         return
+    _check_writable(folder)
+    _search(record, space, store, facts, room.concurrent, budgets)
+    _print(record, as_json)
+
+
+def _check_writable(folder: Path) -> None:
+    """ConfigError where the run cannot be written, before anything is computed for it; leaves nothing behind."""
+    import tempfile
+
+    from grcf_ray.errors import ConfigError
+
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror}); give another place: --storage DIR"
         ) from error
-    _search(record, space, store, facts, room.concurrent, budgets)
-    _print(record, as_json)
 
 
 def _check_modalities(space: Space, store: Store) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +128,7 @@ class Search:
         bundle = {"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker}
         resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
         scratch = Path(tempfile.mkdtemp(prefix="grcf-tune-"))
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(TrialTrainable, shared=shared), resources),
@@ -148,6 +151,9 @@ class Search:
             ).fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            if threading.current_thread() is threading.main_thread():
+                # Tune leaves a handler that would swallow the next Ctrl-C.
+                signal.signal(signal.SIGINT, on_interrupt)
         if keeper.hopeless:
             raise NoWinnerError(_no_result(stage, self.record))
         # Tune takes the first Ctrl-C for itself and returns.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -28,7 +29,6 @@ from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer
 from grcf_ray.train.stage import predict
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["SavedModel", "load_model", "save_model"]
@@ -53,25 +53,32 @@ class SavedModel:
         """[N] scores of an utterance table's rows, in label units and in their order."""
         low, high = self.label_range
         center = (low + high) / 2
-        for name, dim in self.model.modality_dims.items():
-            if name not in table.column_names:
-                raise DataError(f"the table has no {name} column, and the model was trained with {name}")
-            found = table.schema.field(name).type.value_type.list_size
-            if found != dim:
-                raise DataError(f"the table has {name} rows of {found} values, and the model was trained with {dim}")
         split = build_split(
-            table,
+            self._needed(table),
             self.tokenizer,
             self.config.features,
             center=center,
             lowercase=self.lowercase,
-            standardisers={name: s for name, s in self.standardisers.items() if name in self.model.modality_dims},
+            standardisers=self.standardisers,
         )
-        split = split.only(self.model.modality_dims)
         pad = int(self.tokenizer.pad_token_id or 0)
         features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
         budget = self.config.pairs.micro_batch_tokens
         return predict(self.model, features, split, device=torch.device("cpu"), token_budget=budget) + center
+
+    def _needed(self, table: pa.Table) -> pa.Table:
+        """The columns that the model reads, as it was trained with them."""
+        columns = {}
+        for name, dim in {"text": None, **self.model.modality_dims}.items():
+            if name not in table.column_names:
+                raise DataError(f"the table has no {name} column, and the model was trained with {name}")
+            kind = pa.string() if dim is None else pa.list_(pa.list_(pa.float32(), dim))
+            try:
+                columns[name] = table[name].cast(kind)
+            except pa.ArrowException as error:
+                needs = "strings" if dim is None else f"lists of rows of {dim} numbers"
+                raise DataError(f"the table's {name} column does not hold {needs}, as the model needs") from error
+        return pa.table(columns)
 
 
 def save_model(

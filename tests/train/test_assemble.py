@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
-from grcf_ray.data.store import Store
+from grcf_ray.data.schema import TableInfo
+from grcf_ray.data.store import Store, write_store
+from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train import assemble
 from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities, template, text_vectors
@@ -100,6 +103,18 @@ def test_frozen_features_of_other_weights_are_others(
     assert not np.allclose(first.train.vector_ND, second.train.vector_ND)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_split_of_equal_labels_is_refused(tiny_store: Store, config: RunConfig, tmp_path: Path, split: str) -> None:
+    tables = {name: tiny_store.read(name) for name in ("train", "valid", "test")}
+    place = tables[split].column_names.index("label")
+    label = pa.array([1.0] * len(tables[split]), pa.float32())
+    tables[split] = tables[split].set_column(place, tables[split].schema.field(place), label)
+    table = pa.concat_tables(tables.values())
+    store = write_store(tmp_path / "own", table, TableInfo.describe(table, name="own", label_range=(-3, 3)))
+    with pytest.raises(DataError, match=f"all labels of the {split} split are equal"):
+        prepare_features(store, config)
+
+
 def test_text_vectors_are_in_the_splits_order(tiny_features: Features, config: RunConfig) -> None:
     encoder = TextEncoder(template(config.model.backbone), "mean").eval()
     vector_ND = text_vectors(tiny_features, tiny_features.valid, encoder)
@@ -140,6 +155,9 @@ def test_modalities_are_selected(
     features = select_modalities(tiny_features, modalities)
     assert (features.audio_dim, features.vision_dim) == (audio, vision)
     assert (features.valid.audio is None, features.valid.vision is None) == (audio is None, vision is None)
+    if modalities != "all":
+        with pytest.raises(ConfigError, match=r"the data have no \w+; all takes what they have"):
+            select_modalities(select_modalities(tiny_features, "text"), "text+audio")
     model = initial_model(config.model, features, seed=1)
     wanted = {name: dim for name, dim in (("vision", vision), ("audio", audio)) if dim is not None}
     assert model.modality_dims == wanted

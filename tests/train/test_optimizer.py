@@ -99,6 +99,21 @@ def test_stage_2_divides_the_encoder(layers: int, top_layers: int | None, top: l
     assert rates == {name: {"encoder_top": 1e-4, "encoder_base": 1e-5, "head": 1e-3}[name] for name in groups}
 
 
+def test_shared_layers_are_upper_but_for_the_embeddings() -> None:
+    """ALBERT's layers are one: there is no telling its upper half."""
+    albert = {name: DEBERTA[name] for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")}
+    backbone = backbone_from_config(albert | {"model_type": "albert", "num_hidden_layers": 4, "embedding_size": 4})
+    model = build_regressor(backbone, config().model, audio_dim=5, vision_dim=3, half_range=3.0)
+    top = starting(model, "text_encoder.backbone.encoder.")
+    base = starting(model, "text_encoder.backbone.embeddings.")
+    assert groups_by_name(model, config(), 2) == {
+        "encoder_top": top,
+        "encoder_base": base,
+        "head": starting(model, *HEAD),
+    }
+    assert top and base and len(top | base) == len(list(backbone.parameters()))
+
+
 @pytest.mark.parametrize(
     ("frozen", "stage", "groups"),
     [

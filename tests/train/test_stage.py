@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from grcf_ray.config import TrainConfig
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
-from grcf_ray.errors import DivergedError
+from grcf_ray.errors import ClusterError, DivergedError
 from grcf_ray.train import stage as stage_module
 from grcf_ray.train.checkpoint import read_state
-from grcf_ray.train.stage import StageLoop, finite, predict, stage_seed, use_deterministic_torch
+from grcf_ray.train.stage import StageLoop, choose_device, finite, predict, stage_seed, use_deterministic_torch
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewLoop
@@ -116,6 +117,14 @@ def test_stages_and_epochs_draw_pairs_of_their_own(new_loop: NewLoop) -> None:
     loop.run_epoch(), fixed.run_epoch()
     assert drawn(loop) != before[0]
     assert drawn(fixed) == before[1]
+
+
+def test_each_epoch_drops_out_anew(new_loop: NewLoop) -> None:
+    """The same pairs and, but for rounding, the same weights: what differs is dropout."""
+    still = {"pairs__redraw": False, "stage1__head_lr": 1e-30, "stage1__encoder_lr": 1e-30}
+    losses = [[metrics["loss/total"] for metrics in new_loop(dropout=dropout, **still)] for dropout in (True, False)]
+    assert len(set(losses[0])) == 3
+    assert len(set(losses[1])) == 1
 
 
 def test_stage_1_learns_the_order(new_loop: NewLoop) -> None:
@@ -326,6 +335,29 @@ def test_undefined_numbers_become_none() -> None:
     curve = [{"a": math.nan, "b": math.inf, "c": 0.5, "d": 3, "e": None, "f": "x"}]
     assert finite(curve) == [{"a": None, "b": None, "c": 0.5, "d": 3, "e": None, "f": "x"}]
     assert math.isnan(curve[0]["a"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted", "there", "device"),
+    [
+        ("auto", True, True, "cuda"),
+        ("auto", False, True, "cpu"),
+        ("auto", True, False, "cpu"),
+        ("cpu", True, True, "cpu"),
+        ("cuda", True, True, "cuda"),
+        ("cuda", False, True, None),
+        ("cuda", True, False, None),
+    ],
+)
+def test_device_is_the_one_granted(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, granted: bool, there: bool, device: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    if device is not None:
+        assert choose_device(TrainConfig(device=asked), granted=granted).type == device
+        return
+    with pytest.raises(ClusterError, match=r"train.device = cuda, but there is no GPU to take"):
+        choose_device(TrainConfig(device=asked), granted=granted)
 
 
 def test_deterministic_torch() -> None:

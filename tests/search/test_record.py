@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from grcf_ray.errors import DataError
+from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord
+from grcf_ray.train.stage import OBJECTIVES
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+
+def trial(number: int, *values: float | None, stage: Literal[1, 2] = 1, state: Any = "complete") -> TrialRecord:
+    name = f"valid/{OBJECTIVES[stage][0]}"
+    curve = [{"epoch": epoch, name: value, "seconds": 0.5} for epoch, value in enumerate(values, 1)]
+    return TrialRecord(number=number, stage=stage, attempt=1, params={"a": 1e-5}, seed=3, state=state, curve=curve)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord(tmp_path / "run")
+
+
+def test_trial_round_trip(record: RunRecord) -> None:
+    whole = TrialRecord(
+        number=7,
+        stage=2,
+        attempt=2,
+        params={"stage2.head_lr": 1.2345678901234567e-5, "finalist": "3", "pairs.redraw": False, "n": 3},
+        seed=4294967295,
+        state="diverged",
+        curve=[{"epoch": 1, "valid/mae": 0.1 + 0.2, "valid/corr": None}],
+        error="no longer finite: ä",
+        seconds=1.5,
+        utterance_passes=2.25,
+        checkpoint="stage2/trials/0007/attempt-2/best.safetensors",
+        started="2026-01-01T00:00:00+00:00",
+        ended="2026-01-01T00:01:00+00:00",
+    )
+    record.write_trial(whole)
+    assert record.trials(2) == [whole]
+    assert record.trials(1) == []
+
+
+def test_trials_come_by_number(record: RunRecord) -> None:
+    for number in (10, 2, 0, 11):
+        record.write_trial(trial(number, 0.5))
+    assert [t.number for t in record.trials(1)] == [0, 2, 10, 11]
+
+
+def test_what_is_undefined_is_null(record: RunRecord) -> None:
+    record.write_trial(trial(0, float("nan"), 0.5, float("inf")))
+    text = record.trial_path(1, 0).read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    (read,) = record.trials(1)
+    assert [m["valid/pairwise_acc"] for m in read.curve] == [None, 0.5, None]
+    assert read.objective == 0.5
+
+
+def test_stage_1_ranks_from_high_to_low_and_stage_2_from_low_to_high(record: RunRecord) -> None:
+    for stage in (1, 2):
+        for number, values in enumerate([(0.5, 0.9), (0.7,), (0.95, 0.2), (0.8, 0.1)]):
+            record.write_trial(trial(number, *values, stage=stage))  # type: ignore[arg-type]
+    assert [t.number for t in record.ranked(1)] == [2, 0, 3, 1]
+    assert [t.number for t in record.ranked(2)] == [3, 2, 0, 1]
+    assert [t.objective for t in record.ranked(2)] == [0.1, 0.2, 0.5, 0.7]
+
+
+def test_the_earlier_of_equals_is_first(record: RunRecord) -> None:
+    for number in (3, 1, 2):
+        record.write_trial(trial(number, 0.5, 0.5))
+    assert [t.number for t in record.ranked(1)] == [1, 2, 3]
+    best = record.ranked(1)[0].best
+    assert best is not None
+    assert best["epoch"] == 1
+
+
+@pytest.mark.parametrize("state", ["diverged", "failed"])
+def test_what_did_not_end_well_is_not_ranked(record: RunRecord, state: str) -> None:
+    record.write_trial(trial(0, 0.99, state=state))
+    record.write_trial(trial(1, 0.2, state="pruned"))
+    record.write_trial(trial(2, None))
+    record.write_trial(trial(3))
+    assert [t.number for t in record.ranked(1)] == [1]
+    assert [t.objective for t in record.trials(1)] == [None, 0.2, None, None]
+
+
+def test_only_a_running_trial_is_unfinished() -> None:
+    states = ("running", "complete", "pruned", "diverged", "failed")
+    assert [trial(0, state=state).finished for state in states] == [False, True, True, True, True]
+    assert trial(0, 0.1, 0.2).epoch == 2
+
+
+def test_export_is_a_line_of_json_for_each_trial(record: RunRecord) -> None:
+    for number in range(3):
+        record.write_trial(trial(number, 0.5 + number, float("nan")))
+    record.export_trials(1)
+    lines = (record.folder / "stage1" / "trials.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        json.loads(record.trial_path(1, number).read_text()) for number in range(3)
+    ]
+
+
+def test_run_round_trip_and_update(record: RunRecord) -> None:
+    assert not record.exists
+    record.write_run({"state": "running", "argv": ["--dataset", "mosi"]})
+    assert record.exists
+    record.update_run(state="finished", winner="stage2/3")
+    assert record.read_run() == {
+        "schema_version": SCHEMA_VERSION,
+        "state": "finished",
+        "argv": ["--dataset", "mosi"],
+        "winner": "stage2/3",
+    }
+
+
+def test_no_run_damaged_run_and_newer_run_are_data_errors(record: RunRecord) -> None:
+    with pytest.raises(DataError, match=r"not a run directory, it has no run\.json"):
+        record.read_run()
+    record.write_run({"state": "running"})
+    record.update_run(schema_version=SCHEMA_VERSION + 1)
+    with pytest.raises(DataError, match="newer grcf_ray"):
+        record.read_run()
+    (record.folder / "run.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        record.read_run()
+
+
+def test_a_failed_write_leaves_the_old_record(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.write_trial(trial(0, 0.5))
+    before = record.trial_path(1, 0).read_bytes()
+    with pytest.raises(TypeError):
+        record.write_trial(trial(0, object()))  # type: ignore[arg-type]
+    assert record.trial_path(1, 0).read_bytes() == before
+    assert [path.name for path in record.trial_path(1, 0).parent.iterdir()] == ["0000.json"]
+
+
+def test_a_moved_run_reads_the_same(recorded: Recorded, tmp_path: Path) -> None:
+    moved = RunRecord(Path(shutil.copytree(recorded.folder, tmp_path / "elsewhere" / "run")))
+    here = RunRecord(recorded.folder)
+    assert moved.read_run() == here.read_run()
+    for stage in (1, 2):
+        assert moved.trials(stage) == here.trials(stage)
+        for kept in moved.trials(stage):
+            assert kept.checkpoint is None or (moved.folder / kept.checkpoint).is_file()
+    assert moved.ranked(2)[0].checkpoint is not None
+    for path in [*moved.folder.rglob("*.json"), *moved.folder.rglob("*.jsonl")]:
+        # Where the data lie and what was typed are facts; nothing else may name the old place.
+        if path.name not in ("run.json", "provenance.json"):
+            assert str(recorded.folder) not in path.read_text(), path
+
+
+def test_the_recorded_trials_are_json_without_nan(recorded: Recorded) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    for stage in (1, 2):
+        lines = (recorded.folder / f"stage{stage}" / "trials.jsonl").read_text().splitlines()
+        exported = [json.loads(line, parse_constant=refuse) for line in lines]
+        assert exported == [
+            json.loads(path.read_text(), parse_constant=refuse)
+            for path in sorted((recorded.folder / f"stage{stage}" / "trials").glob("*.json"))
+        ]

@@ -1,0 +1,323 @@
+"""Whole searches on Ray, on the tiny data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from grcf_ray.config import flatten
+from grcf_ray.errors import NoWinnerError
+from grcf_ray.files import file_sha256
+from grcf_ray.search import stages
+from grcf_ray.search.events import EpochFinished, Event, TrialStarted
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.space import Choice, Space, load_space
+from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.stage import stage_seed
+
+if TYPE_CHECKING:
+    from grcf_ray.search.stages import Search
+    from tests.conftest import Recorded
+
+STAGE1_TRIALS, STAGE2_TRIALS, EPOCHS, FINALISTS = 6, 5, 3, 2
+SEED = 42
+
+
+@pytest.fixture(scope="module")
+def record(recorded: Recorded) -> RunRecord:
+    return RunRecord(recorded.folder)
+
+
+@pytest.fixture(scope="module")
+def space(tiny_space: Path) -> Space:
+    return load_space(tiny_space)
+
+
+class Events:
+    """A listener that keeps what it is told, and does something at one event."""
+
+    def __init__(
+        self, at: Callable[[Event], bool] = lambda event: False, do: Callable[[], None] = lambda: None
+    ) -> None:
+        self.events: list[tuple[str, int, int, int]] = []
+        self._at, self._do = at, do
+
+    def __call__(self, event: Event) -> None:
+        trial = getattr(event, "trial", None)
+        place = (trial.stage, trial.number, trial.epoch) if trial else (getattr(event, "stage", 0), -1, -1)
+        self.events.append((type(event).__name__, *place))
+        if self._at(event):
+            self._do()
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def numbers(trials: list[TrialRecord]) -> list[int]:
+    return [trial.number for trial in trials]
+
+
+def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
+    """What a repetition of the search must repeat: all but times, speeds and places."""
+    untimed = ("seconds", "utterances_per_s", "pairs_per_s")
+    return [
+        (
+            t.number,
+            t.params,
+            t.seed,
+            t.state,
+            t.error,
+            [{k: v for k, v in m.items() if k not in untimed} for m in t.curve],
+        )
+        for t in trials
+    ]
+
+
+def on_disk(record: RunRecord, stage: int, number: int) -> dict[str, Any]:
+    """A trial's JSON but for the checkpoint, which goes when the trial can no longer be chosen."""
+    content = json.loads(record.trial_path(stage, number).read_text())
+    return {name: value for name, value in content.items() if name != "checkpoint"}
+
+
+def test_budgets_are_met_exactly(record: RunRecord) -> None:
+    for stage, budget in ((1, STAGE1_TRIALS), (2, STAGE2_TRIALS)):
+        trials = record.trials(stage)
+        assert numbers(trials) == list(range(budget))
+        assert {trial.state for trial in trials} == {"complete", "pruned"}
+        for trial in trials:
+            assert (trial.epoch == EPOCHS) == (trial.state == "complete")
+            assert [metrics["epoch"] for metrics in trial.curve] == list(range(1, trial.epoch + 1))
+            assert trial.attempt == 1
+            assert trial.started
+            assert trial.ended
+            assert trial.seconds == pytest.approx(sum(metrics["seconds"] for metrics in trial.curve))
+            assert trial.utterance_passes == pytest.approx(sum(m["utterance_passes"] for m in trial.curve))
+            assert trial.seed == stage_seed(SEED, stage, trial.number)
+        assert len({trial.seed for trial in trials}) == budget
+
+
+def test_first_trials_are_the_starting_points(record: RunRecord, space: Space) -> None:
+    assert record.trials(1)[0].params == space.start(1)
+    assert record.trials(2)[0].params == {**space.start(2), "finalist": str(record.ranked(1)[0].number)}
+
+
+def test_finalists_are_the_best_of_stage_1_and_all_that_stage_2_starts_from(record: RunRecord) -> None:
+    best = record.ranked(1)[:FINALISTS]
+    assert sorted(int(path.name) for path in (record.folder / "finalists").iterdir()) == sorted(numbers(best))
+    for trial in best:
+        folder = record.finalist_folder(trial.number)
+        kept = json.loads((folder / "trial.json").read_text())
+        assert (kept["trial"], kept["params"], kept["objective"]) == (trial.number, trial.params, trial.objective)
+        assert kept["sha256"] == file_sha256(folder / "model.safetensors")
+        assert trial.best is not None
+        assert read_state(folder / "model.safetensors")["epoch"] == trial.best["epoch"]
+        assert not [name for name in load_file(folder / "model.safetensors") if name.startswith("optimizer")]
+    assert {trial.params["finalist"] for trial in record.trials(2)} <= {str(trial.number) for trial in best}
+
+
+def test_stage_2_inherits_what_its_finalist_searched(record: RunRecord, space: Space, recorded: Recorded) -> None:
+    winner = record.ranked(2)[0]
+    finalist = next(t for t in record.trials(1) if str(t.number) == winner.params["finalist"])
+    inherited = {path: value for path, value in finalist.params.items() if not path.startswith("stage1.")}
+    assert {path.partition(".")[0] for path in inherited} == {"model", "ranking"}
+    for name in ("config.json", "provenance.json"):
+        settings = json.loads((recorded.folder / "best" / name).read_text())["settings"]
+        own = {path: value for path, value in winner.params.items() if path != "finalist"}
+        assert settings == {**flatten(space.config()), "search.concurrent": 1, **finalist.params, **own}
+    assert inherited.items().isdisjoint(space.start(1).items() - {("model.modalities", "all")})
+
+
+def test_the_winner_has_the_best_validation_mae_and_best_is_its_model(record: RunRecord, recorded: Recorded) -> None:
+    maes = {(t.number, m["epoch"]): m["valid/mae"] for t in record.trials(2) for m in t.curve}
+    number, epoch = min(maes, key=lambda key: maes[key])
+    summary = json.loads(recorded.out)
+    assert summary["winner"]["trial"] == record.read_run()["winner"] == f"stage2/{number}"
+    assert summary["stages"]["stage2"]["best"][0]["objective"] == maes[number, epoch]
+    # Measured again with the machine's threads, from the file on its own.
+    assert summary["valid"]["mae"] == pytest.approx(maes[number, epoch], rel=1e-5)
+    winner = record.ranked(2)[0]
+    assert winner.checkpoint is not None
+    trained = load_file(record.folder / winner.checkpoint)
+    exported = load_file(record.folder / "best" / "model.safetensors")
+    assert all(torch.equal(tensor, trained[f"model.{name}"]) for name, tensor in exported.items())
+
+
+def test_weights_are_kept_of_the_winner_alone(record: RunRecord) -> None:
+    kept = {path.relative_to(record.folder).parts[:3] for path in record.folder.rglob("*.safetensors")}
+    winner = record.ranked(2)[0]
+    assert kept == {
+        ("best", "model.safetensors"),
+        ("stage2", "trials", f"{winner.number:04d}"),
+        *(("finalists", f"{trial.number:04d}", "model.safetensors") for trial in record.ranked(1)[:FINALISTS]),
+    }
+
+
+def test_events_come_in_order(recorded: Recorded) -> None:
+    assert recorded.events[0] == "StageStarted"
+    assert recorded.events.count("StageStarted") == recorded.events.count("StageEnded") == 2
+    for name in ("TrialStarted", "TrialEnded"):
+        assert recorded.events.count(name) == STAGE1_TRIALS + STAGE2_TRIALS
+    assert recorded.events[-2:] == ("StageEnded", "WinnerFixed")
+
+
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
+    record: RunRecord, make_search: Callable[..., Search]
+) -> None:
+    """Ctrl-C in the middle of a trial of each stage; the numbers are the uninterrupted command's, bit for bit."""
+    first = Events(lambda e: isinstance(e, EpochFinished) and (e.trial.number, e.trial.epoch) == (2, 1), ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        make_search(None, first).run()
+    mine = make_search().record
+    assert numbers(mine.trials(1)) == [0, 1, 2]
+    assert [t.finished for t in mine.trials(1)] == [True, True, False]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finished = [on_disk(mine, 1, number) for number in (0, 1)]
+
+    second = Events(lambda e: isinstance(e, EpochFinished) and e.trial.stage == 2 and e.trial.epoch == 2, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        make_search(None, second).run()
+    assert [e[2] for e in second.events if e[:2] == ("TrialStarted", 1)] == [2, 3, 4, 5]
+    # Trial 2 went on after its first epoch; where it had trained on when it was stopped, even later.
+    assert next(e for e in second.events if e[0] in ("EpochFinished", "TrialEnded"))[1:3] == (1, 2)
+    assert min(e[3] for e in second.events if e[0] in ("EpochFinished", "TrialEnded") and e[1:3] == (1, 2)) > 1
+    assert [t.attempt for t in mine.trials(1)] == [1, 1, 2, 1, 1, 1]
+
+    third = Events()
+    winner = make_search(None, third).run()
+    assert {e[2] for e in third.events if e[0] == "TrialStarted" and e[1] == 1} == set()
+    assert [e[2] for e in third.events if e[:2] == ("TrialStarted", 2)] == list(range(STAGE2_TRIALS))
+    assert [on_disk(mine, 1, number) for number in (0, 1)] == finished
+    assert essence(mine.trials(1)) == essence(record.trials(1))
+    assert essence(mine.trials(2)) == essence(record.trials(2))
+    assert f"stage2/{winner.number}" == record.read_run()["winner"]
+    for number in numbers(record.ranked(1)[:FINALISTS]):
+        ours, theirs = (load_file(r.finalist_folder(number) / "model.safetensors") for r in (mine, record))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_finished_search_runs_no_trial_again(recorded: Recorded, make_search: Callable[..., Search]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in recorded.folder.rglob("*.json")}
+    events = Events()
+    again = dataclasses.replace(make_search(None, events), record=RunRecord(recorded.folder))
+    assert f"stage2/{again.run().number}" == RunRecord(recorded.folder).read_run()["winner"]
+    assert [e[0] for e in events.events] == ["StageStarted", "StageEnded", "StageStarted", "StageEnded", "WinnerFixed"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_bad_trials_are_recorded_and_the_search_goes_on(
+    make_search: Callable[..., Search], space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time: learning rates that diverge; a process that raises at every start; a known failure."""
+    monkeypatch.setattr(stages, "RETRIES", 1)
+    pids: dict[int, set[int]] = {}
+    launches: dict[int, int] = {}
+    on_result, on_error = stages._Keeper.on_trial_result, stages._Keeper.on_trial_error
+
+    def spy_result(self: Any, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        pids.setdefault(trial.config["number"], set()).add(result["pid"])
+        on_result(self, iteration, trials, trial, result, **info)
+
+    def spy_error(self: Any, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        launches[trial.config["number"]] = trial.num_failures
+        on_error(self, iteration, trials, trial, **info)
+
+    monkeypatch.setattr(stages._Keeper, "on_trial_result", spy_result)
+    monkeypatch.setattr(stages._Keeper, "on_trial_error", spy_error)
+
+    def break_at_start(event: Event) -> None:
+        if isinstance(event, TrialStarted) and event.trial.number in (1, 2):
+            attempt = search.record.attempt_folder(event.trial)
+            if event.trial.number == 1:
+                # Opened as a checkpoint this raises IsADirectoryError: nothing that the trial knows of.
+                (attempt / "last.safetensors").mkdir()
+            else:
+                (attempt / "last.safetensors").write_text("not a checkpoint")
+
+    wild = dataclasses.replace(space, stage1={"stage1.head_lr": Choice((1e-3, 1e30), 1e30)})
+    settings = {"stage2.epochs": 0, "stage1.epochs": 2, "search.stage1_trials": 6, "search.pruning": False}
+    search = make_search(settings, break_at_start, space=wild, concurrent=2)
+    winner = search.run()
+    trials = search.record.trials(1)
+    assert numbers(trials) == list(range(6))
+
+    diverged = [t for t in trials if t.params["stage1.head_lr"] == 1e30 and t.number not in (1, 2)]
+    assert numbers(diverged)[0] == 0
+    for trial in diverged:
+        assert trial.state == "diverged"
+        assert "no longer finite" in str(trial.error)
+        assert (trial.epoch, trial.objective, trial.checkpoint) == (0, None, None)
+    assert trials[1].state == "failed"
+    assert launches == {1: 2}
+    assert trials[1].error
+    assert "\n" not in trials[1].error
+    assert trials[2].state == "failed"
+    assert "not a whole checkpoint" in str(trials[2].error)
+    sound = [t for t in trials if t.number not in (1, 2) and t.params["stage1.head_lr"] == 1e-3]
+    assert {t.state for t in sound} == {"complete"}
+    assert winner.number == search.record.ranked(1)[0].number
+    assert winner.number in numbers(sound)
+    # Divergence and known failures leave the process to the next trial: two, and those of the trial that raised.
+    assert len(set().union(*pids.values())) <= 2 + 2
+    later = set().union(*(pids[n] for n in pids if n > 2))
+    assert pids[0] & later or pids[2] & later
+
+
+def test_a_search_without_a_usable_result_has_no_winner(make_search: Callable[..., Search]) -> None:
+    """The first three fail alike, so the others are spared; the message says why."""
+    events = Events()
+    settings = {"train.device": "cuda", "search.stage1_trials": 9}
+    search = make_search(settings, events)
+    with pytest.raises(NoWinnerError, match=r"stage 1: none of 3 trials .*train\.device = cuda") as caught:
+        search.run()
+    assert caught.value.exit_code == 4
+    assert [t.state for t in search.record.trials(1)] == ["failed"] * 3
+    assert [e[0] for e in events.events].count("WinnerFixed") == 0
+
+
+def test_without_stage_1_and_with_nothing_to_search_the_start_is_run(
+    make_search: Callable[..., Search], space: Space
+) -> None:
+    """The ablation with all settings fixed: no finalists, the starting point, trials that differ by their seeds."""
+    bare = dataclasses.replace(space, stage2={})
+    search = make_search({"stage1.epochs": 0, "search.stage2_trials": 2, "stage2.epochs": 1}, space=bare)
+    winner = search.run()
+    assert winner.stage == 2
+    assert search.record.trials(1) == []
+    assert not (search.record.folder / "finalists").exists()
+    trials = search.record.trials(2)
+    assert [(t.params, t.state) for t in trials] == [({}, "complete")] * 2
+    assert trials[0].curve[0]["valid/mae"] != trials[1].curve[0]["valid/mae"]
+    config = flatten(search.config_of(winner))
+    assert {path: config[path] for path in space.stage1} == space.start(1)
+
+
+def test_stage_2_starts_from_the_weights_of_its_finalist(make_search: Callable[..., Search]) -> None:
+    """With learning rates of nothing, its first epoch scores as the finalist did at the epoch that was asked for."""
+    still = {path: 1e-30 for path in ("stage2.head_lr", "stage2.encoder_top_lr", "stage2.encoder_base_lr")}
+    settings = {
+        **still,
+        "stage2.start": "last",
+        "stage1.epochs": 4,
+        # A rate at which the last epoch is not the best one.
+        "stage1.head_lr": 3e-2,
+        "stage2.epochs": 1,
+        "search.stage1_trials": 1,
+        "search.stage2_trials": 1,
+        "search.finalists": 1,
+    }
+    search = make_search(settings)
+    winner = search.run()
+    (finalist,) = search.record.trials(1)
+    assert finalist.best is not None
+    assert finalist.best["valid/mae"] != finalist.curve[-1]["valid/mae"]
+    assert winner.curve[0]["valid/mae"] == finalist.curve[-1]["valid/mae"]
