@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.search.events import Listener
+    from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
 
 
@@ -22,16 +23,15 @@ def make_search(ray_session: None, tiny_features: Features, tiny_space: Path, tm
     from grcf_ray.search.stages import Search
 
     def make(
-        settings: dict[str, Any] | None = None, *listeners: Listener, concurrent: int = 1, **changes: Any
+        settings: dict[str, Any] | None = None, *listeners: Listener, space: Space | None = None, concurrent: int = 1
     ) -> Search:
         return Search(
             record=RunRecord(tmp_path / "run"),
-            space=changes.pop("space", load_space(tiny_space)).with_settings(settings or {}),
+            space=(space or load_space(tiny_space)).with_settings(settings or {}),
             features=tiny_features,
             protocol="mosi",
             concurrent=concurrent,
             listeners=listeners,
-            **changes,
         )
 
     return make

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from grcf_ray.data import datasets
+from grcf_ray.report.terminal import METRIC_TITLES, ProgressLines, duration, print_result, summarise
+from grcf_ray.search.events import (
+    EpochFinished,
+    Event,
+    StageEnded,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+    WinnerFixed,
+)
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.train.stage import OBJECTIVES
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+
+def trial(
+    number: int, *values: float, stage: Literal[1, 2] = 1, state: Any = "running", seconds: float = 10.0, **more: Any
+) -> TrialRecord:
+    name = f"valid/{OBJECTIVES[stage][0]}"
+    curve = [{"epoch": epoch, name: value, "seconds": seconds} for epoch, value in enumerate(values, 1)]
+    return TrialRecord(
+        number=number,
+        stage=stage,
+        attempt=more.pop("attempt", 1),
+        params={},
+        seed=0,
+        state=state,
+        curve=curve,
+        seconds=seconds * len(values),
+        **more,
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that `time.monotonic` says; the time of day stands still."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "strftime", lambda form: "12:34:56")
+    return now
+
+
+def told(capsys: pytest.CaptureFixture[str], lines: ProgressLines, *events: Event) -> list[str]:
+    for event in events:
+        lines(event)
+    out, err = capsys.readouterr()
+    assert out == "", "standard output is kept for the answer"
+    return err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (42.4, "42 s"), (89, "89 s"), (90, "2 min"), (720, "12 min"), (3540, "59 min"), (11100, "3 h 05 min")],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = ProgressLines(concurrent=2, budgets={1: (4, 2), 2: (2, 5)})
+    first = told(capsys, lines, StageStarted(1, 4, 2, ()), TrialStarted(trial(0)))
+    assert first == [
+        "Stage 1: 4 trials of up to 2 epochs, maximise validation PairwiseAcc",
+        "12:34:56  stage 1   0/4  trial 0  started",
+    ]
+    # Left: this trial's second epoch, 3 trials of 2 epochs, then 2 of 5; 10 s each, two trials at a time.
+    assert told(capsys, lines, EpochFinished(trial(0, 0.5))) == [
+        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  best 0.5000  ETA 85 s"
+    ]
+    # Trials to come are as long as one of 2 epochs and the one of 2 that ended.
+    assert told(capsys, lines, TrialEnded(trial(0, 0.5, 0.75, state="complete"))) == [
+        "12:34:56  stage 1   1/4  trial 0  epoch 2/2 finished  PairwiseAcc 0.7500  best 0.7500  ETA 80 s"
+    ]
+    # Now one of 2, one of 1 and one of 2: 5/3 each.
+    assert told(capsys, lines, TrialEnded(trial(1, 0.25, state="pruned"))) == [
+        "12:34:56  stage 1   2/4  trial 1  epoch 1/2 stopped   PairwiseAcc 0.2500  best 0.7500  ETA 67 s"
+    ]
+    assert told(capsys, lines, TrialStarted(trial(2, 0.9, attempt=2)))[0].startswith(
+        "12:34:56  stage 1   2/4  trial 2  goes on (attempt 2)"
+    )
+    clock[0] += 3700
+    assert told(capsys, lines, StageEnded(1)) == ["Stage 1 done in 1 h 02 min: best trial 2, PairwiseAcc 0.9000"]
+    assert told(capsys, lines, StageStarted(2, 2, 5, ())) == [
+        "Stage 2: 2 trials of up to 5 epochs, minimise validation MAE"
+    ]
+    told(capsys, lines, TrialEnded(trial(0, 0.9, 0.8, stage=2, state="pruned")))
+    (line,) = told(capsys, lines, TrialEnded(trial(1, 0.7, 0.95, stage=2, state="pruned")))
+    assert "MAE 0.9500  best 0.7000  ETA 0 s" in line
+    assert told(capsys, lines, WinnerFixed(trial(1, stage=2))) == ["Winner: trial stage2/1. Reading the test split"]
+
+
+def test_what_is_recorded_counts(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = ProgressLines(concurrent=1, budgets={1: (3, 2)})
+    before = (trial(0, 0.5, 0.75, state="complete"), trial(1, 0.6))
+    assert told(capsys, lines, StageStarted(1, 3, 2, before)) == [
+        "Stage 1: 3 trials of up to 2 epochs, maximise validation PairwiseAcc, 1 recorded"
+    ]
+    # One epoch of trial 1 and two of trial 2.
+    (line,) = told(capsys, lines, TrialStarted(trial(1, 0.6, attempt=2)))
+    assert line.endswith("trial 1  goes on (attempt 2)  best 0.7500  ETA 30 s")
+
+
+@pytest.mark.parametrize("state", ["diverged", "failed"])
+def test_an_error_is_one_line_of_bounded_width(
+    state: str, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    lines = ProgressLines(concurrent=1, budgets={1: (1000, 100)})
+    told(capsys, lines, TrialEnded(trial(7, 0.5, state="complete")))
+    for error in ("the loss or its gradient is no longer finite after epoch 12", "x\x1b[31my\nz " * 100, "z" * 500):
+        (line,) = told(capsys, lines, TrialEnded(trial(12, 0.5, state=state, error=error)))
+        assert f"trial 12  {state}: {error[:1]}" in line
+        assert len(line) <= 120
+        assert line.isprintable()
+    assert "is no longer finite after epoch 12" in capsys.readouterr().err or True
+
+
+def test_a_stage_without_a_usable_trial_has_no_best(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = ProgressLines(concurrent=1, budgets={1: (1, 2)})
+    assert told(capsys, lines, TrialEnded(trial(0, state="failed", error="why")), StageEnded(1)) == [
+        "12:34:56  stage 1   1/1  trial 0  failed: why"
+    ]
+
+
+def test_the_recorded_progress_is_plain_and_narrow(recorded: Recorded) -> None:
+    lines = recorded.err.splitlines()
+    trials = [line for line in lines if "  trial " in line]
+    assert len(trials) > 22
+    assert all(len(line) <= 100 and line.isprintable() for line in trials)
+    assert "\x1b" not in recorded.err
+    assert "\r" not in recorded.err
+    assert all("ETA" in line for line in trials[1:])
+
+
+def summary_of(recorded: Recorded, **changes: Any) -> dict[str, Any]:
+    record = RunRecord(recorded.folder)
+    facts = datasets.get("mosi")
+    metrics = {
+        "valid": {"mae": 0.71, "acc7": 0.45, "corr": 0.8},
+        "test": {"mae": 0.72, "acc7": 0.44, "corr": 0.79, "acc2_non0": 0.85},
+        "paper": dict(facts.paper_results),
+        "not_comparable": ["backbone tiny-bert", "no vision"],
+        "baselines": [{"name": "ridge regression", "alpha": 0.1, "test": {"mae": 0.9}}],
+    }
+    return summarise(record, {**metrics, **changes}, record.ranked(2)[0])
+
+
+def test_result_stands_beside_the_paper_with_its_reasons(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_result(summary_of(recorded))
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = {tuple(line.split()[:1]): line.split() for line in out.splitlines() if line}
+    assert rows["metric",] == ["metric", "valid", "test", "ridge,", "test", "paper,", "test"]
+    assert rows["MAE",] == ["MAE", "0.7100", "0.7200", "0.9000", "0.5810"]
+    assert rows["Corr",] == ["Corr", "0.8000", "0.7900", "-", "0.8660"]
+    assert rows["Acc2",] == ["Acc2", "(non-zero)", "-", "0.8500", "-", "0.9030"]
+    assert "not comparable: backbone tiny-bert; no vision" in out
+    assert "Validation figures are optimistic: the best of 11 trials." in out
+    assert "Ridge: ridge regression of the same encoder, alpha 0.1" in out
+    assert "\x1b" not in out
+
+
+def test_result_without_a_paper_has_no_such_column(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(summary_of(recorded, paper={}, not_comparable=[], baselines=[]))
+    out = capsys.readouterr().out
+    assert "paper" not in out.lower()
+    assert "ridge" not in out.lower()
+    print_result(summary_of(recorded, not_comparable=[]))
+    assert "Paper: one seed." in capsys.readouterr().out
+
+
+def test_result_names_the_winner_its_settings_its_places_and_the_next_commands(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recorded.folder.parents[1])
+    print_result(summary_of(recorded))
+    out = capsys.readouterr().out
+    winner = RunRecord(recorded.folder).ranked(2)[0]
+    place = Path(*recorded.folder.parts[-2:])
+    assert f"Winner: trial stage2/{winner.number}\n" in out
+    for path in ("stage2.head_lr", "ranking.intra_margin", "finalist"):
+        assert f"\n{path} " in out
+    for line in (
+        f"Model:  {place}/best",
+        f"Record: {place}/stage1/trials.jsonl, {place}/stage2/trials.jsonl",
+        f"python -m grcf_ray.evaluate {place}",
+        f"tensorboard --logdir {place}/tensorboard",
+    ):
+        assert line in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_summary_counts_states_and_cost(recorded: Recorded) -> None:
+    record = RunRecord(recorded.folder)
+    trials = [*record.trials(1), *record.trials(2)]
+    summary = summary_of(recorded)
+    assert summary["cost"]["epochs"] == sum(t.epoch for t in trials)
+    assert summary["cost"]["utterance_passes"] == sum(t.utterance_passes for t in trials)
+    for stage in (1, 2):
+        part = summary["stages"][f"stage{stage}"]
+        assert part["trials"] == sum(part["states"].values()) == len(record.trials(stage))
+        assert [best["trial"] for best in part["best"]] == [t.number for t in record.ranked(stage)[:3]]
+
+
+def test_every_metric_of_the_paper_has_a_title() -> None:
+    for name in datasets.names():
+        assert datasets.get(name).paper_results.keys() <= METRIC_TITLES.keys()

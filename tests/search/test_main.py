@@ -1,0 +1,365 @@
+"""The command: what it refuses and how, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from grcf_ray import console
+from grcf_ray.config import build_config
+from grcf_ray.search.__main__ import app
+from grcf_ray.search.space import load_space
+
+if TYPE_CHECKING:
+    from grcf_ray.data.store import Store
+    from tests.conftest import Recorded
+
+Run = Callable[..., tuple[int, str, str]]
+
+HEADER = "id,split,text,label,audio"
+ROWS = [
+    f'u{k},{split},good film,{k % 5 - 2},"[[0.5, {k}]]"'
+    for k, split in enumerate(["train"] * 30 + ["valid", "test"] * 10)
+]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process; exit code, standard output and error."""
+
+    def run_command(*argv: object) -> tuple[int, str, str]:
+        words = [str(word) for word in argv]
+        monkeypatch.setattr(sys, "argv", ["search", *words])
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, words)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run_command
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def table(*changes: tuple[int, str], header: str = HEADER, rows: list[str] = ROWS) -> str:
+    """A CSV file of the rows, some of them changed."""
+    lines = list(rows)
+    for index, line in changes:
+        lines[index] = line
+    return "\n".join([header, *lines]) + "\n"
+
+
+FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
+    # name: (the data file, more arguments, exit code, what the message says)
+    "missing data file": (None, ("--data", "nowhere.csv"), 3, ("nowhere.csv does not exist",)),
+    "missing column": (table(header="id,split,words,label,audio"), (), 3, ("own.csv", "text")),
+    "duplicate ids": (table((1, ROWS[0])), (), 3, ("own.csv", "u0", "id")),
+    "label out of range": (table((4, 'u4,train,good film,3.5,"[[0.5, 4]]"')), (), 3, ("u4", "3.5", "[-3, 3]")),
+    "label not a number": (table((4, 'u4,train,good film,very,"[[0.5, 4]]"')), (), 3, ("u4", "very")),
+    "NaN features": (table((4, 'u4,train,good film,1,"[[NaN, 4]]"')), (), 3, ("u4", "audio", "--non-finite zero")),
+    "unequal widths": (table((4, 'u4,train,good film,1,"[[0.5]]"')), (), 3, ("u4", "audio")),
+    "empty test split": (table(rows=[row for row in ROWS if "test" not in row]), (), 3, ("test",)),
+    "unknown split": (table((4, 'u4,dev2,good film,1,"[[0.5, 4]]"')), (), 3, ("u4", "dev2")),
+    "no such backbone, offline": (
+        table(),
+        ("--backbone", "nobody/nothing"),
+        2,
+        ("nobody/nothing", "not on this machine", "--backbone DIR"),
+    ),
+    "no such backbone folder": (table(), ("--backbone", "./nothing"), 2, ("./nothing: no such folder",)),
+    "unknown setting": (
+        table(),
+        ("--set", "stage1.encoder_rl=1e-5"),
+        2,
+        ("stage1.encoder_rl: no such setting", "did you mean stage1.encoder_lr?"),
+    ),
+    "setting of a wrong type": (table(), ("--set", "stage1.epochs=many"), 2, ("stage1.epochs = 'many'",)),
+    "not a setting": (table(), ("--set", "stage1.epochs"), 2, ("PATH=VALUE",)),
+    "no trials": (table(), ("--stage1-trials", "0"), 2, ("search.stage1_trials = 0",)),
+    "margins": (
+        table(),
+        ("--set", "ranking.base_margin=0.01"),
+        2,
+        ("ranking.base_margin = 0.01 is below ranking.intra_margin",),
+    ),
+    "nothing to train": (
+        table(),
+        ("--set", "stage1.epochs=0", "--set", "stage2.epochs=0"),
+        2,
+        ("nothing to train",),
+    ),
+    "a modality that the data lack": (table(), ("--set", "model.modalities=text+vision"), 2, ("vision",)),
+    "object storage": (table(), ("--storage", "s3://bucket/runs"), 2, ("s3://bucket/runs", "not supported")),
+    "label range": (table(), ("--label-range", "3", "-3"), 2, ("label range 3 -3",)),
+    "two faults of --set": (
+        table(),
+        ("--set", "stage1.epochz=1", "--set", "stage2.head_lr=-1"),
+        2,
+        ("2 fault(s)", "stage1.epochz", "stage2.head_lr"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_every_fault_has_one_message_its_exit_code_and_no_trace(
+    fault: str, run: Run, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, words, code, says = FAULTS[fault]
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "own.csv").write_text(content)
+    # A backbone of two modalities: the space of the fixture searches them.
+    argv = ["--dataset", "own", "--data", "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
+    argv += ["--storage", tmp_path / "runs", *words]
+    ended, out, err = run(*argv)
+    assert ended == code
+    assert err.startswith("error: ")
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert "internal" not in err
+    for part in says:
+        assert part in err
+    assert out == ""
+    assert not (tmp_path / "runs").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"own.csv", "cache"}
+
+
+def test_a_table_without_a_fault_passes_all_of_these_checks(
+    run: Run, ray_session: None, tiny_space: Path, tmp_path: Path
+) -> None:
+    """So each fault above is what was refused."""
+    (tmp_path / "own.csv").write_text(table())
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
+    code, _, err = run(*argv, "--storage", tmp_path / "runs", "--dry-run")
+    assert code == 0, err
+
+
+def test_all_faults_of_the_data_come_together(run: Run, tiny_space: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(
+        table((1, ROWS[0]), (4, 'u4,train,good film,3.5,"[[0.5, 4]]"'), (9, 'u9,train,good film,1,"[[NaN, 4]]"'))
+    )
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
+    code, _, err = run(*argv)
+    assert code == 3
+    for part in ("u0", "u4", "u9"):
+        assert part in err
+
+
+def test_without_data_the_message_says_what_is_needed_and_where_it_is(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("--dataset", "mosi", "--storage", tmp_path / "runs")
+    assert code == 3
+    for part in ("no data for mosi", "needed:", "from:", "python -m grcf_ray.data import"):
+        assert part in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_data_set_names_the_nearest(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("--dataset", "mossi", "--storage", tmp_path / "runs")
+    assert code == 2
+    assert err.startswith("error: ")
+    for part in ("mossi", "mosi", "--space FILE"):
+        assert part in err
+
+
+def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("dataset: tiny\nstage1:\n  stage1.head_lr: {low: 1e-3, high: 1e-5, start: 1e-4}\n")
+    code, _, err = run("--dataset", "tiny", "--data", tiny_store.folder, "--space", path)
+    assert code == 2
+    assert "stage1.head_lr: bounds are crossed: low = 0.001 is not below high = 1e-05" in err
+
+
+def test_more_gpus_than_there_are(
+    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+) -> None:
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+    code, out, err = run(*argv, "--gpus-per-worker", "64")
+    assert (code, out) == (5, "")
+    assert err.startswith("error: a trial asks for 1 CPU and 64 GPUs on one node, and no node has ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_place_that_cannot_be_written(
+    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").write_text("a file")
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+    code, _, err = run(*argv)
+    assert code == 2
+    assert "cannot be written" in err.splitlines()[-1]
+    assert (tmp_path / "runs").read_text() == "a file"
+
+
+@pytest.mark.parametrize("words", [["--datset", "mosi"], ["--dataset", "mosi", "--seed", "many"], ["mosi"]])
+def test_usage_errors(run: Run, words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+def paths_of(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found |= paths_of(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def test_print_config_parses_back(run: Run, tiny_space: Path, tmp_path: Path) -> None:
+    argv = ["--dataset", "tiny", "--space", tiny_space, "--storage", tmp_path / "runs", "--print-config"]
+    code, out, err = run(*argv, "--set", "stage1.encoder_lr=3e-5", "--seed", "7", "--concurrent", "2")
+    assert (code, err) == (0, "")
+    settings = {"stage1.encoder_lr": 3e-5, "seed": 7, "search.concurrent": 2}
+    assert build_config(paths_of(yaml.safe_load(out))) == load_space(tiny_space).with_settings(settings).config()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+) -> None:
+    before = tree(tmp_path)
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+    code, out, err = run(*argv, "--dry-run", "--concurrent", "1")
+    assert (code, out) == (0, "")
+    lines = {line.partition(":")[0]: line for line in err.splitlines()}
+    assert "48/16/16 utterances, text + audio + vision" in lines["Data"]
+    assert "stage 1: 6 x 3 epochs, then stage 2: 5 x 3 epochs; 2 finalists" in lines["Budget"]
+    assert "1 trials at a time, 1 CPU each" in lines["Cluster"]
+    assert lines["Run"].endswith(str(tmp_path / "runs" / "tiny-tiny-bert-seed42"))
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["storage", "GRCF_RUNS", "working directory", "job"])
+def test_where_a_run_goes(
+    place: str,
+    run: Run,
+    ray_session: None,
+    tiny_store: Store,
+    tiny_space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job's working directory is a cache, so its runs go home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--name", "n", "--dry-run"]
+    if place == "storage":
+        argv += ["--storage", "there"]
+        monkeypatch.setenv("GRCF_RUNS", "elsewhere")
+    elif place == "GRCF_RUNS":
+        monkeypatch.setenv("GRCF_RUNS", "there")
+    elif place == "job":
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    code, _, err = run(*argv)
+    expected = {"working directory": "runs", "job": "home/grcf_runs"}.get(place, "there")
+    assert code == 0
+    assert f"Run:     {tmp_path / expected / 'n'}\n" in err
+
+
+def test_json_is_alone_on_standard_output(recorded: Recorded) -> None:
+    summary = json.loads(recorded.out)
+    assert summary["run"] == str(recorded.folder)
+    assert summary["stages"].keys() == {"stage1", "stage2"}
+    assert {"valid", "test", "cost", "winner"} <= summary.keys()
+    assert "stage 1   1/6" in recorded.err
+    assert "Winner: trial stage2/" in recorded.err
+
+
+def test_a_finished_run_prints_its_result_without_training(run: Run, recorded: Recorded) -> None:
+    before = tree(recorded.folder)
+    code, out, err = run(*recorded.argv)
+    assert (code, json.loads(out)) == (0, json.loads(recorded.out))
+    assert err == f"{recorded.folder} is finished; this is its result\n"
+    code, out, err = run(*(word for word in recorded.argv if word != "--json"))
+    assert code == 0
+    assert "Winner: trial stage2/" in out
+    assert tree(recorded.folder) == before
+
+
+def test_how_many_run_at_a_time_may_change(run: Run, recorded: Recorded) -> None:
+    code, out, _ = run(*recorded.argv, "--concurrent", "2")
+    assert (code, json.loads(out)) == (0, json.loads(recorded.out))
+
+
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        (["--seed", "7"], "seed: 42 -> 7"),
+        (["--set", "stage1.epochs=4"], "stage1.epochs: 3 -> 4"),
+        (["--set", "stage1.head_lr=0.001"], "stage1.head_lr: 0.0002 -> 0.001"),
+        (["--set", "stage1.head_lr=0.0002"], "stage1.head_lr (searched): {'low': 0.0001"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_with_the_difference(
+    run: Run, recorded: Recorded, words: list[str], difference: str
+) -> None:
+    before = tree(recorded.folder)
+    code, out, err = run(*recorded.argv, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {recorded.folder} holds a run with other settings:\n")
+    assert f"  {difference}" in err
+    assert "--name NAME" in err
+    assert tree(recorded.folder) == before
+
+
+def test_the_same_number_written_otherwise_is_the_same_setting(
+    run: Run, recorded: Recorded, tiny_space: Path, tmp_path: Path
+) -> None:
+    """1e-4 is a word to YAML, 0.0001 a number; neither is another search."""
+    text = tiny_space.read_text()
+    (tmp_path / "again.yaml").write_text(text.replace("low: 1e-4", "low: 0.0001").replace("epochs: 3", "epochs: 3.0"))
+    argv = list(recorded.argv)
+    argv[argv.index("--space") + 1] = str(tmp_path / "again.yaml")
+    code, out, _ = run(*argv)
+    assert (code, json.loads(out)) == (0, json.loads(recorded.out))
+
+
+def test_other_data_in_the_same_folder_are_refused(
+    run: Run, recorded: Recorded, tiny_csv: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text(tiny_csv.read_text().replace("great", "good"))
+    argv = list(recorded.argv)
+    argv[argv.index("--data") + 1] = str(other)
+    code, _, err = run(*argv, "--label-range", "-3", "3")
+    assert code == 2
+    assert "\n  data: " in err
+
+
+def test_a_run_of_a_newer_release_is_left_alone(run: Run, recorded: Recorded, tmp_path: Path) -> None:
+    shutil.copytree(recorded.folder, tmp_path / "recorded")
+    path = tmp_path / "recorded" / "run.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    argv = list(recorded.argv)
+    argv[argv.index("--storage") + 1] = str(tmp_path)
+    code, _, err = run(*argv)
+    assert code == 3
+    assert "newer grcf_ray" in err
+
+
+@pytest.mark.parametrize(
+    "module", ["grcf_ray.search.__main__", "grcf_ray.train.__main__", "grcf_ray.data.__main__", "grcf_ray.evaluate"]
+)
+def test_help_imports_nothing_heavy(module: str) -> None:
+    code = (
+        "import sys\nfrom importlib import import_module\nfrom grcf_ray import console\n"
+        f"app = import_module({module!r}).app\n"
+        "try:\n    console.run(app, ['--help'])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
+        "heavy = {'torch', 'ray', 'transformers', 'pyarrow', 'optuna', 'sklearn', 'scipy', 'tensorboard'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert "Usage:" in ran.stdout
+    assert "Examples:" in ran.stdout or "data" in module
+    assert ran.stderr == "[]\n"

@@ -1,0 +1,141 @@
+"""Features exist once on a node: processes read them, and none has a copy of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features
+from grcf_ray.search.trial import Shared
+
+if TYPE_CHECKING:
+    from grcf_ray.data.store import Store
+
+ROWS, WIDTH = 1_000_000, 50
+SIZE = ROWS * WIDTH * 4
+ALLOWED = 0.2 * SIZE
+"""Growth of a reader's private memory that passes; a copy would be all of it."""
+
+needs_smaps = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="private memory is read from Linux's smaps_rollup"
+)
+
+# Memory that no other process shares, and a read of every page of an array.
+MEASURE = """
+def private():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(("Private_Clean", "Private_Dirty")))
+
+def total(features):
+    splits = (features.train, features.valid)
+    parts = [part for split in splits for part in (split.tokens, split.audio, split.vision) if part is not None]
+    arrays = [array for part in parts for array in (part.values, part.offsets)] + [split.label_N for split in splits]
+    assert not any(array.flags.writeable for array in arrays)
+    return float(sum(array.reshape(-1)[::256].sum(dtype="float64") for array in arrays))
+"""
+
+
+@pytest.fixture(scope="module")
+def big_features(tiny_features: Features) -> Features:
+    """The tiny data set with 200 MB of audio."""
+    rows_RA = np.full((ROWS, WIDTH), 0.5, np.float32)
+    offsets = np.linspace(0, ROWS, len(tiny_features.train) + 1).astype(np.int64)
+    train: SplitFeatures = dataclasses.replace(tiny_features.train, audio=Ragged(rows_RA, offsets))
+    return dataclasses.replace(tiny_features, train=train)
+
+
+@needs_smaps
+def test_a_trials_process_has_no_copy_of_the_features(ray_session: None, big_features: Features) -> None:
+    """The way of the search: the driver puts `Shared` in the object store, the trial's process gets the reference."""
+    import ray
+
+    measure = MEASURE
+
+    @ray.remote(num_cpus=1)
+    class Reader:
+        def read(self, references: list[Any]) -> tuple[int, float]:
+            import grcf_ray.search.trial  # noqa: F401 - its own memory is not the features'
+
+            names: dict[str, Any] = {}
+            exec(measure, names)
+            names["private"]()
+            before = names["private"]()
+            self.shared = ray.get(references[0])
+            summed = names["total"](self.shared.features)
+            return names["private"]() - before, summed
+
+    reference = ray.put(Shared(big_features, stage=1, protocol="mosi", cpus=1, gpu=False))
+    reader = Reader.remote()
+    try:
+        growth, summed = ray.get(reader.read.remote([reference]))
+    finally:
+        ray.kill(reader)
+    assert summed > ROWS * WIDTH / 256 * 0.5 * 0.99
+    print(f"private growth {growth / 1e6:.1f} MB of {SIZE / 1e6:.0f} MB")
+    assert growth < ALLOWED
+
+
+@needs_smaps
+def test_processes_without_ray_share_the_cached_features(
+    tiny_store: Store, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    from grcf_ray.config import FeatureConfig
+    from grcf_ray.model.text_encoder import load_tokenizer
+
+    def opened() -> Features:
+        return build_features(tiny_store, load_tokenizer(str(tiny_backbone)), FeatureConfig(), cache=tmp_path)
+
+    audio = opened().train.audio
+    assert audio is not None
+    width = audio.values.shape[1]
+    np.save(Path(opened().folder) / "train" / "audio.values.npy", np.full((SIZE // 4 // width, width), 0.5, np.float32))
+    names: dict[str, Any] = {}
+    exec(MEASURE, names)
+    features = opened()
+    summed = names["total"](features)
+    code = f"""
+import sys
+from pathlib import Path
+from grcf_ray.config import FeatureConfig
+from grcf_ray.data.features import build_features
+from grcf_ray.data.store import Store
+from grcf_ray.model.text_encoder import load_tokenizer
+{MEASURE}
+store, tokenizer = Store.open(Path(sys.argv[1])), load_tokenizer(sys.argv[2])
+before = private()
+features = build_features(store, tokenizer, FeatureConfig(), cache=Path(sys.argv[3]))
+summed = total(features)
+print(private() - before, summed)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_store.folder), str(tiny_backbone), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
+    growth, theirs = ran.stdout.split()
+    print(f"private growth {int(growth) / 1e6:.1f} MB of {SIZE / 1e6:.0f} MB")
+    assert float(theirs) == summed
+    assert int(growth) < ALLOWED
+    shutil.rmtree(features.folder)
+
+
+@needs_smaps
+def test_a_copy_would_be_seen(big_features: Features) -> None:
+    """The measure itself: an array of one's own is private."""
+    names: dict[str, Any] = {}
+    exec(MEASURE, names)
+    before = names["private"]()
+    assert big_features.train.audio is not None
+    copied = big_features.train.audio.values.copy()
+    assert names["private"]() - before > 0.9 * SIZE
+    assert copied.nbytes == SIZE
