@@ -64,7 +64,6 @@ class ProgressLines:
     def __init__(self, *, concurrent: int, budgets: Mapping[int, tuple[int, int]]) -> None:
         self._concurrent, self._budgets = concurrent, dict(budgets)
         self._trials: dict[int, dict[int, TrialRecord]] = {stage: {} for stage in budgets}
-        self._recorded: dict[int, int] = {}
         self._stage_start = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -101,7 +100,7 @@ class ProgressLines:
         elif isinstance(event, EpochFinished):
             what = f"epoch {trial.epoch}/{epochs}"
         elif trial.error:
-            what = f"{STATE_TITLES[trial.state]}: {trial.error}"
+            what = f"{STATE_TITLES[trial.state]}: {_one_line(trial.error)}"
         else:
             what = f"epoch {trial.epoch}/{epochs} {STATE_TITLES[trial.state]}"
         value = trial.curve[-1].get(f"valid/{OBJECTIVES[trial.stage][0]}") if trial.curve else None
@@ -111,7 +110,11 @@ class ProgressLines:
             f"trial {trial.number}",
             f"{what:<18}",
         ]
-        if value is not None and not isinstance(event, TrialStarted) and trial.state != "failed":
+        if trial.error:
+            # The line is full.
+            progress("  ".join(parts))
+            return
+        if value is not None and not isinstance(event, TrialStarted):
             parts.append(f"{OBJECTIVE_TITLES[trial.stage]} {value:.4f}")
         best = self._best(trial.stage)
         if best is not None:
@@ -241,6 +244,12 @@ def _print_metrics(summary: Mapping[str, Any]) -> None:
         row += [_figure(summary["paper"].get(name))] if summary["paper"] else []
         rows.append(row)
     print_table(header, rows)
+
+
+def _one_line(error: str) -> str:
+    """An error as a line has room for it, without control codes; the record has the whole."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in error)
+    return plain if len(plain) <= 70 else f"{plain[:67]}..."
 
 
 def _figure(value: float | None) -> str:

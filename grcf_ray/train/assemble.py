@@ -38,7 +38,12 @@ def template(backbone: str) -> nn.Module:
 
 def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = None) -> Features:
     """Features of the train and valid splits, with the frozen layers' output where the model has some."""
-    features = build_features(store, load_tokenizer(config.model.backbone), config.features, cache=cache)
+    tokenizer = load_tokenizer(config.model.backbone)
+    if config.features.max_tokens > tokenizer.model_max_length:
+        raise ConfigError(
+            f"features.max_tokens = {config.features.max_tokens}: the backbone takes {tokenizer.model_max_length}"
+        )
+    features = build_features(store, tokenizer, config.features, cache=cache)
     for name, split in (("train", features.train), ("valid", features.valid)):
         if len(np.unique(split.label_N)) < 2:
             raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")

@@ -117,12 +117,13 @@ def test_an_error_is_one_line_of_bounded_width(
 ) -> None:
     lines = ProgressLines(concurrent=1, budgets={1: (1000, 100)})
     told(capsys, lines, TrialEnded(trial(7, 0.5, state="complete")))
-    for error in ("the loss or its gradient is no longer finite after epoch 12", "x\x1b[31my\nz " * 100, "z" * 500):
+    known = "the loss or its gradient is no longer finite after epoch 12"
+    for error in (known, "x\x1b[31my\nz " * 100, "z" * 500):
         (line,) = told(capsys, lines, TrialEnded(trial(12, 0.5, state=state, error=error)))
         assert f"trial 12  {state}: {error[:1]}" in line
         assert len(line) <= 120
         assert line.isprintable()
-    assert "is no longer finite after epoch 12" in capsys.readouterr().err or True
+        assert line.endswith(known if error == known else "...")
 
 
 def test_a_stage_without_a_usable_trial_has_no_best(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from grcf_ray.config import RunConfig, build_config
+from grcf_ray.config import ModelConfig, RunConfig, build_config
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
 from grcf_ray.data.schema import TableInfo
@@ -161,3 +163,19 @@ def test_modalities_are_selected(
     model = initial_model(config.model, features, seed=1)
     wanted = {name: dim for name, dim in (("vision", vision), ("audio", audio)) if dim is not None}
     assert model.modality_dims == wanted
+
+
+def test_initial_weights_do_not_depend_on_whether_the_backbone_was_loaded_before(
+    tiny_backbone: Path, tiny_features: Features, tmp_path: Path
+) -> None:
+    """Loading a checkpoint that lacks weights draws random ones, from the generator that the head's come from."""
+    folder = tmp_path / "lacking"
+    shutil.copytree(tiny_backbone, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
+    assert any("pooler" in name for name in weights)
+    config = ModelConfig(backbone=str(folder))
+    template.cache_clear()
+    cold = initial_model(config, tiny_features, seed=1).state_dict()
+    warm = initial_model(config, tiny_features, seed=1).state_dict()
+    assert all(torch.equal(cold[name], warm[name]) for name in cold)

@@ -1,0 +1,179 @@
+"""A finished run's best model, loaded again and measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from grcf_ray import console
+from grcf_ray.evaluate import app
+from grcf_ray.report.terminal import METRIC_TITLES
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def copy(recorded: Recorded, tmp_path: Path) -> Path:
+    """The recorded run, in another place, to write to."""
+    return Path(shutil.copytree(recorded.folder, tmp_path / "moved" / "run"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process; exit code, standard output and error."""
+
+    def run_command(*argv: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, [str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run_command
+
+
+def recorded_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "best" / "metrics.json").read_text())
+    return metrics
+
+
+def test_reads(folder: Path) -> list[str]:
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
+    return [read["command"] for read in reads]
+
+
+test_reads.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_a_new_process_gives_the_recorded_figures_exactly(copy: Path, tmp_path: Path) -> None:
+    """Without the backbone, Ray or the place where the run was."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "grcf_ray.evaluate", str(copy)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GRCF_CACHE": str(tmp_path / "cache")},
+        cwd=tmp_path,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    *table, verdict = ran.stdout.splitlines()
+    assert verdict == "Exactly as recorded."
+    test = recorded_metrics(copy)["test"]
+    assert table[0].split() == ["metric", "test", "recorded"]
+    shown = [(title, f"{test[name]:.4f}") for name, title in METRIC_TITLES.items() if name in test]
+    assert len(table) == 1 + len(shown)
+    for line, (title, figure) in zip(table[1:], shown, strict=True):
+        assert line.split() == [*title.split(), figure, figure]
+    assert test_reads(copy) == ["search", "evaluate"]
+
+
+def test_json_has_every_metric_and_each_test_read_is_appended(copy: Path, run: Run) -> None:
+    code, out, err = run(copy, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"split": "test", "metrics": recorded_metrics(copy)["test"], "as_recorded": True}
+    assert test_reads(copy) == ["search", "evaluate"]
+    run(copy)
+    assert test_reads(copy) == ["search", "evaluate", "evaluate"]
+
+
+def test_other_splits_are_no_test_read(copy: Path, run: Run) -> None:
+    code, out, _ = run(copy, "--split", "valid", "--json")
+    assert code == 0
+    assert json.loads(out)["as_recorded"] is True
+    assert json.loads(out)["metrics"] == recorded_metrics(copy)["valid"]
+    code, out, _ = run(copy, "--split", "train", "--json")
+    assert (code, json.loads(out)["as_recorded"]) == (0, None)
+    assert json.loads(out)["metrics"]["mae"] != recorded_metrics(copy)["valid"]["mae"]
+    assert test_reads(copy) == ["search"]
+
+
+def test_the_model_needs_neither_the_backbone_nor_the_rest_of_the_run(
+    recorded: Recorded, tmp_path: Path, run: Run
+) -> None:
+    shutil.copytree(recorded.folder / "best", tmp_path / "run" / "best")
+    shutil.copy(recorded.folder / "run.json", tmp_path / "run")
+    config = tmp_path / "run" / "best" / "config.json"
+    settings = json.loads(config.read_text())
+    settings["settings"]["model.backbone"] = "/nowhere/at/all"
+    config.write_text(json.dumps(settings))
+    code, out, _ = run(tmp_path / "run")
+    assert code == 0
+    assert out.endswith("Exactly as recorded.\n")
+
+
+def test_moved_data_are_given(copy: Path, recorded: Recorded, tiny_parquet: Path, tmp_path: Path, run: Run) -> None:
+    """As the imported store, or as the file that it came from; without --data the message names it."""
+    described = json.loads((copy / "run.json").read_text())
+    described["data"]["folder"] = str(tmp_path / "gone")
+    (copy / "run.json").write_text(json.dumps(described))
+    code, out, err = run(copy)
+    assert code in (2, 3)
+    assert "--data" in err
+    assert test_reads(copy) == ["search"]
+    for data in (recorded.data, tiny_parquet):
+        code, out, err = run(copy, "--data", data)
+        assert (code, err) == (0, "")
+        assert out.endswith("Exactly as recorded.\n")
+
+
+def test_other_data_are_refused(copy: Path, tiny_csv: Path, tmp_path: Path, run: Run) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text(tiny_csv.read_text().replace("great", "good"))
+    code, out, err = run(copy, "--data", other)
+    assert (code, out) == (3, "")
+    assert err.startswith("error: ")
+    assert "fingerprints differ" in err
+    assert test_reads(copy) == ["search"]
+
+
+def test_an_unfinished_run_says_so(copy: Path, run: Run) -> None:
+    shutil.rmtree(copy / "best")
+    described = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**described, "state": "interrupted"}))
+    code, out, err = run(copy)
+    assert (code, out) == (3, "")
+    assert err == f"error: {copy} has no best model yet: its search is interrupted\n"
+
+
+def test_what_is_no_run(tmp_path: Path, run: Run) -> None:
+    code, _, err = run(tmp_path)
+    assert code == 3
+    assert err == f"error: {tmp_path}: not a run directory, it has no run.json\n"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_tampered_weights_are_refused(copy: Path, damage: str, run: Run) -> None:
+    weights = copy / "best" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "flipped":
+        content[-5] ^= 1
+    weights.unlink()
+    if damage != "gone":
+        weights.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    code, out, err = run(copy)
+    assert (code, out) == (3, "")
+    assert err == f"error: {weights}: missing, or not the file that was written\n"
+
+
+def test_changed_figures_are_called_so(copy: Path, run: Run) -> None:
+    metrics = recorded_metrics(copy)
+    metrics["test"]["mae"] += 1e-12
+    (copy / "best" / "metrics.json").write_text(json.dumps(metrics))
+    code, out, _ = run(copy)
+    assert code == 0
+    assert out.splitlines()[-1].startswith("Not as recorded")
+
+
+def test_an_unknown_split(copy: Path, run: Run) -> None:
+    code, _, err = run(copy, "--split", "dev")
+    assert (code, err) == (2, "error: --split dev: choose from train, valid, test\n")
