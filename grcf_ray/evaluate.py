@@ -31,6 +31,7 @@ def evaluate(
     """
     import json as json_library
 
+    from grcf_ray.data import datasets
     from grcf_ray.data.schema import SPLITS
     from grcf_ray.data.store import Store, find_data, is_store
     from grcf_ray.errors import ConfigError, DataError
@@ -49,6 +50,8 @@ def evaluate(
     folder = Path(described["data"]["folder"])
     low, high = json_library.loads((best / "config.json").read_text(encoding="utf-8"))["label_range"]
     name = described["data"]["name"]
+    if data is None and not is_store(folder) and name not in datasets.names():
+        raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
     # A cached import may have been cleared away: the data are then looked for as a search does.
     store = Store.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
     if store.info.fingerprint != described["data"]["fingerprint"]:

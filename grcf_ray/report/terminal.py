@@ -110,19 +110,15 @@ class ProgressLines:
             f"trial {trial.number}",
             f"{what:<18}",
         ]
-        if trial.error:
-            # The line is full.
-            progress("  ".join(parts))
-            return
+        best, left = self._best(trial.stage), self._left(trial.stage)
         if value is not None and not isinstance(event, TrialStarted):
             parts.append(f"{OBJECTIVE_TITLES[trial.stage]} {value:.4f}")
-        best = self._best(trial.stage)
         if best is not None:
             parts.append(f"best {best.objective:.4f}")
-        left = self._left(trial.stage)
         if left is not None:
             parts.append(f"ETA {duration(left)}")
-        progress("  ".join(parts).rstrip())
+        # An error fills its line.
+        progress("  ".join(parts[:4] if trial.error else parts).rstrip())
 
     def _best(self, stage: int) -> TrialRecord | None:
         sign = 1 if OBJECTIVES[stage][1] == "min" else -1
