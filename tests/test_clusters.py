@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-CLUSTERS = sorted((Path(__file__).parents[1] / "clusters").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CLUSTERS = sorted((ROOT / "clusters").glob("*.yaml"))
 
 
 @pytest.fixture(params=CLUSTERS, ids=lambda path: path.name)
@@ -55,3 +58,23 @@ def test_data_runs_and_authentication_are_set_in_one_place(cluster: Path) -> Non
     commands = "\n".join(content(cluster)["head_start_ray_commands"])
     for name in ("GRCF_DATA=", "GRCF_RUNS=", "RAY_AUTH_MODE=token"):
         assert commands.count(name) == 1
+
+
+def test_a_job_uploads_the_package_and_nothing_big(tmp_path: Path) -> None:
+    """What `--working-dir .` packs, on a checkout in small."""
+    from ray._private.runtime_env.packaging import create_package
+
+    kept = ["grcf_ray/data/store.py", "grcf_ray/data/demo/utterances.csv", "search_spaces/demo.yaml", "pyproject.toml"]
+    left = ["runs/demo/run.json", "data/mosi.csv", ".venv/bin/python", "venv/bin/python", ".git/HEAD", "dist/a.whl"]
+    left += [f"{cache}/a" for cache in (".mypy_cache", ".pytest_cache", ".ruff_cache", "grcf_ray/__pycache__")]
+    for name in (*kept, *left):
+        (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkout" / name).touch()
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(ROOT / name, tmp_path / "checkout")
+    for include_gitignore in (True, False):
+        package = tmp_path / f"{include_gitignore}.zip"
+        create_package(str(tmp_path / "checkout"), package, include_gitignore=include_gitignore)
+        packed = set(zipfile.ZipFile(package).namelist())
+        assert set(kept) <= packed
+        assert not packed & set(left)
