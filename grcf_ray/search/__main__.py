@@ -285,14 +285,17 @@ def _search(
         )
         try:
             winner = job.run()
+            config = job.config_of(winner)
+            export_winner(record, winner, config, features, store, protocol)
+            measure_winner(record, winner, config, features, store, facts, protocol)
         except KeyboardInterrupt:
             record.update_run(state="interrupted")
             command = shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]])
             console.progress(f"Interrupted; every finished epoch is kept. To go on: {command}")
             raise
-        config = job.config_of(winner)
-        export_winner(record, winner, config, features, store, protocol)
-        measure_winner(record, winner, config, features, store, facts, protocol)
+        except Exception:
+            record.update_run(state="failed")
+            raise
         record.update_run(state="finished", ended=now(), winner=f"stage{winner.stage}/{winner.number}")
 
 

@@ -132,7 +132,7 @@ def space_for(dataset: str, path: Path | None) -> Space:
         return load_space(path)
     if dataset not in datasets.names():
         raise ConfigError(
-            f"{datasets.unknown_message(dataset)} Data of your own need a search space as well: --space FILE "
+            f"{datasets.unknown_message(dataset)}, and a search space: --space FILE "
             "(copy search_spaces/mosi.yaml and change the data set and the margins)"
         )
     return load_space(_folder() / f"{dataset}.yaml")

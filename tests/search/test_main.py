@@ -16,6 +16,7 @@ import yaml
 
 from grcf_ray import console
 from grcf_ray.config import build_config
+from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.__main__ import app
 from grcf_ray.search.space import load_space
 
@@ -119,7 +120,6 @@ def test_every_fault_has_one_message_its_exit_code_and_no_trace(
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / "own.csv").write_text(content)
-    # A backbone of two modalities: the space of the fixture searches them.
     argv = ["--dataset", "own", "--data", "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
     argv += ["--storage", tmp_path / "runs", *words]
     ended, out, err = run(*argv)
@@ -198,8 +198,64 @@ def test_a_place_that_cannot_be_written(
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
     code, _, err = run(*argv)
     assert code == 2
-    assert "cannot be written" in err.splitlines()[-1]
+    assert f"{tmp_path / 'runs'} cannot be written" in err.splitlines()[-1].replace("/tiny-tiny-bert-seed42", "")
     assert (tmp_path / "runs").read_text() == "a file"
+
+
+def test_a_fault_found_while_preparing_leaves_nothing(
+    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+) -> None:
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+    code, out, err = run(*argv, "--set", "model.frozen_layers=9")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: model.frozen_layers = 9: the backbone has 2 layers")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "state", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted", "To go on: python -m grcf_ray.search --dataset tiny --data "),
+        (NoWinnerError("stage 1: none of 3 trials has a usable result"), 4, "failed", "error: stage 1: none of 3"),
+        (ValueError("odd"), 1, "failed", "internal error: ValueError: odd"),
+    ],
+)
+@pytest.mark.parametrize("where", ["grcf_ray.search.stages.Search.run", "grcf_ray.search.winner.measure_winner"])
+def test_a_search_that_does_not_end_well_says_how(
+    where: str,
+    error: BaseException,
+    code: int,
+    state: str,
+    says: str,
+    run: Run,
+    recorded: Recorded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While trials run, or after them: the record has the state, and the same command goes on."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    shutil.copytree(recorded.folder, tmp_path / "recorded")
+    path = tmp_path / "recorded" / "run.json"
+    path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    argv = list(recorded.argv)
+    argv[argv.index("--storage") + 1] = str(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fail)
+        ended, out, err = run(*argv)
+    assert (ended, out) == (code, "")
+    assert says in err
+    assert "Traceback" not in err
+    assert json.loads(path.read_text())["state"] == state
+    ended, out, _ = run(*argv)
+    assert ended == 0
+    assert json.loads(out)["test"] == json.loads(recorded.out)["test"]
+    assert json.loads(path.read_text())["state"] == "finished"
+    # The first look stays on record beside the one of the run that went on.
+    reads = json.loads((tmp_path / "recorded" / "best" / "provenance.json").read_text())["test_reads"]
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize("words", [["--datset", "mosi"], ["--dataset", "mosi", "--seed", "many"], ["mosi"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -198,10 +199,11 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_finished_search_runs_no_trial_again(recorded: Recorded, make_search: Callable[..., Search]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in recorded.folder.rglob("*.json")}
     events = Events()
-    again = dataclasses.replace(make_search(None, events), record=RunRecord(recorded.folder))
-    assert f"stage2/{again.run().number}" == RunRecord(recorded.folder).read_run()["winner"]
+    again = make_search(None, events)
+    shutil.copytree(recorded.folder, again.record.folder)
+    before = {path: path.stat().st_mtime_ns for path in again.record.folder.rglob("*.json")}
+    assert f"stage2/{again.run().number}" == again.record.read_run()["winner"]
     assert [e[0] for e in events.events] == ["StageStarted", "StageEnded", "StageStarted", "StageEnded", "WinnerFixed"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
