@@ -21,7 +21,7 @@ from grcf_ray.search.events import (
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.train.stage import OBJECTIVES
 
-__all__ = ["METRIC_TITLES", "ProgressLines", "duration", "print_result", "summarise"]
+__all__ = ["METRIC_TITLES", "ProgressLines", "duration", "print_result", "summarise", "typed"]
 
 METRIC_TITLES = {
     "mae": "MAE",
@@ -204,7 +204,7 @@ def print_result(summary: Mapping[str, Any]) -> None:
     _print_metrics(summary)
     print()
     _print_remarks(summary)
-    cost, place = summary["cost"], _relative(Path(summary["run"]))
+    cost, place = summary["cost"], typed(Path(summary["run"]))
     print(
         f"Cost: {cost['epochs']} epochs, {cost['utterance_passes']:.1f} passes over the training split, "
         f"{duration(cost['trial_seconds'])} in trials"
@@ -252,7 +252,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _relative(path: Path) -> Path:
+def typed(path: Path) -> Path:
     """The path from here where it lies below, as people would type it."""
     try:
         return path.relative_to(Path.cwd())

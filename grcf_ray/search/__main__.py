@@ -208,6 +208,8 @@ def _searched(space: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_plan(space: Space, store: Store, folder: Path, room: Any, budgets: dict[int, tuple[int, int]]) -> None:
+    from grcf_ray.report.terminal import typed
+
     config, info = space.config(), store.info
     modalities = [m for m, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim]
     sizes = "/".join(str(info.splits[split]) for split in ("train", "valid", "test"))
@@ -216,7 +218,7 @@ def _print_plan(space: Space, store: Store, folder: Path, room: Any, budgets: di
         console.progress(f"         {note}")
     console.progress(f"Model:   {config.model.backbone}, {config.model.frozen_layers} frozen layers")
     written_for = "" if space.dataset == info.name else f", written for {space.dataset}"
-    console.progress(f"Space:   {space.source}{written_for}")
+    console.progress(f"Space:   {typed(Path(space.source))}{written_for}")
     stages = ", then ".join(f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in budgets.items())
     console.progress(f"Budget:  {stages}; {config.search.finalists} finalists")
     per = f"{config.search.cpus_per_worker} CPU" + (
@@ -228,7 +230,7 @@ def _print_plan(space: Space, store: Store, folder: Path, room: Any, budgets: di
     )
     for note in room.notes:
         console.progress(f"Note:    {note}")
-    console.progress(f"Run:     {folder}")
+    console.progress(f"Run:     {typed(folder)}")
 
 
 def _search(
