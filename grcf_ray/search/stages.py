@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ class Search:
         inherited = next(t for t in self.record.trials(1) if t.number == int(params["finalist"]))
         return {**inherited.params, **own}
 
-    def _run_stage(self, stage: Literal[1, 2], config: RunConfig, dimensions: dict[str, Dimension] | Any) -> None:
+    def _run_stage(self, stage: Literal[1, 2], config: RunConfig, dimensions: Mapping[str, Dimension]) -> None:
         search = config.search
         budget, epochs = (
             (search.stage1_trials, config.stage1.epochs) if stage == 1 else (search.stage2_trials, config.stage2.epochs)
