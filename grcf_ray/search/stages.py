@@ -14,36 +14,24 @@ from typing import Any, Literal
 import ray
 from ray import tune
 
-from grcf_ray.config import RunConfig, check_margins, flatten
+from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.files import write_json
 from grcf_ray.metrics import Protocol
-from grcf_ray.search.events import (
-    EpochFinished,
-    Event,
-    Listener,
-    StageEnded,
-    StageStarted,
-    TrialEnded,
-    TrialStarted,
-    WinnerFixed,
-)
+from grcf_ray.search.events import Event, Listener, StageEnded, StageStarted, WinnerFixed
 from grcf_ray.search.halving import build_scheduler
+from grcf_ray.search.keeper import GiveUp, RecordKeeper
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
-from grcf_ray.search.record import RunRecord, TrialRecord, now
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Space
-from grcf_ray.search.trial import Shared, TrialTrainable, trial_config
+from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
-from grcf_ray.train.stage import stage_seed
 
 __all__ = ["Search", "cluster_nodes"]
 
 RETRIES = 2
 """Times that Tune starts a trial again whose process died."""
-
-HOPELESS = 3
-"""Failed trials in a row from the start, after which a stage is given up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +81,15 @@ class Search:
         left = budget - sum(trial.finished for trial in trials)
         self._tell(StageStarted(stage, budget, epochs, tuple(trials)))
         if left > 0:
-            keeper = _Keeper(self, stage)
+            keeper = RecordKeeper(
+                self.record,
+                stage,
+                seed=config.seed,
+                epochs=epochs,
+                choices=search.finalists if stage == 1 else 1,
+                config_of=self.config_of,
+                tell=self._tell,
+            )
             space = distributions(dimensions)
             proposals = Proposals(
                 space,
@@ -120,7 +116,7 @@ class Search:
         config: RunConfig,
         proposals: Proposals,
         scheduler: tune.schedulers.TrialScheduler,
-        keeper: _Keeper,
+        keeper: RecordKeeper,
         left: int,
     ) -> None:
         search = config.search
@@ -144,7 +140,7 @@ class Search:
                     storage_path=str(scratch),
                     verbose=0,
                     callbacks=[keeper],
-                    stop=_Hopeless(keeper),
+                    stop=GiveUp(keeper),
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
@@ -198,128 +194,6 @@ class Search:
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
-
-
-class _Keeper(tune.Callback):
-    """Keeps the record of one stage: every launch, epoch and end, before Tune acts on it."""
-
-    def __init__(self, search: Search, stage: Literal[1, 2]) -> None:
-        self._search, self._stage = search, stage
-        self._trials = {trial.number: trial for trial in search.record.trials(stage)}
-        self._before = sum(trial.finished for trial in self._trials.values())
-        self._ended: list[str] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that is not used, and the features hang on this one."""
-        return {}
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether the first trials to end all failed: what they share is at fault, and so will the others."""
-        return len(self._ended) >= HOPELESS and set(self._ended) == {"failed"}
-
-    def expected(self, left: int) -> int:
-        """Trials that have finished when nothing interrupts."""
-        return self._before + left
-
-    def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
-        """Record a proposal; the configuration that its trial gets."""
-        record, stage = self._search.record, self._stage
-        known = self._trials.get(number)
-        seed = stage_seed(self._search.space.config().seed, stage, number)
-        trial = known or TrialRecord(
-            number=number, stage=stage, attempt=0, params=params, seed=seed, state="running", started=now()
-        )
-        old_last = record.attempt_folder(trial) / "last.safetensors"
-        trial.attempt += 1
-        folder = record.attempt_folder(trial)
-        folder.mkdir(parents=True, exist_ok=True)
-        if known and old_last.exists():
-            # The new attempt goes on from a copy: a surviving process of the old one may still write to its own.
-            for path in old_last.parent.glob("*.safetensors"):
-                shutil.copyfile(path, folder / path.name)
-        self._trials[number] = trial
-        record.write_trial(trial)
-        self._search._tell(TrialStarted(trial))
-        finalist = params.get("finalist")
-        return trial_config(
-            number=number,
-            seed=seed,
-            settings=flatten(self._search.config_of(trial)),
-            folder=folder,
-            initial=record.finalist_folder(int(finalist)) / "model.safetensors" if finalist else None,
-        )
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """An epoch has ended; `done` says whether the trial has too, be it by ASHA."""
-        kept = self._trials[trial.config["number"]]
-        kept.curve = result["curve"]
-        kept.seconds = sum(metrics["seconds"] for metrics in kept.curve)
-        kept.utterance_passes = sum(metrics["utterance_passes"] for metrics in kept.curve)
-        best = self._search.record.attempt_folder(kept) / "best.safetensors"
-        kept.checkpoint = str(best.relative_to(self._search.record.folder)) if kept.curve else None
-        if result.get("failure"):
-            self._end(kept, result["state"], result["failure"])
-        elif result["done"]:
-            epochs = self._search.space.config()
-            whole = (epochs.stage1 if self._stage == 1 else epochs.stage2).epochs
-            self._end(kept, "complete" if kept.epoch >= whole else "pruned", None)
-        else:
-            self._search.record.write_trial(kept)
-            self._search._tell(EpochFinished(kept))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial's process failed more often than it is started again."""
-        kept = self._trials[trial.config["number"]]
-        error = trial.get_error()
-        self._end(kept, "failed", _last_line(str(error)) if error else "the trial's process died")
-
-    def _end(
-        self,
-        trial: TrialRecord,
-        state: Literal["complete", "pruned", "diverged", "failed"],
-        error: str | None,
-    ) -> None:
-        trial.state, trial.error, trial.ended = state, error, now()
-        self._ended.append(state)
-        self._search.record.write_trial(trial)
-        attempt = self._search.record.attempt_folder(trial)
-        for older in set(attempt.parent.glob("attempt-*")) - {attempt}:
-            shutil.rmtree(older, ignore_errors=True)
-        self._drop_weights()
-        self._search._tell(TrialEnded(trial))
-
-    def _drop_weights(self) -> None:
-        """Delete the checkpoints of ended trials that can no longer be chosen: each ranks below enough others."""
-        record, search = self._search.record, self._search.space.config().search
-        # A running trial may lead now and diverge later: it pushes nobody out.
-        ended = [trial for trial in record.ranked(self._stage) if trial.finished]
-        chosen = {trial.number for trial in ended[: search.finalists if self._stage == 1 else 1]}
-        for trial in self._trials.values():
-            if trial.finished and trial.checkpoint is not None and trial.number not in chosen:
-                trial.checkpoint = None
-                record.write_trial(trial)
-                shutil.rmtree(record.attempt_folder(trial).parent, ignore_errors=True)
-
-
-class _Hopeless(tune.Stopper):
-    """Ends a stage whose trials all fail."""
-
-    def __init__(self, keeper: _Keeper) -> None:
-        self._keeper = keeper
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped for its results."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to give up."""
-        return self._keeper.hopeless
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else text
 
 
 def _no_result(stage: int, record: RunRecord) -> str:

@@ -19,6 +19,7 @@ from grcf_ray.errors import NoWinnerError
 from grcf_ray.files import file_sha256
 from grcf_ray.search import stages
 from grcf_ray.search.events import EpochFinished, Event, TrialStarted
+from grcf_ray.search.keeper import RecordKeeper
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Choice, Space, load_space
 from grcf_ray.train.checkpoint import read_state
@@ -215,7 +216,7 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
     monkeypatch.setattr(stages, "RETRIES", 1)
     pids: dict[int, set[int]] = {}
     launches: dict[int, int] = {}
-    on_result, on_error = stages._Keeper.on_trial_result, stages._Keeper.on_trial_error
+    on_result, on_error = RecordKeeper.on_trial_result, RecordKeeper.on_trial_error
 
     def spy_result(self: Any, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         pids.setdefault(trial.config["number"], set()).add(result["pid"])
@@ -225,8 +226,8 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
         launches[trial.config["number"]] = trial.num_failures
         on_error(self, iteration, trials, trial, **info)
 
-    monkeypatch.setattr(stages._Keeper, "on_trial_result", spy_result)
-    monkeypatch.setattr(stages._Keeper, "on_trial_error", spy_error)
+    monkeypatch.setattr(RecordKeeper, "on_trial_result", spy_result)
+    monkeypatch.setattr(RecordKeeper, "on_trial_error", spy_error)
 
     def break_at_start(event: Event) -> None:
         if isinstance(event, TrialStarted) and event.trial.number in (1, 2):
