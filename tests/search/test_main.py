@@ -320,7 +320,8 @@ def test_where_a_run_goes(
     code, _, err = run(*argv)
     expected = {"working directory": "runs", "job": "home/grcf_runs"}.get(place, "there")
     assert code == 0
-    assert f"Run:     {tmp_path / expected / 'n'}\n" in err
+    # Shown from the working directory, as people would type it.
+    assert f"Run:     {expected}/n\n" in err
 
 
 def test_json_is_alone_on_standard_output(recorded: Recorded) -> None:
