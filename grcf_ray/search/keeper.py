@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
@@ -104,8 +105,9 @@ class RecordKeeper(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's process failed more often than it is started again."""
         kept = self._trials[trial.config["number"]]
-        error = trial.get_error()
-        self._end(kept, "failed", _last_line(str(error)) if error else "the trial's process died")
+        # Tune's own copy here; the one that `get_error` reads is written later, by a thread.
+        error = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        self._end(kept, "failed", _last_line(error) if error.strip() else "the trial's process died")
 
     def _end(
         self,
