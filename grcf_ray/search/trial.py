@@ -16,7 +16,7 @@ from grcf_ray.errors import DivergedError, GrcfError
 from grcf_ray.metrics import Protocol
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
-from grcf_ray.train.stage import StageLoop, choose_device, finite, use_deterministic_torch
+from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
 
 __all__ = ["Shared", "TrialTrainable", "trial_config"]
 
@@ -77,11 +77,10 @@ class TrialTrainable(tune.Trainable):
                 loop.run_epoch()
         except GrcfError as error:
             state = "diverged" if isinstance(error, DivergedError) else "failed"
-            curve = finite(self._loop.curve) if self._loop else []
+            curve = self._loop.curve if self._loop else []
             return {"epoch": len(curve) + 1, "curve": curve, "failure": str(error), "state": state, "done": True}
-        curve = finite(loop.curve)
-        result = {"epoch": loop.epoch, "curve": curve, "done": loop.done}
-        objective = curve[-1][loop.objective]
+        result = {"epoch": loop.epoch, "curve": loop.curve, "done": loop.done}
+        objective = loop.curve[-1][loop.objective]
         # ASHA and Optuna pass over an epoch without an objective.
         return result if objective is None else {**result, "objective": objective}
 
