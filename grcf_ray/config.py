@@ -193,16 +193,22 @@ class SearchConfig:
     """Best Stage 1 checkpoints that Stage 2 may start from."""
     concurrent: PositiveCount | None = None
     """Trials at a time; by default as many as the cluster has room for."""
+    workers: PositiveCount = 1
+    """Processes that train one trial together (data parallel)."""
     cpus_per_worker: PositiveCount = 1
-    """CPUs, and so torch threads, of a trial."""
+    """CPUs, and so torch threads, of a worker."""
     gpus_per_worker: NonNegative = 0.0
-    """GPUs of a trial; a fraction lets trials share one."""
+    """GPUs of a worker; a fraction lets trials share one."""
     pruning: bool = True
     """Stop trials early by ASHA."""
     grace_epochs: PositiveCount = 1
     """Epochs that every trial may run before ASHA judges it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     """ASHA keeps one in this many trials at each rung."""
+    hang_minutes: Positive = 120.0
+    """Minutes without the end of an epoch after which a trial counts as hung: its process is killed."""
+    failures_in_a_row: PositiveCount = 5
+    """Trials that fail one after the other until the search is given up."""
     ridge_baseline: bool = False
     """Fit ridge regression on the frozen text vectors, for the final table."""
 

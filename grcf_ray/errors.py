@@ -7,6 +7,7 @@ from collections.abc import Sequence
 __all__ = [
     "ClusterError",
     "ConfigError",
+    "DamagedError",
     "DataError",
     "DivergedError",
     "GrcfError",
@@ -31,6 +32,10 @@ class DataError(GrcfError):
     """The data are missing, malformed or inconsistent."""
 
     exit_code = 3
+
+
+class DamagedError(DataError):
+    """A file is not what was written: its checksum differs, or a part of it is missing."""
 
 
 class NoWinnerError(GrcfError):

@@ -13,7 +13,7 @@ app = console.make_app("Measure the best model of a run again.")
 
 @app.command()
 def evaluate(
-    run: Path = typer.Argument(..., help="A run directory, as the search printed it."),
+    run: str = typer.Argument(..., help="A run, as the search printed it: a folder or a URI."),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
     ),
@@ -31,34 +31,28 @@ def evaluate(
     """
     import json as json_library
 
-    from grcf_ray.data import datasets
     from grcf_ray.data.schema import SPLITS
-    from grcf_ray.data.store import Store, find_data, is_store
     from grcf_ray.errors import ConfigError, DataError
     from grcf_ray.report.terminal import METRIC_TITLES
+    from grcf_ray.search.opening import recorded_store
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.winner import measure, note_test_read
+    from grcf_ray.storage import place_at
 
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: choose from {', '.join(SPLITS)}")
-    described = RunRecord(run).read_run()
-    best = run / "best"
+    record = RunRecord(place_at(run, check=True))
+    described = record.read_run()
+    best = record.place / "best"
     try:
-        recorded = json_library.loads((best / "metrics.json").read_text(encoding="utf-8"))
+        recorded = (best / "metrics.json").read_json()
     except FileNotFoundError as error:
         raise DataError(f"{run} has no best model yet: its search is {described['state']}") from error
-    folder = Path(described["data"]["folder"])
-    low, high = json_library.loads((best / "config.json").read_text(encoding="utf-8"))["label_range"]
-    name = described["data"]["name"]
-    if data is None and not is_store(folder) and name not in datasets.names():
-        raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
-    # A cached import may have been cleared away: the data are then looked for as a search does.
-    store = Store.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
-    if store.info.fingerprint != described["data"]["fingerprint"]:
-        raise DataError(f"{store.folder} holds other data than the run's: their fingerprints differ")
+    store = recorded_store(record, data)
     if split == "test":
-        note_test_read(best, "evaluate")
-    metrics = measure(best, store.read(split), threads=recorded["threads"])
+        note_test_read(best, "evaluate", [recorded["trial"]])
+    with best.reading_folder() as model:
+        metrics = measure(model, store.read(split), threads=recorded["threads"])
     same = None if split not in recorded else metrics == recorded[split]
     if json:
         print(json_library.dumps({"split": split, "metrics": metrics, "as_recorded": same}, indent=2))

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "file_sha256", "replacing", "write_json", "write_text"]
+__all__ = ["cache_folder", "file_sha256", "link_or_copy", "replacing", "write_json", "write_text"]
 
 
 def cache_folder() -> Path:
@@ -32,8 +33,28 @@ def replacing(path: Path) -> Iterator[Path]:
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+        _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a power cut, where the file system knows how."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` atomically: a second name where the disk allows, else a copy."""
+    with replacing(target) as beside:
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
 
 
 def write_text(path: Path, text: str) -> None:

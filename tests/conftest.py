@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.data.store import Store
 
+pytest_plugins = ["s3_server"]
+
 # Read when torch and the hub's client are imported, here and in every subprocess of a test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -211,6 +213,8 @@ class Recorded:
     """Files that the driver's Python opened, and the event WinnerFixed among them, in order."""
     events: tuple[str, ...]
     """The types of the events that listeners were told, in order."""
+    peak_bytes: int
+    """What its weights took on the disk at most, at those events."""
 
 
 @pytest.fixture(scope="session")
@@ -229,6 +233,7 @@ def recorded(
     shutil.move(data / "test.parquet", hidden)
     opened: list[str] = []
     events: list[str] = []
+    weights: list[int] = []
     watching = True
 
     def watch(name: str, arguments: tuple[Any, ...]) -> None:
@@ -241,6 +246,9 @@ def recorded(
         def __call__(self, event: Event) -> None:
             super().__call__(event)
             events.append(type(event).__name__)
+            # Second names of a file take no room.
+            files = {(stat := file.stat()).st_ino: stat.st_size for file in folder.rglob("*.safetensors")}
+            weights.append(sum(files.values()))
             if isinstance(event, WinnerFixed):
                 opened.append("WinnerFixed")
                 shutil.copyfile(hidden, data / "test.parquet")
@@ -265,6 +273,7 @@ def recorded(
         err=err.getvalue(),
         opened=tuple(opened),
         events=tuple(events),
+        peak_bytes=max(weights),
     )
 
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grcf_ray import files
-from grcf_ray.files import cache_folder, file_sha256, replacing, write_json, write_text
+from grcf_ray.files import cache_folder, file_sha256, link_or_copy, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -65,6 +67,45 @@ def test_failure_to_flush_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
         write_text(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+def test_rename_is_flushed_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr(files.os, "fsync", lambda handle: (flushed.append(os.fstat(handle).st_ino), real(handle)))
+    write_text(tmp_path / "a", "new")
+    assert flushed == [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_folder_that_cannot_be_opened_or_flushed_fails_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some systems a folder is no file; the rename itself has been made."""
+    real_open, real_fsync = os.open, os.fsync
+
+    def opened(path: Any, *rest: Any, **more: Any) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError("a folder")
+        return real_open(path, *rest, **more)
+
+    def flushed(handle: int) -> None:
+        if os.fstat(handle).st_ino == tmp_path.stat().st_ino:
+            raise OSError("invalid argument")
+        real_fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "open", opened)
+        write_text(tmp_path / "a", "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", flushed)
+        write_text(tmp_path / "b", "two")
+    assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["one", "two"]
+
+
+def test_failed_copy_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "best").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        link_or_copy(tmp_path / "missing", tmp_path / "best")
+    assert (tmp_path / "best").read_text() == "old"
+    assert names(tmp_path) == ["best"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}, {1, 2}])

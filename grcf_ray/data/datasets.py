@@ -168,6 +168,11 @@ def get(name: str) -> DatasetFacts:
     return _FACTS[name]
 
 
+def protocol_of(name: str) -> Literal["mosi", "sims"]:
+    """Whose metrics a data set uses; a set of your own MOSI's."""
+    return get(name).metrics if name in names() else "mosi"
+
+
 def unknown_message(name: str) -> str:
     """What to tell someone who named a data set that has no fact sheet."""
     near = difflib.get_close_matches(name, _FACTS, n=1, cutoff=0.5)

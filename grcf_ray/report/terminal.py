@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from grcf_ray.console import print_table, progress
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
+    FinalistsHeld,
+    FinalistSkipped,
+    SearchStarted,
+    SeedsStarted,
     StageEnded,
     StageStarted,
+    TrialBroke,
     TrialEnded,
     TrialStarted,
     WinnerFixed,
 )
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.faults import failures_by_cause
+from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.seeds import against_baseline, retrainings
+from grcf_ray.storage import Place
 from grcf_ray.train.stage import OBJECTIVES
 
 __all__ = ["METRIC_TITLES", "ProgressLines", "duration", "print_result", "summarise", "typed"]
@@ -43,7 +52,7 @@ STATE_TITLES = {
     "pruned": "stopped",
     "diverged": "diverged",
     "failed": "failed",
-    "running": "running",
+    "running": "unfinished",
 }
 
 
@@ -56,29 +65,37 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLines:
-    """A line on standard error for each event of a trial, with what is left.
+    """A line on standard error for each event of a trial, with what is left."""
 
-    budgets: each stage's trials and epochs.
-    """
-
-    def __init__(self, *, concurrent: int, budgets: Mapping[int, tuple[int, int]]) -> None:
-        self._concurrent, self._budgets = concurrent, dict(budgets)
-        self._trials: dict[int, dict[int, TrialRecord]] = {stage: {} for stage in budgets}
+    def __init__(self) -> None:
+        self._concurrent = 1
+        self._budgets: dict[int, tuple[int, int]] = {}
+        self._trials: dict[int, dict[int, TrialRecord]] = {}
         self._stage_start = time.monotonic()
+        self._of = ""
 
     def __call__(self, event: Event) -> None:
         """Print the event."""
-        if isinstance(event, StageStarted):
+        if isinstance(event, SearchStarted):
+            self._concurrent, self._budgets = event.concurrent, dict(event.budgets)
+            self._trials = {stage: {} for stage in event.budgets}
+        elif isinstance(event, SeedsStarted):
+            self._of = "retrainings, "
+            self._budgets = {stage: (2 * event.seeds, epochs) for stage, (_, epochs) in self._budgets.items()}
+            self._trials = {stage: {} for stage in self._budgets}
+            progress(f"Training the winner and the starting point anew under {event.seeds} fresh seeds")
+        elif isinstance(event, StageStarted):
             self._stage_start = time.monotonic()
+            self._budgets[event.stage] = event.budget, event.epochs
             self._trials[event.stage] = {trial.number: trial for trial in event.trials}
             name, direction = OBJECTIVE_TITLES[event.stage], OBJECTIVES[event.stage][1]
             left = event.budget - sum(trial.finished for trial in event.trials)
             done = f", {event.budget - left} recorded" if left < event.budget else ""
             progress(
-                f"Stage {event.stage}: {event.budget} trials of up to {event.epochs} epochs, "
+                f"Stage {event.stage}: {self._of}{event.budget} trials of up to {event.epochs} epochs, "
                 f"{direction}imise validation {name}{done}"
             )
-        elif isinstance(event, (TrialStarted, EpochFinished, TrialEnded)):
+        elif isinstance(event, (TrialStarted, EpochFinished, TrialBroke, TrialEnded)):
             self._trials[event.trial.stage][event.trial.number] = event.trial
             self._line(event)
         elif isinstance(event, StageEnded):
@@ -88,10 +105,15 @@ class ProgressLines:
                     f"Stage {event.stage} done in {duration(time.monotonic() - self._stage_start)}: best trial "
                     f"{best.number}, {OBJECTIVE_TITLES[event.stage]} {best.objective:.4f}"
                 )
-        elif isinstance(event, WinnerFixed):
-            progress(f"Winner: trial stage{event.trial.stage}/{event.trial.number}. Reading the test split")
+        elif isinstance(event, FinalistsHeld):
+            numbers = ", ".join(str(trial.number) for trial in event.trials)
+            progress(f"Stage 1 has better trials than those that Stage 2 started from: {numbers}. --reopen searches on")
+        elif isinstance(event, FinalistSkipped):
+            progress(f"Trial stage1/{event.trial.number} is left out: {event.why}")
+        elif isinstance(event, WinnerFixed) and not self._of:
+            progress(f"Winner: trial stage{event.trial.stage}/{event.trial.number}. Measuring it on the test split")
 
-    def _line(self, event: TrialStarted | EpochFinished | TrialEnded) -> None:
+    def _line(self, event: TrialStarted | EpochFinished | TrialBroke | TrialEnded) -> None:
         trial = event.trial
         budget, epochs = self._budgets[trial.stage]
         finished = sum(t.finished for t in self._trials[trial.stage].values())
@@ -99,8 +121,11 @@ class ProgressLines:
             what = "started" if trial.attempt == 1 else f"goes on (attempt {trial.attempt})"
         elif isinstance(event, EpochFinished):
             what = f"epoch {trial.epoch}/{epochs}"
+        elif isinstance(event, TrialBroke):
+            last = trial.failures[-1]
+            what = f"broke off, starts again: {last['cause']}: {last['error']}"
         elif trial.error:
-            what = f"{STATE_TITLES[trial.state]}: {_one_line(trial.error)}"
+            what = f"{STATE_TITLES[trial.state]}, {trial.cause}: {trial.error}"
         else:
             what = f"epoch {trial.epoch}/{epochs} {STATE_TITLES[trial.state]}"
         value = trial.curve[-1].get(f"valid/{OBJECTIVES[trial.stage][0]}") if trial.curve else None
@@ -117,8 +142,11 @@ class ProgressLines:
             parts.append(f"best {best.objective:.4f}")
         if left is not None:
             parts.append(f"ETA {duration(left)}")
-        # An error fills its line.
-        progress("  ".join(parts[:4] if trial.error else parts).rstrip())
+        if trial.error or isinstance(event, TrialBroke):
+            # An error fills its line.
+            progress(_one_line("  ".join(parts[:4]), 120).rstrip())
+        else:
+            progress("  ".join(parts).rstrip())
 
     def _best(self, stage: int) -> TrialRecord | None:
         sign = 1 if OBJECTIVES[stage][1] == "min" else -1
@@ -145,14 +173,20 @@ class ProgressLines:
         return left * per_epoch / self._concurrent
 
 
-def summarise(record: RunRecord, metrics: Mapping[str, Any], winner: TrialRecord) -> dict[str, Any]:
-    """What a finished search answers, as plain data: winner, figures, cost, places."""
+def summarise(record: RunRecord) -> dict[str, Any]:
+    """What a finished search answers, as plain data: winner, figures, failures, cost, places."""
+    run = record.read_run()
+    metrics = (record.place / "best" / "metrics.json").read_json()
     stages = {stage: record.trials(stage) for stage in (1, 2)}
+    stage, number = (int(part) for part in run["winner"].removeprefix("stage").split("/"))
+    winner = next(trial for trial in stages[stage] if trial.number == number)
     finalist = winner.params.get("finalist")
     inherited = next((t.params for t in stages[1] if finalist is not None and t.number == int(finalist)), {})
     return {
-        "run": str(record.folder),
-        "winner": {"trial": f"stage{winner.stage}/{winner.number}", "params": {**inherited, **winner.params}},
+        "run": str(record),
+        "state": run["state"],
+        "command": run["starts"][-1]["command"],
+        "winner": {"trial": run["winner"], "params": {**inherited, **winner.params}},
         "stages": {
             f"stage{stage}": {
                 "trials": len(trials),
@@ -164,7 +198,11 @@ def summarise(record: RunRecord, metrics: Mapping[str, Any], winner: TrialRecord
                         "metric": OBJECTIVES[stage][0],
                         "params": t.params,
                     }
-                    for t in record.ranked(stage)[:3]
+                    for t in rank(trials)[:3]
+                ],
+                "failures": [
+                    {"cause": cause, "trials": [t.number for t in failed], "error": failed[-1].error}
+                    for cause, failed in failures_by_cause(trials).items()
                 ],
             }
             for stage, trials in stages.items()
@@ -172,6 +210,9 @@ def summarise(record: RunRecord, metrics: Mapping[str, Any], winner: TrialRecord
         },
         "valid": metrics["valid"],
         "test": metrics["test"],
+        "test_seen_before_selection_ended": bool(run.get("test_seen")),
+        "seeds": retrainings(record, run["winner"]),
+        "against_baseline": against_baseline(record),
         "paper": metrics["paper"],
         "not_comparable": metrics["not_comparable"],
         "baselines": metrics["baselines"],
@@ -192,6 +233,7 @@ def print_result(summary: Mapping[str, Any]) -> None:
         if stage["best"]:
             rows = [(str(best["trial"]), _figure(best["objective"])) for best in stage["best"]]
             print_table(("trial", f"valid {OBJECTIVE_TITLES[number]}"), rows)
+        _print_failures(number, stage["failures"], summary["run"])
     print(f"\nWinner: trial {summary['winner']['trial']}")
     print_table(
         ("parameter", "value"),
@@ -202,22 +244,78 @@ def print_result(summary: Mapping[str, Any]) -> None:
     )
     print()
     _print_metrics(summary)
+    if summary["seeds"]:
+        _print_seeds(summary["seeds"])
+    if summary["against_baseline"]:
+        _print_baseline(summary["against_baseline"])
     print()
     _print_remarks(summary)
-    cost, place = summary["cost"], typed(Path(summary["run"]))
+    cost, place = summary["cost"], typed(summary["run"])
     print(
         f"Cost: {cost['epochs']} epochs, {cost['utterance_passes']:.1f} passes over the training split, "
         f"{duration(cost['trial_seconds'])} in trials"
     )
+    if summary["state"] == "time is up":
+        print(f"The time was up before every trial had ended. To go on: {summary['command']}")
     records = ", ".join(f"{place}/{stage}/trials.jsonl" for stage in summary["stages"])
     print(f"\nModel:  {place}/best\nRecord: {records}")
     print(f"Next:   python -m grcf_ray.evaluate {place}\n        tensorboard --logdir {place}/tensorboard")
     sys.stdout.flush()
 
 
+def _print_failures(stage: int, failures: Sequence[Mapping[str, Any]], run: str) -> None:
+    """Each cause with its trials, their last error, and the command that runs one of them again."""
+    for failure in failures:
+        numbers = ", ".join(str(number) for number in failure["trials"][:10])
+        more = f" and {len(failure['trials']) - 10} more" if len(failure["trials"]) > 10 else ""
+        print(f"{failure['cause']}: trial {numbers}{more}: {_one_line(failure['error'])}")
+        trial = f"stage{stage}/{failure['trials'][-1]}"
+        print(f"  again: python -m grcf_ray.train --from {shlex.quote(str(typed(run)))} --trial {trial}")
+
+
+def _print_seeds(seeds: Mapping[str, Any]) -> None:
+    """The retrainings: mean and deviation of both arms on test, and the gain between them."""
+    winner, start = (seeds["arms"][arm]["test"] for arm in ("winner", "start"))
+    print(f"\nTrained anew under {seeds['seeds']} seeds, on test (mean and deviation):")
+    _print_arms(("winner", "starting point"), winner, start, seeds["gain"])
+
+
+def _print_baseline(against: Mapping[str, Any]) -> None:
+    """Both searches' winners under the same seeds."""
+    print(f"\nTwo stages against MAE alone, both searches' winners under {against['seeds']} seeds, on test:")
+    _print_arms(("two stages", "MAE alone"), against["two-stage"], against["direct"], against["gain"])
+
+
+def _print_arms(
+    titles: tuple[str, str], ours: Mapping[str, Any], theirs: Mapping[str, Any], gain: Mapping[str, Any]
+) -> None:
+    rows = [
+        (title, _spread(ours.get(name)), _spread(theirs.get(name)), _interval(gain.get(name)))
+        for name, title in METRIC_TITLES.items()
+        if name in ours
+    ]
+    print_table(("metric", *titles, "difference, 95 % interval"), rows)
+
+
+def _spread(figure: Mapping[str, float | None] | None) -> str:
+    if figure is None:
+        return "-"
+    deviation = figure["deviation"]
+    return _figure(figure["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _interval(figure: Mapping[str, float | None] | None) -> str:
+    if figure is None or figure["mean"] is None or figure["half_width"] is None:
+        return "-"
+    low, high = figure["mean"] - figure["half_width"], figure["mean"] + figure["half_width"]
+    return f"{figure['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
 def _print_remarks(summary: Mapping[str, Any]) -> None:
     trials = sum(stage["trials"] for stage in summary["stages"].values())
     print(f"Validation figures are optimistic: the best of {trials} trials.")
+    if summary["test_seen_before_selection_ended"]:
+        print("Test was seen before selection ended: the search went on after its figures had been read.")
     for baseline in summary["baselines"]:
         print(f"Ridge: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation.")
     if summary["paper"] and summary["not_comparable"]:
@@ -242,19 +340,19 @@ def _print_metrics(summary: Mapping[str, Any]) -> None:
     print_table(header, rows)
 
 
-def _one_line(error: str) -> str:
+def _one_line(error: str, room: int = 70) -> str:
     """An error as a line has room for it, without control codes; the record has the whole."""
     plain = "".join(letter if letter.isprintable() else " " for letter in error)
-    return plain if len(plain) <= 70 else f"{plain[:67]}..."
+    return plain if len(plain) <= room else f"{plain[: room - 3]}..."
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def typed(path: Path) -> Path:
-    """The path from here where it lies below, as people would type it."""
+def typed(place: Place | Path | str) -> str:
+    """A path from here where it lies below, as people would type it."""
     try:
-        return path.relative_to(Path.cwd())
+        return str(Path(str(place)).relative_to(Path.cwd()))
     except ValueError:
-        return path
+        return str(place)

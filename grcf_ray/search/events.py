@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from grcf_ray.search.record import TrialRecord
@@ -11,13 +11,28 @@ from grcf_ray.search.record import TrialRecord
 __all__ = [
     "EpochFinished",
     "Event",
+    "FinalistSkipped",
+    "FinalistsHeld",
     "Listener",
+    "SearchStarted",
+    "SeedsStarted",
     "StageEnded",
     "StageStarted",
+    "TrialBroke",
     "TrialEnded",
     "TrialStarted",
     "WinnerFixed",
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchStarted:
+    """The search is about to run."""
+
+    concurrent: int
+    """Trials at a time."""
+    budgets: Mapping[int, tuple[int, int]]
+    """Trials and epochs of each stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +61,13 @@ class EpochFinished:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrialBroke:
+    """A trial's process died; the trial goes on in another."""
+
+    trial: TrialRecord
+
+
+@dataclasses.dataclass(frozen=True)
 class TrialEnded:
     """A trial has ended, as its state says."""
 
@@ -60,11 +82,45 @@ class StageEnded:
 
 
 @dataclasses.dataclass(frozen=True)
+class FinalistsHeld:
+    """Stage 1 was extended and has new finalists, but Stage 2 has spent its budget and was not asked to reopen."""
+
+    trials: tuple[TrialRecord, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalistSkipped:
+    """A trial's weights turned out to be damaged; another one takes its place among the finalists."""
+
+    trial: TrialRecord
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedsStarted:
+    """The winner and the starting point are about to be trained anew; the stages that follow are theirs."""
+
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
 class WinnerFixed:
     """Validation has chosen; the test split is read only after this."""
 
     trial: TrialRecord
 
 
-Event = StageStarted | TrialStarted | EpochFinished | TrialEnded | StageEnded | WinnerFixed
+Event = (
+    SearchStarted
+    | StageStarted
+    | TrialStarted
+    | EpochFinished
+    | TrialBroke
+    | TrialEnded
+    | StageEnded
+    | FinalistsHeld
+    | FinalistSkipped
+    | SeedsStarted
+    | WinnerFixed
+)
 Listener = Callable[[Event], None]

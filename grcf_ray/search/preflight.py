@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
+import shutil
+import signal
 import socket
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from grcf_ray.config import RunConfig
-from grcf_ray.errors import ClusterError, ConfigError
+import torch
 
-__all__ = ["Room", "connect", "find_room"]
+from grcf_ray.config import RunConfig
+from grcf_ray.data.schema import TableInfo
+from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.model.regression import build_regressor
+from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
+from grcf_ray.storage import Place
+
+__all__ = ["Room", "check_disk", "connect", "find_room", "needed_bytes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +46,23 @@ def connect() -> None:
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
+    # The record is the truth: signals are the search's own, and Tune's snapshots of itself are for nobody.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # A cluster of this machine alone is nobody else's: by this switch, named after where it is the default, Ray
+        # listens on the loopback interface and on no other.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
+    # It logs the traceback of every trial that fails; the record has them, and the terminal a line each.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get("RAY_ADDRESS")
     if not address:
         quiet |= {"address": "local", "include_dashboard": False}
     try:
@@ -52,6 +71,9 @@ def connect() -> None:
         ray.init(**quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address or '(unset)'}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler prints its stack and aborts.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _knock(address: str) -> None:
@@ -64,16 +86,23 @@ def _knock(address: str) -> None:
 def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Sequence[int]) -> Room:
     """How many trials run at a time. ClusterError names what a trial lacks on every node.
 
-    nodes: each node's resources as Ray names them. budgets: the trials of each stage.
+    nodes: each node's resources as Ray names them. budgets: the trials of each stage. Workers of a trial lie on one
+    node where they fit, and on several where they must.
     """
     search = config.search
+    if search.workers > config.pairs.groups_per_step:
+        raise ConfigError(
+            f"--workers {search.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups to "
+            "deal out; use at most as many workers"
+        )
     wanted = {"CPU": float(search.cpus_per_worker), "GPU": search.gpus_per_worker}
     if search.gpus_per_worker > 1 and search.gpus_per_worker % 1:
         raise ConfigError(f"--gpus-per-worker {search.gpus_per_worker:g}: a trial takes whole GPUs, or a share of one")
-    room = sum(_fitting(node, wanted) for node in nodes)
+    processes = sum(_fitting(node, wanted) for node in nodes)
+    room = processes // search.workers
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     if room == 0:
-        raise ClusterError(_lack(nodes, wanted))
+        raise ClusterError(_lack(nodes, wanted, search.workers, processes))
     notes = []
     if gpus and not search.gpus_per_worker:
         notes.append(f"{gpus:g} GPU(s) stay idle: --gpus-per-worker 1 gives one to each trial, 0.5 half of one")
@@ -100,7 +129,9 @@ def _fitting(node: dict[str, float], wanted: dict[str, float]) -> int:
     return min(fits)
 
 
-def _lack(nodes: Sequence[dict[str, float]], wanted: dict[str, float]) -> str:
+def _lack(nodes: Sequence[dict[str, float]], wanted: dict[str, float], workers: int, processes: int) -> str:
+    if processes:
+        return f"a trial asks for {workers} workers, and there is room for {processes}. Lower --workers, or add a node"
     asked = " and ".join(f"{amount:g} {name}{'s' if amount != 1 else ''}" for name, amount in wanted.items() if amount)
     most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
     lacks = [
@@ -114,4 +145,45 @@ def _lack(nodes: Sequence[dict[str, float]], wanted: dict[str, float]) -> str:
     return (
         f"a trial asks for {asked} on one node, and {found} ({len(nodes)} node(s)). Lower --cpus-per-worker or "
         "--gpus-per-worker, or add a node that has them"
+    )
+
+
+def check_disk(place: Place, config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> None:
+    """ClusterError where the run's disk has no room for the checkpoints of a search; object storage has no end."""
+    if place.local is None:
+        return
+    folder = next(path for path in (place.local, *place.local.parents) if path.exists())
+    held = sum(path.stat().st_size for path in place.local.rglob("*.safetensors")) if place.local.exists() else 0
+    needed, free = needed_bytes(config, info, concurrent=concurrent, seeds=seeds) - held, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ClusterError(
+            f"{place}: the search needs about {needed / 1e9:.1f} GB more for checkpoints, and its disk has "
+            f"{free / 1e9:.1f} GB left. Free some, give another place (--storage DIR), or lower --concurrent or "
+            "--finalists"
+        )
+
+
+def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> int:
+    """Bytes that the files of a search take at most at a time.
+
+    A running trial has four checkpoints (last, previous, best, and one in the making), each with both of Adam's
+    moments; an ended one that may be chosen has one. Finalists are bare weights, and so are the winner and the models
+    of both arms under each seed, with their frozen layers.
+    """
+    with torch.device("meta"):
+        model = build_regressor(
+            backbone_from_config(backbone_config(config.model.backbone)),
+            config.model,
+            audio_dim=info.audio_dim,
+            vision_dim=info.vision_dim,
+            half_range=1.0,
+        )
+    width = 8 if config.train.precision == "float64" else 4
+    trained = width * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    whole = width * sum(parameter.numel() for parameter in model.parameters())
+    chosen = max(config.search.finalists, 2 * seeds)
+    return (
+        3 * trained * (4 * concurrent + chosen)
+        + trained * (config.search.finalists + 2 * seeds)
+        + whole * (1 + 2 * seeds)
     )

@@ -95,16 +95,17 @@ class FeasibleTPE(optuna.samplers.TPESampler):
 class Proposals(Searcher):
     """Proposes trials of one stage and tells Optuna truthfully how they ended.
 
-    space: what is searched. start: the parameters of the first trial. trials: the record so far: finished trials are
-    told, unfinished ones are proposed again, first and under their numbers. launch: called with number and
-    parameters of each proposal; returns the configuration that the trial gets.
+    space: what is searched. starts: the parameters of the first trials. budget: how many trials there are in all.
+    trials: the record so far: finished trials are told, unfinished ones are proposed again, first and under their
+    numbers. launch: called with number and parameters of each proposal; returns the configuration that the trial gets.
     """
 
     def __init__(
         self,
         space: Mapping[str, BaseDistribution],
         *,
-        start: Mapping[str, Any],
+        starts: Sequence[Mapping[str, Any]],
+        budget: int,
         trials: Sequence[TrialRecord],
         stage: Literal[1, 2],
         epochs: int,
@@ -116,52 +117,67 @@ class Proposals(Searcher):
         super().__init__(metric="objective", mode=OBJECTIVES[stage][1])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._launch, self._epochs, self._stage, self._run_seed = launch, epochs, stage, seed
+        self._budget, self._space = budget, dict(space)
         self._sampler_settings = (dict(space), feasible, n_startup_trials)
         self._running: dict[str, optuna.Trial] = {}
-        self._curves: dict[str, dict[int, float]] = {}
+        self._broken: dict[int, optuna.Trial] = {}
+        self._again: list[optuna.Trial] = []
         direction: Literal["minimize", "maximize"] = "minimize" if OBJECTIVES[stage][1] == "min" else "maximize"
         self.study = optuna.create_study(direction=direction, sampler=self._sampler_for(0))
         """What has been proposed and told."""
         for trial in trials:
             if trial.finished:
-                self.study.add_trial(_told(trial, space, epochs))
+                self.study.add_trial(_told(trial, self._space, epochs))
             else:
                 self.study.enqueue_trial(trial.params)
-        if not trials:
+        for start in starts[len(trials) : budget]:
             self.study.enqueue_trial(dict(start))
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The configuration of the next trial."""
-        waiting = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        number = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = self._sampler_for(number)
-        trial = self.study.ask(self._sampler_settings[0])
-        assert trial.number == number
-        self._running[trial_id], self._curves[trial_id] = trial, {}
-        return self._launch(number, dict(trial.params))
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Remember an epoch. It is told at the end: a diverged trial must leave no value behind."""
-        if result.get("objective") is not None:
-            self._curves[trial_id][result["epoch"]] = result["objective"]
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The configuration of the next trial; None while there may be one again, FINISHED when there will not."""
+        trial = self._again.pop(0) if self._again else self._next()
+        if trial is None:
+            return None if self._running or self._broken else str(Searcher.FINISHED)
+        self._running[trial_id] = trial
+        return self._launch(trial.number, dict(trial.params))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended: COMPLETE, PRUNED at its epoch, PRUNED without a value, or FAIL."""
+        """Tell Optuna how a trial ended: COMPLETE, PRUNED at its epoch, PRUNED without a value, or FAIL.
+
+        It is told at the end, curve and all: a diverged trial must leave no value behind. One whose process died is
+        told nothing yet: it may be launched again (`settle`).
+        """
         trial = self._running.pop(trial_id, None)
         if trial is None:
             return
-        if error or not result or result.get("state") == "failed":
-            self.study.tell(trial, state=OptunaState.FAIL)
+        if error or not result:
+            self._broken[trial.number] = trial
             return
-        # The result that stops a trial reaches the searcher here only.
-        self.on_trial_result(trial_id, result)
-        curve = {} if result.get("failure") else self._curves[trial_id]
-        for epoch, value in curve.items():
-            trial.report(value, epoch)
-        if curve and max(curve) >= self._epochs:
-            self.study.tell(trial, curve[max(curve)])
+        state, curve, value = _outcome(result["curve"], result.get("state"), self._stage, self._epochs)
+        for epoch, figure in curve.items():
+            trial.report(figure, epoch)
+        # PRUNED takes the last reported value itself.
+        self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state=state)
+
+    def settle(self, number: int, again: bool) -> None:
+        """What becomes of a trial whose process died: it is proposed again as it was, or has failed."""
+        trial = self._broken.pop(number)
+        if again:
+            self._again.append(trial)
         else:
-            self.study.tell(trial, state=OptunaState.PRUNED)
+            self.study.tell(trial, state=OptunaState.FAIL)
+
+    def _next(self) -> optuna.Trial | None:
+        """The next of those that wait, else a new one while the budget lasts."""
+        asked = self.study.get_trials(deepcopy=False)
+        waiting = next((trial.number for trial in asked if trial.state == OptunaState.WAITING), None)
+        if waiting is None and len(asked) >= self._budget:
+            return None
+        number = len(asked) if waiting is None else waiting
+        self.study.sampler = self._sampler_for(number)
+        trial = self.study.ask(self._space)
+        assert trial.number == number
+        return trial
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its searcher for a restore that is not used, and the features hang on this one."""
@@ -180,17 +196,22 @@ class Proposals(Searcher):
 
 
 def _told(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: int) -> optuna.trial.FrozenTrial:
-    name = f"valid/{OBJECTIVES[trial.stage][0]}"
-    curve = {m["epoch"]: m[name] for m in trial.curve if m.get(name) is not None}
-    state, value = OptunaState.PRUNED, None
-    if trial.state == "failed":
-        state, curve = OptunaState.FAIL, {}
-    elif trial.state == "diverged":
-        curve = {}
-    elif curve and max(curve) >= epochs:
-        state = OptunaState.COMPLETE
-    if curve:
-        value = curve[max(curve)]
+    state, curve, value = _outcome(trial.curve, trial.state, trial.stage, epochs)
     return create_trial(
         state=state, value=value, params=trial.params, distributions=dict(space), intermediate_values=curve
     )
+
+
+def _outcome(
+    curve: Sequence[Mapping[str, Any]], state: str | None, stage: Literal[1, 2], epochs: int
+) -> tuple[OptunaState, dict[int, float], float | None]:
+    """How Optuna is told of a trial: its state, its values by epoch, its last value.
+
+    state: diverged, failed, or anything else of a trial that ended well or was stopped.
+    """
+    if state == "failed":
+        return OptunaState.FAIL, {}, None
+    name = f"valid/{OBJECTIVES[stage][0]}"
+    values = {} if state == "diverged" else {m["epoch"]: m[name] for m in curve if m.get(name) is not None}
+    last = values[max(values)] if values else None
+    return OptunaState.COMPLETE if max(values, default=0) >= epochs else OptunaState.PRUNED, values, last

@@ -1,12 +1,13 @@
 """The run record: readable files that are the truth of a search. Written by the driver alone, each time whole.
 
     run.json  space.yaml              what was asked for, and the state
-    stage1/trials/0007.json           a trial: parameters, curve, state, cost, checkpoint
-    stage1/trials/0007/attempt-1/     its `last` and `best` checkpoints, written by the trial
+    stage1/trials/0007.json           a trial: parameters, curve, state, failures, cost, checkpoint
+    stage1/trials/0007/attempt-1/     its checkpoints, written by the trial
     stage1/trials.jsonl               export of the above, one line a trial
     finalists/0007/                   the hand-off to Stage 2
+    seeds/stage2-4/                   retrainings of a winner under fresh seeds, laid out like a run
 
-Paths inside are relative, so that a run can be moved.
+Paths inside are relative, so that a run can be moved or copied.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from grcf_ray.errors import DataError
-from grcf_ray.files import write_json, write_text
+from grcf_ray.storage import Place
 from grcf_ray.train.stage import OBJECTIVES, finite
 
-__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now"]
+__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now", "rank"]
 
 SCHEMA_VERSION = 1
 
@@ -49,12 +49,21 @@ class TrialRecord:
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """The metrics of each epoch, as the stage loop gives them."""
     error: str | None = None
+    """Why it diverged or failed: the last error."""
+    cause: str | None = None
+    """The kind of that error, by which failures are grouped."""
+    failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Attempts that broke off, with cause, error and time; the last one's is the trial's where it failed."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What happened that the figures do not show, such as a damaged checkpoint."""
     seconds: float = 0.0
     """Time in training and validation."""
     utterance_passes: float = 0.0
     """Cost: encoded utterances over training utterances."""
     checkpoint: str | None = None
     """The best epoch's checkpoint, relative to the run; None once the trial can no longer be chosen."""
+    checkpoint_sha256: str | None = None
+    """Of the checkpoint's content."""
     started: str = ""
     ended: str | None = None
     schema_version: int = SCHEMA_VERSION
@@ -89,29 +98,30 @@ class TrialRecord:
 class RunRecord:
     """A run directory."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def __str__(self) -> str:
+        return str(self.place)
 
     @property
     def exists(self) -> bool:
         """Whether a run has been recorded here."""
-        return (self.folder / "run.json").exists()
+        return (self.place / "run.json").exists()
 
     def read_run(self) -> dict[str, Any]:
         """The content of run.json. DataError where there is none, or a newer release wrote it."""
         try:
-            run: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            run: dict[str, Any] = (self.place / "run.json").read_json()
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder}: not a run directory, it has no run.json") from error
-        except ValueError as error:
-            raise DataError(f"{self.folder / 'run.json'}: not JSON ({error})") from error
+            raise DataError(f"{self}: not a run directory, it has no run.json") from error
         if run["schema_version"] > SCHEMA_VERSION:
-            raise DataError(f"{self.folder}: written by a newer grcf_ray; upgrade to read it")
+            raise DataError(f"{self}: written by a newer grcf_ray; upgrade to read it")
         return run
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        write_json(self.folder / "run.json", {"schema_version": SCHEMA_VERSION, **run})
+        (self.place / "run.json").write_json({"schema_version": SCHEMA_VERSION, **run})
 
     def update_run(self, **changes: Any) -> None:
         """Replace some of run.json's entries."""
@@ -119,31 +129,49 @@ class RunRecord:
 
     def write_space(self, text: str) -> None:
         """Keep the search space beside the record."""
-        write_text(self.folder / "space.yaml", text)
+        (self.place / "space.yaml").write_text(text)
 
-    def trial_path(self, stage: int, number: int) -> Path:
-        """The JSON of a trial."""
-        return self.folder / f"stage{stage}" / "trials" / f"{number:04d}.json"
+    def _trials_place(self, stage: int) -> Place:
+        return self.place / f"stage{stage}" / "trials"
 
-    def attempt_folder(self, trial: TrialRecord) -> Path:
+    def trial_folder(self, trial: TrialRecord) -> Place:
+        """Where the trial's attempts keep their checkpoints."""
+        return self._trials_place(trial.stage) / f"{trial.number:04d}"
+
+    def attempt_folder(self, trial: TrialRecord) -> Place:
         """Where the trial's present attempt keeps its checkpoints."""
-        return self.trial_path(trial.stage, trial.number).with_suffix("") / f"attempt-{trial.attempt}"
+        return self.trial_folder(trial) / f"attempt-{trial.attempt}"
+
+    def at(self, path: str) -> Place:
+        """The place of a path that the record holds."""
+        place = self.place
+        for part in path.split("/"):
+            place = place / part
+        return place
 
     def write_trial(self, trial: TrialRecord) -> None:
         """Replace a trial's JSON."""
         values = dataclasses.asdict(trial)
-        write_json(self.trial_path(trial.stage, trial.number), values | {"curve": finite(trial.curve)})
+        place = self._trials_place(trial.stage) / f"{trial.number:04d}.json"
+        place.write_json(values | {"curve": finite(trial.curve)})
+
+    def trial(self, stage: int, number: int) -> TrialRecord:
+        """One trial. DataError where there is no such one."""
+        try:
+            return TrialRecord(**(self._trials_place(stage) / f"{number:04d}.json").read_json())
+        except FileNotFoundError as error:
+            raise DataError(f"{self}: has no trial stage{stage}/{number}") from error
 
     def trials(self, stage: int) -> list[TrialRecord]:
         """The stage's trials by number."""
-        paths = sorted((self.folder / f"stage{stage}" / "trials").glob("*.json"))
-        return [TrialRecord(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        place = self._trials_place(stage)
+        names = [name for name in place.names() if name.endswith(".json")]
+        trials = [TrialRecord(**content) for content in place.read_jsons(names)]
+        return sorted(trials, key=lambda trial: trial.number)
 
     def ranked(self, stage: int) -> list[TrialRecord]:
         """The stage's trials that have a usable result, best first, the earlier of equals first."""
-        sign = 1 if OBJECTIVES[stage][1] == "min" else -1
-        scored = [(sign * t.objective, t.number, t) for t in self.trials(stage) if t.objective is not None]
-        return [trial for *_, trial in sorted(scored, key=lambda entry: entry[:2])]
+        return rank(self.trials(stage))
 
     def export_trials(self, stage: int) -> None:
         """Write the stage's trials as one JSON line each."""
@@ -151,8 +179,18 @@ class RunRecord:
             json.dumps(dataclasses.asdict(trial), ensure_ascii=False, allow_nan=False) + "\n"
             for trial in self.trials(stage)
         ]
-        write_text(self.folder / f"stage{stage}" / "trials.jsonl", "".join(lines))
+        (self.place / f"stage{stage}" / "trials.jsonl").write_text("".join(lines))
 
-    def finalist_folder(self, number: int) -> Path:
+    def finalist_folder(self, number: int) -> Place:
         """Where a Stage 1 trial waits for Stage 2."""
-        return self.folder / "finalists" / f"{number:04d}"
+        return self.place / "finalists" / f"{number:04d}"
+
+
+def rank(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The trials of a stage that have a usable result, best first, the earlier of equals first."""
+    scored = []
+    for trial in trials:
+        if (objective := trial.objective) is not None:
+            sign = 1 if OBJECTIVES[trial.stage][1] == "min" else -1
+            scored.append((sign * objective, trial.number, trial))
+    return [trial for *_, trial in sorted(scored, key=lambda entry: entry[:2])]

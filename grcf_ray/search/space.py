@@ -26,7 +26,7 @@ from grcf_ray.config import RunConfig, build_config, check_margins, config_fault
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
 
-__all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "space_for"]
+__all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "recorded_space", "space_for"]
 
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "model.", "pairs.")
@@ -111,6 +111,20 @@ class Space:
             "stage1": {path: plain(dimension) for path, dimension in self.stage1.items()},
             "stage2": {path: plain(dimension) for path, dimension in self.stage2.items()},
         }
+
+
+def recorded_space(content: Mapping[str, Any], source: str) -> Space:
+    """The space that a run record holds, as `Space.as_dict` gave it."""
+
+    def dimension(value: Mapping[str, Any]) -> Dimension:
+        if "choices" in value:
+            return Choice(tuple(value["choices"]), value["start"])
+        return Range(**value)
+
+    first, second = (
+        {path: dimension(value) for path, value in content[stage].items()} for stage in ("stage1", "stage2")
+    )
+    return Space(content["dataset"], content["fixed"], first, second, source)
 
 
 def load_space(path: Path) -> Space:

@@ -1,208 +1,346 @@
-"""The search: Stage 1 -> finalists -> Stage 2 -> winner -> the test split, once."""
+"""The search: Stage 1 -> finalists -> Stage 2 -> winner. The record in its folder is the truth."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
 
 from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
-from grcf_ray.errors import NoWinnerError
-from grcf_ray.files import write_json
-from grcf_ray.metrics import Protocol
-from grcf_ray.search.events import Event, Listener, StageEnded, StageStarted, WinnerFixed
+from grcf_ray.errors import DamagedError, GrcfError, NoWinnerError
+from grcf_ray.metrics import Protocol as MetricsProtocol
+from grcf_ray.search.events import (
+    Event,
+    FinalistsHeld,
+    FinalistSkipped,
+    Listener,
+    StageEnded,
+    StageStarted,
+    WinnerFixed,
+)
+from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.halving import build_scheduler
-from grcf_ray.search.keeper import GiveUp, RecordKeeper
+from grcf_ray.search.keeper import RecordKeeper
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.space import Choice, Dimension, Space
+from grcf_ray.search.stopping import RETRAINING_SHARES, STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
+from grcf_ray.train.stage import stage_seed
 
-__all__ = ["Search", "cluster_nodes"]
+__all__ = ["Retrainings", "Search", "cluster_nodes", "config_of"]
 
-RETRIES = 2
-"""Times that Tune starts a trial again whose process died."""
+
+class Retrainings(Protocol):
+    """Trials that are given beforehand."""
+
+    def params(self, stage: Literal[1, 2], finalists: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        """The parameters of a stage's trials, in their order."""
+        ...
+
+    def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
+        """The seed of one of them."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """A search over both stages on a connected cluster; the record in its folder is the truth."""
+    """A search over both stages on a connected cluster.
+
+    reopen: whether a Stage 2 that has spent its budget takes the finalists of a Stage 1 that was extended, with its
+    first budget once more. retrainings: where given, there is nothing to search: the trials of each stage, and the seed
+    of each.
+    """
 
     record: RunRecord
     space: Space
     features: Features
-    protocol: Protocol
+    protocol: MetricsProtocol
     concurrent: int
     listeners: Sequence[Listener] = ()
+    stop: Stop = dataclasses.field(default_factory=Stop)
+    reopen: bool = False
+    retrainings: Retrainings | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The space's starting point."""
+        return self.space.config()
+
+    @property
+    def stages(self) -> list[Literal[1, 2]]:
+        """Those that have epochs."""
+        parts: list[tuple[Literal[1, 2], int]] = [(1, self.config.stage1.epochs), (2, self.config.stage2.epochs)]
+        return [stage for stage, epochs in parts if epochs]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage has spent its budget."""
+        search = self.config.search
+        second = max(search.stage2_trials, self.record.read_run().get("stage2_trials", 0))
+        budgets = {1: search.stage1_trials, 2: second}
+        return all(sum(t.finished for t in self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
 
     def run(self) -> TrialRecord:
-        """Run what the record still lacks; the winner. NoWinnerError where no trial has a usable result."""
-        config = self.space.config()
-        stages = [stage for stage, part in ((1, config.stage1), (2, config.stage2)) if part.epochs]
-        if 1 in stages:
-            self._run_stage(1, config, self.space.stage1)
-        if 2 in stages:
-            finalists = self._hand_over(config) if 1 in stages else []
+        """Run what the record still lacks; the winner.
+
+        NoWinnerError where no trial has a usable result, or too many failed in a row; KeyboardInterrupt where the
+        search was asked to stop.
+        """
+        if 1 in self.stages:
+            self._run_stage(1, self.space.stage1, self.config.search.stage1_trials)
+        if 2 in self.stages:
             dimensions: dict[str, Dimension] = dict(self.space.stage2)
-            if finalists:
+            budget = self.config.search.stage2_trials
+            if 1 in self.stages:
+                finalists, budget = self._hand_over()
                 dimensions["finalist"] = Choice(tuple(finalists), finalists[0])
-            self._run_stage(2, config, dimensions)
-        winner = self._best(stages[-1])
-        self._tell(WinnerFixed(winner))
-        return winner
+            self._run_stage(2, dimensions, budget)
+        ranked = self.record.ranked(self.stages[-1])
+        if not ranked:
+            raise NoWinnerError(self._no_result(self.stages[-1]))
+        self._tell(WinnerFixed(ranked[0]))
+        return ranked[0]
 
-    def config_of(self, trial: TrialRecord) -> RunConfig:
-        """The whole configuration of a trial; Stage 2 inherits what its finalist's trial searched."""
-        return self.space.config(self._params(trial.stage, trial.params))
-
-    def _params(self, stage: Literal[1, 2], params: dict[str, Any]) -> dict[str, Any]:
-        own = {path: value for path, value in params.items() if path != "finalist"}
-        if stage == 1 or "finalist" not in params:
-            return own
-        inherited = next(t for t in self.record.trials(1) if t.number == int(params["finalist"]))
-        return {**inherited.params, **own}
-
-    def _run_stage(self, stage: Literal[1, 2], config: RunConfig, dimensions: Mapping[str, Dimension]) -> None:
-        search = config.search
-        budget, epochs = (
-            (search.stage1_trials, config.stage1.epochs) if stage == 1 else (search.stage2_trials, config.stage2.epochs)
-        )
-        trials = self.record.trials(stage)
-        left = budget - sum(trial.finished for trial in trials)
+    def _run_stage(self, stage: Literal[1, 2], dimensions: Mapping[str, Dimension], budget: int) -> None:
+        config, trials = self.config, self.record.trials(stage)
+        epochs = config.stage1.epochs if stage == 1 else config.stage2.epochs
+        starts: Sequence[Mapping[str, Any]] = [{path: dimension.start for path, dimension in dimensions.items()}]
+        if self.retrainings:
+            finalist = dimensions.get("finalist")
+            starts = self.retrainings.params(stage, finalist.choices if isinstance(finalist, Choice) else ())
+            budget = len(starts)
         self._tell(StageStarted(stage, budget, epochs, tuple(trials)))
-        if left > 0:
+        share = (RETRAINING_SHARES if self.retrainings else STAGE_SHARES)[stage]
+        if sum(trial.finished for trial in trials) < budget and not self.stop.time_is_up(share):
             keeper = RecordKeeper(
                 self.record,
                 stage,
-                seed=config.seed,
+                trials=trials,
+                config=config,
+                protocol=self.protocol,
+                seed_of=lambda params, number: self._seed(stage, params, number),
                 epochs=epochs,
-                choices=search.finalists if stage == 1 else 1,
-                config_of=self.config_of,
+                choices=budget if self.retrainings else config.search.finalists if stage == 1 else 1,
+                config_of=lambda trial: config_of(self.space, self.record, trial),
                 tell=self._tell,
             )
-            space = distributions(dimensions)
             proposals = Proposals(
-                space,
-                start={path: dimension.start for path, dimension in dimensions.items()},
+                distributions(dimensions),
+                starts=starts,
+                budget=budget,
                 trials=trials,
                 stage=stage,
                 epochs=epochs,
                 seed=config.seed,
                 n_startup_trials=startup_trials(budget),
-                feasible=lambda params: self._feasible(stage, dict(params)),
+                feasible=lambda params: self._feasible(stage, params),
                 launch=keeper.launch,
             )
-            scheduler = build_scheduler(search, stage=stage, epochs=epochs, trials=trials)
-            self._fit(stage, config, proposals, scheduler, keeper, left)
+            keeper.settle = proposals.settle
+            scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
+            self._fit(stage, proposals, scheduler, keeper, budget, share)
         self.record.export_trials(stage)
         self._tell(StageEnded(stage))
 
-    def _feasible(self, stage: Literal[1, 2], params: dict[str, Any]) -> bool:
+    def _seed(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
+        if self.retrainings:
+            return self.retrainings.seed_for(stage, params, number)
+        return stage_seed(self.config.seed, stage, number)
+
+    def _feasible(self, stage: Literal[1, 2], params: Mapping[str, Any]) -> bool:
         return stage == 2 or not check_margins(self.space.config(params), self.features.half_range)
 
     def _fit(
         self,
         stage: Literal[1, 2],
-        config: RunConfig,
         proposals: Proposals,
         scheduler: tune.schedulers.TrialScheduler,
         keeper: RecordKeeper,
-        left: int,
+        budget: int,
+        share: float,
     ) -> None:
-        search = config.search
-        shared = Shared(self.features, stage, self.protocol, search.cpus_per_worker, search.gpus_per_worker > 0)
-        bundle = {"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker}
-        resources = tune.PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+        search = self.config.search
+        shared = Shared(ray.put(self.features), search.workers, search.cpus_per_worker, search.gpus_per_worker)
         scratch = Path(tempfile.mkdtemp(prefix="grcf-tune-"))
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            tune.Tuner(
-                tune.with_resources(tune.with_parameters(TrialTrainable, shared=shared), resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=proposals,
-                    scheduler=scheduler,
-                    num_samples=left,
-                    max_concurrent_trials=min(self.concurrent, left),
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name=f"stage{stage}",
-                    storage_path=str(scratch),
-                    verbose=0,
-                    callbacks=[keeper],
-                    stop=GiveUp(keeper),
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            ).fit()
+            with self.stop.deferred():
+                tune.Tuner(
+                    tune.with_resources(tune.with_parameters(TrialTrainable, shared=shared), _resources(self.config)),
+                    tune_config=tune.TuneConfig(
+                        search_alg=proposals,
+                        scheduler=scheduler,
+                        # The searcher says when it is done: a trial whose process died takes a second sample.
+                        num_samples=-1,
+                        max_concurrent_trials=min(self.concurrent, budget),
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        name=f"stage{stage}",
+                        storage_path=str(scratch),
+                        verbose=0,
+                        callbacks=[keeper],
+                        stop=_StopWhen(lambda: keeper.hopeless or self.stop.requested or self.stop.time_is_up(share)),
+                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    ),
+                ).fit()
+        except tune.TuneError as error:
+            raise _origin(error) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            if threading.current_thread() is threading.main_thread():
-                # Tune leaves a handler that would swallow the next Ctrl-C.
-                signal.signal(signal.SIGINT, on_interrupt)
-        if keeper.hopeless:
-            raise NoWinnerError(_no_result(stage, self.record))
-        # Tune takes the first Ctrl-C for itself and returns.
-        if len([trial for trial in self.record.trials(stage) if trial.finished]) < keeper.expected(left):
+        if self.stop.requested:
             raise KeyboardInterrupt
+        if keeper.hopeless:
+            raise NoWinnerError(self._hopeless(stage, keeper.failing))
 
-    def _hand_over(self, config: RunConfig) -> list[str]:
-        """Copy the best checkpoints, one per trial, to a place where no trial writes; their numbers as words."""
-        ranked = self.record.ranked(1)[: config.search.finalists]
-        if not ranked:
-            raise NoWinnerError(_no_result(1, self.record))
-        for trial in ranked:
-            folder = self.record.finalist_folder(trial.number)
-            if (folder / "trial.json").exists():
-                continue
-            assert trial.checkpoint is not None
-            best = self.record.folder / trial.checkpoint
-            source = best if config.stage2.start == "best" else best.with_name("last.safetensors")
-            digest = export_weights(source, folder / "model.safetensors")
-            write_json(
-                folder / "trial.json",
-                {
-                    "trial": trial.number,
-                    "objective": trial.objective,
-                    "params": trial.params,
-                    "sha256": digest,
-                },
-            )
-            # What the attempts hold beyond this, the optimizer above all, is of no more use.
-            trial.checkpoint = str((folder / "model.safetensors").relative_to(self.record.folder))
+    def _hand_over(self) -> tuple[list[str], int]:
+        """The finalists, as words, and Stage 2's budget; their weights in a place where no trial writes.
+
+        Once Stage 2 has trials the list only grows: they name their finalists by it.
+        """
+        run, search = self.record.read_run(), self.config.search
+        handed: list[str] = run.get("finalists", [])
+        second = self.record.trials(2)
+        budget = max(search.stage2_trials, run.get("stage2_trials", 0))
+        spent = sum(trial.finished for trial in second) >= budget
+        # Time may be up within a trial: the search takes its weights as they are, the comparison of seeds does not.
+        ranked = [trial for trial in self.record.ranked(1) if trial.finished or not self.retrainings]
+        if spent and not self.reopen:
+            best = ranked[: search.finalists]
+            if better := [trial for trial in best if str(trial.number) not in handed]:
+                self._tell(FinalistsHeld(tuple(better)))
+            return handed, budget
+        if not second:
+            handed = []
+        used = {trial.params["finalist"] for trial in second}
+        chosen = [str(t.number) for t in ranked[: search.finalists] if self._export(t, str(t.number) in used)]
+        new = [number for number in chosen if number not in handed]
+        if not handed + new:
+            raise NoWinnerError(self._no_result(1))
+        if new:
+            if spent:
+                budget += search.stage2_trials
+            self.record.update_run(finalists=handed + new, stage2_trials=budget)
+            self.record.export_trials(1)
+        return handed + new, budget
+
+    def _export(self, trial: TrialRecord, used: bool) -> bool:
+        """Copy a trial's best weights to where Stage 2 finds them; whether they are whole.
+
+        used: whether a trial of Stage 2 has started from what is there: then it stays.
+        """
+        folder = self.record.finalist_folder(trial.number)
+        # A trial that has checkpoints of its own still has been cut short by time, and may be better by now.
+        better = trial.checkpoint is not None and trial.checkpoint.startswith("stage1/") and not used
+        if better or not (folder / "trial.json").exists():
+            if trial.checkpoint is None:
+                return False
+            best = self.record.at(trial.checkpoint)
+            try:
+                if self.config.stage2.start == "best":
+                    digest = export_weights(best, folder / "model.safetensors", sha256=trial.checkpoint_sha256)
+                else:
+                    last = self.record.attempt_folder(trial) / "last.safetensors"
+                    digest = export_weights(last, folder / "model.safetensors")
+            except DamagedError as error:
+                trial.notes.append(str(error))
+                trial.checkpoint = trial.checkpoint_sha256 = None
+                self.record.write_trial(trial)
+                self._tell(FinalistSkipped(trial, str(error)))
+                return False
+            content = {"trial": trial.number, "objective": trial.objective, "params": trial.params, "sha256": digest}
+            (folder / "trial.json").write_json(content)
+        kept = f"finalists/{trial.number:04d}/model.safetensors"
+        # A trial that ran out of time goes on from its own checkpoints when it is given more.
+        if trial.finished and trial.checkpoint != kept:
+            trial.checkpoint, trial.checkpoint_sha256 = kept, (folder / "trial.json").read_json()["sha256"]
             self.record.write_trial(trial)
-            shutil.rmtree(self.record.attempt_folder(trial).parent, ignore_errors=True)
-        self.record.export_trials(1)
-        return [str(trial.number) for trial in ranked]
-
-    def _best(self, stage: int) -> TrialRecord:
-        ranked = self.record.ranked(stage)
-        if not ranked:
-            raise NoWinnerError(_no_result(stage, self.record))
-        return ranked[0]
+            # What the attempts hold beyond this, the optimizer above all, is of no more use.
+            self.record.trial_folder(trial).delete()
+        return True
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
+    def _no_result(self, stage: int) -> str:
+        trials = self.record.trials(stage)
+        cut = [trial for trial in trials if not trial.finished]
+        if cut and len(cut) == len(trials):
+            return f"stage {stage}: no trial finished in the time given. The record: {self.record}"
+        return (
+            f"stage {stage}: none of {len(trials)} trials has a usable result.{_reasons(trials)} "
+            f"The record: {self.record}"
+        )
 
-def _no_result(stage: int, record: RunRecord) -> str:
-    trials = record.trials(stage)
-    errors = sorted({trial.error for trial in trials if trial.error})
-    why = f" The errors: {'; '.join(errors[:3])}" if errors else ""
-    return f"stage {stage}: none of {len(trials)} trials has a usable result.{why} The record: {record.folder}"
+    def _hopeless(self, stage: int, failing: int) -> str:
+        trials = self.record.trials(stage)
+        sound = len(rank(trials))
+        return (
+            f"stage {stage}: {failing} trials failed in a row, so the search is given up; {sound} finished well and "
+            f"are kept.{_reasons(trials)} The record: {self.record}"
+        )
+
+
+class _StopWhen(tune.Stopper):
+    """Ends a stage, and no trial for its results."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the condition holds."""
+        return self._condition()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles it for a restore that is not used."""
+        return {}
+
+
+def _origin(error: tune.TuneError) -> BaseException:
+    """What a callback raised, where Tune has made a text of it: a full disk has to be told from a fault of ours."""
+    inner = error.__context__
+    return inner if isinstance(inner, (OSError, GrcfError)) else error
+
+
+def config_of(space: Space, record: RunRecord, trial: TrialRecord) -> RunConfig:
+    """The whole configuration of a trial; Stage 2 inherits what its finalist's trial searched."""
+    own = {path: value for path, value in trial.params.items() if path != "finalist"}
+    if "finalist" not in trial.params:
+        return space.config(own)
+    inherited = (record.finalist_folder(int(trial.params["finalist"])) / "trial.json").read_json()["params"]
+    return space.config({**inherited, **own})
 
 
 def cluster_nodes() -> list[dict[str, float]]:
     """The resources of each node that is alive."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _reasons(trials: Sequence[TrialRecord]) -> str:
+    causes = failures_by_cause(trials)
+    if not causes:
+        return ""
+    reasons = [f"{len(failed)} x {cause}: {failed[-1].error}" for cause, failed in causes.items()]
+    return f" The errors: {'; '.join(reasons)}."
+
+
+def _resources(config: RunConfig) -> tune.PlacementGroupFactory:
+    """What Tune sets aside for a trial. Several workers ask for their own; their trial's process needs next to none."""
+    search = config.search
+    if search.workers > 1:
+        return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    bundle = {"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker}
+    return tune.PlacementGroupFactory([{name: float(amount) for name, amount in bundle.items() if amount}])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,11 @@ from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
 from grcf_ray.data.schema import SPLITS
 from grcf_ray.data.store import Store
-from grcf_ray.files import write_json, write_text
 from grcf_ray.metrics import Protocol, regression_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.record import RunRecord, TrialRecord, now
+from grcf_ray.storage import Place
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.export import load_model, save_model
@@ -34,35 +33,55 @@ from grcf_ray.train.stage import use_deterministic_torch
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["comparability", "export_winner", "measure", "measure_winner", "note_test_read", "versions"]
+__all__ = [
+    "available_threads",
+    "comparability",
+    "export_winner",
+    "measure",
+    "measure_winner",
+    "measured",
+    "note_test_read",
+    "test_was_read",
+    "trial_name",
+    "versions",
+]
 
 
 def export_winner(
-    record: RunRecord, winner: TrialRecord, config: RunConfig, features: Features, store: Store, protocol: Protocol
-) -> Path:
-    """Write `best/`: the winner's model on its own, and where it comes from."""
+    record: RunRecord,
+    winner: TrialRecord,
+    config: RunConfig,
+    features: Features,
+    store: Store,
+    protocol: Protocol,
+    *,
+    to: str = "best",
+) -> Place:
+    """Write `best/`, or another folder of the run: the winner's model on its own, and where it comes from."""
     assert winner.checkpoint is not None
-    folder = record.folder / "best"
+    place = record.at(to)
+    # The figures of the model that was here before would be taken for this one's.
+    (place / "metrics.json").delete()
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
-    load_weights(record.folder / winner.checkpoint, model)
-    save_model(
-        folder,
-        model,
-        load_tokenizer(config.model.backbone),
-        seen,
-        config,
-        label_range=store.info.label_range,
-        protocol=protocol,
-        lowercase=lowercases(store, config.features),
-    )
-    path = folder / "provenance.json"
+    load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
+    with place.writing_folder() as folder:
+        save_model(
+            folder,
+            model,
+            load_tokenizer(config.model.backbone),
+            seen,
+            config,
+            label_range=store.info.label_range,
+            protocol=protocol,
+            lowercase=lowercases(store, config.features),
+        )
+    provenance = place / "provenance.json"
     # A search that was cut off after its look at test looks again; the first look stays on record.
-    reads = json.loads(path.read_text(encoding="utf-8"))["test_reads"] if path.exists() else []
-    write_json(
-        path,
+    reads = provenance.read_json()["test_reads"] if provenance.exists() else []
+    provenance.write_json(
         {
-            "trial": f"stage{winner.stage}/{winner.number}",
+            "trial": trial_name(winner),
             "params": winner.params,
             "seed": winner.seed,
             "settings": flatten(config),
@@ -75,7 +94,12 @@ def export_winner(
             "test_reads": reads,
         },
     )
-    return folder
+    return place
+
+
+def trial_name(trial: TrialRecord) -> str:
+    """A trial as commands name it, such as stage2/7."""
+    return f"stage{trial.stage}/{trial.number}"
 
 
 def measure(folder: Path, table: pa.Table, *, threads: int) -> dict[str, float]:
@@ -107,13 +131,15 @@ def measure_winner(
     protocol: Protocol,
 ) -> dict[str, Any]:
     """Read the test split, once; write and return `best/metrics.json`."""
-    folder = record.folder / "best"
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    note_test_read(folder, "search")
+    place = record.place / "best"
+    threads = available_threads()
+    note_test_read(place, "search", [trial_name(winner)])
     table = store.read("test")
-    test = measure(folder, table, threads=threads)
+    with place.reading_folder() as folder:
+        valid, test = (measure(folder, rows, threads=threads) for rows in (store.read("valid"), table))
     metrics = {
-        "valid": measure(folder, store.read("valid"), threads=threads),
+        "trial": trial_name(winner),
+        "valid": valid,
         "test": test,
         "threads": threads,
         "paper": dict(facts.paper_results) if facts else {},
@@ -122,17 +148,36 @@ def measure_winner(
     }
     if config.search.ridge_baseline:
         metrics["baselines"] = [_ridge(features, table, store, config, protocol)]
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / "README.md", _card(record, winner, metrics, store))
+    (place / "README.md").write_text(_card(record, winner, metrics, store))
+    (place / "metrics.json").write_json(metrics)
     return metrics
 
 
-def note_test_read(folder: Path, command: str) -> None:
-    """Append to the model's provenance that the test split is about to be read."""
-    path = folder / "provenance.json"
-    provenance = json.loads(path.read_text(encoding="utf-8"))
-    provenance["test_reads"].append({"time": now(), "command": command, "argv": sys.argv[1:]})
-    write_json(path, provenance)
+def measured(record: RunRecord, winner: TrialRecord) -> bool:
+    """Whether `best/` holds this trial and what it scores on test, so that nothing need be read again."""
+    try:
+        return bool((record.place / "best" / "metrics.json").read_json()["trial"] == trial_name(winner))
+    except FileNotFoundError:
+        return False
+
+
+def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
+    """Append to the model's provenance that these models are about to be measured on the test split."""
+    path = place / "provenance.json"
+    provenance = path.read_json()
+    read = {"time": now(), "command": command, "models": list(models), "argv": sys.argv[1:]}
+    path.write_json({**provenance, "test_reads": [*provenance["test_reads"], read]})
+
+
+def test_was_read(record: RunRecord) -> bool:
+    """Whether the run has looked at the test split."""
+    path = record.place / "best" / "provenance.json"
+    return path.exists() and bool(path.read_json()["test_reads"])
+
+
+def available_threads() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def comparability(facts: DatasetFacts | None, config: RunConfig, store: Store) -> list[str]:
@@ -194,7 +239,7 @@ def _card(record: RunRecord, winner: TrialRecord, metrics: dict[str, Any], store
     )
     return f"""# GRCF on {store.info.name}
 
-Trial stage{winner.stage}/{winner.number} of the run `{record.folder.name}`, chosen on the validation split.
+Trial {trial_name(winner)} of the run `{record.place.name}`, chosen on the validation split.
 The validation figures are optimistic: they are the best of several trials.
 
 | metric | valid | test |
@@ -211,5 +256,5 @@ model = load_model(Path("best"))
 scores = model.score(table)  # a pyarrow table with a text column, and audio or vision where the model has them
 ```
 
-`python -m grcf_ray.evaluate {record.folder.name}` measures it again.
+`python -m grcf_ray.evaluate {record.place.name}` measures it again.
 """

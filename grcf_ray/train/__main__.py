@@ -1,23 +1,32 @@
-"""python -m grcf_ray.train: one configuration through both stages, without Ray."""
+"""python -m grcf_ray.train: one configuration through both stages, under Ray where several workers share it."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from grcf_ray import console
 
 if TYPE_CHECKING:
-    from grcf_ray.config import RunConfig
+    from grcf_ray.config import RunConfig, SearchConfig
+    from grcf_ray.data.features import Features
+    from grcf_ray.data.store import Store
+    from grcf_ray.metrics import Protocol
+    from grcf_ray.storage import Place
+    from grcf_ray.train.distributed import WorkerGroup
+    from grcf_ray.train.job import JobRunner, StageJob
 
-app = console.make_app("Train one configuration through both stages, without Ray.")
+app = console.make_app("Train one configuration through both stages.")
 
 
 @app.command()
 def train(
-    dataset: str = typer.Option(..., metavar="NAME", help="A known data set, or your own."),
+    dataset: str | None = typer.Option(None, metavar="NAME", help="A known data set, or your own."),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="Its files; default $GRCF_DATA/NAME, then ./data/NAME."
     ),
@@ -32,10 +41,23 @@ def train(
     set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="A setting; may be repeated."),
     backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="Text encoder."),
     ablation: str = typer.Option("full", metavar="NAME", help="One of the switches of Table 3; see below."),
-    out: Path = typer.Option(
-        Path("runs/train"), metavar="DIR", help="Folder for checkpoints; continued if it has any."
+    out: Path | None = typer.Option(
+        None, metavar="DIR", help="Folder for checkpoints, continued if it has any; default runs/train."
     ),
-    threads: int | None = typer.Option(None, metavar="N", help="Torch threads; default all CPUs."),
+    threads: int | None = typer.Option(
+        None, metavar="N", help="Torch threads of a process; default all CPUs, or those of a worker."
+    ),
+    workers: int = typer.Option(1, metavar="W", min=1, help="Processes that train together; several run under Ray."),
+    cpus_per_worker: int = typer.Option(1, metavar="C", min=1, help="CPUs of each of several workers."),
+    gpus_per_worker: float = typer.Option(
+        0.0, metavar="G", min=0.0, help="GPUs of each of several workers; a fraction shares one."
+    ),
+    from_: str | None = typer.Option(
+        None, "--from", metavar="RUN", help="Train a recorded trial of a run again, and compare; with --trial."
+    ),
+    trial: str | None = typer.Option(
+        None, metavar="NAME", help="Such as stage2/7, or seeds/stage2/0 of the retrainings."
+    ),
     print_model: bool = typer.Option(False, "--print-model", help="Print the parameter table, train nothing."),
     print_config: bool = typer.Option(False, "--print-config", help="Print the configuration as YAML, train nothing."),
 ) -> None:
@@ -47,6 +69,8 @@ def train(
       python -m grcf_ray.train --dataset mosi --print-model
       python -m grcf_ray.train --dataset mosi --data mosi.parquet --set stage1.epochs=5
       python -m grcf_ray.train --dataset demo --ablation no-advantage --out runs/no-advantage
+      python -m grcf_ray.train --dataset demo --workers 2 --set pairs.groups_per_step=2
+      python -m grcf_ray.train --from runs/demo-all-MiniLM-L6-v2-seed42 --trial stage2/3
 
     \b
     Ablations: full, no-advantage, static-margin, no-stage1, no-stage2, direct-mae (MAE alone, no Stage 1).
@@ -55,6 +79,27 @@ def train(
     from grcf_ray.errors import ConfigError
     from grcf_ray.search.space import space_for
 
+    if from_ is not None and trial is not None:
+        options = {
+            "--dataset": dataset,
+            "--label-range": label_range,
+            "--space": space,
+            "--set": set_,
+            "--backbone": backbone,
+            "--ablation": ablation != "full",
+            "--threads": threads,
+            "--workers": workers > 1,
+            "--cpus-per-worker": cpus_per_worker > 1,
+            "--gpus-per-worker": gpus_per_worker,
+            "--print-model": print_model,
+            "--print-config": print_config,
+        }
+        if given := [name for name, value in options.items() if value]:
+            raise ConfigError(f"--from repeats a trial as it was recorded: leave out {', '.join(given)}")
+        _replay(from_, trial, data, out)
+        return
+    if dataset is None or from_ is not None or trial is not None:
+        raise ConfigError("give --dataset NAME to train a configuration, or --from RUN --trial NAME to repeat a trial")
     if ablation not in ABLATIONS:
         raise ConfigError(f"unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))}; {', '.join(ABLATIONS)}")
     start = flatten(space_for(dataset, space).config())
@@ -65,7 +110,53 @@ def train(
     elif print_model:
         _print_model(config, dataset, data, label_range)
     else:
-        _train(config, dataset, data, label_range, out, threads)
+        # How the work is shared is no part of the settings that a folder of checkpoints belongs to.
+        sharing = dataclasses.replace(
+            config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
+        )
+        _train(config, sharing, _ready(config, sharing, dataset, data, label_range), out or Path("runs/train"), threads)
+
+
+def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
+    """Train a recorded trial again, as far as it came; GrcfError where a figure is not the same to the last bit."""
+    import tempfile
+
+    from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
+    from grcf_ray.search.opening import recorded_store
+    from grcf_ray.search.replay import epochs_to_repeat, find_trial, other_versions, replay_job, unlike
+    from grcf_ray.storage import place_at
+    from grcf_ray.train.assemble import prepare_features
+
+    record, holder, trial = find_trial(run, name)
+    if not trial.epoch and not trial.finished:
+        raise DataError(f"{name} of {run} has no epoch on record yet: there is nothing to repeat")
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty, and a trial is repeated from its start. Give another folder: --out DIR")
+    store = recorded_store(record, data)
+    with tempfile.TemporaryDirectory(prefix="grcf-replay-") as scratch:
+        job, config = replay_job(record, holder, trial, place_at(out or Path(scratch)))
+        if config.search.workers > 1:
+            _join_cluster(config, config.search)
+        epochs = config.stage1.epochs if job.stage == 1 else config.stage2.epochs
+        with _runner(prepare_features(store, config), config.search) as runner:
+            runner.start(job)
+            result: dict[str, Any] = {"epoch": 0, "done": False}
+            while not result["done"] and result["epoch"] < max(1, epochs_to_repeat(trial)):
+                result = runner.step()
+                if "failure" not in result:
+                    console.progress(_line(job.stage, epochs, result["curve"][-1]))
+    if differences := unlike(trial, result):
+        versions = other_versions(record.read_run()["versions"])
+        raise GrcfError(
+            faults_message(f"{name} of {run} came out otherwise:", differences)
+            + "\n"
+            + (faults_message("What it was recorded with:", versions) if versions else "The versions are the same.")
+        )
+    if trial.error is not None:
+        print(f"Recorded: {trial.state} in epoch {trial.epoch + 1}, {trial.cause}: {trial.error}")
+        print(f"Now: {result.get('failure', 'it went on')}")
+    epochs_again = f"{trial.epoch} epoch{'s' if trial.epoch != 1 else ''}"
+    print(f"Reproduced: {name}, {trial.state}, {epochs_again}, every figure the same")
 
 
 def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range: tuple[float, float] | None) -> None:
@@ -98,58 +189,164 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
     )
 
 
-def _train(
+def _ready(
     config: RunConfig,
+    sharing: SearchConfig,
     dataset: str,
     data: Path | None,
     label_range: tuple[float, float] | None,
-    out: Path,
-    threads: int | None,
-) -> None:
-    import os
-
+) -> Store:
+    """The data, once all that can keep the configuration from being trained on them is looked into."""
     from grcf_ray.config import check_margins
-    from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError, faults_message
-    from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities
-    from grcf_ray.train.checkpoint import load_weights
-    from grcf_ray.train.stage import StageLoop, choose_device, stage_seed, use_deterministic_torch
+    from grcf_ray.train.stage import choose_device
 
     store = find_data(dataset, data, label_range)
     low, high = store.info.label_range
     if faults := check_margins(config, (high - low) / 2):
         raise ConfigError(faults_message("the settings contradict themselves", faults))
-    device = choose_device(config.train, granted=True)
-    use_deterministic_torch(threads or os.cpu_count() or 1)
-    features = select_modalities(prepare_features(store, config), config.model.modalities)
-    protocol = datasets.get(dataset).metrics if dataset in datasets.names() else "mosi"
-    _claim(out, config, store.info.fingerprint)
-    model = initial_model(config.model, features, seed=config.seed)
-    for stage in (1, 2):
-        folder = out / f"stage{stage}"
-        folder.mkdir(parents=True, exist_ok=True)
-        loop = StageLoop(
-            model,
-            features,
-            config,
-            stage,
-            seed=stage_seed(config.seed, stage),
-            protocol=protocol,
-            folder=folder,
-            device=device,
+    if sharing.workers == 1:
+        choose_device(config.train, granted=True)
+    else:
+        _join_cluster(config, sharing)
+    return store
+
+
+def _join_cluster(config: RunConfig, sharing: SearchConfig) -> None:
+    """Connect to Ray. What can never be placed there is refused: Ray would wait for it forever."""
+    from grcf_ray.errors import ConfigError
+
+    if sharing.workers > config.pairs.groups_per_step:
+        raise ConfigError(
+            f"--workers {sharing.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups to "
+            f"deal out. Use at most as many workers, or raise it: --set pairs.groups_per_step={sharing.workers}"
         )
-        if loop.resume():
-            console.progress(f"stage {stage}: goes on after epoch {loop.epoch}")
-        for metrics in loop:
-            console.progress(_line(stage, loop, metrics))
-        if loop.epochs:
-            # The next stage, and whoever loads the folder, take the epoch that validation likes best.
-            name = config.stage2.start if stage == 1 else "best"
-            load_weights(folder / f"{name}.safetensors", model)
-            best = loop.curve[loop.best_epoch - 1]
-            print(f"stage {stage}: best epoch {loop.best_epoch}, " + ", ".join(_figures(best)))
+    if config.train.device == "cuda" and not sharing.gpus_per_worker:
+        raise ConfigError("train.device = cuda, but the workers are given no GPU: --gpus-per-worker 1")
+
+    from grcf_ray.search.preflight import connect, find_room
+    from grcf_ray.search.stages import cluster_nodes
+
+    connect()
+    find_room(cluster_nodes(), dataclasses.replace(config, search=sharing), [1])
+
+
+def _train(config: RunConfig, sharing: SearchConfig, store: Store, out: Path, threads: int | None) -> None:
+    """Train both stages, or what is left of them."""
+    import os
+
+    from grcf_ray.data import datasets
+    from grcf_ray.storage import place_at
+    from grcf_ray.train.assemble import prepare_features, select_modalities
+
+    features = prepare_features(store, config)
+    select_modalities(features, config.model.modalities)
+    _claim(out, config, store.info.fingerprint)
+    jobs = _stage_jobs(
+        config,
+        datasets.protocol_of(store.info.name),
+        place_at(out),
+        threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
+        gpu=sharing.workers == 1 or sharing.gpus_per_worker > 0,
+    )
+    with _runner(features, sharing) as runner:
+        for job, epochs in jobs:
+            _run(runner, job, epochs)
     print(f"checkpoints: {out}")
+
+
+def _stage_jobs(
+    config: RunConfig, protocol: Protocol, out: Place, *, threads: int, gpu: bool
+) -> list[tuple[StageJob, int]]:
+    """The stages that have epochs, each with their number. Stage 2 starts from what Stage 1 leaves."""
+    from grcf_ray.config import flatten
+    from grcf_ray.train.job import StageJob
+    from grcf_ray.train.stage import stage_seed
+
+    stages: list[tuple[Literal[1, 2], int]] = [(1, config.stage1.epochs), (2, config.stage2.epochs)]
+    jobs, initial = [], None
+    for stage, epochs in stages:
+        if epochs:
+            job = StageJob(
+                stage=stage,
+                seed=stage_seed(config.seed, stage),
+                settings=flatten(config),
+                protocol=protocol,
+                folder=(out / f"stage{stage}").uri,
+                initial=initial,
+                initial_sha256=None,
+                threads=threads,
+                gpu=gpu,
+            )
+            jobs.append((job, epochs))
+            initial = (out / f"stage{stage}" / f"{config.stage2.start}.safetensors").uri
+    return jobs
+
+
+@contextlib.contextmanager
+def _runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | WorkerGroup]:
+    """What runs the jobs: this process, or workers that end with the context."""
+    from grcf_ray.errors import GrcfError
+    from grcf_ray.train.job import JobRunner
+
+    if sharing.workers == 1:
+        yield JobRunner(features)
+        return
+
+    from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
+
+    console.progress(f"Starting {sharing.workers} workers")
+    group = WorkerGroup(
+        share(features),
+        workers=sharing.workers,
+        cpus_per_worker=sharing.cpus_per_worker,
+        gpus_per_worker=sharing.gpus_per_worker,
+    )
+    try:
+        with contextlib.closing(group):
+            yield group
+    except WorkersDiedError as error:
+        raise GrcfError(
+            f"the workers ended before their time ({error}). Finished epochs are kept: the same command goes on"
+        ) from error
+
+
+def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> None:
+    """Train the epochs that a stage lacks, a line each, and print its best. A known failure raises its error."""
+    from grcf_ray import errors
+    from grcf_ray.storage import place_at
+    from grcf_ray.train.checkpoint import read_state
+
+    folder, name = place_at(job.folder), f"stage {job.stage}"
+    if found := _epochs_found(folder):
+        console.progress(f"{name}: goes on after epoch {found}")
+    runner.start(job)
+    noted: list[str] = []
+    done = False
+    while not done:
+        result = runner.step()
+        for note in result["notes"][len(noted) :]:
+            console.progress(f"{name}: {note}")
+        noted, done = result["notes"], result["done"]
+        if "failure" in result:
+            raise getattr(errors, result["error"], errors.GrcfError)(result["failure"])
+        # Nothing is left to train in a stage that was finished before, unless its files turned out to be damaged.
+        if result["epoch"] > found or noted:
+            console.progress(_line(job.stage, epochs, result["curve"][-1]))
+    best = read_state(folder / "best.safetensors")["curve"][-1]
+    print(f"{name}: best epoch {best['epoch']}, " + ", ".join(_figures(best)))
+
+
+def _epochs_found(folder: Place) -> int:
+    """Epochs that a stage's last checkpoint holds; 0 where there is none, or where the stage will find it damaged."""
+    from grcf_ray.errors import DataError
+    from grcf_ray.train.checkpoint import read_state
+
+    try:
+        return int(read_state(folder / "last.safetensors")["epoch"])
+    except DataError:
+        return 0
 
 
 def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
@@ -173,12 +370,12 @@ def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
     write_json(path, ours)
 
 
-def _line(stage: int, loop: Any, metrics: dict[str, Any]) -> str:
-    left = (loop.epochs - loop.epoch) * metrics["seconds"]
+def _line(stage: int, epochs: int, metrics: dict[str, Any]) -> str:
+    left = (epochs - metrics["epoch"]) * metrics["seconds"]
     loss = metrics["loss/total"]
     figures = "  ".join(_figures(metrics))
     return (
-        f"stage {stage}  epoch {loop.epoch}/{loop.epochs}  loss {loss:.4f}  {figures}  "
+        f"stage {stage}  epoch {metrics['epoch']}/{epochs}  loss {loss:.4f}  {figures}  "
         f"{metrics['utterances_per_s']:.0f} utterances/s  ETA {left:.0f} s"
     )
 

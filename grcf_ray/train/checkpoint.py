@@ -1,15 +1,17 @@
 """Checkpoints: one safetensors file each, with the model, the optimizer and the state of the loop.
 
-One file, so that a rename replaces all of it at once. Frozen parameters are the backbone's own and are left out. No
-random state is stored: the seeds of an epoch are derived from the run's (see `stage.StageLoop`).
+One file, so that a rename or an upload replaces all of it at once. Its header carries a SHA-256 of all that it holds,
+verified whenever weights are read. Frozen parameters are the backbone's own and are left out. No random state is
+stored: the seeds of an epoch are derived from the run's (see `stage.StageLoop`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import json
-import os
-import shutil
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from grcf_ray.errors import DataError
-from grcf_ray.files import file_sha256, replacing
+from grcf_ray.errors import DamagedError, DataError
+from grcf_ray.storage import Place
 
 __all__ = [
+    "Checkpoint",
     "export_weights",
-    "link_or_copy",
-    "load_checkpoint",
     "load_weights",
+    "read_checkpoint",
     "read_state",
     "save_checkpoint",
     "trained_tensors",
@@ -33,104 +35,153 @@ __all__ = [
 FORMAT = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole."""
+
+    place: Place
+    state: dict[str, Any]
+    """What it was saved with."""
+    tensors: dict[str, Tensor]
+    sha256: str
+    """Of its content."""
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put it into model and optimizer. DataError where it was made for another model."""
+        _load_model(self, model)
+        for name, parameter in model.named_parameters():
+            saved = {
+                key: self.tensors[f"optimizer.{key}.{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{key}.{name}" in self.tensors
+            }
+            if saved:
+                # The step counter of fused AdamW lives with the parameter, as its moments do. Copies: what was read is
+                # a map of the file.
+                optimizer.state[parameter] = {key: t.to(parameter.device, copy=True) for key, t in saved.items()}
+
+
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's state but for frozen parameters, by name."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write model, optimizer and the loop's state (JSON values) atomically."""
+def save_checkpoint(place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> str:
+    """Write model, optimizer and the loop's state (JSON values) as a whole; the content's SHA-256."""
     tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
     # Copies, since safetensors refuses tensors that share storage, as tied parameters do.
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    with replacing(path) as beside:
-        save_file(tensors, beside, {"state": json.dumps({"format": FORMAT, **state})})
+    return _write(place, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, state)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state that a checkpoint was saved with. DataError where the file is no checkpoint."""
-    with _opened(path) as file:
-        return _state(path, file)
+def read_state(place: Place) -> dict[str, Any]:
+    """The state that a checkpoint was saved with; its weights are neither read nor verified."""
+    with _opened(place) as file:
+        text, _ = _header(place, file)
+    return _state(place, text)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint into model and optimizer; returns the loop's state."""
-    with _opened(path) as file:
-        state = _state(path, file)
-        _load_model(path, file, model)
-        names = set(file.keys())
-        for name, parameter in model.named_parameters():
-            saved = {
-                key: file.get_tensor(f"optimizer.{key}.{name}")
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimizer.{key}.{name}" in names
-            }
-            if saved:
-                # The step counter of fused AdamW lives with the parameter, as its moments do.
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
-    return state
+def read_checkpoint(place: Place, *, sha256: str | None = None) -> Checkpoint:
+    """All of a checkpoint, verified.
 
-
-def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Put a checkpoint's weights alone into the model; returns the state it was saved with."""
-    with _opened(path) as file:
-        state = _state(path, file)
-        _load_model(path, file, model)
-    return state
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` atomically: a second name where the disk allows, else a copy."""
-    with replacing(target) as beside:
+    sha256: the content's, where it is known. DamagedError where the file is not what was written, or another one.
+    """
+    with _opened(place) as file:
+        text, digest = _header(place, file)
         try:
-            os.link(source, beside)
-        except OSError:
-            shutil.copyfile(source, beside)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise DamagedError(f"{place}: not a whole checkpoint ({error})") from error
+    # First of all, so that nothing is made of a damaged state: the checksum is the same in every format.
+    found = _sha256(text, tensors)
+    if found != digest:
+        raise DamagedError(f"{place}: damaged, its content has SHA-256 {found[:12]} instead of {digest[:12]}")
+    if sha256 is not None and sha256 != digest:
+        raise DamagedError(
+            f"{place}: another file than the one on record, SHA-256 {digest[:12]} instead of {sha256[:12]}"
+        )
+    return Checkpoint(place, _state(place, text), tensors, digest)
 
 
-def _opened(path: Path) -> Any:
+def load_weights(place: Place, model: nn.Module, *, sha256: str | None = None) -> dict[str, Any]:
+    """Put a checkpoint's weights, verified as in `read_checkpoint`, into the model; the state it was saved with."""
+    checkpoint = read_checkpoint(place, sha256=sha256)
+    _load_model(checkpoint, model)
+    return checkpoint.state
+
+
+def export_weights(source: Place, target: Place, *, sha256: str | None = None) -> str:
+    """Copy a checkpoint, verified as in `read_checkpoint`, without its optimizer; the copy's SHA-256."""
+    whole = read_checkpoint(source, sha256=sha256)
+    weights = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("model.")}
+    return _write(target, weights, whole.state)
+
+
+def _write(place: Place, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    text = json.dumps({"format": FORMAT, **state})
+    digest = _sha256(text, tensors)
+    with place.writing() as path:
+        save_file(dict(tensors), path, {"state": text, "sha256": digest})
+    return digest
+
+
+@contextlib.contextmanager
+def _opened(place: Place) -> Iterator[Any]:
+    """The file; an OSError of the storage, which may pass, is not taken for damage."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(place.reading())
+        except FileNotFoundError as error:
+            raise DamagedError(f"{place}: no such checkpoint") from error
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except SafetensorError as error:
+            raise DamagedError(f"{place}: not a whole checkpoint ({error})") from error
+        yield file
+
+
+def _header(place: Place, file: Any) -> tuple[str, str]:
+    """The state's text and the content's SHA-256, as the file has them."""
+    metadata = file.metadata() or {}
+    if not {"state", "sha256"} <= metadata.keys():
+        raise DamagedError(f"{place}: a safetensors file, but no checkpoint of grcf_ray")
+    return metadata["state"], metadata["sha256"]
+
+
+def _state(place: Place, text: str) -> dict[str, Any]:
     try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such checkpoint") from error
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a whole checkpoint ({error})") from error
-
-
-def _state(path: Path, file: Any) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads(file.metadata()["state"])
+        state: dict[str, Any] = json.loads(text)
         version = int(state["format"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: a safetensors file, but no checkpoint of grcf_ray") from error
+        raise DamagedError(f"{place}: a safetensors file, but no checkpoint of grcf_ray") from error
     if version > FORMAT:
-        raise DataError(f"{path}: written by a newer grcf_ray (format {version}); upgrade to read it")
+        raise DataError(f"{place}: written by a newer grcf_ray (format {version}); upgrade to read it")
     return state
 
 
-def _load_model(path: Path, file: Any, model: nn.Module) -> None:
-    saved = {name.removeprefix("model.") for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
+def _sha256(state: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
+    place, tensors = checkpoint.place, checkpoint.tensors
+    saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     wanted = trained_tensors(model)
-    if saved != set(wanted):
-        odd = sorted(saved ^ set(wanted))
-        raise DataError(f"{path}: made for another model; {len(odd)} tensors differ, the first is {odd[0]}")
+    if saved.keys() != wanted.keys():
+        odd = sorted(saved.keys() ^ wanted.keys())
+        raise DataError(f"{place}: made for another model; {len(odd)} tensors differ, the first is {odd[0]}")
+    for name, tensor in wanted.items():
+        if saved[name].shape != tensor.shape:
+            there, here = tuple(saved[name].shape), tuple(tensor.shape)
+            raise DataError(f"{place}: {name} is {there}, but the model's is {here}")
     with torch.no_grad():
         for name, tensor in wanted.items():
-            value = file.get_tensor(f"model.{name}")
-            if value.shape != tensor.shape:
-                raise DataError(f"{path}: {name} is {tuple(value.shape)}, but the model's is {tuple(tensor.shape)}")
-            tensor.copy_(value)
-
-
-def export_weights(source: Path, target: Path) -> str:
-    """Copy a checkpoint without its optimizer; the SHA-256 of the copy."""
-    with _opened(source) as file:
-        state = _state(source, file)
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
-    with replacing(target) as beside:
-        save_file(tensors, beside, {"state": json.dumps(state)})
-    return file_sha256(target)
+            tensor.copy_(saved[name])

@@ -12,7 +12,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,18 +25,21 @@ from grcf_ray.config import RunConfig, TrainConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
-from grcf_ray.errors import ClusterError, ConfigError, DivergedError
+from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.losses.regression import boundary_loss, distribution_loss, mae_loss, ranking_terms
 from grcf_ray.metrics import Protocol, regression_metrics
 from grcf_ray.model.regression import GrcfRegressor
-from grcf_ray.train.checkpoint import link_or_copy, load_checkpoint, save_checkpoint
+from grcf_ray.storage import Place
+from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
 
 __all__ = ["OBJECTIVES", "StageLoop", "choose_device", "predict", "stage_seed", "use_deterministic_torch"]
 
 OBJECTIVES: dict[int, tuple[str, Literal["max", "min"]]] = {1: ("pairwise_acc", "max"), 2: ("mae", "min")}
 """The validation metric that each stage is judged by (appendix C.3), and its direction."""
+
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 
 _IDLE = Group(np.zeros(1, dtype=np.int64), np.zeros((0, 2), dtype=np.int64), 0.0)
 
@@ -46,8 +49,8 @@ class StageLoop:
 
     `run_epoch` returns the epoch's metrics: `loss/*` by term (means over the epoch's groups of pairs), `valid/*`,
     `lr/*`, `grad_norm`, `active_pairs` and `pair_weight`, speeds, and the cost in utterance passes (encoded
-    utterances over training utterances). With a folder, each epoch ends with `last.safetensors` written, and
-    `best.safetensors` beside it at a new best; `resume` goes on from there.
+    utterances over training utterances). With a folder, each epoch ends with `last.safetensors` written, the one before
+    it kept as `previous.safetensors`, and `best.safetensors` beside them at a new best; `resume` goes on from there.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class StageLoop:
         *,
         seed: int,
         protocol: Protocol,
-        folder: Path | None = None,
+        folder: Place | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
@@ -74,13 +77,21 @@ class StageLoop:
                 f"pairs.groups_per_step = {config.pairs.groups_per_step} cannot be dealt to {self.world} workers; "
                 f"use at most {config.pairs.groups_per_step} workers"
             )
-        self.network: nn.Module = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
         self.optimizer = build_optimizer(self.model, config, stage)
         limit = features.half_range if config.ranking.group_edges == "scaled" else 3.0
         self.groups = OrdinalGroups.named(config.ranking.groups, limit)
         self.n_pairs = pairs_per_epoch(config.pairs, len(features.train))
         self.steps_per_epoch = math.ceil(self.n_pairs / (config.pairs.pairs_per_group * config.pairs.groups_per_step))
         self.curve: list[dict[str, Any]] = []
+        self.best_sha256: str | None = None
+        """Of the content of `best.safetensors`; None on ranks that write no checkpoint."""
+        self.notes: list[str] = []
+        """What happened to this training that its figures do not show."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The model as training calls it. Ranks meet here first, so each may fail on its own before."""
+        return nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
 
     @property
     def epoch(self) -> int:
@@ -98,13 +109,27 @@ class StageLoop:
         return f"valid/{OBJECTIVES[self.stage][0]}"
 
     def resume(self) -> bool:
-        """Go on from `last.safetensors` if the folder has one; whether it had."""
-        if self.folder is None or not (self.folder / "last.safetensors").exists():
+        """Go on from the folder's last checkpoint, from the one before it where that is damaged; whether there was one.
+
+        Where the best weights up to there are lost, the stage starts anew. All ranks decide alike, also while the first
+        one puts the folder in order: it changes nothing that a decision hangs on.
+        """
+        if self.folder is None:
             return False
-        self.curve = load_checkpoint(self.folder / "last.safetensors", self.model, self.optimizer)["curve"]
-        # The process may have ended between the writing of the two.
-        self._keep_best(self.folder)
-        return True
+        faults: list[DamagedError] = []
+        found = self._newest(self.folder, faults)
+        if found is not None:
+            try:
+                best = self._best_until(found, self.folder / BEST)
+            except DamagedError as error:
+                faults.append(error)
+            else:
+                found.restore(self.model, self.optimizer)
+                self.curve = found.state["curve"]
+                if self.rank == 0:
+                    self._put_in_order(self.folder, found, best)
+        self.notes += [f"{fault}; trained again from epoch {self.epoch + 1}" for fault in faults]
+        return self.epoch > 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The metrics of the epochs that remain, each run when it is asked for."""
@@ -263,20 +288,53 @@ class StageLoop:
         if self.folder is None or self.rank != 0:
             return
         state = {"stage": self.stage, "epoch": self.epoch, "seed": self.seed, "curve": self.curve}
-        save_checkpoint(self.folder / "last.safetensors", self.model, self.optimizer, state)
-        self._keep_best(self.folder)
+        last = self.folder / LAST
+        if self.epoch > 1 and last.exists():
+            last.copy_to(self.folder / PREVIOUS)
+        digest = save_checkpoint(last, self.model, self.optimizer, state)
+        if self.best_epoch == self.epoch:
+            last.copy_to(self.folder / BEST)
+            self.best_sha256 = digest
 
-    def _keep_best(self, folder: Path) -> None:
-        if self.rank == 0 and self.best_epoch == self.epoch:
-            link_or_copy(folder / "last.safetensors", folder / "best.safetensors")
+    @staticmethod
+    def _newest(folder: Place, faults: list[DamagedError]) -> Checkpoint | None:
+        """The newest whole checkpoint; what is wrong with newer ones joins the faults."""
+        for place in (folder / LAST, folder / PREVIOUS):
+            if place.exists():
+                try:
+                    return read_checkpoint(place)
+                except DamagedError as error:
+                    faults.append(error)
+        return None
+
+    def _best_until(self, checkpoint: Checkpoint, kept: Place) -> Checkpoint:
+        """The best checkpoint up to one: itself, or the one that is kept. DamagedError where that is another."""
+        epoch = self._best_epoch(checkpoint.state["curve"])
+        if epoch == checkpoint.state["epoch"]:
+            return checkpoint
+        if not kept.exists():
+            raise DamagedError(f"{kept}: missing, though epoch {epoch} is the best one so far")
+        best = read_checkpoint(kept)
+        if best.state["epoch"] != epoch:
+            raise DamagedError(f"{kept}: of epoch {best.state['epoch']}, but epoch {epoch} is the best one so far")
+        return best
+
+    def _put_in_order(self, folder: Place, found: Checkpoint, best: Checkpoint) -> None:
+        """The files as at the end of the epoch that was found, whenever and wherever the process ended."""
+        self.best_sha256 = best.sha256
+        if found.place.name != LAST:
+            found.place.copy_to(folder / LAST)
+        if best is found:
+            found.place.copy_to(folder / BEST)
 
     @property
     def best_epoch(self) -> int:
         """The epoch of the best objective, the earliest of equals; 0 before the first."""
-        if not self.curve:
-            return 0
+        return self._best_epoch(self.curve) if self.curve else 0
+
+    def _best_epoch(self, curve: list[dict[str, Any]]) -> int:
         sign = 1 if OBJECTIVES[self.stage][1] == "min" else -1
-        best = min(self.curve, key=lambda metrics: (sign * metrics[self.objective], metrics["epoch"]))
+        best = min(curve, key=lambda metrics: (sign * metrics[self.objective], metrics["epoch"]))
         return int(best["epoch"])
 
 

@@ -7,8 +7,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grcf_ray.report.tensorboard import TensorBoardListener
-from grcf_ray.search.events import EpochFinished, StageStarted, TrialEnded, TrialStarted
+from grcf_ray.search.events import EpochFinished, SeedsStarted, StageStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -27,7 +28,7 @@ def trial(epochs: int, *, number: int = 0, stage: Literal[1, 2] = 1, state: Any 
 
 
 def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded) -> None:
-    record = RunRecord(recorded.folder)
+    record = RunRecord(place_at(recorded.folder))
     for stage in (1, 2):
         folders = {path.name for path in (recorded.folder / "tensorboard" / f"stage{stage}").iterdir()}
         assert folders == {f"{t.number:04d}" for t in record.trials(stage)}
@@ -44,7 +45,7 @@ def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded)
 
 def test_epochs_are_written_as_they_end(tmp_path: Path) -> None:
     """Readable while the trial runs: nothing waits in a buffer."""
-    with TensorBoardListener(tmp_path) as listener:
+    with TensorBoardListener(place_at(tmp_path)) as listener:
         listener(StageStarted(1, 1, 3, ()))
         listener(TrialStarted(trial(0)))
         listener(EpochFinished(trial(1)))
@@ -57,11 +58,11 @@ def test_epochs_are_written_as_they_end(tmp_path: Path) -> None:
 
 
 def test_a_resumed_stage_adds_no_duplicates(tmp_path: Path) -> None:
-    with TensorBoardListener(tmp_path) as listener:
+    with TensorBoardListener(place_at(tmp_path)) as listener:
         listener(StageStarted(2, 2, 4, ()))
         listener(TrialEnded(trial(4, stage=2, state="complete")))
         listener(EpochFinished(trial(2, number=1, stage=2)))
-    with TensorBoardListener(tmp_path) as listener:
+    with TensorBoardListener(place_at(tmp_path)) as listener:
         recorded = (trial(4, stage=2, state="complete"), trial(2, number=1, stage=2))
         listener(StageStarted(2, 2, 4, recorded))
         listener(TrialStarted(trial(2, number=1, stage=2)))
@@ -74,9 +75,26 @@ def test_a_resumed_stage_adds_no_duplicates(tmp_path: Path) -> None:
 
 def test_epochs_that_only_the_checkpoint_knew_are_written(tmp_path: Path) -> None:
     """The driver died before it heard of epoch 2; the trial went on from its checkpoint."""
-    with TensorBoardListener(tmp_path) as listener:
+    with TensorBoardListener(place_at(tmp_path)) as listener:
         listener(EpochFinished(trial(1)))
-    with TensorBoardListener(tmp_path) as listener:
+    with TensorBoardListener(place_at(tmp_path)) as listener:
         listener(StageStarted(1, 1, 3, (trial(1),)))
         listener(TrialEnded(trial(3, state="complete")))
     assert [step for step, _ in scalars(tmp_path / "stage1" / "0000")["valid/mae"]] == [1, 2, 3]
+
+
+def test_retrainings_have_folders_of_their_own(tmp_path: Path) -> None:
+    """Their numbers begin anew, and the search's trials keep theirs."""
+    with TensorBoardListener(place_at(tmp_path)) as listener:
+        listener(StageStarted(1, 1, 2, ()))
+        listener(TrialEnded(trial(2, state="complete")))
+        # The time was up before this one had ended.
+        listener(EpochFinished(trial(1, number=1)))
+        listener(SeedsStarted(1))
+        listener(StageStarted(1, 2, 3, ()))
+        listener(TrialEnded(trial(3, state="complete")))
+        listener(TrialEnded(trial(3, number=1, state="complete")))
+    for folder, epochs in ((tmp_path, [2, 1]), (tmp_path / "seeds", [3, 3])):
+        for number in (0, 1):
+            steps = [step for step, _ in scalars(folder / "stage1" / f"{number:04d}")["valid/mae"]]
+            assert steps == list(range(1, epochs[number] + 1))

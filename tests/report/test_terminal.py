@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +13,19 @@ from grcf_ray.report.terminal import METRIC_TITLES, ProgressLines, duration, pri
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
+    FinalistsHeld,
+    FinalistSkipped,
+    SearchStarted,
+    SeedsStarted,
     StageEnded,
     StageStarted,
+    TrialBroke,
     TrialEnded,
     TrialStarted,
     WinnerFixed,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import place_at
 from grcf_ray.train.stage import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -51,6 +59,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def lines_of(concurrent: int, budgets: dict[int, tuple[int, int]]) -> ProgressLines:
+    lines = ProgressLines()
+    lines(SearchStarted(concurrent, budgets))
+    return lines
+
+
 def told(capsys: pytest.CaptureFixture[str], lines: ProgressLines, *events: Event) -> list[str]:
     for event in events:
         lines(event)
@@ -68,7 +82,7 @@ def test_duration(seconds: float, words: str) -> None:
 
 
 def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
-    lines = ProgressLines(concurrent=2, budgets={1: (4, 2), 2: (2, 5)})
+    lines = lines_of(2, {1: (4, 2), 2: (2, 5)})
     first = told(capsys, lines, StageStarted(1, 4, 2, ()), TrialStarted(trial(0)))
     assert first == [
         "Stage 1: 4 trials of up to 2 epochs, maximise validation PairwiseAcc",
@@ -97,11 +111,13 @@ def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str], clock: list[f
     told(capsys, lines, TrialEnded(trial(0, 0.9, 0.8, stage=2, state="pruned")))
     (line,) = told(capsys, lines, TrialEnded(trial(1, 0.7, 0.95, stage=2, state="pruned")))
     assert "MAE 0.9500  best 0.7000  ETA 0 s" in line
-    assert told(capsys, lines, WinnerFixed(trial(1, stage=2))) == ["Winner: trial stage2/1. Reading the test split"]
+    assert told(capsys, lines, WinnerFixed(trial(1, stage=2))) == [
+        "Winner: trial stage2/1. Measuring it on the test split"
+    ]
 
 
 def test_what_is_recorded_counts(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
-    lines = ProgressLines(concurrent=1, budgets={1: (3, 2)})
+    lines = lines_of(1, {1: (3, 2)})
     before = (trial(0, 0.5, 0.75, state="complete"), trial(1, 0.6))
     assert told(capsys, lines, StageStarted(1, 3, 2, before)) == [
         "Stage 1: 3 trials of up to 2 epochs, maximise validation PairwiseAcc, 1 recorded"
@@ -115,21 +131,22 @@ def test_what_is_recorded_counts(capsys: pytest.CaptureFixture[str], clock: list
 def test_an_error_is_one_line_of_bounded_width(
     state: str, capsys: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
-    lines = ProgressLines(concurrent=1, budgets={1: (1000, 100)})
+    lines = lines_of(1, {1: (1000, 100)})
     told(capsys, lines, TrialEnded(trial(7, 0.5, state="complete")))
     known = "the loss or its gradient is no longer finite after epoch 12"
     for error in (known, "x\x1b[31my\nz " * 100, "z" * 500):
-        (line,) = told(capsys, lines, TrialEnded(trial(12, 0.5, state=state, error=error)))
-        assert f"trial 12  {state}: {error[:1]}" in line
+        cause = "not finite"
+        (line,) = told(capsys, lines, TrialEnded(trial(12, 0.5, state=state, error=error, cause=cause)))
+        assert f"trial 12  {state}, {cause}: {error[:1]}" in line
         assert len(line) <= 120
         assert line.isprintable()
         assert line.endswith(known if error == known else "...")
 
 
 def test_a_stage_without_a_usable_trial_has_no_best(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
-    lines = ProgressLines(concurrent=1, budgets={1: (1, 2)})
-    assert told(capsys, lines, TrialEnded(trial(0, state="failed", error="why")), StageEnded(1)) == [
-        "12:34:56  stage 1   1/1  trial 0  failed: why"
+    lines = lines_of(1, {1: (1, 2)})
+    assert told(capsys, lines, TrialEnded(trial(0, state="failed", error="why", cause="refused")), StageEnded(1)) == [
+        "12:34:56  stage 1   1/1  trial 0  failed, refused: why"
     ]
 
 
@@ -144,7 +161,6 @@ def test_the_recorded_progress_is_plain_and_narrow(recorded: Recorded) -> None:
 
 
 def summary_of(recorded: Recorded, **changes: Any) -> dict[str, Any]:
-    record = RunRecord(recorded.folder)
     facts = datasets.get("mosi")
     metrics = {
         "valid": {"mae": 0.71, "acc7": 0.45, "corr": 0.8},
@@ -153,7 +169,7 @@ def summary_of(recorded: Recorded, **changes: Any) -> dict[str, Any]:
         "not_comparable": ["backbone tiny-bert", "no vision"],
         "baselines": [{"name": "ridge regression", "alpha": 0.1, "test": {"mae": 0.9}}],
     }
-    return summarise(record, {**metrics, **changes}, record.ranked(2)[0])
+    return {**summarise(RunRecord(place_at(recorded.folder))), **metrics, **changes}
 
 
 def test_result_stands_beside_the_paper_with_its_reasons(
@@ -188,7 +204,7 @@ def test_result_names_the_winner_its_settings_its_places_and_the_next_commands(
     monkeypatch.chdir(recorded.folder.parents[1])
     print_result(summary_of(recorded))
     out = capsys.readouterr().out
-    winner = RunRecord(recorded.folder).ranked(2)[0]
+    winner = RunRecord(place_at(recorded.folder)).ranked(2)[0]
     place = Path(*recorded.folder.parts[-2:])
     assert f"Winner: trial stage2/{winner.number}\n" in out
     for path in ("stage2.head_lr", "ranking.intra_margin", "finalist"):
@@ -204,15 +220,133 @@ def test_result_names_the_winner_its_settings_its_places_and_the_next_commands(
 
 
 def test_summary_counts_states_and_cost(recorded: Recorded) -> None:
-    record = RunRecord(recorded.folder)
+    record = RunRecord(place_at(recorded.folder))
     trials = [*record.trials(1), *record.trials(2)]
     summary = summary_of(recorded)
+    assert summary["state"] == "finished"
+    assert summary["seeds"] is None
     assert summary["cost"]["epochs"] == sum(t.epoch for t in trials)
     assert summary["cost"]["utterance_passes"] == sum(t.utterance_passes for t in trials)
     for stage in (1, 2):
         part = summary["stages"][f"stage{stage}"]
         assert part["trials"] == sum(part["states"].values()) == len(record.trials(stage))
         assert [best["trial"] for best in part["best"]] == [t.number for t in record.ranked(stage)[:3]]
+        assert part["failures"] == []
+
+
+def test_summary_has_the_figures_of_the_record(recorded: Recorded) -> None:
+    summary = summarise(RunRecord(place_at(recorded.folder)))
+    metrics = json.loads((recorded.folder / "best" / "metrics.json").read_text())
+    for name in ("valid", "test", "paper", "not_comparable", "baselines"):
+        assert summary[name] == metrics[name]
+    assert summary["winner"]["trial"] == metrics["trial"]
+    assert summary["command"] == shlex.join(["python", "-m", "grcf_ray.search", *recorded.argv])
+    assert summary["test_seen_before_selection_ended"] is False
+
+
+def test_a_broken_trial_is_told_with_its_cause(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = lines_of(1, {1: (1000, 2)})
+    failures = [{"attempt": 1, "cause": "process died", "error": "ActorDiedError: \x1b[31mthe actor", "time": ""}]
+    assert told(capsys, lines, TrialBroke(trial(0, 0.5, failures=failures))) == [
+        "12:34:56  stage 1   0/1000  trial 0  broke off, starts again: process died: ActorDiedError:  [31mthe actor"
+    ]
+    failures[0]["error"] = "x" * 500
+    (line,) = told(capsys, lines, TrialBroke(trial(0, 0.5, failures=failures)))
+    assert len(line) == 120
+    assert line.endswith("xxx...")
+
+
+def test_what_becomes_of_the_finalists_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(1, {1: (1, 2)})
+    assert told(capsys, lines, FinalistsHeld((trial(7), trial(3))), FinalistSkipped(trial(2), "best: damaged")) == [
+        "Stage 1 has better trials than those that Stage 2 started from: 7, 3. --reopen searches on",
+        "Trial stage1/2 is left out: best: damaged",
+    ]
+
+
+def test_retrainings_are_counted_anew(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = lines_of(1, {1: (3, 2), 2: (3, 2)})
+    told(capsys, lines, StageStarted(1, 3, 2, ()), TrialEnded(trial(0, 0.9, 0.9, state="complete")))
+    assert told(capsys, lines, SeedsStarted(2), StageStarted(1, 4, 2, ()), TrialStarted(trial(0))) == [
+        "Training the winner and the starting point anew under 2 fresh seeds",
+        "Stage 1: retrainings, 4 trials of up to 2 epochs, maximise validation PairwiseAcc",
+        "12:34:56  stage 1   0/4  trial 0  started",
+    ]
+    # One more epoch of this trial and three whole trials, then four of Stage 2: 15 epochs.
+    assert told(capsys, lines, EpochFinished(trial(0, 0.5))) == [
+        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  best 0.5000  ETA 2 min"
+    ]
+    # What is measured are models of both arms: no winner is chosen.
+    assert told(capsys, lines, WinnerFixed(trial(0, stage=2))) == []
+
+
+def test_failures_are_listed_by_cause_with_the_command_that_runs_one_again(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recorded.folder.parents[1])
+    summary = summary_of(recorded)
+    summary["stages"]["stage1"]["failures"] = [
+        {"cause": "hung", "trials": list(range(12)), "error": "no epoch ended within 1 minutes"},
+        {"cause": "not finite", "trials": [13], "error": "the loss\nis no longer finite"},
+    ]
+    print_result(summary)
+    out = capsys.readouterr().out
+    place = Path(*recorded.folder.parts[-2:])
+    again = f"  again: python -m grcf_ray.train --from {place} --trial"
+    assert (
+        "\nhung: trial 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more: no epoch ended within 1 minutes\n"
+        f"{again} stage1/11\nnot finite: trial 13: the loss is no longer finite\n{again} stage1/13\n"
+    ) in out
+
+
+def test_retrainings_stand_side_by_side(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"mean": 0.7, "deviation": 0.02, "half_width": 0.05}
+    seeds = {
+        "seeds": 3,
+        "arms": {"winner": {"test": {"mae": one}}, "start": {"test": {"mae": {**one, "mean": 0.75}}}},
+        "gain": {"mae": {"mean": -0.05, "deviation": 0.01, "half_width": 0.02}},
+    }
+    print_result(summary_of(recorded, seeds=seeds))
+    out = capsys.readouterr().out
+    assert "Trained anew under 3 seeds, on test (mean and deviation):" in out
+    assert "MAE     0.7000 ± 0.0200  0.7500 ± 0.0200  -0.0500 [-0.0700, -0.0300]" in out
+    # Of one seed there is neither a deviation nor an interval.
+    single = {"mean": 0.7, "deviation": None, "half_width": None}
+    arms = {arm: {"test": {"mae": single}} for arm in ("winner", "start")}
+    seeds = {"seeds": 1, "arms": arms, "gain": {"mae": single}}
+    print_result(summary_of(recorded, seeds=seeds))
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines() if line.startswith("MAE")][-1] == ["MAE", "0.7000", "0.7000", "-"]
+
+
+def test_the_baseline_stands_beside_the_two_stages(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"mean": 0.7, "deviation": 0.02, "half_width": 0.05}
+    against = {
+        "seeds": 3,
+        "two-stage": {"mae": one},
+        "direct": {"mae": {**one, "mean": 0.75}},
+        "gain": {"mae": {"mean": -0.05, "deviation": 0.01, "half_width": 0.02}},
+    }
+    print_result(summary_of(recorded, against_baseline=against))
+    out = capsys.readouterr().out
+    assert "Two stages against MAE alone, both searches' winners under 3 seeds, on test:" in out
+    assert "MAE     0.7000 ± 0.0200  0.7500 ± 0.0200  -0.0500 [-0.0700, -0.0300]" in out
+    assert summary_of(recorded)["against_baseline"] is None
+
+
+def test_an_unfinished_search_says_how_to_go_on(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(summary_of(recorded, state="time is up", command="python -m grcf_ray.search --dataset tiny"))
+    out = capsys.readouterr().out
+    assert "The time was up before every trial had ended. To go on: python -m grcf_ray.search --dataset tiny\n" in out
+    print_result(summary_of(recorded))
+    assert "The time was up" not in capsys.readouterr().out
+
+
+def test_a_look_at_test_before_the_choice_is_told(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(summary_of(recorded, test_seen_before_selection_ended=True))
+    assert "Test was seen before selection ended" in capsys.readouterr().out
+    print_result(summary_of(recorded))
+    assert "Test was seen" not in capsys.readouterr().out
 
 
 def test_every_metric_of_the_paper_has_a_title() -> None:

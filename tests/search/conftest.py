@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +15,52 @@ if TYPE_CHECKING:
     from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
 
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process; exit code, standard output and error."""
+    from grcf_ray import console
+    from grcf_ray.search.__main__ import app
+
+    def run_command(*argv: object) -> tuple[int, str, str]:
+        words = [str(word) for word in argv]
+        monkeypatch.setattr(sys, "argv", ["search", *words])
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, words)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run_command
+
 
 @pytest.fixture
 def make_search(ray_session: None, tiny_features: Features, tiny_space: Path, tmp_path: Path) -> Callable[..., Search]:
-    """Makes a search of the tiny space, with settings of its own, that goes on with what `tmp_path/run` holds."""
+    """Makes a search of the tiny space, with settings of its own, that goes on with what `tmp_path/run` holds.
+
+    Further arguments are the search's: concurrent, stop, reopen, retrainings.
+    """
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.space import load_space
     from grcf_ray.search.stages import Search
+    from grcf_ray.storage import place_at
 
     def make(
-        settings: dict[str, Any] | None = None, *listeners: Listener, space: Space | None = None, concurrent: int = 1
+        settings: dict[str, Any] | None = None, *listeners: Listener, space: Space | None = None, **more: Any
     ) -> Search:
+        record = RunRecord(place_at(tmp_path / "run"))
+        if not record.exists:
+            # A command's session begins run.json; what Stage 2 starts from is kept in it.
+            record.write_run({"state": "running"})
         return Search(
-            record=RunRecord(tmp_path / "run"),
+            record=record,
             space=(space or load_space(tiny_space)).with_settings(settings or {}),
             features=tiny_features,
             protocol="mosi",
-            concurrent=concurrent,
             listeners=listeners,
+            **{"concurrent": 1, **more},
         )
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from grcf_ray import console
 from grcf_ray.config import build_config
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.search.__main__ import app
 from grcf_ray.search.space import load_space
+from grcf_ray.search.stages import Search
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
@@ -31,22 +31,6 @@ ROWS = [
     f'u{k},{split},good film,{k % 5 - 2},"[[0.5, {k}]]"'
     for k, split in enumerate(["train"] * 30 + ["valid", "test"] * 10)
 ]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command in this process; exit code, standard output and error."""
-
-    def run_command(*argv: object) -> tuple[int, str, str]:
-        words = [str(word) for word in argv]
-        monkeypatch.setattr(sys, "argv", ["search", *words])
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, words)
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return run_command
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -100,8 +84,15 @@ FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
         2,
         ("nothing to train",),
     ),
+    "CUDA without a GPU for each trial": (table(), ("--set", "train.device=cuda"), 2, ("--gpus-per-worker 1",)),
     "a modality that the data lack": (table(), ("--set", "model.modalities=text+vision"), 2, ("vision",)),
-    "object storage": (table(), ("--storage", "s3://bucket/runs"), 2, ("s3://bucket/runs", "not supported")),
+    "no such storage": (
+        table(),
+        ("--storage", "gopher://bucket/runs"),
+        2,
+        ("gopher://bucket/runs: no such storage", "s3://bucket/runs"),
+    ),
+    "no such time": (table(), ("--time-budget", "2 days"), 2, ("--time-budget 2 days: should be a time such as 2h",)),
     "label range": (table(), ("--label-range", "3", "-3"), 2, ("label range 3 -3",)),
     "two faults of --set": (
         table(),
@@ -143,6 +134,19 @@ def test_a_table_without_a_fault_passes_all_of_these_checks(
     argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
     code, _, err = run(*argv, "--storage", tmp_path / "runs", "--dry-run")
     assert code == 0, err
+
+
+@pytest.mark.parametrize("words", [[], ["--direct"]])
+def test_a_space_that_names_what_the_data_lack(words: list[str], run: Run, tiny_space: Path, tmp_path: Path) -> None:
+    """Whichever stage it is searched in."""
+    (tmp_path / "own.csv").write_text(table())
+    (tmp_path / "space.yaml").write_text(
+        tiny_space.read_text().replace("[all, text, text+audio]", "[all, text+vision]")
+    )
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--dry-run"]
+    code, _, err = run(*argv, "--space", tmp_path / "space.yaml", *words)
+    assert code == 2
+    assert "model.modalities names vision, which the data do not have" in err
 
 
 def test_all_faults_of_the_data_come_together(run: Run, tiny_space: Path, tmp_path: Path) -> None:
@@ -216,13 +220,20 @@ def test_a_fault_found_while_preparing_leaves_nothing(
     ("error", "code", "state", "says"),
     [
         (KeyboardInterrupt(), 130, "interrupted", "To go on: python -m grcf_ray.search --dataset tiny --data "),
+        (OSError(errno.ENOSPC, "Disk full"), 5, "failed", "can no longer be written (Disk full); every finished epoch"),
+        (OSError("AWS Error"), 5, "failed", "can no longer be written (AWS Error); every finished epoch is kept."),
+        (FileNotFoundError(errno.ENOENT, "odd"), 1, "failed", "internal error: FileNotFoundError: [Errno 2] odd"),
         (NoWinnerError("stage 1: none of 3 trials has a usable result"), 4, "failed", "error: stage 1: none of 3"),
         (ValueError("odd"), 1, "failed", "internal error: ValueError: odd"),
     ],
 )
-@pytest.mark.parametrize("where", ["grcf_ray.search.stages.Search.run", "grcf_ray.search.winner.measure_winner"])
+@pytest.mark.parametrize(
+    ("where", "measured"),
+    [("grcf_ray.search.session.Search.run", True), ("grcf_ray.search.session.measure_winner", False)],
+)
 def test_a_search_that_does_not_end_well_says_how(
     where: str,
+    measured: bool,
     error: BaseException,
     code: int,
     state: str,
@@ -240,6 +251,8 @@ def test_a_search_that_does_not_end_well_says_how(
     shutil.copytree(recorded.folder, tmp_path / "recorded")
     path = tmp_path / "recorded" / "run.json"
     path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    if not measured:
+        (tmp_path / "recorded" / "best" / "metrics.json").unlink()
     argv = list(recorded.argv)
     argv[argv.index("--storage") + 1] = str(tmp_path)
     with monkeypatch.context() as patch:
@@ -253,9 +266,12 @@ def test_a_search_that_does_not_end_well_says_how(
     assert ended == 0
     assert json.loads(out)["test"] == json.loads(recorded.out)["test"]
     assert json.loads(path.read_text())["state"] == "finished"
-    # The first look stays on record beside the one of the run that went on.
+    # Figures that are there are not measured again; else the first look stays on record beside the second.
     reads = json.loads((tmp_path / "recorded" / "best" / "provenance.json").read_text())["test_reads"]
-    assert len(reads) == 2
+    assert [read["models"] for read in reads] == [[json.loads(out)["winner"]["trial"]]] * (1 if measured else 2)
+    assert [start["command"].split()[:3] for start in json.loads(path.read_text())["starts"]] == [
+        ["python", "-m", "grcf_ray.search"]
+    ] * 3
 
 
 @pytest.mark.parametrize("words", [["--datset", "mosi"], ["--dataset", "mosi", "--seed", "many"], ["mosi"]])
@@ -331,6 +347,28 @@ def test_json_is_alone_on_standard_output(recorded: Recorded) -> None:
     assert {"valid", "test", "cost", "winner"} <= summary.keys()
     assert "stage 1   1/6" in recorded.err
     assert "Winner: trial stage2/" in recorded.err
+
+
+def test_what_ray_prints_while_trials_run_is_no_part_of_the_answer(
+    run: Run, recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells of dead processes on standard output, whatever it is asked."""
+    shutil.copytree(recorded.folder, tmp_path / "recorded")
+    path = tmp_path / "recorded" / "run.json"
+    path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    argv = list(recorded.argv)
+    argv[argv.index("--storage") + 1] = str(tmp_path)
+    search = Search.run
+
+    def print_and_search(self: Search) -> Any:
+        print("(raylet) A worker died")
+        return search(self)
+
+    monkeypatch.setattr(Search, "run", print_and_search)
+    code, out, err = run(*argv)
+    assert code == 0
+    assert json.loads(out)["test"] == json.loads(recorded.out)["test"]
+    assert "(raylet) A worker died" in err
 
 
 def test_a_finished_run_prints_its_result_without_training(run: Run, recorded: Recorded) -> None:

@@ -54,7 +54,8 @@ def big_features(tiny_features: Features) -> Features:
 
 @needs_smaps
 def test_a_trials_process_has_no_copy_of_the_features(ray_session: None, big_features: Features) -> None:
-    """The way of the search: the driver puts `Shared` in the object store, the trial's process gets the reference."""
+    """The way of the search: the driver puts the features in the object store, and trials get `Shared` with their
+    reference."""
     import ray
 
     measure = MEASURE
@@ -68,11 +69,11 @@ def test_a_trials_process_has_no_copy_of_the_features(ray_session: None, big_fea
             exec(measure, names)
             names["private"]()
             before = names["private"]()
-            self.shared = ray.get(references[0])
-            summed = names["total"](self.shared.features)
+            self.features = ray.get(ray.get(references[0]).features)
+            summed = names["total"](self.features)
             return names["private"]() - before, summed
 
-    reference = ray.put(Shared(big_features, stage=1, protocol="mosi", cpus=1, gpu=False))
+    reference = ray.put(Shared(ray.put(big_features), workers=1, cpus=1, gpus=0.0))
     reader = Reader.remote()
     try:
         growth, summed = ray.get(reader.read.remote([reference]))

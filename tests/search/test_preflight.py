@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
-from typing import Any
+from collections import namedtuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from grcf_ray import console
 from grcf_ray.config import RunConfig, SearchConfig
+from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError
-from grcf_ray.search.preflight import Room, find_room
+from grcf_ray.search.__main__ import app
+from grcf_ray.search.preflight import Room, check_disk, find_room, needed_bytes
+from grcf_ray.search.space import load_space
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
 
 BIG = {"CPU": 16.0, "GPU": 2.0, "memory": 1e10, "node:10.0.0.1": 1.0}
 SMALL = {"CPU": 4.0, "memory": 1e9}
@@ -118,3 +130,91 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
         timeout=60,
     )
     assert ran.stdout.startswith("5 no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1: ")
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A disk with 1 MB left; the folders whose disk was asked for."""
+    folders: list[Path] = []
+
+    def usage(folder: Path) -> Usage:
+        folders.append(Path(folder))
+        return Usage(10**12, 10**12 - 10**6, 10**6)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return folders
+
+
+def needs(config: RunConfig, store: Store, *, concurrent: int = 1, seeds: int = 0) -> int:
+    return needed_bytes(config, store.info, concurrent=concurrent, seeds=seeds)
+
+
+def test_the_room_that_is_asked_for_is_what_a_search_takes(recorded: Recorded, tiny_space: Path) -> None:
+    """At most, and not far from it."""
+    needed = needs(load_space(tiny_space).config(), Store.open(recorded.data))
+    print(f"needed {needed}, peak {recorded.peak_bytes}")
+    assert recorded.peak_bytes <= needed <= 2 * recorded.peak_bytes
+
+
+def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: Store) -> None:
+    config = load_space(tiny_space).config()
+    search, train, model = config.search, config.train, config.model
+    least = needs(config, tiny_store)
+    assert needs(config, tiny_store, concurrent=2) > least
+    assert needs(config, tiny_store, seeds=1) > least
+    assert needs(config, tiny_store, seeds=5) > needs(config, tiny_store, seeds=4)
+    more = dataclasses.replace(config, search=dataclasses.replace(search, finalists=3))
+    assert needs(more, tiny_store) > least
+    double = dataclasses.replace(config, train=dataclasses.replace(train, precision="float64"))
+    assert needs(double, tiny_store) == 2 * least
+    # Frozen layers are in the winner alone, not in checkpoints.
+    frozen = dataclasses.replace(config, model=dataclasses.replace(model, frozen_layers="all"))
+    assert needs(frozen, tiny_store) < 0.5 * least
+
+
+def test_a_disk_without_room_is_refused_with_what_lacks(
+    asked: list[Path], tiny_space: Path, tiny_store: Store, tmp_path: Path
+) -> None:
+    """Of the nearest folder that exists; what the run already holds is not asked for again."""
+    config = load_space(tiny_space).config()
+    run = tmp_path / "runs" / "n"
+    with pytest.raises(ClusterError) as caught:
+        check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
+    assert caught.value.exit_code == 5
+    assert str(caught.value).startswith(f"{run}: the search needs about 0.0 GB more for checkpoints, and its disk has ")
+    assert "--storage DIR" in str(caught.value)
+    assert asked == [tmp_path]
+    held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(bytes(needs(config, tiny_store) - 10**6))
+    check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
+    assert asked[-1] == run
+    with pytest.raises(ClusterError):
+        check_disk(place_at(run), config, tiny_store.info, concurrent=2, seeds=0)
+
+
+def test_object_storage_has_no_end(asked: list[Path], tiny_space: Path, tiny_store: Store) -> None:
+    place = place_at("mock://bucket/runs")
+    check_disk(place, load_space(tiny_space).config(), tiny_store.info, concurrent=100, seeds=0)
+    assert asked == []
+
+
+def test_the_command_refuses_a_full_disk_before_it_writes(
+    asked: list[Path],
+    ray_session: None,
+    tiny_store: Store,
+    tiny_space: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space)]
+    with pytest.raises(SystemExit) as ended:
+        console.run(app, [*argv, "--storage", str(tmp_path / "runs")])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (5, "")
+    assert err.startswith(f"error: {tmp_path / 'runs'}")
+    assert "the search needs about" in err
+    assert not (tmp_path / "runs").exists()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
 from grcf_ray.config import build_config, check_margins
 from grcf_ray.errors import ConfigError
@@ -22,7 +23,8 @@ SPACE: dict[str, Dimension] = {
     "pairs.pairs_per_group": Range(8, 64, True, 32),
     "model.modalities": Choice(("text", "text+audio", "all"), "all"),
 }
-State = Literal["complete", "pruned", "diverged", "failed"]
+State = Literal["complete", "pruned", "diverged", "failed", "died"]
+"""How a trial ends; one that died broke off at every launch."""
 
 
 def start_of(space: Mapping[str, Dimension]) -> dict[str, Any]:
@@ -37,10 +39,13 @@ def proposals(
     seed: int = 42,
     n_startup_trials: int = 4,
     feasible: Callable[[Mapping[str, Any]], bool] = lambda params: True,
+    budget: int = 1000,
+    starts: Sequence[Mapping[str, Any]] | None = None,
 ) -> Proposals:
     return Proposals(
         distributions(space),
-        start=start_of(space),
+        starts=[start_of(space)] if starts is None else starts,
+        budget=budget,
         trials=trials,
         stage=stage,
         epochs=EPOCHS,
@@ -53,31 +58,45 @@ def proposals(
 
 def fate(number: int) -> State:
     """Every kind of end in one search."""
-    return ("complete", "pruned", "complete", "diverged", "complete", "failed", "pruned")[number % 7]  # type: ignore[return-value]
+    ends: tuple[State, ...] = ("complete", "pruned", "complete", "diverged", "died", "failed", "pruned", "complete")
+    return ends[number % 8]
 
 
 def curve_of(params: Mapping[str, Any], state: State, stage: int) -> list[dict[str, Any]]:
     """A curve that follows from the parameters alone."""
     name = f"valid/{OBJECTIVES[stage][0]}"
     value = abs(math.log10(params["stage1.encoder_lr"]) + 4) + params["model.fusion_dropout"]
-    epochs = {"complete": EPOCHS, "pruned": 2, "diverged": 1, "failed": 1}[state]
+    epochs = {"complete": EPOCHS, "pruned": 2, "diverged": 1, "failed": 1, "died": 1}[state]
     return [{"epoch": epoch, name: value / epoch} for epoch in range(1, epochs + 1)]
 
 
-def run_trial(search: Proposals, trial_id: str, *, stage: int = 1, fates: Callable[[int], State] = fate) -> TrialRecord:
-    """A trial as Tune runs it: every result but the last to `on_trial_result`, the last at completion."""
+def suggested(search: Proposals, trial_id: str) -> dict[str, Any]:
     config = search.suggest(trial_id)
+    assert isinstance(config, dict)
+    return config
+
+
+def run_trial(search: Proposals, trial_id: str, *, stage: int = 1, fates: Callable[[int], State] = fate) -> TrialRecord:
+    """A trial as Tune runs it: every result but the last to `on_trial_result`, the last at completion.
+
+    A trial whose process dies is launched twice.
+    """
+    config = suggested(search, trial_id)
     number, params = config["number"], config["params"]
     state = fates(number)
     curve = curve_of(params, state, stage)
-    results = [{"epoch": m["epoch"], "objective": m[f"valid/{OBJECTIVES[stage][0]}"]} for m in curve]
-    if state == "diverged":
-        results.append({"epoch": 2, "failure": "no longer finite"})
+    results: list[dict[str, Any]] = [{"epoch": m["epoch"], "curve": curve[: m["epoch"]]} for m in curve]
+    if state in ("diverged", "failed"):
+        results.append({"epoch": 2, "curve": curve, "failure": "it broke", "state": state})
     for result in results[:-1]:
         search.on_trial_result(trial_id, result)
-    if state == "failed":
-        search.on_trial_result(trial_id, results[-1])
+    if state == "died":
         search.on_trial_complete(trial_id, error=True)
+        search.settle(number, True)
+        assert suggested(search, f"{trial_id} again") == config
+        search.on_trial_complete(f"{trial_id} again", error=True)
+        search.settle(number, False)
+        state = "failed"
     else:
         search.on_trial_complete(trial_id, results[-1])
     return TrialRecord(
@@ -101,8 +120,10 @@ def running(number: int, params: dict[str, Any]) -> TrialRecord:
 
 
 def frozen(search: Proposals) -> list[tuple[Any, ...]]:
-    """What Optuna has been told of each trial."""
-    return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in search.study.trials]
+    """What Optuna has been told of each trial: all that a sampler can see, but times."""
+    return [
+        (t.number, t.params, t.distributions, t.state, t.values, t.intermediate_values) for t in search.study.trials
+    ]
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -117,6 +138,7 @@ def test_proposals_depend_on_the_record_alone(stage: Literal[1, 2], k: int) -> N
 def test_a_rebuilt_study_equals_the_one_that_was_told() -> None:
     search = proposals()
     trials = run(search, 14)
+    assert {t.state for t in search.study.trials} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     assert frozen(proposals(trials)) == frozen(search)
 
 
@@ -125,9 +147,9 @@ def test_unfinished_trials_come_first_under_their_numbers() -> None:
     record = [*whole[:2], running(2, whole[2].params), whole[3], running(4, whole[4].params)]
     search = proposals(record)
     for number in (2, 4):
-        config = search.suggest(f"again{number}")
+        config = suggested(search, f"again{number}")
         assert (config["number"], config["params"]) == (number, whole[number].params)
-    assert search.suggest("new")["number"] == 5
+    assert suggested(search, "new")["number"] == 5
 
 
 def test_an_unfinished_trial_leaves_the_later_proposals_as_they_were() -> None:
@@ -139,7 +161,7 @@ def test_an_unfinished_trial_leaves_the_later_proposals_as_they_were() -> None:
 def test_what_runs_at_the_same_time_differs() -> None:
     """Constant liar: trials that are proposed before any has ended do not repeat each other."""
     search = proposals(run(proposals(), 6))
-    params = [search.suggest(f"id{k}")["params"] for k in range(4)]
+    params = [suggested(search, f"id{k}")["params"] for k in range(4)]
     assert len({p["stage1.encoder_lr"] for p in params}) == 4
 
 
@@ -159,7 +181,7 @@ def test_stages_of_a_run_draw_differently() -> None:
 
 def test_states_are_told_truthfully() -> None:
     search = proposals()
-    complete, pruned, _, diverged, _, failed = run(search, 6)
+    complete, pruned, _, diverged, died, failed = run(search, 6)
     told = search.study.trials
 
     assert told[0].state == TrialState.COMPLETE
@@ -174,9 +196,10 @@ def test_states_are_told_truthfully() -> None:
     assert (told[3].value, told[3].intermediate_values) == (None, {})
     assert diverged.state == "diverged"
 
-    assert told[5].state == TrialState.FAIL
-    assert (told[5].value, told[5].intermediate_values) == (None, {})
-    assert failed.state == "failed"
+    for trial in (died, failed):
+        assert told[trial.number].state == TrialState.FAIL
+        assert (told[trial.number].value, told[trial.number].intermediate_values) == (None, {})
+        assert trial.state == "failed"
 
 
 def test_direction_is_the_stages() -> None:
@@ -187,8 +210,9 @@ def test_direction_is_the_stages() -> None:
 def test_an_epoch_without_an_objective_is_passed_over() -> None:
     search = proposals()
     search.suggest("id")
-    search.on_trial_result("id", {"epoch": 1, "objective": 0.5})
-    search.on_trial_complete("id", {"epoch": 2})
+    curve = [{"epoch": 1, "valid/pairwise_acc": 0.5}, {"epoch": 2, "valid/pairwise_acc": None}]
+    search.on_trial_result("id", {"epoch": 1, "curve": curve[:1]})
+    search.on_trial_complete("id", {"epoch": 2, "curve": curve})
     assert search.study.trials[0].state == TrialState.PRUNED
     assert search.study.trials[0].intermediate_values == {1: 0.5}
 
@@ -196,9 +220,92 @@ def test_an_epoch_without_an_objective_is_passed_over() -> None:
 def test_a_trial_is_told_once() -> None:
     search = proposals()
     search.suggest("id")
-    search.on_trial_complete("id", {"epoch": EPOCHS, "objective": 0.5})
+    search.on_trial_complete("id", {"epoch": EPOCHS, "curve": [{"epoch": EPOCHS, "valid/pairwise_acc": 0.5}]})
     search.on_trial_complete("id", error=True)
     assert search.study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_trial_whose_process_died_is_proposed_again_as_it_was_and_told_at_its_end() -> None:
+    whole = run(proposals(), 6, fates=lambda number: "complete")
+    search = proposals(whole[:4])
+    first, other = suggested(search, "first"), suggested(search, "other")
+    search.on_trial_complete("first", error=True)
+    # What becomes of it is not known yet.
+    assert search.study.trials[4].state == TrialState.RUNNING
+    search.settle(4, True)
+    again = suggested(search, "again")
+    assert again == first == {"number": 4, "params": whole[4].params}
+    assert search.study.trials[4].state == TrialState.RUNNING
+    assert suggested(search, "new")["number"] == 6
+    for trial_id, config in (("again", again), ("other", other)):
+        curve = curve_of(config["params"], "complete", 1)
+        search.on_trial_complete(trial_id, {"epoch": EPOCHS, "curve": curve})
+    assert [t.state for t in search.study.trials] == [TrialState.COMPLETE] * 6 + [TrialState.RUNNING]
+    # One entry each, as if nothing had broken.
+    rebuilt = [TrialRecord(number=5, stage=1, attempt=1, params=other["params"], seed=5, state="complete", curve=curve)]
+    assert frozen(search)[:6] == frozen(proposals([*whole[:5], *rebuilt]))
+
+
+def test_a_trial_that_died_once_too_often_has_failed_and_spends_the_budget() -> None:
+    search = proposals(budget=2)
+    search.suggest("id")
+    search.on_trial_complete("id", error=True)
+    search.settle(0, False)
+    assert search.study.trials[0].state == TrialState.FAIL
+    assert suggested(search, "next")["number"] == 1
+    search.on_trial_complete("next", {"curve": curve_of(search.study.trials[1].params, "complete", 1)})
+    assert search.suggest("none") == Searcher.FINISHED
+
+
+def test_the_search_is_finished_only_when_no_trial_can_come_back() -> None:
+    search = proposals(budget=2)
+    suggested(search, "a")
+    params = suggested(search, "b")["params"]
+    assert search.suggest("c") is None, "both run"
+    search.on_trial_complete("b", {"epoch": EPOCHS, "curve": curve_of(params, "complete", 1)})
+    assert search.suggest("c") is None, "the first one runs"
+    search.on_trial_complete("a", error=True)
+    assert search.suggest("c") is None, "whether it will run again is not known"
+    search.settle(0, True)
+    again = suggested(search, "c")
+    assert again["number"] == 0
+    assert search.suggest("d") is None
+    search.on_trial_complete("c", {"epoch": EPOCHS, "curve": curve_of(again["params"], "complete", 1)})
+    assert search.suggest("d") == Searcher.FINISHED
+    assert len(search.study.trials) == 2
+
+
+@pytest.mark.parametrize("recorded", [0, 3, 5, 8])
+def test_a_budget_is_what_the_record_and_the_proposals_come_to(recorded: int) -> None:
+    whole = run(proposals(), 8)
+    search = proposals(whole[:recorded], budget=5)
+    assert numbers_until_finished(search) == list(range(recorded, 5))
+
+
+def test_unfinished_trials_beyond_the_budget_still_end() -> None:
+    whole = run(proposals(), 4)
+    search = proposals([*whole[:3], running(3, whole[3].params)], budget=2)
+    assert numbers_until_finished(search) == [3]
+
+
+def numbers_until_finished(search: Proposals) -> list[int]:
+    numbers = []
+    while isinstance(config := search.suggest(f"id{len(numbers)}"), dict):
+        numbers.append(config["number"])
+        curve = curve_of(config["params"], "complete", 1)
+        search.on_trial_complete(f"id{len(numbers) - 1}", {"epoch": EPOCHS, "curve": curve})
+    assert config == Searcher.FINISHED
+    return numbers
+
+
+@pytest.mark.parametrize("recorded", [0, 1, 3])
+def test_trials_that_are_given_come_in_their_order(recorded: int) -> None:
+    """As the retrainings are: nothing is searched beside them, and a resumed search runs the rest."""
+    starts = [{**start_of(SPACE), "model.fusion_dropout": 0.1 * k} for k in range(4)]
+    whole = run(proposals(starts=starts, budget=4), 4)
+    assert [t.params for t in whole] == starts
+    rest = run(proposals(whole[:recorded], starts=starts, budget=4), 4 - recorded)
+    assert [(t.number, t.params) for t in rest] == list(enumerate(starts))[recorded:]
 
 
 @pytest.mark.parametrize("done", [0, 8])
@@ -273,7 +380,7 @@ def test_the_model_takes_over_after_the_startup_trials() -> None:
 
 def test_a_stage_without_anything_to_search_repeats_its_start() -> None:
     search = proposals(space={})
-    configs = [search.suggest(f"id{k}") for k in range(3)]
+    configs = [suggested(search, f"id{k}") for k in range(3)]
     assert configs == [{"number": k, "params": {}} for k in range(3)]
 
 

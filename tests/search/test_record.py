@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from grcf_ray.errors import DataError
-from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord
+from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, rank
+from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train.stage import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ def trial(number: int, *values: float | None, stage: Literal[1, 2] = 1, state: A
 
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
-    return RunRecord(tmp_path / "run")
+    return RunRecord(place_at(tmp_path / "run"))
+
+
+def trial_path(record: RunRecord, number: int) -> Path:
+    assert isinstance(record.place, LocalPlace)
+    return record.place.local / "stage1" / "trials" / f"{number:04d}.json"
 
 
 def test_trial_round_trip(record: RunRecord) -> None:
@@ -36,15 +42,22 @@ def test_trial_round_trip(record: RunRecord) -> None:
         state="diverged",
         curve=[{"epoch": 1, "valid/mae": 0.1 + 0.2, "valid/corr": None}],
         error="no longer finite: ä",
+        cause="not finite",
+        failures=[{"attempt": 1, "cause": "hung", "error": "no epoch ended", "time": "2026-01-01T00:00:30+00:00"}],
+        notes=["last.safetensors: damaged; trained again from epoch 1"],
         seconds=1.5,
         utterance_passes=2.25,
         checkpoint="stage2/trials/0007/attempt-2/best.safetensors",
+        checkpoint_sha256="ab" * 32,
         started="2026-01-01T00:00:00+00:00",
         ended="2026-01-01T00:01:00+00:00",
     )
     record.write_trial(whole)
     assert record.trials(2) == [whole]
     assert record.trials(1) == []
+    assert record.trial(2, 7) == whole
+    with pytest.raises(DataError, match="has no trial stage1/7"):
+        record.trial(1, 7)
 
 
 def test_trials_come_by_number(record: RunRecord) -> None:
@@ -55,7 +68,7 @@ def test_trials_come_by_number(record: RunRecord) -> None:
 
 def test_what_is_undefined_is_null(record: RunRecord) -> None:
     record.write_trial(trial(0, float("nan"), 0.5, float("inf")))
-    text = record.trial_path(1, 0).read_text()
+    text = trial_path(record, 0).read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
     (read,) = record.trials(1)
@@ -70,6 +83,7 @@ def test_stage_1_ranks_from_high_to_low_and_stage_2_from_low_to_high(record: Run
     assert [t.number for t in record.ranked(1)] == [2, 0, 3, 1]
     assert [t.number for t in record.ranked(2)] == [3, 2, 0, 1]
     assert [t.objective for t in record.ranked(2)] == [0.1, 0.2, 0.5, 0.7]
+    assert [t.number for t in rank(record.trials(2)[:3])] == [2, 0, 1]
 
 
 def test_the_earlier_of_equals_is_first(record: RunRecord) -> None:
@@ -101,9 +115,9 @@ def test_export_is_a_line_of_json_for_each_trial(record: RunRecord) -> None:
     for number in range(3):
         record.write_trial(trial(number, 0.5 + number, float("nan")))
     record.export_trials(1)
-    lines = (record.folder / "stage1" / "trials.jsonl").read_text().splitlines()
+    lines = (record.place / "stage1" / "trials.jsonl").read_bytes().splitlines()
     assert [json.loads(line) for line in lines] == [
-        json.loads(record.trial_path(1, number).read_text()) for number in range(3)
+        json.loads(trial_path(record, number).read_text()) for number in range(3)
     ]
 
 
@@ -127,30 +141,30 @@ def test_no_run_damaged_run_and_newer_run_are_data_errors(record: RunRecord) -> 
     record.update_run(schema_version=SCHEMA_VERSION + 1)
     with pytest.raises(DataError, match="newer grcf_ray"):
         record.read_run()
-    (record.folder / "run.json").write_text("{")
+    (record.place / "run.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
         record.read_run()
 
 
 def test_a_failed_write_leaves_the_old_record(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     record.write_trial(trial(0, 0.5))
-    before = record.trial_path(1, 0).read_bytes()
+    before = trial_path(record, 0).read_bytes()
     with pytest.raises(TypeError):
         record.write_trial(trial(0, object()))  # type: ignore[arg-type]
-    assert record.trial_path(1, 0).read_bytes() == before
-    assert [path.name for path in record.trial_path(1, 0).parent.iterdir()] == ["0000.json"]
+    assert trial_path(record, 0).read_bytes() == before
+    assert [path.name for path in trial_path(record, 0).parent.iterdir()] == ["0000.json"]
 
 
 def test_a_moved_run_reads_the_same(recorded: Recorded, tmp_path: Path) -> None:
-    moved = RunRecord(Path(shutil.copytree(recorded.folder, tmp_path / "elsewhere" / "run")))
-    here = RunRecord(recorded.folder)
+    folder = Path(shutil.copytree(recorded.folder, tmp_path / "elsewhere" / "run"))
+    moved, here = RunRecord(place_at(folder)), RunRecord(place_at(recorded.folder))
     assert moved.read_run() == here.read_run()
     for stage in (1, 2):
         assert moved.trials(stage) == here.trials(stage)
         for kept in moved.trials(stage):
-            assert kept.checkpoint is None or (moved.folder / kept.checkpoint).is_file()
+            assert kept.checkpoint is None or moved.at(kept.checkpoint).exists()
     assert moved.ranked(2)[0].checkpoint is not None
-    for path in [*moved.folder.rglob("*.json"), *moved.folder.rglob("*.jsonl")]:
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
         # Where the data lie and what was typed are facts; nothing else may name the old place.
         if path.name not in ("run.json", "provenance.json"):
             assert str(recorded.folder) not in path.read_text(), path

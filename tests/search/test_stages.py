@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from grcf_ray.config import flatten
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.files import file_sha256
-from grcf_ray.search import stages
-from grcf_ray.search.events import EpochFinished, Event, TrialStarted
+from grcf_ray.search import keeper
+from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialStarted
 from grcf_ray.search.keeper import RecordKeeper
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Choice, Space, load_space
-from grcf_ray.train.checkpoint import read_state
+from grcf_ray.search.stages import config_of
+from grcf_ray.search.stopping import Stop
+from grcf_ray.storage import LocalPlace, Place, place_at
+from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.stage import stage_seed
 
 if TYPE_CHECKING:
@@ -31,11 +35,13 @@ if TYPE_CHECKING:
 
 STAGE1_TRIALS, STAGE2_TRIALS, EPOCHS, FINALISTS = 6, 5, 3, 2
 SEED = 42
+NEWER = '{"format": 99}'
+"""The state of a checkpoint that a newer release wrote."""
 
 
 @pytest.fixture(scope="module")
 def record(recorded: Recorded) -> RunRecord:
-    return RunRecord(recorded.folder)
+    return RunRecord(place_at(recorded.folder))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +64,9 @@ class Events:
             self._do()
 
 
-def ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
+def path_of(place: Place) -> Path:
+    assert isinstance(place, LocalPlace)
+    return place.local
 
 
 def numbers(trials: list[TrialRecord]) -> list[int]:
@@ -73,13 +80,13 @@ def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
     def curve(trial: TrialRecord) -> list[dict[str, Any]]:
         return [{name: value for name, value in epoch.items() if name not in untimed} for epoch in trial.curve]
 
-    return [(t.number, t.params, t.seed, t.state, t.error, curve(t)) for t in trials]
+    return [(t.number, t.params, t.seed, t.state, t.error, t.cause, t.failures, t.notes, curve(t)) for t in trials]
 
 
 def on_disk(record: RunRecord, stage: int, number: int) -> dict[str, Any]:
     """A trial's JSON but for the checkpoint, which goes when the trial can no longer be chosen."""
-    content = json.loads(record.trial_path(stage, number).read_text())
-    return {name: value for name, value in content.items() if name != "checkpoint"}
+    content = json.loads((record.place / f"stage{stage}" / "trials" / f"{number:04d}.json").read_bytes())
+    return {name: value for name, value in content.items() if not name.startswith("checkpoint")}
 
 
 def test_budgets_are_met_exactly(record: RunRecord) -> None:
@@ -106,15 +113,19 @@ def test_first_trials_are_the_starting_points(record: RunRecord, space: Space) -
 
 def test_finalists_are_the_best_of_stage_1_and_all_that_stage_2_starts_from(record: RunRecord) -> None:
     best = record.ranked(1)[:FINALISTS]
-    assert sorted(int(path.name) for path in (record.folder / "finalists").iterdir()) == sorted(numbers(best))
+    assert record.read_run()["finalists"] == [str(trial.number) for trial in best]
+    assert [int(name) for name in (record.place / "finalists").names()] == sorted(numbers(best))
     for trial in best:
         folder = record.finalist_folder(trial.number)
-        kept = json.loads((folder / "trial.json").read_text())
+        kept = (folder / "trial.json").read_json()
         assert (kept["trial"], kept["params"], kept["objective"]) == (trial.number, trial.params, trial.objective)
-        assert kept["sha256"] == file_sha256(folder / "model.safetensors")
+        weights = read_checkpoint(folder / "model.safetensors", sha256=kept["sha256"])
         assert trial.best is not None
-        assert read_state(folder / "model.safetensors")["epoch"] == trial.best["epoch"]
-        assert not [name for name in load_file(folder / "model.safetensors") if name.startswith("optimizer")]
+        assert weights.state["epoch"] == trial.best["epoch"]
+        assert not [name for name in weights.tensors if name.startswith("optimizer")]
+        # It is all that is left of the trial.
+        assert trial.checkpoint == f"finalists/{trial.number:04d}/model.safetensors"
+        assert trial.checkpoint_sha256 == kept["sha256"]
     assert {trial.params["finalist"] for trial in record.trials(2)} <= {str(trial.number) for trial in best}
 
 
@@ -140,23 +151,29 @@ def test_the_winner_has_the_best_validation_mae_and_best_is_its_model(record: Ru
     assert summary["valid"]["mae"] == pytest.approx(maes[number, epoch], rel=1e-5)
     winner = record.ranked(2)[0]
     assert winner.checkpoint is not None
-    trained = load_file(record.folder / winner.checkpoint)
-    exported = load_file(record.folder / "best" / "model.safetensors")
+    trained = read_checkpoint(record.at(winner.checkpoint), sha256=winner.checkpoint_sha256).tensors
+    exported = load_file(recorded.folder / "best" / "model.safetensors")
     assert all(torch.equal(tensor, trained[f"model.{name}"]) for name, tensor in exported.items())
 
 
-def test_weights_are_kept_of_the_winner_alone(record: RunRecord) -> None:
-    kept = {path.relative_to(record.folder).parts[:3] for path in record.folder.rglob("*.safetensors")}
+def test_weights_are_kept_of_the_winner_alone(record: RunRecord, recorded: Recorded) -> None:
+    """And of its attempt the best epoch's alone: what training would go on from is of no more use."""
+    kept = {str(path.relative_to(recorded.folder)) for path in recorded.folder.rglob("*.safetensors")}
     winner = record.ranked(2)[0]
     assert kept == {
-        ("best", "model.safetensors"),
-        ("stage2", "trials", f"{winner.number:04d}"),
-        *(("finalists", f"{trial.number:04d}", "model.safetensors") for trial in record.ranked(1)[:FINALISTS]),
+        "best/model.safetensors",
+        f"stage2/trials/{winner.number:04d}/attempt-1/best.safetensors",
+        *(f"finalists/{trial.number:04d}/model.safetensors" for trial in record.ranked(1)[:FINALISTS]),
     }
+    for stage, holders in ((1, record.ranked(1)[:FINALISTS]), (2, [winner])):
+        assert [t.number for t in record.trials(stage) if t.checkpoint] == sorted(numbers(holders))
+        # Nothing else is left of the others' attempts either.
+        folders = [name for name in (record.place / f"stage{stage}" / "trials").names() if "." not in name]
+        assert folders == ([] if stage == 1 else [f"{winner.number:04d}"])
 
 
 def test_events_come_in_order(recorded: Recorded) -> None:
-    assert recorded.events[0] == "StageStarted"
+    assert recorded.events[:2] == ("SearchStarted", "StageStarted")
     assert recorded.events.count("StageStarted") == recorded.events.count("StageEnded") == 2
     for name in ("TrialStarted", "TrialEnded"):
         assert recorded.events.count(name) == STAGE1_TRIALS + STAGE2_TRIALS
@@ -166,19 +183,21 @@ def test_events_come_in_order(recorded: Recorded) -> None:
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     record: RunRecord, make_search: Callable[..., Search]
 ) -> None:
-    """Ctrl-C in the middle of a trial of each stage; the numbers are the uninterrupted command's, bit for bit."""
-    first = Events(lambda e: isinstance(e, EpochFinished) and (e.trial.number, e.trial.epoch) == (2, 1), ctrl_c)
+    """A stop in the middle of a trial of each stage; the numbers are the uninterrupted command's, bit for bit."""
+    stop = Stop()
+    first = Events(lambda e: isinstance(e, EpochFinished) and (e.trial.number, e.trial.epoch) == (2, 1), stop.request)
     with pytest.raises(KeyboardInterrupt):
-        make_search(None, first).run()
+        make_search(None, first, stop=stop).run()
     mine = make_search().record
     assert numbers(mine.trials(1)) == [0, 1, 2]
     assert [t.finished for t in mine.trials(1)] == [True, True, False]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finished = [on_disk(mine, 1, number) for number in (0, 1)]
 
-    second = Events(lambda e: isinstance(e, EpochFinished) and e.trial.stage == 2 and e.trial.epoch == 2, ctrl_c)
+    stop = Stop()
+    second = Events(lambda e: isinstance(e, EpochFinished) and e.trial.stage == 2 and e.trial.epoch == 2, stop.request)
     with pytest.raises(KeyboardInterrupt):
-        make_search(None, second).run()
+        make_search(None, second, stop=stop).run()
     assert [e[2] for e in second.events if e[:2] == ("TrialStarted", 1)] == [2, 3, 4, 5]
     # Trial 2 went on after its first epoch; where it had trained on when it was stopped, even later.
     assert next(e for e in second.events if e[0] in ("EpochFinished", "TrialEnded"))[1:3] == (1, 2)
@@ -194,7 +213,9 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     assert essence(mine.trials(2)) == essence(record.trials(2))
     assert f"stage2/{winner.number}" == record.read_run()["winner"]
     for number in numbers(record.ranked(1)[:FINALISTS]):
-        ours, theirs = (load_file(r.finalist_folder(number) / "model.safetensors") for r in (mine, record))
+        ours, theirs = (
+            read_checkpoint(r.finalist_folder(number) / "model.safetensors").tensors for r in (mine, record)
+        )
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -202,8 +223,10 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
 def test_a_finished_search_runs_no_trial_again(recorded: Recorded, make_search: Callable[..., Search]) -> None:
     events = Events()
     again = make_search(None, events)
-    shutil.copytree(recorded.folder, again.record.folder)
-    before = {path: path.stat().st_mtime_ns for path in again.record.folder.rglob("*.json")}
+    folder = path_of(again.record.place)
+    shutil.rmtree(folder)
+    shutil.copytree(recorded.folder, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     assert f"stage2/{again.run().number}" == again.record.read_run()["winner"]
     assert [e[0] for e in events.events] == ["StageStarted", "StageEnded", "StageStarted", "StageEnded", "WinnerFixed"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -212,54 +235,67 @@ def test_a_finished_search_runs_no_trial_again(recorded: Recorded, make_search: 
 def test_bad_trials_are_recorded_and_the_search_goes_on(
     make_search: Callable[..., Search], space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two at a time: learning rates that diverge; a process that raises at every start; a known failure."""
-    monkeypatch.setattr(stages, "RETRIES", 1)
+    """Two at a time: learning rates that diverge; a process that raises at every start; known failures; damage."""
+    monkeypatch.setattr(keeper, "RETRIES", 1)
     pids: dict[int, set[int]] = {}
-    launches: dict[int, int] = {}
-    on_result, on_error = RecordKeeper.on_trial_result, RecordKeeper.on_trial_error
+    on_result = RecordKeeper.on_trial_result
 
     def spy_result(self: Any, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         pids.setdefault(trial.config["number"], set()).add(result["pid"])
         on_result(self, iteration, trials, trial, result, **info)
 
-    def spy_error(self: Any, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        launches[trial.config["number"]] = trial.num_failures
-        on_error(self, iteration, trials, trial, **info)
-
     monkeypatch.setattr(RecordKeeper, "on_trial_result", spy_result)
-    monkeypatch.setattr(RecordKeeper, "on_trial_error", spy_error)
+    launches: Counter[int] = Counter()
+    broke: list[int] = []
 
     def break_at_start(event: Event) -> None:
-        if isinstance(event, TrialStarted) and event.trial.number in (1, 2):
-            attempt = search.record.attempt_folder(event.trial)
-            if event.trial.number == 1:
+        if isinstance(event, TrialBroke):
+            broke.append(event.trial.number)
+        if isinstance(event, TrialStarted):
+            number, attempt = event.trial.number, path_of(search.record.attempt_folder(event.trial))
+            launches[number] += 1
+            if number == 1:
                 # A disk that cannot be written: nothing that a trial knows how to report.
-                attempt.rmdir()
+                attempt.parent.mkdir(parents=True, exist_ok=True)
                 attempt.write_text("")
-            else:
+            elif number == 2:
+                attempt.mkdir(parents=True)
+                digest = hashlib.sha256(NEWER.encode()).hexdigest()
+                save_file({}, attempt / "last.safetensors", {"state": NEWER, "sha256": digest})
+            elif number == 3:
+                attempt.mkdir(parents=True)
                 (attempt / "last.safetensors").write_text("not a checkpoint")
 
     wild = dataclasses.replace(space, stage1={"stage1.head_lr": Choice((1e-3, 1e30), 1e30)})
-    settings = {"stage2.epochs": 0, "stage1.epochs": 2, "search.stage1_trials": 6, "search.pruning": False}
+    settings = {"stage2.epochs": 0, "stage1.epochs": 2, "search.stage1_trials": 7, "search.pruning": False}
     search = make_search(settings, break_at_start, space=wild, concurrent=2)
     winner = search.run()
     trials = search.record.trials(1)
-    assert numbers(trials) == list(range(6))
+    assert numbers(trials) == list(range(7))
 
     diverged = [t for t in trials if t.params["stage1.head_lr"] == 1e30 and t.number not in (1, 2)]
     assert numbers(diverged)[0] == 0
     for trial in diverged:
-        assert trial.state == "diverged"
+        assert (trial.state, trial.cause) == ("diverged", "not finite")
         assert "no longer finite" in str(trial.error)
         assert (trial.epoch, trial.objective, trial.checkpoint) == (0, None, None)
-    assert trials[1].state == "failed"
-    assert launches == {1: 2}
+    assert (trials[1].state, trials[1].cause) == ("failed", "error")
     assert "[Errno " in str(trials[1].error)
     assert "\n" not in str(trials[1].error)
-    assert trials[2].state == "failed"
-    assert "not a whole checkpoint" in str(trials[2].error)
+    assert [failure["attempt"] for failure in trials[1].failures] == [1, 2]
+    assert trials[1].failures[-1]["error"] == trials[1].error
+    # The end of a trial is told as such, not as a break after which it starts again.
+    assert broke == [1]
+    assert (trials[2].state, trials[2].cause) == ("failed", "refused")
+    assert "newer grcf_ray" in str(trials[2].error)
+    (note,) = trials[3].notes
+    assert "not a whole checkpoint" in note
+    assert "trained again from epoch 1" in note
+    assert launches == Counter({number: 2 if number == 1 else 1 for number in range(7)})
     sound = [t for t in trials if t.number not in (1, 2) and t.params["stage1.head_lr"] == 1e-3]
     assert {t.state for t in sound} == {"complete"}
+    assert all(t.notes == [] for t in trials if t.number != 3)
+    assert all(t.failures == [] for t in trials if t.number != 1)
     assert winner.number == search.record.ranked(1)[0].number
     assert winner.number in numbers(sound)
     # Divergence and known failures leave the process to the next trial: two, and those of the trial that raised.
@@ -269,15 +305,23 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
 
 
 def test_a_search_without_a_usable_result_has_no_winner(make_search: Callable[..., Search]) -> None:
-    """The first three fail alike, so the others are spared; the message says why."""
+    """The first ones fail alike, so the others are spared; the message says why."""
     events = Events()
     settings = {"train.device": "cuda", "search.stage1_trials": 9}
     search = make_search(settings, events)
-    with pytest.raises(NoWinnerError, match=r"stage 1: none of 3 trials .*train\.device = cuda") as caught:
+    says = r"stage 1: 5 trials failed in a row, .* 0 finished well .*: 5 x refused: train\.device = cuda, but .*/run$"
+    with pytest.raises(NoWinnerError, match=says) as caught:
         search.run()
     assert caught.value.exit_code == 4
-    assert [t.state for t in search.record.trials(1)] == ["failed"] * 3
+    assert [(t.state, t.cause) for t in search.record.trials(1)] == [("failed", "refused")] * 5
     assert [e[0] for e in events.events].count("WinnerFixed") == 0
+
+
+def test_a_small_budget_without_a_usable_result_has_no_winner(make_search: Callable[..., Search]) -> None:
+    search = make_search({"train.device": "cuda", "search.stage1_trials": 2})
+    with pytest.raises(NoWinnerError, match=r"stage 1: none of 2 trials has .*: 2 x refused: train\.device = cuda"):
+        search.run()
+    assert [t.state for t in search.record.trials(1)] == ["failed"] * 2
 
 
 def test_without_stage_1_and_with_nothing_to_search_the_start_is_run(
@@ -289,11 +333,11 @@ def test_without_stage_1_and_with_nothing_to_search_the_start_is_run(
     winner = search.run()
     assert winner.stage == 2
     assert search.record.trials(1) == []
-    assert not (search.record.folder / "finalists").exists()
+    assert not (search.record.place / "finalists").exists()
     trials = search.record.trials(2)
     assert [(t.params, t.state) for t in trials] == [({}, "complete")] * 2
     assert trials[0].curve[0]["valid/mae"] != trials[1].curve[0]["valid/mae"]
-    config = flatten(search.config_of(winner))
+    config = flatten(config_of(search.space, search.record, winner))
     assert {path: config[path] for path in space.stage1} == space.start(1)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.data.features import Features
+from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 
@@ -82,6 +83,7 @@ def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
         for module in model.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
-        return StageLoop(model, seen, config, stage, seed=seed, protocol="mosi", folder=folder)
+        place = place_at(folder) if folder else None
+        return StageLoop(model, seen, config, stage, seed=seed, protocol="mosi", folder=place)
 
     return make

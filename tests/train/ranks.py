@@ -1,10 +1,11 @@
-"""What one rank of several computes: run by test_stage, in processes of their own and once within it.
+"""What one rank of several computes: run by test_stage_ranks, in processes of their own and once within it.
 
 python tests/train/ranks.py FOLDER RANK WORLD
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -18,7 +19,9 @@ from torch import nn
 
 from grcf_ray.config import build_config
 from grcf_ray.errors import ConfigError
+from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model
+from grcf_ray.train.job import JobRunner, StageJob
 from grcf_ray.train.stage import StageLoop
 
 SCENARIOS: dict[str, tuple[Literal[1, 2], dict[str, Any]]] = {
@@ -48,7 +51,8 @@ def measure(folder: Path, rank: int, world: int) -> None:
         config = build_config(settings | changes)
         model = initial_model(config.model, features, seed=3)
         without_dropout(model)
-        loop = StageLoop(model, features, config, stage, seed=3, protocol="mosi", folder=folder / f"{name}-{world}")
+        place = place_at(folder / f"{name}-{world}")
+        loop = StageLoop(model, features, config, stage, seed=3, protocol="mosi", folder=place)
         for index, step in enumerate(loop._steps()):
             loop.optimizer.zero_grad()
             loop.backward(step)
@@ -57,6 +61,8 @@ def measure(folder: Path, rank: int, world: int) -> None:
         figures[name] = loop.run_epoch()
         tensors[f"{name}.weights"] = torch.cat([p.detach().reshape(-1) for p in loop.model.parameters()])
     figures["too many"] = too_many(features, build_config(settings | {"pairs.groups_per_step": 1}))
+    if world > 1:
+        figures["jobs"] = jobs(folder, rank, features, settings)
     save_file(tensors, folder / f"{rank}-of-{world}.safetensors")
     (folder / f"{rank}-of-{world}.json").write_text(json.dumps(figures))
 
@@ -68,6 +74,44 @@ def too_many(features: Any, config: Any) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def jobs(folder: Path, rank: int, features: Any, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The results of one runner's jobs, which run together with those of the other ranks, by what befalls them."""
+    runner = JobRunner(features)
+    job = StageJob(
+        stage=1,
+        seed=3,
+        settings={**settings, "stage1.epochs": 3},
+        protocol="mosi",
+        folder=str(folder / "whole"),
+        initial=None,
+        initial_sha256=None,
+        threads=1,
+        gpu=False,
+    )
+
+    def results(job: StageJob, steps: int = 3) -> list[dict[str, Any]]:
+        runner.start(job)
+        return [runner.step() for _ in range(steps)]
+
+    def changed(**changes: Any) -> StageJob:
+        return dataclasses.replace(job, **changes)
+
+    found = {"whole": results(job)}
+    # Rank 1 alone has no initial weights.
+    initial = str(folder / "whole" / f"{'best' if rank == 0 else 'missing'}.safetensors")
+    found["alone"] = results(changed(folder=str(folder / "alone"), initial=initial), 1)
+    # Rank 1 looks for checkpoints where there are none.
+    found["apart"] = results(changed(folder=str(folder / ("whole" if rank == 0 else "elsewhere"))), 1)
+    damaged = changed(folder=str(folder / "damaged"))
+    results(damaged, 2)
+    dist.barrier()
+    if rank == 0:
+        (folder / "damaged" / "last.safetensors").write_bytes(b"")
+    dist.barrier()
+    found["damaged"] = results(damaged, 2)
+    return found
 
 
 if __name__ == "__main__":

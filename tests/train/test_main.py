@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from safetensors.torch import load_file
 from grcf_ray import console
 from grcf_ray.config import ABLATIONS
 from grcf_ray.data.store import Store
-from grcf_ray.train import checkpoint
+from grcf_ray.search import preflight
+from grcf_ray.storage import place_at
+from grcf_ray.train import checkpoint, distributed
 from grcf_ray.train.__main__ import app
 from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.job import StageJob
 from grcf_ray.train.stage import StageLoop
 
 TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
@@ -72,7 +77,7 @@ def train(space: Path, tiny_store: Store) -> Train:
 
 
 def curve(stage: int, out: str = "out") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_state(Path(out, f"stage{stage}", "last.safetensors"))["curve"]
+    found: list[dict[str, Any]] = read_state(place_at(out) / f"stage{stage}" / "last.safetensors")["curve"]
     return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in found]
 
 
@@ -176,7 +181,7 @@ def test_both_stages_are_trained(
         [f"stage {stage}", f"epoch {epoch}/2"] for stage in (1, 2) for epoch in (1, 2)
     ]
     for stage, metric in ((1, "pairwise_acc"), (2, "mae")):
-        best = read_state(Path("out", f"stage{stage}", "best.safetensors"))["curve"][-1]
+        best = read_state(place_at("out") / f"stage{stage}" / "best.safetensors")["curve"][-1]
         title = {"pairwise_acc": "PairwiseAcc", "mae": "MAE"}[metric]
         assert f"best epoch {best['epoch']}," in lines[stage - 1]
         assert f"{title} {best[f'valid/{metric}']:.4f}" in lines[stage - 1]
@@ -301,3 +306,114 @@ def test_other_data_in_the_same_folder_are_refused(
 def test_divergence_is_an_error_with_a_code(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--set", "stage1.head_lr=1e30") == 4
     assert "no longer finite" in capsys.readouterr().err
+
+
+WITHOUT_DROPOUT = [
+    word
+    for setting in ("frozen_layers=2", "fusion_dropout=0", "unified_dropout=0")
+    for word in ("--set", f"model.{setting}")
+]
+
+
+def test_workers_go_on_where_one_process_stopped(
+    ray_session: None, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers after an epoch of one process: both stages end where one process alone takes them."""
+    words = ("--set", "train.precision=float64", *WITHOUT_DROPOUT)
+    assert train(*words, out="whole") == 0
+    lines = capsys.readouterr().out.splitlines()
+    real = StageLoop.run_epoch
+
+    def one_epoch(loop: StageLoop) -> dict[str, Any]:
+        if loop.epoch:
+            raise KeyboardInterrupt
+        return real(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageLoop, "run_epoch", one_epoch)
+        assert train(*words) == 130
+    capsys.readouterr()
+    assert train(*words, "--workers", "2") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [*lines[:2], "checkpoints: out"]
+    told = [line.split("  ")[:2] for line in err.splitlines()]
+    epochs = [["stage 1", "epoch 2/2"], ["stage 2", "epoch 1/2"], ["stage 2", "epoch 2/2"]]
+    assert told == [["Starting 2 workers"], ["stage 1: goes on after epoch 1"], *epochs]
+    for stage in (1, 2):
+        ours, theirs = curve(stage), curve(stage, "whole")
+        assert len(ours) == len(theirs) == 2
+        for one, other in zip(ours, theirs, strict=True):
+            # An utterance that both workers need is encoded by both.
+            assert one.pop("utterance_passes") >= other.pop("utterance_passes")
+            assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+    assert train(*words, "--workers", "2", "--set", "stage2.epochs=3") == 2, "workers are no setting, epochs are"
+    assert "stage2.epochs: 2 -> 3\nGive another folder" in capsys.readouterr().err
+
+
+def test_workers_that_die_are_told_of(
+    ray_session: None, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = []
+
+    class Dying:
+        def __init__(self, features: Any, **sizes: Any) -> None:
+            assert sizes == {"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0.0}
+
+        def start(self, job: StageJob) -> None:
+            assert (job.stage, job.threads, job.gpu) == (1, 1, False)
+
+        def step(self) -> dict[str, Any]:
+            raise distributed.WorkersDiedError("worker 1: out of memory")
+
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr(distributed, "WorkerGroup", Dying)
+    assert train("--workers", "2") == 1
+    err = capsys.readouterr().err
+    assert "error: the workers ended before their time (worker 1: out of memory)" in err
+    assert "the same command goes on" in err and "internal error" not in err
+    assert len(closed) == 1
+
+
+def test_more_workers_than_groups_are_refused_before_ray_starts(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unwanted() -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(preflight, "connect", unwanted)
+    assert train("--workers", "3") == 2
+    assert "--workers 3: a step has pairs.groups_per_step = 2 groups" in capsys.readouterr().err
+    assert train("--workers", "2", "--set", "train.device=cuda") == 2
+    assert "the workers are given no GPU: --gpus-per-worker 1" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "lack"),
+    [(["--cpus-per-worker", "4096"], "no node has more than"), (["--gpus-per-worker", "64"], "no node has")],
+)
+def test_workers_that_fit_no_machine_are_refused(
+    ray_session: None, train: Train, capsys: pytest.CaptureFixture[str], words: list[str], lack: str
+) -> None:
+    assert train("--workers", "2", *words) == 5
+    assert lack in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_one_process_needs_no_ray(space: Path, tiny_store: Store) -> None:
+    code = (
+        "import sys\n"
+        "from grcf_ray import console\n"
+        "from grcf_ray.train.__main__ import app\n"
+        "try:\n"
+        "    console.run(app)\n"
+        "finally:\n"
+        "    assert 'ray' not in sys.modules\n"
+    )
+    words = ["--dataset", "tiny", "--space", str(space), "--data", str(tiny_store.folder), "--out", "out"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "checkpoints: out"

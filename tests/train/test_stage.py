@@ -2,23 +2,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grcf_ray.config import TrainConfig
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
-from grcf_ray.errors import ClusterError, DivergedError
+from grcf_ray.errors import ClusterError, DataError, DivergedError
+from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train import stage as stage_module
-from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.stage import StageLoop, choose_device, finite, predict, stage_seed, use_deterministic_torch
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 Stage = Literal[1, 2]
 
 TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
+CHECKPOINTS = ["best.safetensors", "last.safetensors", "previous.safetensors"]
 
 
 def gradient(loop: StageLoop) -> Tensor:
@@ -58,10 +63,43 @@ def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in curve]
 
 
+def assert_same_files(ours: Path, theirs: Path) -> None:
+    """The same checkpoints with the same content, but for the times in their curves."""
+    assert files_of(ours) == files_of(theirs) == CHECKPOINTS
+    for name in CHECKPOINTS:
+        one, other = (read_checkpoint(place_at(folder / name)) for folder in (ours, theirs))
+        assert timeless(one.state.pop("curve")) == timeless(other.state.pop("curve"))
+        assert one.state == other.state
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(torch.equal(tensor, other.tensors[key]) for key, tensor in one.tensors.items())
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def digest_of(path: Path) -> str:
+    return read_checkpoint(place_at(path)).sha256
+
+
+def epoch_of(path: Path) -> int:
+    epoch: int = read_checkpoint(place_at(path)).state["epoch"]
+    return epoch
+
+
+def damage(path: Path) -> None:
+    """A bit of the last weight, in the file itself: under all its names."""
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        (byte,) = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([byte ^ 1]))
+
+
 @pytest.mark.parametrize("stopped", [1, 2, 3])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_resumed_run_is_the_uninterrupted_one(new_loop: NewLoop, tmp_path: Path, stage: Stage, stopped: int) -> None:
-    """Bit for bit, with dropout: weights, optimizer, curve and both checkpoints."""
+    """Bit for bit, with dropout: weights, optimizer, curve and all checkpoints."""
     whole = new_loop(stage, folder=tmp_path / "whole", model__modality_dropout=0.2)
     list(whole)
     first = new_loop(stage, folder=tmp_path / "parts", model__modality_dropout=0.2)
@@ -75,11 +113,9 @@ def test_resumed_run_is_the_uninterrupted_one(new_loop: NewLoop, tmp_path: Path,
     list(second)
     assert_same_state(second, whole)
     assert timeless(second.curve) == timeless(whole.curve)
-    for name in ("last", "best"):
-        ours, theirs = (tmp_path / run / f"{name}.safetensors" for run in ("parts", "whole"))
-        assert timeless(read_state(ours).pop("curve")) == timeless(read_state(theirs).pop("curve"))
-        tensors = load_file(theirs)
-        assert all(torch.equal(tensor, tensors[key]) for key, tensor in load_file(ours).items())
+    assert second.notes == []
+    assert_same_files(tmp_path / "parts", tmp_path / "whole")
+    assert second.best_sha256 == digest_of(tmp_path / "parts" / "best.safetensors")
 
 
 def test_undefined_metric_is_the_same_before_and_after_a_resume(new_loop: NewLoop, tmp_path: Path) -> None:
@@ -207,32 +243,162 @@ def test_best_is_the_epoch_of_the_best_objective(
     loop = new_loop(stage, folder=tmp_path, stage1__epochs=4, stage2__epochs=4)
     weights = [loop.model.head[2].weight.detach().clone() for _ in loop]  # type: ignore[union-attr,operator]
     assert loop.objective == metric
-    assert loop.best_epoch == read_state(tmp_path / "best.safetensors")["epoch"] == best
-    assert read_state(tmp_path / "last.safetensors")["epoch"] == 4
-    for name, epoch in (("best", best), ("last", 4)):
+    assert loop.best_epoch == best
+    for name, epoch in (("best", best), ("previous", 3), ("last", 4)):
+        assert epoch_of(tmp_path / f"{name}.safetensors") == epoch
         saved = load_file(tmp_path / f"{name}.safetensors")["model.head.2.weight"]
         assert torch.equal(saved, weights[epoch - 1])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "last.safetensors"]
+    assert files_of(tmp_path) == CHECKPOINTS
+    assert loop.best_sha256 == digest_of(tmp_path / "best.safetensors")
 
 
-def test_end_between_last_and_best_loses_nothing(
-    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def told(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
+    """What validation says of each epoch, however often it is run; the training is real."""
+    monkeypatch.setattr(StageLoop, "_validate", lambda self: {"valid/pairwise_acc": values[self.epoch]})
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_end_between_two_files_loses_nothing(
+    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
-    told = iter([0.5, 0.7])
-    monkeypatch.setattr(StageLoop, "_validate", lambda self: {"valid/pairwise_acc": next(told)})
-    loop = new_loop(folder=tmp_path)
+    """In the second epoch, the best: before `last` is copied to `previous`, or before it is copied to `best`."""
+    told(monkeypatch, [0.5, 0.7, 0.6])
+    whole = new_loop(folder=tmp_path / "whole")
+    list(whole)
+    loop = new_loop(folder=tmp_path / "parts")
     loop.run_epoch()
+    real, count = LocalPlace.copy_to, 0
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def killed(*given: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == copies:
+            raise KeyboardInterrupt
+        real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "link_or_copy", killed)
+        patch.setattr(LocalPlace, "copy_to", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.run_epoch()
-    assert read_state(tmp_path / "best.safetensors")["epoch"] == 1
-    assert new_loop(folder=tmp_path).resume()
-    assert read_state(tmp_path / "best.safetensors")["epoch"] == 2
+    best = tmp_path / "parts" / "best.safetensors"
+    assert epoch_of(best) == 1
+    again = new_loop(folder=tmp_path / "parts")
+    assert again.resume()
+    assert (again.epoch, epoch_of(best), again.notes) == (copies, copies, [])
+    assert again.best_sha256 == digest_of(best)
+    list(again)
+    assert_same_state(again, whole)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("objectives", "lost", "resumed"),
+    [
+        # `best` is another name of `last`, and `previous` was the best before.
+        ([0.5, 0.6, 0.7, 0.8], ["last"], 2),
+        ([0.5, 0.7, 0.6, 0.4], ["last"], 2),
+        ([0.7, 0.5, 0.6, 0.8], ["last"], 2),
+        # `best` is another name of `last`, and what was the best before is gone.
+        ([0.6, 0.5, 0.7, 0.4], ["last"], 0),
+        ([0.5, 0.6, 0.7, 0.8], ["last", "previous"], 0),
+        ([0.7, 0.5, 0.6, 0.4], ["last", "previous"], 0),
+        # `best` is another name of `previous`.
+        ([0.5, 0.7, 0.6, 0.4], ["best"], 0),
+        ([0.7, 0.6, 0.5, 0.4], ["best"], 0),
+        ([0.7, 0.6, 0.5, 0.4], ["last", "best"], 0),
+        ([0.5, 0.6, 0.7, 0.8], ["previous"], 3),
+    ],
+)
+@pytest.mark.parametrize("how", ["damaged", "empty"])
+def test_damage_costs_epochs_but_changes_nothing(
+    new_loop: NewLoop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objectives: list[float],
+    lost: list[str],
+    resumed: int,
+    how: str,
+) -> None:
+    """After three of four epochs: whatever is lost, what comes out is bit for bit the undamaged run."""
+    told(monkeypatch, objectives)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    undamaged = new_loop(folder=whole, stage1__epochs=4)
+    list(undamaged)
+    first = new_loop(folder=parts, stage1__epochs=4)
+    for _ in range(3):
+        first.run_epoch()
+    for name in lost:
+        path = parts / f"{name}.safetensors"
+        damage(path) if how == "damaged" else os.truncate(path, 0)
+    loop = new_loop(folder=parts, stage1__epochs=4)
+    assert loop.resume() == (resumed > 0)
+    assert loop.epoch == resumed
+    if resumed:
+        # What is there now is whole, should the process end here.
+        assert epoch_of(parts / "last.safetensors") == resumed
+        assert epoch_of(parts / "best.safetensors") == loop.best_epoch
+        assert loop.best_sha256 == digest_of(parts / "best.safetensors")
+        again = new_loop(folder=parts, stage1__epochs=4)
+        assert again.resume() and again.epoch == resumed and again.notes == []
+    list(loop)
+    assert_same_state(loop, undamaged)
+    assert timeless(loop.curve) == timeless(undamaged.curve)
+    assert_same_files(parts, whole)
+    assert loop.best_sha256 == digest_of(parts / "best.safetensors")
+
+
+def test_notes_say_what_was_damaged_and_what_it_cost(new_loop: NewLoop, tmp_path: Path) -> None:
+    loop = new_loop(folder=tmp_path)
+    loop.run_epoch(), loop.run_epoch()
+    last, previous = (tmp_path / f"{name}.safetensors" for name in ("last", "previous"))
+    damage(last)
+    again = new_loop(folder=tmp_path)
+    assert again.resume()
+    (note,) = again.notes
+    assert note.startswith(f"{last}: damaged, its content has SHA-256 ")
+    assert note.endswith("; trained again from epoch 2")
+    # `last` is a second name of `previous` by now.
+    damage(previous)
+    again = new_loop(folder=tmp_path)
+    assert not again.resume()
+    assert [note.partition(": damaged, ")[0] for note in again.notes] == [str(last), str(previous)]
+    assert all(note.endswith("; trained again from epoch 1") for note in again.notes)
+
+
+@pytest.mark.parametrize("fault", ["missing", "stale"])
+def test_best_that_is_not_that_of_the_curve(
+    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    told(monkeypatch, [0.5, 0.7, 0.6])
+    loop = new_loop(folder=tmp_path)
+    loop.run_epoch()
+    first = (tmp_path / "best.safetensors").read_bytes()
+    list(loop)
+    (tmp_path / "best.safetensors").unlink()
+    if fault == "stale":
+        (tmp_path / "best.safetensors").write_bytes(first)
+    again = new_loop(folder=tmp_path)
+    before = {name: tensor.clone() for name, tensor in state_of(again).items()}
+    assert not again.resume()
+    said = {"missing": "missing, though", "stale": "of epoch 1, but"}[fault] + " epoch 2 is the best one so far"
+    assert again.notes == [f"{tmp_path / 'best.safetensors'}: {said}; trained again from epoch 1"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(again).items())
+    list(again)
+    assert_same_state(again, loop)
+    assert epoch_of(tmp_path / "best.safetensors") == 2
+
+
+def test_checkpoint_of_a_newer_version_is_not_overwritten(new_loop: NewLoop, tmp_path: Path) -> None:
+    """Nor one of another model: that is no damage, and a training would destroy it."""
+    state = json.dumps({"format": 99})
+    path = tmp_path / "last.safetensors"
+    save_file({}, path, {"state": state, "sha256": hashlib.sha256(state.encode()).hexdigest()})
+    with pytest.raises(DataError, match="written by a newer grcf_ray"):
+        new_loop(folder=tmp_path).resume()
+    path.unlink()
+    new_loop(folder=tmp_path).run_epoch()
+    with pytest.raises(DataError, match="made for another model"):
+        new_loop(folder=tmp_path, model__modalities="text").resume()
 
 
 def test_loop_without_a_folder_writes_nothing(
@@ -256,7 +422,7 @@ def test_divergence_keeps_the_last_good_epoch(new_loop: NewLoop, tmp_path: Path,
         loop.run_epoch()
     assert loop.curve == good
     for name in ("last", "best"):
-        assert read_state(tmp_path / f"{name}.safetensors")["epoch"] == 1
+        assert epoch_of(tmp_path / f"{name}.safetensors") == 1
     again = new_loop(stage, folder=tmp_path)
     assert again.resume()
     assert again.run_epoch()["epoch"] == 2

@@ -9,7 +9,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
+from grcf_ray.storage import place_at
+from grcf_ray.train.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
@@ -97,6 +99,7 @@ def test_metrics_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> None:
 
 def test_ranks_write_one_checkpoint(ranks: Path) -> None:
     for scenario in STEPS:
+        # After one epoch: `previous` comes with the second.
         names = sorted(path.name for path in (ranks / f"{scenario}-2").iterdir())
         assert names == ["best.safetensors", "last.safetensors"]
         ours, theirs = (load_file(ranks / f"{scenario}-{world}" / "last.safetensors") for world in (2, 1))
@@ -107,3 +110,49 @@ def test_more_ranks_than_groups_are_refused(ranks: Path) -> None:
     said = [json.loads((ranks / f"{rank}-of-2.json").read_text())["too many"] for rank in range(2)]
     assert said == ["pairs.groups_per_step = 1 cannot be dealt to 2 workers; use at most 1 workers"] * 2
     assert json.loads((ranks / "0-of-1.json").read_text())["too many"] == ""
+
+
+def jobs_of(folder: Path, rank: int) -> dict[str, list[dict[str, Any]]]:
+    """A rank's results of the jobs in ranks.py, but for times."""
+    jobs: dict[str, list[dict[str, Any]]] = json.loads((folder / f"{rank}-of-2.json").read_text())["jobs"]
+    for results in jobs.values():
+        for result in results:
+            result["curve"] = [{k: v for k, v in metrics.items() if k not in TIMES} for metrics in result["curve"]]
+    return jobs
+
+
+def test_ranks_report_the_same_epochs_and_the_first_one_the_checkpoint(ranks: Path) -> None:
+    first, second = (jobs_of(ranks, rank)["whole"] for rank in range(2))
+    assert [result["epoch"] for result in first] == [1, 2, 3]
+    digest = first[-1]["checkpoint_sha256"]
+    assert digest == read_checkpoint(place_at(ranks / "whole" / "best.safetensors")).sha256
+    assert [result | {"checkpoint_sha256": None} for result in first] == second
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "said"),
+    [
+        ("alone", "DamagedError", "missing.safetensors: no such checkpoint"),
+        ("apart", "GrcfError", "the workers found checkpoints of different epochs [3, 0]"),
+    ],
+)
+def test_what_fails_on_one_rank_fails_on_all(ranks: Path, job: str, error: str, said: str) -> None:
+    """One that went on would wait for the other for ever."""
+    for rank in range(2):
+        (result,) = jobs_of(ranks, rank)[job]
+        assert (result["state"], result["error"], result["done"]) == ("failed", error, True)
+        assert said in result["failure"]
+
+
+def test_ranks_go_on_together_from_the_checkpoint_before_a_damaged_one(ranks: Path) -> None:
+    whole = jobs_of(ranks, 0)["whole"]
+    for rank in range(2):
+        resumed = jobs_of(ranks, rank)["damaged"]
+        assert [result["epoch"] for result in resumed] == [2, 3]
+        assert resumed[-1]["curve"] == whole[-1]["curve"]
+    (note,) = jobs_of(ranks, 0)["damaged"][-1]["notes"]
+    assert note.startswith(f"{ranks / 'damaged' / 'last.safetensors'}: not a whole checkpoint")
+    assert note.endswith("; trained again from epoch 2")
+    for name in ("best", "last", "previous"):
+        ours, theirs = (read_checkpoint(place_at(ranks / run / f"{name}.safetensors")) for run in ("damaged", "whole"))
+        assert all(torch.equal(tensor, theirs.tensors[key]) for key, tensor in ours.tensors.items())

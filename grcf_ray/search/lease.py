@@ -1,0 +1,266 @@
+"""One driver to a run: whoever writes a run holds its lease, and a second search is told who that is.
+
+On a disk it is a lock on `lock` in the run's folder, which the system frees when its holder ends, however it ends.
+Where there are no locks, as in object storage, it is `lease.json`, which its holder rewrites every few seconds: a
+second driver watches it for a while, and takes the run over if it stands still. Clocks are not trusted, and two drivers
+can still meet, say when a machine was asleep for a while. Every launch of a trial writes to a folder of its own, so no
+checkpoint is harmed then. Drivers within one Ray cluster also meet at an actor whose name comes from the run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from grcf_ray import console
+from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.storage import Place
+
+__all__ = ["Lease"]
+
+_HELD = frozenset({errno.EAGAIN, errno.EACCES})
+"""What flock says where another process has the lock; EACCES is from network disks of Windows."""
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What flock says on a disk without locks."""
+_STILL = 2.5
+"""Intervals without a beat after which the holder of `lease.json` counts as dead."""
+_ANSWER_SECONDS, _SURE_SECONDS, _DYING_SECONDS, _BIRTH_SECONDS = 5.0, 3.0, 15.0, 60.0
+"""The actor's time to answer; when an answer is not a dying one's, and when silence is a dead one's; time to start."""
+
+_locks: set[int] = set()
+"""File descriptors of the locks that this process holds."""
+
+
+def _close_locks() -> None:
+    """A child that is forked and lives on must not keep its parent's locks."""
+    for lock in _locks:
+        with contextlib.suppress(OSError):
+            os.close(lock)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks)
+
+
+class Lease:
+    """The right to write a run, held while the context lasts. ConfigError where another search has it.
+
+    interval: seconds between beats, where the lease needs them. lost: called, from another thread, if another search
+    takes the run over while this one holds it, as after a long sleep of the machine.
+    """
+
+    def __init__(
+        self, place: Place, command: str, *, interval: float = 5.0, lost: Callable[[], None] | None = None
+    ) -> None:
+        # Not above: the actor's process imports this file, and has no use for torch.
+        from grcf_ray.search.record import now
+
+        self._place, self._interval, self._lost = place, interval, lost
+        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": now(), "command": command}
+        self._nonce = uuid.uuid4().hex
+        self._lock: int | None = None
+        self._beating: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._actor: Any = None
+
+    def __enter__(self) -> Lease:
+        try:
+            if self._place.local is None or not self._take_lock(self._place.local / "lock"):
+                self._take_file()
+        except OSError as error:
+            raise ConfigError(
+                f"{self._place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._actor is not None:
+            import ray
+
+            # Ray may have ended before.
+            with contextlib.suppress(Exception):
+                ray.kill(self._actor)
+        if self._beating is not None:
+            self._ended.set()
+            self._beating.join()
+            with contextlib.suppress(OSError):
+                if self._is_mine(self._read()):
+                    self._file.delete()
+        if self._lock is not None:
+            _locks.discard(self._lock)
+            os.close(self._lock)
+
+    def join_cluster(self) -> None:
+        """Hold the run's name in the Ray cluster too, once it is joined. ConfigError where another search has it."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        name = "grcf-run-" + hashlib.sha256(self._place.uri.encode()).hexdigest()[:16]
+        # Beside the driver, so that they die together and no other node is kept from being given back.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"name": name, "namespace": "grcf", "num_cpus": 0, "scheduling_strategy": here}
+        begun = time.monotonic()
+        while time.monotonic() - begun < _BIRTH_SECONDS:
+            try:
+                other = ray.get_actor(name, namespace="grcf")
+            except ValueError:
+                # Between the look and this, another driver may have taken the name: then the answer is its holder.
+                actor = ray.remote(_Witness).options(**options, get_if_exists=True).remote(self._nonce, self._holder)
+                nonce, holder = self._ask(actor, _BIRTH_SECONDS) or ("", {})
+                if nonce == self._nonce:
+                    self._actor = actor
+                    return
+            else:
+                _, holder = self._ask(other, _ANSWER_SECONDS) or ("", {})
+                if not holder and time.monotonic() - begun > _DYING_SECONDS:
+                    ray.kill(other)
+            if holder and time.monotonic() - begun > _SURE_SECONDS:
+                raise ConfigError(_refusal(self._place, holder))
+            time.sleep(0.2)
+        raise ClusterError(
+            f"the cluster started no process for {name} in {_BIRTH_SECONDS:g} s; see `ray status` for what it lacks"
+        )
+
+    @staticmethod
+    def _ask(actor: Any, seconds: float) -> tuple[str, dict[str, Any]] | None:
+        """Who the actor stands for; None where it is dying, dead or deaf."""
+        import ray
+
+        try:
+            answer: tuple[str, dict[str, Any]] = ray.get(actor.answer.remote(), timeout=seconds)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return None
+        return answer
+
+    def _take_lock(self, path: Path) -> bool:
+        """Whether this disk has locks; ConfigError where another search holds this one."""
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.write(lock, json.dumps(self._holder, indent=2, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            holder = b""
+            with contextlib.suppress(OSError):
+                holder = os.pread(lock, 1 << 20, 0)
+            os.close(lock)
+            if error.errno in _HELD:
+                raise ConfigError(_refusal(self._place, _parsed(holder))) from error
+            if error.errno in _NO_LOCKS:
+                return False
+            raise
+        self._lock = lock
+        _locks.add(lock)
+        return True
+
+    @property
+    def _file(self) -> Place:
+        return self._place / "lease.json"
+
+    def _take_file(self) -> None:
+        """Take the lease that beats, unless its holder's heart does."""
+        before = self._read()
+        if before:
+            seconds = _STILL * self._interval
+            host = _holder_in(before).get("host", "unknown")
+            console.progress(f"Waiting {seconds:g} s to see whether the search on host {host} still lives")
+            end = time.monotonic() + seconds
+            while before and time.monotonic() < end:
+                time.sleep(self._interval / 5)
+                seen = self._read()
+                if seen and seen != before:
+                    self._refuse(seen)
+                before = seen
+        self._beat(0)
+        # Of two that start at a time, the one that wrote last has it.
+        time.sleep(self._interval / 5)
+        if not self._is_mine(seen := self._read()):
+            self._refuse(seen)
+        self._beating = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._beating.start()
+
+    def _beat_on(self) -> None:
+        count = 0
+        while not self._ended.wait(self._interval):
+            count += 1
+            # The network may fail for a while, and training goes on: the next beat is the retry.
+            with contextlib.suppress(Exception):
+                seen = self._read()
+                if seen and not self._is_mine(seen):
+                    break
+                self._beat(count)
+        else:
+            return
+        console.progress(f"{self._place} was taken over by another search: {_told(_holder_in(seen))}")
+        if self._lost:
+            self._lost()
+
+    def _beat(self, count: int) -> None:
+        self._file.write_json({"holder": self._holder, "nonce": self._nonce, "beat": count})
+
+    def _read(self) -> bytes:
+        """The content of `lease.json`; empty where there is none."""
+        try:
+            return self._file.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def _is_mine(self, content: bytes) -> bool:
+        return _parsed(content).get("nonce") == self._nonce
+
+    def _refuse(self, content: bytes) -> None:
+        raise ConfigError(_refusal(self._place, _holder_in(content)))
+
+
+class _Witness:
+    """What the actor in the cluster knows: who holds the run."""
+
+    def __init__(self, nonce: str, holder: dict[str, Any]) -> None:
+        self._answer = nonce, holder
+
+    def answer(self) -> tuple[str, dict[str, Any]]:
+        """The lease's nonce and its holder."""
+        return self._answer
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """A JSON object; empty where it is none, as in the moment before it is written."""
+    with contextlib.suppress(ValueError):
+        value = json.loads(content)
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _holder_in(content: bytes) -> dict[str, Any]:
+    """Who wrote a `lease.json`; empty where it does not say."""
+    holder = _parsed(content).get("holder")
+    return holder if isinstance(holder, dict) else {}
+
+
+def _told(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "it has not said who it is"
+    host, pid, started, command = (holder.get(key, "unknown") for key in ("host", "pid", "started", "command"))
+    return f"host {host}, process {pid}, since {started} ({command})"
+
+
+def _refusal(place: Place, holder: dict[str, Any]) -> str:
+    return (
+        f"{place} is being written by another search: {_told(holder)}. "
+        "Wait for it, stop it, or give this one a name of its own: --name NAME"
+    )

@@ -1,0 +1,93 @@
+"""Where a run lies, and whether what is asked for is the run that lies there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from grcf_ray.config import flatten
+from grcf_ray.data import datasets
+from grcf_ray.data.store import Store, find_data, is_store
+from grcf_ray.errors import ConfigError, DataError, faults_message
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.space import Space
+from grcf_ray.storage import Place, place_at
+
+__all__ = ["FREE", "GROWING", "differences", "find_run", "grown", "recorded_store", "runs_place"]
+
+FREE = frozenset({"search.concurrent", "search.hang_minutes", "search.failures_in_a_row"})
+"""Settings that change no number of a trial: they may differ from start to start."""
+GROWING = ("search.stage1_trials", "search.stage2_trials")
+"""Budgets: the larger of what is asked for and what is on record holds."""
+
+
+def runs_place(storage: str | None) -> Place:
+    """Where runs go: `--storage`, else `$GRCF_RUNS`, else ./runs; under a Ray job ~/grcf_runs."""
+    if storage is None:
+        # The working directory of a Ray job is a cache that may vanish.
+        default = Path.home() / "grcf_runs" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path("runs")
+        storage = os.environ.get("GRCF_RUNS") or str(default)
+    return place_at(storage, check=True)
+
+
+def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool) -> RunRecord:
+    """The run of this name, to begin or to go on with. ConfigError, with the differences, where it is another one.
+
+    force: take the name with -2, -3 and so on instead, the first that is free or that is this run.
+    """
+    number = 1
+    while True:
+        record = RunRecord(runs / (name if number == 1 else f"{name}-{number}"))
+        try:
+            changed = differences(record.read_run(), space, store) if record.exists else []
+        except PermissionError as error:
+            raise ConfigError(
+                f"{record} is another user's ({error.strerror}); give this one a name of its own: --name NAME"
+            ) from error
+        if not changed:
+            return record
+        if not force:
+            raise ConfigError(
+                faults_message(f"{record} holds a run with other settings:", changed)
+                + "\nGive the old settings to go on with it, a name of its own to this one (--name NAME), or --force, "
+                f"which names it {name}-{number + 1}"
+            )
+        number += 1
+
+
+def differences(run: dict[str, Any], space: Space, store: Store) -> list[str]:
+    """What is asked for otherwise than the record has it, a line each: `key: before -> after`."""
+    before = {"data": run["data"]["fingerprint"], **run["settings"], **_searched(run["space"])}
+    after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in FREE and key not in GROWING
+    ]
+
+
+def recorded_store(record: RunRecord, data: Path | None) -> Store:
+    """The data that a run was searched on, from `data` or from where it read them. DataError where they are others."""
+    described = record.read_run()["data"]
+    name, folder = described["name"], Path(described["folder"])
+    if data is None and not is_store(folder) and name not in datasets.names():
+        raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
+    low, high = described["label_range"]
+    # A cached import may have been cleared away: the data are then looked for as a search does.
+    store = Store.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
+    if store.info.fingerprint != described["fingerprint"]:
+        raise DataError(f"{store.folder} holds other data than the run's: their fingerprints differ")
+    return store
+
+
+def grown(record: RunRecord, space: Space) -> Space:
+    """The space with the budgets of the record where those are larger: a run is never cut short by a later start."""
+    if not record.exists:
+        return space
+    settings, asked = record.read_run()["settings"], flatten(space.config())
+    return space.with_settings({key: max(settings[key], asked[key]) for key in GROWING})
+
+
+def _searched(space: dict[str, Any]) -> dict[str, Any]:
+    return {f"{path} (searched)": value for stage in ("stage1", "stage2") for path, value in space[stage].items()}

@@ -1,0 +1,236 @@
+"""What the search's gain is worth: winner and starting point trained anew under fresh seeds, and compared on test.
+
+The retrainings are trials like any other, in a record of their own below the run's. Of 2 N trials number 2 i is the
+winner under the i-th seed, and number 2 i + 1 the starting point under the same. Nothing is chosen among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from grcf_ray.data.datasets import protocol_of
+from grcf_ray.data.store import Store
+from grcf_ray.errors import NoWinnerError
+from grcf_ray.search.direct import DIRECT
+from grcf_ray.search.events import SeedsStarted
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.space import Space
+from grcf_ray.search.stages import Search, config_of
+from grcf_ray.search.stopping import RETRAINING_SHARES
+from grcf_ray.search.winner import export_winner, measure, note_test_read, trial_name
+from grcf_ray.storage import place_at
+from grcf_ray.train.stage import stage_seed
+
+__all__ = ["ARMS", "SeedTrials", "against_baseline", "compare", "retrain", "retrainings", "seeds_record"]
+
+ARMS = ("winner", "start")
+
+_FRESH = 3
+"""Sets the seeds apart from those of the search's stages, 1 and 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedTrials:
+    """The trials of both stages, as `Search.retrainings` has them."""
+
+    seed: int
+    """The run's."""
+    seeds: int
+    """Fresh seeds for each arm."""
+    arms: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    """The parameters of each arm's stages."""
+
+    def params(self, stage: Literal[1, 2], finalists: Sequence[Any]) -> list[dict[str, Any]]:
+        """The parameters of a stage's trials; in Stage 2 one for each that came through Stage 1.
+
+        In the order of the finalists, which only grow: those of a resumed search are added at the end.
+        """
+        numbers = [int(finalist) for finalist in finalists] or list(range(2 * self.seeds))
+        return [
+            {**self.arms[ARMS[number % 2]][stage], **({"finalist": str(number)} if finalists else {})}
+            for number in numbers
+        ]
+
+    def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
+        """The seed of a trial: both arms have the same ones."""
+        return stage_seed(self.seed, _FRESH, stage, int(params.get("finalist", number)) // 2)
+
+
+def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> dict[str, Any]:
+    """Train both arms under `seeds` fresh seeds, measure all on test; write and return `seeds/metrics.json`."""
+    run, space = search.record, search.space
+    record = seeds_record(run, trial_name(winner))
+    budget = {"search.stage1_trials": 2 * seeds, "search.stage2_trials": 2 * seeds, "search.finalists": 2 * seeds}
+    trials = SeedTrials(search.config.seed, seeds, _arms(run, space, winner))
+    if not record.exists:
+        record.write_run({"state": "running", "winner": trial_name(winner)})
+    job = dataclasses.replace(
+        search,
+        record=record,
+        space=space.with_settings({**budget, "search.pruning": False}),
+        retrainings=trials,
+        reopen=False,
+    )
+    for listener in search.listeners:
+        listener(SeedsStarted(seeds))
+    try:
+        job.run()
+    except NoWinnerError:
+        # The winner stands without them, and the next start goes on.
+        if not search.stop.time_is_up(RETRAINING_SHARES[1]):
+            raise
+    last = job.stages[-1]
+    ended = [trial for trial in record.trials(last) if trial.state == "complete"]
+    _measure_all(job, ended, store, run)
+    models = [_entry(record, trial) for trial in ended]
+    metrics = {
+        "winner": trial_name(winner),
+        "seeds": seeds,
+        "complete": _complete(job),
+        "models": models,
+        **compare(models, seeds),
+    }
+    (run.place / "seeds" / "metrics.json").write_json(metrics)
+    return metrics
+
+
+def seeds_record(run: RunRecord, winner: str) -> RunRecord:
+    """The record of a winner's retrainings. A search that goes on may find another winner: each has its own."""
+    return RunRecord(run.place / "seeds" / winner.replace("/", "-"))
+
+
+def compare(models: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
+    """Mean and deviation (n - 1) of each arm's figures, and the paired gain of the winner with its 95 % t interval.
+
+    models: entries with `arm`, `index`, `valid` and `test`. A gain is winner minus start: below zero is better for MAE.
+    """
+    by_arm = {arm: {m["index"]: m for m in models if m["arm"] == arm} for arm in ARMS}
+    arms = {
+        arm: {
+            "trained": len(of),
+            **{split: _spread([m[split] for m in of.values()]) for split in ("valid", "test")},
+        }
+        for arm, of in by_arm.items()
+    }
+    pairs = [(by_arm["winner"][index], by_arm["start"][index]) for index in range(seeds) if _both(by_arm, index)]
+    gains = [_difference(ours["test"], theirs["test"]) for ours, theirs in pairs]
+    return {"arms": arms, "gain": _spread(gains)}
+
+
+def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
+    """What the winner's retrainings came to; None where there are none."""
+    try:
+        metrics: dict[str, Any] = (record.place / "seeds" / "metrics.json").read_json()
+    except FileNotFoundError:
+        return None
+    return metrics if metrics["winner"] == winner else None
+
+
+def against_baseline(record: RunRecord) -> dict[str, Any] | None:
+    """The two-stage search against the direct-MAE one of the same name, whichever of the two this is.
+
+    Their winners' retrainings, paired by seed: `gain` is two-stage minus direct on test, so below zero is better for
+    MAE. None where either has no retrainings.
+    """
+    name = record.place.name.removesuffix(DIRECT)
+    places = {"two-stage": record.place.beside(name), "direct": record.place.beside(name + DIRECT)}
+    found = {}
+    for side, place in places.items():
+        try:
+            models = (place / "seeds" / "metrics.json").read_json()["models"]
+        except FileNotFoundError:
+            return None
+        found[side] = {m["index"]: m["test"] for m in models if m["arm"] == "winner"}
+    shared = sorted(found["two-stage"].keys() & found["direct"].keys())
+    gains = [_difference(found["two-stage"][index], found["direct"][index]) for index in shared]
+    return {
+        "seeds": len(shared),
+        "runs": {side: str(place) for side, place in places.items()},
+        **{side: _spread([of[index] for index in shared]) for side, of in found.items()},
+        "gain": _spread(gains),
+    }
+
+
+def _difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    return {name: ours[name] - theirs[name] for name in ours if name in theirs}
+
+
+def _complete(job: Search) -> bool:
+    """Whether every retraining has ended; in Stage 2 there are as many as came through Stage 1."""
+    record = job.record
+    budgets = dict.fromkeys(job.stages, job.config.search.stage1_trials)
+    if job.stages == [1, 2]:
+        budgets[2] = len(record.read_run().get("finalists", [])) or 1
+    return all(sum(trial.finished for trial in record.trials(stage)) >= budgets[stage] for stage in job.stages)
+
+
+def _both(by_arm: Mapping[str, Mapping[int, Any]], index: int) -> bool:
+    return all(index in by_arm[arm] for arm in ARMS)
+
+
+def _spread(figures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Of each metric that all have: mean, deviation, and the half width of the mean's 95 % t interval."""
+    from scipy import stats
+
+    if not figures:
+        return {}
+    names = [name for name in figures[0] if all(name in entry for entry in figures)]
+    found: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        values = np.array([entry[name] for entry in figures])
+        n = len(values)
+        deviation = float(values.std(ddof=1)) if n > 1 else None
+        half = float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5 if deviation is not None else None
+        found[name] = {"mean": float(values.mean()), "deviation": deviation, "half_width": half}
+    return found
+
+
+def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:
+    own = {path: value for path, value in winner.params.items() if path != "finalist"}
+    if winner.stage == 1:
+        tuned: dict[int, dict[str, Any]] = {1: own, 2: {}}
+    else:
+        finalist = winner.params.get("finalist")
+        folder = record.finalist_folder(int(finalist)) if finalist is not None else None
+        tuned = {1: (folder / "trial.json").read_json()["params"] if folder else {}, 2: own}
+    return {"winner": tuned, "start": {1: space.start(1), 2: space.start(2)}}
+
+
+def _place(record: RunRecord, trial: TrialRecord) -> Any:
+    return record.place / "models" / f"{trial.number:04d}"
+
+
+def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
+    number = int(trial.params.get("finalist", trial.number))
+    metrics = (_place(record, trial) / "metrics.json").read_json()
+    return {"arm": ARMS[number % 2], "index": number // 2, "seed": trial.seed, **metrics}
+
+
+def _measure_all(job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord) -> None:
+    """Export and measure the models that are not measured yet, as many at a time as the cluster holds."""
+    record, config = job.record, job.config
+    missing = [trial for trial in trials if not (_place(record, trial) / "metrics.json").exists()]
+    if not missing:
+        return
+    for trial in missing:
+        own = config_of(job.space, record, trial)
+        to = f"models/{trial.number:04d}"
+        export_winner(record, trial, own, job.features, store, protocol_of(store.info.name), to=to)
+    names = [f"seeds/stage{trial.stage}/{trial.number}" for trial in missing]
+    note_test_read(run.place / "best", "search --seeds", names)
+    tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
+    threads = config.search.cpus_per_worker
+    task = ray.remote(num_cpus=threads)(_measure_model)
+    ray.get([task.remote(_place(record, trial).uri, tables, threads) for trial in missing])
+
+
+def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:
+    place = place_at(uri)
+    with place.reading_folder() as folder:
+        metrics = {split: measure(folder, ray.get(table), threads=threads) for split, table in tables.items()}
+    (place / "metrics.json").write_json(metrics)

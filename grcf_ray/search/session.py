@@ -1,0 +1,243 @@
+"""One start of a search: checks before it, the lease while it runs, what is said when it ends early."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import torch
+import yaml
+
+from grcf_ray import console
+from grcf_ray.config import RunConfig, flatten
+from grcf_ray.data import datasets
+from grcf_ray.data.store import Store
+from grcf_ray.errors import ClusterError, ConfigError, faults_message
+from grcf_ray.model.text_encoder import resolve_backbone
+from grcf_ray.search.events import Event, Listener, SearchStarted, SeedsStarted, TrialStarted
+from grcf_ray.search.lease import Lease
+from grcf_ray.search.opening import GROWING
+from grcf_ray.search.preflight import Room, check_disk, connect, find_room
+from grcf_ray.search.record import RunRecord, now
+from grcf_ray.search.seeds import retrain
+from grcf_ray.search.space import Choice, Space
+from grcf_ray.search.stages import Search, cluster_nodes, config_of
+from grcf_ray.search.stopping import Stop
+from grcf_ray.search.winner import (
+    export_winner,
+    measure_winner,
+    measured,
+    test_was_read,
+    trial_name,
+    versions,
+)
+from grcf_ray.train.assemble import prepare_features
+
+__all__ = ["Session"]
+
+_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)
+"""A full, failing or vanished disk. Errors of object storage have no number."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a command asks for, once its data, space and record are known.
+
+    command: the one that was typed, to be typed again. time_budget: seconds.
+    """
+
+    record: RunRecord
+    space: Space
+    store: Store
+    seeds: int
+    reopen: bool
+    time_budget: float | None
+    command: str
+    listeners: Sequence[Listener] = ()
+
+    @property
+    def config(self) -> RunConfig:
+        """The starting point."""
+        return self.space.config()
+
+    @property
+    def budgets(self) -> dict[int, tuple[int, int]]:
+        """Trials and epochs of each stage that has epochs."""
+        config = self.config
+        stages = (
+            (1, config.search.stage1_trials, config.stage1.epochs),
+            (2, config.search.stage2_trials, config.stage2.epochs),
+        )
+        return {stage: (trials, epochs) for stage, trials, epochs in stages if epochs}
+
+    def finished(self) -> bool:
+        """Whether the record holds all that is asked for."""
+        if not self.record.exists or self.reopen:
+            return False
+        run = self.record.read_run()
+        same = all(run["settings"][key] == value for key, value in flatten(self.config).items() if key in GROWING)
+        return bool(run["state"] == "finished" and same and run.get("seeds", 0) >= self.seeds)
+
+    def check(self) -> Room:
+        """How the trials fit the cluster, which is joined. What can never run is refused here."""
+        config = self.config
+        half_range = (self.store.info.label_range[1] - self.store.info.label_range[0]) / 2
+        if faults := self.space.margin_faults(half_range):
+            raise ConfigError(faults_message(f"{self.space.source}: the starting point contradicts itself", faults))
+        self._check_modalities()
+        if not self.budgets:
+            raise ConfigError("stage1.epochs and stage2.epochs are both 0: there is nothing to train")
+        if config.train.device == "cuda" and not config.search.gpus_per_worker:
+            raise ConfigError(
+                "train.device = cuda, but trials are given no GPU: --gpus-per-worker 1, or a share of one"
+            )
+        resolve_backbone(config.model.backbone)
+        connect()
+        room = find_room(cluster_nodes(), config, [trials for trials, _ in self.budgets.values()])
+        check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
+        return room
+
+    def run(self, room: Room) -> None:
+        """Search, save and measure the winner, retrain it under fresh seeds; whatever of it the record lacks."""
+        self._make_folder()
+        stop = Stop(time_budget=self.time_budget, last_words=self._leave)
+        # Ray prints what befalls its processes on standard output, which is the answer's.
+        aside = contextlib.redirect_stdout(sys.stderr)
+        with Lease(self.record.place, self.command) as lease, stop.on_signals(), aside:
+            lease.join_cluster()
+            try:
+                self._search(room, stop)
+            except KeyboardInterrupt:
+                self._leave("Interrupted")
+                raise
+            except OSError as error:
+                self._note_state("failed")
+                if error.errno not in _STORAGE_FAULTS:
+                    raise
+                raise ClusterError(
+                    f"{self.record} can no longer be written ({error.strerror or error}); every finished epoch is "
+                    f"kept. When it can be again, go on: {self.command}"
+                ) from error
+            except BaseException:
+                self._note_state("failed")
+                raise
+
+    def _search(self, room: Room, stop: Stop) -> None:
+        record, config, store = self.record, self.config, self.store
+        facts = datasets.get(store.info.name) if store.info.name in datasets.names() else None
+        protocol = datasets.protocol_of(store.info.name)
+        torch.set_num_threads(os.cpu_count() or 1)
+        console.progress("Preparing features")
+        features = prepare_features(store, config)
+        self._open_record()
+        self._tell(SearchStarted(room.concurrent, self.budgets))
+        listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners
+        job = Search(
+            record=record,
+            space=self.space,
+            features=features,
+            protocol=protocol,
+            concurrent=room.concurrent,
+            listeners=listeners,
+            stop=stop,
+            reopen=self.reopen,
+        )
+        winner = job.run()
+        if not measured(record, winner):
+            winner_config = config_of(self.space, record, winner)
+            export_winner(record, winner, winner_config, features, store, protocol)
+            measure_winner(record, winner, winner_config, features, store, facts, protocol)
+        record.update_run(winner=trial_name(winner))
+        complete = job.complete
+        if self.seeds:
+            complete &= retrain(job, winner, self.seeds, store)["complete"]
+        seeds = max(self.seeds, record.read_run().get("seeds", 0))
+        record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
+
+    def _open_record(self) -> None:
+        """Begin run.json, or note in it that the run goes on."""
+        record, started = self.record, {"time": now(), "command": self.command}
+        settings = flatten(self.config)
+        if record.exists:
+            run = record.read_run()
+            record.write_run({**run, "state": "running", "settings": settings, "starts": [*run["starts"], started]})
+            return
+        record.write_space(yaml.safe_dump(self.space.as_dict(), sort_keys=False))
+        record.write_run(
+            {
+                "state": "running",
+                "starts": [started],
+                "space": self.space.as_dict(),
+                "settings": settings,
+                "data": {
+                    "folder": str(self.store.folder.absolute()),
+                    "name": self.store.info.name,
+                    "fingerprint": self.store.info.fingerprint,
+                    "label_range": list(self.store.info.label_range),
+                },
+                "versions": versions(),
+            }
+        )
+
+    def _leave(self, how: str) -> None:
+        """Say how to go on; nothing else needs to be done."""
+        self._note_state("interrupted")
+        console.progress(f"{how}; every finished epoch is kept. To go on: {self.command}")
+
+    def _note_state(self, state: str) -> None:
+        # What ends the search may be that nothing can be written.
+        with contextlib.suppress(OSError):
+            if self.record.exists:
+                self.record.update_run(state=state)
+
+    def _note_trials_after_test(self) -> Listener:
+        choosing = True
+
+        def note(event: Event) -> None:
+            nonlocal choosing
+            # Nothing is chosen among the retrainings.
+            choosing &= not isinstance(event, SeedsStarted)
+            if choosing and isinstance(event, TrialStarted) and not self.record.read_run().get("test_seen"):
+                self.record.update_run(test_seen=True)
+
+        return note
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def _make_folder(self) -> None:
+        """ConfigError where the run cannot be written, before anything is computed for it."""
+        place = self.record.place
+        try:
+            place.make_private()
+            if place.local is not None:
+                tempfile.TemporaryFile(dir=place.local).close()
+        except OSError as error:
+            raise ConfigError(
+                f"{place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
+            ) from error
+
+    def _check_modalities(self) -> None:
+        """ConfigError where the space names audio or vision that the data lack: it would search nothing."""
+        # The direct baseline searches it in Stage 2.
+        dimension = {**self.space.stage1, **self.space.stage2}.get("model.modalities")
+        info = self.store.info
+        named = dimension.choices if isinstance(dimension, Choice) else (self.config.model.modalities,)
+        for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)):
+            if dim is None and any(name in str(choice) for choice in named):
+                raise ConfigError(
+                    f"{self.space.source}: model.modalities names {name}, which the data do not have; "
+                    "give --set model.modalities=all for what they have"
+                )
+
+
+def _give_way() -> None:
+    """Another search has taken the run over, as after a long sleep of this machine: not a word more into its record."""
+    console.progress("This search ends here; the run is the other's")
+    os._exit(5)

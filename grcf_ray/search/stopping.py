@@ -1,0 +1,101 @@
+"""How a search is stopped: Ctrl-C, SIGTERM, a time budget. The record is always whole, so to stop is to leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from grcf_ray.errors import ConfigError
+
+__all__ = ["RETRAINING_SHARES", "STAGE_SHARES", "Stop", "parse_duration"]
+
+STAGE_SHARES = {1: 0.5, 2: 0.85}
+"""Share of a time budget at which a stage hands on what it has; the rest is for the final part."""
+
+
+RETRAINING_SHARES = {1: 0.93, 2: 1.0}
+"""The same for the retrainings under fresh seeds, which are of the final part."""
+
+
+class Stop:
+    """Whether a search should end: asked by a signal, or at the end of its time.
+
+    The first Ctrl-C lets trials be put away; a second one, or SIGTERM, which is followed by SIGKILL within seconds,
+    calls `last_words` and leaves at once.
+    """
+
+    def __init__(self, *, time_budget: float | None = None, last_words: Callable[[str], None] | None = None) -> None:
+        self.requested = False
+        """Whether Ctrl-C has been pressed."""
+        self._started, self._budget, self._last_words = time.monotonic(), time_budget, last_words
+        self._deferring = False
+
+    def request(self) -> None:
+        """Ask the search to end, as Ctrl-C does."""
+        self.requested = True
+
+    def time_is_up(self, share: float) -> bool:
+        """Whether this share of the time budget has gone by."""
+        return self._budget is not None and time.monotonic() - self._started >= share * self._budget
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM while the context lasts; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While the context lasts, the first Ctrl-C is a request; elsewhere it raises KeyboardInterrupt."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            self._leave("Stopped")
+        self.requested = True
+        if not self._deferring:
+            raise KeyboardInterrupt
+        # It may come in the middle of another line.
+        with contextlib.suppress(RuntimeError):
+            print("Stopping: trials end where they are. Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self._leave("Terminated")
+
+    def _leave(self, how: str) -> None:
+        try:
+            if self._last_words:
+                self._last_words(how)
+        finally:
+            # No clean-up: it could take longer than whoever sent the signal waits. Ray's processes end with this one.
+            os._exit(130)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `2h`, `90m`, `1h30m` or `45s`. ConfigError for anything else."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    parts = [float(part or 0) for part in match.groups()] if match else []
+    if not any(parts):
+        raise ConfigError(f"--time-budget {text}: should be a time such as 2h, 90m or 1h30m")
+    hours, minutes, seconds = parts
+    return 3600 * hours + 60 * minutes + seconds

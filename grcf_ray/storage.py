@@ -1,0 +1,385 @@
+"""Where a run lies: a folder on a disk, or in object storage. Writes appear whole or not at all on both.
+
+On a disk a write is a file beside, fsync and rename; in object storage it is one upload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.files import link_or_copy, replacing
+
+if TYPE_CHECKING:
+    from pyarrow import fs as pafs
+
+__all__ = ["LocalPlace", "Place", "RemotePlace", "place_at"]
+
+_READERS = 16
+"""Small files of object storage that are fetched at a time: each takes a round trip."""
+_KEYS = re.compile(r"[^/@]*:(?!\d+/)[^@]*@")
+"""User and password before the host of a URI; a password may have slashes, and a port has none."""
+_SECRETS = re.compile(r"(?:^|&)[^=&]*(?:key|password|secret|sig|token)[^=&]*=", re.IGNORECASE)
+"""Keys in the query of a URI, such as Azure's `sig` and `client_secret`."""
+
+
+class Place(ABC):
+    """A file or a folder of a run, existing or not. `place / name` lies in it."""
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """What `place_at` opens again, on any machine that reaches it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The last part of its path."""
+
+    @property
+    @abstractmethod
+    def local(self) -> Path | None:
+        """Its path on this machine; None in object storage."""
+
+    @abstractmethod
+    def __truediv__(self, name: str) -> Place: ...
+
+    @abstractmethod
+    def beside(self, name: str) -> Place:
+        """What lies in the same folder under another name."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is such a file or folder."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """What lies in a folder, sorted; nothing where there is none. Files in the making are left out."""
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """A file's content. FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def reading(self) -> contextlib.AbstractContextManager[Path]:
+        """The file as a path on this machine, for as long as the context lasts. FileNotFoundError."""
+
+    @abstractmethod
+    def writing(self) -> contextlib.AbstractContextManager[Path]:
+        """A path on this machine to write to: it takes the file's place at the end, unless there is an error."""
+
+    @abstractmethod
+    def reading_folder(self) -> contextlib.AbstractContextManager[Path]:
+        """The folder with all that is in it as a path on this machine, for as long as the context lasts.
+
+        FileNotFoundError where there is none.
+        """
+
+    @abstractmethod
+    def writing_folder(self) -> contextlib.AbstractContextManager[Path]:
+        """A folder on this machine to write to: its files are in this one at the end, unless there is an error."""
+
+    @abstractmethod
+    def copy_to(self, other: Place) -> None:
+        """Make `other`, which lies in the same storage, a copy of this file."""
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Remove the file, or the folder with all that is in it; nothing where there is none."""
+
+    @abstractmethod
+    def make_private(self) -> None:
+        """Make the folder, readable by its owner alone where the storage has owners."""
+
+    def write_text(self, text: str) -> None:
+        """The text as the whole content of the file."""
+        with self.writing() as path:
+            path.write_text(text, encoding="utf-8")
+
+    def write_json(self, value: Any) -> None:
+        """The value as readable JSON; NaN and infinity are refused, since JSON has none."""
+        self.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_json(self) -> Any:
+        """A JSON file's content. FileNotFoundError where there is none, DataError where it is not JSON."""
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{self}: not JSON ({error})") from error
+
+    def read_jsons(self, names: Sequence[str]) -> list[Any]:
+        """The content of several JSON files of this folder."""
+        return [(self / name).read_json() for name in names]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+
+class LocalPlace(Place):
+    """A path on this machine, or on a disk that several share."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    @property
+    def uri(self) -> str:
+        """The absolute path."""
+        return str(self._path)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self._path.name
+
+    @property
+    def local(self) -> Path:
+        """The path."""
+        return self._path
+
+    def __truediv__(self, name: str) -> LocalPlace:
+        return LocalPlace(self._path / name)
+
+    def beside(self, name: str) -> LocalPlace:
+        """As in `Place`."""
+        return LocalPlace(self._path.with_name(name))
+
+    def exists(self) -> bool:
+        """As in `Place`."""
+        return self._path.exists()
+
+    def names(self) -> list[str]:
+        """As in `Place`."""
+        if not self._path.is_dir():
+            return []
+        return sorted(path.name for path in self._path.iterdir() if not path.name.startswith("."))
+
+    def read_bytes(self) -> bytes:
+        """As in `Place`."""
+        return self._path.read_bytes()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Path]:
+        """The path itself."""
+        if not self._path.exists():
+            raise FileNotFoundError(self._path)
+        yield self._path
+
+    def writing(self) -> contextlib.AbstractContextManager[Path]:
+        """A path beside."""
+        return replacing(self._path)
+
+    @contextlib.contextmanager
+    def reading_folder(self) -> Iterator[Path]:
+        """The path itself."""
+        if not self._path.is_dir():
+            raise FileNotFoundError(self._path)
+        yield self._path
+
+    @contextlib.contextmanager
+    def writing_folder(self) -> Iterator[Path]:
+        """The path itself: what is written to it has to be whole file by file."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        yield self._path
+
+    def copy_to(self, other: Place) -> None:
+        """A second name where the disk allows: files are replaced, never changed, so it stays what it is."""
+        assert other.local is not None
+        link_or_copy(self._path, other.local)
+
+    def delete(self) -> None:
+        """As in `Place`."""
+        if self._path.is_dir():
+            shutil.rmtree(self._path, ignore_errors=True)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def make_private(self) -> None:
+        """Folders above are made as the user's mask has it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self._path.mkdir(mode=0o700)
+
+
+class RemotePlace(Place):
+    """An object, or a prefix of objects, in storage that pyarrow opens: s3://, gs:// and so on."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, address: str, query: str) -> None:
+        """path: as the filesystem has it. address, query: the URI that it was opened by, in two parts."""
+        self._filesystem, self._path, self._address, self._query = filesystem, path, address, query
+
+    def __str__(self) -> str:
+        return self._address
+
+    @property
+    def uri(self) -> str:
+        """With the query, which may name an endpoint."""
+        return f"{self._address}?{self._query}" if self._query else self._address
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self._path.rpartition("/")[2]
+
+    @property
+    def local(self) -> None:
+        """None: there is no path to it."""
+        return None
+
+    def __truediv__(self, name: str) -> RemotePlace:
+        return RemotePlace(
+            self._filesystem, f"{self._path}/{name}", f"{self._address}/{quote(name, safe='')}", self._query
+        )
+
+    def beside(self, name: str) -> RemotePlace:
+        """As in `Place`."""
+        path, address = (text.rpartition("/")[0] for text in (self._path, self._address))
+        return RemotePlace(self._filesystem, path, address, self._query) / name
+
+    def exists(self) -> bool:
+        """As in `Place`."""
+        from pyarrow import fs as pafs
+
+        return bool(self._filesystem.get_file_info(self._path).type != pafs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """As in `Place`."""
+        from pyarrow import fs as pafs
+
+        found = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def read_bytes(self) -> bytes:
+        """As in `Place`."""
+        with self._filesystem.open_input_stream(self._path) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def read_jsons(self, names: Sequence[str]) -> list[Any]:
+        """As in `Place`, several at a time."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda name: (self / name).read_json(), names))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Path]:
+        """A copy, which goes at the end."""
+        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
+            path = Path(folder) / self.name
+            self._transfer(self._path, None, str(path), self._filesystem)
+            yield path
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A path in a folder of temporary files; uploaded at the end."""
+        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
+            path = Path(folder) / self.name
+            yield path
+            self._transfer(str(path), self._filesystem, self._path, None)
+
+    @contextlib.contextmanager
+    def reading_folder(self) -> Iterator[Path]:
+        """A copy, which goes at the end."""
+        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
+            self._transfer(self._path, None, folder, self._filesystem)
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def writing_folder(self) -> Iterator[Path]:
+        """A folder of temporary files; uploaded at the end."""
+        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
+            yield Path(folder)
+            self._transfer(folder, self._filesystem, self._path, None)
+
+    def copy_to(self, other: Place) -> None:
+        """Within the storage: nothing passes through this machine."""
+        assert isinstance(other, RemotePlace)
+        self._filesystem.copy_file(self._path, other._path)
+
+    def delete(self) -> None:
+        """As in `Place`."""
+        from pyarrow import fs as pafs
+
+        kind = self._filesystem.get_file_info(self._path).type
+        # Another process may be deleting the same.
+        with contextlib.suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
+                self._filesystem.delete_dir(self._path)
+            elif kind == pafs.FileType.File:
+                self._filesystem.delete_file(self._path)
+
+    def make_private(self) -> None:
+        """Nothing: there are no folders, and who reads a bucket is said there."""
+
+    @staticmethod
+    def _transfer(source: str, to: Any, target: str, of: Any) -> None:
+        """A whole file or folder from one filesystem to another; None is this machine's."""
+        from pyarrow import fs as pafs
+
+        here = pafs.LocalFileSystem()
+        pafs.copy_files(source, target, source_filesystem=of or here, destination_filesystem=to or here)
+
+
+def place_at(where: str | Path, *, check: bool = False) -> Place:
+    """The place of a path or a URI. ConfigError where no storage answers to the URI.
+
+    check: knock, for a place that the user named: ConfigError instead of OSError where nobody answers, in seconds.
+    S3 itself is found by the bucket; another server by `?endpoint_override=HOST:PORT&scheme=http` after the path, or by
+    AWS_ENDPOINT_URL in the environment of every machine. Keys are read from the environment or from ~/.aws.
+    """
+    scheme, colon, rest = str(where).partition("://")
+    try:
+        if not colon or isinstance(where, Path):
+            place: Place = LocalPlace(Path(where).expanduser().absolute())
+        elif scheme == "file":
+            if not rest.startswith("/"):
+                raise ConfigError(f"{where}: names no absolute path; write file:///FOLDER, or the folder alone")
+            place = LocalPlace(Path(unquote(rest)).absolute())
+        else:
+            place = _remote(scheme, rest)
+        if check:
+            place.exists()
+    except OSError as error:
+        if not check:
+            raise
+        raise ConfigError(f"{where} cannot be reached ({_first_line(error)})") from error
+    return place
+
+
+def _remote(scheme: str, rest: str) -> RemotePlace:
+    from pyarrow import ArrowInvalid, ArrowNotImplementedError
+    from pyarrow import fs as pafs
+
+    path, _, query = rest.partition("?")
+    if _KEYS.match(rest) or _SECRETS.search(query):
+        raise ConfigError(
+            f"{scheme}://...: keys in a URI would be on record with the run; give them in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws/credentials, on every machine"
+        )
+    # What is encoded already stays; spaces and letters beyond ASCII are as people type them.
+    address = f"{scheme}://" + quote(path.rstrip("/"), safe="/%:@~!$&'()*+,;=")
+    try:
+        filesystem, inner = pafs.FileSystem.from_uri(f"{address}?{query}" if query else address)
+    except (ArrowInvalid, ArrowNotImplementedError) as error:
+        raise ConfigError(
+            f"{scheme}://{rest}: no such storage ({_first_line(error)}); give a folder, or a URI such as "
+            "s3://bucket/runs or gs://bucket/runs"
+        ) from error
+    if not inner:
+        raise ConfigError(f"{scheme}://{rest}: names no bucket; give a URI such as s3://bucket/runs")
+    return RemotePlace(filesystem, inner, address, query)
+
+
+def _first_line(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]

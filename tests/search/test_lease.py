@@ -1,0 +1,309 @@
+"""A run has one writer: the second is told who the first is, and a dead one's run is free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grcf_ray.errors import ConfigError
+from grcf_ray.search import lease as module
+from grcf_ray.search.lease import Lease
+from grcf_ray.search.opening import find_run
+from grcf_ray.storage import LocalPlace, Place, place_at
+
+COMMAND = "python -m grcf_ray.search --dataset tiny"
+BEAT = 0.1
+RIVAL = {"host": "elsewhere", "pid": 7, "started": "2026-11-23T00:20:11+00:00", "command": "another"}
+HOLD = """
+import os, sys
+from pathlib import Path
+from grcf_ray.search.lease import Lease
+from grcf_ray.search.opening import find_run
+from grcf_ray.search.preflight import connect
+from grcf_ray.storage import place_at
+
+with Lease(place_at(Path(sys.argv[1])), "the other") as lease:
+    if "fork" in sys.argv:
+        # A child that outlives its parent and holds all that it inherits.
+        if os.fork() == 0:
+            sys.stdin.read()
+            os._exit(0)
+    if "ray" in sys.argv:
+        connect()
+        lease.join_cluster()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_driver(folder: Path, *what: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lease of a folder's run, until it is killed."""
+    argv = [sys.executable, "-c", HOLD, str(folder), *what]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for a state that comes; the limit is for when it does not."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(BEAT / 5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Place:
+    (tmp_path / "run").mkdir()
+    return LocalPlace(tmp_path / "run")
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that knows no locks."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+
+
+def test_the_lock_says_who_holds_the_run(run: Place) -> None:
+    with Lease(run, COMMAND):
+        holder = (run / "lock").read_json()
+    assert holder["host"] == socket.gethostname() and holder["pid"] == os.getpid() and holder["command"] == COMMAND
+    assert holder["started"].endswith("+00:00")
+
+
+def test_a_second_search_is_refused_with_who_holds_the_run(run: Place) -> None:
+    with Lease(run, COMMAND):
+        started = (run / "lock").read_json()["started"]
+        with pytest.raises(ConfigError) as refused, Lease(run, "the second"):
+            pass
+    assert str(refused.value) == (
+        f"{run} is being written by another search: host {socket.gethostname()}, process {os.getpid()}, "
+        f"since {started} ({COMMAND}). Wait for it, stop it, or give this one a name of its own: --name NAME"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it has not said who it is"), (b'{"host": "new"}', r"host new, process unknown, since unknown \(unknown\)")],
+)
+def test_a_holder_that_has_not_said_who_it_is_refuses_too(run: Place, content: bytes, said: str) -> None:
+    with Lease(run, COMMAND):
+        Path(str(run), "lock").write_bytes(content)
+        with pytest.raises(ConfigError, match=said), Lease(run, "the second"):
+            pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_run_is_free_at_the_end(run: Place, fails: bool) -> None:
+    with contextlib.suppress(KeyError), Lease(run, COMMAND):
+        if fails:
+            raise KeyError
+    with Lease(run, "the second"):
+        assert (run / "lock").read_json()["command"] == "the second"
+
+
+def test_a_child_does_not_keep_a_killed_drivers_lock(run: Place) -> None:
+    with another_driver(Path(str(run)), "fork") as driver:
+        with pytest.raises(ConfigError, match=f"process {driver.pid}"), Lease(run, COMMAND):
+            pass
+        kill(driver)
+        with Lease(run, COMMAND):
+            pass
+
+
+def test_ray_does_not_keep_a_killed_drivers_lock(run: Place) -> None:
+    with another_driver(Path(str(run)), "ray") as driver:
+        kill(driver)
+        with Lease(run, COMMAND):
+            pass
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match=r"cannot be written \(.*--storage DIR"),
+        Lease(LocalPlace(tmp_path / folder), COMMAND),
+    ):
+        pass
+
+
+def test_a_lock_that_may_not_be_opened_is_refused(run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(module.os, "open", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"), Lease(run, COMMAND):
+        pass
+
+
+def test_another_users_run_is_refused(run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(LocalPlace, "exists", refuse)
+    with pytest.raises(ConfigError, match=r"run is another user's \(Permission denied\); .*--name NAME"):
+        find_run(place_at(run.local.parent), "run", None, None, force=False)
+
+
+class TestBeats:
+    """Where there are no locks."""
+
+    @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+    def place(self, request: pytest.FixtureRequest, run: Place) -> Place:
+        if request.param == "local":
+            request.getfixturevalue("no_locks")
+            return run
+        return place_at(request.getfixturevalue("s3")) / "leases" / run.uri.replace("/", "-")
+
+    def test_it_beats_until_the_end(self, place: Place) -> None:
+        with Lease(place, COMMAND, interval=BEAT):
+            eventually(lambda: (place / "lease.json").read_json()["beat"] > 2)
+            assert (place / "lease.json").read_json()["holder"]["command"] == COMMAND
+        assert not (place / "lease.json").exists()
+
+    def test_a_second_search_sees_it_beat_and_is_refused(self, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+        # A beat that comes late must not end a test: the second one watches for much longer than the first one pauses.
+        with (
+            Lease(place, COMMAND, interval=BEAT),
+            pytest.raises(ConfigError, match=rf"process {os.getpid()}, .*{COMMAND}.*--name NAME"),
+            Lease(place, "the second", interval=50 * BEAT),
+        ):
+            pass
+        waiting = f"Waiting 12.5 s to see whether the search on host {socket.gethostname()} still lives"
+        assert waiting in capfd.readouterr().err
+
+    def test_what_stands_still_is_taken_over(self, place: Place) -> None:
+        (place / "lease.json").write_json({"holder": RIVAL, "nonce": "old", "beat": 3})
+        with Lease(place, COMMAND, interval=BEAT):
+            assert (place / "lease.json").read_json()["holder"]["command"] == COMMAND
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"holder": 1}', '{"holder": {"host": 1}}'])
+    def test_what_is_no_lease_is_taken_over(self, place: Place, content: str) -> None:
+        (place / "lease.json").write_text(content)
+        with Lease(place, COMMAND, interval=BEAT):
+            assert (place / "lease.json").read_json()["holder"]["command"] == COMMAND
+
+    def test_who_loses_it_is_told_and_leaves_it_alone(self, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+        lost = threading.Event()
+        with Lease(place, COMMAND, interval=BEAT, lost=lost.set):
+            # A beat may be under way, and then it is the rival that lost.
+            def overtaken() -> bool:
+                (place / "lease.json").write_json({"holder": RIVAL, "nonce": "new", "beat": 0})
+                return lost.wait(BEAT)
+
+            eventually(overtaken)
+        assert (place / "lease.json").read_json()["holder"] == RIVAL
+        assert "was taken over by another search: host elsewhere, process 7" in capfd.readouterr().err
+
+
+class Rough(LocalPlace):
+    """A place that meets trouble when it is written."""
+
+    trouble: Callable[[Path], None]
+
+    def __truediv__(self, name: str) -> LocalPlace:
+        child = Rough(self.local / name)
+        child.trouble = self.trouble
+        return child
+
+    def write_json(self, value: Any) -> None:
+        super().write_json(value)
+        self.trouble(self.local)
+
+
+def test_of_two_that_start_at_a_time_one_has_it(run: Place, no_locks: None) -> None:
+    def overwrite(path: Path) -> None:
+        path.write_text(json.dumps({"holder": RIVAL, "nonce": "x", "beat": 0}), encoding="utf-8")
+
+    place = Rough(Path(str(run)))
+    place.trouble = overwrite
+    with pytest.raises(ConfigError, match="host elsewhere"), Lease(place, COMMAND, interval=BEAT):
+        pass
+    assert (run / "lease.json").read_json()["holder"] == RIVAL
+
+
+def test_a_beat_that_fails_is_made_up_for(run: Place, no_locks: None) -> None:
+    beats = iter(range(100))
+    failed = []
+
+    def fail(path: Path) -> None:
+        if next(beats) in (1, 2):
+            failed.append(path)
+            raise OSError(errno.EIO, "no network")
+
+    place = Rough(Path(str(run)))
+    place.trouble = fail
+    with Lease(place, COMMAND, interval=BEAT):
+        eventually(lambda: len(failed) == 2 and (run / "lease.json").read_json()["beat"] > 3)
+
+
+class TestCluster:
+    """Drivers of one cluster whose disks do not show them each other."""
+
+    def test_a_second_search_is_refused_with_who_holds_the_run(self, ray_session: None, run: Place) -> None:
+        import ray
+
+        with another_driver(Path(str(run)), "ray", RAY_ADDRESS=ray.get_runtime_context().gcs_address) as driver:
+            # As on a machine that does not see the lock.
+            with pytest.raises(ConfigError, match=rf"process {driver.pid}, since .* \(the other\)"):
+                Lease(run, COMMAND).join_cluster()
+            kill(driver)
+            with Lease(run, COMMAND) as lease:
+                lease.join_cluster()
+
+    def test_the_name_is_free_at_the_end(self, ray_session: None, run: Place) -> None:
+        # Both are kept: Ray ends an actor too when nobody knows it any more.
+        leases = [Lease(run, COMMAND) for _ in range(2)]
+        for lease in leases:
+            with lease:
+                lease.join_cluster()
+
+    def test_one_that_never_answers_is_taken_over(
+        self, ray_session: None, run: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import ray
+
+        @ray.remote(num_cpus=0)
+        class Deaf:
+            def answer(self) -> None:
+                threading.Event().wait()
+
+        name = "grcf-run-" + hashlib.sha256(run.uri.encode()).hexdigest()[:16]
+        deaf = Deaf.options(name=name, namespace="grcf").remote()
+        monkeypatch.setattr(module, "_ANSWER_SECONDS", BEAT)
+        monkeypatch.setattr(module, "_DYING_SECONDS", 0)
+        with Lease(run, COMMAND) as lease:
+            lease.join_cluster()
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(deaf.answer.remote())

@@ -1,0 +1,145 @@
+"""A whole search whose run lies in object storage, killed and gone on with by a machine that knows nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+pytestmark = [pytest.mark.s3, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
+STUCK_S = 600
+"""An undisturbed search takes a minute or two."""
+
+
+class Machine:
+    """A disk of its own: nothing that one command leaves behind is found by the next machine's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._mark = root, uuid.uuid4().hex
+        self._places = {"HOME": root / "home", "GRCF_CACHE": root / "cache", "TMPDIR": root / "tmp"}
+        for folder in (*self._places.values(), root / "cwd"):
+            folder.mkdir()
+
+    def start(self, module: str, *argv: str) -> subprocess.Popen[str]:
+        """A command of the package, in a process group of its own."""
+        variables = {name: str(path) for name, path in self._places.items()}
+        return subprocess.Popen(
+            [sys.executable, "-m", f"grcf_ray.{module}", *argv],
+            cwd=self.root / "cwd",
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT), "GRCF_TEST_MARK": self._mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def switch_off(self) -> None:
+        """Kill all that it runs, whatever group it has put itself into."""
+        mark = f"GRCF_TEST_MARK={self._mark}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def files(self) -> list[str]:
+        """What lies on its disk, but Ray's own files and what was derived from the data."""
+        own = (self.root / "tmp" / "ray", self.root / "home" / ".ray", self._places["GRCF_CACHE"])
+        return [
+            str(path.relative_to(self.root))
+            for path in self.root.rglob("*")
+            if not path.is_dir() and not any(path.is_relative_to(folder) for folder in own)
+        ]
+
+
+@contextlib.contextmanager
+def machine() -> Iterator[Machine]:
+    # Ray's sockets lie in TMPDIR, and their paths must be short.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as root:
+        made = Machine(Path(root))
+        try:
+            yield made
+        finally:
+            made.switch_off()
+
+
+def essence(trial: TrialRecord) -> tuple[Any, ...]:
+    """What no place and no interruption may change."""
+    curve = [{name: value for name, value in metrics.items() if name not in UNTIMED} for metrics in trial.curve]
+    return trial.number, trial.params, trial.seed, trial.state, trial.error, curve
+
+
+def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, recorded: Recorded) -> None:
+    runs = place_at(s3) / "some runs"
+    record, reference = RunRecord(runs / "recorded"), RunRecord(place_at(recorded.folder))
+    argv = list(recorded.argv)
+    argv[argv.index("--storage") + 1] = runs.uri
+
+    with machine() as first:
+        search = first.start("search", *argv)
+        end = time.monotonic() + STUCK_S
+        while sum(trial.epoch for trial in record.trials(2)) < 4:
+            assert search.poll() is None and time.monotonic() < end, search.communicate()
+            time.sleep(0.1)
+        assert (record.place / "lease.json").exists()
+        os.killpg(search.pid, signal.SIGKILL)
+        first.switch_off()
+        search.communicate()
+    before = {stage: record.trials(stage) for stage in (1, 2)}
+    assert record.read_run()["state"] == "running" and not (record.place / "best").exists()
+
+    with machine() as second:
+        search = second.start("search", *argv)
+        out, err = search.communicate(timeout=STUCK_S)
+        assert search.returncode == 0, err
+        assert "Waiting 12.5 s to see whether the search on host" in err
+        assert second.files() == []
+
+        for stage in (1, 2):
+            after = record.trials(stage)
+            assert [essence(trial) for trial in after] == [essence(trial) for trial in reference.trials(stage)]
+            # What had ended was left alone.
+            ended = {(trial.number, trial.attempt, trial.ended) for trial in before[stage] if trial.finished}
+            assert ended <= {(trial.number, trial.attempt, trial.ended) for trial in after}
+        run = record.read_run()
+        assert run["state"] == "finished" and len(run["starts"]) == 2
+        weights = "best/model.safetensors"
+        assert record.at(weights).read_bytes() == reference.at(weights).read_bytes()
+        assert json.loads(out)["run"] == str(record) and json.loads(out)["test"] == json.loads(recorded.out)["test"]
+        assert sorted(record.place.names()) == sorted(set(reference.place.names()) - {"lock"})
+
+        evaluation = second.start("evaluate", record.place.uri, "--json")
+        out, err = evaluation.communicate(timeout=STUCK_S)
+        assert evaluation.returncode == 0, err
+        assert json.loads(out)["as_recorded"]
+        assert second.files() == []
+
+
+def test_the_plan_of_a_search_needs_no_bucket_to_be_changed(s3: str, recorded: Recorded) -> None:
+    runs = place_at(s3) / "planned"
+    argv = [*recorded.argv, "--dry-run"]
+    argv[argv.index("--storage") + 1] = runs.uri
+    with machine() as only:
+        search = only.start("search", *argv)
+        _, err = search.communicate(timeout=STUCK_S)
+        assert search.returncode == 0, err
+        assert str(runs) in err and not runs.exists() and only.files() == []

@@ -1,0 +1,132 @@
+"""Whether what is asked for is the run that lies there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from grcf_ray.config import flatten
+from grcf_ray.data.store import Store
+from grcf_ray.errors import ConfigError
+from grcf_ray.search.opening import FREE, GROWING, differences, find_run, grown, runs_place
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.space import Space, load_space
+from grcf_ray.storage import Place, place_at
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+
+@pytest.fixture
+def space(tiny_space: Path) -> Space:
+    return load_space(tiny_space).with_settings({"search.concurrent": 1})
+
+
+@pytest.fixture
+def store(recorded: Recorded) -> Store:
+    return Store.open(recorded.data)
+
+
+@pytest.fixture
+def runs(recorded: Recorded, tmp_path: Path) -> Place:
+    """A place that holds the recorded run under the name `n`."""
+    shutil.copytree(recorded.folder, tmp_path / "runs" / "n")
+    return place_at(tmp_path / "runs")
+
+
+def described(runs: Place) -> dict[str, Any]:
+    return RunRecord(runs / "n").read_run()
+
+
+def test_the_same_again_does_not_differ(runs: Place, space: Space, store: Store) -> None:
+    assert differences(described(runs), space, store) == []
+
+
+def test_each_difference_has_a_line(runs: Place, space: Space, store: Store, tmp_path: Path) -> None:
+    """A setting; a searched one that is fixed now, which is two; other bounds; other data."""
+    run = described(runs)
+    assert differences(run, space.with_settings({"seed": 7, "stage2.epochs": 4}), store) == [
+        "seed: 42 -> 7",
+        "stage2.epochs: 3 -> 4",
+    ]
+    fixed = differences(run, space.with_settings({"stage1.head_lr": 1e-3}), store)
+    assert fixed[0] == "stage1.head_lr: 0.0002 -> 0.001"
+    assert fixed[1].startswith("stage1.head_lr (searched): {")
+    assert fixed[1].endswith(" -> None")
+    assert len(fixed) == 2
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(space.source).read_text().replace("{low: 0.05, high: 0.5", "{low: 0.05, high: 0.6"))
+    wider = load_space(other).with_settings({"search.concurrent": 1})
+    (line,) = differences(run, wider, store)
+    assert line.startswith("ranking.intra_margin (searched): ")
+    run["data"]["fingerprint"] = "another"
+    assert differences(run, space, store) == [f"data: another -> {store.info.fingerprint}"]
+
+
+@pytest.mark.parametrize("key", sorted(FREE))
+def test_free_settings_may_change(key: str, runs: Place, space: Space, store: Store) -> None:
+    assert differences(described(runs), space.with_settings({key: 77}), store) == []
+
+
+def test_free_and_growing_settings_exist(space: Space) -> None:
+    assert FREE | set(GROWING) <= flatten(space.config()).keys()
+    assert not FREE & set(GROWING)
+
+
+@pytest.mark.parametrize("key", GROWING)
+@pytest.mark.parametrize("trials", [1, 77])
+def test_budgets_may_change_and_only_grow(key: str, trials: int, runs: Place, space: Space, store: Store) -> None:
+    record, asked = RunRecord(runs / "n"), space.with_settings({key: trials})
+    assert differences(record.read_run(), asked, store) == []
+    before, after = flatten(space.config()), flatten(grown(record, asked).config())
+    assert after == {**before, key: max(before[key], trials)}
+
+
+def test_a_new_run_has_the_budgets_that_are_asked_for(space: Space, tmp_path: Path) -> None:
+    asked = space.with_settings({GROWING[0]: 1})
+    assert grown(RunRecord(place_at(tmp_path / "new")), asked) is asked
+
+
+def test_a_free_name_and_ones_own_are_found(runs: Place, space: Space, store: Store) -> None:
+    for force in (False, True):
+        assert str(find_run(runs, "new", space, store, force=force)) == str(runs / "new")
+        assert str(find_run(runs, "n", space, store, force=force)) == str(runs / "n")
+
+
+def test_another_run_is_refused_with_the_differences_and_the_ways_out(runs: Place, space: Space, store: Store) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_run(runs, "n", space.with_settings({"seed": 7}), store, force=False)
+    assert str(caught.value).splitlines() == [
+        f"{runs / 'n'} holds a run with other settings:",
+        "  seed: 42 -> 7",
+        "Give the old settings to go on with it, a name of its own to this one (--name NAME), or --force, which names "
+        "it n-2",
+    ]
+
+
+def test_force_takes_the_first_name_that_is_free_or_ones_own(runs: Place, space: Space, store: Store) -> None:
+    """Asked for again, it is the same name again."""
+    seven = space.with_settings({"seed": 7})
+    assert find_run(runs, "n", seven, store, force=True).place.name == "n-2"
+    eight = place_at(Path(str(runs)) / "n-2")
+    eight.make_private()
+    settings = flatten(space.with_settings({"seed": 8}).config())
+    RunRecord(eight).write_run({**described(runs), "settings": settings})
+    assert find_run(runs, "n", seven, store, force=True).place.name == "n-3"
+    assert find_run(runs, "n", space.with_settings({"seed": 8}), store, force=True).place.name == "n-2"
+    assert find_run(runs, "n", space, store, force=True).place.name == "n"
+
+
+def test_where_runs_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert str(runs_place(None)) == str(tmp_path / "runs")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({}))
+    assert str(runs_place(None)) == str(tmp_path / "home" / "grcf_runs")
+    monkeypatch.setenv("GRCF_RUNS", "elsewhere")
+    assert str(runs_place(None)) == str(tmp_path / "elsewhere")
+    assert str(runs_place("there")) == str(tmp_path / "there")

@@ -1,0 +1,295 @@
+"""The retrainings under fresh seeds: what they are, what they come to, and that they go on as a search does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from grcf_ray.data.store import Store
+from grcf_ray.search import stopping
+from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.seeds import SeedTrials, against_baseline, compare, retrain, retrainings, seeds_record
+from grcf_ray.search.stages import config_of
+from grcf_ray.search.stopping import Stop
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from grcf_ray.search.stages import Search
+    from tests.conftest import Recorded
+
+ARMS = {"winner": {1: {"a": 1}, 2: {"b": 2}}, "start": {1: {"a": 10}, 2: {"b": 20}}}
+
+
+def models(winner: dict[int, float], start: dict[int, float]) -> list[dict[str, Any]]:
+    """Of each arm the test MAE by index; validation is twice as good."""
+    return [
+        {"arm": arm, "index": index, "test": {"mae": value}, "valid": {"mae": value / 2}}
+        for arm, of in (("winner", winner), ("start", start))
+        for index, value in of.items()
+    ]
+
+
+def test_a_worked_example() -> None:
+    """Gains of -0.05, -0.02 and -0.08; the t quantile of two degrees of freedom is 4.3027."""
+    found = compare(models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 1: 0.74, 2: 0.76}), 3)
+    assert found["arms"]["winner"]["trained"] == 3
+    winner, start = (found["arms"][arm]["test"]["mae"] for arm in ("winner", "start"))
+    assert (winner["mean"], winner["deviation"]) == (pytest.approx(0.70), pytest.approx(0.02))
+    assert (start["mean"], start["deviation"]) == (pytest.approx(0.75), pytest.approx(0.01))
+    gain = found["gain"]["mae"]
+    assert gain["mean"] == pytest.approx(-0.05)
+    assert gain["deviation"] == pytest.approx(0.03)
+    assert gain["half_width"] == pytest.approx(4.302653 * 0.03 / 3**0.5, rel=1e-6)
+    assert found["arms"]["winner"]["valid"]["mae"]["mean"] == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_figures_are_numpys_and_scipys(n: int) -> None:
+    rng = np.random.default_rng(n)
+    ours, theirs = rng.normal(0.7, 0.02, n), rng.normal(0.75, 0.05, n)
+    found = compare(models(dict(enumerate(ours)), dict(enumerate(theirs))), n)
+    for arm, values in (("winner", ours), ("start", theirs)):
+        figures = found["arms"][arm]["test"]["mae"]
+        assert figures["mean"] == pytest.approx(np.mean(values))
+        assert figures["deviation"] == pytest.approx(np.std(values, ddof=1))
+        low, high = stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=stats.sem(values))
+        assert figures["mean"] - figures["half_width"] == pytest.approx(low)
+        assert figures["mean"] + figures["half_width"] == pytest.approx(high)
+    interval = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    gain = found["gain"]["mae"]
+    assert gain["mean"] - gain["half_width"] == pytest.approx(interval.low)
+    assert gain["mean"] + gain["half_width"] == pytest.approx(interval.high)
+
+
+def test_only_pairs_make_a_gain() -> None:
+    """A retraining may diverge; its partner still counts in its arm."""
+    found = compare(models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 2: 0.76}), 3)
+    assert (found["arms"]["winner"]["trained"], found["arms"]["start"]["trained"]) == (3, 2)
+    assert found["arms"]["winner"]["test"]["mae"]["mean"] == pytest.approx(0.70)
+    assert found["gain"]["mae"]["mean"] == pytest.approx((-0.05 - 0.08) / 2)
+
+
+def test_one_pair_has_a_mean_alone_and_none_has_nothing() -> None:
+    one = compare(models({0: 0.70}, {0: 0.75}), 1)
+    assert one["gain"]["mae"] == {"mean": pytest.approx(-0.05), "deviation": None, "half_width": None}
+    none = compare([], 3)
+    assert none["gain"] == {}
+    assert none["arms"]["winner"] == {"trained": 0, "valid": {}, "test": {}}
+
+
+def test_a_metric_that_some_lack_is_left_out() -> None:
+    """Figures that are undefined are not recorded, such as the correlation of constant scores."""
+    of = models({0: 0.7, 1: 0.8}, {0: 0.7, 1: 0.8})
+    for model in of[1:]:
+        model["test"]["corr"] = 0.5
+    found = compare(of, 2)
+    assert set(found["arms"]["winner"]["test"]) == {"mae"}
+    assert set(found["arms"]["start"]["test"]) == {"mae", "corr"}
+    assert set(found["gain"]) == {"mae"}
+
+
+def test_even_numbers_are_the_winner_and_odd_ones_the_start_under_the_same_seed() -> None:
+    trials = SeedTrials(42, 3, ARMS)
+    first = trials.params(1, ())
+    assert [params["a"] for params in first] == [1, 10] * 3
+    seeds = [trials.seed_for(1, params, number) for number, params in enumerate(first)]
+    assert seeds[0::2] == seeds[1::2]
+    assert len(set(seeds)) == 3
+    # As Stage 1 ranked them; one arm of the second seed has not come through.
+    second = trials.params(2, ("4", "0", "5", "1", "2"))
+    assert second == [
+        {"b": 2, "finalist": "4"},
+        {"b": 2, "finalist": "0"},
+        {"b": 20, "finalist": "5"},
+        {"b": 20, "finalist": "1"},
+        {"b": 2, "finalist": "2"},
+    ]
+    by_finalist = {int(p["finalist"]): trials.seed_for(2, p, number) for number, p in enumerate(second)}
+    assert by_finalist[0] == by_finalist[1]
+    assert by_finalist[4] == by_finalist[5]
+    assert len({*seeds, *by_finalist.values()}) == 6
+    # Without Stage 1.
+    assert SeedTrials(42, 2, ARMS).params(2, ()) == [{"b": 2}, {"b": 20}] * 2
+
+
+def test_seeds_are_the_runs_and_none_of_its_trials(recorded: Recorded) -> None:
+    ours, other = SeedTrials(42, 5, ARMS), SeedTrials(43, 5, ARMS)
+    seeds = {t.seed_for(stage, {}, number) for t in (ours, other) for stage in (1, 2) for number in range(10)}  # type: ignore[arg-type]
+    assert len(seeds) == 2 * 2 * 5
+    record = RunRecord(place_at(recorded.folder))
+    assert not seeds & {trial.seed for stage in (1, 2) for trial in record.trials(stage)}
+
+
+def test_more_finalists_leave_the_earlier_trials_where_they_are() -> None:
+    """The list of finalists only grows, in the order in which they came through: trial k is the k-th of it."""
+    trials = SeedTrials(42, 2, ARMS)
+    assert trials.params(2, ("0", "2", "1", "3"))[:2] == trials.params(2, ("0", "2"))
+
+
+@pytest.fixture
+def store(recorded: Recorded) -> Store:
+    return Store.open(recorded.data)
+
+
+@pytest.fixture
+def finished(
+    recorded: Recorded, make_search: Callable[..., Search], tmp_path: Path
+) -> Callable[..., tuple[Search, TrialRecord]]:
+    """The recorded search, to retrain its winner for an epoch each; what it made before is kept."""
+    shutil.copytree(recorded.folder, tmp_path / "run")
+
+    def make(*listeners: Any, **more: Any) -> tuple[Search, TrialRecord]:
+        search = make_search({"stage1.epochs": 2, "stage2.epochs": 2}, *listeners, **more)
+        return search, search.record.ranked(2)[0]
+
+    return make
+
+
+def test_retraining(finished: Callable[..., tuple[Search, TrialRecord]], store: Store) -> None:
+    """Stopped in the middle, gone on with, asked for again, and extended."""
+    stop = Stop()
+    seen: list[Event] = []
+
+    def stop_in_stage_2(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, TrialEnded) and event.trial.stage == 2:
+            stop.request()
+
+    search, winner = finished(stop_in_stage_2, stop=stop)
+    reads = search.record.place / "best" / "provenance.json"
+    assert len(reads.read_json()["test_reads"]) == 1
+    with pytest.raises(KeyboardInterrupt):
+        retrain(search, winner, 1, store)
+    record = seeds_record(search.record, f"stage2/{winner.number}")
+    assert isinstance(seen[0], SeedsStarted)
+    assert [t.state for t in record.trials(1)] == ["complete"] * 2
+    assert [t.finished for t in record.trials(2)][:1] == [True]
+    assert retrainings(search.record, f"stage2/{winner.number}") is None
+    assert len(reads.read_json()["test_reads"]) == 1
+
+    seen.clear()
+    search, winner = finished(seen.append)
+    metrics = retrain(search, winner, 1, store)
+    assert [(t.stage, t.number) for t in started_of(seen)] == [(2, 1)]
+    check(search, record, winner, metrics, 1)
+    *_, read = reads.read_json()["test_reads"]
+    assert len(reads.read_json()["test_reads"]) == 2
+    assert (read["command"], read["models"]) == ("search --seeds", ["seeds/stage2/0", "seeds/stage2/1"])
+
+    seen.clear()
+    assert retrain(search, winner, 1, store) == metrics
+    assert started_of(seen) == []
+    assert len(reads.read_json()["test_reads"]) == 2
+
+    before = {(t.stage, t.number): (t.seed, t.params, t.curve) for stage in (1, 2) for t in record.trials(stage)}
+    more = retrain(search, winner, 2, store)
+    assert [(t.stage, t.number) for t in started_of(seen)] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert {key: (t.seed, t.params, t.curve) for key in before for t in [record.trial(*key)]} == before
+    check(search, record, winner, more, 2)
+    known = {(m["arm"], m["index"]): m for m in more["models"]}
+    assert all(known[m["arm"], m["index"]] == m for m in metrics["models"])
+    *_, read = reads.read_json()["test_reads"]
+    assert read["models"] == ["seeds/stage2/2", "seeds/stage2/3"]
+    assert len(reads.read_json()["test_reads"]) == 3
+
+
+def started_of(events: list[Event]) -> list[TrialRecord]:
+    return [event.trial for event in events if isinstance(event, TrialStarted)]
+
+
+def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[str, Any], seeds: int) -> None:
+    """Both arms of each seed are trained through both stages, each with its own settings, and measured."""
+    first, second = record.trials(1), record.trials(2)
+    assert [t.state for t in first + second] == ["complete"] * 4 * seeds
+    assert sorted(int(t.params["finalist"]) for t in second) == list(range(2 * seeds))
+    settings: Sequence[tuple[Literal[1, 2], list[TrialRecord]]] = ((1, first), (2, second))
+    inherited = search.record.trial(1, int(winner.params["finalist"])).params
+    own = {path: value for path, value in winner.params.items() if path != "finalist"}
+    for stage, trials in settings:
+        by_number = {int(t.params.get("finalist", t.number)): t for t in trials}
+        for index in range(seeds):
+            tuned, plain = by_number[2 * index], by_number[2 * index + 1]
+            assert tuned.seed == plain.seed
+            found = {path: value for path, value in tuned.params.items() if path != "finalist"}
+            assert found == (inherited if stage == 1 else own)
+            assert {p: v for p, v in plain.params.items() if p != "finalist"} == search.space.start(stage)
+            if stage == 2:
+                # Stage 2 of an arm has its Stage 1's settings.
+                assert config_of(search.space, record, tuned) == search.space.config({**inherited, **own})
+                assert config_of(search.space, record, plain) == search.space.config()
+    assert len({t.seed for t in first}) == len({t.seed for t in second}) == seeds
+    assert len({t.curve[0]["loss/total"] for t in first}) == 2 * seeds
+
+    assert metrics["seeds"] == seeds
+    assert metrics["complete"] is True
+    assert sorted((m["arm"], m["index"]) for m in metrics["models"]) == sorted(
+        (arm, index) for arm in ("winner", "start") for index in range(seeds)
+    )
+    assert metrics["arms"] == compare(metrics["models"], seeds)["arms"]
+    assert metrics["gain"] == compare(metrics["models"], seeds)["gain"]
+    assert (metrics["gain"]["mae"]["half_width"] is None) == (seeds == 1)
+    assert retrainings(search.record, f"stage2/{winner.number}") == metrics
+    assert retrainings(search.record, "stage2/99") is None
+    for trial in second:
+        number = int(trial.params["finalist"])
+        (model,) = [m for m in metrics["models"] if (m["arm"] == "start", m["index"]) == (number % 2, number // 2)]
+        # Measured from the file on its own, as the winner is.
+        assert model["valid"]["mae"] == pytest.approx(trial.objective, rel=1e-5)
+
+
+def test_time_may_be_up_within(
+    finished: Callable[..., tuple[Search, TrialRecord]], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second retraining of Stage 1 has an epoch by then: it is not measured as it is, and it goes on."""
+    now = [0.0]
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def late(event: Event) -> None:
+        if isinstance(event, TrialEnded) and (event.trial.stage, event.trial.number) == (1, 0):
+            now[0] = 100.0
+
+    search, winner = finished(late, stop=Stop(time_budget=100))
+    metrics = retrain(search, winner, 1, store)
+    assert metrics["complete"] is False
+    assert (metrics["models"], metrics["gain"]) == ([], {})
+    record = seeds_record(search.record, f"stage2/{winner.number}")
+    assert [t.finished for t in record.trials(1)] in ([True], [True, False])
+    assert record.trials(2) == []
+
+    search, winner = finished()
+    check_of = retrain(search, winner, 1, store)
+    assert check_of["complete"] is True
+    assert {m["arm"] for m in check_of["models"]} == {"winner", "start"}
+    assert record.read_run()["finalists"] == ["0", "1"]
+
+
+def test_two_stages_against_the_baseline_of_the_same_name(tmp_path: Path) -> None:
+    """Winner against winner, paired by seed, whichever of the two asks."""
+    two, direct = (RunRecord(place_at(tmp_path / name)) for name in ("n", "n-direct"))
+    of = {"n": models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 9.0}), "n-direct": models({0: 0.75, 2: 0.76, 5: 0.1}, {0: 9.0})}
+    (tmp_path / "n" / "seeds").mkdir(parents=True)
+    (tmp_path / "n" / "seeds" / "metrics.json").write_text(json.dumps({"models": of["n"]}))
+    assert against_baseline(two) is None
+    assert against_baseline(direct) is None
+    (tmp_path / "n-direct" / "seeds").mkdir(parents=True)
+    (tmp_path / "n-direct" / "seeds" / "metrics.json").write_text(json.dumps({"models": of["n-direct"]}))
+    found = against_baseline(two)
+    assert found is not None
+    assert found == against_baseline(direct)
+    assert found["seeds"] == 2
+    assert found["runs"] == {"two-stage": str(tmp_path / "n"), "direct": str(tmp_path / "n-direct")}
+    assert found["two-stage"]["mae"]["mean"] == pytest.approx(0.69)
+    assert found["direct"]["mae"]["mean"] == pytest.approx(0.755)
+    interval = stats.ttest_rel([0.70, 0.68], [0.75, 0.76]).confidence_interval(0.95)
+    gain = found["gain"]["mae"]
+    assert gain["mean"] == pytest.approx(-0.065)
+    assert gain["mean"] + gain["half_width"] == pytest.approx(interval.high)

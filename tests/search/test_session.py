@@ -1,0 +1,188 @@
+"""One start of a search by its command: time budgets, what counts as finished, and what is noted of test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from grcf_ray.data.store import Store
+from grcf_ray.report import terminal
+from grcf_ray.search import stopping
+from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.session import Session
+from grcf_ray.search.space import load_space
+from grcf_ray.search.stopping import STAGE_SHARES
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def words(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> list[Any]:
+    """A search of three trials of one epoch in each stage."""
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+    argv += ["--name", "n", "--stage1-trials", 3, "--stage2-trials", 3, "--concurrent", 1, "--finalists", 1]
+    for setting in ("stage1.epochs=1", "stage2.epochs=1", "search.ridge_baseline=false"):
+        argv += ["--set", setting]
+    return argv
+
+
+def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> None:
+    """Have the command's first listener do something at its events."""
+
+    class Witness(terminal.ProgressLines):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            act(event)
+
+    monkeypatch.setattr(terminal, "ProgressLines", Witness)
+
+
+def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
+    run: Run, ray_session: None, words: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the time is up after two trials of Stage 1, most of it after one of Stage 2."""
+    now = [0.0]
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def take_time(event: Event) -> None:
+        if isinstance(event, TrialEnded):
+            now[0] = {(1, 1): 3600 * STAGE_SHARES[1], (2, 0): 3600 * STAGE_SHARES[2]}.get(
+                (event.trial.stage, event.trial.number), now[0]
+            )
+
+    listen(monkeypatch, take_time)
+    code, out, err = run(*words, "--time-budget", "1h")
+    assert code == 0, err
+    folder = tmp_path / "runs" / "n"
+    described = json.loads((folder / "run.json").read_text())
+    assert described["state"] == "time is up"
+    assert described["winner"] == "stage2/0"
+    last = out.rstrip().splitlines()
+    (told,) = [line for line in last if line.startswith("The time was up before every trial had ended. To go on: ")]
+    assert told.endswith(described["starts"][0]["command"])
+    record = RunRecord(place_at(folder))
+    assert [t.number for t in record.trials(1) if t.finished] == [0, 1]
+    assert [t.number for t in record.trials(2) if t.finished] == [0]
+    measured = json.loads((folder / "best" / "metrics.json").read_text())
+    assert measured["trial"] == "stage2/0"
+
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert (summary["state"], summary["test_seen_before_selection_ended"]) == ("finished", True)
+    described = json.loads((folder / "run.json").read_text())
+    assert (described["state"], described["test_seen"], len(described["starts"])) == ("finished", True, 2)
+    for stage in (1, 2):
+        assert [(t.number, t.state) for t in record.trials(stage)] == [(k, "complete") for k in range(3)]
+    assert summary["winner"]["trial"] == f"stage2/{record.ranked(2)[0].number}"
+    # Measured again only if it is another one.
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
+    assert [read["models"] for read in reads] == [
+        [name] for name in dict.fromkeys(["stage2/0", summary["winner"]["trial"]])
+    ]
+
+
+def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], tmp_path: Path) -> None:
+    """After a search without; the same again trains nothing, and fewer are no reason to start."""
+    assert run(*words)[0] == 0
+    code, out, err = run(*words, "--seeds", 1, "--json")
+    assert code == 0, err
+    assert "Training the winner and the starting point anew under 1 fresh seeds" in err
+    assert err.count("Winner: trial") == 1
+    seeds = json.loads(out)["seeds"]
+    assert (seeds["seeds"], len(seeds["models"])) == (1, 2)
+    folder = tmp_path / "runs" / "n"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for more in (["--seeds", 1], []):
+        code, out, err = run(*words, *more, "--json")
+        assert (code, json.loads(out)["seeds"]) == (0, seeds)
+        assert err == f"{folder} is finished; this is its result\n"
+    code, out, err = run(*words)
+    assert "Trained anew under 1 seeds, on test" in out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    # To look again is a look again, and no model was chosen by it.
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
+    assert [read["command"] for read in reads] == ["search", "search --seeds"]
+    assert "test_seen" not in json.loads((folder / "run.json").read_text())
+
+
+def test_force_takes_another_name(run: Run, recorded: Recorded, ray_session: None) -> None:
+    code, _, err = run(*recorded.argv, "--seed", 7, "--force", "--dry-run")
+    assert code == 0
+    assert err.rstrip().endswith("recorded-2")
+    code, _, err = run(*recorded.argv, "--seed", 7, "--dry-run")
+    assert code == 2
+    assert "--force, which names it recorded-2" in err
+
+
+@pytest.fixture
+def session(recorded: Recorded, tiny_space: Path, tmp_path: Path) -> Session:
+    """The recorded run, asked for again."""
+    shutil.copytree(recorded.folder, tmp_path / "run")
+    return Session(
+        record=RunRecord(place_at(tmp_path / "run")),
+        space=load_space(tiny_space).with_settings({"search.concurrent": 1}),
+        store=Store.open(recorded.data),
+        seeds=0,
+        reopen=False,
+        time_budget=None,
+        command="python -m grcf_ray.search",
+    )
+
+
+def test_what_counts_as_finished(session: Session, tmp_path: Path) -> None:
+    def again(settings: dict[str, Any] | None = None, **changes: Any) -> bool:
+        space = session.space.with_settings(settings or {})
+        return dataclasses.replace(session, space=space, **changes).finished()
+
+    assert again()
+    assert again(time_budget=60.0)
+    assert not again(seeds=1)
+    assert not again(reopen=True)
+    assert not again({"search.stage1_trials": 7})
+    assert not again({"search.stage2_trials": 6})
+    for state in ("running", "interrupted", "failed", "time is up"):
+        session.record.update_run(state=state)
+        assert not again()
+    assert not again(record=RunRecord(place_at(tmp_path / "nothing")))
+
+
+def test_trials_after_the_look_at_test_are_noted_once(session: Session) -> None:
+    note = session._note_trials_after_test()
+    (trial, *_) = session.record.trials(2)
+    note(TrialEnded(trial))
+    assert "test_seen" not in session.record.read_run()
+    note(TrialStarted(trial))
+    assert session.record.read_run()["test_seen"] is True
+
+
+def test_retrainings_after_the_look_at_test_are_no_such_trials(session: Session) -> None:
+    note = session._note_trials_after_test()
+    note(SeedsStarted(3))
+    note(TrialStarted(session.record.trials(2)[0]))
+    assert "test_seen" not in session.record.read_run()
+
+
+def test_a_state_that_cannot_be_written_hides_no_error(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunRecord, "update_run", fail)
+    session._leave("Interrupted")
+    assert capsys.readouterr().err == (
+        "Interrupted; every finished epoch is kept. To go on: python -m grcf_ray.search\n"
+    )

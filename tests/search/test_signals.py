@@ -1,0 +1,196 @@
+"""The command as people type it, and the signals that end it: it goes, leaves no process, and says how to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from grcf_ray import console
+
+if TYPE_CHECKING:
+    from grcf_ray.data.store import Store
+
+PATIENCE_S = 120
+"""How long to wait for what takes a few seconds on an idle machine."""
+TERMINATION_S = 3
+"""A Ray job that is stopped has this long."""
+TRIAL = "ResourceTrainable"
+"""Part of the title of a trial's process."""
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The condition's value once it holds."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
+
+
+class Driver:
+    """A search in a process group of its own, as a terminal has it, whose trials take as long as it is let."""
+
+    def __init__(self, argv: list[str], folder: Path, err: Path) -> None:
+        self._mark, self.folder, self._err = uuid.uuid4().hex, folder, err
+        with err.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "grcf_ray.search", *argv],
+                env={**os.environ, "GRCF_TEST_MARK": self._mark},
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def others(self) -> dict[int, str]:
+        """The processes that it has started and that live, with their titles."""
+        mark, found = f"GRCF_TEST_MARK={self._mark}".encode(), {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (entry / "environ").read_bytes() and int(entry.name) != self.process.pid:
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+        return found
+
+    def trial(self) -> dict[str, Any]:
+        """The first trial as it is on record; nothing before that."""
+        path = self.folder / "stage1" / "trials" / "0000.json"
+        if not path.exists():
+            return {}
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    def wait_for_epoch(self, epoch: int) -> None:
+        """Until the record has it."""
+
+        def there() -> bool:
+            assert self.process.poll() is None, self.err
+            return len(self.trial().get("curve", [])) >= epoch
+
+        wait_for(there, f"epoch {epoch}")
+
+    def send(self, number: signal.Signals) -> None:
+        """To the whole group, as a terminal does; Ray's processes are of it."""
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> tuple[int, float]:
+        """The exit code, and after how many seconds it came; no process is left then."""
+        begun = time.monotonic()
+        code = self.process.wait(PATIENCE_S)
+        seconds = time.monotonic() - begun
+        wait_for(lambda: not self.others(), f"the end of {list(self.others().values())}")
+        return code, seconds
+
+    def state(self) -> str:
+        """Of run.json."""
+        return str(json.loads((self.folder / "run.json").read_text())["state"])
+
+
+@pytest.fixture
+def start(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> Iterator[Callable[[], Driver]]:
+    """Starts the same search, again and again; its first trial would run for hours."""
+    argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space), "--name", "n"]
+    argv += ["--storage", str(tmp_path / "runs"), "--concurrent", "1", "--set", "stage1.epochs=1000000"]
+    drivers: list[Driver] = []
+
+    def begin() -> Driver:
+        drivers.append(Driver(argv, tmp_path / "runs" / "n", tmp_path / f"err{len(drivers)}"))
+        return drivers[-1]
+
+    yield begin
+    for driver in drivers:
+        for pid in [driver.process.pid] * (driver.process.poll() is None) + list(driver.others()):
+            os.kill(pid, signal.SIGKILL)
+        driver.process.wait()
+
+
+def to_go_on(driver: Driver) -> str:
+    """The command that the last line of standard error gives."""
+    args = driver.process.args
+    assert isinstance(args, list)
+    return "To go on: " + shlex.join(["python", *map(str, args[1:])])
+
+
+def test_ctrl_c_sigterm_and_a_second_ctrl_c(start: Callable[[], Driver]) -> None:
+    """One search is stopped in each of the ways, and goes on each time with what it has."""
+    first = start()
+    first.wait_for_epoch(2)
+    first.send(signal.SIGINT)
+    code, _ = first.end()
+    assert code == 130, first.err
+    assert first.state() == "interrupted"
+    assert "\nStopping: trials end where they are. Ctrl-C again stops at once\n" in first.err
+    assert first.err.splitlines()[-1] == f"Interrupted; every finished epoch is kept. {to_go_on(first)}"
+    assert "Traceback" not in first.err
+    before = first.trial()
+    assert before["state"] == "running"
+    assert len(before["curve"]) >= 2
+
+    second = start()
+    second.wait_for_epoch(len(before["curve"]) + 1)
+    second.send(signal.SIGTERM)
+    code, seconds = second.end()
+    assert code == 130, second.err
+    assert seconds < TERMINATION_S
+    assert second.state() == "interrupted"
+    assert second.err.splitlines()[-1] == f"Terminated; every finished epoch is kept. {to_go_on(second)}"
+    assert "Traceback" not in second.err
+    after = second.trial()
+    assert after["attempt"] == 2
+    assert after["curve"][: len(before["curve"])] == before["curve"]
+    assert after["failures"] == []
+
+    third = start()
+    third.wait_for_epoch(len(after["curve"]) + 1)
+    # Its trial does not answer, so that the search waits for it until it is told to leave.
+    (pid,) = [pid for pid, title in third.others().items() if TRIAL in title]
+    os.kill(pid, signal.SIGSTOP)
+    third.send(signal.SIGINT)
+    wait_for(lambda: "Stopping: " in third.err, "the first Ctrl-C")
+    third.send(signal.SIGINT)
+    code, seconds = third.end()
+    assert code == 130, third.err
+    assert seconds < TERMINATION_S
+    assert third.state() == "interrupted"
+    assert third.err.splitlines()[-1] == f"Stopped; every finished epoch is kept. {to_go_on(third)}"
+
+
+def test_sigterm_before_there_is_a_run(start: Callable[[], Driver]) -> None:
+    """Once Ray has started, nothing is on record, and there is nothing to go on with."""
+    driver = start()
+    wait_for(lambda: "Data:" in driver.err, "the plan")
+    driver.send(signal.SIGTERM)
+    code, seconds = driver.end()
+    assert code in (130, -signal.SIGTERM), driver.err
+    assert seconds < TERMINATION_S
+    assert "SIGTERM received" not in driver.err, "Ray's own handler printed its stack"
+    assert not (driver.folder / "run.json").exists()
+
+
+def test_the_exit_code_of_an_interrupt_is_the_consoles(capsys: pytest.CaptureFixture[str]) -> None:
+    app = console.make_app("A test.")
+
+    @app.command()
+    def main(number: int = 0) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        console.run(app, ["--number", "1"])
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,216 @@
+"""How a search is asked to end: signals and time budgets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from grcf_ray.errors import ConfigError, NoWinnerError
+from grcf_ray.search import stopping
+from grcf_ray.search.events import Event, StageStarted, TrialStarted
+from grcf_ray.search.stopping import RETRAINING_SHARES, STAGE_SHARES, Stop, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from grcf_ray.search.stages import Search
+
+
+class Left(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the budget is measured by, and by nobody else."""
+    now = [1000.0]
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Codes that the process would have ended with at once."""
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise Left
+
+    monkeypatch.setattr(os, "_exit", leave)
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1h1m1s", 3661), ("0.5h", 1800), (" 10m ", 600)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "0s", "0h0m", "-1h", "1d", "30m1h", "2 h", "1.h", "nan", "infh"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--time-budget .*: should be a time such as 2h, 90m or 1h30m"):
+        parse_duration(text)
+
+
+def test_the_budget_is_counted_from_the_start(clock: list[float]) -> None:
+    stop = Stop(time_budget=100)
+    assert not stop.time_is_up(0.5)
+    clock[0] += 49.9
+    assert not stop.time_is_up(0.5)
+    clock[0] += 0.2
+    assert stop.time_is_up(0.5)
+    assert not stop.time_is_up(0.85)
+    assert not stop.requested
+
+
+def test_without_a_budget_time_is_never_up(clock: list[float]) -> None:
+    stop = Stop()
+    clock[0] += 1e12
+    assert not stop.time_is_up(0.0)
+
+
+def test_later_stages_have_later_shares() -> None:
+    assert 0 < STAGE_SHARES[1] < STAGE_SHARES[2] < RETRAINING_SHARES[1] < RETRAINING_SHARES[2] <= 1
+
+
+def test_ctrl_c_is_a_request_while_trials_run(capsys: pytest.CaptureFixture[str], exits: list[int]) -> None:
+    said: list[str] = []
+    stop = Stop(last_words=said.append)
+    with stop.on_signals():
+        with stop.deferred():
+            signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        assert capsys.readouterr().err == "Stopping: trials end where they are. Ctrl-C again stops at once\n"
+        assert (exits, said) == ([], [])
+        with pytest.raises(Left):
+            signal.raise_signal(signal.SIGINT)
+    assert (exits, said) == ([130], ["Stopped"])
+
+
+@pytest.mark.parametrize("after_trials", [False, True])
+def test_ctrl_c_interrupts_what_is_no_trial(after_trials: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = Stop()
+    with stop.on_signals():
+        if after_trials:
+            with stop.deferred():
+                pass
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert stop.requested
+    assert capsys.readouterr().err == ""
+
+
+def test_a_second_ctrl_c_leaves_while_trials_are_put_away(exits: list[int]) -> None:
+    said: list[str] = []
+    stop = Stop(last_words=said.append)
+    with stop.on_signals(), stop.deferred():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Left):
+            signal.raise_signal(signal.SIGINT)
+    assert (exits, said) == ([130], ["Stopped"])
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_sigterm_leaves_at_once(deferred: bool, exits: list[int]) -> None:
+    said: list[str] = []
+    stop = Stop(last_words=said.append)
+    with stop.on_signals():
+        if deferred:
+            with stop.deferred(), pytest.raises(Left):
+                signal.raise_signal(signal.SIGTERM)
+        else:
+            with pytest.raises(Left):
+                signal.raise_signal(signal.SIGTERM)
+    assert (exits, said) == ([130], ["Terminated"])
+    assert not stop.requested
+
+
+def test_it_leaves_even_where_the_last_words_fail(exits: list[int]) -> None:
+    def fail(how: str) -> None:
+        raise OSError("no space")
+
+    with Stop(last_words=fail).on_signals(), pytest.raises(Left):
+        signal.raise_signal(signal.SIGTERM)
+    assert exits == [130]
+
+
+def test_handlers_are_as_before_afterwards() -> None:
+    def fail() -> None:
+        with Stop().on_signals():
+            assert signal.getsignal(signal.SIGTERM) not in before
+            raise ValueError("odd")
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ValueError, match="odd"):
+        fail()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_another_thread_takes_no_signals() -> None:
+    seen: list[Any] = []
+
+    def run() -> None:
+        with Stop().on_signals():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    before = signal.getsignal(signal.SIGINT)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_each_stage_hands_on_what_it_has_by_then_and_the_next_start_goes_on(
+    make_search: Callable[..., Search], clock: list[float]
+) -> None:
+    """Time runs out in the second trial of each stage."""
+
+    def at_their_starts(event: Event) -> None:
+        if isinstance(event, TrialStarted) and (event.trial.stage, event.trial.number) == (1, 1):
+            clock[0] = 1000 + 100 * STAGE_SHARES[1]
+        if isinstance(event, TrialStarted) and (event.trial.stage, event.trial.number) == (2, 1):
+            clock[0] = 1000 + 100 * STAGE_SHARES[2]
+
+    settings = {"search.pruning": False, "search.stage1_trials": 3, "search.stage2_trials": 2}
+    search = make_search(settings, at_their_starts, stop=Stop(time_budget=100))
+    winner = search.run()
+    first, second = search.record.trials(1), search.record.trials(2)
+    assert [t.state for t in first] == ["complete", "running"]
+    assert [t.state for t in second] == ["complete", "running"]
+    assert winner.stage == 2
+    assert not search.complete
+    handed = search.record.read_run()["finalists"]
+    assert handed == [str(t.number) for t in search.record.ranked(1)[:2]]
+
+    finished: list[int] = []
+
+    def count(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            finished.append(sum(trial.finished for trial in event.trials))
+
+    again = make_search(settings, count)
+    again.run()
+    assert finished == [1, 1]
+    assert again.complete
+    assert [(t.attempt, t.state) for t in again.record.trials(1)] == [(1, "complete"), (2, "complete"), (1, "complete")]
+    assert [(t.attempt, t.state) for t in again.record.trials(2)] == [(1, "complete"), (2, "complete")]
+    # The trials of Stage 2 name finalists of this list, so it may only grow.
+    assert again.record.read_run()["finalists"][: len(handed)] == handed
+
+
+def test_a_stage_whose_time_is_up_starts_no_trial(make_search: Callable[..., Search], clock: list[float]) -> None:
+    """No result in time is no winner, and no failure of trials."""
+    stop = Stop(time_budget=10)
+    clock[0] += 10
+    search = make_search(None, stop=stop)
+    with pytest.raises(NoWinnerError):
+        search.run()
+    assert search.record.trials(1) == []

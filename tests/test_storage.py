@@ -1,0 +1,303 @@
+"""A run's places keep the same promises on a disk and in object storage."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.storage import Place, RemotePlace, place_at
+
+NAMES = ["plain.json", "with space", "ünï-çødé 文", "a%20b+c=d&e#f?g", "x:y@z~'(1)'"]
+ODD_JSON = {"text": "ünï 文", "list": [1, 2.5, None, True]}
+
+
+def break_off(path: Path) -> None:
+    """A write that does not come to its end."""
+    path.write_bytes(b"part")
+    raise KeyError
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A folder that does not exist yet."""
+    if request.param == "local":
+        return place_at(tmp_path / "runs" / "one")
+    return place_at(request.getfixturevalue("s3")) / uuid.uuid4().hex / "one"
+
+
+class TestContract:
+    def test_nothing_is_there_at_first(self, place: Place) -> None:
+        assert not place.exists() and place.names() == []
+        assert place.name == "one" and (place / "a").name == "a"
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_what_is_written_is_read(self, place: Place, name: str) -> None:
+        (place / name).write_text("ünï\n")
+        assert (place / name).exists() and place.exists() and place.names() == [name]
+        assert (place / name).read_bytes() == "ünï\n".encode()
+        with (place / name).reading() as path:
+            assert path.read_text(encoding="utf-8") == "ünï\n"
+        (place / name).delete()
+        assert not (place / name).exists()
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_the_uri_opens_the_same_place_again(self, place: Place, name: str) -> None:
+        (place / name / "inner").write_text("x")
+        again = place_at((place / name).uri)
+        assert type(again) is type(place)
+        assert (again / "inner").read_bytes() == b"x" and again.name == name
+        assert again.uri == (place / name).uri and str(again) == str(place / name)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_beside_is_in_the_same_folder(self, place: Place, name: str) -> None:
+        (place / "one").beside(name).write_text("x")
+        assert place.names() == [name] and (place / "one").beside(name).uri == (place / name).uri
+        assert (place / name).beside("one").uri == (place / "one").uri
+
+    def test_missing_files_are_not_found(self, place: Place) -> None:
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                (place / "none").read_bytes()
+            with pytest.raises(FileNotFoundError):
+                (place / "none").read_json()
+            with pytest.raises(FileNotFoundError), (place / "none").reading():
+                pass
+            with pytest.raises(FileNotFoundError), (place / "none").reading_folder():
+                pass
+            # The same in a folder that exists.
+            (place / "other").write_text("")
+
+    def test_json_is_readable_and_whole(self, place: Place) -> None:
+        (place / "a.json").write_json(ODD_JSON)
+        assert (place / "a.json").read_json() == ODD_JSON
+        assert "ünï 文".encode() in (place / "a.json").read_bytes()
+        with pytest.raises(ValueError, match="JSON"):
+            (place / "a.json").write_json({"bad": float("nan")})
+        assert (place / "a.json").read_json() == ODD_JSON
+        (place / "b.json").write_text("{")
+        with pytest.raises(DataError, match=r"b\.json: not JSON"):
+            (place / "b.json").read_json()
+
+    def test_many_jsons_come_in_the_order_asked_for(self, place: Place) -> None:
+        for number in range(40):
+            (place / f"{number}.json").write_json(number)
+        order = [f"{number}.json" for number in reversed(range(40))]
+        assert place.read_jsons(order) == list(reversed(range(40)))
+        assert place.read_jsons([]) == []
+        with pytest.raises(FileNotFoundError):
+            place.read_jsons(["1.json", "none.json"])
+
+    def test_a_write_takes_place_at_its_end_and_as_a_whole(self, place: Place) -> None:
+        file = place / "file"
+        with file.writing() as path:
+            path.write_bytes(b"first")
+            assert not file.exists() and place.names() == []
+        with file.writing() as path:
+            path.write_bytes(b"second")
+            assert file.read_bytes() == b"first" and place.names() == ["file"]
+        assert file.read_bytes() == b"second"
+
+    def test_a_write_that_fails_changes_nothing(self, place: Place) -> None:
+        file = place / "file"
+        with pytest.raises(KeyError), file.writing() as path:
+            break_off(path)
+        assert not file.exists() and place.names() == []
+        file.write_text("old")
+        with pytest.raises(KeyError), file.writing() as path:
+            break_off(path)
+        with pytest.raises(FileNotFoundError), file.writing():
+            pass
+        assert file.read_bytes() == b"old" and place.names() == ["file"]
+
+    def test_files_of_several_parts(self, place: Place) -> None:
+        content = os.urandom(12 << 20)
+        with (place / "large").writing() as path:
+            path.write_bytes(content)
+        assert (place / "large").read_bytes() == content
+        (place / "large").copy_to(place / "copy")
+        with (place / "copy").reading() as path:
+            assert path.read_bytes() == content
+
+    def test_an_empty_file(self, place: Place) -> None:
+        (place / "empty").write_text("")
+        assert (place / "empty").exists() and (place / "empty").read_bytes() == b""
+
+    def test_names_are_of_files_and_folders(self, place: Place) -> None:
+        for path in ("b.json", "a.json", "c/inner/deep"):
+            where = place
+            for part in path.split("/"):
+                where = where / part
+            where.write_text("x")
+        assert place.names() == ["a.json", "b.json", "c"]
+        assert (place / "c").names() == ["inner"]
+
+    def test_a_copy_is_a_file_of_its_own(self, place: Place) -> None:
+        source, copy = place / "last", place / "other" / "best"
+        source.write_text("one")
+        source.copy_to(copy)
+        source.write_text("two")
+        assert copy.read_bytes() == b"one"
+        source.copy_to(copy)
+        assert copy.read_bytes() == b"two"
+        source.delete()
+        assert copy.read_bytes() == b"two" and (place / "other").names() == ["best"]
+
+    def test_copying_what_is_missing_fails(self, place: Place) -> None:
+        with pytest.raises(OSError):  # noqa: PT011
+            (place / "none").copy_to(place / "copy")
+        assert not (place / "copy").exists()
+
+    def test_delete_takes_a_file_a_folder_and_nothing(self, place: Place) -> None:
+        for path in ("file", "file-2"):
+            (place / path).write_text("x")
+        (place / "folder" / "inner" / "a").write_text("x")
+        (place / "folder" / "b").write_text("x")
+        (place / "none").delete()
+        (place / "none" / "deeper").delete()
+        (place / "file").delete()
+        assert place.names() == ["file-2", "folder"]
+        (place / "folder").delete()
+        assert place.names() == ["file-2"] and not (place / "folder").exists()
+        (place / "folder").delete()
+
+    def test_a_folder_is_written_and_read(self, place: Place) -> None:
+        with (place / "best").writing_folder() as folder:
+            (folder / "a b.json").write_text("1", encoding="utf-8")
+            (folder / "inner").mkdir()
+            (folder / "inner" / "c").write_text("2", encoding="utf-8")
+        assert (place / "best").names() == ["a b.json", "inner"]
+        with (place / "best").reading_folder() as folder:
+            assert (folder / "a b.json").read_text(encoding="utf-8") == "1"
+            assert (folder / "inner" / "c").read_text(encoding="utf-8") == "2"
+
+    def test_what_lies_in_a_folder_stays(self, place: Place) -> None:
+        (place / "best" / "old").write_text("old")
+        with (place / "best").writing_folder() as folder:
+            (folder / "new").write_text("new", encoding="utf-8")
+        assert (place / "best").names() == ["new", "old"]
+
+    def test_nothing_is_left_on_this_machine(
+        self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scratch = tmp_path / "tmp"
+        scratch.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(scratch))
+        (place / "a").write_text("x")
+        with pytest.raises(KeyError), (place / "b").writing() as path:
+            break_off(path)
+        with (place / "a").reading(), place.reading_folder():
+            pass
+        with (place / "folder").writing_folder() as folder:
+            (folder / "b").touch()
+        assert list(scratch.iterdir()) == []
+
+    def test_a_private_folder_can_be_made_again(self, place: Place) -> None:
+        place.make_private()
+        (place / "a").write_text("x")
+        place.make_private()
+        assert place.names() == ["a"]
+
+
+class TestLocal:
+    def test_a_private_folder_is_its_owners(self, tmp_path: Path) -> None:
+        place = place_at(tmp_path / "runs" / "one")
+        place.make_private()
+        assert place.local is not None
+        assert stat.S_IMODE(place.local.stat().st_mode) == 0o700
+        assert stat.S_IMODE(place.local.parent.stat().st_mode) & 0o055
+
+    def test_paths_are_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", "/home/someone")
+        assert str(place_at("runs")) == place_at(Path("runs")).uri == str(tmp_path / "runs")
+        assert str(place_at("~/runs")) == "/home/someone/runs"
+        assert str(place_at("file:///data/my%20runs")) == "/data/my runs"
+
+    @pytest.mark.parametrize("uri", ["file://host/runs", "file://runs", "file://"])
+    def test_a_file_uri_without_an_absolute_path_is_refused(self, uri: str) -> None:
+        with pytest.raises(ConfigError, match="file:///FOLDER"):
+            place_at(uri)
+
+    def test_a_file_in_the_making_is_no_name(self, tmp_path: Path) -> None:
+        with (place_at(tmp_path) / "a").writing() as path:
+            path.touch()
+            assert path.parent == tmp_path and place_at(tmp_path).names() == []
+
+    def test_a_copy_takes_no_room(self, tmp_path: Path) -> None:
+        place = place_at(tmp_path)
+        (place / "a").write_text("x")
+        (place / "a").copy_to(place / "b")
+        assert (tmp_path / "a").samefile(tmp_path / "b")
+
+
+class TestUris:
+    @pytest.mark.parametrize("uri", ["abc://bucket/runs", "s3://bucket/runs?nonsense=1", "s3://", "s3:///runs"])
+    def test_a_uri_that_nothing_answers_to_is_refused(self, uri: str) -> None:
+        with pytest.raises(ConfigError, match=r"s3://bucket/runs"):
+            place_at(uri)
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "s3://me:hidden@bucket/runs",
+            "s3://me:hid/hidden@bucket/runs",
+            "s3://me:hidden@bucket/runs?scheme=http",
+            "abfs://:hidden@account/container",
+            "s3://me:hid?hidden@bucket/runs",
+            "s3://bucket/runs?region=eu-west-1&secret_key=hidden",
+            "abfs://container@account.dfs.core.windows.net/runs?sv=1&sig=hidden",
+            "abfs://container@account.dfs.core.windows.net/runs?client_secret=hidden",
+        ],
+    )
+    def test_keys_in_a_uri_are_refused_and_not_said(self, uri: str) -> None:
+        with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as refused:
+            place_at(uri)
+        assert "hidden" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("uri", "child"),
+        [
+            ("s3://bucket/runs/?region=eu-west-1", "s3://bucket/runs/a?region=eu-west-1"),
+            ("s3://bucket?region=eu-west-1", "s3://bucket/a?region=eu-west-1"),
+            ("s3://bucket/my runs?region=eu-west-1", "s3://bucket/my%20runs/a?region=eu-west-1"),
+            ("s3://bucket/my%20runs?region=eu-west-1", "s3://bucket/my%20runs/a?region=eu-west-1"),
+            ("gs://anonymous@bucket/runs", "gs://anonymous@bucket/runs/a"),
+            (
+                "abfs://container@account.dfs.core.windows.net/runs",
+                "abfs://container@account.dfs.core.windows.net/runs/a",
+            ),
+        ],
+    )
+    def test_the_query_goes_with_a_place_and_is_not_shown(self, uri: str, child: str) -> None:
+        place = place_at(uri) / "a"
+        assert isinstance(place, RemotePlace)
+        assert place.uri == child == place_at(child).uri
+        assert str(place) == child.partition("?")[0] and repr(place) == f"RemotePlace({str(place)!r})"
+        assert place.local is None
+
+    @pytest.mark.parametrize("host", ["127.0.0.1:1", "no.such.host.invalid"])
+    def test_a_server_that_does_not_answer_is_said_within_seconds(self, host: str) -> None:
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=r"s3://bucket/runs\?.* cannot be reached \(.*NETWORK_CONNECTION"):
+            place_at(f"s3://bucket/runs?endpoint_override={host}&scheme=http&region=us-east-1", check=True)
+        assert time.monotonic() - began < 60
+
+    @pytest.mark.s3
+    def test_the_servers_address_may_come_from_the_environment(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        host = s3.partition("endpoint_override=")[2].partition("&")[0]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}")
+        (place_at("s3://bucket/from-environment", check=True) / "a").write_text("x")
+        assert (place_at(s3) / "from-environment" / "a").read_bytes() == b"x"
+
+    @pytest.mark.s3
+    def test_a_bucket_that_does_not_exist_is_not_made(self, s3: str) -> None:
+        place = place_at(s3.replace("//bucket", "//nobodys"))
+        assert not place.exists()
+        with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
+            (place / "a").write_text("x")
