@@ -1,0 +1,202 @@
+"""Whatever is killed, whenever: the same command goes on, and the record shows that nothing was lost or done twice.
+
+Moments and victims are chosen by a seed. After each kill the record is compared with what it was before; at the end the
+search has to be the one that nothing interrupted: parameters, curves, winner and weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+DRIVER = Path(__file__).with_name("driver.py")
+ROOT = DRIVER.parents[2]
+BUDGETS = {1: 6, 2: 5}
+UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
+HANG_S = 300
+"""A start that takes longer counts as hung; an undisturbed one takes half a minute."""
+
+EVENTS = ("StageStarted", "TrialStarted", "EpochFinished", "TrialEnded")
+WRITES = ("trial", "run.json", "trial.json", "model.safetensors", "trials.jsonl", "provenance.json", "metrics.json")
+
+
+@dataclasses.dataclass
+class Figures:
+    """What the kills came to."""
+
+    kills: int = 0
+    starts: int = 0
+    lost: int = 0
+    repeated: int = 0
+    hangs: int = 0
+    by_victim: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def draw_shots(rng: random.Random, workers: int) -> list[tuple[str, int, str]]:
+    """The shots of one start: one at the driver or all of it, before that perhaps one at a trial's process."""
+    moments = [(f"{event} {stage}", rng.randint(1, 4)) for event in EVENTS for stage in (1, 2)]
+    moments += [(f"{when} {name}", rng.randint(1, 3)) for name in WRITES for when in ("before", "after")]
+    moments += [("before trial", rng.randint(1, 12)), ("after trial", rng.randint(1, 12)), ("StageEnded 1", 1)]
+    moments += [("StageEnded 2", 1), ("WinnerFixed 2", 1)]
+    shots = [(*rng.choice(moments), rng.choice(("driver", "driver", "driver", "raylet", "machine")))]
+    if rng.random() < 0.6:
+        victim = "worker" if workers > 1 and rng.random() < 0.5 else "trial"
+        shots.append((f"EpochFinished {rng.choice((1, 2))}", rng.randint(1, 4), victim))
+    return shots
+
+
+def start(shots: list[tuple[str, int, str]], argv: list[str], figures: Figures) -> int | None:
+    """One start of the command; its exit code, None where it hung. No process of it is left behind."""
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, "GRCF_CHAOS": mark, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(DRIVER), json.dumps(shots), "--", *argv]
+    figures.starts += 1
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        _, said = driver.communicate(timeout=HANG_S)
+        code: int | None = driver.returncode
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        _, said = driver.communicate()
+        code = None
+        figures.hangs += 1
+    for line in said.splitlines():
+        if line.startswith("SHOT "):
+            figures.kills += 1
+            victim = line.removeprefix("SHOT ")
+            figures.by_victim[victim] = figures.by_victim.get(victim, 0) + 1
+    if code not in (0, None) and "SHOT" not in said:
+        pytest.fail(f"the search failed by itself ({code}):\n{said[-3000:]}")
+    clear(mark)
+    return code
+
+
+def clear(mark: str) -> None:
+    """What outlived its driver must not live on, as it would not when a machine has gone."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (entry / "environ").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def trials(run: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """The recorded trials by stage and number."""
+    return {
+        (stage, int(path.stem)): json.loads(path.read_text())
+        for stage in (1, 2)
+        for path in sorted((run / f"stage{stage}" / "trials").glob("*.json"))
+    }
+
+
+def essence(trial: dict[str, Any]) -> dict[str, Any]:
+    """What no interruption may change."""
+    curve = [{name: value for name, value in m.items() if name not in UNTIMED} for m in trial["curve"]]
+    return {**{name: trial[name] for name in ("number", "stage", "params", "seed", "state", "error")}, "curve": curve}
+
+
+def compare(before: dict[tuple[int, int], dict[str, Any]], run: Path, figures: Figures) -> None:
+    """The record after a start against the one before it."""
+    now = trials(run)
+    for key, old in before.items():
+        new = now.get(key)
+        if new is None or new["params"] != old["params"] or new["seed"] != old["seed"]:
+            figures.lost += 1
+        elif old["state"] != "running":
+            figures.lost += essence(new) != essence(old)
+            figures.repeated += (new["attempt"], new["ended"]) != (old["attempt"], old["ended"])
+        else:
+            # An epoch that is on record stays there, and is what it was.
+            figures.lost += essence(new)["curve"][: len(old["curve"])] != essence(old)["curve"]
+    for stage, budget in BUDGETS.items():
+        numbers = [number for at, number in now if at == stage]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) <= budget
+
+
+def weights(run: Path) -> bytes:
+    return (run / "best" / "model.safetensors").read_bytes()
+
+
+def torment(
+    argv: list[str], run: Path, reference: Path, rng: random.Random, figures: Figures, *, workers: int, starts: int
+) -> None:
+    """Kill a search in up to `starts` starts, let it finish, and compare it with an undisturbed one."""
+    code: int | None = 1
+    for _ in range(starts):
+        before = trials(run)
+        code = start(draw_shots(rng, workers), argv, figures)
+        compare(before, run, figures)
+        if code == 0:
+            break
+    if code != 0:
+        before = trials(run)
+        assert start([], argv, figures) == 0
+        compare(before, run, figures)
+    ours, theirs = trials(run), trials(reference)
+    assert {key: essence(trial) for key, trial in ours.items()} == {k: essence(t) for k, t in theirs.items()}
+    described, undisturbed = (json.loads((folder / "run.json").read_text()) for folder in (run, reference))
+    assert described["winner"] == undisturbed["winner"]
+    assert described["finalists"] == undisturbed["finalists"]
+    assert weights(run) == weights(reference)
+
+
+def arguments(recorded: Recorded, storage: Path, *more: str) -> list[str]:
+    """The recorded search's, in another place."""
+    argv = [word for word in recorded.argv if word != "--json"]
+    argv[argv.index("--storage") + 1] = str(storage)
+    return [*argv, *more]
+
+
+@pytest.mark.cluster
+def test_a_search_survives_kills(recorded: Recorded, tmp_path: Path) -> None:
+    """A short version of the long one below."""
+    figures = Figures()
+    argv = arguments(recorded, tmp_path / "runs")
+    torment(argv, tmp_path / "runs" / "recorded", recorded.folder, random.Random(1), figures, workers=1, starts=5)
+    assert figures.kills >= 3
+    assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_chaos(recorded: Recorded, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Thirty kills and more, `GRCF_CHAOS_SEED` chooses which."""
+    seed = int(os.environ.get("GRCF_CHAOS_SEED", "0"))
+    rng, figures = random.Random(f"{seed}/{workers}"), Figures()
+    more = ["--workers", str(workers)] if workers > 1 else []
+    reference = recorded.folder
+    if workers > 1:
+        assert start([], arguments(recorded, tmp_path / "undisturbed", *more), Figures()) == 0
+        reference = tmp_path / "undisturbed" / "recorded"
+    while figures.kills < 30:
+        storage = tmp_path / "runs"
+        shutil.rmtree(storage, ignore_errors=True)
+        torment(
+            arguments(recorded, storage, *more),
+            storage / "recorded",
+            reference,
+            rng,
+            figures,
+            workers=workers,
+            starts=12,
+        )
+    with capsys.disabled():
+        print(f"\nchaos, seed {seed}, {workers} worker(s): {dataclasses.asdict(figures)}")
+    assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)
