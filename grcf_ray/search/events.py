@@ -90,7 +90,7 @@ class FinalistsHeld:
 
 @dataclasses.dataclass(frozen=True)
 class FinalistSkipped:
-    """A trial's weights turned out to be damaged; another one takes its place among the finalists."""
+    """A trial's weights turned out to be damaged: it is left out of the finalists."""
 
     trial: TrialRecord
     why: str

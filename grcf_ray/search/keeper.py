@@ -204,4 +204,5 @@ def stage_job(record: RunRecord, trial: TrialRecord, *, config: RunConfig, proto
         initial_sha256=(initial / "trial.json").read_json()["sha256"] if initial else None,
         threads=search.cpus_per_worker,
         gpu=search.gpus_per_worker > 0,
+        reported=trial.epoch,
     )

@@ -40,6 +40,8 @@ class StageJob:
     """Torch threads of each process."""
     gpu: bool
     """Whether each process has been given a GPU, or a share of one."""
+    reported: int | None = None
+    """Epochs that whoever asks has heard of; None for all that the checkpoint has."""
 
 
 def open_loop(job: StageJob, features: Features) -> StageLoop:
@@ -71,16 +73,21 @@ class JobRunner:
         self._features = features
         self._job: StageJob | None = None
         self._loop: StageLoop | None = None
+        self._told = 0
 
     def start(self, job: StageJob) -> None:
         """Forget the last job. Nothing here can fail."""
         self._job, self._loop = job, None
+        self._told = 0
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def step(self) -> dict[str, Any]:
         """An epoch; the first builds everything. A known failure is a result: the process is sound for the next job.
+
+        An epoch that the checkpoint has but nobody was told of, since a process died in between, is told first: early
+        stopping decides on it as it would have.
 
         The result has `epoch`, `curve`, `done`, `notes` and `checkpoint_sha256`, further `objective` or, after
         a known failure, `failure` (its message), `state` (diverged or failed) and `error` (its type's name).
@@ -89,9 +96,12 @@ class JobRunner:
         try:
             if self._loop is None:
                 self._loop = self._agreed()
+                reported = self._job.reported
+                self._told = self._loop.epoch if reported is None else min(reported, self._loop.epoch)
             loop = self._loop
-            if not loop.done:
+            if self._told == loop.epoch and not loop.done:
                 loop.run_epoch()
+            self._told = min(self._told + 1, loop.epoch)
         except GrcfError as error:
             curve = list(self._loop.curve) if self._loop else []
             return {
@@ -105,13 +115,14 @@ class JobRunner:
                 "done": True,
             }
         # Copies: the loop's own lists grow.
+        curve = loop.curve[: self._told]
         return {
-            "epoch": loop.epoch,
-            "curve": list(loop.curve),
-            "objective": loop.curve[-1][loop.objective],
+            "epoch": self._told,
+            "curve": curve,
+            "objective": curve[-1][loop.objective],
             "notes": list(loop.notes),
             "checkpoint_sha256": loop.best_sha256,
-            "done": loop.done,
+            "done": self._told >= loop.epochs,
         }
 
     def _agreed(self) -> StageLoop:

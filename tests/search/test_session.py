@@ -75,6 +75,7 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     record = RunRecord(place_at(folder))
     assert [t.number for t in record.trials(1) if t.finished] == [0, 1]
     assert [t.number for t in record.trials(2) if t.finished] == [0]
+    handed = described["finalists"]
     measured = json.loads((folder / "best" / "metrics.json").read_text())
     assert measured["trial"] == "stage2/0"
 
@@ -86,6 +87,8 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     assert (described["state"], described["test_seen"], len(described["starts"])) == ("finished", True, 2)
     for stage in (1, 2):
         assert [(t.number, t.state) for t in record.trials(stage)] == [(k, "complete") for k in range(3)]
+    # The trials of Stage 2 name finalists of this list, so it may only grow.
+    assert described["finalists"][: len(handed)] == handed
     assert summary["winner"]["trial"] == f"stage2/{record.ranked(2)[0].number}"
     # Measured again only if it is another one.
     reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]

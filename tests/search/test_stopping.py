@@ -12,7 +12,6 @@ import pytest
 
 from grcf_ray.errors import ConfigError, NoWinnerError
 from grcf_ray.search import stopping
-from grcf_ray.search.events import Event, StageStarted, TrialStarted
 from grcf_ray.search.stopping import RETRAINING_SHARES, STAGE_SHARES, Stop, parse_duration
 
 if TYPE_CHECKING:
@@ -166,44 +165,6 @@ def test_another_thread_takes_no_signals() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
-
-
-def test_each_stage_hands_on_what_it_has_by_then_and_the_next_start_goes_on(
-    make_search: Callable[..., Search], clock: list[float]
-) -> None:
-    """Time runs out in the second trial of each stage."""
-
-    def at_their_starts(event: Event) -> None:
-        if isinstance(event, TrialStarted) and (event.trial.stage, event.trial.number) == (1, 1):
-            clock[0] = 1000 + 100 * STAGE_SHARES[1]
-        if isinstance(event, TrialStarted) and (event.trial.stage, event.trial.number) == (2, 1):
-            clock[0] = 1000 + 100 * STAGE_SHARES[2]
-
-    settings = {"search.pruning": False, "search.stage1_trials": 3, "search.stage2_trials": 2}
-    search = make_search(settings, at_their_starts, stop=Stop(time_budget=100))
-    winner = search.run()
-    first, second = search.record.trials(1), search.record.trials(2)
-    assert [t.state for t in first] == ["complete", "running"]
-    assert [t.state for t in second] == ["complete", "running"]
-    assert winner.stage == 2
-    assert not search.complete
-    handed = search.record.read_run()["finalists"]
-    assert handed == [str(t.number) for t in search.record.ranked(1)[:2]]
-
-    finished: list[int] = []
-
-    def count(event: Event) -> None:
-        if isinstance(event, StageStarted):
-            finished.append(sum(trial.finished for trial in event.trials))
-
-    again = make_search(settings, count)
-    again.run()
-    assert finished == [1, 1]
-    assert again.complete
-    assert [(t.attempt, t.state) for t in again.record.trials(1)] == [(1, "complete"), (2, "complete"), (1, "complete")]
-    assert [(t.attempt, t.state) for t in again.record.trials(2)] == [(1, "complete"), (2, "complete")]
-    # The trials of Stage 2 name finalists of this list, so it may only grow.
-    assert again.record.read_run()["finalists"][: len(handed)] == handed
 
 
 def test_a_stage_whose_time_is_up_starts_no_trial(make_search: Callable[..., Search], clock: list[float]) -> None:

@@ -263,3 +263,17 @@ def test_next_job_frees_what_the_last_one_held(job: StageJob, tiny_features: Fea
 def test_job_is_plain_values(job: StageJob) -> None:
     """It is recorded and sent about as JSON."""
     assert StageJob(**json.loads(json.dumps(vars(job)))) == job
+
+
+def test_epochs_that_nobody_was_told_of_are_told_first(job: StageJob, tiny_features: Features) -> None:
+    """A process that dies between its checkpoint and its report: early stopping still hears of every epoch."""
+    first = JobRunner(tiny_features)
+    first.start(job)
+    told = [first.step(), first.step()]
+    second = JobRunner(tiny_features)
+    second.start(changed(job, reported=1))
+    again = [second.step(), second.step()]
+    assert [result["epoch"] for result in again] == [2, 3]
+    assert again[0]["curve"] == told[1]["curve"]
+    assert again[0]["objective"] == told[1]["objective"]
+    assert not again[0]["done"]
