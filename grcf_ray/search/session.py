@@ -108,7 +108,7 @@ class Session:
         stop = Stop(time_budget=self.time_budget, last_words=self._leave)
         # Ray prints what befalls its processes on standard output, which is the answer's.
         aside = contextlib.redirect_stdout(sys.stderr)
-        with Lease(self.record.place, self.command) as lease, stop.on_signals(), aside:
+        with Lease(self.record.place, self.command, lost=_give_way) as lease, stop.on_signals(), aside:
             lease.join_cluster()
             try:
                 self._search(room, stop)
