@@ -12,7 +12,7 @@ import typer
 
 from grcf_ray.errors import GrcfError
 
-__all__ = ["make_app", "print_table", "progress", "run"]
+__all__ = ["make_app", "print_table", "progress", "run", "size"]
 
 
 def make_app(help: str) -> typer.Typer:
@@ -54,6 +54,11 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
 def progress(line: str) -> None:
     """A line on standard error; standard output is kept for the answer."""
     print(line, file=sys.stderr, flush=True)
+
+
+def size(count: float) -> str:
+    """So many bytes, as people read them: `1.5 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -103,3 +103,11 @@ def test_closed_pipe_is_no_internal_error() -> None:
     with process.stderr:
         assert process.stderr.read() == b""
     process.wait()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0.0 MB"), (1_549_000, "1.5 MB"), (999e6, "999.0 MB"), (1e9, "1.0 GB"), (2.345e12, "2345.0 GB")],
+)
+def test_sizes_are_as_people_read_them(count: float, words: str) -> None:
+    assert console.size(count) == words

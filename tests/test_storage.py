@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,26 @@ class TestContract:
         (place / "b.json").write_text("{")
         with pytest.raises(DataError, match=r"b\.json: not JSON"):
             (place / "b.json").read_json()
+
+    def test_json_that_another_process_replaces_is_read_as_it_was_or_as_it_is(self, place: Place) -> None:
+        """It grows and shrinks: an object's size may be asked for before, and its content read after."""
+        file, stop = place / "a.json", threading.Event()
+        values = [["short"], list(range(200))]
+        file.write_json(values[0])
+
+        def write() -> None:
+            for value in itertools.cycle(values):
+                file.write_json(value)
+                if stop.is_set():
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            writer = pool.submit(write)
+            try:
+                assert all(file.read_json() in values for _ in range(50))
+            finally:
+                stop.set()
+            writer.result()
 
     def test_many_jsons_come_in_the_order_asked_for(self, place: Place) -> None:
         for number in range(40):

@@ -56,7 +56,9 @@ def search(
         None, metavar="DIR|URI", help="Where runs go, such as s3://bucket/runs; default $GRCF_RUNS, then ./runs."
     ),
     time_budget: str | None = typer.Option(
-        None, metavar="TIME", help="Time for all of it, such as 2h or 90m: each stage hands on what it has by then."
+        None,
+        metavar="TIME",
+        help="Time for the search, such as 2h: each stage hands on what it has by then. --seeds come after it.",
     ),
     seed: int | None = typer.Option(None, metavar="S", help="Seed of everything; default 42."),
     reopen: bool = typer.Option(
@@ -170,6 +172,7 @@ def _print_plan(session: Session, room: Room) -> None:
     console.progress(f"Space:   {typed(Path(space.source))}{written_for}")
     stages = [f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in session.budgets.items()]
     after = [f"{config.search.finalists} finalists"] if len(stages) > 1 else []
+    after += [f"{session.time_budget / 60:g} minutes for it all"] if session.time_budget is not None else []
     after += [f"winner and start under {session.seeds} seeds"] if session.seeds else []
     console.progress("Budget:  " + "; ".join([", then ".join(stages), *after]))
     per = f"{config.search.cpus_per_worker} CPU" + (

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from grcf_ray import console
 from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
@@ -153,12 +154,14 @@ def check_disk(place: Place, config: RunConfig, info: TableInfo, *, concurrent: 
     if place.local is None:
         return
     folder = next(path for path in (place.local, *place.local.parents) if path.exists())
-    held = sum(path.stat().st_size for path in place.local.rglob("*.safetensors")) if place.local.exists() else 0
+    stats = [path.stat() for path in place.local.rglob("*.safetensors")]
+    # Second names of a file take no room.
+    held = sum({stat.st_ino: stat.st_size for stat in stats}.values())
     needed, free = needed_bytes(config, info, concurrent=concurrent, seeds=seeds) - held, shutil.disk_usage(folder).free
     if needed > free:
         raise ClusterError(
-            f"{place}: the search needs about {needed / 1e9:.1f} GB more for checkpoints, and its disk has "
-            f"{free / 1e9:.1f} GB left. Free some, give another place (--storage DIR), or lower --concurrent or "
+            f"{place}: the search needs about {console.size(needed)} more for checkpoints, and its disk has "
+            f"{console.size(free)} left. Free some, give another place (--storage DIR), or lower --concurrent or "
             "--finalists"
         )
 

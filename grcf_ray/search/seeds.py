@@ -15,13 +15,11 @@ import ray
 
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import Store
-from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.direct import DIRECT
 from grcf_ray.search.events import SeedsStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
-from grcf_ray.search.stopping import RETRAINING_SHARES
 from grcf_ray.search.winner import export_winner, measure, note_test_read, trial_name
 from grcf_ray.storage import place_at
 from grcf_ray.train.stage import stage_seed
@@ -78,12 +76,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     )
     for listener in search.listeners:
         listener(SeedsStarted(seeds))
-    try:
-        job.run()
-    except NoWinnerError:
-        # The winner stands without them, and the next start goes on.
-        if not search.stop.time_is_up(RETRAINING_SHARES[1]):
-            raise
+    job.run()
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
     _measure_all(job, ended, store, run)

@@ -31,7 +31,7 @@ from grcf_ray.search.keeper import RecordKeeper
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.space import Choice, Dimension, Space
-from grcf_ray.search.stopping import RETRAINING_SHARES, STAGE_SHARES, Stop
+from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.stage import stage_seed
@@ -119,8 +119,7 @@ class Search:
             starts = self.retrainings.params(stage, finalist.choices if isinstance(finalist, Choice) else ())
             budget = len(starts)
         self._tell(StageStarted(stage, budget, epochs, tuple(trials)))
-        share = (RETRAINING_SHARES if self.retrainings else STAGE_SHARES)[stage]
-        if sum(trial.finished for trial in trials) < budget and not self.stop.time_is_up(share):
+        if sum(trial.finished for trial in trials) < budget and not self._time_is_up(stage):
             keeper = RecordKeeper(
                 self.record,
                 stage,
@@ -147,9 +146,13 @@ class Search:
             )
             keeper.settle = proposals.settle
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
-            self._fit(stage, proposals, scheduler, keeper, budget, share)
+            self._fit(stage, proposals, scheduler, keeper, budget)
         self.record.export_trials(stage)
         self._tell(StageEnded(stage))
+
+    def _time_is_up(self, stage: Literal[1, 2]) -> bool:
+        # The budget is the search's: searches are compared by it, and so many retrainings were asked for.
+        return not self.retrainings and self.stop.time_is_up(STAGE_SHARES[stage])
 
     def _seed(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
         if self.retrainings:
@@ -166,7 +169,6 @@ class Search:
         scheduler: tune.schedulers.TrialScheduler,
         keeper: RecordKeeper,
         budget: int,
-        share: float,
     ) -> None:
         search = self.config.search
         shared = Shared(ray.put(self.features), search.workers, search.cpus_per_worker, search.gpus_per_worker)
@@ -188,7 +190,7 @@ class Search:
                         storage_path=str(scratch),
                         verbose=0,
                         callbacks=[keeper],
-                        stop=_StopWhen(lambda: keeper.hopeless or self.stop.requested or self.stop.time_is_up(share)),
+                        stop=_StopWhen(lambda: keeper.hopeless or self.stop.requested or self._time_is_up(stage)),
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     ),
                 ).fit()
@@ -211,8 +213,7 @@ class Search:
         second = self.record.trials(2)
         budget = max(search.stage2_trials, run.get("stage2_trials", 0))
         spent = sum(trial.finished for trial in second) >= budget
-        # Time may be up within a trial: the search takes its weights as they are, the comparison of seeds does not.
-        ranked = [trial for trial in self.record.ranked(1) if trial.finished or not self.retrainings]
+        ranked = self.record.ranked(1)
         if spent and not self.reopen:
             best = ranked[: search.finalists]
             if better := [trial for trial in best if str(trial.number) not in handed]:
@@ -274,7 +275,7 @@ class Search:
     def _no_result(self, stage: int) -> str:
         trials = self.record.trials(stage)
         cut = [trial for trial in trials if not trial.finished]
-        if cut and len(cut) == len(trials):
+        if len(cut) == len(trials):
             return f"stage {stage}: no trial finished in the time given. The record: {self.record}"
         return (
             f"stage {stage}: none of {len(trials)} trials has a usable result.{_reasons(trials)} "

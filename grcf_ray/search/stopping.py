@@ -14,14 +14,10 @@ from types import FrameType
 
 from grcf_ray.errors import ConfigError
 
-__all__ = ["RETRAINING_SHARES", "STAGE_SHARES", "Stop", "parse_duration"]
+__all__ = ["STAGE_SHARES", "Stop", "parse_duration"]
 
-STAGE_SHARES = {1: 0.5, 2: 0.85}
-"""Share of a time budget at which a stage hands on what it has; the rest is for the final part."""
-
-
-RETRAINING_SHARES = {1: 0.93, 2: 1.0}
-"""The same for the retrainings under fresh seeds, which are of the final part."""
+STAGE_SHARES = {1: 0.5, 2: 0.97}
+"""Share of a time budget at which a stage hands on what it has; the rest is for saving the winner and reading test."""
 
 
 class Stop:
@@ -92,10 +88,9 @@ class Stop:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `2h`, `90m`, `1h30m` or `45s`. ConfigError for anything else."""
+    """Seconds of `2h`, `90m`, `1h30m`, `45s` or `0m`. ConfigError for anything else."""
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    parts = [float(part or 0) for part in match.groups()] if match else []
-    if not any(parts):
+    if not match or not any(match.groups()):
         raise ConfigError(f"--time-budget {text}: should be a time such as 2h, 90m or 1h30m")
-    hours, minutes, seconds = parts
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return 3600 * hours + 60 * minutes + seconds

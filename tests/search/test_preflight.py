@@ -184,7 +184,7 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     with pytest.raises(ClusterError) as caught:
         check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
-    assert str(caught.value).startswith(f"{run}: the search needs about 0.0 GB more for checkpoints, and its disk has ")
+    assert str(caught.value).startswith(f"{run}: the search needs about 2.3 MB more for checkpoints, and its disk has ")
     assert "--storage DIR" in str(caught.value)
     assert asked == [tmp_path]
     held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"

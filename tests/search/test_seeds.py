@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 from scipy import stats
 
 from grcf_ray.data.store import Store
-from grcf_ray.search import stopping
 from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.seeds import SeedTrials, against_baseline, compare, retrain, retrainings, seeds_record
@@ -246,30 +245,16 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
         assert model["valid"]["mae"] == pytest.approx(trial.objective, rel=1e-5)
 
 
-def test_time_may_be_up_within(
-    finished: Callable[..., tuple[Search, TrialRecord]], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second retraining of Stage 1 has an epoch by then: it is not measured as it is, and it goes on."""
-    now = [0.0]
-    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
-
-    def late(event: Event) -> None:
-        if isinstance(event, TrialEnded) and (event.trial.stage, event.trial.number) == (1, 0):
-            now[0] = 100.0
-
-    search, winner = finished(late, stop=Stop(time_budget=100))
-    metrics = retrain(search, winner, 1, store)
-    assert metrics["complete"] is False
-    assert (metrics["models"], metrics["gain"]) == ([], {})
-    record = seeds_record(search.record, f"stage2/{winner.number}")
-    assert [t.finished for t in record.trials(1)] in ([True], [True, False])
-    assert record.trials(2) == []
-
+def test_a_time_budget_is_the_searches(finished: Callable[..., tuple[Search, TrialRecord]], store: Store) -> None:
+    """With none left, no trial of the search is started, and every retraining is."""
     search, winner = finished()
-    check_of = retrain(search, winner, 1, store)
-    assert check_of["complete"] is True
-    assert {m["arm"] for m in check_of["models"]} == {"winner", "start"}
-    assert record.read_run()["finalists"] == ["0", "1"]
+    searched = [trial.number for stage in (1, 2) for trial in search.record.trials(stage)]
+    late = dataclasses.replace(search, stop=Stop(time_budget=0))
+    assert late.run() == winner
+    metrics = retrain(late, winner, 1, store)
+    assert [trial.number for stage in (1, 2) for trial in search.record.trials(stage)] == searched
+    assert metrics["complete"] is True
+    assert {m["arm"] for m in metrics["models"]} == {"winner", "start"}
 
 
 def test_two_stages_against_the_baseline_of_the_same_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from grcf_ray.errors import ConfigError, NoWinnerError
 from grcf_ray.search import stopping
-from grcf_ray.search.stopping import RETRAINING_SHARES, STAGE_SHARES, Stop, parse_duration
+from grcf_ray.search.stopping import STAGE_SHARES, Stop, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,13 +47,13 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1h1m1s", 3661), ("0.5h", 1800), (" 10m ", 600)],
+    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1h1m1s", 3661), (" 0.5h ", 1800), ("0m", 0)],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "2", "h", "0s", "0h0m", "-1h", "1d", "30m1h", "2 h", "1.h", "nan", "infh"])
+@pytest.mark.parametrize("text", ["", "2", "h", "-1h", "1d", "30m1h", "2 h", "1.h", "nan", "infh"])
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--time-budget .*: should be a time such as 2h, 90m or 1h30m"):
         parse_duration(text)
@@ -77,7 +77,7 @@ def test_without_a_budget_time_is_never_up(clock: list[float]) -> None:
 
 
 def test_later_stages_have_later_shares() -> None:
-    assert 0 < STAGE_SHARES[1] < STAGE_SHARES[2] < RETRAINING_SHARES[1] < RETRAINING_SHARES[2] <= 1
+    assert 0 < STAGE_SHARES[1] < STAGE_SHARES[2] < 1
 
 
 def test_ctrl_c_is_a_request_while_trials_run(capsys: pytest.CaptureFixture[str], exits: list[int]) -> None:

@@ -1,0 +1,185 @@
+"""What befalls searches on real machines: moved runs, clocks that jump, disks that fill, trials that all fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from grcf_ray.errors import NoWinnerError
+from grcf_ray.report import terminal
+from grcf_ray.search.events import EpochFinished, Event
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from grcf_ray.search.stages import Search
+    from tests.conftest import Recorded
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL_MIB = 6
+"""Room for a part of a search: a trial of the tiny model takes about 1 MiB while it runs."""
+
+
+def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
+    """What must be the same as without the disturbance: all but times, speeds, attempts and places."""
+    untimed = ("seconds", "utterances_per_s", "pairs_per_s")
+
+    def curve(trial: TrialRecord) -> list[dict[str, Any]]:
+        return [{name: value for name, value in epoch.items() if name not in untimed} for epoch in trial.curve]
+
+    return [(t.number, t.params, t.seed, t.state, t.error, curve(t)) for t in trials]
+
+
+def interrupt_once(monkeypatch: pytest.MonkeyPatch, at: Callable[[Event], bool]) -> None:
+    """Have the command's first listener press Ctrl-C at the first such event."""
+    pressed: list[Event] = []
+
+    class Witness(terminal.ProgressLines):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if at(event) and not pressed:
+                pressed.append(event)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(terminal, "ProgressLines", Witness)
+
+
+def make_from_the_future(run: Path) -> None:
+    """As if the machine's clock had been ten years ahead when the run was written, and is right now."""
+    for path in run.rglob("*"):
+        if path.suffix in (".json", ".jsonl"):
+            path.write_text(re.sub(r'(?<=": ")20(\d\d)-', lambda m: f"20{int(m[1]) + 10}-", path.read_text()))
+        stat = path.stat()
+        os.utime(path, (stat.st_atime + 10 * 365 * 86400, stat.st_mtime + 10 * 365 * 86400))
+
+
+def test_a_run_from_another_machine_goes_on(
+    run: Run, recorded: Recorded, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder with spaces and other letters; clock, places and the lock's holder were other ones there."""
+    words = [*recorded.argv]
+    words[words.index("--storage") + 1] = str(tmp_path / "there")
+    words[words.index("--data") + 1] = str(tmp_path / "data there")
+    shutil.copytree(recorded.data, tmp_path / "data there")
+    interrupt_once(monkeypatch, lambda e: isinstance(e, EpochFinished) and (e.trial.stage, e.trial.number) == (2, 3))
+    code, _, err = run(*words)
+    assert code == 130, err
+
+    there, here = tmp_path / "there" / "recorded", tmp_path / "ünï 文 läufe" / "moved hére"
+    make_from_the_future(there)
+    (there / "lock").write_text(json.dumps({"host": "another", "pid": 1, "started": "2036", "command": "search"}))
+    described = json.loads((there / "run.json").read_text())
+    assert described["starts"][0]["time"].startswith("203")
+    here.parent.mkdir()
+    shutil.move(there, here)
+    shutil.move(tmp_path / "data there", tmp_path / "dätä")
+    monkeypatch.setenv("GRCF_CACHE", str(tmp_path / "another cache"))
+    ended = {path: path.read_bytes() for path in (here / "stage1" / "trials").glob("*.json")}
+
+    words[words.index("--storage") + 1] = str(here.parent)
+    words[words.index("--data") + 1] = str(tmp_path / "dätä")
+    words[words.index("--name") + 1] = here.name
+    code, _, err = run(*words)
+    assert code == 0, err
+    assert {path: path.read_bytes() for path in ended} == ended
+    mine, theirs = RunRecord(place_at(here)), RunRecord(place_at(recorded.folder))
+    for stage in (1, 2):
+        assert essence(mine.trials(stage)) == essence(theirs.trials(stage))
+    assert mine.read_run()["winner"] == theirs.read_run()["winner"]
+    ours, those = (load_file(folder / "best" / "model.safetensors") for folder in (here, recorded.folder))
+    assert ours.keys() == those.keys() and all(torch.equal(ours[name], those[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_two_hundred_trials_that_fail(make_search: Callable[..., Search], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is on record with its parameters and error, and they are told as one cause."""
+    settings = {"train.device": "cuda", "search.stage1_trials": 200, "search.failures_in_a_row": 1000}
+    search = make_search(settings)
+    with pytest.raises(NoWinnerError, match=r"stage 1: none of 200 trials has .*: 200 x refused: train\.device = cuda"):
+        search.run()
+    trials = search.record.trials(1)
+    assert [trial.number for trial in trials] == list(range(200))
+    assert {(trial.state, trial.cause, trial.attempt) for trial in trials} == {("failed", "refused", 1)}
+    assert all(trial.params.keys() == search.space.stage1.keys() for trial in trials)
+    # The starting point and two hundred different ones are asked for, not one again and again.
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == 200
+    assert not list(tmp_files(search))
+
+
+def tmp_files(search: Search) -> Iterator[Path]:
+    """What a write has left behind."""
+    assert search.record.place.local is not None
+    return search.record.place.local.rglob(".*")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of SMALL_MIB."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_MIB}m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs a mount, which is refused here: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_and_one_that_is_read_only(small_disk: Path, recorded: Recorded) -> None:
+    """The search ends with one clear message, and goes on without a loss when there is room again."""
+    words = [*recorded.argv]
+    words[words.index("--storage") + 1] = str(small_disk)
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-m", "grcf_ray.search", *words], stderr=subprocess.PIPE, text=True)
+
+    def ended(driver: subprocess.Popen[str]) -> tuple[int, str]:
+        err = driver.communicate(timeout=300)[1]
+        return driver.returncode, err.splitlines()[-1]
+
+    def fill(but: int) -> None:
+        filler.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - but)))
+
+    filler, record = small_disk / "something else", RunRecord(place_at(small_disk / "recorded"))
+    fill(but=1_000_000)
+    code, says = ended(start())
+    assert (code, "its disk has 1.0 MB left. Free some" in says) == (5, True), says
+    assert not record.exists
+
+    filler.unlink()
+    driver = start()
+    while driver.poll() is None and not (small_disk / "recorded" / "stage1" / "trials" / "0002.json").exists():
+        time.sleep(0.05)
+    fill(but=0)
+    code, says = ended(driver)
+    assert code == 5, says
+    assert "can no longer be written (No space left on device); every finished epoch is kept. When it can be" in says
+    before = {(t.stage, t.number): essence([t]) for stage in (1, 2) for t in record.trials(stage) if t.finished}
+    assert len(before) >= 2
+
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,ro,size=200m", str(small_disk)], check=True)
+    code, says = ended(start())
+    assert (code, "cannot be written (Read-only file system)" in says) == (2, True), says
+
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    code, says = ended(start())
+    assert code == 0, says
+    after = {(t.stage, t.number): essence([t]) for stage in (1, 2) for t in record.trials(stage)}
+    assert {key: after[key] for key in before} == before
+    assert len(after) == 6 + 5
