@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -206,7 +207,21 @@ def versions() -> dict[str, str]:
     """What the numbers depend on, beyond the configuration."""
     packages = ("torch", "transformers", "ray", "optuna", "numpy", "pyarrow")
     own = {"grcf_ray": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return own | {package: version(package) for package in packages}
+    return own | _commit() | {package: version(package) for package in packages}
+
+
+def _commit() -> dict[str, str]:
+    """The commit that runs, where this is a checkout; `-dirty` where files of it have changed since."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return {}
+    words = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
+    # No git here, or a folder that git takes for another user's.
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": done.stdout.strip()}
 
 
 def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,13 @@ import pytest
 
 from grcf_ray.data.store import Store
 from grcf_ray.report import terminal
-from grcf_ray.search import stopping
+from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES
+from grcf_ray.search.winner import versions
 from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     ]
 
 
+@pytest.mark.slow
 def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], tmp_path: Path) -> None:
     """After a search without; the same again trains nothing, and fewer are no reason to start."""
     assert run(*words)[0] == 0
@@ -189,3 +192,24 @@ def test_a_state_that_cannot_be_written_hides_no_error(
     assert capsys.readouterr().err == (
         "Interrupted; every finished epoch is kept. To go on: python -m grcf_ray.search\n"
     )
+
+
+def test_the_commit_is_on_record_where_there_is_one(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout's own, not that of a repository which an installed package happens to lie in."""
+    noted = json.loads((recorded.folder / "run.json").read_text())["versions"]
+    git = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
+    for name, value in git.items():
+        monkeypatch.setenv(name, value)
+    module = tmp_path / "checkout" / "grcf_ray" / "search" / "winner.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(winner, "__file__", str(module))
+    assert versions() == {name: value for name, value in noted.items() if name != "commit"}
+    for words in ("init", "add .", "commit -m first"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path / "checkout", check=True, capture_output=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=module.parent, check=True, capture_output=True, text=True)
+    assert versions()["commit"] == head.stdout.strip()
+    module.write_text("changed")
+    assert versions()["commit"] == f"{head.stdout.strip()}-dirty"

@@ -144,6 +144,7 @@ def to_go_on(driver: Driver) -> str:
     return "To go on: " + shlex.join(["python", *map(str, args[1:])])
 
 
+@pytest.mark.slow
 def test_ctrl_c_sigterm_and_a_second_ctrl_c(start: Callable[[], Driver]) -> None:
     """One search is stopped in each of the ways, and goes on each time with what it has."""
     first = start()
@@ -190,6 +191,7 @@ def test_ctrl_c_sigterm_and_a_second_ctrl_c(start: Callable[[], Driver]) -> None
     assert third.err.splitlines()[-1] == f"Stopped; every finished epoch is kept. {to_go_on(third)}"
 
 
+@pytest.mark.slow
 def test_sigterm_before_there_is_a_run(start: Callable[[], Driver]) -> None:
     """Once Ray has started, nothing is on record, and there is nothing to go on with."""
     driver = start()

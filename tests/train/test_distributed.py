@@ -140,6 +140,7 @@ def wait_until_nothing_is_left() -> None:
     wait_until(lambda: ray.available_resources().get("CPU") == total, ray.available_resources)
 
 
+@pytest.mark.slow
 class TestSoundGroup:
     def test_two_workers_do_what_one_does(
         self, group: WorkerGroup, new_job: NewJob, tiny_features: Features, tiny_backbone: Path, tmp_path: Path
@@ -228,6 +229,7 @@ class TestSoundGroup:
             group.step()
 
 
+@pytest.mark.slow
 def test_death_of_a_worker_ends_the_group(fresh: WorkerGroup, new_job: NewJob) -> None:
     """Within an epoch, where the other waits for it."""
     run(fresh, new_job("before"))
@@ -245,6 +247,7 @@ def test_death_of_a_worker_ends_the_group(fresh: WorkerGroup, new_job: NewJob) -
     wait_until_nothing_is_left()
 
 
+@pytest.mark.slow
 def test_group_is_closed_within_an_epoch(fresh: WorkerGroup, new_job: NewJob) -> None:
     """As when somebody interrupts the command."""
     run(fresh, new_job("before"))
@@ -270,6 +273,7 @@ class Holder:
         return os.getpid()
 
 
+@pytest.mark.slow
 def test_nothing_outlives_the_holder(shared: ray.ObjectRef[Features], new_job: NewJob) -> None:
     """In a placement group such as a trial's, which the workers are not to lie in."""
     trial = placement_group([{"node:__internal_head__": 0.001}])
