@@ -1,0 +1,238 @@
+"""Pickles from the internet, read without running them: numpy arrays and builtin containers, and nothing else.
+
+A pickle is a program. This one reader admits the few functions that arrays and containers are put together with, each
+replaced by one of our own that checks what it is given, and refuses every other by its name. numpy's own are left out
+as well: its dtype believes what a file says of an object's memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grcf_ray.errors import DataError
+
+__all__ = ["RefusedError", "read_pickle", "repaired_text"]
+
+
+class RefusedError(DataError):
+    """A pickle asks for something that is no array and no container."""
+
+
+def read_pickle(path: Path) -> Any:
+    """What a pickle holds, of protocols 0 to 5; a text of Python 2 comes with a character for each of its bytes.
+
+    Arrays are `numpy.ndarray`, their scalars Python's. RefusedError, by name, for what is no data, DataError for
+    what is no whole pickle.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise DataError(f"{path}: the file is empty")
+        # As memory: a length that is damaged then reads to the end of the file and no further.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            try:
+                return _Reader(content).load()
+            except RefusedError as error:
+                raise RefusedError(f"{path}: refused, nothing of it was run: {error}") from error
+            # Whatever damaged bytes can bring about, such as a key that is a list.
+            except Exception as error:
+                if content.tell() == len(content):
+                    raise DataError(f"{path}: the pickle is cut short; download it again") from error
+                raise DataError(f"{path}: not a readable pickle ({str(error) or type(error).__name__})") from error
+
+
+def repaired_text(text: str | bytes) -> str:
+    """A text as it was meant: bytes, and what Python 2 wrote as bytes, are UTF-8, or else Latin-1."""
+    try:
+        return (text if isinstance(text, bytes) else text.encode("latin-1")).decode("utf-8")
+    except UnicodeEncodeError:
+        assert isinstance(text, str)
+        return text
+    except UnicodeDecodeError:
+        return text.decode("latin-1") if isinstance(text, bytes) else text
+
+
+class _Type:
+    """A numpy dtype of numbers, texts or objects, as a file describes it."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?([?bBhHiIlLqQefdg]|[biufSUO]\d{0,9})", code):
+            raise RefusedError(f"arrays of type {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, subdtype, names, fields, *_ = state
+        if subdtype is not None or names is not None or fields is not None:
+            raise RefusedError("arrays with fields")
+        if order not in ("<", ">", "|", "="):
+            raise ValueError(f"byte order {order!r}")
+        if order in "<>":
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array that takes a file's word for nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, content = state
+        shape, dtype = _shape(shape), _dtype(kind)
+        count = int(np.prod(shape, dtype=object))
+        if dtype.hasobject:
+            if not isinstance(content, list) or len(content) != count:
+                raise ValueError(f"an array of shape {shape} without its {count} objects")
+        else:
+            content = _bytes(content)
+            if len(content) != count * dtype.itemsize:
+                raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
+        super().__setstate__((1, shape, dtype, bool(fortran), content))
+
+
+class _Admitted:
+    """A function that a pickle may call; it is no type, and has no state that a pickle could set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("the state of a function")
+
+
+_NDARRAY = "numpy.ndarray"
+"""Stands for the type, which is only ever an argument."""
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    if kind is not _NDARRAY:
+        raise RefusedError(f"arrays that are {kind!r}")
+    return _Array((0,), np.uint8)
+
+
+def _frombuffer(content: Any, kind: Any, shape: Any, order: Any = "C", axis_order: Any = None) -> _Array:
+    if axis_order is not None:
+        raise RefusedError("arrays of axes in another order")
+    array = _Array((0,), np.uint8)
+    array.__setstate__((1, shape, kind, order == "F", content))
+    return array
+
+
+def _scalar(kind: Any, content: Any = b"") -> Any:
+    dtype = _dtype(kind)
+    content = _bytes(content)
+    if dtype.hasobject or len(content) != dtype.itemsize:
+        raise ValueError(f"a number of type {dtype} in {len(content)} bytes")
+    return np.frombuffer(content, dtype, 1)[0].item() if content else dtype.type().item()
+
+
+def _encode(text: Any, encoding: Any = "latin-1", *_: Any) -> bytes:
+    # How Python 3 writes bytes for Python 2. Other encodings can unpack a little into a lot.
+    if encoding not in ("latin-1", "latin1", "iso-8859-1"):
+        raise RefusedError(f"the encoding {encoding!r}")
+    if not isinstance(text, str):
+        raise TypeError(text)
+    return text.encode("latin-1")
+
+
+def _no_bytes(*content: Any) -> bytes:
+    # A number would ask for so much memory.
+    if content:
+        raise RefusedError("bytes that are made")
+    return b""
+
+
+def _bytearray(content: Any = b"", encoding: Any = "latin-1") -> bytearray:
+    return bytearray(_bytes(content) if isinstance(content, (str, bytes, bytearray)) else _list_bytes(content))
+
+
+def _list_bytes(content: Any) -> bytes:
+    if not isinstance(content, list):
+        raise RefusedError("bytes that are made")
+    return bytes(content)
+
+
+def _items(content: Any = ()) -> Any:
+    if not isinstance(content, (list, tuple, set, frozenset, dict)):
+        raise TypeError(content)
+    return content
+
+
+def _pairs(*content: Any) -> dict[Any, Any]:
+    # The pairs of an ordered one, or the factory of the missing, which nobody calls.
+    return dict(content[0]) if content and isinstance(content[0], list) else {}
+
+
+_NUMPY = {
+    **{f"{core}.multiarray._reconstruct": _Admitted(_reconstruct) for core in ("numpy.core", "numpy._core")},
+    **{f"{core}.multiarray.scalar": _Admitted(_scalar) for core in ("numpy.core", "numpy._core")},
+    **{f"{core}.numeric._frombuffer": _Admitted(_frombuffer) for core in ("numpy.core", "numpy._core")},
+    "numpy.dtype": _Admitted(_Type),
+    "numpy.ndarray": _NDARRAY,
+}
+_CONTAINERS: dict[str, Callable[..., Any]] = {
+    "set": lambda *content: set(_items(*content)),
+    "frozenset": lambda *content: frozenset(_items(*content)),
+    "list": lambda *content: list(_items(*content)),
+    "tuple": lambda *content: tuple(_items(*content)),
+    "dict": _pairs,
+    "bytes": _no_bytes,
+    "bytearray": _bytearray,
+    "complex": lambda real, imaginary: complex(float(real), float(imaginary)),
+}
+_BUILTIN = {
+    f"{module}.{name}": _Admitted(function)
+    for module in ("builtins", "__builtin__")
+    for name, function in _CONTAINERS.items()
+}
+_ADMITTED: dict[str, Any] = {
+    **_NUMPY,
+    **_BUILTIN,
+    "collections.OrderedDict": _Admitted(_pairs),
+    "collections.defaultdict": _Admitted(_pairs),
+    "_codecs.encode": _Admitted(_encode),
+}
+
+
+class _Reader(pickle._Unpickler):
+    """Python's unpickler in Python: its memory grows with what is read, not with the numbers that a file names."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        super().__init__(content, encoding="latin-1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Our function of this name, or a refusal."""
+        full = f"{module}.{name}"
+        if full not in _ADMITTED:
+            raise RefusedError(f"it asks for {full}, which is neither an array nor a container")
+        return _ADMITTED[full]
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"the shape {shape!r}")
+    return shape
+
+
+def _dtype(kind: Any) -> np.dtype[Any]:
+    if not isinstance(kind, _Type):
+        raise TypeError(kind)
+    return kind.dtype
+
+
+def _bytes(content: Any) -> bytes:
+    if isinstance(content, str):
+        return content.encode("latin-1")
+    if not isinstance(content, (bytes, bytearray)):
+        raise TypeError(type(content).__name__)
+    return bytes(content)
