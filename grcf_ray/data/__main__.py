@@ -32,6 +32,7 @@ def import_(
     source: Path = typer.Argument(..., help="A file, or a folder of files."),
     dataset: str = typer.Option(..., metavar="NAME", help="A known data set, or a name for your own data."),
     format: str = typer.Option("auto", help="Importer, where the content does not tell."),
+    variant: str = typer.Option("", metavar="NAME", help="How to read it, where there are several ways: a fold."),
     label_range: tuple[float, float] | None = typer.Option(
         None, metavar="A B", help="Lowest and highest label, for your own data."
     ),
@@ -62,7 +63,9 @@ def import_(
         raise ConfigError(f"{source} is imported already: use it with --data {source}, or import its source again")
     folder = out or usual_folders(dataset)[0]
     check_replaceable(folder)
-    options = ImportOptions(dataset=dataset, label_range=label_range, non_finite=non_finite.value, format=format)
+    options = ImportOptions(
+        dataset=dataset, label_range=label_range, non_finite=non_finite.value, format=format, variant=variant
+    )
     console.progress(f"reading {source}")
     _summarise(write_store(folder, *import_source(source, options)))
 

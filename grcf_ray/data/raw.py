@@ -39,6 +39,8 @@ class RawTable:
     """Every file read, and how many rows came from it."""
     faults: tuple[Fault, ...] = ()
     """Cells that could not be read; they are null in the table."""
+    word_aligned: bool = False
+    """Whether audio and vision have one row for each word of the text, which are those between single spaces."""
     notes: tuple[str, ...] = ()
     """What a reader of results should know about the reading."""
 

@@ -78,6 +78,8 @@ class TableInfo:
     """What the import did that a reader of results should know, a sentence each."""
     fingerprint: str
     """SHA-256 of the content, see `fingerprint`."""
+    word_aligned: bool = False
+    """Whether audio and vision have one row for each word of the text, which are those between single spaces."""
     schema_version: int = SCHEMA_VERSION
     """Version of the table's layout."""
 
@@ -90,6 +92,7 @@ class TableInfo:
         task: Task = "regression",
         label_range: tuple[float, float],
         language: str = "unknown",
+        word_aligned: bool = False,
         sources: Sequence[Source] = (),
         notes: Sequence[str] = (),
     ) -> TableInfo:
@@ -106,7 +109,10 @@ class TableInfo:
             splits={split: pc.sum(pc.equal(table["split"], split)).as_py() or 0 for split in SPLITS},
             sources=tuple(sources),
             notes=tuple(notes),
-            fingerprint=fingerprint(table, task=task, label_range=label_range, language=language),
+            fingerprint=fingerprint(
+                table, task=task, label_range=label_range, language=language, word_aligned=word_aligned
+            ),
+            word_aligned=word_aligned,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +168,14 @@ def conform(table: pa.Table, *, zero_non_finite: bool = False) -> pa.Table:
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def fingerprint(table: pa.Table, *, task: Task, label_range: tuple[float, float], language: str) -> str:
+def fingerprint(
+    table: pa.Table,
+    *,
+    task: Task,
+    label_range: tuple[float, float],
+    language: str,
+    word_aligned: bool = False,
+) -> str:
     """SHA-256 over the content of a table that has the Arrow schema.
 
     Splits in order, and the rows of each in theirs, since the order decides which utterances a seed pairs.
@@ -173,7 +186,7 @@ def fingerprint(table: pa.Table, *, task: Task, label_range: tuple[float, float]
     def add(value: object) -> None:
         digest.update(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
 
-    add([SCHEMA_VERSION, task, [float(edge) for edge in label_range], language])
+    add([SCHEMA_VERSION, task, [float(edge) for edge in label_range], language, *(["words"] * word_aligned)])
     for split in SPLITS:
         rows = table.filter(pc.equal(table["split"], split))
         add([split, rows.num_rows])

@@ -150,6 +150,7 @@ def _imported(source: Path, options: ImportOptions) -> Store:
         float(high),
         options.non_finite,
         options.format,
+        options.variant,
         content,
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()

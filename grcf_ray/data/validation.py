@@ -37,6 +37,7 @@ def validate(
     label_range: tuple[float, float],
     non_finite: Literal["fail", "zero"] = "fail",
     splits: Sequence[str] = SPLITS,
+    word_aligned: bool = False,
     parse_faults: Sequence[Fault] = (),
     source: str = "utterance table",
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
@@ -45,12 +46,15 @@ def validate(
     """Raise one DataError that names all faults of all rows, by the row's number (the first is 1) and its id.
 
     The table has the columns id, split, text and label, and may have audio, vision and context, of types that
-    `schema.conform` can cast. `splits` must hold rows. `parse_faults` were found while reading: they join the
-    list and stand for their cells. `place` says where a row stands in its file; `command` is this import, to
-    which the message may add an option.
+    `schema.conform` can cast. `splits` must hold rows. `word_aligned`: audio and vision have a row for each word of
+    the text. `parse_faults` were found while reading: they join the list and stand for their cells. `place` says
+    where a row stands in its file; `command` is this import, to which the message may add an option.
     """
     parsed = {fault[:2] for fault in parse_faults}
-    faults = [fault for fault in _faults(table, task, label_range, non_finite, place) if fault[:2] not in parsed]
+    found = list(_faults(table, task, label_range, non_finite, place))
+    if word_aligned:
+        found += _alignment_faults(table)
+    faults = [fault for fault in found if fault[:2] not in parsed]
     faults = sorted([*parse_faults, *faults], key=lambda fault: fault.row)
     ids = table["id"].to_pylist() if faults else []
     lines = [f"{place(row)} (id {ids[row]}): {what}" for row, _, what in faults]
@@ -124,6 +128,15 @@ def _width_faults(name: str, frames: Frames) -> Iterable[Fault]:
         found = ", ".join(str(found) for found in np.unique(widths_F[utterances_F == row]))
         most = f", where most have {width}" if width else ""
         yield Fault(row, name, f"{name} has rows of {found} values{most}")
+
+
+def _alignment_faults(table: pa.Table) -> Iterable[Fault]:
+    words_N = pc.add(pc.count_substring(pc.fill_null(table["text"], ""), " "), 1).to_numpy()
+    for name in MODALITIES:
+        if name in table.column_names:
+            rows_N = Frames.of(table[name]).lengths_N
+            for row in np.flatnonzero((rows_N > 0) & (rows_N != words_N)).tolist():
+                yield Fault(row, name, f"{name} has {rows_N[row]} rows for {words_N[row]} words")
 
 
 def _non_finite_faults(name: str, frames: Frames) -> Iterable[Fault]:

@@ -1,8 +1,8 @@
 """Importers, a module per foreign format, and the way from what they read to a valid utterance table.
 
-An importer is a module of this package with two functions: `files(source)`, the files of its format that a
-source consists of (none where it is of another format), and `read(source)`, which returns a `RawTable`.
-To add a format, add a module.
+An importer is a module of this package with `VARIANTS`, the ways in which its files can be read, and two functions:
+`files(source)`, the files of its format that a source consists of (none where it is of another format), and
+`read(source, variant)`, which returns a `RawTable`. To add a format, add a module.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from grcf_ray.data import datasets
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.schema import MODALITIES, SPLITS, Source, TableInfo, conform
+from grcf_ray.data.sniff import check_kind
 from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
 from grcf_ray.data.validation import validate
 from grcf_ray.errors import ConfigError, DataError
@@ -33,11 +34,17 @@ __all__ = ["ImportOptions", "Importer", "find_importer", "formats", "import_sour
 class Importer(Protocol):
     """What a module of this package offers."""
 
-    def files(self, source: Path) -> list[Path]:
-        """The files of this format that the source consists of; none where it is of another format."""
+    VARIANTS: Mapping[str, str]
+    """Ways to read the files, such as the folds of a protocol, and what each is; the first is the default."""
 
-    def read(self, source: Path) -> RawTable:
-        """Their rows; DataError with all that makes them unreadable."""
+    def files(self, source: Path) -> list[Path]:
+        """The files of this format that the source consists of; none where it is of another format.
+
+        By their content, from a few bytes of each: a file may take gigabytes.
+        """
+
+    def read(self, source: Path, variant: str) -> RawTable:
+        """Their rows; DataError with all that makes them unreadable. variant: one of `VARIANTS`, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,8 @@ class ImportOptions:
     """What to do with NaN and infinity in audio and vision."""
     format: str = "auto"
     """Importer's name, or `auto`."""
+    variant: str = ""
+    """Which of the importer's `VARIANTS`; empty takes its default."""
 
     def __post_init__(self) -> None:
         low, high = self.limits()
@@ -80,6 +89,8 @@ class ImportOptions:
         words = ["python", "-m", "grcf_ray.data", "import", str(source), "--dataset", self.dataset]
         if self.label_range is not None:
             words += ["--label-range", *(f"{edge:g}" for edge in self.label_range)]
+        if self.variant:
+            words += ["--variant", self.variant]
         return shlex.join(words)
 
 
@@ -98,6 +109,8 @@ def find_importer(source: Path, name: str = "auto") -> Importer:
         raise DataError(f"{source} does not exist")
     found = [name] if name != "auto" else [name for name in known if known[name].files(source)]
     if not found:
+        for path in [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file()):
+            check_kind(path)
         raise DataError(f"{source}: no data of a known format ({', '.join(known)})")
     if len(found) > 1:
         raise DataError(f"{source} holds several formats ({', '.join(found)}). Name the file, or give --format")
@@ -107,7 +120,12 @@ def find_importer(source: Path, name: str = "auto") -> Importer:
 def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, TableInfo]:
     """Read foreign files into an utterance table; DataError with all faults of all rows."""
     try:
-        raw = find_importer(source, options.format).read(source)
+        importer = find_importer(source, options.format)
+        variants = list(importer.VARIANTS)
+        if options.variant not in ("", *variants):
+            known = f"Known: {', '.join(variants)}" if variants else "its files can be read in one way only"
+            raise ConfigError(f"{source}: no variant {options.variant!r}. {known}")
+        raw = importer.read(source, options.variant or next(iter(variants), ""))
         sources = [Source.of(path) for path, _ in raw.files]
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read ({error.strerror})") from error
@@ -121,6 +139,7 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         label_range=options.limits(),
         non_finite=options.non_finite,
         splits=("train", "test"),
+        word_aligned=raw.word_aligned,
         parse_faults=raw.faults,
         source=source.name or str(source),
         place=raw.place,
@@ -137,6 +156,7 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         task=task,
         label_range=options.limits(),
         language=facts.language if facts else "unknown",
+        word_aligned=raw.word_aligned,
         sources=sources,
     )
     return table, replace(info, notes=(*notes, *_observations(table, info, facts)))

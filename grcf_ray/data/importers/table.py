@@ -22,7 +22,9 @@ from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.validation import Fault
 from grcf_ray.errors import DataError, faults_message
 
-__all__ = ["files", "read"]
+__all__ = ["VARIANTS", "files", "read"]
+
+VARIANTS: dict[str, str] = {}
 
 _SUFFIXES = {".parquet", ".csv"}
 _REQUIRED = ("id", "split", "text", "label")
@@ -39,7 +41,7 @@ def files(source: Path) -> list[Path]:
     return [path for path in tables if path.stem.lower() in SPLIT_ALIASES] or tables
 
 
-def read(source: Path) -> RawTable:
+def read(source: Path, variant: str = "") -> RawTable:
     """Read all tables of a source; DataError names every file that is none and every missing column."""
     tables, problems, faults = [], [], []
     start = 0

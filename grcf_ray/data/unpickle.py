@@ -92,7 +92,8 @@ class _Array(np.ndarray[Any, Any]):
             content = _bytes(content)
             if len(content) != count * dtype.itemsize:
                 raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
-        super().__setstate__((1, shape, dtype, bool(fortran), content))
+        # numpy's stub asks for a numpy.bool, which numpy refuses.
+        super().__setstate__((1, shape, dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
 class _Admitted:

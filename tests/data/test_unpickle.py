@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grcf_ray.data.pickles import RefusedError, read_pickle, repaired_text
+from grcf_ray.data.unpickle import RefusedError, read_pickle, repaired_text
 from grcf_ray.errors import DataError
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)

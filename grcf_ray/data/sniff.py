@@ -1,0 +1,93 @@
+"""What a file is, told from its first bytes: importers recognise content, since names of downloads mean little."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+from pathlib import Path
+
+from grcf_ray.errors import DataError
+
+__all__ = ["HDF5", "PICKLE", "check_kind", "is_hdf5", "pickle_start"]
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+PICKLE = (b"\x80", b"(dp", b"(lp", b"}", b"]")
+"""How pickles begin: by the protocol from 2 on, before it with a dict or a list."""
+
+_START = 1 << 16
+_TOKENS = 64
+_WRONG = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run git lfs pull, or download the file"),
+    (b"<!doctype html", "a web page, such as a download's error: download the file again, signed in where it asks"),
+    (b"<html", "a web page, such as a download's error: download the file again, signed in where it asks"),
+    (b"pk\x03\x04", "a zip archive: unpack it, and give the folder"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"bzh", "a bzip2 archive: unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+    (b"rar!", "a RAR archive: unpack it first"),
+    (b"\xfd7zxz", "an xz archive: unpack it first"),
+)
+
+
+def check_kind(path: Path) -> None:
+    """DataError where a file is of a kind that downloads go wrong with, saying what it is and what to do."""
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        raise DataError(f"{path}: the file is empty: download it again")
+    for start, what in _WRONG:
+        if head.startswith(start):
+            raise DataError(f"{path}: {what}")
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, as `.csd` files are."""
+    with path.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5
+
+
+def pickle_start(path: Path) -> tuple[str, ...]:
+    """What a pickle begins with, in the order of its opcodes; nothing where the file is none.
+
+    Tokens: `dict` and `list` where one begins, texts as JSON (`"train"`), names as they are (`numpy.ndarray`),
+    `bytes`, `int`, `float`, `none`. What tells tuples and where containers end is left out. Nothing is run, and
+    only the first 64 KiB are read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_START)
+    if not head.startswith(PICKLE):
+        return ()
+    tokens: list[str] = []
+    texts: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(head):
+            name = opcode.name
+            if name in ("EMPTY_DICT", "DICT"):
+                tokens.append("dict")
+            elif name in ("EMPTY_LIST", "LIST"):
+                tokens.append("list")
+            elif name in ("GLOBAL", "INST"):
+                tokens.append(str(argument).replace(" ", "."))
+            elif name == "STACK_GLOBAL":
+                # Its names were pushed as texts, which are no data then.
+                if tokens[-2:] == [json.dumps(text) for text in texts[-2:]]:
+                    del tokens[-2:]
+                tokens.append(".".join(texts[-2:]))
+            elif "UNICODE" in name or "STRING" in name:
+                text = argument.decode("latin-1") if isinstance(argument, bytes) else str(argument)
+                texts.append(text)
+                tokens.append(json.dumps(text))
+            elif "BYTES" in name or name == "BYTEARRAY8":
+                tokens.append("bytes")
+            elif "INT" in name or "LONG" in name or name in ("NEWTRUE", "NEWFALSE"):
+                tokens.append("int")
+            elif "FLOAT" in name:
+                tokens.append("float")
+            elif name == "NONE":
+                tokens.append("none")
+            if len(tokens) >= _TOKENS:
+                break
+    # The start of a file is no whole pickle: genops raises where it is cut.
+    except Exception:
+        return tuple(tokens)
+    return tuple(tokens)
