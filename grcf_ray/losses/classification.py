@@ -1,0 +1,99 @@
+"""The losses of the classification task, eqs. 18-26.
+
+Shapes: B scored slots of one group of pairs, repeats counted; P pairs. Labels are offsets from the centre of their
+range: the positive class is above 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, relu
+
+__all__ = ["bce_loss", "boundary_loss", "centering_loss", "compactness_loss", "separation_loss"]
+
+
+def separation_loss(
+    logit_B: Tensor, label_B: Tensor, pairs_P2: Tensor, margin: float, *, advantage_weighting: bool = True
+) -> Tensor:
+    """Separation, L_sep of eq. 20: mean of w max(0, margin - (logit_pos - logit_neg)) over pairs of both classes.
+
+    The weight is w = 1 - sigmoid(logit_pos - logit_neg), detached (eq. 19); `advantage_weighting=False` sets it to 1.
+
+    logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B in either order; pairs of one class are left out.
+    margin: m_sep of eq. 18, in logits. Scalar; 0 with a zero gradient where no pair is left.
+    """
+    _check_slots(logit_B, label_B)
+    positive_B = label_B > 0
+    i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] != positive_B[pairs_P2[:, 1]]].unbind(-1)
+    gap_P = (logit_B[i_P] - logit_B[j_P]) * torch.where(positive_B[i_P], 1, -1).to(logit_B.dtype)
+    weight_P = torch.sigmoid(-gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
+    return _mean(weight_P * relu(margin - gap_P))
+
+
+def compactness_loss(
+    logit_B: Tensor,
+    label_B: Tensor,
+    pairs_P2: Tensor,
+    clip: float,
+    *,
+    advantage_weighting: bool = True,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Compactness, L_comp of eq. 23: mean of max(0, (logit_i - logit_j)^2 (-A)) over pairs of one class.
+
+    The advantage A is the reward exp(-(logit_i - logit_j)^2), standardised over the pairs (population deviation +
+    `eps`), clipped to +-`clip` and detached (eq. 22): only pairs further apart than the mean count.
+    `advantage_weighting=False` sets it to -1.
+
+    logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B; pairs of both classes are left out. Scalar; 0 with
+    a zero gradient where no pair is left.
+    """
+    _check_slots(logit_B, label_B)
+    positive_B = label_B > 0
+    i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] == positive_B[pairs_P2[:, 1]]].unbind(-1)
+    distance_P = (logit_B[i_P] - logit_B[j_P]).square()
+    weight_P = _against(distance_P.detach(), clip, eps) if advantage_weighting else torch.ones_like(distance_P)
+    return _mean(relu(distance_P * weight_P))
+
+
+def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
+    """Position, L_bound of eq. 24: mean max(0, margin - logit) of the positives plus mean max(0, logit + margin)
+    of the negatives.
+
+    logit_B, label_B: [B]; margin: m_b, in logits. Scalar; a class without a slot adds 0.
+    """
+    _check_slots(logit_B, label_B)
+    positive_B = label_B > 0
+    return _mean(relu(margin - logit_B[positive_B])) + _mean(relu(logit_B[~positive_B] + margin))
+
+
+def centering_loss(logit_B: Tensor) -> Tensor:
+    """Distance of the mean logit from 0, L_cal of eq. 25. logit_B: [B]. Scalar; 0 where B = 0."""
+    return _mean(logit_B).abs()
+
+
+def bce_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
+    """Binary cross-entropy of the logits, eq. 26. logit_B, label_B: [B]. Scalar; 0 where B = 0."""
+    _check_slots(logit_B, label_B)
+    return _mean(binary_cross_entropy_with_logits(logit_B, (label_B > 0).to(logit_B.dtype), reduction="none"))
+
+
+def _against(distance_P: Tensor, clip: float, eps: float) -> Tensor:
+    """-A of eq. 22: [P], in the distances' dtype."""
+    # In float32 the rounding of the mean of equal rewards is larger than eps and would pass for an advantage.
+    reward_P = torch.exp(-distance_P.double())
+    centred_P = reward_P - _mean(reward_P)
+    deviation = _mean(centred_P.square()).sqrt()
+    return -(centred_P / (deviation + eps)).clamp(-clip, clip).to(distance_P.dtype)
+
+
+def _mean(value_P: Tensor) -> Tensor:
+    """Mean that is 0, and keeps the graph, where there is nothing to average."""
+    return value_P.sum() / max(value_P.numel(), 1)
+
+
+def _check_slots(logit_B: Tensor, label_B: Tensor) -> None:
+    """Refuse shapes that would broadcast into a wrong loss, [B, 1] against [B] above all."""
+    if logit_B.dim() != 1 or logit_B.shape != label_B.shape:
+        raise ValueError(f"logits and labels must both be [B], got {list(logit_B.shape)} and {list(label_B.shape)}")
