@@ -19,6 +19,7 @@ from grcf_ray.errors import ConfigError, faults_message
 
 __all__ = [
     "ABLATIONS",
+    "ClassesConfig",
     "FeatureConfig",
     "ModelConfig",
     "PairConfig",
@@ -79,6 +80,10 @@ class ModelConfig:
     """Chance that a scored slot loses its audio, and independently its vision, while training."""
     output_scale: Positive = 3.5
     """Reach of the scaled tanh, eq. 5, for labels in [-3, 3]; grows with the label range."""
+    attention_heads: PositiveCount = 4
+    """Heads of the cross-attention; for classification."""
+    gate: Literal["scalar", "vector"] = "scalar"
+    """One gate a sample, or one for each of its dimensions, eq. 15; for classification."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +125,20 @@ class RankingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassesConfig:
+    """Margins of the classification losses, eqs. 18-24, in logits."""
+
+    separation_margin: Positive = 1.0
+    """Margin between the logits of a positive and a negative."""
+    boundary_margin: NonNegative = 0.5
+    """Distance from 0 that each logit is asked to keep, on its class's side."""
+    advantage_clip: Positive = 2.0
+    """Bound of the advantage that weighs pairs of one class."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage1Config:
-    """Stage 1, structural foundation, eq. 12."""
+    """Stage 1, structural foundation, eq. 12; for classification eq. 17."""
 
     epochs: Count = 17
     """Epochs of Stage 1; 0 leaves the stage out."""
@@ -139,11 +156,17 @@ class Stage1Config:
     """Squared difference of means or deviations that goes unpunished, eq. 10."""
     boundary_weight: NonNegative = 1e-3
     """Weight of the boundary loss."""
+    separation_weight: NonNegative = 1.0
+    """Weight of the separation of the classes; for classification."""
+    compactness_weight: NonNegative = 0.5
+    """Weight of the compactness of each class; for classification."""
+    centering_weight: NonNegative = 0.01
+    """Weight of the mean logit's distance from 0; for classification."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage2Config:
-    """Stage 2, calibration, eq. 13."""
+    """Stage 2, calibration, eq. 13; for classification eq. 26, which has no weights."""
 
     epochs: Count = 5
     """Epochs of Stage 2; 0 leaves the stage out."""
@@ -223,6 +246,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     pairs: PairConfig = dataclasses.field(default_factory=PairConfig)
     ranking: RankingConfig = dataclasses.field(default_factory=RankingConfig)
+    classes: ClassesConfig = dataclasses.field(default_factory=ClassesConfig)
     stage1: Stage1Config = dataclasses.field(default_factory=Stage1Config)
     stage2: Stage2Config = dataclasses.field(default_factory=Stage2Config)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -11,10 +11,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["METRIC_DIRECTIONS", "Direction", "Protocol", "Ties", "pairwise_accuracy", "regression_metrics"]
+__all__ = [
+    "METRIC_DIRECTIONS",
+    "Direction",
+    "Protocol",
+    "Ties",
+    "classification_metrics",
+    "pairwise_accuracy",
+    "regression_metrics",
+    "split_metrics",
+]
 
 Direction = Literal["max", "min"]
-Protocol = Literal["mosi", "sims"]
+Protocol = Literal["mosi", "sims", "binary"]
 Ties = Literal["drop", "literal"]
 
 Floats = NDArray[np.floating[Any]]
@@ -86,6 +95,37 @@ def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop
     return 1.0 - _inversions(rank_N[by_label]) / pairs
 
 
+def split_metrics(
+    score_N: ArrayLike, label_N: ArrayLike, *, protocol: Protocol, limit: float, center: float = 0.0
+) -> dict[str, float]:
+    """The metrics of a data set's protocol: those of the logits under "binary", of predicted sentiment otherwise.
+
+    score_N: [N], logits under "binary", else in label units. label_N, limit, center: as in `regression_metrics`.
+    """
+    if protocol == "binary":
+        return classification_metrics(score_N, np.asarray(label_N) > center)
+    return regression_metrics(score_N, label_N, protocol=protocol, limit=limit, center=center)
+
+
+def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike) -> dict[str, float]:
+    """Metrics of two classes; shares, not percentages.
+
+    logit_N: [N], finite; positive_N: [N], whether each is of the positive class. `bce` (eq. 26), `acc2` with
+    `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0, and where both classes are there `auroc` and
+    `pairwise_acc` over the pairs of both (eq. 28), which differ by half the share of equal logits.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    positive = np.asarray(positive_N, dtype=bool)
+    logit, label = _checked(logit_N, positive)
+    metrics = {"bce": float((np.logaddexp(0, logit) - label * logit).mean())}
+    metrics |= _binary(logit > 0, positive, acc="acc2")
+    if np.ptp(label) > 0:
+        metrics["pairwise_acc"] = pairwise_accuracy(logit, label)
+        metrics["auroc"] = float(roc_auc_score(positive, logit))
+    return metrics
+
+
 def regression_metrics(
     score_N: ArrayLike,
     label_N: ArrayLike,
@@ -113,7 +153,7 @@ def regression_metrics(
     `pairwise_acc`, and adds `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all
     utterances, value > center).
     """
-    _check_choice("protocol", protocol, get_args(Protocol))
+    _check_choice("protocol", protocol, ("mosi", "sims"))
     score, label = _checked(score_N, label_N)
     own_limit = 3.0 if protocol == "mosi" else 1.0
     limit = own_limit if limit is None else limit

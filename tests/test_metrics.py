@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, pearsonr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from grcf_ray.metrics import METRIC_DIRECTIONS, Ties, pairwise_accuracy, regression_metrics
+from grcf_ray.metrics import (
+    METRIC_DIRECTIONS,
+    Ties,
+    classification_metrics,
+    pairwise_accuracy,
+    regression_metrics,
+    split_metrics,
+)
 
 Floats = NDArray[np.floating[Any]]
 
@@ -279,3 +287,43 @@ def test_importing_the_module_is_cheap() -> None:
     code = "import sys, grcf_ray.metrics; print([m for m in ('sklearn', 'scipy', 'torch') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classification_metrics_are_scikit_learns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logit_N, positive_N = np.round(rng.normal(size=80) * 3, 1), rng.random(80) < 0.4
+    found = classification_metrics(logit_N, positive_N)
+    chance_N, predicted_N = 1 / (1 + np.exp(-logit_N)), logit_N > 0
+    expected = {
+        "bce": sklearn.metrics.log_loss(positive_N, chance_N),
+        "acc2": sklearn.metrics.accuracy_score(positive_N, predicted_N),
+        "f1_positive": sklearn.metrics.f1_score(positive_N, predicted_N),
+        "f1_weighted": sklearn.metrics.f1_score(positive_N, predicted_N, average="weighted"),
+        "f1_macro": sklearn.metrics.f1_score(positive_N, predicted_N, average="macro"),
+        "auroc": sklearn.metrics.roc_auc_score(positive_N, logit_N),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    # Equal logits count half for one, and not at all for the other.
+    pairs = [(p, n) for p in logit_N[positive_N] for n in logit_N[~positive_N]]
+    assert found["pairwise_acc"] == pytest.approx(sum(p > n for p, n in pairs) / len(pairs))
+    assert found["auroc"] - found["pairwise_acc"] == pytest.approx(sum(p == n for p, n in pairs) / len(pairs) / 2)
+    assert set(found) <= set(METRIC_DIRECTIONS)
+
+
+def test_classification_metrics_of_one_class_and_of_large_logits() -> None:
+    found = classification_metrics([1000.0, -1000.0], [True, True])
+    assert found["bce"] == pytest.approx(500)
+    assert "auroc" not in found and "pairwise_acc" not in found
+    with pytest.raises(ValueError, match="not finite"):
+        classification_metrics([np.nan], [True])
+
+
+def test_the_protocol_chooses_the_metrics() -> None:
+    score_N, label_N = [0.3, -0.2, 0.1], [0.5, -0.5, -0.5]
+    assert split_metrics(score_N, label_N, protocol="binary", limit=0.5) == classification_metrics(
+        score_N, [True, False, False]
+    )
+    assert split_metrics(score_N, label_N, protocol="sims", limit=1.0) == regression_metrics(
+        score_N, label_N, protocol="sims", limit=1.0
+    )

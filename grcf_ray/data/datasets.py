@@ -34,8 +34,8 @@ class DatasetFacts:
     """Width of the paper's audio features; None where there is no audio."""
     vision_dim: int | None
     """Width of the paper's vision features; None where there is no vision."""
-    metrics: Literal["mosi", "sims"]
-    """Whose accuracy and F1 head the tables: MOSI's bins, or SIMS's right-closed ones on [-1, 1]."""
+    metrics: Literal["mosi", "sims", "binary"]
+    """Whose accuracy and F1 head the tables: MOSI's bins, SIMS's right-closed ones on [-1, 1], or two classes."""
     paper_results: Mapping[str, float] = field(default_factory=dict)
     """The paper's test figures (its Tables 1 and 2) under our metric keys, percentages as fractions."""
     paper_backbone: str | None = None
@@ -168,9 +168,13 @@ def get(name: str) -> DatasetFacts:
     return _FACTS[name]
 
 
-def protocol_of(name: str) -> Literal["mosi", "sims"]:
-    """Whose metrics a data set uses; a set of your own MOSI's."""
-    return get(name).metrics if name in names() else "mosi"
+def protocol_of(name: str, task: Literal["regression", "classification"]) -> Literal["mosi", "sims", "binary"]:
+    """Whose metrics a data set uses; a set of your own MOSI's, or those of two classes."""
+    if task == "classification":
+        return "binary"
+    # A data set of two classes has no other.
+    own = get(name).metrics if name in names() else "mosi"
+    return "mosi" if own == "binary" else own
 
 
 def unknown_message(name: str) -> str:

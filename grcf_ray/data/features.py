@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data.frames import Frames
+from grcf_ray.data.schema import Task
 from grcf_ray.files import cache_folder
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ class Features:
     """Identity of table, tokenizer and settings."""
     folder: str
     """Where the arrays lie on the node that built them."""
+    task: Task = "regression"
+    """Kind of label; for classification the centre lies between the two."""
 
     @property
     def audio_dim(self) -> int | None:
@@ -176,6 +179,7 @@ def build_features(
         half_range=(high - low) / 2,
         key=key,
         folder=str(folder),
+        task=store.info.task,
     )
 
 

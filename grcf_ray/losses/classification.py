@@ -10,7 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
-__all__ = ["bce_loss", "boundary_loss", "centering_loss", "compactness_loss", "separation_loss"]
+from grcf_ray.losses.terms import PairTerms, check_slots, mean
+
+__all__ = ["bce_loss", "boundary_loss", "centering_loss", "compactness_loss", "separation_loss", "separation_terms"]
+
+
+def separation_terms(
+    logit_B: Tensor, label_B: Tensor, pairs_P2: Tensor, margin: float, *, advantage_weighting: bool = True
+) -> PairTerms:
+    """Weight and hinge of each pair of both classes, eqs. 18-19; arguments as in `separation_loss`."""
+    check_slots(logit_B, label_B)
+    positive_B = label_B > 0
+    i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] != positive_B[pairs_P2[:, 1]]].unbind(-1)
+    # Which of the two is positive is a sign, which is exact, rather than a swap of indices.
+    gap_P = (logit_B[i_P] - logit_B[j_P]) * torch.where(positive_B[i_P], 1, -1).to(logit_B.dtype)
+    weight_P = torch.sigmoid(-gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
+    return PairTerms(weight_P, relu(margin - gap_P))
 
 
 def separation_loss(
@@ -23,12 +38,7 @@ def separation_loss(
     logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B in either order; pairs of one class are left out.
     margin: m_sep of eq. 18, in logits. Scalar; 0 with a zero gradient where no pair is left.
     """
-    _check_slots(logit_B, label_B)
-    positive_B = label_B > 0
-    i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] != positive_B[pairs_P2[:, 1]]].unbind(-1)
-    gap_P = (logit_B[i_P] - logit_B[j_P]) * torch.where(positive_B[i_P], 1, -1).to(logit_B.dtype)
-    weight_P = torch.sigmoid(-gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
-    return _mean(weight_P * relu(margin - gap_P))
+    return separation_terms(logit_B, label_B, pairs_P2, margin, advantage_weighting=advantage_weighting).loss()
 
 
 def compactness_loss(
@@ -49,12 +59,12 @@ def compactness_loss(
     logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B; pairs of both classes are left out. Scalar; 0 with
     a zero gradient where no pair is left.
     """
-    _check_slots(logit_B, label_B)
+    check_slots(logit_B, label_B)
     positive_B = label_B > 0
     i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] == positive_B[pairs_P2[:, 1]]].unbind(-1)
     distance_P = (logit_B[i_P] - logit_B[j_P]).square()
     weight_P = _against(distance_P.detach(), clip, eps) if advantage_weighting else torch.ones_like(distance_P)
-    return _mean(relu(distance_P * weight_P))
+    return mean(relu(distance_P * weight_P))
 
 
 def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
@@ -63,37 +73,26 @@ def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
 
     logit_B, label_B: [B]; margin: m_b, in logits. Scalar; a class without a slot adds 0.
     """
-    _check_slots(logit_B, label_B)
+    check_slots(logit_B, label_B)
     positive_B = label_B > 0
-    return _mean(relu(margin - logit_B[positive_B])) + _mean(relu(logit_B[~positive_B] + margin))
+    return mean(relu(margin - logit_B[positive_B])) + mean(relu(logit_B[~positive_B] + margin))
 
 
 def centering_loss(logit_B: Tensor) -> Tensor:
     """Distance of the mean logit from 0, L_cal of eq. 25. logit_B: [B]. Scalar; 0 where B = 0."""
-    return _mean(logit_B).abs()
+    return mean(logit_B).abs()
 
 
 def bce_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
     """Binary cross-entropy of the logits, eq. 26. logit_B, label_B: [B]. Scalar; 0 where B = 0."""
-    _check_slots(logit_B, label_B)
-    return _mean(binary_cross_entropy_with_logits(logit_B, (label_B > 0).to(logit_B.dtype), reduction="none"))
+    check_slots(logit_B, label_B)
+    return mean(binary_cross_entropy_with_logits(logit_B, (label_B > 0).to(logit_B.dtype), reduction="none"))
 
 
 def _against(distance_P: Tensor, clip: float, eps: float) -> Tensor:
     """-A of eq. 22: [P], in the distances' dtype."""
     # In float32 the rounding of the mean of equal rewards is larger than eps and would pass for an advantage.
     reward_P = torch.exp(-distance_P.double())
-    centred_P = reward_P - _mean(reward_P)
-    deviation = _mean(centred_P.square()).sqrt()
+    centred_P = reward_P - mean(reward_P)
+    deviation = mean(centred_P.square()).sqrt()
     return -(centred_P / (deviation + eps)).clamp(-clip, clip).to(distance_P.dtype)
-
-
-def _mean(value_P: Tensor) -> Tensor:
-    """Mean that is 0, and keeps the graph, where there is nothing to average."""
-    return value_P.sum() / max(value_P.numel(), 1)
-
-
-def _check_slots(logit_B: Tensor, label_B: Tensor) -> None:
-    """Refuse shapes that would broadcast into a wrong loss, [B, 1] against [B] above all."""
-    if logit_B.dim() != 1 or logit_B.shape != label_B.shape:
-        raise ValueError(f"logits and labels must both be [B], got {list(logit_B.shape)} and {list(label_B.shape)}")

@@ -5,43 +5,20 @@ Shapes: B scored slots of one group of pairs, repeats counted; P pairs. Scores a
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
 from grcf_ray.losses.groups import OrdinalGroups
+from grcf_ray.losses.terms import PairTerms, check_slots, mean
 
 __all__ = [
-    "RankingTerms",
     "boundary_loss",
     "distribution_loss",
     "group_ranking_loss",
     "mae_loss",
     "ranking_terms",
 ]
-
-
-class RankingTerms(NamedTuple):
-    """What eq. 9 sums over the N_p pairs of different labels; with no such pair, loss and figures are 0."""
-
-    weight_P: Tensor
-    """w_ij = ReLU(-A_ij), detached."""
-    hinge_P: Tensor
-    """L_rank,ij of eq. 8, in label units; carries the gradient."""
-
-    def loss(self) -> Tensor:
-        """L_group, eq. 9: scalar."""
-        return _mean(self.weight_P * self.hinge_P)
-
-    def mean_weight(self) -> Tensor:
-        """Mean of w_ij: scalar, for logging."""
-        return _mean(self.weight_P)
-
-    def active_share(self) -> Tensor:
-        """Share of the pairs that add to the loss, weight and hinge both positive: scalar, for logging."""
-        return _mean((self.weight_P * self.hinge_P.detach() > 0).to(self.weight_P.dtype))
 
 
 def ranking_terms(
@@ -56,9 +33,9 @@ def ranking_terms(
     advantage_weighting: bool = True,
     dynamic_margin: bool = True,
     eps: float = 1e-8,
-) -> RankingTerms:
+) -> PairTerms:
     """Weight and hinge of each pair of different labels, eqs. 6-9; arguments as in `group_ranking_loss`."""
-    _check_slots(score_B, label_B)
+    check_slots(score_B, label_B)
     ordered_P = label_B[pairs_P2[:, 0]] != label_B[pairs_P2[:, 1]]
     i_P, j_P = pairs_P2[ordered_P].unbind(-1)
     # s_i > s_j is a sign, which is exact, rather than a swap of indices.
@@ -73,7 +50,7 @@ def ranking_terms(
         margin_P = torch.full_like(gap_P, base_margin)
 
     weight_P = _advantage_weight(gap_P.detach(), eps) if advantage_weighting else torch.ones_like(margin_P)
-    return RankingTerms(weight_P, relu(margin_P - gap_P))
+    return PairTerms(weight_P, relu(margin_P - gap_P))
 
 
 def group_ranking_loss(
@@ -121,7 +98,7 @@ def distribution_loss(score_B: Tensor, label_B: Tensor, margin: float) -> Tensor
     M is the mean and D the population deviation over the slots. score_B, label_B: [B]; margin: in squared
     label units. Scalar; 0 where B = 0. Where all scores are equal, the gradient of D_p is taken as 0.
     """
-    _check_slots(score_B, label_B)
+    check_slots(score_B, label_B)
     if len(score_B) == 0:
         return score_B.sum() * 0
     mean_gap = score_B.mean() - label_B.mean()
@@ -135,7 +112,7 @@ def boundary_loss(score_B: Tensor, limit: float) -> Tensor:
     score_B: [B], offsets from the centre of the label range; limit: S > 0, in label units. Scalar; 0 where
     all lie within or B = 0.
     """
-    return _mean(relu(score_B.abs() - limit))
+    return mean(relu(score_B.abs() - limit))
 
 
 def mae_loss(score_B: Tensor, label_B: Tensor) -> Tensor:
@@ -143,8 +120,8 @@ def mae_loss(score_B: Tensor, label_B: Tensor) -> Tensor:
 
     score_B, label_B: [B]. Scalar; 0 where B = 0.
     """
-    _check_slots(score_B, label_B)
-    return _mean((score_B - label_B).abs())
+    check_slots(score_B, label_B)
+    return mean((score_B - label_B).abs())
 
 
 def _advantage_weight(gap_P: Tensor, eps: float) -> Tensor:
@@ -154,14 +131,3 @@ def _advantage_weight(gap_P: Tensor, eps: float) -> Tensor:
     centred_P = reward_P - reward_P.mean()
     deviation = centred_P.square().mean().sqrt()
     return relu(-centred_P / (deviation + eps)).to(gap_P.dtype)
-
-
-def _mean(value_P: Tensor) -> Tensor:
-    """Mean that is 0, and keeps the graph, where there is nothing to average."""
-    return value_P.sum() / max(value_P.numel(), 1)
-
-
-def _check_slots(score_B: Tensor, label_B: Tensor) -> None:
-    """Refuse shapes that would broadcast into a wrong loss, [B, 1] against [B] above all."""
-    if score_B.dim() != 1 or score_B.shape != label_B.shape:
-        raise ValueError(f"scores and labels must both be [B], got {list(score_B.shape)} and {list(label_B.shape)}")

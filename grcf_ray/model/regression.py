@@ -5,20 +5,19 @@ B utterances; S scored slots; D the text encoder's width; W = D for each modalit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import TextEncoder
 
-__all__ = ["GrcfRegressor", "build_regressor", "parameter_table"]
+__all__ = ["GrcfRegressor", "build_regressor"]
 
 
-class GrcfRegressor(nn.Module):
+class GrcfRegressor(GrcfModel):
     """The network of section 3.1, whose parts add up to Table 12.
 
     A modality whose dim is None has no branch, and the fusion is narrower by D.
@@ -35,10 +34,8 @@ class GrcfRegressor(nn.Module):
         modality_dropout: float,
         output_scale: float,
     ) -> None:
-        super().__init__()
+        super().__init__(text_encoder, audio_dim=audio_dim, vision_dim=vision_dim)
         width = text_encoder.width
-        self.text_encoder = text_encoder
-        self.modality_dims = {k: v for k, v in (("vision", vision_dim), ("audio", audio_dim)) if v is not None}
         for name, dim in self.modality_dims.items():
             self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
@@ -51,22 +48,11 @@ class GrcfRegressor(nn.Module):
         self.modality_dropout = modality_dropout
         self.output_scale = output_scale
 
-    def forward(self, batches: Sequence[Batch], slot_S: Tensor) -> Tensor:
-        """[S] scores. Each utterance of the batches is encoded once, however many slots it fills.
-
-        slot_S: the utterance of each slot, counted through the batches. Slots have dropout masks of their own.
-        """
-        return self.score(torch.cat([self.encode(batch) for batch in batches])[slot_S])
-
     def encode(self, batch: Batch) -> Tensor:
         """[B, W] concatenated modality vectors, eq. 3; zeros where a sample lacks a modality."""
         parts = [self.text_encoder(batch)]
         for name in self.modality_dims:
-            rows, mask = (
-                (batch.vision_BLV, batch.vision_mask_BL) if name == "vision" else (batch.audio_BLA, batch.audio_mask_BL)
-            )
-            if rows is None or mask is None:
-                raise ValueError(f"the model has a branch for {name}, but the batch has no {name}")
+            rows, mask = self.rows(batch, name)
             pooled = self.get_submodule(f"{name}_projection")(self.get_submodule(f"{name}_pooler")(rows, mask))
             parts.append(self.get_submodule(f"{name}_norm")(pooled) * mask.any(1, keepdim=True))
         return torch.cat(parts, dim=-1)
@@ -74,7 +60,7 @@ class GrcfRegressor(nn.Module):
     def score(self, vector_SW: Tensor) -> Tensor:
         """[S] scores about the centre of the label range, eqs. 4-5."""
         # Half precision is too coarse for margins of a hundredth.
-        return self.output_scale * torch.tanh(self.head(self.represent(vector_SW)).squeeze(-1).to(self._score_type))
+        return self.output_scale * torch.tanh(self.head(self.represent(vector_SW)).squeeze(-1).to(self.dtype))
 
     def represent(self, vector_SW: Tensor) -> Tensor:
         """[S, D] z_final: the fused, unified representation before the head."""
@@ -83,10 +69,6 @@ class GrcfRegressor(nn.Module):
         fused_SD = self.fusion_dropout(torch.relu(self.fusion(vector_SW)))
         unified_SD: Tensor = self.unified_dropout(torch.relu(self.unified(fused_SD)))
         return unified_SD
-
-    @property
-    def _score_type(self) -> torch.dtype:
-        return self.fusion.weight.dtype
 
     def _drop_modalities(self, vector_SW: Tensor) -> Tensor:
         n_slots, width = len(vector_SW), self.text_encoder.width
@@ -116,21 +98,3 @@ def build_regressor(
         modality_dropout=config.modality_dropout,
         output_scale=config.output_scale * half_range / 3,
     )
-
-
-def parameter_table(model: GrcfRegressor) -> list[tuple[str, int]]:
-    """Parameters by component, in the order of Table 12."""
-    names = {
-        "text_encoder": "Text Encoder",
-        "vision_pooler": "Vision Pooler",
-        "audio_pooler": "Audio Pooler",
-        "vision_norm": "Vision Norm",
-        "audio_norm": "Audio Norm",
-        "vision_projection": "Vision Projection",
-        "audio_projection": "Audio Projection",
-        "fusion": "Fusion Layer",
-        "unified": "Unified Encoder",
-        "head": "Regression Head",
-    }
-    parts = dict(model.named_children())
-    return [(title, sum(p.numel() for p in parts[name].parameters())) for name, title in names.items() if name in parts]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grcf_ray.console import print_table, progress
+from grcf_ray.data.schema import Task
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -28,14 +29,17 @@ from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.seeds import against_baseline, retrainings
 from grcf_ray.storage import Place
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import DIRECTIONS, objective_name, objective_value
 
 __all__ = ["METRIC_TITLES", "ProgressLines", "duration", "print_result", "summarise", "typed"]
 
 METRIC_TITLES = {
+    "bce": "BCE",
     "mae": "MAE",
     "corr": "Corr",
     "pairwise_acc": "PairwiseAcc",
+    "auroc": "AUROC",
+    "acc2": "Acc2",
     "acc7": "Acc7",
     "acc5": "Acc5",
     "acc3": "Acc3",
@@ -44,9 +48,9 @@ METRIC_TITLES = {
     "acc2_mmsa": "Acc2 (MMSA)",
     "f1_positive": "F1 (positive)",
     "f1_weighted": "F1 (weighted)",
+    "f1_macro": "F1 (macro)",
     "f1_weighted_mmsa": "F1 (weighted, MMSA)",
 }
-OBJECTIVE_TITLES = {1: "PairwiseAcc", 2: "MAE"}
 STATE_TITLES = {
     "complete": "finished",
     "pruned": "stopped",
@@ -73,11 +77,12 @@ class ProgressLines:
         self._trials: dict[int, dict[int, TrialRecord]] = {}
         self._stage_start = time.monotonic()
         self._of = ""
+        self._task: Task = "regression"
 
     def __call__(self, event: Event) -> None:
         """Print the event."""
         if isinstance(event, SearchStarted):
-            self._concurrent, self._budgets = event.concurrent, dict(event.budgets)
+            self._concurrent, self._budgets, self._task = event.concurrent, dict(event.budgets), event.task
             self._trials = {stage: {} for stage in event.budgets}
         elif isinstance(event, SeedsStarted):
             self._of = "retrainings, "
@@ -88,7 +93,7 @@ class ProgressLines:
             self._stage_start = time.monotonic()
             self._budgets[event.stage] = event.budget, event.epochs
             self._trials[event.stage] = {trial.number: trial for trial in event.trials}
-            name, direction = OBJECTIVE_TITLES[event.stage], OBJECTIVES[event.stage][1]
+            name, direction = self._objective(event.stage), DIRECTIONS[event.stage]
             left = event.budget - sum(trial.finished for trial in event.trials)
             done = f", {event.budget - left} recorded" if left < event.budget else ""
             progress(
@@ -103,7 +108,7 @@ class ProgressLines:
             if best is not None:
                 progress(
                     f"Stage {event.stage} done in {duration(time.monotonic() - self._stage_start)}: best trial "
-                    f"{best.number}, {OBJECTIVE_TITLES[event.stage]} {best.objective:.4f}"
+                    f"{best.number}, {self._objective(event.stage)} {best.objective:.4f}"
                 )
         elif isinstance(event, FinalistsHeld):
             numbers = ", ".join(str(trial.number) for trial in event.trials)
@@ -128,7 +133,7 @@ class ProgressLines:
             what = f"{STATE_TITLES[trial.state]}, {trial.cause}: {trial.error}"
         else:
             what = f"epoch {trial.epoch}/{epochs} {STATE_TITLES[trial.state]}"
-        value = trial.curve[-1].get(f"valid/{OBJECTIVES[trial.stage][0]}") if trial.curve else None
+        value = objective_value(trial.stage, trial.curve[-1]) if trial.curve else None
         parts = [
             time.strftime("%H:%M:%S"),
             f"stage {trial.stage} {finished:>3}/{budget}",
@@ -137,7 +142,7 @@ class ProgressLines:
         ]
         best, left = self._best(trial.stage), self._left(trial.stage)
         if value is not None and not isinstance(event, TrialStarted):
-            parts.append(f"{OBJECTIVE_TITLES[trial.stage]} {value:.4f}")
+            parts.append(f"{self._objective(trial.stage)} {value:.4f}")
         if best is not None:
             parts.append(f"best {best.objective:.4f}")
         if left is not None:
@@ -148,8 +153,11 @@ class ProgressLines:
         else:
             progress("  ".join(parts).rstrip())
 
+    def _objective(self, stage: int) -> str:
+        return METRIC_TITLES[objective_name(stage, self._task)]
+
     def _best(self, stage: int) -> TrialRecord | None:
-        sign = 1 if OBJECTIVES[stage][1] == "min" else -1
+        sign = 1 if DIRECTIONS[stage] == "min" else -1
         usable = [t for t in self._trials[stage].values() if t.objective is not None]
         return min(usable, key=lambda t: (sign * t.objective, t.number), default=None)  # type: ignore[operator]
 
@@ -177,6 +185,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     """What a finished search answers, as plain data: winner, figures, failures, cost, places."""
     run = record.read_run()
     metrics = (record.place / "best" / "metrics.json").read_json()
+    task: Task = run["data"].get("task", "regression")
     stages = {stage: record.trials(stage) for stage in (1, 2)}
     stage, number = (int(part) for part in run["winner"].removeprefix("stage").split("/"))
     winner = next(trial for trial in stages[stage] if trial.number == number)
@@ -186,6 +195,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "run": str(record),
         "state": run["state"],
         "command": run["starts"][-1]["command"],
+        "task": task,
         "winner": {"trial": run["winner"], "params": {**inherited, **winner.params}},
         "stages": {
             f"stage{stage}": {
@@ -195,7 +205,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
                     {
                         "trial": t.number,
                         "objective": t.objective,
-                        "metric": OBJECTIVES[stage][0],
+                        "metric": objective_name(stage, task),
                         "params": t.params,
                     }
                     for t in rank(trials)[:3]
@@ -232,7 +242,7 @@ def print_result(summary: Mapping[str, Any]) -> None:
         print(f"\nStage {number}: {stage['trials']} trials ({states})")
         if stage["best"]:
             rows = [(str(best["trial"]), _figure(best["objective"])) for best in stage["best"]]
-            print_table(("trial", f"valid {OBJECTIVE_TITLES[number]}"), rows)
+            print_table(("trial", f"valid {METRIC_TITLES[stage['best'][0]['metric']]}"), rows)
         _print_failures(number, stage["failures"], summary["run"])
     print(f"\nWinner: trial {summary['winner']['trial']}")
     print_table(
@@ -247,7 +257,7 @@ def print_result(summary: Mapping[str, Any]) -> None:
     if summary["seeds"]:
         _print_seeds(summary["seeds"])
     if summary["against_baseline"]:
-        _print_baseline(summary["against_baseline"])
+        _print_baseline(summary["against_baseline"], METRIC_TITLES[objective_name(2, summary["task"])])
     print()
     _print_remarks(summary)
     cost, place = summary["cost"], typed(summary["run"])
@@ -280,10 +290,10 @@ def _print_seeds(seeds: Mapping[str, Any]) -> None:
     _print_arms(("winner", "starting point"), winner, start, seeds["gain"])
 
 
-def _print_baseline(against: Mapping[str, Any]) -> None:
+def _print_baseline(against: Mapping[str, Any], alone: str) -> None:
     """Both searches' winners under the same seeds."""
-    print(f"\nTwo stages against MAE alone, both searches' winners under {against['seeds']} seeds, on test:")
-    _print_arms(("two stages", "MAE alone"), against["two-stage"], against["direct"], against["gain"])
+    print(f"\nTwo stages against {alone} alone, both searches' winners under {against['seeds']} seeds, on test:")
+    _print_arms(("two stages", f"{alone} alone"), against["two-stage"], against["direct"], against["gain"])
 
 
 def _print_arms(

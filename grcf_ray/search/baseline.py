@@ -1,4 +1,4 @@
-"""Ridge regression on the frozen text vectors: what the pretrained encoder gives without any training of ours."""
+"""Linear models on the frozen text vectors: what the pretrained encoder gives without any training of ours."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import RunConfig
 from grcf_ray.data.features import Features, SplitFeatures
-from grcf_ray.metrics import Protocol, regression_metrics
+from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train.assemble import template, text_vectors
+from grcf_ray.train.stage import objective_name
 
 __all__ = ["ridge_metrics"]
 
@@ -22,9 +23,10 @@ ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *, protocol: Protocol) -> dict[str, Any]:
     """Validation and test metrics of ridge regression, its alpha chosen by validation MAE.
 
+    For classification those of logistic regression under the same penalty, alpha chosen by validation BCE.
     features, test: without frozen hidden states, so that the vectors are the whole pretrained encoder's.
     """
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import LogisticRegression, Ridge
 
     encoder = TextEncoder(copy.deepcopy(template(config.model.backbone)), config.model.text_vector, "all").eval()
 
@@ -33,16 +35,23 @@ def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *,
         return text_vectors(features, split, encoder).astype(np.float64)
 
     train_ND, valid_ND, test_ND = vectors(features.train), vectors(features.valid), vectors(test)
-    fits = [Ridge(alpha=alpha).fit(train_ND, features.train.label_N) for alpha in ALPHAS]
-    errors = [float(np.abs(fit.predict(valid_ND) - features.valid.label_N).mean()) for fit in fits]
-    best = fits[int(np.argmin(errors))]
+    label_N, classes = features.train.label_N, features.task == "classification"
+    if classes:
+        fits = [LogisticRegression(C=1 / alpha, max_iter=1000).fit(train_ND, label_N > 0) for alpha in ALPHAS]
+        scores = [fit.decision_function for fit in fits]
+    else:
+        fits = [Ridge(alpha=alpha).fit(train_ND, label_N) for alpha in ALPHAS]
+        scores = [fit.predict for fit in fits]
 
-    def metrics(vector_ND: NDArray[np.float64], split: SplitFeatures) -> dict[str, float]:
-        return regression_metrics(best.predict(vector_ND), split.label_N, protocol=protocol, limit=features.half_range)
+    def metrics(score: Any, vector_ND: NDArray[np.float64], split: SplitFeatures) -> dict[str, float]:
+        return split_metrics(score(vector_ND), split.label_N, protocol=protocol, limit=features.half_range)
 
+    chosen_by = objective_name(2, features.task)
+    errors = [metrics(score, valid_ND, features.valid)[chosen_by] for score in scores]
+    best = int(np.argmin(errors))
     return {
-        "name": "ridge regression on the frozen text vectors",
-        "alpha": best.alpha,
-        "valid": metrics(valid_ND, features.valid),
-        "test": metrics(test_ND, test),
+        "name": f"{'logistic' if classes else 'ridge'} regression on the frozen text vectors",
+        "alpha": ALPHAS[best],
+        "valid": metrics(scores[best], valid_ND, features.valid),
+        "test": metrics(scores[best], test_ND, test),
     }

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from grcf_ray.data.schema import Task
 from grcf_ray.search.record import TrialRecord
 
 __all__ = [
@@ -33,6 +34,7 @@ class SearchStarted:
     """Trials at a time."""
     budgets: Mapping[int, tuple[int, int]]
     """Trials and epochs of each stage."""
+    task: Task = "regression"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from grcf_ray.config import SearchConfig
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import DIRECTIONS, objective_value
 
 __all__ = ["build_scheduler"]
 
@@ -24,17 +24,17 @@ def build_scheduler(
     scheduler = EpochHalving(
         time_attr="epoch",
         metric="objective",
-        mode=OBJECTIVES[stage][1],
+        mode=DIRECTIONS[stage],
         max_t=epochs,
         grace_period=search.grace_epochs,
         reduction_factor=search.reduction_factor,
     )
-    name = f"valid/{OBJECTIVES[stage][0]}"
     for trial in trials:
         # The controller, which there is none of yet, is asked for nothing.
         stub: Any = SimpleNamespace(config={"number": trial.number})
         controller: Any = None
-        results = [{"epoch": m["epoch"], "objective": m[name]} for m in trial.curve if m.get(name) is not None]
+        scored = [{"epoch": m["epoch"], "objective": objective_value(stage, m)} for m in trial.curve]
+        results = [result for result in scored if result["objective"] is not None]
         scheduler.on_trial_add(controller, stub)
         for result in results:
             # What it would decide now is of no matter: the trial has run.

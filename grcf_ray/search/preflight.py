@@ -19,7 +19,7 @@ from grcf_ray import console
 from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
-from grcf_ray.model.regression import build_regressor
+from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
 from grcf_ray.storage import Place
 
@@ -174,9 +174,10 @@ def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: 
     of both arms under each seed, with their frozen layers.
     """
     with torch.device("meta"):
-        model = build_regressor(
+        model = build_model(
             backbone_from_config(backbone_config(config.model.backbone)),
             config.model,
+            task=info.task,
             audio_dim=info.audio_dim,
             vision_dim=info.vision_dim,
             half_range=1.0,

@@ -22,7 +22,7 @@ from grcf_ray.config import config_faults
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import DIRECTIONS, objective_value
 
 __all__ = ["Proposals", "distributions", "startup_trials"]
 
@@ -114,7 +114,7 @@ class Proposals(Searcher):
         feasible: Callable[[Mapping[str, Any]], bool],
         launch: Callable[[int, dict[str, Any]], dict[str, Any]],
     ) -> None:
-        super().__init__(metric="objective", mode=OBJECTIVES[stage][1])
+        super().__init__(metric="objective", mode=DIRECTIONS[stage])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._launch, self._epochs, self._stage, self._run_seed = launch, epochs, stage, seed
         self._budget, self._space = budget, dict(space)
@@ -122,7 +122,7 @@ class Proposals(Searcher):
         self._running: dict[str, optuna.Trial] = {}
         self._broken: dict[int, optuna.Trial] = {}
         self._again: list[optuna.Trial] = []
-        direction: Literal["minimize", "maximize"] = "minimize" if OBJECTIVES[stage][1] == "min" else "maximize"
+        direction: Literal["minimize", "maximize"] = "minimize" if DIRECTIONS[stage] == "min" else "maximize"
         self.study = optuna.create_study(direction=direction, sampler=self._sampler_for(0))
         """What has been proposed and told."""
         for trial in trials:
@@ -211,7 +211,7 @@ def _outcome(
     """
     if state == "failed":
         return OptunaState.FAIL, {}, None
-    name = f"valid/{OBJECTIVES[stage][0]}"
-    values = {} if state == "diverged" else {m["epoch"]: m[name] for m in curve if m.get(name) is not None}
+    scored = [] if state == "diverged" else [(m["epoch"], objective_value(stage, m)) for m in curve]
+    values = {epoch: value for epoch, value in scored if value is not None}
     last = values[max(values)] if values else None
     return OptunaState.COMPLETE if max(values, default=0) >= epochs else OptunaState.PRUNED, values, last

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from grcf_ray.errors import DataError
 from grcf_ray.storage import Place
-from grcf_ray.train.stage import OBJECTIVES, finite
+from grcf_ray.train.stage import DIRECTIONS, best_epoch, finite, objective_value
 
 __all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now", "rank"]
 
@@ -81,18 +81,13 @@ class TrialRecord:
     @property
     def best(self) -> dict[str, Any] | None:
         """The metrics of the best epoch, the earliest of equals; None before the first, or after divergence."""
-        name, direction = OBJECTIVES[self.stage]
-        usable = [metrics for metrics in self.curve if metrics.get(f"valid/{name}") is not None]
-        if not usable or self.state in ("diverged", "failed"):
-            return None
-        sign = 1 if direction == "min" else -1
-        return min(usable, key=lambda metrics: (sign * metrics[f"valid/{name}"], metrics["epoch"]))
+        return None if self.state in ("diverged", "failed") else best_epoch(self.stage, self.curve)
 
     @property
     def objective(self) -> float | None:
         """The best epoch's value of the metric that the stage is judged by."""
         best = self.best
-        return None if best is None else best[f"valid/{OBJECTIVES[self.stage][0]}"]
+        return None if best is None else objective_value(self.stage, best)
 
 
 class RunRecord:
@@ -191,6 +186,6 @@ def rank(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     scored = []
     for trial in trials:
         if (objective := trial.objective) is not None:
-            sign = 1 if OBJECTIVES[trial.stage][1] == "min" else -1
+            sign = 1 if DIRECTIONS[trial.stage] == "min" else -1
             scored.append((sign * objective, trial.number, trial))
     return [trial for *_, trial in sorted(scored, key=lambda entry: entry[:2])]

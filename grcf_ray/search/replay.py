@@ -49,7 +49,7 @@ def replay_job(run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: Pl
     described = run.read_run()
     space = recorded_space(described["space"], f"{run}/space.yaml")
     config = config_of(space, holder, trial)
-    protocol = protocol_of(described["data"]["name"])
+    protocol = protocol_of(described["data"]["name"], described["data"].get("task", "regression"))
     return stage_job(holder, trial, config=config, protocol=protocol, folder=folder.uri), config
 
 

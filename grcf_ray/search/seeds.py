@@ -213,7 +213,7 @@ def _measure_all(job: Search, trials: Sequence[TrialRecord], store: Store, run: 
     for trial in missing:
         own = config_of(job.space, record, trial)
         to = f"models/{trial.number:04d}"
-        export_winner(record, trial, own, job.features, store, protocol_of(store.info.name), to=to)
+        export_winner(record, trial, own, job.features, store, protocol_of(store.info.name, store.info.task), to=to)
     names = [f"seeds/stage{trial.stage}/{trial.number}" for trial in missing]
     note_test_read(run.place / "best", "search --seeds", names)
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}

@@ -130,12 +130,12 @@ class Session:
     def _search(self, room: Room, stop: Stop) -> None:
         record, config, store = self.record, self.config, self.store
         facts = datasets.get(store.info.name) if store.info.name in datasets.names() else None
-        protocol = datasets.protocol_of(store.info.name)
+        protocol = datasets.protocol_of(store.info.name, store.info.task)
         torch.set_num_threads(os.cpu_count() or 1)
         console.progress("Preparing features")
         features = prepare_features(store, config)
         self._open_record()
-        self._tell(SearchStarted(room.concurrent, self.budgets))
+        self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task))
         listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners
         job = Search(
             record=record,
@@ -177,6 +177,7 @@ class Session:
                 "data": {
                     "folder": str(self.store.folder.absolute()),
                     "name": self.store.info.name,
+                    "task": self.store.info.task,
                     "fingerprint": self.store.info.fingerprint,
                     "label_range": list(self.store.info.label_range),
                 },

@@ -21,7 +21,7 @@ from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
 from grcf_ray.data.schema import SPLITS
 from grcf_ray.data.store import Store
-from grcf_ray.metrics import Protocol, regression_metrics
+from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.record import RunRecord, TrialRecord, now
@@ -112,7 +112,7 @@ def measure(folder: Path, table: pa.Table, *, threads: int) -> dict[str, float]:
     saved = load_model(folder)
     low, high = saved.label_range
     return finite_metrics(
-        regression_metrics(
+        split_metrics(
             saved.score(table),
             np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
             protocol=saved.protocol,

@@ -165,21 +165,23 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
 
     from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
-    from grcf_ray.model.regression import build_regressor, parameter_table
+    from grcf_ray.model.build import build_model, parameter_table
     from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
 
     if data is not None:
         info = find_data(dataset, data, label_range).info
+        task = info.task
         dims = {"audio": info.audio_dim, "vision": info.vision_dim}
     else:
         facts = datasets.get(dataset)
+        task = facts.task
         dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
     seen = config.model.modalities
     dims = {name: dim if seen == "all" or name in seen else None for name, dim in dims.items()}
     with torch.device("meta"):
         backbone = backbone_from_config(backbone_config(config.model.backbone))
-        model = build_regressor(
-            backbone, config.model, audio_dim=dims["audio"], vision_dim=dims["vision"], half_range=3.0
+        model = build_model(
+            backbone, config.model, task=task, audio_dim=dims["audio"], vision_dim=dims["vision"], half_range=3.0
         )
     table = parameter_table(model)
     total = sum(count for _, count in table)
@@ -245,7 +247,7 @@ def _train(config: RunConfig, sharing: SearchConfig, store: Store, out: Path, th
     _claim(out, config, store.info.fingerprint)
     jobs = _stage_jobs(
         config,
-        datasets.protocol_of(store.info.name),
+        datasets.protocol_of(store.info.name, store.info.task),
         place_at(out),
         threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
         gpu=sharing.workers == 1 or sharing.gpus_per_worker > 0,

@@ -18,7 +18,8 @@ from grcf_ray.config import ModelConfig, RunConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features, cached_array
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.model.regression import GrcfRegressor, build_regressor
+from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokenizer
 from grcf_ray.train.stage import seed_torch
 
@@ -71,7 +72,7 @@ def select_modalities(features: Features, modalities: Literal["all", "text", "te
     return dataclasses.replace(features, train=features.train.only(modalities), valid=features.valid.only(modalities))
 
 
-def initial_model(config: ModelConfig, features: Features, *, seed: int) -> GrcfRegressor:
+def initial_model(config: ModelConfig, features: Features, *, seed: int) -> GrcfModel:
     """A model with the pretrained backbone and, from the seed, fresh weights elsewhere.
 
     features: after `select_modalities`; a modality that they lack has no branch.
@@ -79,9 +80,10 @@ def initial_model(config: ModelConfig, features: Features, *, seed: int) -> Grcf
     backbone = copy.deepcopy(template(config.backbone))
     # After the template: loading it for the first time may draw random numbers.
     seed_torch(seed)
-    return build_regressor(
+    return build_model(
         backbone,
         config,
+        task=features.task,
         audio_dim=features.audio_dim,
         vision_dim=features.vision_dim,
         half_range=features.half_range,

@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features, Standardiser, build_split
+from grcf_ray.data.schema import Task
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.files import file_sha256, replacing, write_json
 from grcf_ray.metrics import Protocol
-from grcf_ray.model.regression import GrcfRegressor, build_regressor
+from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer
 from grcf_ray.train.stage import predict
 
@@ -40,7 +42,7 @@ FORMAT = 1
 class SavedModel:
     """A loaded model with what it takes to feed it."""
 
-    model: GrcfRegressor
+    model: GrcfModel
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
     label_range: tuple[float, float]
@@ -48,9 +50,10 @@ class SavedModel:
     """Whose metrics its data set uses."""
     standardisers: dict[str, Standardiser]
     lowercase: bool
+    task: Task
 
     def score(self, table: pa.Table) -> NDArray[np.float64]:
-        """[N] scores of an utterance table's rows, in label units and in their order."""
+        """[N] scores of an utterance table's rows in their order: in label units, or logits of the positive class."""
         low, high = self.label_range
         center = (low + high) / 2
         split = build_split(
@@ -64,7 +67,8 @@ class SavedModel:
         pad = int(self.tokenizer.pad_token_id or 0)
         features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
         budget = self.config.pairs.micro_batch_tokens
-        return predict(self.model, features, split, device=torch.device("cpu"), token_budget=budget) + center
+        score_N = predict(self.model, features, split, device=torch.device("cpu"), token_budget=budget)
+        return score_N if self.task == "classification" else score_N + center
 
     def _needed(self, table: pa.Table) -> pa.Table:
         """The columns that the model reads, as it was trained with them."""
@@ -83,7 +87,7 @@ class SavedModel:
 
 def save_model(
     folder: Path,
-    model: GrcfRegressor,
+    model: GrcfModel,
     tokenizer: PreTrainedTokenizerBase,
     features: Features,
     config: RunConfig,
@@ -105,6 +109,7 @@ def save_model(
             "settings": flatten(config),
             "backbone": model.text_encoder.backbone.config.to_dict(),  # type: ignore[union-attr,operator]
             "modality_dims": model.modality_dims,
+            "task": features.task,
             "label_range": list(label_range),
             "protocol": protocol,
             "lowercase": lowercase,
@@ -131,16 +136,18 @@ def load_model(folder: Path) -> SavedModel:
         raise DataError(f"{weights}: missing, or not the file that was written")
     config = build_config(saved["settings"], source=str(folder / "config.json"))
     low, high = saved["label_range"]
-    model = build_regressor(
+    task: Task = saved.get("task", "regression")
+    model = build_model(
         backbone_from_config(saved["backbone"]),
         config.model,
+        task=task,
         audio_dim=saved["modality_dims"].get("audio"),
         vision_dim=saved["modality_dims"].get("vision"),
         half_range=(high - low) / 2,
     )
     try:
         state = load_file(weights)
-        model.to(state["fusion.weight"].dtype).load_state_dict(state)
+        model.to(state["head.0.weight"].dtype).load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise DataError(f"{weights}: does not fit config.json ({error})") from error
     try:
@@ -158,4 +165,5 @@ def load_model(folder: Path) -> SavedModel:
             for name, s in saved["standardisers"].items()
         },
         lowercase=saved["lowercase"],
+        task=task,
     )

@@ -16,7 +16,7 @@ from grcf_ray.metrics import Protocol
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
-from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
+from grcf_ray.train.stage import StageLoop, choose_device, objective_value, use_deterministic_torch
 
 __all__ = ["JobRunner", "StageJob", "open_loop"]
 
@@ -119,7 +119,7 @@ class JobRunner:
         return {
             "epoch": self._told,
             "curve": curve,
-            "objective": curve[-1][loop.objective],
+            "objective": objective_value(self._job.stage, curve[-1]),
             "notes": list(loop.notes),
             "checkpoint_sha256": loop.best_sha256,
             "done": self._told >= loop.epochs,

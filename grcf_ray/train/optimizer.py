@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from grcf_ray.config import RunConfig
-from grcf_ray.model.regression import GrcfRegressor
+from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.text_encoder import layers_of
 
 __all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups"]
 
 
 def parameter_groups(
-    model: GrcfRegressor, config: RunConfig, stage: Literal[1, 2]
+    model: GrcfModel, config: RunConfig, stage: Literal[1, 2]
 ) -> dict[str, tuple[float, list[nn.Parameter]]]:
     """Name -> (learning rate, trainable parameters).
 
@@ -45,7 +45,7 @@ def parameter_groups(
     return {name: group for name, group in groups.items() if group[1]}
 
 
-def build_optimizer(model: GrcfRegressor, config: RunConfig, stage: Literal[1, 2]) -> torch.optim.AdamW:
+def build_optimizer(model: GrcfModel, config: RunConfig, stage: Literal[1, 2]) -> torch.optim.AdamW:
     """AdamW over the stage's groups; biases and norms, the vectors among the parameters, have no weight decay.
 
     Each group carries its `name`, and its peak learning rate as `initial_lr`.

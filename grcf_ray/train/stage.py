@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,19 +25,29 @@ from grcf_ray.config import RunConfig, TrainConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
+from grcf_ray.data.schema import Task
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
-from grcf_ray.losses.groups import OrdinalGroups
-from grcf_ray.losses.regression import boundary_loss, distribution_loss, mae_loss, ranking_terms
-from grcf_ray.metrics import Protocol, regression_metrics
-from grcf_ray.model.regression import GrcfRegressor
+from grcf_ray.metrics import Protocol, split_metrics
+from grcf_ray.model.base import GrcfModel
 from grcf_ray.storage import Place
 from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from grcf_ray.train.objectives import choose_losses
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
 
-__all__ = ["OBJECTIVES", "StageLoop", "choose_device", "predict", "stage_seed", "use_deterministic_torch"]
+__all__ = [
+    "DIRECTIONS",
+    "StageLoop",
+    "best_epoch",
+    "choose_device",
+    "objective_name",
+    "objective_value",
+    "predict",
+    "stage_seed",
+    "use_deterministic_torch",
+]
 
-OBJECTIVES: dict[int, tuple[str, Literal["max", "min"]]] = {1: ("pairwise_acc", "max"), 2: ("mae", "min")}
-"""The validation metric that each stage is judged by (appendix C.3), and its direction."""
+DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
+"""Which way each stage's objective improves."""
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 
@@ -55,7 +65,7 @@ class StageLoop:
 
     def __init__(
         self,
-        model: GrcfRegressor,
+        model: GrcfModel,
         features: Features,
         config: RunConfig,
         stage: Literal[1, 2],
@@ -78,8 +88,7 @@ class StageLoop:
                 f"use at most {config.pairs.groups_per_step} workers"
             )
         self.optimizer = build_optimizer(self.model, config, stage)
-        limit = features.half_range if config.ranking.group_edges == "scaled" else 3.0
-        self.groups = OrdinalGroups.named(config.ranking.groups, limit)
+        self.losses = choose_losses(features.task, config, stage, features.half_range)
         self.n_pairs = pairs_per_epoch(config.pairs, len(features.train))
         self.steps_per_epoch = math.ceil(self.n_pairs / (config.pairs.pairs_per_group * config.pairs.groups_per_step))
         self.curve: list[dict[str, Any]] = []
@@ -102,11 +111,6 @@ class StageLoop:
     def done(self) -> bool:
         """Whether every epoch has run."""
         return self.epoch >= self.epochs
-
-    @property
-    def objective(self) -> str:
-        """Key of the metric that the stage is judged by."""
-        return f"valid/{OBJECTIVES[self.stage][0]}"
 
     def resume(self) -> bool:
         """Go on from the folder's last checkpoint, from the one before it where that is damaged; whether there was one.
@@ -184,45 +188,12 @@ class StageLoop:
         totals: dict[str, Tensor] = defaultdict(lambda: scores.new_zeros((), dtype=torch.float64))
         loss = scores.new_zeros(())
         for group, score_S in zip(groups, scores.split([len(group.slot_S) for group in groups]), strict=True):
-            terms = self.group_losses(group, score_S, self._labels(step, group).to(self.device))
+            terms = self.losses(group, score_S, self._labels(step, group).to(self.device))
             loss = loss + group.weight * terms["loss/total"]
             for name, value in terms.items():
                 totals[name] += group.weight / self.world * value.detach()
         loss.backward()
         return totals
-
-    def group_losses(self, group: Group, score_S: Tensor, label_S: Tensor) -> dict[str, Tensor]:
-        """The loss terms of one group of pairs; `loss/total` is eq. 12 in Stage 1, eq. 13 in Stage 2.
-
-        score_S, label_S: [S] of the group's slots, about the centre of the label range.
-        """
-        ranking, limit = self.config.ranking, self.features.half_range
-        terms = ranking_terms(
-            score_S,
-            label_S,
-            torch.from_numpy(group.pairs_P2).to(score_S.device),
-            self.groups,
-            intra_margin=ranking.intra_margin,
-            base_margin=ranking.base_margin,
-            margin_step=ranking.margin_step,
-            advantage_weighting=ranking.advantage_weighting,
-            dynamic_margin=ranking.dynamic_margin,
-        )
-        losses = {"loss/group": terms.loss(), "loss/bound": boundary_loss(score_S, limit)}
-        if self.stage == 1:
-            stage = self.config.stage1
-            losses["loss/reg"] = distribution_loss(score_S, label_S, stage.reg_margin)
-            total = stage.reg_weight * losses["loss/reg"]
-        else:
-            stage = self.config.stage2  # type: ignore[assignment]
-            losses["loss/mae"] = mae_loss(score_S, label_S)
-            total = self.config.stage2.mae_weight * losses["loss/mae"]
-        total = total + stage.group_weight * losses["loss/group"] + stage.boundary_weight * losses["loss/bound"]
-        return losses | {
-            "loss/total": total,
-            "active_pairs": terms.active_share(),
-            "pair_weight": terms.mean_weight(),
-        }
 
     def _steps(self) -> Iterator[Step]:
         pairs_M2 = draw_pairs(
@@ -279,7 +250,7 @@ class StageLoop:
             )
         if not np.isfinite(score_N).all():
             raise DivergedError(f"the model's scores are no longer finite after epoch {self.epoch + 1}")
-        metrics = regression_metrics(
+        metrics = split_metrics(
             score_N, self.features.valid.label_N, protocol=self.protocol, limit=self.features.half_range
         )
         return {f"valid/{name}": value for name, value in metrics.items()}
@@ -333,14 +304,36 @@ class StageLoop:
         return self._best_epoch(self.curve) if self.curve else 0
 
     def _best_epoch(self, curve: list[dict[str, Any]]) -> int:
-        sign = 1 if OBJECTIVES[self.stage][1] == "min" else -1
-        best = min(curve, key=lambda metrics: (sign * metrics[self.objective], metrics["epoch"]))
+        best = best_epoch(self.stage, curve)
+        assert best is not None
         return int(best["epoch"])
+
+
+def objective_name(stage: int, task: Task) -> str:
+    """The validation metric that a stage is judged by (appendix C.3), without its split."""
+    if stage == 1:
+        return "pairwise_acc"
+    return "bce" if task == "classification" else "mae"
+
+
+def objective_value(stage: int, metrics: Mapping[str, Any]) -> float | None:
+    """What an epoch is judged by; None where it is undefined."""
+    task: Task = "classification" if "valid/bce" in metrics else "regression"
+    value: float | None = metrics.get(f"valid/{objective_name(stage, task)}")
+    return value
+
+
+def best_epoch(stage: int, curve: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The metrics of the epoch of the best objective, the earliest of equals; None where none has one."""
+    sign = 1 if DIRECTIONS[stage] == "min" else -1
+    scored = [(objective_value(stage, metrics), metrics) for metrics in curve]
+    usable = [(sign * value, metrics["epoch"], metrics) for value, metrics in scored if value is not None]
+    return min(usable, key=lambda entry: entry[:2])[2] if usable else None
 
 
 @torch.no_grad()
 def predict(
-    model: GrcfRegressor,
+    model: GrcfModel,
     features: Features,
     split: SplitFeatures,
     *,
@@ -353,7 +346,7 @@ def predict(
     model.eval()
     mine = length_sorted(split, np.arange(len(split)))[rank::world]
     scores = [
-        model.score(model.encode(batch.to(device, model.fusion.weight.dtype)))
+        model.score(model.encode(batch.to(device, model.dtype)))
         for batch in micro_batches(features, split, mine, token_budget)
     ]
     score_N = torch.zeros(len(split), dtype=torch.float64, device=device)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch, collate
 from grcf_ray.data.features import Features
-from grcf_ray.model.regression import GrcfRegressor, build_regressor, parameter_table
+from grcf_ray.model.build import parameter_table
+from grcf_ray.model.regression import GrcfRegressor, build_regressor
 from grcf_ray.model.text_encoder import backbone_config, backbone_from_config, load_backbone
 
 TABLE_12 = {

@@ -26,7 +26,7 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import place_at
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import objective_name
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def trial(
     number: int, *values: float, stage: Literal[1, 2] = 1, state: Any = "running", seconds: float = 10.0, **more: Any
 ) -> TrialRecord:
-    name = f"valid/{OBJECTIVES[stage][0]}"
+    name = f"valid/{objective_name(stage, 'regression')}"
     curve = [{"epoch": epoch, name: value, "seconds": seconds} for epoch, value in enumerate(values, 1)]
     return TrialRecord(
         number=number,

@@ -9,7 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from grcf_ray.config import SearchConfig
 from grcf_ray.search.halving import build_scheduler
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import objective_name
 
 EPOCHS = 9
 SEARCH = SearchConfig(reduction_factor=3.0)
@@ -17,7 +17,7 @@ STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 
 
 def record(number: int, values: list[float], *, stage: Literal[1, 2] = 1, state: Any = "complete") -> TrialRecord:
-    name = f"valid/{OBJECTIVES[stage][0]}"
+    name = f"valid/{objective_name(stage, 'regression')}"
     curve = [{"epoch": epoch, name: value} for epoch, value in enumerate(values, 1)]
     return TrialRecord(number=number, stage=stage, attempt=1, params={}, seed=0, state=state, curve=curve)
 

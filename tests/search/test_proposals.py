@@ -14,7 +14,7 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import objective_name
 
 EPOCHS = 4
 SPACE: dict[str, Dimension] = {
@@ -64,7 +64,7 @@ def fate(number: int) -> State:
 
 def curve_of(params: Mapping[str, Any], state: State, stage: int) -> list[dict[str, Any]]:
     """A curve that follows from the parameters alone."""
-    name = f"valid/{OBJECTIVES[stage][0]}"
+    name = f"valid/{objective_name(stage, 'regression')}"
     value = abs(math.log10(params["stage1.encoder_lr"]) + 4) + params["model.fusion_dropout"]
     epochs = {"complete": EPOCHS, "pruned": 2, "diverged": 1, "failed": 1, "died": 1}[state]
     return [{"epoch": epoch, name: value / epoch} for epoch in range(1, epochs + 1)]

@@ -10,14 +10,14 @@ import pytest
 from grcf_ray.errors import DataError
 from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, rank
 from grcf_ray.storage import LocalPlace, place_at
-from grcf_ray.train.stage import OBJECTIVES
+from grcf_ray.train.stage import objective_name
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
 
 
 def trial(number: int, *values: float | None, stage: Literal[1, 2] = 1, state: Any = "complete") -> TrialRecord:
-    name = f"valid/{OBJECTIVES[stage][0]}"
+    name = f"valid/{objective_name(stage, 'regression')}"
     curve = [{"epoch": epoch, name: value, "seconds": 0.5} for epoch, value in enumerate(values, 1)]
     return TrialRecord(number=number, stage=stage, attempt=1, params={"a": 1e-5}, seed=3, state=state, curve=curve)
 

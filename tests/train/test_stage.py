@@ -23,7 +23,16 @@ from grcf_ray.errors import ClusterError, DataError, DivergedError
 from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train import stage as stage_module
 from grcf_ray.train.checkpoint import read_checkpoint
-from grcf_ray.train.stage import StageLoop, choose_device, finite, predict, stage_seed, use_deterministic_torch
+from grcf_ray.train.stage import (
+    StageLoop,
+    choose_device,
+    finite,
+    objective_name,
+    objective_value,
+    predict,
+    stage_seed,
+    use_deterministic_torch,
+)
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewLoop
@@ -190,7 +199,7 @@ def test_epoch_tells_what_it_did(new_loop: NewLoop, stage: Stage) -> None:
     figures = ("loss/total", "loss/group", "loss/bound", third, "grad_norm", "active_pairs", "pair_weight")
     expected = {*figures, *rates, *TIMES, "epoch", "utterance_passes"}
     assert {name for name in metrics if not name.startswith("valid/")} == expected
-    assert metrics[loop.objective] is not None
+    assert objective_value(loop.stage, metrics) is not None
     assert metrics["epoch"] == loop.epoch == 1
     assert metrics["utterance_passes"] == sum(len(step.utterance_U) for step in steps) / 48
     weights = loop.config.stage1 if stage == 1 else loop.config.stage2
@@ -242,7 +251,7 @@ def test_best_is_the_epoch_of_the_best_objective(
     monkeypatch.setattr(StageLoop, "_validate", lambda self: {metric: next(told)})
     loop = new_loop(stage, folder=tmp_path, stage1__epochs=4, stage2__epochs=4)
     weights = [loop.model.head[2].weight.detach().clone() for _ in loop]  # type: ignore[union-attr,operator]
-    assert loop.objective == metric
+    assert f"valid/{objective_name(stage, 'regression')}" == metric
     assert loop.best_epoch == best
     for name, epoch in (("best", best), ("previous", 3), ("last", 4)):
         assert epoch_of(tmp_path / f"{name}.safetensors") == epoch
@@ -476,7 +485,7 @@ def test_precisions_run_on_a_cpu(new_loop: NewLoop, stage: Stage, precision: str
     error = relative(gradient(loop).double(), gradient(exact))
     low, high = {"float64": (0, 0), "bfloat16": (1e-4, 0.3)}.get(precision, (1e-9, 1e-3))
     assert low <= error <= high
-    assert math.isfinite(loop.run_epoch()[loop.objective])
+    assert math.isfinite(objective_value(loop.stage, loop.run_epoch()))
 
 
 def test_precision_of_frozen_text_is_the_models(new_loop: NewLoop, tiny_features: Features) -> None:

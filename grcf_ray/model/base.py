@@ -1,0 +1,63 @@
+"""What the networks of both tasks share: a text encoder, modalities beside it, and scores of slots.
+
+B utterances; S scored slots; L rows; A their width; D the text encoder's width; W the width of what `encode` gives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.text_encoder import TextEncoder
+
+__all__ = ["GrcfModel"]
+
+
+class GrcfModel(nn.Module, ABC):
+    """A network that encodes each utterance once and scores it in as many slots as it fills."""
+
+    head: nn.Sequential
+
+    def __init__(self, text_encoder: TextEncoder, *, audio_dim: int | None, vision_dim: int | None) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.modality_dims = {k: v for k, v in (("vision", vision_dim), ("audio", audio_dim)) if v is not None}
+
+    def forward(self, batches: Sequence[Batch], slot_S: Tensor) -> Tensor:
+        """[S] scores. Each utterance of the batches is encoded once, however many slots it fills.
+
+        slot_S: the utterance of each slot, counted through the batches. Slots have dropout masks of their own.
+        """
+        return self.score(torch.cat([self.encode(batch) for batch in batches])[slot_S])
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, W] what is computed once an utterance."""
+
+    @abstractmethod
+    def represent(self, vector_SW: Tensor) -> Tensor:
+        """[S, D] z_final, the representation before the head."""
+
+    @abstractmethod
+    def score(self, vector_SW: Tensor) -> Tensor:
+        """[S] scores: about the centre of the label range, or logits."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights outside the text encoder."""
+        parameter: Tensor = next(self.head.parameters())
+        return parameter.dtype
+
+    @staticmethod
+    def rows(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """[B, L, A] rows of audio or vision and their mask [B, L]. ValueError where the batch has none."""
+        rows, mask = (
+            (batch.vision_BLV, batch.vision_mask_BL) if name == "vision" else (batch.audio_BLA, batch.audio_mask_BL)
+        )
+        if rows is None or mask is None:
+            raise ValueError(f"the model has a branch for {name}, but the batch has no {name}")
+        return rows, mask

@@ -1,0 +1,58 @@
+"""The network of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.schema import Task
+from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.classification import build_classifier
+from grcf_ray.model.regression import GrcfRegressor, build_regressor
+
+__all__ = ["build_model", "parameter_table"]
+
+_TITLES: Mapping[str, str] = {
+    "text_encoder": "Text Encoder",
+    "vision_pooler": "Vision Pooler",
+    "audio_pooler": "Audio Pooler",
+    "vision_norm": "Vision Norm",
+    "audio_norm": "Audio Norm",
+    "vision_projection": "Vision Projection",
+    "audio_projection": "Audio Projection",
+    "type_embedding": "Type Embedding",
+    "attention": "Cross-Attention",
+    "gate": "Gate",
+    "fusion": "Fusion Layer",
+    "unified": "Unified Encoder",
+}
+
+
+def build_model(
+    backbone: nn.Module,
+    config: ModelConfig,
+    *,
+    task: Task,
+    audio_dim: int | None,
+    vision_dim: int | None,
+    half_range: float,
+) -> GrcfModel:
+    """The network of a configuration for a task, around a backbone that it takes over.
+
+    half_range: S, which the reach of regression's tanh grows with (3.5 for S = 3).
+    """
+    if task == "classification":
+        return build_classifier(backbone, config, audio_dim=audio_dim, vision_dim=vision_dim)
+    return build_regressor(backbone, config, audio_dim=audio_dim, vision_dim=vision_dim, half_range=half_range)
+
+
+def parameter_table(model: GrcfModel) -> list[tuple[str, int]]:
+    """Parameters by component, in the order of Table 12."""
+    parts = dict(model.named_children())
+    head = "Regression Head" if isinstance(model, GrcfRegressor) else "Classification Head"
+    titles = {**_TITLES, "head": head}
+    return [
+        (title, sum(p.numel() for p in parts[name].parameters())) for name, title in titles.items() if name in parts
+    ]

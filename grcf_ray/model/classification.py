@@ -1,0 +1,120 @@
+"""GRCF for classification (appendix A.1): the mean text vector attends to the other modalities' rows, behind a gate.
+
+B utterances; S scored slots; L rows of all other modalities; D the text encoder's width; W = 2 D + 1: text vector,
+fused vector, and whether there is anything but text.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.errors import ConfigError
+from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.text_encoder import TextEncoder
+
+__all__ = ["GrcfClassifier", "build_classifier"]
+
+
+class GrcfClassifier(GrcfModel):
+    """The network of appendix A.1. Keys and values are the projected rows of audio, then vision, each with an
+    embedding of its type; a sample without a row is scored by its text alone, as if its gate were 1.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        *,
+        audio_dim: int | None,
+        vision_dim: int | None,
+        attention_heads: int,
+        gate: Literal["scalar", "vector"],
+        fusion_dropout: float,
+        unified_dropout: float,
+        modality_dropout: float,
+    ) -> None:
+        super().__init__(text_encoder, audio_dim=audio_dim, vision_dim=vision_dim)
+        width = text_encoder.width
+        # As keys and values follow each other.
+        self.modality_dims = {name: self.modality_dims[name] for name in sorted(self.modality_dims)}
+        for name, dim in self.modality_dims.items():
+            self.add_module(f"{name}_projection", nn.Linear(dim, width))
+            self.add_module(f"{name}_norm", nn.LayerNorm(width))
+        if self.modality_dims:
+            self.type_embedding = nn.Embedding(len(self.modality_dims), width)
+            self.attention = nn.MultiheadAttention(width, attention_heads, batch_first=True)
+            self.gate = nn.Sequential(
+                nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width if gate == "vector" else 1)
+            )
+        self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
+        self.fusion_dropout = nn.Dropout(fusion_dropout)
+        self.unified_dropout = nn.Dropout(unified_dropout)
+        self.modality_dropout = modality_dropout
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, W] z_text, z_fused of eq. 14 (0 without a row), and 1 where there is a row of another modality."""
+        text_BD = self.text_encoder(batch)
+        if not self.modality_dims:
+            return torch.cat([text_BD, torch.zeros_like(text_BD), text_BD.new_zeros(len(text_BD), 1)], dim=-1)
+        keys, masks = [], []
+        for index, name in enumerate(self.modality_dims):
+            rows, mask = self.rows(batch, name)
+            projected = self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_projection")(rows))
+            keys.append(projected + self.type_embedding.weight[index])
+            masks.append(mask)
+        key_BLD, mask_BL = torch.cat(keys, dim=1), torch.cat(masks, dim=1)
+        any_B1 = mask_BL.any(1, keepdim=True)
+        # A sample without a row would be a softmax over nothing: it sees its padding, and the result is left out.
+        hidden_BL = ~(mask_BL | ~any_B1)
+        fused_B1D, _ = self.attention(
+            text_BD.unsqueeze(1).to(key_BLD.dtype), key_BLD, key_BLD, key_padding_mask=hidden_BL, need_weights=False
+        )
+        present_B1 = any_B1.to(text_BD.dtype)
+        return torch.cat([text_BD, fused_B1D.squeeze(1).to(text_BD.dtype) * present_B1, present_B1], dim=-1)
+
+    def represent(self, vector_SW: Tensor) -> Tensor:
+        """[S, D] z_final of eq. 16, after dropout."""
+        width = self.text_encoder.width
+        text_SD, fused_SD, present_S1 = torch.split(vector_SW, [width, width, 1], dim=-1)
+        if not self.modality_dims:
+            dropped: Tensor = self.unified_dropout(text_SD)
+            return dropped
+        fused_SD = self.fusion_dropout(fused_SD)
+        if self.training and self.modality_dropout:
+            keep_S1 = torch.rand(len(vector_SW), 1, device=vector_SW.device) >= self.modality_dropout
+            present_S1 = present_S1 * keep_S1
+        gate = torch.sigmoid(self.gate(torch.cat([text_SD, fused_SD], dim=-1)))
+        gate = torch.where(present_S1 > 0, gate, torch.ones_like(gate))
+        final_SD: Tensor = self.unified_dropout(gate * text_SD + (1 - gate) * fused_SD)
+        return final_SD
+
+    def score(self, vector_SW: Tensor) -> Tensor:
+        """[S] logits."""
+        # Half precision is too coarse for margins of a hundredth.
+        logit_S: Tensor = self.head(self.represent(vector_SW)).squeeze(-1).to(self.dtype)
+        return logit_S
+
+
+def build_classifier(
+    backbone: nn.Module, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
+) -> GrcfClassifier:
+    """The network of a configuration, around a backbone that it takes over. ConfigError for heads that do not fit."""
+    encoder = TextEncoder(backbone, config.text_vector, config.frozen_layers)
+    if encoder.width % config.attention_heads:
+        raise ConfigError(
+            f"model.attention_heads = {config.attention_heads} does not divide the backbone's width {encoder.width}"
+        )
+    return GrcfClassifier(
+        encoder,
+        audio_dim=audio_dim,
+        vision_dim=vision_dim,
+        attention_heads=config.attention_heads,
+        gate=config.gate,
+        fusion_dropout=config.fusion_dropout,
+        unified_dropout=config.unified_dropout,
+        modality_dropout=config.modality_dropout,
+    )
