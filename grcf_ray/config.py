@@ -36,6 +36,7 @@ __all__ = [
     "known_paths",
     "nearest",
     "parse_assignments",
+    "reads",
     "to_yaml",
 ]
 
@@ -53,9 +54,11 @@ class FeatureConfig:
     """What is computed once from the utterance table and shared by all trials."""
 
     max_tokens: Annotated[int, Field(ge=4)] = 128
-    """Subwords an utterance is cut to, special tokens counted."""
+    """Subwords an utterance is cut to, special tokens counted; of its context the oldest go first."""
     standardise: bool = True
     """Give audio and vision columns zero mean and unit deviation, by the training split's rows."""
+    context: bool = True
+    """Put what was said before, where the data have it, in front of the text: [CLS] context [SEP] text [SEP]."""
     lowercase: Annotated[Literal["auto", "yes", "no"], Word] = "auto"
     """Lower-case the text; auto does so where the table says that its transcripts are upper case."""
 
@@ -267,6 +270,22 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """The switches of Table 3, and the direct-MAE baseline, as settings."""
+
+
+_REGRESSION = (
+    *("ranking.groups", "ranking.group_edges", "ranking.intra_margin", "ranking.base_margin", "ranking.margin_step"),
+    *("ranking.dynamic_margin", "model.output_scale", "stage1.group_weight", "stage1.reg_weight", "stage1.reg_margin"),
+    *("stage2.mae_weight", "stage2.group_weight", "stage2.boundary_weight"),
+)
+_CLASSIFICATION = (
+    *("classes.separation_margin", "classes.boundary_margin", "classes.advantage_clip", "stage1.separation_weight"),
+    *("stage1.compactness_weight", "stage1.centering_weight", "model.attention_heads", "model.gate"),
+)
+
+
+def reads(task: Literal["regression", "classification"], path: str) -> bool:
+    """Whether a setting decides anything for a task."""
+    return path not in (_REGRESSION if task == "classification" else _CLASSIFICATION)
 
 
 @cache

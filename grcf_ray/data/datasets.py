@@ -136,6 +136,50 @@ _FACTS = {
             needs=_TABLE,
             obtain="CH-SIMS v2: https://github.com/thuiar/ch-sims-v2; write its samples as such a table",
         ),
+        # Figure 4 alone; the paper prints neither settings nor splits for the two sets of classes, and its figures fit
+        # HKT's splits.
+        DatasetFacts(
+            name="mustard",
+            title="MUStARD",
+            task="classification",
+            label_range=(0.0, 1.0),
+            language="en",
+            splits=(
+                {"train": 539, "valid": 68, "test": 68},
+                {"train": 496, "valid": 56, "test": 138},
+                {"train": 300, "valid": 34, "test": 356},
+            ),
+            default_backbone="microsoft/deberta-v3-base",
+            audio_dim=60,
+            vision_dim=36,
+            metrics="binary",
+            paper_results={"acc2": 0.75},
+            paper_backbone="microsoft/deberta-v3-base",
+            citation="Castro, Hazarika, Pérez-Rosas, Zimmermann, Mihalcea and Poria (2019). Towards Multimodal Sarcasm "
+            "Detection (An _Obviously_ Perfect Paper). ACL 2019",
+            needs="sarcasm_data.json and split_indices.p of its authors, with their audio pickle and video HDF5 where "
+            "there are any; or mustard.pkl of HKT",
+            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT",
+        ),
+        DatasetFacts(
+            name="ur_funny",
+            title="UR-FUNNY v2",
+            task="classification",
+            label_range=(0.0, 1.0),
+            language="en",
+            splits=({"train": 7614, "valid": 980, "test": 994},),
+            default_backbone="microsoft/deberta-v3-base",
+            audio_dim=81,
+            vision_dim=371,
+            metrics="binary",
+            paper_results={"acc2": 0.7364},
+            paper_backbone="microsoft/deberta-v3-base",
+            citation="Hasan, Rahman, Bagher Zadeh, Zhong, Tanveer, Morency and Hoque (2019). UR-FUNNY: A Multimodal "
+            "Language Dataset for Understanding Humor. EMNLP 2019",
+            needs="the five pickles of its second version: language_sdk, covarep_features_sdk, openface_features_sdk, "
+            "humor_label_sdk and data_folds; or ur_funny.pkl of HKT",
+            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT",
+        ),
         DatasetFacts(
             name="demo",
             title="Rated tweets (demo)",

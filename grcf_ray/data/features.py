@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import Task
+from grcf_ray.errors import ConfigError
 from grcf_ray.files import cache_folder
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class Features:
     """Where the arrays lie on the node that built them."""
     task: Task = "regression"
     """Kind of label; for classification the centre lies between the two."""
+    word_aligned: bool = False
+    """Whether audio and vision have a row for each subword, zero for special tokens."""
 
     @property
     def audio_dim(self) -> int | None:
@@ -180,6 +183,7 @@ def build_features(
         key=key,
         folder=str(folder),
         task=store.info.task,
+        word_aligned=store.info.word_aligned,
     )
 
 
@@ -191,29 +195,95 @@ def build_split(
     center: float,
     lowercase: bool,
     standardisers: Mapping[str, Standardiser],
+    word_aligned: bool = False,
 ) -> SplitFeatures:
-    """Features of one split's utterance table; its labels, if it has none, are the centre of the range."""
-    text = table["text"].to_pylist()
-    if lowercase:
-        text = [utterance.lower() for utterance in text]
-    ids = tokenizer(text, truncation=True, max_length=settings.max_tokens, return_attention_mask=False)["input_ids"]
+    """Features of one split's utterance table; its labels, if it has none, are the centre of the range.
+
+    word_aligned: the table's audio and vision have a row for each word; here they get one for each subword.
+    """
+    tokens, words = _tokens(table, tokenizer, settings, lowercase=lowercase, by_word=word_aligned)
     label_N = table["label"].to_numpy().astype(np.float64) - center if "label" in table.column_names else None
 
     def rows(name: str) -> Ragged | None:
         found = _rows(table, name)
-        if found is None or name not in standardisers:
-            return found
-        return Ragged(standardisers[name](found.values), found.offsets)
+        if found is None:
+            return None
+        if name in standardisers:
+            found = Ragged(standardisers[name](found.values), found.offsets)
+        return found if words is None else _by_subword(found, tokens, words)
 
     return SplitFeatures(
-        label_N=np.zeros(len(text)) if label_N is None else np.round(label_N, LABEL_DECIMALS),
-        tokens=Ragged(
-            np.fromiter((token for row in ids for token in row), np.int32),
-            np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
-        ),
+        label_N=np.zeros(table.num_rows) if label_N is None else np.round(label_N, LABEL_DECIMALS),
+        tokens=tokens,
         audio=rows("audio"),
         vision=rows("vision"),
     )
+
+
+def _tokens(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, *, lowercase: bool, by_word: bool
+) -> tuple[Ragged, NDArray[np.int64] | None]:
+    """Subword ids of every utterance, and by_word [T] the word that each is of, -1 for special tokens."""
+    text: list[str] = table["text"].to_pylist()
+    before = [" ".join(said or ()) for said in table["context"].to_pylist()] if "context" in table.column_names else []
+    if lowercase:
+        text, before = [one.lower() for one in text], [one.lower() for one in before]
+    limit = settings.max_tokens
+    encoded = tokenizer(
+        [one.split(" ") for one in text] if by_word else text,
+        truncation=True,
+        max_length=limit,
+        return_attention_mask=False,
+        is_split_into_words=by_word,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    if settings.context and any(before):
+        ids = list(ids)
+        _put_before(ids, before, text, tokenizer, limit)
+    tokens = Ragged(
+        np.fromiter((token for row in ids for token in row), np.int32),
+        np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
+    )
+    if not by_word:
+        return tokens, None
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            "the data's rows follow words, and the backbone's tokenizer cannot say which subword is whose"
+        )
+    owners = (-1 if word is None else word for row in range(len(text)) for word in encoded.word_ids(row))
+    return tokens, np.fromiter(owners, np.int64)
+
+
+def _put_before(
+    ids: list[list[int]], before: list[str], text: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> None:
+    """Replace the ids of every utterance that has a context, and room for it, by those of both."""
+    pairs = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
+    rows = [row for row, said in enumerate(before) if said and len(ids[row]) + pairs < limit]
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    try:
+        both = tokenizer(
+            [before[row] for row in rows],
+            [text[row] for row in rows],
+            truncation="only_first",
+            max_length=limit,
+            return_attention_mask=False,
+        )["input_ids"]
+    finally:
+        tokenizer.truncation_side = side
+    for row, joined in zip(rows, both, strict=True):
+        ids[row] = joined
+
+
+def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64]) -> Ragged:
+    """A word's row for each of its subwords, and zeros for special tokens; nothing for a sample without rows."""
+    has_N = rows.lengths > 0
+    length_N = np.where(has_N, tokens.lengths, 0)
+    kept = np.repeat(has_N, tokens.lengths)
+    word_R = words[kept]
+    index_R = np.repeat(rows.offsets[:-1], length_N) + np.maximum(word_R, 0)
+    values = rows.values[index_R] * (word_R >= 0)[:, None].astype(rows.values.dtype)
+    return Ragged(values, np.concatenate([[0], np.cumsum(length_N)]).astype(np.int64))
 
 
 def lowercases(store: Store, settings: FeatureConfig) -> bool:
@@ -288,6 +358,7 @@ def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureCo
                 center=(low + high) / 2,
                 lowercase=lowercases(store, settings),
                 standardisers=standardisers,
+                word_aligned=store.info.word_aligned,
             )
             (beside / split).mkdir(parents=True)
             for name, array in _arrays(features).items():

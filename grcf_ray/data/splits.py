@@ -22,8 +22,8 @@ SPLIT_ALIASES = {
 }
 """What the field calls the splits, in lower case, and our names."""
 
-_SHARE = 1 / 8
-_LARGEST_SHARE = 0.15
+_SHARE = 1 / 10
+_LARGEST_SHARE = 0.12
 _FEWEST_ROWS = 20
 _FEWEST_OF_A_CLASS = 10
 
@@ -60,7 +60,7 @@ def draw_valid(
     *,
     classes: bool = False,
 ) -> tuple[npt.NDArray[np.bool_], str]:
-    """[N] mask of the training rows that become the valid split, about an eighth, and a note that says how.
+    """[N] mask of the training rows that become the valid split, about a tenth, and a note that says how.
 
     Whole groups where they are known, so that no video stands in both splits; else stratified by label.
     DataError where too few rows come out, of either class too if the labels are `classes`.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grcf_ray.config import flatten
+from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store, find_data, is_store
 from grcf_ray.errors import ConfigError, DataError, faults_message
@@ -58,7 +58,9 @@ def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool)
 
 def differences(run: dict[str, Any], space: Space, store: Store) -> list[str]:
     """What is asked for otherwise than the record has it, a line each: `key: before -> after`."""
-    before = {"data": run["data"]["fingerprint"], **run["settings"], **_searched(run["space"])}
+    # A setting that came after the run was begun had its default.
+    settings = {**flatten(RunConfig()), **run["settings"]}
+    before = {"data": run["data"]["fingerprint"], **settings, **_searched(run["space"])}
     after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"

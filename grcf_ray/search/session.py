@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError, faults_message
@@ -86,9 +86,15 @@ class Session:
     def check(self) -> Room:
         """How the trials fit the cluster, which is joined. What can never run is refused here."""
         config = self.config
-        half_range = (self.store.info.label_range[1] - self.store.info.label_range[0]) / 2
-        if faults := self.space.margin_faults(half_range):
+        low, high = self.store.info.label_range
+        if self.store.info.task == "regression" and (faults := self.space.margin_faults((high - low) / 2)):
             raise ConfigError(faults_message(f"{self.space.source}: the starting point contradicts itself", faults))
+        searched = {**self.space.stage1, **self.space.stage2}
+        if unread := [path for path in searched if not reads(self.store.info.task, path)]:
+            raise ConfigError(
+                f"{self.space.source} searches {', '.join(unread)}, which a data set for {self.store.info.task} does "
+                "not read; give a space for it: --space FILE"
+            )
         self._check_modalities()
         if not self.budgets:
             raise ConfigError("stage1.epochs and stage2.epochs are both 0: there is nothing to train")

@@ -29,7 +29,7 @@ from grcf_ray.errors import ConfigError, faults_message
 __all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "recorded_space", "space_for"]
 
 STAGE2_ONLY = ("stage2.",)
-STAGE1_SECTIONS = ("stage1.", "ranking.", "model.", "pairs.")
+STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
 FIXED_ONLY = {
     "model.backbone": "the features of a run are made for one backbone",
     "model.frozen_layers": "what is frozen is computed once for all trials",

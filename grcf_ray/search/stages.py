@@ -160,7 +160,9 @@ class Search:
         return stage_seed(self.config.seed, stage, number)
 
     def _feasible(self, stage: Literal[1, 2], params: Mapping[str, Any]) -> bool:
-        return stage == 2 or not check_margins(self.space.config(params), self.features.half_range)
+        if stage == 2 or self.features.task == "classification":
+            return True
+        return not check_margins(self.space.config(params), self.features.half_range)
 
     def _fit(
         self,

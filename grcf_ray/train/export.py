@@ -51,6 +51,7 @@ class SavedModel:
     standardisers: dict[str, Standardiser]
     lowercase: bool
     task: Task
+    word_aligned: bool
 
     def score(self, table: pa.Table) -> NDArray[np.float64]:
         """[N] scores of an utterance table's rows in their order: in label units, or logits of the positive class."""
@@ -63,6 +64,7 @@ class SavedModel:
             center=center,
             lowercase=self.lowercase,
             standardisers=self.standardisers,
+            word_aligned=self.word_aligned,
         )
         pad = int(self.tokenizer.pad_token_id or 0)
         features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
@@ -82,6 +84,8 @@ class SavedModel:
             except pa.ArrowException as error:
                 needs = "strings" if dim is None else f"lists of rows of {dim} numbers"
                 raise DataError(f"the table's {name} column does not hold {needs}, as the model needs") from error
+        if "context" in table.column_names:
+            columns["context"] = table["context"].cast(pa.list_(pa.string()))
         return pa.table(columns)
 
 
@@ -110,6 +114,7 @@ def save_model(
             "backbone": model.text_encoder.backbone.config.to_dict(),  # type: ignore[union-attr,operator]
             "modality_dims": model.modality_dims,
             "task": features.task,
+            "word_aligned": features.word_aligned,
             "label_range": list(label_range),
             "protocol": protocol,
             "lowercase": lowercase,
@@ -166,4 +171,5 @@ def load_model(folder: Path) -> SavedModel:
         },
         lowercase=saved["lowercase"],
         task=task,
+        word_aligned=saved.get("word_aligned", False),
     )

@@ -5,7 +5,7 @@ import pytest
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError
 
-METRICS = {"mae", "corr", "pairwise_acc", "acc7", "acc5", "acc3", "acc2_non0", "acc2_has0", "acc2_mmsa"} | {
+METRICS = {"mae", "corr", "pairwise_acc", "acc7", "acc5", "acc3", "acc2_non0", "acc2_has0", "acc2_mmsa", "acc2"} | {
     "f1_positive",
     "f1_weighted",
     "f1_weighted_mmsa",
@@ -36,7 +36,10 @@ def test_fact_sheets_are_consistent(name: str) -> None:
 
 def test_widths_are_the_papers() -> None:
     widths = {name: (datasets.get(name).audio_dim, datasets.get(name).vision_dim) for name in datasets.names()}
-    assert widths == {"mosi": (74, 47), "mosei": (74, 35), "sims_v2": (25, 177), "demo": (None, None)}
+    assert widths == {"mosi": (74, 47), "mosei": (74, 35), "sims_v2": (25, 177), "demo": (None, None)} | {
+        "mustard": (60, 36),
+        "ur_funny": (81, 371),
+    }
 
 
 def test_unknown_name_says_the_nearest_and_the_way_for_own_data() -> None:

@@ -318,3 +318,56 @@ def test_cached_array_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
         cached_array(tmp_path, "x", lambda: (_ for _ in ()).throw(MemoryError))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_context_stands_before_the_text(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Joined; of what is too long the oldest is left out; a text without room for it has none."""
+    context = [["so bad", "the plot"], None, [], ["x"], ["good " * 30 + "awful"], ["good"]]
+    text = ["good film", "bad plot", "fine", "fine", "awful music", "great " * 20]
+    store = store_of(tmp_path, context=pa.array(context, pa.list_(pa.string())), text=text)
+    features = built(store, tiny_backbone, max_tokens=12)
+    tokenizer = load_tokenizer(str(tiny_backbone))
+
+    def words(split: str, row: int) -> list[str]:
+        tokens = getattr(features, split).tokens
+        start, stop = tokens.offsets[row : row + 2]
+        found: list[str] = tokenizer.convert_ids_to_tokens(tokens.values[start:stop].tolist())
+        return found
+
+    unknown = ["[UNK]" if word == "so" else word for word in ["so", "bad", "the", "plot"]]
+    assert words("train", 0) == ["[CLS]", *unknown, "[SEP]", "good", "film", "[SEP]"]
+    assert words("train", 1) == ["[CLS]", "fine", "[SEP]"]
+    assert words("train", 2) == ["[CLS]", *["good"] * 6, "awful", "[SEP]", "awful", "music", "[SEP]"]
+    assert words("train", 3) == ["[CLS]", *["great"] * 10, "[SEP]"]
+    assert words("valid", 0) == ["[CLS]", "bad", "plot", "[SEP]"]
+    assert tokenizer.truncation_side == "right"
+    without = built(store, tiny_backbone, max_tokens=12, context=False)
+    assert without.train.tokens.lengths.tolist() == [4, 3, 4, 12]
+
+
+def test_rows_of_words_follow_the_subwords(tmp_path: Path, tiny_backbone: Path) -> None:
+    """A row for each subword of its word, none of a word that is cut off, zeros for special tokens."""
+    text = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]
+    audio = [[[1, 7], [3, 7], [5, 7]], [[2, 1]], None, [[9, 9]], [[7, 7], [8, 7]], None]
+    loose = store_of(tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES))
+    table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
+    info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
+    assert info.fingerprint != loose.info.fingerprint
+    store = write_store(tmp_path / "aligned", table, info)
+    features = built(store, tiny_backbone, standardise=False)
+    assert features.word_aligned
+    audio_rows = features.train.audio
+    assert audio_rows is not None
+    # [CLS] good quick ##ly film [SEP]
+    assert audio_rows.values[:6].tolist() == [[0, 0], [1, 7], [3, 7], [3, 7], [5, 7], [0, 0]]
+    assert audio_rows.lengths.tolist() == [6, 0, 4, 0]
+    assert features.train.tokens.lengths.tolist() == [6, 3, 4, 4]
+    cut = built(store, tiny_backbone, standardise=False, max_tokens=4).train
+    assert cut.audio is not None
+    assert cut.audio.values[:4].tolist() == [[0, 0], [1, 7], [3, 7], [0, 0]]
+    standard = built(store, tiny_backbone).train.audio
+    assert standard is not None
+    # The statistics are those of the words' rows, and special tokens are zero after them.
+    rows = np.array([[1, 7], [3, 7], [5, 7], [7, 7], [8, 7]], np.float64)
+    expected = (rows[0] - rows.mean(0)) / np.where(rows.std(0) > 0, rows.std(0), 1)
+    np.testing.assert_allclose(standard.values[:2], [[0, 0], expected], rtol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from grcf_ray.config import check_margins, parse_assignments
+from grcf_ray.config import _CLASSIFICATION, _REGRESSION, check_margins, known_paths, parse_assignments, reads
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.space import Choice, Range, Space, load_space, space_for
@@ -81,8 +81,10 @@ def values_in(path: str) -> list[float]:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_space_is_valid_for_its_data(path: Path) -> None:
     space = load_space(path)
-    low, high = datasets.get(space.dataset).label_range
-    assert space.margin_faults((high - low) / 2) == []
+    facts = datasets.get(space.dataset)
+    low, high = facts.label_range
+    assert facts.task == "classification" or space.margin_faults((high - low) / 2) == []
+    assert all(reads(facts.task, path) for path in (*space.fixed, *space.stage1, *space.stage2))
     assert space.stage1
     assert space.stage2
 
@@ -99,9 +101,16 @@ def test_every_corner_of_a_shipped_space_is_a_configuration(path: Path) -> None:
         assert config.stage1.epochs == space.fixed["stage1.epochs"]
 
 
-def test_every_data_set_for_regression_has_a_space() -> None:
-    regression = {name for name in datasets.names() if datasets.get(name).task == "regression"}
-    assert regression <= {load_space(path).dataset for path in SHIPPED}
+def test_every_data_set_has_a_space() -> None:
+    assert set(datasets.names()) <= {load_space(path).dataset for path in SHIPPED}
+
+
+def test_every_setting_is_read_by_a_task() -> None:
+    """And those that only one of them reads exist."""
+    for path in known_paths():
+        assert reads("regression", path) or reads("classification", path)
+    assert {path for path in known_paths() if not reads("regression", path)} == set(_CLASSIFICATION)
+    assert {path for path in known_paths() if not reads("classification", path)} == set(_REGRESSION)
 
 
 @pytest.mark.parametrize("path", list(TABLE_13))
