@@ -1,0 +1,114 @@
+"""A data set of two classes through the whole search, by the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import place_at
+from tests.conftest import SPLIT_OF_FIVE
+
+Run = Callable[..., tuple[int, str, str]]
+
+SPACE = """
+dataset: mustard
+fixed:
+  model.backbone: {backbone}
+  model.text_vector: mean
+  pairs.pairs_per_epoch: 96
+  pairs.pairs_per_group: 16
+  pairs.groups_per_step: 2
+  stage1.epochs: 3
+  stage1.boundary_weight: 0.1
+  stage2.epochs: 3
+  stage2.top_layers: 0
+  search.stage1_trials: 3
+  search.stage2_trials: 3
+  search.finalists: 2
+  search.concurrent: 1
+  search.ridge_baseline: true
+stage1:
+  stage1.encoder_lr: {{low: 1e-4, high: 1e-2, log: true, start: 2e-3}}
+  stage1.head_lr: {{low: 1e-4, high: 1e-2, log: true, start: 2e-3}}
+  classes.separation_margin: {{low: 0.3, high: 3.0, log: true, start: 1.0}}
+stage2:
+  stage2.encoder_base_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+  stage2.head_lr: {{low: 1e-4, high: 1e-2, log: true, start: 1e-3}}
+"""
+
+
+@pytest.fixture
+def words(tiny_table: pa.Table, tiny_backbone: Path, tmp_path: Path) -> list[Any]:
+    """The tiny data set with a class for the sign of its label, and the first words of each text as its context."""
+    label_N = tiny_table["label"].to_numpy()
+    table = tiny_table.set_column(
+        tiny_table.column_names.index("label"), "label", pa.array((label_N > np.median(label_N)).astype(np.float32))
+    )
+    before = [[text.split()[0], text.split()[-1]] for text in tiny_table["text"].to_pylist()]
+    table = table.append_column("context", pa.array(before, pa.list_(pa.string())))
+    pq.write_table(table, tmp_path / "classes.parquet")
+    space = tmp_path / "classes.yaml"
+    space.write_text(SPACE.format(backbone=tiny_backbone))
+    argv = ["--dataset", "mustard", "--data", tmp_path / "classes.parquet", "--space", space]
+    return [*argv, "--storage", tmp_path / "runs", "--name", "n"]
+
+
+def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], tmp_path: Path) -> None:
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["task"] == "classification"
+    assert "Stage 1: 3 trials of up to 3 epochs, maximise validation PairwiseAcc" in err
+    assert "Stage 2: 3 trials of up to 3 epochs, minimise validation BCE" in err
+    record = RunRecord(place_at(tmp_path / "runs" / "n"))
+    for stage, name in ((1, "pairwise_acc"), (2, "bce")):
+        trials = record.trials(stage)  # type: ignore[arg-type]
+        assert [trial.number for trial in trials] == [0, 1, 2]
+        best = (max if stage == 1 else min)(m[f"valid/{name}"] for trial in trials for m in trial.curve)
+        assert summary["stages"][f"stage{stage}"]["best"][0]["objective"] == best
+        assert summary["stages"][f"stage{stage}"]["best"][0]["metric"] == name
+    first, second = record.trials(1)[0].curve[0], record.trials(2)[0].curve[0]
+    assert {"loss/sep", "loss/comp", "loss/bound", "loss/cal", "loss/total", "active_pairs"} <= first.keys()
+    assert {"loss/bce", "loss/total"} <= second.keys()
+    assert set(summary["test"]) == {"bce", "acc2", "f1_positive", "f1_weighted", "f1_macro", "pairwise_acc", "auroc"}
+    # The signs of these texts can be learned.
+    assert summary["valid"]["auroc"] > 0.8
+    (baseline,) = summary["baselines"]
+    assert baseline["name"] == "logistic regression on the frozen text vectors"
+    assert set(baseline["test"]) == set(summary["test"])
+    described = record.read_run()
+    assert described["data"]["task"] == "classification"
+    sizes = [SPLIT_OF_FIVE.count(split) * 16 for split in ("train", "valid", "test")]
+    assert f"{sizes[0]}/{sizes[1]}/{sizes[2]} utterances" in err
+
+    # Again: nothing is trained. The text of the result, and the model from its file, are the same.
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert "valid BCE" in out and "AUROC" in out and "Acc2" in out
+    assert "Paper: not comparable" in out
+
+    # The baseline has both stages' epochs and learns from the classes alone.
+    code, out, err = run(*words[:-1], "n-direct", "--direct", "--json")
+    assert code == 0, err
+    direct = json.loads(out)
+    assert list(direct["stages"]) == ["stage2"]
+    curve = RunRecord(place_at(tmp_path / "runs" / "n-direct")).trials(2)[0].curve
+    assert all(m["loss/total"] == m["loss/bce"] for m in curve)
+
+
+def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any], tmp_path: Path) -> None:
+    space = tmp_path / "wrong.yaml"
+    text = Path(words[words.index("--space") + 1]).read_text()
+    space.write_text(text.replace("classes.separation_margin:", "ranking.base_margin:"))
+    words[words.index("--space") + 1] = space
+    code, _, err = run(*words)
+    assert code == 2
+    assert "searches ranking.base_margin, which a data set for classification does not read" in err
