@@ -27,6 +27,13 @@ class NonFinite(str, enum.Enum):
     ZERO = "zero"
 
 
+class Kind(str, enum.Enum):
+    """Kind of label."""
+
+    REGRESSION = "regression"
+    CLASSIFICATION = "classification"
+
+
 @app.command("import")
 def import_(
     source: Path = typer.Argument(..., help="A file, or a folder of files."),
@@ -35,6 +42,10 @@ def import_(
     variant: str = typer.Option("", metavar="NAME", help="How to read it, where there are several ways: a fold."),
     label_range: tuple[float, float] | None = typer.Option(
         None, metavar="A B", help="Lowest and highest label, for your own data."
+    ),
+    task: Kind | None = typer.Option(None, help="Kind of label of your own data; classes are 0 and 1."),
+    binarize: bool = typer.Option(
+        False, "--binarize", help="Make two classes of regression labels: above the centre against below."
     ),
     non_finite: NonFinite = typer.Option(NonFinite.FAIL, help="Refuse NaN and infinity in features, or set them to 0."),
     out: Path | None = typer.Option(
@@ -50,6 +61,8 @@ def import_(
       python -m grcf_ray.data import mosi.parquet --dataset mosi
       python -m grcf_ray.data import mosi.parquet --dataset mosi --non-finite zero --out data/mosi
       python -m grcf_ray.data import reviews.csv --dataset reviews --label-range 1 5
+      python -m grcf_ray.data import MUStARD/data --dataset mustard --variant speaker-independent
+      python -m grcf_ray.data import mosi.parquet --dataset mosi --binarize --out data/mosi_binary
 
     A table has the columns id, split (train, valid, test), text and label, and may have audio and vision
     (lists of feature rows), context (list of strings) and video_id. A folder may hold a file per split.
@@ -64,7 +77,13 @@ def import_(
     folder = out or usual_folders(dataset)[0]
     check_replaceable(folder)
     options = ImportOptions(
-        dataset=dataset, label_range=label_range, non_finite=non_finite.value, format=format, variant=variant
+        dataset=dataset,
+        label_range=label_range,
+        non_finite=non_finite.value,
+        format=format,
+        variant=variant,
+        task=task.value if task else None,
+        binarize=binarize,
     )
     console.progress(f"reading {source}")
     _summarise(write_store(folder, *import_source(source, options)))

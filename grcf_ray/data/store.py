@@ -151,6 +151,8 @@ def _imported(source: Path, options: ImportOptions) -> Store:
         options.non_finite,
         options.format,
         options.variant,
+        options.task,
+        options.binarize,
         content,
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()

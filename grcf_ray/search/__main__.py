@@ -111,12 +111,15 @@ def search(
         print(to_yaml(chosen.config()), end="")
         return
     budget = parse_duration(time_budget) if time_budget else None
+    from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
     from grcf_ray.search.opening import find_run, grown, runs_place
 
     store = find_data(dataset, data, label_range)
     config = chosen.config()
-    name = name or f"{dataset}-{Path(config.model.backbone).name}-seed{config.seed}" + (DIRECT if direct else "")
+    classes = "-binary" if dataset in datasets.names() and datasets.get(dataset).task != store.info.task else ""
+    own_name = f"{dataset}{classes}-{Path(config.model.backbone).name}-seed{config.seed}"
+    name = name or own_name + (DIRECT if direct else "")
     record = find_run(runs_place(storage), name, chosen, store, force=force)
     _run(record, grown(record, chosen), store, seeds, reopen, budget, dry_run=dry_run, as_json=json)
 

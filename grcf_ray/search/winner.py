@@ -186,6 +186,8 @@ def comparability(facts: DatasetFacts | None, config: RunConfig, store: Store) -
     if facts is None or not facts.paper_results:
         return []
     reasons = []
+    if store.info.task != facts.task:
+        reasons.append(f"labels for {store.info.task} instead of {facts.task}")
     if config.model.backbone.rpartition("/")[2] != (facts.paper_backbone or "").rpartition("/")[2]:
         reasons.append(f"backbone {config.model.backbone.rpartition('/')[2]}")
     seen = config.model.modalities

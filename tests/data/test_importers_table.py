@@ -197,9 +197,9 @@ def test_split_other_than_valid_must_be_there(tmp_path: Path, split: str) -> Non
 def test_missing_valid_split_is_drawn_and_noted(tmp_path: Path) -> None:
     pq.write_table(rows_of(200), tmp_path / "own.parquet")
     table, info = import_source(tmp_path / "own.parquet", OWN)
-    assert info.splits == {"train": 175, "valid": 25, "test": 1}
+    assert info.splits == {"train": 180, "valid": 20, "test": 1}
     assert info.notes == (
-        "no valid split given: 25 of 200 training utterances drawn, stratified by label on a hash of the id",
+        "no valid split given: 20 of 200 training utterances drawn, stratified by label on a hash of the id",
     )
     assert table.num_rows == 201
 
@@ -244,15 +244,15 @@ def test_options_that_contradict_the_fact_sheet(tmp_path: Path) -> None:
         ImportOptions(dataset="own", label_range=(1, 1))
     with pytest.raises(ConfigError, match="unknown data set 'own'"):
         ImportOptions(dataset="own")
-    with pytest.raises(ConfigError, match=r"unknown format 'pickle'. Known: auto, table"):
+    with pytest.raises(ConfigError, match=r"unknown format 'pickle'. Known: auto, .*table"):
         find_importer(tmp_path, "pickle")
 
 
 def test_sources_that_are_not_there_or_of_no_format(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'} does not exist"
     write(tmp_path / "readme.txt", "hello")
-    assert "no data of a known format (table)" in refusal(tmp_path)
-    assert "no data of a known format (table)" in refusal(tmp_path / "readme.txt")
+    assert "no data of a known format (" in refusal(tmp_path)
+    assert "no data of a known format (" in refusal(tmp_path / "readme.txt")
 
 
 def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
@@ -279,3 +279,48 @@ def test_real_mosi(mosi: Path) -> None:
     assert info.fingerprint == again.fingerprint
     assert len(info.notes) == 1
     assert pc.min_max(table["label"]).as_py() == {"min": -3.0, "max": 3.0}
+
+
+def test_two_classes_are_made_of_regression_labels(tmp_path: Path) -> None:
+    """Above the centre against below; the centre, as it is after rounding, is left out."""
+    label_N = [1.0, 3.0, 3.00001, 5.0, 2.9, 3.2, 4.0, 1.5]
+    rows = {
+        "id": list("abcdefgh"),
+        "split": ["train", "train", "test", "test", "train", "valid", "valid", "valid"],
+        "text": ["x"] * 8,
+        "label": label_N,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    options = ImportOptions(dataset="own", label_range=(1, 5), binarize=True)
+    table, info = import_source(tmp_path / "own.parquet", options)
+    assert dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True)) == {
+        **{"a": 0, "d": 1, "e": 0, "f": 1, "g": 1, "h": 0}
+    }
+    assert (info.task, info.label_range) == ("classification", (0, 1))
+    assert "above 3 against below; 2 of 8 utterances labelled 3 are left out" in " ".join(info.notes)
+    assert options.command(tmp_path / "own.parquet").endswith("--label-range 1 5 --binarize")
+
+
+def test_own_classes(tmp_path: Path) -> None:
+    rows = {"id": ["a", "b", "c"], "split": ["train", "valid", "test"], "text": ["x"] * 3, "label": [0, 1, 1]}
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
+    assert (info.task, info.label_range) == ("classification", (0, 1))
+    rows["label"] = [0, 1, 0.5]  # type: ignore[list-item]
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    with pytest.raises(DataError, match=r"\(id c\): label 0.5 is neither 0 nor 1"):
+        import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dataset": "mosi", "task": "classification"}, "mosi is annotated for regression; --binarize makes two"),
+        ({"dataset": "mustard", "task": "regression"}, "mustard is annotated for classification$"),
+        ({"dataset": "mustard", "binarize": True}, "these have two classes already"),
+        ({"dataset": "own", "task": "classification", "label_range": (-1, 1)}, "two classes are labelled 0 and 1"),
+    ],
+)
+def test_tasks_that_contradict_the_data(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ImportOptions(**options)

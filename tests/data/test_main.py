@@ -76,7 +76,7 @@ def test_failed_import_exits_3_and_leaves_nothing(run: Run, tmp_path: Path) -> N
     [
         (("import", "own.csv", "--dataset", "own"), 2, "unknown data set 'own'"),
         (("import", "own.csv", "--dataset", "mosi", "--label-range", "-1", "1"), 2, "annotated on -3 3"),
-        (("import", "own.csv", "--dataset", "mosi", "--format", "csd"), 2, "unknown format 'csd'"),
+        (("import", "own.csv", "--dataset", "mosi", "--format", "cds"), 2, "unknown format 'cds'"),
         (("import", "none.csv", "--dataset", "mosi"), 3, "none.csv does not exist"),
         (("import", "own.csv", "--dataset", "mosi", "--out", "."), 2, "holds other files (own.csv)"),
         (("import", "own.csv", "--dataset", "mosi", "--non-finite", "drop"), 2, "'drop' is not one of"),
@@ -113,8 +113,9 @@ def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
     run("import", "own.csv", "--dataset", "mosi")
     code, out, _ = run("list")
     assert code == 0
-    here = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:6]}
-    assert here == {"mosi": "data/mosi", "mosei": "-", "sims_v2": "-", "demo": "packaged", "own": "data/own"}
+    here = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:8]}
+    absent = dict.fromkeys(("mosei", "sims_v2", "mustard", "ur_funny"), "-")
+    assert here == {"mosi": "data/mosi", **absent, "demo": "packaged", "own": "data/own"}
     assert "mosei needs a Parquet or CSV table" in out
     assert "mosi needs" not in out
 

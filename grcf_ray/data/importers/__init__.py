@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from grcf_ray.data import datasets
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.schema import MODALITIES, SPLITS, Source, TableInfo, conform
+from grcf_ray.data.schema import MODALITIES, SPLITS, Source, TableInfo, Task, conform
 from grcf_ray.data.sniff import check_kind
 from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
 from grcf_ray.data.validation import validate
@@ -61,12 +62,23 @@ class ImportOptions:
     """Importer's name, or `auto`."""
     variant: str = ""
     """Which of the importer's `VARIANTS`; empty takes its default."""
+    task: Task | None = None
+    """Kind of label of the user's own data; None takes the fact sheet's, or regression."""
+    binarize: bool = False
+    """Make two classes of regression labels: above the centre of their range against below; the centre is left out."""
 
     def __post_init__(self) -> None:
         low, high = self.limits()
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigError(f"label range {low:g} {high:g}: two finite numbers, the lower one first")
         facts = self.facts()
+        if facts and self.task not in (None, facts.task):
+            makes = "; --binarize makes two classes of it" if facts.task == "regression" else ""
+            raise ConfigError(f"--task {self.task}: {self.dataset} is annotated for {facts.task}{makes}")
+        if self.binarize and self.kind() == "classification":
+            raise ConfigError("--binarize is for labels of regression; these have two classes already")
+        if self.kind() == "classification" and (low, high) != (0, 1):
+            raise ConfigError(f"label range {low:g} {high:g}: two classes are labelled 0 and 1")
         if facts and facts.label_range != (low, high):
             known = " ".join(f"{edge:g}" for edge in facts.label_range)
             raise ConfigError(
@@ -78,10 +90,17 @@ class ImportOptions:
         """The fact sheet, None for the user's own data."""
         return datasets.get(self.dataset) if self.dataset in datasets.names() else None
 
+    def kind(self) -> Task:
+        """The kind of label of the files, given or known."""
+        facts = self.facts()
+        return self.task or (facts.task if facts else "regression")
+
     def limits(self) -> tuple[float, float]:
         """The label range, given or known."""
         if self.label_range is not None:
             return self.label_range
+        if self.task == "classification" and self.facts() is None:
+            return 0.0, 1.0
         return datasets.get(self.dataset).label_range
 
     def command(self, source: Path) -> str:
@@ -91,6 +110,10 @@ class ImportOptions:
             words += ["--label-range", *(f"{edge:g}" for edge in self.label_range)]
         if self.variant:
             words += ["--variant", self.variant]
+        if self.task:
+            words += ["--task", self.task]
+        if self.binarize:
+            words.append("--binarize")
         return shlex.join(words)
 
 
@@ -129,14 +152,13 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         sources = [Source.of(path) for path, _ in raw.files]
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read ({error.strerror})") from error
-    facts = options.facts()
-    task = facts.task if facts else "regression"
+    facts, task, limits = options.facts(), options.kind(), options.limits()
     zero = options.non_finite == "zero"
     table = _with_own_split_names(raw.table)
     validate(
         table,
         task=task,
-        label_range=options.limits(),
+        label_range=limits,
         non_finite=options.non_finite,
         splits=("train", "test"),
         word_aligned=raw.word_aligned,
@@ -146,6 +168,10 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         command=options.command(source),
     )
     notes = [*raw.notes, *(_zeroed(table) if zero else [])]
+    if options.binarize:
+        table, note = _binarized(table, center=(limits[0] + limits[1]) / 2)
+        notes.append(note)
+        task, limits = "classification", (0.0, 1.0)
     if not pc.any(pc.equal(table["split"], "valid")).as_py():
         table, note = _with_valid(table, classes=task == "classification")
         notes.append(note)
@@ -154,7 +180,7 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         table,
         name=options.dataset,
         task=task,
-        label_range=options.limits(),
+        label_range=limits,
         language=facts.language if facts else "unknown",
         word_aligned=raw.word_aligned,
         sources=sources,
@@ -167,6 +193,17 @@ def _with_own_split_names(table: pa.Table) -> pa.Table:
     ours = [SPLIT_ALIASES.get(name.strip().lower(), name) for name in codes.dictionary.to_pylist()]
     column = pc.take(pa.array(ours, pa.string()), codes.indices)
     return table.set_column(table.column_names.index("split"), "split", column)
+
+
+def _binarized(table: pa.Table, *, center: float) -> tuple[pa.Table, str]:
+    offset_N = np.round(table["label"].to_numpy().astype(np.float64) - center, 4)
+    kept = table.filter(pa.array(offset_N != 0))
+    classes = pa.array((offset_N[offset_N != 0] > 0).astype(np.float64))
+    note = (
+        f"two classes were made of its labels: above {center:g} against below; {table.num_rows - kept.num_rows} of "
+        f"{table.num_rows} utterances labelled {center:g} are left out"
+    )
+    return kept.set_column(kept.column_names.index("label"), "label", classes), note
 
 
 def _with_valid(table: pa.Table, *, classes: bool) -> tuple[pa.Table, str]:
