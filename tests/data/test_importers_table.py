@@ -157,7 +157,7 @@ def test_non_finite_features_name_the_whole_command(tmp_path: Path) -> None:
     options = ImportOptions(dataset="own", label_range=(-3, 3), non_finite="zero")
     table, info = import_source(path, options)
     assert table["audio"].to_pylist()[0] == [[0, 0, 1]]
-    assert info.notes == ("audio: 2 non-finite values set to 0",)
+    assert info.notes[:1] == ("audio: 2 non-finite values set to 0",)
 
 
 def test_rows_that_do_not_fit_the_header_are_all_named(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_missing_valid_split_is_drawn_and_noted(tmp_path: Path) -> None:
     pq.write_table(rows_of(200), tmp_path / "own.parquet")
     table, info = import_source(tmp_path / "own.parquet", OWN)
     assert info.splits == {"train": 180, "valid": 20, "test": 1}
-    assert info.notes == (
+    assert info.notes[:1] == (
         "no valid split given: 20 of 200 training utterances drawn, stratified by label on a hash of the id",
     )
     assert table.num_rows == 201
@@ -232,7 +232,7 @@ def test_upper_case_transcripts_and_missing_texts_are_noted_and_kept(tmp_path: P
 def test_other_counts_than_the_fact_sheets_are_noted(tmp_path: Path) -> None:
     path = write(tmp_path / "mosi.csv", HEADER + ROWS)
     _, info = import_source(path, ImportOptions(dataset="mosi"))
-    assert info.notes == (
+    assert info.notes[:1] == (
         "1/1/1 utterances in train/valid/test, where CMU-MOSI is known with 1281/229/685 or 1284/229/686",
     )
 
@@ -324,3 +324,18 @@ def test_own_classes(tmp_path: Path) -> None:
 def test_tasks_that_contradict_the_data(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         ImportOptions(**options)
+
+
+def test_texts_of_several_splits_are_noted(tmp_path: Path) -> None:
+    """One text in all three, one twice in train alone, one with another context, and the empty one."""
+    rows = {
+        "id": [str(number) for number in range(9)],
+        "split": ["train", "valid", "test", "train", "train", "train", "test", "train", "test"],
+        "text": ["same", "same", "same", "twice", "twice", "said", "said", "", ""],
+        "label": [1.0] * 9,
+        "context": [None, None, [], None, None, ["a"], ["b"], None, None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", label_range=(0, 2)))
+    (note,) = [note for note in info.notes if "more than one" in note]
+    assert note == "1 texts stand in more than one of train, valid and test, with the same context"

@@ -231,10 +231,22 @@ def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts
         notes.append("the transcripts are upper case; they are kept as they are, and lower-cased for the encoder")
     if textless := pc.sum(pc.equal(table["text"], "")).as_py():
         notes.append(f"{textless} of {table.num_rows} utterances have no text")
+    if shared := _shared_texts(table):
+        notes.append(f"{shared} texts stand in more than one of train, valid and test, with the same context")
     if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:
         here, known = _counts(info.splits), " or ".join(_counts(release) for release in facts.splits)
         notes.append(f"{here} utterances in train/valid/test, where {facts.title} is known with {known}")
     return notes
+
+
+def _shared_texts(table: pa.Table) -> int:
+    """Texts, each with what was said before it, that more than one split has; the empty one aside."""
+    before = table["context"].to_pylist() if "context" in table.column_names else [None] * table.num_rows
+    splits: dict[tuple[str, ...], set[str]] = {}
+    for text, said, split in zip(table["text"].to_pylist(), before, table["split"].to_pylist(), strict=True):
+        if text:
+            splits.setdefault((*(said or ()), text), set()).add(split)
+    return sum(len(found) > 1 for found in splits.values())
 
 
 def _counts(splits: Mapping[str, int]) -> str:
