@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 VICTIMS = ("driver", "trial", "worker", "raylet", "machine")
-TITLES = {"trial": "ray::ResourceTrainable", "worker": "ray::RayTrainWorker", "raylet": "raylet/raylet"}
+TITLES = {"trial": r"ray::\w*Trainable", "worker": "ray::RayTrainWorker", "raylet": "raylet/raylet"}
+"""Of the processes; that of a trial has another name while it is at work than between two epochs."""
 
 
 def processes() -> dict[int, str]:
@@ -38,7 +40,7 @@ def processes() -> dict[int, str]:
 def shoot(victim: str) -> None:
     """Kill it; the driver where there is no such process now, so that no shot is lost."""
     running = processes()
-    targets = [pid for pid, title in running.items() if victim in TITLES and TITLES[victim] in title]
+    targets = [pid for pid, title in running.items() if victim in TITLES and re.search(TITLES[victim], title)]
     if victim == "machine":
         targets = [*running, os.getpid()]
     print(f"SHOT {victim if targets else 'driver'}", file=sys.stderr, flush=True)

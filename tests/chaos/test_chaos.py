@@ -199,4 +199,6 @@ def test_chaos(recorded: Recorded, tmp_path: Path, workers: int, capsys: pytest.
         )
     with capsys.disabled():
         print(f"\nchaos, seed {seed}, {workers} worker(s): {dataclasses.asdict(figures)}")
+    # A victim that is not found would be the driver.
+    assert {"driver", "trial", *(["worker"] if workers > 1 else [])} <= figures.by_victim.keys()
     assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)

@@ -26,7 +26,7 @@ PATIENCE_S = 120
 """How long to wait for what takes a few seconds on an idle machine."""
 TERMINATION_S = 3
 """A Ray job that is stopped has this long."""
-TRIAL = "ResourceTrainable"
+TRIAL = "Trainable"
 """Part of the title of a trial's process."""
 
 
