@@ -1,0 +1,440 @@
+"""Folders of the CMU-MultimodalSDK: `.csd` files, each one sequence of features of many videos, and the folds.
+
+A file is HDF5: one group, whose name says what the sequence is, with `data/<video>/features` [n, d] and
+`data/<video>/intervals` [n, 2], in seconds. Needed are the words (features of text), the labels, and a file of folds:
+JSON such as {"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK's own `cmu_mosi_std_folds.py`.
+
+A label's interval is one utterance, `video[i]` by the interval's place in the file, as the SDK numbers them. Its words
+are those whose middle lies in it; audio and vision get a row for each word, the mean of the rows that overlap it.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from grcf_ray.data.frames import Frames
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.schema import MODALITIES, SPLITS
+from grcf_ray.data.sniff import check_kind, is_hdf5
+from grcf_ray.data.splits import SPLIT_ALIASES
+from grcf_ray.data.unpickle import repaired_text
+from grcf_ray.errors import DataError, faults_message
+
+__all__ = ["VARIANTS", "files", "read"]
+
+VARIANTS: dict[str, str] = {}
+
+# Parts of a root group's name without its punctuation: first the paper's features, then other ones.
+_NAMES = {
+    "labels": ("opinionsegmentlabel", "sentimentlabel", "alllabel", "label"),
+    "words": ("word", ""),
+    "audio": ("covarep", "opensmile"),
+    "vision": ("facet41", "facet", "openface2", "openface"),
+}
+_NEVER = {"labels": ("emotion",), "words": ("label", "phon")}
+_NEEDED = {
+    "labels": "labels, such as CMU_MOSI_Opinion_Labels.csd",
+    "words": "words (features of text), such as CMU_MOSI_TimestampedWords.csd",
+}
+_NO_FOLDS = (
+    "no file says which videos are for training and which for testing: put folds.json beside the sequences, "
+    '{"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK\'s own, such as cmu_mosi_std_folds.py'
+)
+_MOST_LABELS = 7
+_PAUSE = "sp"
+# The SDK's: what is shorter is no overlap.
+_SECONDS = 1e-5
+# Far beyond what deflate can do: where an array is larger than its storage by that, its shape is damaged.
+_COMPRESSION = 2000
+_HEAD = 1 << 16
+_JSON_FOLDS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:train|valid|validation|val|dev|test)"\s*:\s*\[')
+_SDK_FOLDS = re.compile(
+    r"""^standard_(train|valid|test)_fold\s*=\s*(\[(?:[\s,]|#[^\n]*\n|'[^'\\\n]*'|"[^"\\\n]*")*\])""", re.MULTILINE
+)
+_SDK_FOLDS_START = re.compile(rb"^standard_(train|valid|test)_fold\s*=\s*\[", re.MULTILINE)
+_VIDEOS_SHOWN = 5
+
+Spans = npt.NDArray[np.float64]
+"""[n, 2] intervals in seconds."""
+
+
+def files(source: Path) -> list[Path]:
+    """The sequences of a source; in a folder that has some, also HDF5 files that are damaged."""
+    if source.is_file():
+        return [source] if is_hdf5(source) and _is_sequence(source) is not False else []
+    found = {path: _is_sequence(path) for path in sorted(source.iterdir()) if path.is_file() and is_hdf5(path)}
+    return [path for path, answer in found.items() if answer is not False] if True in found.values() else []
+
+
+def read(source: Path, variant: str = "") -> RawTable:
+    """Align the sequences of a folder to its labels; DataError with all that is missing or damaged."""
+    paths = files(source)
+    if not paths:
+        if source.is_file():
+            check_kind(source)
+        raise DataError(f"{source}: no computational sequence, an HDF5 file with one group that has data in it")
+    folds_path = _folds_file(source)
+    with ExitStack() as stack:
+        sequences = _opened(source, paths, stack)
+        if source.is_file():
+            raise DataError(f"{source}: one sequence alone; give the folder that has the others, and the folds")
+        chosen, notes = _roles(sequences)
+        problems = [f"no sequence of {what}" for role, what in _NEEDED.items() if role not in chosen]
+        if "labels" in chosen and any("[" in video for video in chosen["labels"].videos):
+            problems.append(
+                "its labels are of utterances already, not of videos: give the files as they are downloaded"
+            )
+        if folds_path is None:
+            raise _error(source, [*problems, _NO_FOLDS])
+        if problems:
+            raise _error(source, problems)
+        folds = _read_folds(folds_path)
+        notes += _fold_notes(folds, chosen["labels"])
+        table, lacking = _aligned(source, chosen, folds)
+    labels, *others = (chosen[role].path for role in _NAMES if role in chosen)
+    notes += [f"{what}: {count}" for what, count in lacking.items() if count]
+    return RawTable(
+        table=table,
+        files=((labels, table.num_rows), *((path, 0) for path in (*others, folds_path))),
+        word_aligned=True,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """An open file: what its root group is called, and its videos."""
+
+    path: Path
+    name: str
+    data: Any
+    videos: Mapping[str, None]
+    is_text: bool
+    width: int
+
+    @classmethod
+    def of(cls, path: Path, file: Any) -> _Sequence:
+        """Look at its names and its first video; DataError where there is none."""
+        with _reading(path):
+            roots = list(itertools.islice(file, 2))
+            if len(roots) != 1:
+                raise DataError("its root holds no single group")
+            data = _member(_member(file, roots[0], h5py.Group), "data", h5py.Group)
+            videos = dict.fromkeys(data)
+            if not videos:
+                raise DataError("it has no video")
+            features = _dataset(_member(data, next(iter(videos)), h5py.Group), "features")
+            name = roots[0].encode("utf-8", "replace").decode()
+            return cls(path, name, data, videos, _is_text(features.dtype), _width(features))
+
+    def rank(self, role: str) -> int | None:
+        """Its place among those that can have a role, the lowest first; None where it cannot."""
+        name = re.sub("[^a-z0-9]", "", self.name.lower())
+        if self.is_text != (role == "words") or any(part in name for part in _NEVER.get(role, ())):
+            return None
+        if role == "words" and self.width > 1:
+            return None
+        rank = next((rank for rank, part in enumerate(_NAMES[role]) if part in name), None)
+        if role == "labels" and rank is None and self.width <= _MOST_LABELS:
+            return len(_NAMES[role]) if self.rank("audio") is self.rank("vision") is None else None
+        return rank
+
+    def read(self, video: str) -> tuple[npt.NDArray[Any], Spans] | None:
+        """Features [n, d] and intervals of a video, None where it has no row; DataError where they are amiss."""
+        if video not in self.videos:
+            return None
+        with _reading(self.path, f"video {video!r}: "):
+            group = _member(self.data, video, h5py.Group)
+            features, spans = _dataset(group, "features"), _dataset(group, "intervals")
+            if _is_text(features.dtype) != self.is_text:
+                raise DataError(f"features of type {features.dtype}, unlike those of other videos")
+            if _width(features) != self.width:
+                raise DataError(f"features of shape {features.shape}, where others have {self.width} columns")
+            if _is_text(spans.dtype):
+                raise DataError("intervals of texts")
+            if spans.shape != (len(features), 2):
+                raise DataError(f"intervals of shape {spans.shape} for features of shape {features.shape}")
+            features_ND, spans_N2 = features[()].reshape(-1, self.width), spans[()].astype(np.float64)
+            if not np.isfinite(spans_N2).all():
+                raise DataError("intervals that are not finite")
+        return (features_ND, spans_N2) if len(features_ND) else None
+
+
+def _is_sequence(path: Path) -> bool | None:
+    """Whether an HDF5 file has one group at its root with data in it, or a link there; None where it is damaged."""
+    try:
+        with _open(path) as file, _reading(path):
+            roots = list(itertools.islice(file, 2))
+            if len(roots) != 1:
+                return False
+            if not isinstance(file.get(roots[0], getlink=True), h5py.HardLink):
+                return True
+            root = file[roots[0]]
+            return isinstance(root, h5py.Group) and "data" in root
+    except DataError:
+        return None
+
+
+def _opened(source: Path, paths: Iterable[Path], stack: ExitStack) -> list[_Sequence]:
+    sequences, problems = [], []
+    for path in paths:
+        try:
+            sequences.append(_Sequence.of(path, stack.enter_context(_open(path))))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise _error(source, problems)
+    return sequences
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    with _reading(path):
+        # Nobody writes to it, and some network storage cannot lock.
+        file = h5py.File(path, "r", locking=False)
+    with file:
+        yield file
+
+
+@contextmanager
+def _reading(path: Path, what: str = "") -> Iterator[None]:
+    """What is read here may be damaged in any way; DataError names the file and, if given, the part of it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {what}{error}") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path}: {what}damaged ({reason}); download it again") from error
+
+
+def _member(group: Any, name: str, kind: Any) -> Any:
+    """What a group holds under a name. Links may lead into other files, so none is followed."""
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise DataError(f"{name!r} is missing")
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(f"{name!r} is a link, which is not followed")
+    member = group[name]
+    if not isinstance(member, kind):
+        raise DataError(f"{name!r} is no {kind.__name__.lower()}")
+    return member
+
+
+def _dataset(group: Any, name: str) -> Any:
+    """An array of numbers or texts that the file itself holds; its values are not read yet."""
+    dataset = _member(group, name, h5py.Dataset)
+    if dataset.is_virtual or dataset.external:
+        raise DataError(f"{name} in another file, which is not read")
+    if dataset.dtype.kind not in "fiu" and not _is_text(dataset.dtype):
+        raise DataError(f"{name} of type {dataset.dtype}, neither numbers nor texts")
+    if dataset.shape is None or len(dataset.shape) not in (1, 2) or not all(dataset.shape[1:]):
+        raise DataError(f"{name} of shape {dataset.shape}, not rows of values")
+    if dataset.nbytes > _COMPRESSION * dataset.id.get_storage_size():
+        raise DataError(f"{name} of shape {dataset.shape}, little of which is in the file")
+    return dataset
+
+
+def _is_text(kind: Any) -> bool:
+    return h5py.check_string_dtype(kind) is not None
+
+
+def _width(dataset: Any) -> int:
+    return int(dataset.shape[1]) if len(dataset.shape) > 1 else 1
+
+
+def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[str]]:
+    """The best sequence for each role that any has, and notes on those that have none."""
+    chosen: dict[str, _Sequence] = {}
+    for role in _NAMES:
+        ranked = [(rank, index) for index, one in enumerate(sequences) if (rank := one.rank(role)) is not None]
+        if ranked:
+            chosen[role] = sequences[min(ranked)[1]]
+    notes = ["the words of an utterance are those whose middle lies in its label's interval"]
+    notes.append(", ".join(f"{role} from {one.name} ({one.path.name})" for role, one in chosen.items()))
+    if unused := [f"{one.name} ({one.path.name})" for one in sequences if one not in chosen.values()]:
+        notes.append(f"not used: {', '.join(unused)}")
+    if "labels" in chosen and (width := chosen["labels"].width) > 1:
+        notes.append(f"the label is the first of {width} columns of {chosen['labels'].name}")
+    return chosen, notes
+
+
+def _folds_file(source: Path) -> Path | None:
+    paths = [] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+    found = [path for path in paths if _has_folds(path)]
+    if len(found) > 1:
+        raise DataError(f"{source}: several files of folds ({', '.join(path.name for path in found)}). Keep one")
+    return found[0] if found else None
+
+
+def _has_folds(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return bool(_JSON_FOLDS.match(head) or _SDK_FOLDS_START.search(head))
+
+
+def _read_folds(path: Path) -> dict[str, list[str]]:
+    """The videos of each split; DataError where one is missing, or a video is in two."""
+    folds: dict[str, list[str]] = {}
+    try:
+        text = path.read_text("utf-8-sig")
+        named = json.loads(text) if text.lstrip().startswith("{") else _evaluated(text)
+        for name, videos in named.items():
+            if (split := SPLIT_ALIASES.get(name)) is None:
+                continue
+            if split in folds or not isinstance(videos, list):
+                raise ValueError(f"{name} is not the only list of videos of its split")
+            "".join(videos).encode()
+            folds[split] = list(dict.fromkeys(videos))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise DataError(f"{path}: not readable as folds, lists of videos ({error})") from error
+    if missing := [split for split in ("train", "test") if split not in folds]:
+        raise DataError(f"{path}: no list of videos for {' and '.join(missing)}")
+    count = Counter(itertools.chain.from_iterable(folds.values()))
+    if twice := [video for video in count if count[video] > 1]:
+        raise DataError(f"{path}: {_some(twice)} in more than one fold")
+    return {split: folds[split] for split in SPLITS if split in folds}
+
+
+def _evaluated(text: str) -> dict[str, Any]:
+    return {match[1]: ast.literal_eval(match[2]) for match in _SDK_FOLDS.finditer(text)}
+
+
+def _fold_notes(folds: Mapping[str, list[str]], labels: _Sequence) -> Iterable[str]:
+    named = dict.fromkeys(itertools.chain.from_iterable(folds.values()))
+    if left := [video for video in labels.videos if video not in named]:
+        yield f"{_some(left)} with labels in no fold, and left out"
+    if lacking := [video for video in named if video not in labels.videos]:
+        yield f"{_some(lacking)} of the folds without labels"
+
+
+def _some(videos: Sequence[str]) -> str:
+    shown = ", ".join(repr(video) for video in videos[:_VIDEOS_SHOWN])
+    more = ", ..." if len(videos) > _VIDEOS_SHOWN else ""
+    return f"{len(videos)} video{'s' * (len(videos) > 1)} ({shown}{more})"
+
+
+def _aligned(
+    source: Path, chosen: Mapping[str, _Sequence], folds: Mapping[str, list[str]]
+) -> tuple[pa.Table, Counter[str]]:
+    """An utterance for each label, and how often what is lacking."""
+    tables: list[pa.Table] = []
+    problems: list[str] = []
+    lacking: Counter[str] = Counter()
+    for split, videos in folds.items():
+        columns: dict[str, list[Any]] = {name: [] for name in ("id", "text", "label", "video_id")}
+        columns |= {role: [] for role in MODALITIES if role in chosen}
+        for video in videos:
+            found = _read_all(video, chosen, problems)
+            if "labels" in found:
+                lacking.update(f"videos without {role}" for role in chosen if role not in found)
+                lacking.update(_add_utterances(columns, video, found))
+        columns["split"] = [split] * len(columns["id"])
+        tables.append(_table(columns, {role: chosen[role].width for role in MODALITIES if role in chosen}))
+    if problems:
+        raise _error(source, problems)
+    return pa.concat_tables(tables), lacking
+
+
+def _read_all(
+    video: str, chosen: Mapping[str, _Sequence], problems: list[str]
+) -> dict[str, tuple[npt.NDArray[Any], Spans]]:
+    found = {}
+    for role, sequence in chosen.items():
+        try:
+            if (read := sequence.read(video)) is not None:
+                found[role] = read
+        except DataError as error:
+            problems.append(str(error))
+    return found
+
+
+def _add_utterances(
+    columns: dict[str, list[Any]], video: str, found: Mapping[str, tuple[npt.NDArray[Any], Spans]]
+) -> Counter[str]:
+    """Those of one video, in order of time; returns how many of their words lack a row of each modality."""
+    label_ND, label_N2 = found["labels"]
+    words, word_W2 = _words(*found["words"]) if "words" in found else ([], np.empty((0, 2)))
+    rows = {role: _word_rows(*found[role], word_W2) for role in MODALITIES if role in found}
+    lacking: Counter[str] = Counter()
+    middle_W = word_W2.mean(axis=1)
+    for place in np.argsort(label_N2[:, 0], kind="stable").tolist():
+        start, end = label_N2[place]
+        inside = np.flatnonzero((middle_W >= start) & (middle_W < end))
+        columns["id"].append(f"{video}[{place}]")
+        columns["text"].append(" ".join(words[word] for word in inside))
+        columns["label"].append(float(label_ND[place, 0]))
+        columns["video_id"].append(video)
+        for role in MODALITIES:
+            if role in rows:
+                means_WD, bare_W = rows[role]
+                columns[role].append(means_WD[inside])
+                lacking[f"words without a row of {role}, which have zeros"] += int(bare_W[inside].sum())
+            elif role in columns:
+                columns[role].append(())
+    return lacking
+
+
+def _words(features_N1: npt.NDArray[Any], spans_N2: Spans) -> tuple[list[str], Spans]:
+    """The words without pauses, in order of time; what has a space in it is several words of one interval."""
+    words, places = [], []
+    for place in np.argsort(spans_N2[:, 0], kind="stable").tolist():
+        text = repaired_text(features_N1[place, 0])
+        parts = text.split() if text != _PAUSE else []
+        words += parts
+        places += [place] * len(parts)
+    return words, spans_N2[places]
+
+
+def _word_rows(
+    features_ND: npt.NDArray[Any], spans_N2: Spans, word_W2: Spans
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """[W, D] means of the rows that overlap each word, zeros where none does, and [W] where that is."""
+    order_N = np.argsort(spans_N2[:, 0], kind="stable")
+    start_N, end_N = spans_N2[order_N].T
+    # Rows may overlap each other, so the ends alone are in no order.
+    latest_N = np.maximum.accumulate(end_N)
+    first_W = np.searchsorted(latest_N, word_W2[:, 0] + _SECONDS, side="right")
+    stop_W = np.searchsorted(start_N, word_W2[:, 1] - _SECONDS, side="left")
+    means_WD = np.zeros((len(word_W2), features_ND.shape[1]), np.float32)
+    bare_W = np.ones(len(word_W2), np.bool_)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for word, (first, stop) in enumerate(zip(first_W, stop_W, strict=True)):
+            rows = order_N[first:stop][end_N[first:stop] > word_W2[word, 0] + _SECONDS]
+            if len(rows):
+                means_WD[word] = features_ND[rows].mean(axis=0, dtype=np.float64)
+                bare_W[word] = False
+    return means_WD, bare_W
+
+
+def _table(columns: dict[str, list[Any]], widths: Mapping[str, int]) -> pa.Table:
+    arrays = {name: pa.array(columns[name], RAW_SCHEMA.field(name).type) for name in columns if name not in widths}
+    for name, width in widths.items():
+        lengths_N = np.array([len(rows) for rows in columns[name]], np.int64)
+        filled = [rows for rows in columns[name] if len(rows)]
+        if filled:
+            values = np.concatenate(filled)
+            arrays[name] = Frames(lengths_N, np.full(len(values), width), values.reshape(-1)).to_arrow()
+        else:
+            arrays[name] = pa.nulls(len(lengths_N), pa.list_(pa.list_(pa.float32(), width)))
+    return pa.table(arrays)
+
+
+def _error(source: Path, problems: list[str]) -> DataError:
+    if len(problems) > 1:
+        return DataError(faults_message(f"{source}: {len(problems)} faults", problems))
+    return DataError(problems[0] if problems[0].startswith(str(source)) else f"{source}: {problems[0]}")
