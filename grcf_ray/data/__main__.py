@@ -94,22 +94,36 @@ def inspect(
     data: str = typer.Argument(
         "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
     ),
+    page: Path | None = typer.Option(None, "--html", metavar="FILE", help="Draw it on a page of its own."),
+    json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
 ) -> None:
-    """Show what an imported data set holds.
+    """Show what an imported data set holds: labels, lengths, features, and a few rows of the training split.
 
-    Of its rows only a few of the training split are shown, and the test split stays closed.
+    The test split stays closed.
 
     \b
     Examples:
       python -m grcf_ray.data inspect mosi
-      python -m grcf_ray.data inspect data/mosi
+      python -m grcf_ray.data inspect data/mosi --html mosi.html
     """
+    import json as json_library
+
     from grcf_ray.data.frames import Frames
     from grcf_ray.data.store import Store, find_data
+    from grcf_ray.files import write_text
+    from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection
 
     folder = Path(data)
     store = Store.open(folder) if folder.is_dir() else find_data(data)
+    found = inspect_store(store)
+    if page is not None:
+        write_text(page, draw_inspection(found))
+        console.progress(f"page: {page}")
+    if json:
+        print(json_library.dumps(found, indent=2, ensure_ascii=False))
+        return
     _summarise(store)
+    print_inspection(found)
     rows = store.read("train").slice(0, _SAMPLE_ROWS)
     header = ["id", "label", "text"]
     columns = [
