@@ -139,6 +139,33 @@ def inspect(
     console.print_table(header, list(zip(*columns, strict=True)))
 
 
+@app.command()
+def verify(
+    data: str = typer.Argument(
+        "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
+    ),
+) -> None:
+    """Compare an imported data set with what was written, and with its fact sheet.
+
+    Exit code 3 where a file is not the one that was written. What differs from the fact sheet is said, and no error.
+
+    \b
+    Examples:
+      python -m grcf_ray.data verify mosi
+      python -m grcf_ray.data verify data/mustard
+    """
+    from grcf_ray.data.store import Store, find_data
+    from grcf_ray.data.verification import verify_store
+    from grcf_ray.errors import DataError
+
+    folder = Path(data)
+    store = Store.open(folder) if folder.is_dir() else find_data(data)
+    checks = verify_store(store)
+    console.print_table(("what", "expected", "found", "verdict"), checks)
+    if damaged := [check.what for check in checks if check.verdict == "damaged"]:
+        raise DataError(f"{store.folder}: {', '.join(damaged)} changed since the import. Import the data set again")
+
+
 @app.command("list")
 def list_() -> None:
     """List the known data sets and what is here.

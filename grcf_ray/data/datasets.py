@@ -42,6 +42,8 @@ class DatasetFacts:
     """Text encoder behind `paper_results`."""
     citation: str
     """Who collected and annotated the data."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of the files as they are published, by their names, where we have seen them."""
     needs: str
     """The file that the importer reads."""
     obtain: str
@@ -49,7 +51,7 @@ class DatasetFacts:
 
 
 _TABLE = "a Parquet or CSV table with the columns id, split, text, label and, where there are any, audio, vision"
-_MAG = "MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer"
+_SDK = "CMU-MultimodalSDK: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK"
 _MMSA = "MMSA: https://github.com/thuiar/MMSA#2-datasets"
 
 _FACTS = {
@@ -79,8 +81,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Zellers, Pincus and Morency (2016). MOSI: Multimodal Corpus of Sentiment "
             "Intensity and Subjectivity Analysis in Online Opinion Videos. arXiv:1606.06259",
-            needs=_TABLE,
-            obtain=f"mosi.pkl of {_MAG}, or {_MMSA}; write its samples as such a table",
+            needs=f"aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or {_TABLE}",
+            obtain=f"{_MMSA}, or {_SDK}",
         ),
         DatasetFacts(
             name="mosei",
@@ -106,8 +108,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Liang, Poria, Cambria and Morency (2018). Multimodal Language Analysis in the "
             "Wild: CMU-MOSEI Dataset and Interpretable Dynamic Fusion Graph. ACL 2018",
-            needs=_TABLE,
-            obtain=f"mosei.pkl of {_MAG}, or {_MMSA}; write its samples as such a table",
+            needs=f"aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or {_TABLE}",
+            obtain=f"{_MMSA}, or {_SDK}",
         ),
         # Table 2's Acc2 and F1 stand under MMSA's keys, whose definitions its baselines use; appendix C.5
         # can be read as `non0`. Section 4.1 names one backbone for all sets, whatever read the Chinese text.
@@ -133,8 +135,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Liu, Yuan, Mao, Liang, Yang, Qiu, Cheng, Li, Xu and Gao (2022). Make Acoustic and "
             "Visual Cues Matter: CH-SIMS v2.0 Dataset and AV-Mixup Consistent Module. ICMI 2022",
-            needs=_TABLE,
-            obtain="CH-SIMS v2: https://github.com/thuiar/ch-sims-v2; write its samples as such a table",
+            needs=f"a pickle of CH-SIMS v2, such as unaligned.pkl, or {_TABLE}",
+            obtain="https://github.com/thuiar/ch-sims-v2",
         ),
         # Figure 4 alone; the paper prints neither settings nor splits for the two sets of classes, and its figures fit
         # HKT's splits.
@@ -157,9 +159,13 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Castro, Hazarika, Pérez-Rosas, Zimmermann, Mihalcea and Poria (2019). Towards Multimodal Sarcasm "
             "Detection (An _Obviously_ Perfect Paper). ACL 2019",
-            needs="sarcasm_data.json and split_indices.p of its authors, with their audio pickle and video HDF5 where "
-            "there are any; or mustard.pkl of HKT",
-            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT",
+            sha256={
+                "sarcasm_data.json": "ec9533032c5f143f197cb5fa5d4b29ab9bf56a20b0dc05d5b31d052f5957d39c",
+                "split_indices.p": "2adea94590e2ab49cde5e96543c75ec4006fd1e9cbd556a82382692c8b045306",
+            },
+            needs=f"{_TABLE}, context (what was said before, a list)",
+            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT; write its samples as such "
+            "a table",
         ),
         DatasetFacts(
             name="ur_funny",
@@ -176,9 +182,9 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Hasan, Rahman, Bagher Zadeh, Zhong, Tanveer, Morency and Hoque (2019). UR-FUNNY: A Multimodal "
             "Language Dataset for Understanding Humor. EMNLP 2019",
-            needs="the five pickles of its second version: language_sdk, covarep_features_sdk, openface_features_sdk, "
-            "humor_label_sdk and data_folds; or ur_funny.pkl of HKT",
-            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT",
+            needs=f"{_TABLE}, context (what was said before, a list)",
+            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT; write its samples as such a "
+            "table",
         ),
         DatasetFacts(
             name="demo",
@@ -193,6 +199,7 @@ _FACTS = {
             metrics="mosi",
             citation="Hutto and Gilbert (2014). VADER: A Parsimonious Rule-based Model for Sentiment "
             "Analysis of Social Media Text. ICWSM 2014",
+            sha256={"utterances.csv": "52ea025fd040aeaf78a0012e26862bc577d819da117d9b07018c591a18fdd045"},
             needs="nothing: it comes with grcf_ray",
             obtain="packaged",
         ),

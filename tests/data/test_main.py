@@ -81,7 +81,7 @@ def test_failed_import_exits_3_and_leaves_nothing(run: Run, tmp_path: Path) -> N
         (("import", "own.csv", "--dataset", "mosi", "--out", "."), 2, "holds other files (own.csv)"),
         (("import", "own.csv", "--dataset", "mosi", "--non-finite", "drop"), 2, "'drop' is not one of"),
         (("import", "own.csv"), 2, "Missing option '--dataset'"),
-        (("inspect", "mosi"), 3, "needed: a Parquet or CSV table"),
+        (("inspect", "mosi"), 3, "needed: aligned_50.pkl or unaligned_50.pkl of MMSA"),
         (("inspect", "."), 3, "holds no imported data set"),
         (("inspct",), 2, "No such command 'inspct'"),
     ],
@@ -116,7 +116,7 @@ def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
     here = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:8]}
     absent = dict.fromkeys(("mosei", "sims_v2", "mustard", "ur_funny"), "-")
     assert here == {"mosi": "data/mosi", **absent, "demo": "packaged", "own": "data/own"}
-    assert "mosei needs a Parquet or CSV table" in out
+    assert "mosei needs aligned_50.pkl" in out
     assert "mosi needs" not in out
 
 
