@@ -164,8 +164,8 @@ _FACTS = {
                 "split_indices.p": "2adea94590e2ab49cde5e96543c75ec4006fd1e9cbd556a82382692c8b045306",
             },
             needs=f"{_TABLE}, context (what was said before, a list)",
-            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT; write its samples as such "
-            "a table",
+            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT; write "
+            "its samples as such a table",
         ),
         DatasetFacts(
             name="ur_funny",
@@ -183,8 +183,8 @@ _FACTS = {
             citation="Hasan, Rahman, Bagher Zadeh, Zhong, Tanveer, Morency and Hoque (2019). UR-FUNNY: A Multimodal "
             "Language Dataset for Understanding Humor. EMNLP 2019",
             needs=f"{_TABLE}, context (what was said before, a list)",
-            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT; write its samples as such a "
-            "table",
+            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT; write "
+            "its samples as such a table",
         ),
         DatasetFacts(
             name="demo",
