@@ -156,20 +156,36 @@ def torment(
     assert weights(run) == weights(reference)
 
 
-def arguments(recorded: Recorded, storage: Path, *more: str) -> list[str]:
+def arguments(recorded: Recorded, storage: Path, workers: int) -> list[str]:
     """The recorded search's, in another place."""
     argv = [word for word in recorded.argv if word != "--json"]
     argv[argv.index("--storage") + 1] = str(storage)
-    return [*argv, *more]
+    return [*argv, "--workers", str(workers)] if workers > 1 else argv
+
+
+def until(
+    kills: int,
+    recorded: Recorded,
+    reference: Path,
+    storage: Path,
+    rng: random.Random,
+    figures: Figures,
+    *,
+    workers: int,
+    starts: int,
+) -> None:
+    """One tormented search after the other, until so many kills have been dealt."""
+    argv = arguments(recorded, storage, workers)
+    while figures.kills < kills:
+        shutil.rmtree(storage, ignore_errors=True)
+        torment(argv, storage / "recorded", reference, rng, figures, workers=workers, starts=starts)
 
 
 @pytest.mark.cluster
 def test_a_search_survives_kills(recorded: Recorded, tmp_path: Path) -> None:
     """A short version of the long one below."""
-    figures = Figures()
-    argv = arguments(recorded, tmp_path / "runs")
-    torment(argv, tmp_path / "runs" / "recorded", recorded.folder, random.Random(1), figures, workers=1, starts=5)
-    assert figures.kills >= 3
+    figures, rng = Figures(), random.Random(1)
+    until(4, recorded, recorded.folder, tmp_path / "runs", rng, figures, workers=1, starts=5)
     assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)
 
 
@@ -180,23 +196,11 @@ def test_chaos(recorded: Recorded, tmp_path: Path, workers: int, capsys: pytest.
     """Thirty kills and more, `GRCF_CHAOS_SEED` chooses which."""
     seed = int(os.environ.get("GRCF_CHAOS_SEED", "0"))
     rng, figures = random.Random(f"{seed}/{workers}"), Figures()
-    more = ["--workers", str(workers)] if workers > 1 else []
     reference = recorded.folder
     if workers > 1:
-        assert start([], arguments(recorded, tmp_path / "undisturbed", *more), Figures()) == 0
+        assert start([], arguments(recorded, tmp_path / "undisturbed", workers), Figures()) == 0
         reference = tmp_path / "undisturbed" / "recorded"
-    while figures.kills < 30:
-        storage = tmp_path / "runs"
-        shutil.rmtree(storage, ignore_errors=True)
-        torment(
-            arguments(recorded, storage, *more),
-            storage / "recorded",
-            reference,
-            rng,
-            figures,
-            workers=workers,
-            starts=12,
-        )
+    until(30, recorded, reference, tmp_path / "runs", rng, figures, workers=workers, starts=12)
     with capsys.disabled():
         print(f"\nchaos, seed {seed}, {workers} worker(s): {dataclasses.asdict(figures)}")
     # A victim that is not found would be the driver.
