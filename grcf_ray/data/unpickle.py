@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -154,13 +155,11 @@ def _no_bytes(*content: Any) -> bytes:
 
 
 def _bytearray(content: Any = b"", encoding: Any = "latin-1") -> bytearray:
-    return bytearray(_bytes(content) if isinstance(content, (str, bytes, bytearray)) else _list_bytes(content))
-
-
-def _list_bytes(content: Any) -> bytes:
-    if not isinstance(content, list):
+    if isinstance(content, list):
+        return bytearray(content)
+    if not isinstance(content, (str, bytes, bytearray)):
         raise RefusedError("bytes that are made")
-    return bytes(content)
+    return bytearray(_bytes(content))
 
 
 def _items(content: Any = ()) -> Any:
@@ -208,6 +207,9 @@ _ADMITTED: dict[str, Any] = {
 class _Reader(pickle._Unpickler):
     """Python's unpickler in Python: its memory grows with what is read, not with the numbers that a file names."""
 
+    read: Callable[[int], bytes]
+    """`load` sets it."""
+
     def __init__(self, content: mmap.mmap) -> None:
         super().__init__(content, encoding="latin-1")
 
@@ -217,6 +219,13 @@ class _Reader(pickle._Unpickler):
         if full not in _ADMITTED:
             raise RefusedError(f"it asks for {full}, which is neither an array nor a container")
         return _ADMITTED[full]
+
+    def load_bytearray8(self) -> None:
+        """As many bytes as there are: Python's own makes room for the number that the file names."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_objects_in_disguise(tmp_path: Path) -> None:
         (pickle.dumps(list(range(99)))[:-1], "cut short"),
         (b"B\xff\xff\xff\xffab.", "cut short"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fab.", "cut short"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x01\x00\x00\x00ab.", "cut short"),
         (b"Nr\xff\xff\xff\xff.x", None),
         (b"\x80\x63N.", "unsupported pickle protocol: 99"),
         (b"]}]s.", "not a readable pickle"),
@@ -212,6 +214,18 @@ def test_what_is_no_pickle(content: bytes, says: str | None, tmp_path: Path) -> 
         return
     with pytest.raises(DataError, match=says):
         read_pickle(path)
+
+
+def test_a_length_that_a_file_names_takes_no_room(tmp_path: Path) -> None:
+    """Four gigabytes of bytes, of texts and of writable bytes, in a few."""
+    for opcode in (b"\x8e", b"\x8d", b"\x96"):
+        path = write(tmp_path, b"\x80\x05" + opcode + struct.pack("<Q", 1 << 32) + b"ab.")
+        tracemalloc.start()
+        with pytest.raises(DataError, match="cut short"):
+            read_pickle(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
