@@ -28,6 +28,7 @@ __all__ = [
     "SearchConfig",
     "Stage1Config",
     "Stage2Config",
+    "Task",
     "TrainConfig",
     "build_config",
     "check_margins",
@@ -40,6 +41,7 @@ __all__ = [
     "to_yaml",
 ]
 
+Task = Literal["regression", "classification"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -283,7 +285,7 @@ _CLASSIFICATION = (
 )
 
 
-def reads(task: Literal["regression", "classification"], path: str) -> bool:
+def reads(task: Task, path: str) -> bool:
     """Whether a setting decides anything for a task."""
     return path not in (_REGRESSION if task == "classification" else _CLASSIFICATION)
 
@@ -350,10 +352,15 @@ def build_config(values: Mapping[str, Any], *, source: str = "the settings") -> 
     return _adapter().validate_python(_nest(values))
 
 
-def check_margins(config: RunConfig, half_range: float) -> list[str]:
-    """What makes the margins contradict each other on labels that reach `half_range` either side."""
+def check_margins(config: RunConfig, half_range: float, task: Task = "regression") -> list[str]:
+    """What makes the margins contradict each other on labels that reach `half_range` either side.
+
+    Nothing does for classification, whose margins are single ones.
+    """
     ranking = config.ranking
-    faults = []
+    faults: list[str] = []
+    if task == "classification":
+        return faults
     if ranking.dynamic_margin and ranking.base_margin < ranking.intra_margin:
         faults.append(
             f"ranking.base_margin = {ranking.base_margin:g} is below ranking.intra_margin = "

@@ -12,6 +12,10 @@ from grcf_ray import console
 
 # Help must be quick, so that pyarrow is imported by the command that needs it.
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
     from grcf_ray.data.store import Store
 
 app = console.make_app("Import multimodal sentiment data, look at it, list the known data sets.")
@@ -109,22 +113,21 @@ def inspect(
     import json as json_library
 
     from grcf_ray.data.frames import Frames
-    from grcf_ray.data.store import Store, find_data
     from grcf_ray.files import write_text
-    from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection
+    from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection, read_open
 
-    folder = Path(data)
-    store = Store.open(folder) if folder.is_dir() else find_data(data)
-    found = inspect_store(store)
+    store = _opened(data)
+    tables = read_open(store)
+    found = inspect_store(store, tables)
     if page is not None:
         write_text(page, draw_inspection(found))
         console.progress(f"page: {page}")
     if json:
         print(json_library.dumps(found, indent=2, ensure_ascii=False))
         return
-    _summarise(store)
+    _summarise(store, tables)
     print_inspection(found)
-    rows = store.read("train").slice(0, _SAMPLE_ROWS)
+    rows = tables["train"].slice(0, _SAMPLE_ROWS)
     header = ["id", "label", "text"]
     columns = [
         rows["id"].to_pylist(),
@@ -154,12 +157,10 @@ def verify(
       python -m grcf_ray.data verify mosi
       python -m grcf_ray.data verify data/mustard
     """
-    from grcf_ray.data.store import Store, find_data
     from grcf_ray.data.verification import verify_store
     from grcf_ray.errors import DataError
 
-    folder = Path(data)
-    store = Store.open(folder) if folder.is_dir() else find_data(data)
+    store = _opened(data)
     checks = verify_store(store)
     console.print_table(("what", "expected", "found", "verdict"), checks)
     if damaged := [check.what for check in checks if check.verdict == "damaged"]:
@@ -173,6 +174,7 @@ def list_() -> None:
     For those that are not, say which file is needed and where people get it.
     """
     from grcf_ray.data import datasets
+    from grcf_ray.data.schema import split_sizes
     from grcf_ray.data.store import Store, is_store, usual_folders
 
     rows, absent = [], []
@@ -182,14 +184,14 @@ def list_() -> None:
         if name != "demo" and not here:
             absent.append(facts)
         low, high = facts.label_range
-        sizes = "/".join(str(count) for count in facts.splits[0].values())
+        sizes = split_sizes(facts.splits[0])
         where = "packaged" if name == "demo" else str(here[0]) if here else "-"
         rows.append((name, facts.title, f"{low:g} to {high:g}", sizes, facts.default_backbone, where))
     for root in {folder.parent for folder in usual_folders("demo")}:
         for folder in sorted(root.iterdir()) if root.is_dir() else []:
             if is_store(folder) and folder.name not in datasets.names():
                 info = Store.open(folder).info
-                sizes = "/".join(str(count) for count in info.splits.values())
+                sizes = split_sizes(info.splits)
                 low, high = info.label_range
                 rows.append((info.name, "own data", f"{low:g} to {high:g}", sizes, "-", str(folder)))
     console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "here"], rows)
@@ -197,8 +199,19 @@ def list_() -> None:
         print(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
 
 
-def _summarise(store: Store) -> None:
-    """What is known of a store, to standard output; the labels of test are left to the final evaluation."""
+def _opened(data: str) -> Store:
+    """The store in a folder, or of a data set by its name."""
+    from grcf_ray.data.store import Store, find_data
+
+    folder = Path(data)
+    return Store.open(folder) if folder.is_dir() else find_data(data)
+
+
+def _summarise(store: Store, tables: Mapping[str, pa.Table] | None = None) -> None:
+    """What is known of a store, to standard output; the labels of test are left to the final evaluation.
+
+    tables: the rows of train and valid, where they have been read.
+    """
     import numpy as np
 
     info = store.info
@@ -225,7 +238,7 @@ def _summarise(store: Store) -> None:
         if split == "test":
             rows.append([split, count, *"-" * (len(header) - 2)])
             continue
-        table = store.read(split)
+        table = tables[split] if tables else store.read(split)
         label_N = table["label"].to_numpy().astype(np.float64)
         missing = [table[name].null_count for name in dims]
         figures = [float(value) for value in (label_N.min(), label_N.mean(), label_N.max(), label_N.std())]

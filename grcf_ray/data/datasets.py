@@ -9,7 +9,7 @@ from typing import Literal
 
 from grcf_ray.errors import ConfigError
 
-__all__ = ["DatasetFacts", "get", "names", "unknown_message"]
+__all__ = ["DatasetFacts", "find", "get", "names", "unknown_message"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,12 @@ class DatasetFacts:
 
 
 _TABLE = "a Parquet or CSV table with the columns id, split, text, label and, where there are any, audio, vision"
-_SDK = "CMU-MultimodalSDK: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK"
-_MMSA = "MMSA: https://github.com/thuiar/MMSA#2-datasets"
+_CONTEXT_NEEDS = f"{_TABLE}, context (what was said before, a list)"
+_CMU_NEEDS = f"aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or {_TABLE}"
+_CMU_OBTAIN = (
+    "MMSA: https://github.com/thuiar/MMSA#2-datasets, or "
+    "CMU-MultimodalSDK: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK"
+)
 
 _FACTS = {
     facts.name: facts
@@ -81,8 +85,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Zellers, Pincus and Morency (2016). MOSI: Multimodal Corpus of Sentiment "
             "Intensity and Subjectivity Analysis in Online Opinion Videos. arXiv:1606.06259",
-            needs=f"aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or {_TABLE}",
-            obtain=f"{_MMSA}, or {_SDK}",
+            needs=_CMU_NEEDS,
+            obtain=_CMU_OBTAIN,
         ),
         DatasetFacts(
             name="mosei",
@@ -108,8 +112,8 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Liang, Poria, Cambria and Morency (2018). Multimodal Language Analysis in the "
             "Wild: CMU-MOSEI Dataset and Interpretable Dynamic Fusion Graph. ACL 2018",
-            needs=f"aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or {_TABLE}",
-            obtain=f"{_MMSA}, or {_SDK}",
+            needs=_CMU_NEEDS,
+            obtain=_CMU_OBTAIN,
         ),
         # Table 2's Acc2 and F1 stand under MMSA's keys, whose definitions its baselines use; appendix C.5
         # can be read as `non0`. Section 4.1 names one backbone for all sets, whatever read the Chinese text.
@@ -163,7 +167,7 @@ _FACTS = {
                 "sarcasm_data.json": "ec9533032c5f143f197cb5fa5d4b29ab9bf56a20b0dc05d5b31d052f5957d39c",
                 "split_indices.p": "2adea94590e2ab49cde5e96543c75ec4006fd1e9cbd556a82382692c8b045306",
             },
-            needs=f"{_TABLE}, context (what was said before, a list)",
+            needs=_CONTEXT_NEEDS,
             obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT; write "
             "its samples as such a table",
         ),
@@ -182,7 +186,7 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Hasan, Rahman, Bagher Zadeh, Zhong, Tanveer, Morency and Hoque (2019). UR-FUNNY: A Multimodal "
             "Language Dataset for Understanding Humor. EMNLP 2019",
-            needs=f"{_TABLE}, context (what was said before, a list)",
+            needs=_CONTEXT_NEEDS,
             obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT; write "
             "its samples as such a table",
         ),
@@ -219,13 +223,17 @@ def get(name: str) -> DatasetFacts:
     return _FACTS[name]
 
 
+def find(name: str) -> DatasetFacts | None:
+    """The fact sheet of a data set; None for one of your own."""
+    return _FACTS.get(name)
+
+
 def protocol_of(name: str, task: Literal["regression", "classification"]) -> Literal["mosi", "sims", "binary"]:
     """Whose metrics a data set uses; a set of your own MOSI's, or those of two classes."""
     if task == "classification":
         return "binary"
-    # A data set of two classes has no other.
-    own = get(name).metrics if name in names() else "mosi"
-    return "mosi" if own == "binary" else own
+    facts = find(name)
+    return facts.metrics if facts else "mosi"
 
 
 def unknown_message(name: str) -> str:

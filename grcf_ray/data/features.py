@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grcf_ray.config import FeatureConfig
+from grcf_ray.config import FeatureConfig, Task
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.schema import Task
 from grcf_ray.errors import ConfigError
 from grcf_ray.files import cache_folder
 

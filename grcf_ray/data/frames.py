@@ -53,12 +53,15 @@ class Frames:
         """The most frequent width, None where no utterance has a frame."""
         return int(np.bincount(self.widths_F).argmax()) if len(self.widths_F) else None
 
-    def to_arrow(self, *, zero_non_finite: bool = False) -> pa.ListArray:
-        """Lists of float32 rows, null where the modality is missing; frames must be equally wide."""
+    def to_arrow(self, *, width: int | None = None, zero_non_finite: bool = False) -> pa.ListArray:
+        """Lists of float32 rows, null where the modality is missing; frames must be equally wide.
+
+        width: theirs, where there may be none to tell it.
+        """
         values = self.values
         if zero_non_finite:
             values = np.where(np.isfinite(values), values, np.float32(0))
-        frames = pa.FixedSizeListArray.from_arrays(pa.array(values), self.width())
+        frames = pa.FixedSizeListArray.from_arrays(pa.array(values), width or self.width())
         offsets = np.concatenate([[0], np.cumsum(self.lengths_N)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), frames, mask=pa.array(self.lengths_N == 0))
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from grcf_ray.config import Task
 from grcf_ray.data.frames import Frames
 from grcf_ray.errors import DataError
 from grcf_ray.files import file_sha256
@@ -25,6 +26,7 @@ __all__ = [
     "TableInfo",
     "conform",
     "fingerprint",
+    "split_sizes",
     "table_schema",
 ]
 
@@ -33,8 +35,6 @@ MODALITIES = ("audio", "vision")
 SCHEMA_VERSION = 1
 # Above this share of upper-case letters the transcripts carry no case.
 _UPPER_SHARE = 0.9
-
-Task = Literal["regression", "classification"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,11 @@ class TableInfo:
             "notes": tuple(values["notes"]),
         }
         return cls(**{**values, **changed})
+
+
+def split_sizes(splits: Mapping[str, int]) -> str:
+    """Utterances in train, valid and test as people read them: `1284/229/686`."""
+    return "/".join(str(splits[split]) for split in SPLITS)
 
 
 def table_schema(*, audio_dim: int | None = None, vision_dim: int | None = None, context: bool = False) -> pa.Schema:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickletools
 from pathlib import Path
 
 from grcf_ray.errors import DataError
 
-__all__ = ["HDF5", "PICKLE", "check_kind", "is_hdf5", "pickle_start"]
+__all__ = ["check_kind", "is_hdf5", "pickle_start"]
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
-PICKLE = (b"\x80", b"(dp", b"(lp", b"}", b"]")
-"""How pickles begin: by the protocol from 2 on, before it with a dict or a list."""
-
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+# By the protocol from 2 on, before it with a dict or a list.
+_PICKLE = (b"\x80", b"(dp", b"(lp", b"}", b"]")
 _START = 1 << 16
 _TOKENS = 64
 _WRONG = (
@@ -43,7 +43,7 @@ def check_kind(path: Path) -> None:
 def is_hdf5(path: Path) -> bool:
     """Whether a file is HDF5, as `.csd` files are."""
     with path.open("rb") as file:
-        return file.read(len(HDF5)) == HDF5
+        return file.read(len(_HDF5)) == _HDF5
 
 
 def pickle_start(path: Path) -> tuple[str, ...]:
@@ -55,11 +55,12 @@ def pickle_start(path: Path) -> tuple[str, ...]:
     """
     with path.open("rb") as file:
         head = file.read(_START)
-    if not head.startswith(PICKLE):
+    if not head.startswith(_PICKLE):
         return ()
     tokens: list[str] = []
     texts: list[str] = []
-    try:
+    # The start of a file is no whole pickle: genops raises where it is cut.
+    with contextlib.suppress(Exception):
         for opcode, argument, _ in pickletools.genops(head):
             name = opcode.name
             if name in ("EMPTY_DICT", "DICT"):
@@ -87,7 +88,4 @@ def pickle_start(path: Path) -> tuple[str, ...]:
                 tokens.append("none")
             if len(tokens) >= _TOKENS:
                 break
-    # The start of a file is no whole pickle: genops raises where it is cut.
-    except Exception:
-        return tuple(tokens)
     return tuple(tokens)

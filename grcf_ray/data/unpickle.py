@@ -208,7 +208,8 @@ class _Reader(pickle._Unpickler):
     """Python's unpickler in Python: its memory grows with what is read, not with the numbers that a file names."""
 
     read: Callable[[int], bytes]
-    """`load` sets it."""
+    append: Callable[[Any], None]
+    """Both are set by `load`."""
 
     def __init__(self, content: mmap.mmap) -> None:
         super().__init__(content, encoding="latin-1")

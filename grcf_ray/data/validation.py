@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from grcf_ray.config import Task
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.schema import MODALITIES, SPLITS, Task
+from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
 __all__ = ["Fault", "validate"]
@@ -134,7 +135,7 @@ def _alignment_faults(table: pa.Table) -> Iterable[Fault]:
     words_N = pc.add(pc.count_substring(pc.fill_null(table["text"], ""), " "), 1).to_numpy()
     for name in MODALITIES:
         if name in table.column_names:
-            rows_N = Frames.of(table[name]).lengths_N
+            rows_N = pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
             for row in np.flatnonzero((rows_N > 0) & (rows_N != words_N)).tolist():
                 yield Fault(row, name, f"{name} has {rows_N[row]} rows for {words_N[row]} words")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from grcf_ray.data import datasets
-from grcf_ray.data.schema import SPLITS, Source
+from grcf_ray.data.schema import SPLITS, Source, split_sizes
 from grcf_ray.data.store import Store
 
 __all__ = ["Check", "verify_store"]
@@ -25,15 +24,15 @@ class Check(NamedTuple):
 def verify_store(store: Store) -> list[Check]:
     """Every split's file by its hash, then the sources, the splits' sizes and the widths by the fact sheet."""
     checks = [_file(store, split) for split in SPLITS]
-    if store.info.name not in datasets.names():
+    info = store.info
+    if (facts := datasets.find(info.name)) is None:
         return checks
-    facts, info = datasets.get(store.info.name), store.info
     for source in info.sources:
         known = facts.sha256.get(source.name)
         verdict = "unknown" if known is None else "ok" if known == source.sha256 else "differs"
         checks.append(Check(f"source {source.name}", (known or "-")[:12], source.sha256[:12], verdict))
-    releases = [_sizes(release) for release in facts.splits]
-    here = _sizes(info.splits)
+    releases = [split_sizes(release) for release in facts.splits]
+    here = split_sizes(info.splits)
     checks.append(Check("train/valid/test", " or ".join(releases), here, "ok" if here in releases else "differs"))
     for name, known_dim, dim in (
         ("audio", facts.audio_dim, info.audio_dim),
@@ -55,7 +54,3 @@ def _file(store: Store, split: str) -> Check:
         return Check(expected.name, expected.sha256[:12], str(error.strerror), "damaged")
     verdict = "ok" if found == expected else "damaged"
     return Check(expected.name, expected.sha256[:12], found.sha256[:12], verdict)
-
-
-def _sizes(splits: Mapping[str, int]) -> str:
-    return "/".join(str(splits[split]) for split in SPLITS)

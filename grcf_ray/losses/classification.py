@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
-from grcf_ray.losses.terms import PairTerms, check_slots, mean
+from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 
 __all__ = ["bce_loss", "boundary_loss", "centering_loss", "compactness_loss", "separation_loss", "separation_terms"]
 
@@ -91,8 +91,4 @@ def bce_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
 
 def _against(distance_P: Tensor, clip: float, eps: float) -> Tensor:
     """-A of eq. 22: [P], in the distances' dtype."""
-    # In float32 the rounding of the mean of equal rewards is larger than eps and would pass for an advantage.
-    reward_P = torch.exp(-distance_P.double())
-    centred_P = reward_P - mean(reward_P)
-    deviation = mean(centred_P.square()).sqrt()
-    return -(centred_P / (deviation + eps)).clamp(-clip, clip).to(distance_P.dtype)
+    return -standardised(torch.exp(-distance_P.double()), eps).clamp(-clip, clip).to(distance_P.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from grcf_ray.losses.groups import OrdinalGroups
-from grcf_ray.losses.terms import PairTerms, check_slots, mean
+from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 
 __all__ = [
     "boundary_loss",
@@ -126,8 +126,4 @@ def mae_loss(score_B: Tensor, label_B: Tensor) -> Tensor:
 
 def _advantage_weight(gap_P: Tensor, eps: float) -> Tensor:
     """w_ij = ReLU(-A_ij) from the score gaps of the pairs: [P], in the gaps' dtype."""
-    # In float32 the rounding of the mean of equal rewards is larger than eps and would pass for an advantage.
-    reward_P = gap_P.double().sigmoid()
-    centred_P = reward_P - reward_P.mean()
-    deviation = centred_P.square().mean().sqrt()
-    return relu(-centred_P / (deviation + eps)).to(gap_P.dtype)
+    return relu(-standardised(gap_P.double().sigmoid(), eps)).to(gap_P.dtype)

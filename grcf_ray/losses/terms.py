@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["PairTerms", "check_slots", "mean"]
+__all__ = ["PairTerms", "check_slots", "mean", "standardised"]
 
 
 class PairTerms(NamedTuple):
@@ -33,6 +33,16 @@ class PairTerms(NamedTuple):
 def mean(value_P: Tensor) -> Tensor:
     """Mean that is 0, and keeps the graph, where there is nothing to average."""
     return value_P.sum() / max(value_P.numel(), 1)
+
+
+def standardised(reward_P: Tensor, eps: float) -> Tensor:
+    """Advantage of each pair: its reward less their mean, over their population deviation + eps; [P], float64.
+
+    reward_P: float64. In float32 the rounding of the mean of equal rewards is larger than eps, and would pass for an
+    advantage.
+    """
+    centred_P = reward_P - mean(reward_P)
+    return centred_P / (mean(centred_P.square()).sqrt() + eps)
 
 
 def check_slots(score_B: Tensor, label_B: Tensor) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.data.schema import Task
+from grcf_ray.config import ModelConfig, Task
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.classification import build_classifier
 from grcf_ray.model.regression import GrcfRegressor, build_regressor

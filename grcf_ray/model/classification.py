@@ -1,7 +1,7 @@
 """GRCF for classification (appendix A.1): the mean text vector attends to the other modalities' rows, behind a gate.
 
 B utterances; S scored slots; L rows of all other modalities; D the text encoder's width; W = 2 D + 1: text vector,
-fused vector, and whether there is anything but text.
+fused vector, and whether there is anything but text. W = D where the model sees text alone.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class GrcfClassifier(GrcfModel):
 
     def encode(self, batch: Batch) -> Tensor:
         """[B, W] z_text, z_fused of eq. 14 (0 without a row), and 1 where there is a row of another modality."""
-        text_BD = self.text_encoder(batch)
+        text_BD: Tensor = self.text_encoder(batch)
         if not self.modality_dims:
-            return torch.cat([text_BD, torch.zeros_like(text_BD), text_BD.new_zeros(len(text_BD), 1)], dim=-1)
+            return text_BD
         keys, masks = [], []
         for index, name in enumerate(self.modality_dims):
             rows, mask = self.rows(batch, name)
@@ -78,11 +78,11 @@ class GrcfClassifier(GrcfModel):
 
     def represent(self, vector_SW: Tensor) -> Tensor:
         """[S, D] z_final of eq. 16, after dropout."""
+        if not self.modality_dims:
+            text: Tensor = self.unified_dropout(vector_SW)
+            return text
         width = self.text_encoder.width
         text_SD, fused_SD, present_S1 = torch.split(vector_SW, [width, width, 1], dim=-1)
-        if not self.modality_dims:
-            dropped: Tensor = self.unified_dropout(text_SD)
-            return dropped
         fused_SD = self.fusion_dropout(fused_SD)
         if self.training and self.modality_dropout:
             keep_S1 = torch.rand(len(vector_SW), 1, device=vector_SW.device) >= self.modality_dropout

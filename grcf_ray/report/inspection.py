@@ -20,17 +20,24 @@ from grcf_ray.data.schema import MODALITIES, TableInfo
 from grcf_ray.data.store import Store
 from grcf_ray.losses.groups import OrdinalGroups
 
-__all__ = ["draw_inspection", "inspect_store", "print_inspection"]
+__all__ = ["draw_inspection", "inspect_store", "print_inspection", "read_open"]
 
 OPEN_SPLITS = ("train", "valid")
 _GROUPS = "overlap,5"
 _BINS = 13
 _BAR = 40
 _QUANTILES = {"least": 0.0, "median": 0.5, "95 %": 0.95, "most": 1.0}
+_LENGTHS_HEADER = ("split", "of", *_QUANTILES)
+_FEATURES_HEADER = ("split", "modality", "values a row", "without it", "zeros", "constant columns")
 
 
-def inspect_store(store: Store) -> dict[str, Any]:
-    """Everything that is shown, as plain data.
+def read_open(store: Store) -> dict[str, pa.Table]:
+    """The rows of train and valid."""
+    return {split: store.read(split) for split in OPEN_SPLITS}
+
+
+def inspect_store(store: Store, tables: Mapping[str, pa.Table] | None = None) -> dict[str, Any]:
+    """Everything that is shown, as plain data. tables: what `read_open` gave, where it is at hand.
 
     `splits`: utterances of each. For train and valid: `labels` (lowest, mean, highest, deviation), `histogram` and
     `groups` (each a list of low edge, high edge, utterances), `lengths` (quantiles of words a text, of sentences before
@@ -38,7 +45,7 @@ def inspect_store(store: Store) -> dict[str, Any]:
     among its values, and columns that never change).
     """
     info = store.info
-    tables = {split: store.read(split) for split in OPEN_SPLITS}
+    tables = tables or read_open(store)
     return {
         "name": info.name,
         "task": info.task,
@@ -59,20 +66,10 @@ def print_inspection(found: Mapping[str, Any]) -> None:
             bar = "█" * round(_BAR * count / max(1, most))
             print(f"{_span(low, high):>16}  {count:>6}  {bar}".rstrip())
     print("\nlengths")
-    rows = [
-        (split, what, *(f"{value:g}" for value in quantiles.values()))
-        for split in OPEN_SPLITS
-        for what, quantiles in found[split]["lengths"].items()
-    ]
-    print_table(("split", "of", *_QUANTILES), rows)
-    features = [
-        (split, name, str(f["width"]), f"{f['missing']:.1%}", f"{f['zeros']:.1%}", str(f["constant"]))
-        for split in OPEN_SPLITS
-        for name, f in found[split]["features"].items()
-    ]
-    if features:
+    print_table(_LENGTHS_HEADER, _lengths(found))
+    if features := _features(found):
         print("\nfeatures")
-        print_table(("split", "modality", "values a row", "without it", "zeros", "constant columns"), features)
+        print_table(_FEATURES_HEADER, features)
     if found["train"]["groups"]:
         print(f"\nordinal groups ({_GROUPS}), which overlap")
         spans = [_span(low, high) for low, high, _ in found["train"]["groups"]]
@@ -89,28 +86,33 @@ def draw_inspection(found: Mapping[str, Any]) -> str:
         charts.append(_bars(f"Labels of {split}", found[split]["histogram"]))
         if found[split]["groups"]:
             charts.append(_bars(f"Ordinal groups of {split} ({_GROUPS}, which overlap)", found[split]["groups"]))
-    lengths = [
-        (split, what, *(f"{value:g}" for value in quantiles.values()))
-        for split in OPEN_SPLITS
-        for what, quantiles in found[split]["lengths"].items()
-    ]
-    features = [
-        (split, name, f["width"], f"{f['missing']:.1%}", f"{f['zeros']:.1%}", f["constant"])
-        for split in OPEN_SPLITS
-        for name, f in found[split]["features"].items()
-    ]
     body = [
         f"<h1>{html.escape(found['name'])}</h1>",
         f"<p>{found['task']}, labels {_span(*found['label_range'])}; utterances: {sizes}. Test stays closed.</p>",
         f"<ul>{notes}</ul>" if notes else "",
         *charts,
         "<h2>Lengths</h2>",
-        _table(("split", "of", *_QUANTILES), lengths),
+        _table(_LENGTHS_HEADER, _lengths(found)),
     ]
-    if features:
-        header = ("split", "modality", "values a row", "without it", "zeros", "constant columns")
-        body += ["<h2>Features</h2>", _table(header, features)]
+    if features := _features(found):
+        body += ["<h2>Features</h2>", _table(_FEATURES_HEADER, features)]
     return _PAGE.format(title=html.escape(found["name"]), body="\n".join(body))
+
+
+def _lengths(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (split, what, *(f"{value:g}" for value in quantiles.values()))
+        for split in OPEN_SPLITS
+        for what, quantiles in found[split]["lengths"].items()
+    ]
+
+
+def _features(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (split, name, str(f["width"]), f"{f['missing']:.1%}", f"{f['zeros']:.1%}", str(f["constant"]))
+        for split in OPEN_SPLITS
+        for name, f in found[split]["features"].items()
+    ]
 
 
 def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
         "histogram": _histogram(label_N, low, high, classes=info.task == "classification"),
         "groups": [] if info.task == "classification" else _occupancy(label_N, low, high),
         "lengths": lengths,
-        "features": {name: _features(f) for name, f in frames.items()},
+        "features": {name: _inspect_frames(f) for name, f in frames.items()},
     }
 
 
@@ -155,7 +157,7 @@ def _occupancy(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[l
     ]
 
 
-def _features(frames: Frames) -> dict[str, Any]:
+def _inspect_frames(frames: Frames) -> dict[str, Any]:
     width = frames.width() or 0
     rows = frames.values.reshape(-1, width) if width else frames.values.reshape(0, 1)
     constant = int((np.ptp(rows, axis=0) == 0).sum()) if len(rows) else width
@@ -179,7 +181,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _bars(title: str, bins: Sequence[Sequence[float]]) -> str:
-    """A bar chart as SVG, which a screen reader gets as its title and the table of its values."""
+    """A bar chart as SVG, of which a screen reader gets the title."""
     most = max((count for *_, count in bins), default=0) or 1
     height, step = 140, 46
     bars = []
@@ -189,7 +191,7 @@ def _bars(title: str, bins: Sequence[Sequence[float]]) -> str:
         bars.append(
             f'<rect x="{index * step + 3}" y="{height - tall + 20:.1f}" width="{step - 6}" height="{tall:.1f}"/>'
             f'<text x="{middle}" y="{height - tall + 14:.1f}">{int(count)}</text>'
-            f'<text class="edge" x="{middle}" y="{height + 36}">{_short(low, high)}</text>'
+            f'<text x="{middle}" y="{height + 36}">{(low + high) / 2:.3g}</text>'
         )
     width = step * len(bins)
     return (
@@ -197,10 +199,6 @@ def _bars(title: str, bins: Sequence[Sequence[float]]) -> str:
         f'<div class="chart"><svg role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width} {height + 44}" '
         f'width="{width}">{"".join(bars)}</svg></div>'
     )
-
-
-def _short(low: float, high: float) -> str:
-    return f"{(low + high) / 2:.3g}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

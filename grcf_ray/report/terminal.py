@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grcf_ray.config import Task
 from grcf_ray.console import print_table, progress
-from grcf_ray.data.schema import Task
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -157,9 +157,7 @@ class ProgressLines:
         return METRIC_TITLES[objective_name(stage, self._task)]
 
     def _best(self, stage: int) -> TrialRecord | None:
-        sign = 1 if DIRECTIONS[stage] == "min" else -1
-        usable = [t for t in self._trials[stage].values() if t.objective is not None]
-        return min(usable, key=lambda t: (sign * t.objective, t.number), default=None)  # type: ignore[operator]
+        return next(iter(rank(self._trials[stage].values())), None)
 
     def _left(self, stage: int) -> float | None:
         """Seconds that are left, from the epochs so far; None before the first."""

@@ -117,7 +117,8 @@ def search(
 
     store = find_data(dataset, data, label_range)
     config = chosen.config()
-    classes = "-binary" if dataset in datasets.names() and datasets.get(dataset).task != store.info.task else ""
+    facts = datasets.find(dataset)
+    classes = "-binary" if facts and facts.task != store.info.task else ""
     own_name = f"{dataset}{classes}-{Path(config.model.backbone).name}-seed{config.seed}"
     name = name or own_name + (DIRECT if direct else "")
     record = find_run(runs_place(storage), name, chosen, store, force=force)
@@ -162,12 +163,14 @@ def _run(
 
 
 def _print_plan(session: Session, room: Room) -> None:
+    from grcf_ray.data.schema import split_sizes
     from grcf_ray.report.terminal import typed
 
     config, info, space = session.config, session.store.info, session.space
     modalities = [m for m, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim]
-    sizes = "/".join(str(info.splits[split]) for split in ("train", "valid", "test"))
-    console.progress(f"Data:    {info.name}, {sizes} utterances, {' + '.join(['text', *modalities])}")
+    console.progress(
+        f"Data:    {info.name}, {split_sizes(info.splits)} utterances, {' + '.join(['text', *modalities])}"
+    )
     for note in info.notes:
         console.progress(f"         {note}")
     console.progress(f"Model:   {config.model.backbone}, {config.model.frozen_layers} frozen layers")

@@ -46,12 +46,11 @@ def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *,
     def metrics(score: Any, vector_ND: NDArray[np.float64], split: SplitFeatures) -> dict[str, float]:
         return split_metrics(score(vector_ND), split.label_N, protocol=protocol, limit=features.half_range)
 
-    chosen_by = objective_name(2, features.task)
-    errors = [metrics(score, valid_ND, features.valid)[chosen_by] for score in scores]
-    best = int(np.argmin(errors))
+    valid = [metrics(score, valid_ND, features.valid) for score in scores]
+    best = int(np.argmin([found[objective_name(2, features.task)] for found in valid]))
     return {
         "name": f"{'logistic' if classes else 'ridge'} regression on the frozen text vectors",
         "alpha": ALPHAS[best],
-        "valid": metrics(scores[best], valid_ND, features.valid),
+        "valid": valid[best],
         "test": metrics(scores[best], test_ND, test),
     }

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from grcf_ray.data.schema import Task
+from grcf_ray.config import Task
 from grcf_ray.search.record import TrialRecord
 
 __all__ = [

@@ -86,14 +86,14 @@ class Session:
     def check(self) -> Room:
         """How the trials fit the cluster, which is joined. What can never run is refused here."""
         config = self.config
-        low, high = self.store.info.label_range
-        if self.store.info.task == "regression" and (faults := self.space.margin_faults((high - low) / 2)):
+        (low, high), task = self.store.info.label_range, self.store.info.task
+        if faults := self.space.margin_faults((high - low) / 2, task):
             raise ConfigError(faults_message(f"{self.space.source}: the starting point contradicts itself", faults))
         searched = {**self.space.stage1, **self.space.stage2}
-        if unread := [path for path in searched if not reads(self.store.info.task, path)]:
+        if unread := [path for path in searched if not reads(task, path)]:
             raise ConfigError(
-                f"{self.space.source} searches {', '.join(unread)}, which a data set for {self.store.info.task} does "
-                "not read; give a space for it: --space FILE"
+                f"{self.space.source} searches {', '.join(unread)}, which a data set for {task} does not read; "
+                "give a space for it: --space FILE"
             )
         self._check_modalities()
         if not self.budgets:
@@ -135,7 +135,7 @@ class Session:
 
     def _search(self, room: Room, stop: Stop) -> None:
         record, config, store = self.record, self.config, self.store
-        facts = datasets.get(store.info.name) if store.info.name in datasets.names() else None
+        facts = datasets.find(store.info.name)
         protocol = datasets.protocol_of(store.info.name, store.info.task)
         torch.set_num_threads(os.cpu_count() or 1)
         console.progress("Preparing features")

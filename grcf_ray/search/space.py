@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import yaml
 
-from grcf_ray.config import RunConfig, build_config, check_margins, config_faults, known_paths, nearest
+from grcf_ray.config import RunConfig, Task, build_config, check_margins, config_faults, known_paths, nearest
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
 
@@ -94,9 +94,9 @@ class Space:
         start = {**self.start(1), **self.start(2)}
         return build_config({**self.fixed, **start, **(params or {})}, source=self.source)
 
-    def margin_faults(self, half_range: float) -> list[str]:
+    def margin_faults(self, half_range: float, task: Task = "regression") -> list[str]:
         """What contradicts itself at the starting point, for labels that reach `half_range` either side."""
-        return check_margins(self.config(), half_range)
+        return check_margins(self.config(), half_range, task)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of a space file that `load_space` reads back."""

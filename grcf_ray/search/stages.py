@@ -160,9 +160,8 @@ class Search:
         return stage_seed(self.config.seed, stage, number)
 
     def _feasible(self, stage: Literal[1, 2], params: Mapping[str, Any]) -> bool:
-        if stage == 2 or self.features.task == "classification":
-            return True
-        return not check_margins(self.space.config(params), self.features.half_range)
+        features = self.features
+        return stage == 2 or not check_margins(self.space.config(params), features.half_range, features.task)
 
     def _fit(
         self,

@@ -19,7 +19,7 @@ from grcf_ray import __version__
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
-from grcf_ray.data.schema import SPLITS
+from grcf_ray.data.schema import split_sizes
 from grcf_ray.data.store import Store
 from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
@@ -200,8 +200,7 @@ def comparability(facts: DatasetFacts | None, config: RunConfig, store: Store) -
         elif paper and here != paper:
             reasons.append(f"{name} of {here} columns instead of {paper}")
     if dict(store.info.splits) != dict(facts.splits[0]):
-        sizes = ["/".join(str(split[name]) for name in SPLITS) for split in (store.info.splits, facts.splits[0])]
-        reasons.append(f"split of {sizes[0]} instead of {sizes[1]}")
+        reasons.append(f"split of {split_sizes(store.info.splits)} instead of {split_sizes(facts.splits[0])}")
     return reasons
 
 

@@ -206,7 +206,7 @@ def _ready(
 
     store = find_data(dataset, data, label_range)
     low, high = store.info.label_range
-    if store.info.task == "regression" and (faults := check_margins(config, (high - low) / 2)):
+    if faults := check_margins(config, (high - low) / 2, store.info.task):
         raise ConfigError(faults_message("the settings contradict themselves", faults))
     if sharing.workers == 1:
         choose_device(config.train, granted=True)

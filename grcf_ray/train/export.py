@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.config import RunConfig, Task, build_config, flatten
 from grcf_ray.data.features import Features, Standardiser, build_split
-from grcf_ray.data.schema import Task
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.files import file_sha256, replacing, write_json
 from grcf_ray.metrics import Protocol

@@ -1,4 +1,4 @@
-"""What each task optimises and is judged by: the losses of a group of pairs, and the metrics of a split."""
+"""What each task optimises: the losses of a group of pairs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from grcf_ray.config import RunConfig
+from grcf_ray.config import RunConfig, Task
 from grcf_ray.data.pairs import Group
-from grcf_ray.data.schema import Task
 from grcf_ray.losses import classification, regression
 from grcf_ray.losses.groups import OrdinalGroups
 

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from grcf_ray.config import RunConfig, TrainConfig
+from grcf_ray.config import RunConfig, Task, TrainConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
-from grcf_ray.data.schema import Task
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
 from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.base import GrcfModel

@@ -11,11 +11,34 @@ import pytest
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
-    from grcf_ray.search.events import Listener
+    from grcf_ray.search.events import Event, Listener
+    from grcf_ray.search.record import TrialRecord
     from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
+    """What a repetition of the search must repeat: all but times, speeds, attempts and places."""
+    from grcf_ray.search.replay import TIMINGS
+
+    def curve(trial: TrialRecord) -> list[dict[str, Any]]:
+        return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in trial.curve]
+
+    return [(t.number, t.params, t.seed, t.state, t.error, curve(t)) for t in trials]
+
+
+def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> None:
+    """Have the command's first listener do something at its events."""
+    from grcf_ray.report import terminal
+
+    class Witness(terminal.ProgressLines):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            act(event)
+
+    monkeypatch.setattr(terminal, "ProgressLines", Witness)
 
 
 @pytest.fixture

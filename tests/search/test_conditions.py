@@ -12,17 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.report import terminal
 from grcf_ray.search.events import EpochFinished, Event
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
+from tests.search.conftest import essence, listen
 
 if TYPE_CHECKING:
     from grcf_ray.search.stages import Search
@@ -33,28 +33,16 @@ SMALL_MIB = 6
 """Room for a part of a search: a trial of the tiny model takes about 1 MiB while it runs."""
 
 
-def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
-    """What must be the same as without the disturbance: all but times, speeds, attempts and places."""
-    untimed = ("seconds", "utterances_per_s", "pairs_per_s")
-
-    def curve(trial: TrialRecord) -> list[dict[str, Any]]:
-        return [{name: value for name, value in epoch.items() if name not in untimed} for epoch in trial.curve]
-
-    return [(t.number, t.params, t.seed, t.state, t.error, curve(t)) for t in trials]
-
-
 def interrupt_once(monkeypatch: pytest.MonkeyPatch, at: Callable[[Event], bool]) -> None:
     """Have the command's first listener press Ctrl-C at the first such event."""
     pressed: list[Event] = []
 
-    class Witness(terminal.ProgressLines):
-        def __call__(self, event: Event) -> None:
-            super().__call__(event)
-            if at(event) and not pressed:
-                pressed.append(event)
-                os.kill(os.getpid(), signal.SIGINT)
+    def press(event: Event) -> None:
+        if at(event) and not pressed:
+            pressed.append(event)
+            os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(terminal, "ProgressLines", Witness)
+    listen(monkeypatch, press)
 
 
 def make_from_the_future(run: Path) -> None:

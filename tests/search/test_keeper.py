@@ -26,21 +26,11 @@ from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.space import Choice, Space, load_space
 from grcf_ray.storage import place_at
 from grcf_ray.train.checkpoint import read_checkpoint
+from tests.search.conftest import essence
 
 if TYPE_CHECKING:
     from grcf_ray.search.stages import Search
     from tests.conftest import Recorded
-
-UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
-
-
-def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
-    """What a repetition of the search must repeat: all but times, speeds and places."""
-
-    def curve(trial: TrialRecord) -> list[dict[str, Any]]:
-        return [{name: value for name, value in epoch.items() if name not in UNTIMED} for epoch in trial.curve]
-
-    return [(t.number, t.params, t.seed, t.state, t.error, curve(t)) for t in trials]
 
 
 def same_weights(ours: tuple[RunRecord, str], theirs: tuple[RunRecord, str]) -> bool:

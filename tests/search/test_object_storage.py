@@ -13,12 +13,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
+from tests.search.conftest import essence
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
-UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
 STUCK_S = 600
 """An undisturbed search takes a minute or two."""
 
@@ -82,12 +82,6 @@ def machine() -> Iterator[Machine]:
             made.switch_off()
 
 
-def essence(trial: TrialRecord) -> tuple[Any, ...]:
-    """What no place and no interruption may change."""
-    curve = [{name: value for name, value in metrics.items() if name not in UNTIMED} for metrics in trial.curve]
-    return trial.number, trial.params, trial.seed, trial.state, trial.error, curve
-
-
 def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, recorded: Recorded) -> None:
     runs = place_at(s3) / "some runs"
     record, reference = RunRecord(runs / "recorded"), RunRecord(place_at(recorded.folder))
@@ -116,7 +110,7 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
 
         for stage in (1, 2):
             after = record.trials(stage)
-            assert [essence(trial) for trial in after] == [essence(trial) for trial in reference.trials(stage)]
+            assert essence(after) == essence(reference.trials(stage))
             # What had ended was left alone.
             ended = {(trial.number, trial.attempt, trial.ended) for trial in before[stage] if trial.finished}
             assert ended <= {(trial.number, trial.attempt, trial.ended) for trial in after}

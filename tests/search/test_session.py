@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grcf_ray.data.store import Store
-from grcf_ray.report import terminal
 from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord
@@ -23,6 +22,7 @@ from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import place_at
+from tests.search.conftest import listen
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -38,17 +38,6 @@ def words(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> list[Any]:
     for setting in ("stage1.epochs=1", "stage2.epochs=1", "search.ridge_baseline=false"):
         argv += ["--set", setting]
     return argv
-
-
-def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> None:
-    """Have the command's first listener do something at its events."""
-
-    class Witness(terminal.ProgressLines):
-        def __call__(self, event: Event) -> None:
-            super().__call__(event)
-            act(event)
-
-    monkeypatch.setattr(terminal, "ProgressLines", Witness)
 
 
 def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(

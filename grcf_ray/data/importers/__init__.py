@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from grcf_ray.config import Task
 from grcf_ray.data import datasets
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.schema import MODALITIES, SPLITS, Source, TableInfo, Task, conform
+from grcf_ray.data.schema import MODALITIES, Source, TableInfo, conform, split_sizes
 from grcf_ray.data.sniff import check_kind
 from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
 from grcf_ray.data.validation import validate
@@ -88,7 +89,7 @@ class ImportOptions:
 
     def facts(self) -> datasets.DatasetFacts | None:
         """The fact sheet, None for the user's own data."""
-        return datasets.get(self.dataset) if self.dataset in datasets.names() else None
+        return datasets.find(self.dataset)
 
     def kind(self) -> Task:
         """The kind of label of the files, given or known."""
@@ -234,7 +235,7 @@ def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts
     if shared := _shared_texts(table):
         notes.append(f"{shared} texts stand in more than one of train, valid and test, with the same context")
     if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:
-        here, known = _counts(info.splits), " or ".join(_counts(release) for release in facts.splits)
+        here, known = split_sizes(info.splits), " or ".join(split_sizes(release) for release in facts.splits)
         notes.append(f"{here} utterances in train/valid/test, where {facts.title} is known with {known}")
     return notes
 
@@ -247,7 +248,3 @@ def _shared_texts(table: pa.Table) -> int:
         if text:
             splits.setdefault((*(said or ()), text), set()).add(split)
     return sum(len(found) > 1 for found in splits.values())
-
-
-def _counts(splits: Mapping[str, int]) -> str:
-    return "/".join(str(splits[name]) for name in SPLITS)

@@ -425,12 +425,9 @@ def _table(columns: dict[str, list[Any]], widths: Mapping[str, int]) -> pa.Table
     arrays = {name: pa.array(columns[name], RAW_SCHEMA.field(name).type) for name in columns if name not in widths}
     for name, width in widths.items():
         lengths_N = np.array([len(rows) for rows in columns[name]], np.int64)
-        filled = [rows for rows in columns[name] if len(rows)]
-        if filled:
-            values = np.concatenate(filled)
-            arrays[name] = Frames(lengths_N, np.full(len(values), width), values.reshape(-1)).to_arrow()
-        else:
-            arrays[name] = pa.nulls(len(lengths_N), pa.list_(pa.list_(pa.float32(), width)))
+        values = np.concatenate([np.empty((0, width), np.float32), *(rows for rows in columns[name] if len(rows))])
+        frames = Frames(lengths_N, np.full(len(values), width), values.reshape(-1))
+        arrays[name] = frames.to_arrow(width=width)
     return pa.table(arrays)
 
 

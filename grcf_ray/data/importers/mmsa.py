@@ -257,9 +257,8 @@ def _unpadded(array: npt.NDArray[Any], length_N: npt.NDArray[np.int64] | None) -
     with np.errstate(over="ignore"):
         values = np.asarray(array)[kept_NL].astype(np.float32, copy=False)
     width = array.shape[2]
-    if not len(values):
-        return pa.nulls(len(array), pa.list_(pa.list_(pa.float32(), width))), 0
-    return Frames(rows_N, np.full(len(values), width), values.reshape(-1)).to_arrow(), int(misfit_N.sum())
+    frames = Frames(rows_N, np.full(len(values), width), values.reshape(-1))
+    return frames.to_arrow(width=width), int(misfit_N.sum())
 
 
 def _padding_notes(columns: dict[str, dict[str, Any]]) -> Iterable[str]:
