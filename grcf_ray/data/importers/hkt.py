@@ -1,0 +1,144 @@
+"""Pickles of HKT, the Humor Knowledge Enriched Transformer: MUStARD and UR-FUNNY, split and with features.
+
+A dict of the splits train, dev and test, each a list of samples (punchline, context, id, label). Punchline and context
+are (words, visual [n, 91], acoustic [n, 81], hcf): the punchline's words are one text, the context's a text for each
+sentence. As in HKT's code, columns 55 to 90 of visual and 0 to 59 of acoustic are used; here the punchline's only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grcf_ray.data.raw import RawTable
+from grcf_ray.data.samples import (
+    Cells,
+    Form,
+    Rows,
+    Start,
+    alone,
+    begins_with,
+    first_sample,
+    is_array,
+    is_text_array,
+    items,
+    kind_of,
+    only_file,
+    read_samples,
+    shown,
+    text_of,
+)
+
+__all__ = ["VARIANTS", "files", "read"]
+
+VARIANTS: dict[str, str] = {}
+
+_PART = "({0}_words, {0}_visual, {0}_acoustic, {0}_hcf)"
+_PART_MEMBERS = 4
+# Longer ones Python does not write out.
+_LARGEST_ID = 10**100
+# Width in the file, and the columns that HKT takes of it.
+_USED = {"vision": (91, slice(55, 91)), "audio": (81, slice(0, 60))}
+_NOTES = (
+    "vision is columns 55 to 90 of the punchline's 91, audio columns 0 to 59 of its 81, as in HKT",
+    "the context's features and the humor-centric ones (hcf) are not used",
+)
+
+
+def files(source: Path) -> list[Path]:
+    """The pickles whose first sample begins with a text and an array."""
+    return begins_with(source, _begins_as_hkt)
+
+
+def read(source: Path, variant: str = "") -> RawTable:
+    """Read one pickle; DataError names every split and sample of another form."""
+    return read_samples(only_file(source, files(source), _FORM.name), _FORM, notes=_NOTES)
+
+
+def _begins_as_hkt(start: Start) -> bool:
+    sample = first_sample(start)
+    if sample[:1] == ("_codecs.encode",):
+        # Bytes that Python 3 wrote for Python 2 are a call with the text and its encoding.
+        sample = (*sample[1:2], *(token for token in sample[2:] if token != '"latin1"'))
+    if sample and sample[0].endswith("scalar"):
+        return is_text_array(sample)
+    has_text = bool(sample) and (sample[0] == "bytes" or sample[0].startswith('"'))
+    return has_text and (len(sample) == 1 or sample[1] == "none" or is_array(sample[1]))
+
+
+def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
+    punchline, context, name, label = sample
+    row: dict[str, Any] = {"id": _id(name, cells), "label": _label(label, cells)}
+    if _is_part(punchline):
+        row["text"] = cells.text("text", "p_words", punchline[0])
+        row["vision"] = _rows("vision", "p_visual", punchline[1], cells)
+        row["audio"] = _rows("audio", "p_acoustic", punchline[2], cells)
+    else:
+        cells.fault("text", f"{_PART.format('p')} is {kind_of(punchline)}")
+    if _is_part(context):
+        row["context"] = _context(context[0], cells)
+    else:
+        cells.fault("context", f"{_PART.format('c')} is {kind_of(context)}")
+    return row
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, (list, tuple)) and len(part) == _PART_MEMBERS
+
+
+def _id(cell: Any, cells: Cells) -> str | None:
+    number = alone(cell)
+    if isinstance(number, int) and not isinstance(number, bool) and abs(number) < _LARGEST_ID:
+        return str(number)
+    return cells.text("id", "id", cell)
+
+
+def _label(cell: Any, cells: Cells) -> float | None:
+    truth = alone(cell)
+    return float(truth) if isinstance(truth, bool) else cells.number("label", "label", cell)
+
+
+def _rows(column: str, name: str, cell: Any, cells: Cells) -> Rows | None:
+    """The columns in use of a modality, without rows of zeros at the end; None where nothing is left."""
+    width, used = _USED[column]
+    rows = cells.rows(column, name, cell)
+    if rows is not None and rows.shape[1] != width:
+        cells.fault(column, f"{name} is of shape {rows.shape}, not rows of {width} values")
+        rows = None
+    if rows is None:
+        return None
+    filled = np.flatnonzero(rows.any(axis=1))
+    stop = int(filled[-1]) + 1 if len(filled) else 0
+    cells.counts[f"sequences of {column} of whose end rows of zeros are taken off"] += stop < len(rows)
+    return rows[:stop, used] if stop else None
+
+
+def _context(content: Any, cells: Cells) -> list[str] | None:
+    """The sentences before the punchline, each a text or a list of words; None where nothing was said."""
+    sentences = [content] if isinstance(content, (str, bytes)) else items(() if content is None else content)
+    if sentences is None:
+        cells.fault("context", f"c_words is {kind_of(content)}, not a list of sentences")
+        return None
+    texts = [_sentence(sentence) for sentence in sentences]
+    for number, (sentence, text) in enumerate(zip(sentences, texts, strict=True), 1):
+        if text is None:
+            cells.fault("context", f"sentence {number} of c_words, {shown(sentence)}, is not a text")
+            return None
+    return [text for text in texts if text and text.strip()] or None
+
+
+def _sentence(sentence: Any) -> str | None:
+    words = [sentence] if isinstance(sentence, (str, bytes)) else items(sentence)
+    texts = [text_of(word) for word in words or ()]
+    return None if words is None or None in texts else " ".join(text for text in texts if text is not None)
+
+
+_FORM = Form(
+    name="an HKT pickle",
+    sample=f"({_PART.format('p')}, {_PART.format('c')}, id, label)",
+    members=4,
+    cells=_cells,
+)

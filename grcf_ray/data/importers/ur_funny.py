@@ -1,0 +1,408 @@
+"""UR-FUNNY v2 as its authors publish it: punchlines of talks, humorous or not, each with the sentences before it.
+
+Five pickles, known by their content, dicts by the id of a sample, which is a number or a text: `language_sdk`
+{punchline_sentence, context_sentences}, `humor_label_sdk` 0 or 1, `covarep_features_sdk` and `openface_features_sdk`
+{punchline_features [rows, values]}; and `data_folds`, the ids of train, dev and test. Either modality may be missing.
+Features of the context are not read. Those of a punchline are sequences of their own: their rows are of aligned words,
+which need not be those between the spaces of its sentence.
+
+A source is a folder, or one of these files, which stands for the folder that it lies in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from grcf_ray.data.frames import Frames
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.schema import MODALITIES
+from grcf_ray.data.sniff import check_kind, pickle_start
+from grcf_ray.data.splits import SPLIT_ALIASES
+from grcf_ray.data.unpickle import read_pickle, repaired_text
+from grcf_ray.data.validation import Fault
+from grcf_ray.errors import DataError, faults_message
+
+__all__ = ["VARIANTS", "files", "read"]
+
+VARIANTS: dict[str, str] = {}
+
+_KINDS = {
+    "language": "texts (language_sdk.pkl)",
+    "labels": "labels (humor_label_sdk.pkl)",
+    "folds": "folds (data_folds.pkl)",
+    "features": "features",
+}
+_NEEDED = ("language", "labels", "folds")
+_FOLDS = ("train", "dev", "test")
+_PARTS = ("punchline", "context")
+_FEATURES = {json.dumps(f"{part}_features") for part in _PARTS}
+_LANGUAGE = {json.dumps(f"{part}_{what}") for part in _PARTS for what in ("embedding_indexes", "intervals")}
+_LANGUAGE |= {'"punchline_sentence"', '"context_sentences"'}
+_AUDIO_WIDTH, _VISION_WIDTH = 81, 371
+_ORIGIN = "https://github.com/ROC-HCI/UR-FUNNY has them all"
+_TEXT_SHOWN = 40
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples(RawTable):
+    """Rows whose place is their number in their fold."""
+
+    folds: tuple[tuple[str, int], ...]
+
+    def place(self, row: int) -> str:
+        for fold, rows in self.folds:
+            if row < rows:
+                return f"{fold} row {row + 1}"
+            row -= rows
+        raise IndexError(row)
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """The rows of features of a file, sample after sample."""
+
+    path: Path
+    width: int
+    lengths_N: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+    amiss: Mapping[int, str]
+    """What is wrong with those samples that have no rows for it."""
+
+    def column(self) -> pa.Array:
+        widths = np.full(len(self.values), self.width)
+        return Frames(self.lengths_N, widths, self.values.reshape(-1)).to_arrow()
+
+
+def files(source: Path) -> list[Path]:
+    """The pickles of UR-FUNNY that a source consists of; labels alone or folds alone may be anybody's, and are none."""
+    return [path for paths in _found(source).values() for path in paths]
+
+
+def read(source: Path, variant: str = "") -> RawTable:
+    """Read the samples of the folds, in their order; DataError with every file that is missing or damaged."""
+    found = _found(source)
+    _check_files(source, found)
+    language, labels, folds = (found[kind][0] for kind in _NEEDED)
+    problems: list[str] = []
+    faults: list[Fault] = []
+    names = _tried(problems, _read_folds, folds) or {}
+    ids = [name for fold in names.values() for name in fold]
+    columns: dict[str, list[Any]] = {"id": ids}
+    columns["split"] = [SPLIT_ALIASES[fold] for fold in names for _ in names[fold]]
+    columns |= _tried(problems, _read_language, language, ids, faults) or {}
+    labelled = _tried(problems, _read_samples, labels) or {}
+    columns["label"] = _labels(ids, labelled, faults)
+    sequences = [_tried(problems, _read_sequences, path, ids) for path in found["features"]] if ids else []
+    roles = {} if problems else _tried(problems, _roles, sequences) or {}
+    if problems:
+        raise DataError(problems[0] if len(problems) == 1 else faults_message(f"{source}:", problems))
+    table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
+    for name, one in roles.items():
+        faults += [Fault(row, name, f"{name} {what}") for row, what in one.amiss.items()]
+        table[name] = one.column()
+    return _Samples(
+        table=pa.table(table),
+        files=((language, len(ids)), *((path, 0) for path in (labels, folds, *found["features"]))),
+        faults=tuple(faults),
+        notes=(*_left_out(labelled, ids), *_modality_notes(roles)),
+        folds=tuple((SPLIT_ALIASES[fold], len(names[fold])) for fold in names),
+    )
+
+
+def _found(source: Path) -> dict[str, list[Path]]:
+    """The files of each kind; nothing where the source is a file of none, or where all are labels, or all are folds."""
+    folder = source if source.is_dir() else source.parent
+    kinds = {path: _kind(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    present = set(kinds.values()) - {""}
+    if present <= {"labels"} or present <= {"folds"} or not (source.is_dir() or kinds.get(source)):
+        return {}
+    found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
+    return {kind: [source] if source in paths and kind != "features" else paths for kind, paths in found.items()}
+
+
+def _kind(path: Path) -> str:
+    """What a file may be of all that UR-FUNNY has, empty for nothing."""
+    start = pickle_start(path)
+    if len(start) < 3 or start[0] != "dict" or not _is_id(start[1]):
+        return ""
+    if start[2] == "dict":
+        if _LANGUAGE.intersection(start):
+            return "language"
+        # A language file begins with the words of a sentence where others have numbers.
+        numbers = any(token == "float" or token.startswith("numpy.") for token in start)
+        return ("features" if numbers else "language") if _FEATURES.intersection(start[3:4]) else ""
+    if start[2] == "list":
+        # Files of HKT have a sample where this one has an id: a text and an array.
+        return "folds" if start[1] in map(json.dumps, _FOLDS) and all(map(_is_id, start[3:5])) else ""
+    return "labels" if start[2] in ("int", "float") or start[2].endswith(".scalar") else ""
+
+
+def _is_id(token: str) -> bool:
+    return token == "int" or token.startswith('"')
+
+
+def _check_files(source: Path, found: Mapping[str, Sequence[Path]]) -> None:
+    if not found:
+        if source.is_file():
+            check_kind(source)
+        raise DataError(
+            f"{source}: not the pickles of UR-FUNNY, such as {' or '.join(_KINDS[kind] for kind in _NEEDED)}"
+        )
+    lacking = [_KINDS[kind] for kind in _NEEDED if not found[kind]]
+    if lacking:
+        names = ", ".join(f"{path.name} ({kind})" for kind, paths in found.items() for path in paths)
+        raise DataError(
+            f"{source}: no file begins as UR-FUNNY's {' and '.join(lacking)} should; {_ORIGIN}. Found: {names}"
+        )
+    for kind, most in {**dict.fromkeys(_NEEDED, 1), "features": 2}.items():
+        if len(found[kind]) > most:
+            names = ", ".join(path.name for path in found[kind])
+            raise DataError(f"{source}: several files begin as UR-FUNNY's {_KINDS[kind]} should: {names}. Keep {most}")
+
+
+def _tried(problems: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
+    try:
+        return function(*arguments)
+    except DataError as error:
+        problems.append(str(error))
+        return None
+
+
+def _read_folds(path: Path) -> dict[str, list[str]]:
+    """The ids of each fold."""
+    content = read_pickle(path)
+    if not isinstance(content, dict) or set(content) != set(_FOLDS):
+        raise DataError(f"{path}: not folds, a dict of {', '.join(_FOLDS)}")
+    folds = {}
+    for fold in _FOLDS:
+        ids = [_id(name) for name in content[fold]] if isinstance(content[fold], (list, tuple)) else [None]
+        if None in ids:
+            raise DataError(f"{path}: {fold} is not a list of ids, which are numbers or texts")
+        folds[fold] = [name for name in ids if name is not None]
+    return folds
+
+
+def _read_samples(path: Path) -> dict[str, Any]:
+    """What a file has for each id."""
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: {_kind_of(content)}, not a dict by id")
+    samples: dict[str, Any] = {}
+    for key, value in content.items():
+        name = _id(key)
+        if name is None or name in samples:
+            what = "there twice, as a number and as a text" if name else "neither a number nor a text"
+            raise DataError(f"{path}: the id {_shown(key)} is {what}")
+        samples[name] = value
+    return samples
+
+
+def _id(key: Any) -> str | None:
+    """An id as a text, None where it is none: some files have numbers where others have texts."""
+    if isinstance(key, (str, bytes)):
+        return _text(key) or None
+    try:
+        return str(key) if type(key) is int else None
+    # Python writes no more than some thousand digits.
+    except ValueError:
+        return None
+
+
+def _read_language(path: Path, ids: Sequence[str], faults: list[Fault]) -> dict[str, list[Any]]:
+    """Texts and contexts."""
+    samples = _read_samples(path)
+    if not any(isinstance(sample, dict) and "punchline_sentence" in sample for sample in samples.values()):
+        raise DataError(
+            f"{path}: no punchline_sentence; the files of UR-FUNNY's version 1 have no texts, take version 2"
+        )
+    columns: dict[str, list[Any]] = {"text": [], "context": []}
+    for row, name in enumerate(ids):
+        sample = samples.get(name, {})
+        if not isinstance(sample, dict):
+            faults.append(Fault(row, "text", f"its sentences are {_kind_of(sample)}, not in a dict"))
+        elif name not in samples:
+            faults.append(Fault(row, "text", f"{path.name} does not have it"))
+        else:
+            columns["text"].append(_cell(row, "text", "punchline_sentence", sample, _sentence, faults))
+            columns["context"].append(_cell(row, "context", "context_sentences", sample, _sentences, faults))
+            continue
+        columns["text"].append(None)
+        columns["context"].append(None)
+    return columns
+
+
+def _cell(
+    row: int,
+    column: str,
+    key: str,
+    sample: Mapping[Any, Any],
+    read_cell: Callable[[Any], _T | None],
+    faults: list[Fault],
+) -> _T | None:
+    cell = read_cell(sample.get(key))
+    if cell is None:
+        what = f"is {_shown(sample[key])}, not of texts" if key in sample else "is missing"
+        faults.append(Fault(row, column, f"{key} {what}"))
+    return cell
+
+
+def _sentences(value: Any) -> list[str] | None:
+    sentences = [_sentence(one) for one in value] if isinstance(value, (list, tuple)) else [None]
+    known = [one for one in sentences if one is not None]
+    return known if len(known) == len(sentences) else None
+
+
+def _sentence(value: Any) -> str | None:
+    """A text, or one in parts, as the authors' description has it."""
+    if isinstance(value, (list, tuple)):
+        parts = [_text(part) for part in value]
+        return None if None in parts else " ".join(filter(None, parts))
+    return _text(value)
+
+
+def _text(value: Any) -> str | None:
+    if not isinstance(value, (str, bytes)):
+        return None
+    text = repaired_text(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None
+    return text
+
+
+def _labels(ids: Sequence[str], labelled: Mapping[str, Any], faults: list[Fault]) -> list[float | None]:
+    labels: list[float | None] = []
+    for row, name in enumerate(ids):
+        value = labelled.get(name)
+        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        if isinstance(value, (bool, int, float)) and value in (0, 1):
+            labels.append(float(value))
+        else:
+            what = f"label {_shown(value)} is neither 0 nor 1" if name in labelled else "label is missing"
+            faults.append(Fault(row, "label", what))
+            labels.append(None)
+    return labels
+
+
+def _read_sequences(path: Path, ids: Sequence[str]) -> _Sequences:
+    samples = _read_samples(path)
+    if samples.keys().isdisjoint(ids):
+        raise DataError(f"{path}: none of its {len(samples)} ids is in the folds")
+    arrays: dict[int, npt.NDArray[np.float32]] = {}
+    amiss: dict[int, str] = {}
+    for row, name in enumerate(ids):
+        try:
+            # Taken out, so that the features of its context are freed.
+            if (array := _rows(samples.pop(name, None))) is not None:
+                arrays[row] = array
+        except (LookupError, TypeError, ValueError, OverflowError):
+            amiss[row] = "is not rows of numbers of one length (punchline_features)"
+    del samples
+    if not arrays:
+        raise DataError(f"{path}: no sample in the folds has rows of punchline_features")
+    width = Counter(array.shape[1] for array in arrays.values()).most_common(1)[0][0]
+    for row in [row for row, array in arrays.items() if array.shape[1] != width]:
+        amiss[row] = f"has rows of {arrays.pop(row).shape[1]} values, where most have {width}"
+    lengths_N = np.array([len(arrays[row]) if row in arrays else 0 for row in range(len(ids))], np.int64)
+    values = np.empty((lengths_N.sum(), width), np.float32)
+    stops_N = np.cumsum(lengths_N)
+    for row in list(arrays):
+        values[stops_N[row] - lengths_N[row] : stops_N[row]] = arrays.pop(row)
+    return _Sequences(path, width, lengths_N, values, amiss)
+
+
+def _rows(sample: Any) -> npt.NDArray[np.float32] | None:
+    """[rows, values] of a punchline, None where there are none; ValueError or the like where they are amiss."""
+    if sample is None:
+        return None
+    value = sample["punchline_features"]
+    if not _is_numbers(value):
+        rows = [np.asarray(one) if _is_numbers(one) else _row(one) for one in _listed(value)]
+        value = np.stack(rows) if rows else np.empty((0, 0))
+    if not value.size:
+        return None
+    if value.ndim != 2:
+        raise ValueError(value.shape)
+    with np.errstate(over="ignore"):
+        return np.asarray(value, np.float32)
+
+
+def _row(value: Any) -> npt.NDArray[np.float64]:
+    numbers = _listed(value)
+    if not set(map(type, numbers)) <= {int, float}:
+        raise TypeError(value)
+    return np.array(numbers, np.float64)
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+
+
+def _listed(value: Any) -> list[Any] | tuple[Any, ...]:
+    if isinstance(value, np.ndarray) and value.dtype.hasobject and value.ndim:
+        return list(value)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(value)
+    return value
+
+
+def _roles(sequences: Sequence[_Sequences]) -> dict[str, _Sequences]:
+    """Audio and vision by their widths: those that are known, else the wider one is vision."""
+    known = {_AUDIO_WIDTH: "audio", _VISION_WIDTH: "vision"}
+    if len(sequences) == 1:
+        (one,) = sequences
+        if one.width not in known:
+            raise DataError(
+                f"{one.path}: rows of {one.width} values, neither audio's {_AUDIO_WIDTH} nor vision's {_VISION_WIDTH}: "
+                "alone it cannot be told which it is"
+            )
+        return {known[one.width]: one}
+    ranked = sorted(sequences, key=lambda one: (one.width != _AUDIO_WIDTH, one.width == _VISION_WIDTH, one.width))
+    if len({one.width for one in sequences}) < len(sequences):
+        names = " and ".join(one.path.name for one in sequences)
+        raise DataError(f"{names} both have rows of {ranked[0].width} values: they cannot be audio and vision")
+    return dict(zip(MODALITIES, ranked, strict=False))
+
+
+def _left_out(labelled: Mapping[str, Any], ids: Iterable[str]) -> Iterable[str]:
+    if others := len(labelled.keys() - set(ids)):
+        yield f"{others} of {len(labelled)} labelled samples are in no fold, and left out"
+
+
+def _modality_notes(roles: Mapping[str, _Sequences]) -> Iterable[str]:
+    if len(roles) > 1 and [one.width for one in roles.values()] != [_AUDIO_WIDTH, _VISION_WIDTH]:
+        yield (
+            f"the rows of audio and vision are not of UR-FUNNY's {_AUDIO_WIDTH} and {_VISION_WIDTH} values: one of "
+            "these widths tells which is which, else the wider is taken as vision"
+        )
+    for name, file in zip(MODALITIES, ("covarep_features_sdk", "openface_features_sdk"), strict=True):
+        if name not in roles:
+            yield f"no {name}: none of the files begins as {file}.pkl does"
+            continue
+        one = roles[name]
+        yield f"{name} from {one.path.name}, rows of {one.width} values"
+        if empty := int((one.lengths_N == 0).sum()):
+            yield f"{name}: {empty} of {len(one.lengths_N)} utterances have none"
+
+
+def _shown(value: Any) -> str:
+    """A short text for a value of any kind."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:_TEXT_SHOWN])
+    return f"{value:g}" if isinstance(value, float) else _kind_of(value)
+
+
+def _kind_of(value: Any) -> str:
+    return f"of type {'array' if isinstance(value, np.ndarray) else type(value).__name__}"

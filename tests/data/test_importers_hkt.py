@@ -1,0 +1,491 @@
+"""HKT's pickles: punchlines and what was said before them, the columns in use, padding, faults, and damage."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from grcf_ray.data.importers import ImportOptions, find_importer, hkt, import_source
+from grcf_ray.errors import DataError
+
+OWN = ImportOptions(dataset="own", task="classification")
+ZEROED = replace(OWN, non_finite="zero")
+FORCED = replace(OWN, format="hkt")
+SPLITS = {"train": "train", "dev": "valid", "test": "test"}
+WIDTHS = {"visual": 91, "acoustic": 81}
+TEXTS = ["It 's just a privilege.", "ünï 文", "No.", "thatÕs the kind of thing I do", "so"]
+SHAPE = "((p_words, p_visual, p_acoustic, p_hcf), (c_words, c_visual, c_acoustic, c_hcf), id, label)"
+NOTES = (
+    "vision is columns 55 to 90 of the punchline's 91, audio columns 0 to 59 of its 81, as in HKT",
+    "the context's features and the humor-centric ones (hcf) are not used",
+)
+
+Rows = npt.NDArray[Any]
+
+
+@dataclass
+class Sample:
+    """A punchline as its authors had it, with all columns of its features."""
+
+    id: str | int
+    text: str
+    context: list[str]
+    label: int
+    visual: Rows | None
+    acoustic: Rows | None
+
+    def packed(self) -> Any:
+        """As HKT writes it."""
+        rows = sum(len(said.split()) for said in self.context)
+        before = (np.ones((rows, 91)), np.ones((rows, 81)), np.ones((rows, 4)))
+        hcf = np.ones((len(self.text.split()), 4))
+        return (self.text, self.visual, self.acoustic, hcf), (self.context, *before), self.id, self.label
+
+
+Samples = dict[str, list[Sample]]
+
+
+def features(rng: np.random.Generator, text: str) -> tuple[Rows, Rows]:
+    """Rows for each word, the second of them without features."""
+    visual, acoustic = (rng.normal(size=(len(text.split()), width)) for width in WIDTHS.values())
+    visual[1:-1][:1] = 0
+    return visual, acoustic
+
+
+def samples_of(split: str, count: int) -> list[Sample]:
+    rng = np.random.default_rng(len(split))
+    start = {"train": 0, "dev": 100, "test": 200}[split]
+    samples = []
+    for row in range(count):
+        text = TEXTS[row % len(TEXTS)]
+        context = [TEXTS[(row + place) % len(TEXTS)] for place in range(row % 3)]
+        samples.append(Sample(start + row, text, context, row % 2, *features(rng, text)))
+    return samples
+
+
+def made_up() -> Samples:
+    return {"train": samples_of("train", 12), "dev": samples_of("dev", 4), "test": samples_of("test", 6)}
+
+
+class Python2(pickle._Pickler):
+    """Writes bytes, and texts as those of UTF-8, as Python 2 wrote its str."""
+
+    def save_str(self, text: str | bytes) -> None:
+        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(text)
+
+    dispatch: ClassVar[dict[Any, Any]] = {**pickle._Pickler.dispatch, str: save_str, bytes: save_str}
+
+
+def dumped(content: Any, protocol: int | str) -> bytes:
+    if protocol != "Python 2":
+        return pickle.dumps(content, protocol)
+    file = io.BytesIO()
+    Python2(file, 2).dump(content)
+    return file.getvalue()
+
+
+def content_of(samples: Samples) -> dict[str, Any]:
+    return {split: [one.packed() for one in rows] for split, rows in samples.items()}
+
+
+def write(folder: Path, content: Any, protocol: int | str = 4, name: str = "mustard.pkl") -> Path:
+    path = folder / name
+    path.write_bytes(dumped(content, protocol))
+    return path
+
+
+def check(table: pa.Table, samples: Samples, *, but: int | None = None) -> None:
+    """The table holds exactly these utterances, but for one row that may be another."""
+    every = [(SPLITS[split], one) for split in ("train", "dev", "test") for one in samples[split]]
+    if but is not None:
+        assert table.num_rows == len(every)
+        del every[but]
+        table = table.take([row for row in range(table.num_rows) if row != but])
+    assert table["split"].to_pylist() == [split for split, _ in every]
+    assert table["id"].to_pylist() == [str(one.id) for _, one in every]
+    assert table["text"].to_pylist() == [one.text for _, one in every]
+    assert table["context"].to_pylist() == [one.context or None for _, one in every]
+    assert table["label"].to_pylist() == [one.label for _, one in every]
+    for column, name, used in (("vision", "visual", slice(55, 91)), ("audio", "acoustic", slice(0, 60))):
+        expected = [getattr(one, name) for _, one in every]
+        rows = [None if one is None else one[:, used].astype(np.float32).tolist() for one in expected]
+        assert table[column].to_pylist() == rows
+
+
+def refusal(source: Path, options: ImportOptions = OWN) -> str:
+    with pytest.raises(DataError) as caught:
+        import_source(source, options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5, "Python 2"])
+def test_punchlines_and_contexts_come_back(tmp_path: Path, protocol: int | str) -> None:
+    path = write(tmp_path, content_of(made_up()), protocol)
+    assert find_importer(path) is hkt
+    table, info = import_source(path, OWN)
+    check(table, made_up())
+    assert info.splits == {"train": 12, "valid": 4, "test": 6}
+    assert (info.audio_dim, info.vision_dim, info.word_aligned) == (60, 36, False)
+    raw = hkt.read(path)
+    assert (raw.files, raw.notes) == (((path, 22),), NOTES)
+    assert [raw.place(row) for row in (0, 12, 21)] == ["train row 1", "dev row 1", "test row 6"]
+    assert "video_id" not in raw.table.column_names
+
+
+def each(member: str, form: Callable[[Any], Any]) -> dict[str, Any]:
+    """The made-up samples with one member of each in another form."""
+    content = content_of(made_up())
+    for samples in content.values():
+        for row in range(len(samples)):
+            samples[row] = with_member(samples[row], member, form)
+    return content
+
+
+def with_member(sample: Any, member: str, value: Any) -> Any:
+    (p_words, visual, acoustic, hcf), (c_words, *before), name, label = sample
+    parts = {"text": p_words, "visual": visual, "acoustic": acoustic, "context": c_words, "id": name, "label": label}
+    parts[member] = value(parts[member]) if callable(value) else value
+    punchline = parts["text"], parts["visual"], parts["acoustic"], hcf
+    return punchline, (parts["context"], *before), parts["id"], parts["label"]
+
+
+@pytest.mark.parametrize(
+    ("member", "form"),
+    [
+        ("text", str.encode),
+        ("text", np.str_),
+        ("visual", lambda rows: np.asfortranarray(rows).astype(">f8")),
+        ("acoustic", lambda rows: np.vstack([rows, np.zeros((5, 81))])),
+        ("context", tuple),
+        ("context", lambda said: [one.encode() for one in said]),
+        ("context", lambda said: [one.split(" ") for one in said]),
+        ("context", lambda said: [np.array(one.split(" ")) for one in said]),
+        ("context", lambda said: np.array(said, str)),
+        ("context", lambda said: np.array(said, object)[:, None]),
+        ("context", lambda said: said[0] if len(said) == 1 else said),
+        ("context", lambda said: said[0].encode() if len(said) == 1 else said),
+        ("context", lambda said: [*said, "", " ", []]),
+        ("context", lambda said: said or None),
+        ("id", str),
+        ("id", lambda name: str(name).encode()),
+        ("id", np.int64),
+        ("id", lambda name: [np.array(name)]),
+        ("label", float),
+        ("label", bool),
+        ("label", np.bool_),
+        ("label", lambda label: np.array([[label]])),
+        ("label", lambda label: np.array([label], np.float32)),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_cells_of_any_form(tmp_path: Path, member: str, form: Callable[[Any], Any], protocol: int) -> None:
+    check(import_source(write(tmp_path, each(member, form), protocol), OWN)[0], made_up())
+
+
+def test_rows_of_zeros_at_the_end_are_taken_off(tmp_path: Path) -> None:
+    samples = made_up()
+    content = content_of(samples)
+    one, other = samples["train"][0], samples["train"][3]
+    assert one.visual is not None
+    one.visual[0] = 0
+    # No padding, since columns that are not used are filled.
+    one.visual[-1] = np.arange(91) < 55
+    content["train"][0] = with_member(one.packed(), "visual", np.vstack([one.visual, np.zeros((3, 91))]))
+    content["train"][3] = with_member(other.packed(), "acoustic", lambda rows: rows * 0)
+    other.acoustic = None
+    path = write(tmp_path, content)
+    table, _ = import_source(path, OWN)
+    check(table, samples)
+    assert hkt.read(path).notes == (
+        *NOTES,
+        "sequences of audio of whose end rows of zeros are taken off: 1",
+        "sequences of vision of whose end rows of zeros are taken off: 1",
+    )
+
+
+def test_a_missing_modality_is_null(tmp_path: Path) -> None:
+    samples = made_up()
+    content = content_of(samples)
+    for row, nothing in enumerate([None, [], np.empty((0, 81)), np.array([])]):
+        content["train"][row] = with_member(content["train"][row], "acoustic", nothing)
+        samples["train"][row].acoustic = None
+    table, _ = import_source(write(tmp_path, content), OWN)
+    check(table, samples)
+    assert table["audio"].null_count == 4
+
+
+def test_infinite_audio_is_left_to_the_check(tmp_path: Path) -> None:
+    samples = made_up()
+    acoustic = samples["dev"][1].acoustic
+    assert acoustic is not None
+    acoustic[0, :3] = [-np.inf, np.nan, np.inf]
+    acoustic[0, 60:] = np.nan
+    path = write(tmp_path, content_of(samples))
+    assert "dev row 2 (id 101): audio has 3 non-finite values. Clean it: " in refusal(path)
+    acoustic[0, :3] = 0
+    check(import_source(path, ZEROED)[0], samples)
+
+
+def test_pickles_are_known_by_their_content(tmp_path: Path) -> None:
+    path = write(tmp_path, content_of(made_up()), name="download")
+    rows = np.ones((2, 3))
+    others: dict[str, Any] = {
+        "mag.pkl": {"train": [((["so", "good"], rows, rows), 1.0, "v[1]")], "dev": [], "test": []},
+        "array.pkl": {"train": [((np.array(["so", "good"]), rows, rows), 1.0, "v[1]")], "dev": [], "test": []},
+        "mmsa.pkl": {"train": {"raw_text": ["so"], "audio": rows}},
+        "folds.pkl": {"train": ["a"], "dev": ["b"], "test": ["c"]},
+        "numbers.pkl": {"train": [1, 2], "dev": [3], "test": [4]},
+        "sdk.pkl": {"a": {"punchline_features": rows}},
+        "indices.p": [[[0], [1]]],
+        "no.pkl": "id,split",
+    }
+    for name, other in others.items():
+        for protocol in (0, 2, 4):
+            assert hkt.files(write(tmp_path, other, protocol, name)) == []
+    assert hkt.files(tmp_path) == hkt.files(path) == [path]
+    assert hkt.read(tmp_path).files == ((path, 22),)
+
+
+def test_one_of_several_pickles_must_be_named(tmp_path: Path) -> None:
+    for name in ("mustard.pkl", "ur_funny.pkl"):
+        write(tmp_path, content_of(made_up()), name=name)
+    assert refusal(tmp_path) == f"{tmp_path} holds 2 files, each an HKT pickle (mustard.pkl, ur_funny.pkl). Name one"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"id,split,text,label\n", "some.pkl: not a pickle"),
+        (b"\x80\x04}", "the pickle is cut short"),
+        (b"<html>", "a web page"),
+        (pickle.dumps([1, 2]), "not an HKT pickle, which is a dict of the splits train, dev, test, each a list of"),
+        (pickle.dumps({"train": [1] * 3, "dev": [], "test": []}), f"none of its 3 samples is {SHAPE}"),
+        (pickle.dumps({"train": [((["so"], 1, 2), 1.0, "v[1]")]}), f"none of its 1 samples is {SHAPE}"),
+        (pickle.dumps({"train": [os.getcwd]}), "refused, nothing of it was run"),
+        (pickle.dumps({"train": [], "dev": [], "test": []}), "the split train holds no utterance"),
+    ],
+)
+def test_a_forced_format_that_does_not_fit(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "some.pkl"
+    path.write_bytes(content)
+    assert says in refusal(path, FORCED)
+    assert refusal(tmp_path, FORCED) == f"{tmp_path}: none of its files is an HKT pickle"
+
+
+def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of one member of one sample."""
+
+    def apply(content: dict[str, Any]) -> None:
+        content[split][row] = with_member(content[split][row], member, value)
+
+    return apply
+
+
+def put(split: str, row: int, sample: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def apply(content: dict[str, Any]) -> None:
+        content[split][row] = sample(content[split][row])
+
+    return apply
+
+
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda content: content.pop("dev"), "{path}: the split dev is missing"),
+        (lambda content: content.update(test={}), "{path}: the split test is of type dict, not a list of samples"),
+        (put("dev", 1, lambda one: one[:3]), f"{{path}}: dev row 2 is a tuple of 3, not {SHAPE}"),
+        (put("dev", 1, lambda one: (*one, 0)), f"{{path}}: dev row 2 is a tuple of 5, not {SHAPE}"),
+        (
+            put("dev", 1, lambda one: (one[0][:3], *one[1:])),
+            "mustard.pkl: dev row 2 (id 101): (p_words, p_visual, p_acoustic, p_hcf) is a tuple of 3",
+        ),
+        (
+            put("dev", 1, lambda one: (one[0], None, *one[2:])),
+            "mustard.pkl: dev row 2 (id 101): (c_words, c_visual, c_acoustic, c_hcf) is of type NoneType",
+        ),
+        (change("dev", 1, "text", 3), "mustard.pkl: dev row 2 (id 101): p_words (of type int) is not a text"),
+        (change("dev", 1, "text", ["a", "b"]), "mustard.pkl: dev row 2 (id 101): p_words (a list of 2) is not a text"),
+        (change("dev", 1, "text", "\ud800"), "mustard.pkl: dev row 2 (id 101): p_words '\\ud800' is not a text"),
+        (
+            change("dev", 1, "visual", lambda rows: rows.T),
+            "mustard.pkl: dev row 2 (id 101): p_visual is of shape (91, 2), not rows of 91 values",
+        ),
+        (
+            change("dev", 1, "visual", lambda rows: rows[0]),
+            "mustard.pkl: dev row 2 (id 101): p_visual is of shape (91,), not rows of values",
+        ),
+        (
+            change("dev", 1, "acoustic", lambda rows: rows[:, :60]),
+            "mustard.pkl: dev row 2 (id 101): p_acoustic is of shape (2, 60), not rows of 81 values",
+        ),
+        (
+            change("dev", 1, "acoustic", lambda rows: np.array([rows[0], rows[0, :3]], object)),
+            "mustard.pkl: dev row 2 (id 101): p_acoustic is an array of objects of shape (2,), not an array of numbers",
+        ),
+        (
+            change("dev", 1, "acoustic", lambda rows: rows.astype(str)),
+            "mustard.pkl: dev row 2 (id 101): p_acoustic is an array of texts of shape (2, 81), not an array of numb",
+        ),
+        (
+            change("dev", 1, "context", 3),
+            "mustard.pkl: dev row 2 (id 101): c_words is of type int, not a list of sentences",
+        ),
+        (
+            change("dev", 1, "context", {"a": 1}),
+            "mustard.pkl: dev row 2 (id 101): c_words is of type dict, not a list of sentences",
+        ),
+        (
+            change("dev", 1, "context", ["a", ["b", 3]]),
+            "mustard.pkl: dev row 2 (id 101): sentence 2 of c_words, (a list of 2), is not a text",
+        ),
+        (
+            change("dev", 1, "context", ["a", 3]),
+            "mustard.pkl: dev row 2 (id 101): sentence 2 of c_words, (of type int), is not a text",
+        ),
+        (
+            change("dev", 1, "context", ITSELF),
+            "mustard.pkl: dev row 2 (id 101): sentence 1 of c_words, (a list of 1), is not a text",
+        ),
+        (change("dev", 1, "id", 2.5), "mustard.pkl: dev row 2 (id None): id (of type float) is not a text"),
+        (change("dev", 1, "id", True), "mustard.pkl: dev row 2 (id None): id (of type bool) is not a text"),
+        (change("dev", 1, "id", 10**5000), "mustard.pkl: dev row 2 (id None): id (of type int) is not a text"),
+        (change("dev", 1, "id", b""), "mustard.pkl: dev row 2 (id ): id is missing"),
+        (change("dev", 1, "id", "100"), "mustard.pkl: dev row 2 (id 100): dev row 1 has the same id"),
+        (change("dev", 1, "label", "1"), "mustard.pkl: dev row 2 (id 101): label '1' is not a number"),
+        (change("dev", 1, "label", None), "mustard.pkl: dev row 2 (id 101): label (of type NoneType) is not a number"),
+        (change("dev", 1, "label", [0, 1]), "mustard.pkl: dev row 2 (id 101): label (a list of 2) is not a number"),
+        (change("dev", 1, "label", 0.5), "mustard.pkl: dev row 2 (id 101): label 0.5 is neither 0 nor 1"),
+        (change("dev", 1, "label", 2), "mustard.pkl: dev row 2 (id 101): label 2 lies outside [0, 1]"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[Any], Any], says: str) -> None:
+    content = content_of(made_up())
+    damage(content)
+    path = write(tmp_path, content)
+    message = refusal(path)
+    assert message.startswith(says.format(path=path)), message
+    assert "\n" not in message
+
+
+def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
+    content = content_of(made_up())
+    del content["dev"]
+    content["test"][3] = (1, 2)
+    change("test", 2, "label", "x")(content)
+    change("train", 1, "visual", np.ones((4, 3)))(content)
+    path = write(tmp_path, content)
+    assert refusal(path).splitlines() == [
+        f"{path}:",
+        "  the split dev is missing",
+        f"  test row 4 is a tuple of 2, not {SHAPE}",
+        "  train row 2 (id 1): p_visual is of shape (4, 3), not rows of 91 values",
+        "  test row 3 (id 202): label 'x' is not a number",
+    ]
+
+
+STRANGE: list[Any] = [None, "x", b"", 7, 1.5, [], [[]], {}, (), [None] * 4, {"a": [1]}, [10**400] * 3, ["\ud800"] * 4]
+STRANGE += [np.full(4, 99.0), np.ones((4, 4, 6)), np.array(["a"] * 5), np.array([None] * 4), [np.ones((2, 2))] * 4]
+STRANGE += [ITSELF, np.ones((3, 0)), np.array(1.0), np.array([b"x"]), (None,) * 4, ("x", None, None, None)]
+
+
+def damaged(seed: int) -> tuple[bytes, int | None]:
+    """A pickle with something wrong in it, and the row where that is, None where it may be anywhere."""
+    rng = random.Random(seed)
+    content: dict[str, Any] = content_of(made_up())
+    kind = rng.choice(["cut", "flip", "flip", "type", "type", "swap", "part", "sample", "split"])
+    split = rng.choice(list(SPLITS))
+    row = rng.randrange(len(content[split]))
+    at = row + {"train": 0, "dev": 12, "test": 16}[split]
+    if kind == "type":
+        member = rng.choice(["text", "visual", "acoustic", "context", "id", "label"])
+        change(split, row, member, rng.choice(STRANGE))(content)
+    elif kind == "swap":
+        for one in range(len(content[split])) if rng.random() < 0.5 else [row]:
+            change(split, one, rng.choice(["visual", "acoustic"]), lambda rows: rows.T)(content)
+    elif kind == "part":
+        part, strange = rng.randrange(2), rng.choice(STRANGE)
+        put(split, row, lambda one: (*one[:part], strange, *one[part + 1 :]))(content)
+    elif kind == "sample":
+        content[split][row] = rng.choice(STRANGE)
+    elif kind == "split":
+        content[split] = rng.choice(STRANGE)
+    data = bytearray(dumped(content, rng.choice([0, 2, 4, "Python 2"])))
+    if kind == "cut":
+        del data[rng.randrange(len(data)) :]
+    elif kind == "flip":
+        for _ in range(rng.choice([1, 4, 40])):
+            data[rng.randrange(min(len(data), rng.choice([300, 10**6])))] = rng.randrange(256)
+    return bytes(data), None if kind == "flip" else at
+
+
+def test_damaged_files_are_refused_or_read_correctly(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.pkl"
+    refused = 0
+    for seed in range(200):
+        content, at = damaged(seed)
+        path.write_bytes(content)
+        try:
+            table, info = import_source(path, replace(ZEROED, format="auto" if seed % 2 else "hkt"))
+        except DataError as error:
+            refused += 1
+            str(error).encode()
+            continue
+        assert sum(info.splits.values()) == table.num_rows == 22, seed
+        if at is not None:
+            check(table, made_up(), but=at)
+    assert 120 < refused < 200
+
+
+def data_folder() -> Path:
+    root = os.environ.get("GRCF_TEST_DATA")
+    path = Path(root or "") / "mustard" / "sarcasm_data.json"
+    if not root or not path.is_file():
+        pytest.skip("GRCF_TEST_DATA names no folder with mustard/sarcasm_data.json")
+    return path
+
+
+@pytest.fixture(scope="module")
+def real() -> Samples:
+    """MUStARD's texts and labels in as many splits, and as large ones, as HKT's; their features are made up."""
+    items = list(json.loads(data_folder().read_text("utf-8")).items())
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(name, one["utterance"], one["context"], int(one["sarcasm"]), *features(rng, one["utterance"]))
+        for name, one in items[:675]
+    ]
+    return {"train": samples[:539], "dev": samples[539:607], "test": samples[607:]}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4, "Python 2"])
+def test_real_punchlines_come_back(tmp_path: Path, real: Samples, protocol: int | str, nested: bool) -> None:
+    content = content_of(real)
+    if nested:
+        for samples in content.values():
+            samples[:] = [
+                with_member(one, "context", lambda said: [text.split(" ") for text in said]) for one in samples
+            ]
+    table, info = import_source(write(tmp_path, content, protocol), ImportOptions(dataset="mustard"))
+    check(table, real)
+    assert info.splits == {"train": 539, "valid": 68, "test": 68}
+    assert info.task == "classification"
+    assert not any("is known with" in note for note in info.notes)

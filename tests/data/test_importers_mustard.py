@@ -1,0 +1,570 @@
+"""MUStARD: the authors' files exactly, features in any layout, what belongs to a source, faults, and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from grcf_ray.data.importers import ImportOptions, find_importer, import_source, mustard
+from grcf_ray.data.raw import RawTable
+from grcf_ray.data.schema import conform
+from grcf_ray.data.validation import validate
+from grcf_ray.errors import DataError
+
+JSON, FOLDS, AUDIO, VISION = "sarcasm_data.json", "split_indices.p", "audio_features.p", "resnet_pool5.hdf5"
+MINE = ImportOptions(dataset="mine", label_range=(0, 1))
+FORCED = ImportOptions(dataset="mine", label_range=(0, 1), format="mustard")
+AUDIO_DIM, VISION_DIM = 7, 4
+SHOWS = ["BBT", "FRIENDS", "FRIENDS", "GOLDENGIRLS"]
+
+Array = npt.NDArray[Any]
+Items = dict[str, dict[str, Any]]
+
+
+def items_of(count: int) -> Items:
+    return {
+        f"{row % 3}_{row}": {
+            "utterance": f"it's “{row}”, donÕt you think?" if row % 2 else f"So {row}.",
+            "speaker": "SHELDON",
+            "context": [f"said {row}", "and then", "…"][: 1 + row % 3],
+            "context_speakers": ["PENNY"] * (1 + row % 3),
+            "show": SHOWS[row % 4],
+            "sarcasm": row % 3 == 0,
+        }
+        for row in range(count)
+    }
+
+
+def folds_of(count: int) -> list[tuple[Array, Array]]:
+    order = np.random.default_rng(3).permutation(count)
+    parts = [np.sort(part) for part in np.array_split(order, 5)]
+    return [(np.setdiff1d(np.arange(count), test), test) for test in parts]
+
+
+def audio_of(items: Items) -> dict[str, Array]:
+    """Features in the first axis, 2 to 4 frames."""
+    rng = np.random.default_rng(4)
+    return {name: rng.normal(size=(AUDIO_DIM, 2 + row % 3)) for row, name in enumerate(items)}
+
+
+def vision_of(items: Items) -> dict[str, Array]:
+    rng = np.random.default_rng(5)
+    return {name: rng.normal(size=(1 + row % 4, VISION_DIM)).astype(np.float32) for row, name in enumerate(items)}
+
+
+def write_json(folder: Path, items: Any, name: str = JSON) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(items, indent=4), "utf-8")
+    return path
+
+
+def write_pickle(folder: Path, name: str, content: Any, protocol: int = 2) -> Path:
+    path = folder / name
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+def write_video(folder: Path, arrays: dict[str, Any], name: str = VISION) -> Path:
+    path = folder / name
+    with h5py.File(path, "w") as file:
+        for key, array in arrays.items():
+            file.create_dataset(key, data=array)
+    return path
+
+
+def write_all(folder: Path, items: Items, protocol: int = 2) -> Path:
+    """All files as the authors publish them, with the context's features beside the utterances'."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder, items)
+    write_pickle(folder, FOLDS, folds_of(len(items)), protocol)
+    write_pickle(folder, AUDIO, audio_of(items), protocol)
+    context = {f"{name}_c": np.ones((2, VISION_DIM)) for name in items}
+    write_video(folder, {**vision_of(items), **context})
+    return folder
+
+
+@pytest.fixture
+def items() -> Items:
+    return items_of(20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, items: Items) -> Path:
+    return write_all(tmp_path / "mustard", items)
+
+
+def check(table: pa.Table, items: Items, audio: dict[str, Array] | None = None) -> None:
+    """The table holds exactly these items, and the features made for them."""
+    assert table["id"].to_pylist() == list(items)
+    assert table["text"].to_pylist() == [item["utterance"] for item in items.values()]
+    assert table["context"].to_pylist() == [item["context"] for item in items.values()]
+    assert table["label"].to_pylist() == [float(item["sarcasm"]) for item in items.values()]
+    if "audio" in table.column_names:
+        arrays = (audio or audio_of(items)).values()
+        assert table["audio"].to_pylist() == [array.T.astype(np.float32).tolist() for array in arrays]
+    if "vision" in table.column_names:
+        assert table["vision"].to_pylist() == [array.tolist() for array in vision_of(items).values()]
+
+
+def accepted(raw: RawTable) -> pa.Table:
+    """What an import makes of it, but for the draw of a valid split, which needs more rows than these tests have."""
+    validate(raw.table, label_range=(0, 1), splits=("train", "test"), parse_faults=raw.faults, place=raw.place)
+    return conform(raw.table)
+
+
+def refusal(source: Path, variant: str = "") -> str:
+    with pytest.raises(DataError) as caught:
+        accepted(mustard.read(source, variant))
+    return str(caught.value)
+
+
+def faults(message: str) -> list[str]:
+    return [line.strip() for line in message.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_fold_with_all_features(tmp_path: Path, items: Items, protocol: int, number: int) -> None:
+    folder = write_all(tmp_path / "own", items, protocol)
+    raw = mustard.read(folder, f"fold-{number}")
+    table = accepted(raw)
+    check(table, items)
+    test = folds_of(20)[number - 1][1]
+    assert [row for row, split in enumerate(table["split"].to_pylist()) if split == "test"] == test.tolist()
+    assert raw.files == ((folder / JSON, 20), *((folder / name, 0) for name in (FOLDS, AUDIO, VISION)))
+    assert not raw.word_aligned
+    assert "video_id" not in table.column_names
+    assert raw.place(2) == f"{JSON}: row 3"
+
+
+def test_the_first_fold_is_the_default(folder: Path) -> None:
+    assert list(mustard.VARIANTS) == [*(f"fold-{number}" for number in range(1, 6)), "speaker-independent"]
+    assert mustard.read(folder).table.equals(mustard.read(folder, "fold-1").table)
+
+
+def test_notes_say_which_shows_both_splits_have(folder: Path, items: Items) -> None:
+    test = set(folds_of(20)[1][1].tolist())
+    tested, trained = (
+        Counter(item["show"] for row, item in enumerate(items.values()) if (row in test) == answer)
+        for answer in (True, False)
+    )
+    (note,) = (note for note in mustard.read(folder, "fold-2").notes if "shows" in note)
+    start, _, counts = note.rstrip(")").partition(" (utterances in test/train: ")
+    assert start == f"fold-2: test shares its {len(tested)} shows with train"
+    assert sorted(counts.split(", ")) == sorted(f"{show} {tested[show]}/{trained[show]}" for show in tested)
+
+
+def test_a_show_of_the_test_split_alone_is_not_shared(folder: Path, items: Items) -> None:
+    for row in folds_of(20)[0][1][:1]:
+        items[list(items)[row]]["show"] = "SARCASMOHOLICS"
+    write_json(folder, items)
+    (note,) = (note for note in mustard.read(folder).notes if "shows" in note)
+    assert "test shares 2 of its 3 shows with train" in note
+    for item in items.values():
+        item["show"] = None
+    write_json(folder, items)
+    assert not any("shows" in note for note in mustard.read(folder).notes)
+
+
+def test_speaker_independent_is_by_show_and_needs_no_folds(folder: Path, items: Items) -> None:
+    (folder / FOLDS).unlink()
+    raw = mustard.read(folder, "speaker-independent")
+    check(accepted(raw), items)
+    expected = ["test" if item["show"] == "FRIENDS" else "train" for item in items.values()]
+    assert raw.table["split"].to_pylist() == expected
+    assert "speaker-independent: test is the 10 utterances of FRIENDS, train the 10 others" in raw.notes
+    assert FOLDS not in [path.name for path, _ in raw.files]
+    assert refusal(folder) == (
+        f"{folder}: a fold needs split_indices.p of MUStARD's authors (data/ of "
+        "https://github.com/soujanyaporia/MUStARD), and no file begins like it: put it there, or take "
+        "--variant speaker-independent, which works without"
+    )
+
+
+def test_damaged_folds_do_not_matter_where_they_are_not_read(folder: Path, items: Items) -> None:
+    write_pickle(folder, FOLDS, folds_of(19))
+    write_pickle(folder, "second.p", folds_of(19))
+    check(accepted(mustard.read(folder, "speaker-independent")), items)
+
+
+@pytest.mark.parametrize("name", [JSON, FOLDS, AUDIO, VISION])
+def test_a_file_stands_for_its_folder(folder: Path, name: str) -> None:
+    assert mustard.files(folder / name) == mustard.files(folder)
+    assert mustard.read(folder / name).table.equals(mustard.read(folder).table)
+
+
+def test_files_are_known_by_their_content(folder: Path, items: Items) -> None:
+    names = {JSON: "a", FOLDS: "b.pkl", AUDIO: "c.json", VISION: "d.p"}
+    for name, other in names.items():
+        (folder / name).rename(folder / other)
+    write_pickle(folder, "glove_full_dict.p", {"the": np.ones(3), "so": np.ones(3)})
+    write_pickle(folder, "vocabulary.p", {"the": 1, "so": 2})
+    write_pickle(folder, "lists.p", [1, 2, 3])
+    write_video(folder, {"1_1_c": np.ones((2, 3)), "2_2_c": np.ones((2, 3))}, "context.hdf5")
+    write_json(folder, {"MELD": {"utterance": "oh", "speaker": "Ross"}}, "meld.json")
+    (folder / "videos").mkdir()
+    assert mustard.files(folder) == [folder / name for name in names.values()]
+    assert mustard.files(folder / "glove_full_dict.p") == mustard.files(folder / "meld.json") == []
+    check(accepted(mustard.read(folder)), items)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"a": 1}', '{"a": {"utterance": "x"}}', "", "id,text\n"])
+def test_other_files_are_not_mustard(tmp_path: Path, content: str) -> None:
+    path = tmp_path / JSON
+    path.write_text(content)
+    write_pickle(tmp_path, FOLDS, folds_of(20))
+    assert mustard.files(tmp_path) == mustard.files(path) == mustard.files(tmp_path / FOLDS) == []
+    for source in (tmp_path, path, tmp_path / FOLDS):
+        message = refusal(source)
+        assert "no sarcasm_data.json of MUStARD" in message or "the file is empty" in message
+        with pytest.raises(DataError):
+            import_source(source, FORCED)
+
+
+def test_one_of_several_files_must_be_kept(folder: Path, items: Items) -> None:
+    write_json(folder, items_of(5), "second.json")
+    write_video(folder, vision_of(items), "c3d_fc7.hdf5")
+    assert refusal(folder) == f"{folder}: several files of MUStARD's items ({JSON}, second.json). Keep one"
+    assert "several files of MUStARD's video features (c3d_fc7.hdf5, resnet_pool5.hdf5)" in refusal(folder / JSON)
+
+
+def test_a_json_file_of_a_byte_order_mark_and_of_sorted_keys(folder: Path, items: Items) -> None:
+    text = json.dumps({name: dict(sorted(item.items())) for name, item in items.items()}, ensure_ascii=False)
+    (folder / JSON).write_text(text, "utf-8-sig")
+    check(accepted(mustard.read(folder, "speaker-independent")), items)
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, ">f4"])
+def test_audio_is_turned_by_the_size_that_all_share(folder: Path, items: Items, time_first: bool, kind: Any) -> None:
+    audio = {name: (10 * array).astype(kind) for name, array in audio_of(items).items()}
+    write_pickle(folder, AUDIO, {name: array.T if time_first else array for name, array in audio.items()})
+    raw = mustard.read(folder)
+    check(accepted(raw), items, audio)
+    which = "second" if time_first else "first"
+    assert f"audio: the {which} axis of its arrays has the features, 7 values a row" in raw.notes
+
+
+def test_audio_of_one_shape_has_the_features_first(folder: Path, items: Items) -> None:
+    audio = {name: np.full((3, 9), float(row)) for row, name in enumerate(items)}
+    write_pickle(folder, AUDIO, audio)
+    check(accepted(mustard.read(folder)), items, audio)
+
+
+def test_features_of_an_utterance_may_be_missing(folder: Path, items: Items) -> None:
+    audio, vision = audio_of(items), vision_of(items)
+    del audio["1_1"], vision["2_2"]
+    audio |= {"0_0": np.empty((AUDIO_DIM, 0)), "9_9": np.ones((AUDIO_DIM, 2))}
+    vision["1_4"] = np.empty((0, VISION_DIM))
+    write_pickle(folder, AUDIO, audio)
+    write_video(folder, vision)
+    raw = mustard.read(folder)
+    table = accepted(raw)
+    assert [row for row, rows in enumerate(table["audio"].to_pylist()) if rows is None] == [0, 1]
+    assert [row for row, rows in enumerate(table["vision"].to_pylist()) if rows is None] == [2, 4]
+    assert {
+        "audio: 2 of 20 utterances have none",
+        "audio: 1 arrays are not of an utterance, and left out",
+        "vision: 2 of 20 utterances have none",
+    } <= set(raw.notes)
+
+
+def test_a_modality_may_be_missing_and_all_of_it_empty(folder: Path, items: Items) -> None:
+    (folder / VISION).unlink()
+    write_pickle(folder, AUDIO, {name: np.empty((AUDIO_DIM, 0)) for name in items})
+    raw = mustard.read(folder)
+    assert accepted(raw).column_names == ["id", "split", "text", "label", "context"]
+    assert "no vision: no file of video features for its items is there" in raw.notes
+
+
+def test_infinite_features_are_left_to_the_check(folder: Path, items: Items) -> None:
+    audio, vision = audio_of(items), vision_of(items)
+    audio["1_1"][3, 0] = -np.inf
+    audio["2_2"][0, 0] = 1e300
+    vision["0_3"][0, 1:] = np.nan
+    write_pickle(folder, AUDIO, audio)
+    write_video(folder, vision)
+    assert faults(refusal(folder))[:-1] == [
+        f"{JSON}: row 2 (id 1_1): audio has 1 non-finite value",
+        f"{JSON}: row 3 (id 2_2): audio has 1 non-finite value",
+        f"{JSON}: row 4 (id 0_3): vision has 3 non-finite values",
+    ]
+
+
+def test_all_faults_of_the_items_are_named_at_once(folder: Path, items: Items) -> None:
+    names = list(items)
+    del items[names[0]]["utterance"]
+    items[names[1]] |= {"utterance": 5, "sarcasm": "true", "context": "said"}
+    items[names[2]] |= {"sarcasm": None, "context": ["so", None]}
+    items[names[3]]["sarcasm"] = 2
+    items[names[4]] |= {"utterance": "\ud800", "sarcasm": 1}
+    items[names[5]] = [1]
+    items["\udc00"] = items.pop(names[19])
+    write_json(folder, items)
+    assert faults(refusal(folder)) == [
+        f"{JSON}: row 1 (id 0_0): utterance is missing",
+        f"{JSON}: row 2 (id 1_1): utterance of type int is not a text",
+        f"{JSON}: row 2 (id 1_1): sarcasm 'true' is not true or false",
+        f"{JSON}: row 2 (id 1_1): context 'said' is not a list of texts",
+        f"{JSON}: row 3 (id 2_2): sarcasm is missing",
+        f"{JSON}: row 3 (id 2_2): context of type list is not a list of texts",
+        f"{JSON}: row 4 (id 0_3): sarcasm of type int is not true or false",
+        f"{JSON}: row 5 (id 1_4): utterance '\\ud800' is not a text",
+        f"{JSON}: row 6 (id 2_5): utterance is missing",
+        f"{JSON}: row 6 (id 2_5): sarcasm is missing",
+        f"{JSON}: row 6 (id 2_5): context is missing",
+        f"{JSON}: row 20 (id None): id '\\udc00' is not a text",
+    ]
+
+
+def test_a_show_is_needed_where_it_decides(folder: Path, items: Items) -> None:
+    del items["1_1"]["show"]
+    items["2_2"]["show"] = 3
+    write_json(folder, items)
+    assert faults(refusal(folder, "speaker-independent")) == [
+        f"{JSON}: row 2 (id 1_1): show is missing",
+        f"{JSON}: row 3 (id 2_2): show of type int is not a text",
+    ]
+    check(accepted(mustard.read(folder)), items)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"1_1": {"utterance": "so", "sarcasm": true, ', "not readable as JSON"),
+        ('{"1_1": {"utterance": "so", "sarcasm": true}, "1_1": {}}', "'1_1' stands there twice"),
+        ('{"1_1": {"utterance": "so", "sarcasm": ' + "9" * 5000 + "}}", "not readable as JSON"),
+        ('{"1_1": {"utterance": "so", "sarcasm": ' + "[" * 10**5 + "}}", "not readable as JSON"),
+    ],
+)
+def test_json_that_cannot_be_read(folder: Path, text: str, says: str) -> None:
+    (folder / JSON).write_text(text)
+    message = refusal(folder)
+    assert message.startswith(f"{folder / JSON}: ")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folds: folds[:4], None),
+        (lambda folds: [fold[0] for fold in folds], None),
+        (lambda folds: [(train, test.astype(float)) for train, test in folds], None),
+        (lambda folds: [(train, test[:, None]) for train, test in folds], None),
+        (lambda folds: [*folds[:4], (folds[4][0], np.array(3))], None),
+        (lambda folds: [*folds[:4], (folds[4][0], "ab")], None),
+        (lambda folds: [*folds[:4], (folds[4][0] + 20, folds[4][1])], ["fold 5: 16 indices of no item", "fold 5: 16 "]),
+        (lambda folds: [(t, np.r_[s, s[:1]]) for t, s in folds[:1]] + folds[1:], ["fold 1: 1 indices more than once"]),
+        (
+            lambda folds: [(t, t) for t, s in folds[:1]] + folds[1:],
+            ["fold 1: 16 indices more", "fold 1: 4 items in ne"],
+        ),
+        (lambda folds: [(t, s - 1) for t, s in folds[:1]] + folds[1:], ["fold 1: "]),
+        (
+            lambda folds: [(t, s.astype("u8") + 2**63) for t, s in folds[:1]] + folds[1:],
+            ["fold 1: 4 indices of no item"],
+        ),
+    ],
+)
+def test_folds_that_do_not_fit(folder: Path, change: Callable[[Any], Any], says: list[str] | None) -> None:
+    write_pickle(folder, FOLDS, change(folds_of(20)))
+    message = refusal(folder)
+    if says is None:
+        assert message == f"{folder / FOLDS}: not 5 folds, each a pair of train and test indices"
+    else:
+        assert message.startswith(f"{folder / FOLDS}: it does not fit the 20 items of {JSON}\n")
+        for line, start in zip(faults(message), says, strict=False):
+            assert line.startswith(start)
+
+
+def test_folds_may_be_lists(folder: Path, items: Items) -> None:
+    write_pickle(folder, FOLDS, [[train.tolist(), test.tolist()] for train, test in folds_of(20)])
+    check(accepted(mustard.read(folder)), items)
+
+
+def test_all_faults_of_the_features_are_named_at_once(folder: Path, items: Items) -> None:
+    audio, vision = audio_of(items), {**vision_of(items)}
+    audio |= {"1_1": audio["1_1"].T, "2_2": np.ones(7), "0_3": None, "1_4": np.array([["a"]])}
+    vision |= {
+        "2_5": np.ones((2, 3)),
+        "0_6": np.ones((2, VISION_DIM, 7, 7)),
+        "1_7": "text",
+        "2_8": h5py.Empty("f4"),
+        "0_9": np.ones(3),
+    }
+    for name in ("1_10", "2_11", "0_12", "1_13"):
+        del vision[name]
+    write_pickle(folder, AUDIO, audio)
+    with h5py.File(write_video(folder, vision), "a") as file:
+        file["1_10"] = h5py.SoftLink("/0_0")
+        file["2_11"] = h5py.ExternalLink("other.h5", "/0_0")
+        file.create_group("0_12")
+        file.create_dataset("1_13", (1000, VISION_DIM), "f4")
+    assert faults(refusal(folder)) == [
+        f"{JSON}: row 2 (id 1_1): audio is of shape (3, 7), where most have 7 features in the first axis",
+        f"{JSON}: row 3 (id 2_2): audio of shape (7,) is not an array of features and time",
+        f"{JSON}: row 4 (id 0_3): audio of type NoneType is not an array of features and time",
+        f"{JSON}: row 5 (id 1_4): audio of shape (1, 1) is not an array of features and time",
+        f"{JSON}: row 6 (id 2_5): vision has rows of 3 values, where most have 4",
+        f"{JSON}: row 7 (id 0_6): vision is of shape (2, 4, 7, 7), not frames of values",
+        f"{JSON}: row 8 (id 1_7): vision is not an array of numbers",
+        f"{JSON}: row 9 (id 2_8): vision is of shape None, not frames of values",
+        f"{JSON}: row 10 (id 0_9): vision is of shape (3,), not frames of values",
+        f"{JSON}: row 11 (id 1_10): vision is a link, which is not followed",
+        f"{JSON}: row 12 (id 2_11): vision is a link, which is not followed",
+        f"{JSON}: row 13 (id 0_12): vision is not an array of numbers",
+        f"{JSON}: row 14 (id 1_13): vision is of shape (1000, 4), little of which is in the file",
+    ]
+
+
+def test_an_id_is_no_path_into_a_file(folder: Path) -> None:
+    items = items_of(20)
+    items["0_0/1"] = items.pop("0_0")
+    write_json(folder, items)
+    with h5py.File(folder / VISION, "a") as file:
+        del file["0_0"]
+        file["0_0/1"] = np.ones((2, VISION_DIM))
+    raw = mustard.read(folder)
+    assert not raw.faults
+    assert raw.table["vision"].null_count == 1
+
+
+def test_all_damaged_files_are_named_at_once(folder: Path) -> None:
+    for name in (FOLDS, AUDIO, VISION):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) - 10])
+    found = faults(refusal(folder))
+    assert found == [
+        f"{folder / FOLDS}: the pickle is cut short; download it again",
+        f"{folder / AUDIO}: the pickle is cut short; download it again",
+        found[2],
+    ]
+    assert found[2].startswith(f"{folder / VISION}: damaged (")
+
+
+def test_a_pickle_that_would_run_code_is_refused(folder: Path, items: Items) -> None:
+    write_pickle(folder, AUDIO, {**audio_of(items), "1_1": os.getcwd})
+    assert "refused, nothing of it was run" in refusal(folder)
+
+
+def test_an_import_draws_a_valid_split(tmp_path: Path) -> None:
+    items = items_of(300)
+    folder = write_all(tmp_path / "large", items)
+    assert find_importer(folder) is find_importer(folder / JSON) is mustard
+    table, info = import_source(folder, MINE)
+    assert info.splits == {"train": 216, "valid": 24, "test": 60}
+    assert (info.audio_dim, info.vision_dim, info.word_aligned) == (AUDIO_DIM, VISION_DIM, False)
+    assert [source.name for source in info.sources] == [JSON, FOLDS, AUDIO, VISION]
+    assert any(note.startswith("no valid split given: 24 of 240 training utterances drawn") for note in info.notes)
+    check(table, items)
+
+
+STRANGE: list[Any] = [None, 7, "x", [], {}, 1.5, [[1]], {"a": 1}, True, "\ud800", [None], 10**400]
+
+
+def damage(folder: Path, items: Items, rng: random.Random) -> bool:
+    """Something wrong in one of the files; returns whether its values may be others."""
+    name = rng.choice([JSON, FOLDS, AUDIO, VISION])
+    kind = rng.choice(["cut", "flip", "flip", "type", "swap"])
+    key = rng.choice(list(items))
+    if kind in ("cut", "flip"):
+        data = bytearray((folder / name).read_bytes())
+        if kind == "cut":
+            del data[rng.randrange(len(data)) :]
+        for _ in range(rng.choice([1, 4, 40]) if kind == "flip" else 0):
+            data[rng.randrange(min(len(data), rng.choice([400, 10**6])))] = rng.randrange(256)
+        (folder / name).write_bytes(data)
+    elif name == JSON:
+        field = rng.choice(["utterance", "context", "show", "sarcasm", ""])
+        strange = rng.choice(STRANGE[:-1])
+        write_json(folder, {**items, key: {**items[key], field: strange} if field else strange})
+    elif name == FOLDS:
+        folds: list[Any] = folds_of(len(items))
+        place = rng.randrange(5)
+        folds[place] = folds[place][::-1] if kind == "swap" else (folds[place][0], rng.choice(STRANGE))
+        write_pickle(folder, FOLDS, rng.choice([folds, folds, rng.choice(STRANGE)]))
+    elif name == AUDIO:
+        audio: dict[str, Any] = audio_of(items)
+        audio[key] = audio[key].T if kind == "swap" else rng.choice([*STRANGE, np.array(["a"]), np.ones((2, 2, 2))])
+        write_pickle(folder, AUDIO, audio, rng.choice([0, 2, 4]))
+    else:
+        vision: dict[str, Any] = vision_of(items)
+        vision[key] = vision[key].T if kind == "swap" else rng.choice([7, "x", np.ones(3), np.ones((2, 2, 2))])
+        write_video(folder, vision)
+    return kind != "cut"
+
+
+def test_damaged_files_are_refused_or_read_correctly(tmp_path: Path) -> None:
+    items = items_of(10)
+    folder = write_all(tmp_path / "own", items)
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    refused = 0
+    for seed in range(200):
+        others = damage(folder, items, random.Random(seed))
+        raw = None
+        try:
+            raw = mustard.read(folder, "speaker-independent" if seed % 4 == 0 else "fold-1")
+            table = accepted(raw)
+        except DataError as error:
+            refused += 1
+            str(error).encode()
+        else:
+            assert table.num_rows == 10, seed
+            for name in ("audio", "vision"):
+                assert name in table.column_names or any(note.startswith(f"no {name}:") for note in raw.notes), seed
+            if not others:
+                check(table, items)
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert refused > 80
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """The folder of the authors' files."""
+    root = os.environ.get("GRCF_TEST_DATA")
+    path = Path(root or "") / "mustard"
+    if not root or not (path / JSON).is_file():
+        pytest.skip(f"GRCF_TEST_DATA names no folder with mustard/{JSON}")
+    return path
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_the_authors_folds(real: Path, number: int) -> None:
+    items = json.loads((real / JSON).read_text("utf-8"))
+    with (real / FOLDS).open("rb") as file:
+        train, test = pickle.load(file, encoding="latin1")[number - 1]
+    raw = mustard.read(real, f"fold-{number}")
+    assert Counter(raw.table["split"].to_pylist()) == {"train": 552, "test": 138}
+    splits = np.array(raw.table["split"].to_pylist())
+    assert set(splits[train]) == {"train"} and set(splits[test]) == {"test"}
+    check(raw.table, items)
+    (note,) = (note for note in raw.notes if note.startswith(f"fold-{number}"))
+    shared = {items[name]["show"] for name in np.array(list(items))[test]}
+    assert f"test shares its {len(shared)} shows with train" in note
+
+
+def test_the_authors_files_through_an_import(real: Path) -> None:
+    items = json.loads((real / JSON).read_text("utf-8"))
+    for variant, splits in (("", (496, 56, 138)), ("speaker-independent", (300, 34, 356))):
+        options = ImportOptions(dataset="mine", label_range=(0, 1), task="classification", variant=variant)
+        table, info = import_source(real / JSON, options)
+        assert tuple(info.splits.values()) == splits
+        assert (info.task, info.label_range, pc.sum(table["label"]).as_py()) == ("classification", (0, 1), 345)
+        check(table, items)
+        friends = pc.is_in(table["id"], pa.array([name for name in items if items[name]["show"] == "FRIENDS"]))
+        if variant:
+            assert table.filter(friends)["split"].unique().to_pylist() == ["test"]
