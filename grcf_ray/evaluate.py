@@ -15,10 +15,19 @@ app = console.make_app("Measure the best model of a run again.")
 def evaluate(
     run: str = typer.Argument(..., help="A run, as the search printed it: a folder or a URI."),
     data: Path | None = typer.Option(
-        None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
+        None,
+        metavar="FILE|DIR",
+        help="The data, where they no longer lie where the run read them; with --on, its files.",
     ),
     split: str = typer.Option(
         "test", metavar="NAME", help="train, valid or test; reading test is noted in provenance."
+    ),
+    on: str | None = typer.Option(None, metavar="NAME", help="Another data set to measure the model on."),
+    label_range: tuple[float, float] | None = typer.Option(
+        None, metavar="A B", help="With --on: lowest and highest label of your own data."
+    ),
+    fit_features: bool = typer.Option(
+        False, "--fit-features", help="With --on: cut off or fill up audio and vision of other widths than the model's."
     ),
     json: bool = typer.Option(False, "--json", help="Print the metrics as JSON."),
 ) -> None:
@@ -28,14 +37,17 @@ def evaluate(
     Examples:
       python -m grcf_ray.evaluate runs/demo-all-MiniLM-L6-v2-seed42
       python -m grcf_ray.evaluate runs/demo-all-MiniLM-L6-v2-seed42 --split valid --json
+      python -m grcf_ray.evaluate runs/mosei-deberta-v3-base-seed42 --on mosi --fit-features
     """
     import json as json_library
 
     from grcf_ray.data.schema import SPLITS
+    from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError, DataError
     from grcf_ray.report.terminal import METRIC_TITLES
     from grcf_ray.search.opening import recorded_store
     from grcf_ray.search.record import RunRecord
+    from grcf_ray.search.transfer import measure_on
     from grcf_ray.search.winner import measure, note_test_read
     from grcf_ray.storage import place_at
 
@@ -48,24 +60,34 @@ def evaluate(
         recorded = (best / "metrics.json").read_json()
     except FileNotFoundError as error:
         raise DataError(f"{run} has no best model yet: its search is {described['state']}") from error
-    store = recorded_store(record, data)
+    if on is None and (label_range is not None or fit_features):
+        raise ConfigError("--label-range and --fit-features are for another data set: --on NAME")
+    store = recorded_store(record, data) if on is None else find_data(on, data, label_range)
     if split == "test":
-        note_test_read(best, "evaluate", [recorded["trial"]])
+        note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", [recorded["trial"]])
+    before: dict[str, float] = recorded.get(split, {}) if on is None else {}
+    notes: list[str] = []
     with best.reading_folder() as model:
-        metrics = measure(model, store.read(split), threads=recorded["threads"])
-    same = None if split not in recorded else metrics == recorded[split]
+        rows, threads = store.read(split), recorded["threads"]
+        if on is None:
+            metrics = measure(model, rows, threads=threads)
+        else:
+            metrics, notes = measure_on(model, rows, store.info, threads=threads, fit=fit_features)
+    same = metrics == before if before else None
     if json:
-        print(json_library.dumps({"split": split, "metrics": metrics, "as_recorded": same}, indent=2))
+        answer = {"split": split, "metrics": metrics, "as_recorded": same}
+        print(json_library.dumps(answer if on is None else {**answer, "on": on, "notes": notes}, indent=2))
         return
-    before = recorded.get(split, {})
     console.print_table(
-        ("metric", split, "recorded"),
+        ("metric", split, "recorded") if on is None else ("metric", f"{on}, {split}"),
         [
-            (title, f"{metrics[key]:.4f}", f"{before[key]:.4f}" if key in before else "-")
+            (title, f"{metrics[key]:.4f}", *((f"{before[key]:.4f}" if key in before else "-",) if on is None else ()))
             for key, title in METRIC_TITLES.items()
             if key in metrics
         ],
     )
+    for note in notes:
+        print(note[:1].upper() + note[1:] + ".")
     if same is not None:
         print("Exactly as recorded." if same else "Not as recorded: another machine type, or other versions.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -11,11 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray import console
+from grcf_ray.data.importers import ImportOptions, import_source
+from grcf_ray.data.store import find_data, write_store
 from grcf_ray.evaluate import app
 from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.train.export import load_model
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -174,3 +181,73 @@ def test_changed_figures_are_called_so(copy: Path, run: Run) -> None:
 def test_an_unknown_split(copy: Path, run: Run) -> None:
     code, _, err = run(copy, "--split", "dev")
     assert (code, err) == (2, "error: --split dev: choose from train, valid, test\n")
+
+
+@pytest.mark.parametrize("more", [2, -1])
+def test_another_data_set(copy: Path, tiny_table: pa.Table, more: int, tmp_path: Path, run: Run) -> None:
+    """Widths that differ are refused, and fitted when asked, which is said; scores go to the other label range."""
+    saved = load_model(copy / "best")
+    width = saved.model.modality_dims["audio"]
+    audio = np.random.default_rng(3).normal(size=(tiny_table.num_rows, 2, width + more)).tolist()
+    columns = {name: tiny_table[name] for name in ("id", "split", "text")}
+    labels = pa.array((tiny_table["label"].to_numpy() + 3) * 4 / 6)
+    data = tmp_path / "other.parquet"
+    pq.write_table(pa.table({**columns, "label": labels, "audio": pa.array(audio)}), data)
+    words = (copy, "--on", "own", "--data", data, "--label-range", 0, 4)
+    code, out, err = run(*words)
+    assert (code, out) == (3, "")
+    assert err == (
+        f"error: audio has rows of {width + more} values, and the model takes {width}: "
+        "--fit-features cuts off, fills up, or does without\n"
+    )
+    code, out, err = run(*words, "--fit-features", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["as_recorded"] is None
+    what = (
+        f"the last 2 of {width + 2} values are cut off"
+        if more > 0
+        else f"1 values, the means of the model's training rows, are added to {width - 1}"
+    )
+    assert answer["notes"] == [f"audio: {what}", "scores are scaled from [-3, 3] to [0, 4]"]
+    table = find_data("own", data, (0, 4)).read("test")
+    mean = float(saved.standardisers["audio"].mean_A[-1])
+    rows = [[[*row, mean][:width] for row in one] for one in table["audio"].to_pylist()]
+    table = table.set_column(table.column_names.index("audio"), "audio", pa.array(rows))
+    scores = (saved.score(table) + 3) * 4 / 6
+    assert answer["metrics"]["mae"] == pytest.approx(
+        np.abs(scores - np.round(table["label"].to_numpy(), 4)).mean(), abs=1e-6
+    )
+    assert reads_of(copy)[-1] == "evaluate --on own"
+    code, out, _ = run(*words, "--fit-features")
+    assert out.splitlines()[0].split() == ["metric", "own,", "test"]
+    assert out.endswith("Scores are scaled from [-3, 3] to [0, 4].\n")
+
+
+def test_another_data_set_without_a_modality(copy: Path, tiny_csv: Path, tmp_path: Path, run: Run) -> None:
+    """As one that every utterance lacks; a table of another task is refused."""
+    bare = tmp_path / "bare.csv"
+    with tiny_csv.open() as file, bare.open("w") as beside:
+        rows = list(csv.DictReader(file))
+        writer = csv.DictWriter(beside, ["id", "split", "text", "label"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    words = (copy, "--on", "own", "--data", bare, "--label-range", -3, 3)
+    code, _, err = run(*words)
+    assert code == 3
+    assert "there is no audio, which the model was trained with: --fit-features" in err
+    code, out, _ = run(*words, "--fit-features", "--json")
+    assert code == 0
+    assert json.loads(out)["notes"] == ["no audio: taken as missing in every utterance"]
+    options = ImportOptions(dataset="own", label_range=(-3, 3), binarize=True)
+    write_store(tmp_path / "classes", *import_source(bare, options))
+    code, _, err = run(copy, "--on", "own", "--data", tmp_path / "classes")
+    assert (code, err) == (
+        2,
+        "error: the model was trained for regression, and own is labelled for classification\n",
+    )
+
+
+def test_options_for_another_data_set_need_one(copy: Path, run: Run) -> None:
+    code, _, err = run(copy, "--fit-features")
+    assert (code, err) == (2, "error: --label-range and --fit-features are for another data set: --on NAME\n")

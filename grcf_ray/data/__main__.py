@@ -42,7 +42,7 @@ class Kind(str, enum.Enum):
 def import_(
     source: Path = typer.Argument(..., help="A file, or a folder of files."),
     dataset: str = typer.Option(..., metavar="NAME", help="A known data set, or a name for your own data."),
-    format: str = typer.Option("auto", help="Importer, where the content does not tell."),
+    format: str = typer.Option("auto", metavar="NAME", help="One of the formats below; auto goes by the content."),
     variant: str = typer.Option("", metavar="NAME", help="How to read it, where there are several ways: a fold."),
     label_range: tuple[float, float] | None = typer.Option(
         None, metavar="A B", help="Lowest and highest label, for your own data."
@@ -67,6 +67,16 @@ def import_(
       python -m grcf_ray.data import reviews.csv --dataset reviews --label-range 1 5
       python -m grcf_ray.data import MUStARD/data --dataset mustard --variant speaker-independent
       python -m grcf_ray.data import mosi.parquet --dataset mosi --binarize --out data/mosi_binary
+
+    \b
+    Formats:
+      table      Parquet or CSV of one's own
+      mag        pickles of MAG-BERT: mosi.pkl, mosei.pkl
+      mmsa       pickles of MMSA: MOSI, MOSEI, CH-SIMS, CH-SIMS v2; aligned or not
+      csd        a folder of CMU-MultimodalSDK's .csd files, with the folds
+      mustard    a folder with MUStARD's sarcasm_data.json; --variant fold-1 ... fold-5, speaker-independent
+      ur_funny   a folder with the pickles of UR-FUNNY v2
+      hkt        pickles of HKT: MUStARD, UR-FUNNY
 
     A table has the columns id, split (train, valid, test), text and label, and may have audio and vision
     (lists of feature rows), context (list of strings) and video_id. A folder may hold a file per split.

@@ -51,9 +51,13 @@ class DatasetFacts:
 
 
 _TABLE = "a Parquet or CSV table with the columns id, split, text, label and, where there are any, audio, vision"
-_CONTEXT_NEEDS = f"{_TABLE}, context (what was said before, a list)"
-_CMU_NEEDS = f"aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or {_TABLE}"
+_CONTEXT_TABLE = f"{_TABLE}, context (what was said before, a list)"
+_CMU_NEEDS = (
+    "{name}.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or "
+    f"{_TABLE}"
+)
 _CMU_OBTAIN = (
+    "MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer, "
     "MMSA: https://github.com/thuiar/MMSA#2-datasets, or "
     "CMU-MultimodalSDK: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK"
 )
@@ -85,7 +89,7 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Zellers, Pincus and Morency (2016). MOSI: Multimodal Corpus of Sentiment "
             "Intensity and Subjectivity Analysis in Online Opinion Videos. arXiv:1606.06259",
-            needs=_CMU_NEEDS,
+            needs=_CMU_NEEDS.format(name="mosi"),
             obtain=_CMU_OBTAIN,
         ),
         DatasetFacts(
@@ -112,7 +116,7 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Zadeh, Liang, Poria, Cambria and Morency (2018). Multimodal Language Analysis in the "
             "Wild: CMU-MOSEI Dataset and Interpretable Dynamic Fusion Graph. ACL 2018",
-            needs=_CMU_NEEDS,
+            needs=_CMU_NEEDS.format(name="mosei"),
             obtain=_CMU_OBTAIN,
         ),
         # Table 2's Acc2 and F1 stand under MMSA's keys, whose definitions its baselines use; appendix C.5
@@ -167,9 +171,9 @@ _FACTS = {
                 "sarcasm_data.json": "ec9533032c5f143f197cb5fa5d4b29ab9bf56a20b0dc05d5b31d052f5957d39c",
                 "split_indices.p": "2adea94590e2ab49cde5e96543c75ec4006fd1e9cbd556a82382692c8b045306",
             },
-            needs=_CONTEXT_NEEDS,
-            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT; write "
-            "its samples as such a table",
+            needs="a folder with sarcasm_data.json and split_indices.p (and audio_features.p, video features as HDF5), "
+            f"HKT's pickle, or {_CONTEXT_TABLE}",
+            obtain="https://github.com/soujanyaporia/MUStARD, or HKT: https://github.com/matalvepu/HKT",
         ),
         DatasetFacts(
             name="ur_funny",
@@ -186,9 +190,9 @@ _FACTS = {
             paper_backbone="microsoft/deberta-v3-base",
             citation="Hasan, Rahman, Bagher Zadeh, Zhong, Tanveer, Morency and Hoque (2019). UR-FUNNY: A Multimodal "
             "Language Dataset for Understanding Humor. EMNLP 2019",
-            needs=_CONTEXT_NEEDS,
-            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT; write "
-            "its samples as such a table",
+            needs="a folder with language_sdk.pkl, humor_label_sdk.pkl, data_folds.pkl (and the pickles of features), "
+            f"HKT's pickle, or {_CONTEXT_TABLE}",
+            obtain="https://github.com/ROC-HCI/UR-FUNNY, or HKT: https://github.com/matalvepu/HKT",
         ),
         DatasetFacts(
             name="demo",

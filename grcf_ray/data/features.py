@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,51 +227,52 @@ def _tokens(
     before = [" ".join(said or ()) for said in table["context"].to_pylist()] if "context" in table.column_names else []
     if lowercase:
         text, before = [one.lower() for one in text], [one.lower() for one in before]
-    limit = settings.max_tokens
-    encoded = tokenizer(
-        [one.split(" ") for one in text] if by_word else text,
-        truncation=True,
-        max_length=limit,
-        return_attention_mask=False,
-        is_split_into_words=by_word,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    if settings.context and any(before):
-        ids = list(ids)
-        _put_before(ids, before, text, tokenizer, limit)
+    if by_word and not tokenizer.is_fast:
+        raise ConfigError(
+            "the data's rows follow words, and the backbone's tokenizer cannot say which subword is whose"
+        )
+    split: Callable[[str], Any] = (lambda one: one.split(" ")) if by_word else str
+    options = {
+        "max_length": settings.max_tokens,
+        "return_attention_mask": False,
+        "is_split_into_words": by_word,
+    }
+    encoded = tokenizer([split(one) for one in text], truncation=True, **options)
+    ids: list[list[int]] = list(encoded["input_ids"])
+    words = [encoded.word_ids(row) for row in range(len(text))] if by_word else []
+    added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
+    rows = [row for row, said in enumerate(before) if said and len(ids[row]) + added < settings.max_tokens]
+    if settings.context and rows:
+        with _truncating_left(tokenizer):
+            both = tokenizer(
+                [split(before[row]) for row in rows],
+                [split(text[row]) for row in rows],
+                truncation="only_first",
+                **options,
+            )
+        for place, row in enumerate(rows):
+            ids[row] = both["input_ids"][place]
+            if by_word:
+                parts = zip(both.word_ids(place), both.sequence_ids(place), strict=True)
+                words[row] = [word if part == 1 else None for word, part in parts]
     tokens = Ragged(
         np.fromiter((token for row in ids for token in row), np.int32),
         np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
     )
     if not by_word:
         return tokens, None
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            "the data's rows follow words, and the backbone's tokenizer cannot say which subword is whose"
-        )
-    owners = (-1 if word is None else word for row in range(len(text)) for word in encoded.word_ids(row))
+    owners = (-1 if word is None else word for row in words for word in row)
     return tokens, np.fromiter(owners, np.int64)
 
 
-def _put_before(
-    ids: list[list[int]], before: list[str], text: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> None:
-    """Replace the ids of every utterance that has a context, and room for it, by those of both."""
-    pairs = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
-    rows = [row for row, said in enumerate(before) if said and len(ids[row]) + pairs < limit]
+@contextlib.contextmanager
+def _truncating_left(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """What was said longest ago is left out first."""
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     try:
-        both = tokenizer(
-            [before[row] for row in rows],
-            [text[row] for row in rows],
-            truncation="only_first",
-            max_length=limit,
-            return_attention_mask=False,
-        )["input_ids"]
+        yield
     finally:
         tokenizer.truncation_side = side
-    for row, joined in zip(rows, both, strict=True):
-        ids[row] = joined
 
 
 def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64]) -> Ragged:

@@ -345,6 +345,23 @@ def test_context_stands_before_the_text(tmp_path: Path, tiny_backbone: Path) -> 
     assert without.train.tokens.lengths.tolist() == [4, 3, 4, 12]
 
 
+def test_rows_of_words_follow_the_text_and_not_what_was_said_before(tmp_path: Path, tiny_backbone: Path) -> None:
+    text = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]
+    audio = [[[1, 7], [3, 7], [5, 7]], [[2, 1]], None, [[9, 9]], [[7, 7], [8, 7]], None]
+    context = [["bad plot", "fine"], [], ["good"], None, None, None]
+    loose = store_of(
+        tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES), context=pa.array(context, pa.list_(pa.string()))
+    )
+    table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
+    info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
+    features = built(write_store(tmp_path / "aligned", table, info), tiny_backbone, standardise=False)
+    audio_rows = features.train.audio
+    assert audio_rows is not None
+    # [CLS] bad plot fine [SEP] good quick ##ly film [SEP]
+    assert audio_rows.values[:10].tolist() == [[0, 0]] * 5 + [[1, 7], [3, 7], [3, 7], [5, 7], [0, 0]]
+    assert audio_rows.lengths.tolist() == [10, 0, 4, 0]
+
+
 def test_rows_of_words_follow_the_subwords(tmp_path: Path, tiny_backbone: Path) -> None:
     """A row for each subword of its word, none of a word that is cut off, zeros for special tokens."""
     text = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]

@@ -9,6 +9,7 @@ import pytest
 
 from grcf_ray import console
 from grcf_ray.data.__main__ import app
+from grcf_ray.data.importers import formats
 
 CSV = "id,split,text,label\na,train,so [bold]good[/bold],1\nb,valid,y,2\nc,test,secret,3\n"
 Run = Callable[..., tuple[int, str, str]]
@@ -81,7 +82,7 @@ def test_failed_import_exits_3_and_leaves_nothing(run: Run, tmp_path: Path) -> N
         (("import", "own.csv", "--dataset", "mosi", "--out", "."), 2, "holds other files (own.csv)"),
         (("import", "own.csv", "--dataset", "mosi", "--non-finite", "drop"), 2, "'drop' is not one of"),
         (("import", "own.csv"), 2, "Missing option '--dataset'"),
-        (("inspect", "mosi"), 3, "needed: aligned_50.pkl or unaligned_50.pkl of MMSA"),
+        (("inspect", "mosi"), 3, "needed: mosi.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA"),
         (("inspect", "."), 3, "holds no imported data set"),
         (("inspct",), 2, "No such command 'inspct'"),
     ],
@@ -116,7 +117,7 @@ def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
     here = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:8]}
     absent = dict.fromkeys(("mosei", "sims_v2", "mustard", "ur_funny"), "-")
     assert here == {"mosi": "data/mosi", **absent, "demo": "packaged", "own": "data/own"}
-    assert "mosei needs aligned_50.pkl" in out
+    assert "mosei needs mosei.pkl" in out
     assert "mosi needs" not in out
 
 
@@ -129,3 +130,12 @@ def test_module_runs_quickly_without_the_heavy_imports() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
     assert "\x1b" not in done.stdout
+
+
+def test_help_names_every_format_and_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        console.run(app, ["import", "--help"])
+    listed = capsys.readouterr().out.partition("Formats:")[2].partition("A table has")[0]
+    assert {line.split()[0] for line in listed.strip().splitlines()} == set(formats())
+    first, *_, last = formats()["mustard"].VARIANTS
+    assert f"{first} ... fold-5, {last}" in listed

@@ -43,6 +43,7 @@ TABLE_13_GENERAL = {
     "ranking.groups": "overlap,5",
     "ranking.margin_step": 0.1,
 }
+OWN_RANGES = {"ict_mmmo": (1.0, 5.0)}
 PAPER_SETS = ("mosi", "mosei", "sims_v2")
 
 SMALL = """
@@ -81,10 +82,10 @@ def values_in(path: str) -> list[float]:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_space_is_valid_for_its_data(path: Path) -> None:
     space = load_space(path)
-    facts = datasets.get(space.dataset)
-    low, high = facts.label_range
+    facts = datasets.find(space.dataset)
+    low, high = facts.label_range if facts else OWN_RANGES[space.dataset]
     # Two classes can be made of a set for regression.
-    task = "classification" if "binary" in path.stem else facts.task
+    task = "classification" if "binary" in path.stem else facts.task if facts else "regression"
     assert task == "classification" or space.margin_faults((high - low) / 2) == []
     assert all(reads(task, name) for name in (*space.fixed, *space.stage1, *space.stage2))
     assert space.stage1

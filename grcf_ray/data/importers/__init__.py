@@ -168,6 +168,8 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         place=raw.place,
         command=options.command(source),
     )
+    # The rows as they were read make room for those that are written.
+    raw = replace(raw, table=raw.table.schema.empty_table())
     notes = [*raw.notes, *(_zeroed(table) if zero else [])]
     if options.binarize:
         table, note = _binarized(table, center=(limits[0] + limits[1]) / 2)
