@@ -107,6 +107,9 @@ class PairConfig:
     """Draw new pairs each epoch; otherwise the run keeps one set."""
     micro_batch_tokens: PositiveCount = 1024
     """Padded tokens that the text encoder takes at a time."""
+    activation_tokens: PositiveCount | None = None
+    """Padded tokens whose activations a step keeps for its gradient; where it has more, they are computed twice, for
+    the same gradient. By default as many as two groups have whose texts all are of features.max_tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

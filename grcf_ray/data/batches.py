@@ -31,6 +31,11 @@ class Batch:
     vision_BLV: Tensor | None
     vision_mask_BL: Tensor | None
 
+    @property
+    def tokens(self) -> int:
+        """Subwords that the text encoder takes, padding included; 0 where it has no layer to run."""
+        return 0 if self.mask_BL is None else self.mask_BL.numel()
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on a device, its floating-point values of the given type."""
 

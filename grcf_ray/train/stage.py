@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from grcf_ray.config import RunConfig, Task, TrainConfig
-from grcf_ray.data.batches import length_sorted, micro_batches
+from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
@@ -30,6 +30,7 @@ from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.storage import Place
 from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from grcf_ray.train.gradient_cache import EncodedTwice, average_gradients
 from grcf_ray.train.objectives import choose_losses
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
 
@@ -171,28 +172,58 @@ class StageLoop:
         """Gradients of one step into the model; the step's loss terms on this rank, weighted as the loss is.
 
         Each distinct utterance is encoded once, in length-sorted micro-batches; each group of pairs has losses of
-        its own. Under DDP the gradients are those of the whole step on every rank.
+        its own. Where the encoder's activations would be too many to keep, they are computed twice instead, for the
+        same gradients. Under DDP these are those of the whole step on every rank.
         """
         order_U = length_sorted(self.features.train, step.utterance_U)
-        batches = micro_batches(self.features, self.features.train, order_U, self.config.pairs.micro_batch_tokens)
+        batches = [
+            batch.to(self.device, self.dtype)
+            for batch in micro_batches(
+                self.features, self.features.train, order_U, self.config.pairs.micro_batch_tokens
+            )
+        ]
         place_U = np.empty(len(order_U), dtype=np.int64)
         place_U[np.searchsorted(step.utterance_U, order_U)] = np.arange(len(order_U))
         # A rank without a group still takes part in the exchange of gradients and of loss terms.
         groups = step.groups or (_IDLE,)
-        with self._autocast():
-            scores = self.network(
-                [batch.to(self.device, self.dtype) for batch in batches],
-                torch.from_numpy(place_U[np.concatenate([group.slot_S for group in groups])]).to(self.device),
-            )
-        totals: dict[str, Tensor] = defaultdict(lambda: scores.new_zeros((), dtype=torch.float64))
-        loss = scores.new_zeros(())
-        for group, score_S in zip(groups, scores.split([len(group.slot_S) for group in groups]), strict=True):
-            terms = self.losses(group, score_S, self._labels(step, group).to(self.device))
+        slot_S = torch.from_numpy(place_U[np.concatenate([group.slot_S for group in groups])]).to(self.device)
+        if self._keeps_activations(batches):
+            with self._autocast():
+                score_S: Tensor = self.network(batches, slot_S)
+            totals, loss = self._totals(step, groups, score_S)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            with self._autocast():
+                encoded = EncodedTwice(self.model, batches)
+                score_S = self.model.score(encoded.vector_UW[slot_S])
+            totals, loss = self._totals(step, groups, score_S)
+            loss.backward()  # type: ignore[no-untyped-call]
+            encoded.backward(self._autocast)
+            if self.world > 1:
+                average_gradients(self.model)
+        return totals
+
+    def _totals(self, step: Step, groups: Sequence[Group], score_S: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The step's loss terms on this rank, and its loss."""
+        totals: dict[str, Tensor] = defaultdict(lambda: score_S.new_zeros((), dtype=torch.float64))
+        loss = score_S.new_zeros(())
+        for group, part_S in zip(groups, torch.split(score_S, [len(group.slot_S) for group in groups]), strict=True):
+            terms = self.losses(group, part_S, self._labels(step, group).to(self.device))
             loss = loss + group.weight * terms["loss/total"]
             for name, value in terms.items():
                 totals[name] += group.weight / self.world * value.detach()
-        loss.backward()
-        return totals
+        return totals, loss
+
+    def _keeps_activations(self, batches: Sequence[Batch]) -> bool:
+        """Whether a step's activations are few enough to be kept; all ranks decide alike."""
+        pairs = self.config.pairs
+        most = pairs.activation_tokens or 4 * pairs.pairs_per_group * self.config.features.max_tokens
+        too_many = sum(batch.tokens for batch in batches) > most
+        if self.world > 1:
+            anywhere = torch.tensor(float(too_many), device=self.device)
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+            too_many = bool(anywhere.item())
+        return not too_many
 
     def _steps(self) -> Iterator[Step]:
         pairs_M2 = draw_pairs(

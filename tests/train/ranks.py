@@ -32,6 +32,9 @@ SCENARIOS: dict[str, tuple[Literal[1, 2], dict[str, Any]]] = {
     "short": (2, {"pairs.pairs_per_epoch": 36 + 5}),
     # An epoch of one step of one group: the second rank never has any.
     "idle": (1, {"pairs.pairs_per_epoch": 10}),
+    # Activations that no rank may keep; and those that only the rank with the group has too many of.
+    "uneven-twice": (1, {"pairs.pairs_per_epoch": 100, "pairs.activation_tokens": 1}),
+    "idle-twice": (1, {"pairs.pairs_per_epoch": 10, "pairs.activation_tokens": 20}),
 }
 
 

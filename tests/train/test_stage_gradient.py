@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grcf_ray.data.batches import collate
+from grcf_ray.data.batches import Batch, collate
 from grcf_ray.data.pairs import draw_pairs
 from grcf_ray.train.stage import StageLoop
 
@@ -140,6 +140,42 @@ def test_micro_batches_do_not_change_the_gradient(new_loop: NewLoop, tokens: int
         loop.backward(next(loop._steps()))
         grads.append(gradient(loop))
     assert relative(grads[1], grads[0]) < 1e-12
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_activations_that_are_computed_twice_give_the_same_gradient(new_loop: NewLoop, stage: Literal[1, 2]) -> None:
+    """With dropout: both passes have the same masks, and what is drawn afterwards is what it would have been."""
+    found = []
+    for most in (100_000, 1):
+        loop = wide(new_loop(stage, pairs__activation_tokens=most, pairs__micro_batch_tokens=64, **EXACT))
+        loop.network.train()
+        torch.manual_seed(7)
+        encoded, step = 0, next(loop._steps())
+
+        def count(_: nn.Module, given: tuple[Any, ...]) -> None:
+            nonlocal encoded
+            encoded += len(given[0].token_BL)
+
+        loop.model.text_encoder.register_forward_pre_hook(count)
+        terms = loop.backward(step)
+        assert encoded == len(step.utterance_U) * (2 if most == 1 else 1)
+        found.append((gradient(loop), {name: value.item() for name, value in terms.items()}, torch.rand(3)))
+    (kept, kept_terms, kept_next), (twice, twice_terms, twice_next) = found
+    assert relative(twice, kept) < 1e-12
+    assert twice_terms == kept_terms
+    assert torch.equal(twice_next, kept_next)
+
+
+def test_activations_are_kept_up_to_two_groups_of_the_longest_texts(new_loop: NewLoop) -> None:
+    loop = new_loop(1, pairs__pairs_per_group=8)
+    most = 4 * 8 * loop.config.features.max_tokens
+
+    def batch(tokens: int) -> Batch:
+        mask = torch.ones(1, tokens, dtype=torch.bool)
+        return Batch(mask.long(), mask, None, None, None, None, None, None)
+
+    assert loop._keeps_activations([batch(most - 5), batch(5)])
+    assert not loop._keeps_activations([batch(most - 5), batch(6)])
 
 
 def test_each_utterance_is_encoded_once_a_step(new_loop: NewLoop) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
 
 RANKS = Path(__file__).with_name("ranks.py")
-STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1}
+STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1, "uneven-twice": 3, "idle-twice": 1}
 """Steps of an epoch of each scenario in ranks.py."""
 TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
 
@@ -81,6 +81,15 @@ def test_gradients_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> Non
         torch.equal(tensor, tensors_of(ranks, 1, 2, scenario)[name])
         for name, tensor in tensors_of(ranks, 0, 2, scenario).items()
     )
+
+
+@pytest.mark.parametrize("scenario", ["uneven", "idle"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_do_not_depend_on_what_is_kept(ranks: Path, scenario: str, world: int) -> None:
+    kept, twice = (tensors_of(ranks, 0, world, name) for name in (scenario, f"{scenario}-twice"))
+    for name, tensor in kept.items():
+        if "gradient" in name:
+            assert relative(twice[name.replace(scenario, f"{scenario}-twice")], tensor) < 1e-12
 
 
 @pytest.mark.parametrize("scenario", STEPS)
