@@ -23,6 +23,7 @@ RANKS = {
     "train": 4,
     "search": 5,
     "report": 6,
+    "bench": 6,
     "evaluate": 7,
 }
 """Rooms from the bottom up. A room imports from its own and from lower ones."""

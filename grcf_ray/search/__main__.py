@@ -178,7 +178,7 @@ def _print_plan(session: Session, room: Room) -> None:
     console.progress(f"Space:   {typed(Path(space.source))}{written_for}")
     stages = [f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in session.budgets.items()]
     after = [f"{config.search.finalists} finalists"] if len(stages) > 1 else []
-    after += [f"{session.time_budget / 60:g} minutes for it all"] if session.time_budget is not None else []
+    after += [f"at most {session.time_budget / 60:g} minutes of search"] if session.time_budget is not None else []
     after += [f"winner and start under {session.seeds} seeds"] if session.seeds else []
     console.progress("Budget:  " + "; ".join([", then ".join(stages), *after]))
     per = f"{config.search.cpus_per_worker} CPU" + (

@@ -26,7 +26,7 @@ from grcf_ray.config import RunConfig, Task, build_config, check_margins, config
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
 
-__all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "recorded_space", "space_for"]
+__all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "recorded_space", "shipped_space", "space_for"]
 
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
@@ -150,6 +150,12 @@ def space_for(dataset: str, path: Path | None) -> Space:
             "(copy search_spaces/mosi.yaml and change the data set and the margins)"
         )
     return load_space(_folder() / f"{dataset}.yaml")
+
+
+def shipped_space(name: str) -> Path | None:
+    """The file of a space that ships; None where none has this name."""
+    path = _folder() / f"{name}.yaml"
+    return path if path.is_file() else None
 
 
 def _folder() -> Path:

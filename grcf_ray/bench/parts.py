@@ -1,0 +1,76 @@
+"""What the command measures, part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from grcf_ray.bench.measure import Table
+from grcf_ray.bench.packing import packing_table
+from grcf_ray.bench.searching import search_table
+from grcf_ray.bench.step import encoder_table, shares_table
+from grcf_ray.bench.trunk import trunk_table
+from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.data.features import Features
+from grcf_ray.data.store import Store
+from grcf_ray.search.space import Space
+from grcf_ray.train.assemble import prepare_features
+
+__all__ = ["Setup", "measures"]
+
+
+_PAPER_LENGTH = 50
+"""Subwords that the paper's loop pads every text to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What there is to measure with."""
+
+    store: Store
+    config: RunConfig
+    space: Space
+    device: torch.device
+    repetitions: int
+    trials: int
+    """Of the search that is measured."""
+    processes: int
+    """Of the trials side by side."""
+    folder: Path
+    """Where what is written goes, and is deleted."""
+    say: Callable[[str], None]
+
+    def whole(self) -> tuple[Features, RunConfig]:
+        """Features and configuration with every layer of the text encoder trained, and texts of the paper's length."""
+        config = build_config({**flatten(self.config), "model.frozen_layers": 0, "features.max_tokens": _PAPER_LENGTH})
+        return prepare_features(self.store, config, cache=self.folder), config
+
+
+def measures() -> Mapping[str, Callable[[Setup], Table]]:
+    """The parts by name."""
+    return {"step": _step, "shares": _shares, "frozen": _frozen, "search": _search, "packing": _packing}
+
+
+def _step(setup: Setup) -> Table:
+    features, config = setup.whole()
+    return encoder_table(features, config, setup.device, setup.repetitions, setup.say)
+
+
+def _shares(setup: Setup) -> Table:
+    features, config = setup.whole()
+    return shares_table(features, config, setup.device, setup.repetitions, setup.say)
+
+
+def _frozen(setup: Setup) -> Table:
+    return trunk_table(setup.store, setup.config, setup.device, setup.repetitions, setup.say, setup.folder)
+
+
+def _search(setup: Setup) -> Table:
+    return search_table(setup.store, setup.config, setup.space, setup.say, setup.folder, setup.trials)
+
+
+def _packing(setup: Setup) -> Table:
+    return packing_table(setup.store, setup.config, setup.repetitions, setup.say, setup.folder, min(setup.processes, 8))

@@ -1,0 +1,234 @@
+"""An optimizer step: ours, and that of a loop which encodes both members of every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grcf_ray.bench.measure import Column, Table, Variant, interleave, kept_bytes
+from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
+from grcf_ray.data.features import Features
+from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
+from grcf_ray.train.assemble import initial_model
+from grcf_ray.train.stage import StageLoop
+
+__all__ = ["PAPER_STEP", "LiteralStep", "encoder_table", "new_loop", "shares_table"]
+
+PAPER_STEP = {"pairs.pairs_per_group": 96, "pairs.groups_per_step": 8}
+"""The paper's batch: eight groups of 96 pairs."""
+
+_COLUMNS = (
+    Column("name", "step of 768 pairs"),
+    Column("least", "min s", "{:.2f}"),
+    Column("median", "median s", "{:.2f}"),
+    Column("speed_up", "speed-up", "{:.2f}"),
+    Column("bound", "bound by tokens", "{:.2f}"),
+    Column("kept_mb", "activations, MB", "{:.0f}"),
+    Column("difference", "gradient, rel. L2", "{:.1e}"),
+)
+
+
+class LiteralStep:
+    """What a loop over pairs does: both members of every pair are encoded, a group at a time.
+
+    sort: in micro-batches of utterances of like length; otherwise all padded to `features.max_tokens`.
+    """
+
+    def __init__(self, loop: StageLoop, step: Step, *, sort: bool) -> None:
+        self.loop, self.step, self.sort = loop, step, sort
+
+    def batches(self, group: int) -> tuple[list[Batch], NDArray[np.int64]]:
+        """The group's slots as the encoder takes them, and the place of each slot among them."""
+        loop = self.loop
+        chosen_S = self.step.utterance_U[self.step.groups[group].slot_S]
+        features, train = loop.features, loop.features.train
+        if not self.sort:
+            batch = collate(features, train, chosen_S)
+            return [_padded(batch, loop.config.features.max_tokens, features.pad_token_id)], np.arange(len(chosen_S))
+        order_S = np.argsort(train.tokens.lengths[chosen_S], kind="stable")
+        batches = micro_batches(features, train, chosen_S[order_S], loop.config.pairs.micro_batch_tokens)
+        return batches, np.argsort(order_S)
+
+    def backward(self, groups: int | None = None) -> None:
+        """The gradient of the first groups of the step, or of all."""
+        loop = self.loop
+        for index, group in enumerate(self.step.groups[:groups]):
+            batches, place_S = self.batches(index)
+            moved = [batch.to(loop.device, loop.dtype) for batch in batches]
+            score_S = loop.model(moved, torch.from_numpy(place_S).to(loop.device))
+            label_S = loop.features.train.label_N[self.step.utterance_U[group.slot_S]]
+            terms = loop.losses(group, score_S, torch.from_numpy(label_S).to(loop.device, loop.dtype))
+            loss: Tensor = group.weight * terms["loss/total"]
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def tokens(self) -> int:
+        """Padded subwords that it encodes."""
+        return sum(batch.tokens for group in range(len(self.step.groups)) for batch in self.batches(group)[0])
+
+
+def new_loop(
+    features: Features, config: RunConfig, device: torch.device, changes: dict[str, Any], *, dropout: bool = True
+) -> StageLoop:
+    """A Stage 1 loop with fresh weights, that saves nothing."""
+    config = build_config({**flatten(config), **changes})
+    model = initial_model(config.model, features, seed=config.seed)
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    loop = StageLoop(model, features, config, 1, seed=config.seed, protocol="mosi", device=device)
+    loop.model.train()
+    return loop
+
+
+def first_step(loop: StageLoop) -> Step:
+    """A whole step of its first epoch."""
+    pairs = loop.config.pairs
+    drawn = draw_pairs(
+        len(loop.features.train), pairs.pairs_per_group * pairs.groups_per_step, np.random.default_rng(loop.seed)
+    )
+    return next(iter(epoch_steps(drawn, pairs)))
+
+
+def encoder_table(
+    features: Features, config: RunConfig, device: torch.device, repetitions: int, say: Callable[[str], None]
+) -> Table:
+    """What encoding each utterance of a step once saves, with its gradients beside those of the loop over pairs."""
+    loop = new_loop(features, config, device, PAPER_STEP)
+    group_tokens = 2 * PAPER_STEP["pairs.pairs_per_group"] * config.features.max_tokens
+    bounded = new_loop(features, config, device, {**PAPER_STEP, "pairs.activation_tokens": group_tokens})
+    step = first_step(loop)
+    literal, by_length = LiteralStep(loop, step, sort=False), LiteralStep(loop, step, sort=True)
+    groups = len(step.groups)
+    variants = [
+        Variant(f"pair by pair, padded to {config.features.max_tokens}", lambda: literal.backward(1), groups),
+        Variant("pair by pair, sorted by length", lambda: by_length.backward(1), groups),
+        Variant("each utterance once", lambda: loop.backward(step)),
+        Variant("each once, in the first one's memory", lambda: bounded.backward(step)),
+    ]
+    timings = interleave(variants, repetitions, device, say)
+    order_U = length_sorted(features.train, step.utterance_U)
+    ours = sum(b.tokens for b in micro_batches(features, features.train, order_U, config.pairs.micro_batch_tokens))
+    tokens = [literal.tokens(), by_length.tokens(), ours, ours]
+    say("activations")
+    parameters = list(loop.model.parameters())
+    kept = [
+        kept_bytes(lambda: literal.backward(1), parameters),
+        kept_bytes(lambda: by_length.backward(1), parameters),
+        kept_bytes(lambda: loop.backward(step), parameters),
+        kept_bytes(lambda: bounded.backward(step), list(bounded.model.parameters())),
+    ]
+    say("gradients")
+    differences = _differences(features, config, device, group_tokens)
+    rows = [
+        {
+            "name": variant.name,
+            "least": timing.least,
+            "median": timing.median,
+            "speed_up": timings[0].median / timing.median,
+            "bound": tokens[0] / count,
+            "kept_mb": size / 1e6,
+            "difference": difference,
+            "seconds": timing.seconds,
+        }
+        for variant, timing, count, size, difference in zip(variants, timings, tokens, kept, differences, strict=True)
+    ]
+    return Table(
+        "step",
+        "An optimizer step of the paper's batch, the encoder's part shared between pairs",
+        _COLUMNS,
+        rows,
+        (
+            f"{groups} groups of {PAPER_STEP['pairs.pairs_per_group']} pairs, {len(step.utterance_U)} distinct "
+            f"utterances in {2 * sum(len(g.pairs_P2) for g in step.groups)} slots; the loops over pairs were timed on "
+            f"one of the {groups} groups, times {groups}",
+            "gradients: against the first line, float32, without dropout",
+        ),
+    )
+
+
+def _differences(features: Features, config: RunConfig, device: torch.device, group_tokens: int) -> list[float | None]:
+    gradients = []
+    for way in ("padded", "sorted", "once", "bounded"):
+        changes = {**PAPER_STEP, **({"pairs.activation_tokens": group_tokens} if way == "bounded" else {})}
+        loop = new_loop(features, config, device, changes, dropout=False)
+        step = first_step(loop)
+        if way in ("once", "bounded"):
+            loop.backward(step)
+        else:
+            LiteralStep(loop, step, sort=way == "sorted").backward()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None]))
+    first, *others = gradients
+    return [None, *(((other - first).norm() / first.norm()).item() for other in others)]
+
+
+def shares_table(
+    features: Features, config: RunConfig, device: torch.device, repetitions: int, say: Callable[[str], None]
+) -> Table:
+    """What the rest of a step takes, and validation of an epoch."""
+    from grcf_ray.train.stage import predict
+
+    loop = new_loop(features, config, device, PAPER_STEP)
+    step = first_step(loop)
+    loop.backward(step)
+    each = torch.optim.AdamW(loop.optimizer.param_groups, fused=False, foreach=True)
+    slots = sum(len(group.slot_S) for group in step.groups)
+    budget = loop.config.pairs.micro_batch_tokens
+
+    def losses() -> None:
+        score_S = torch.zeros(slots, device=device, requires_grad=True)
+        _, loss = loop._totals(step, step.groups, score_S)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    variants = [
+        Variant("encoder and head, forward and backward", lambda: loop.backward(step)),
+        Variant("losses of its groups, forward and backward", losses),
+        Variant("pairs of an epoch, drawn and grouped", lambda: list(loop._steps()), 1 / loop.steps_per_epoch),
+        Variant("AdamW, fused", loop.optimizer.step),
+        Variant("AdamW, not fused", each.step),
+        Variant(
+            "validation, once an epoch",
+            lambda: predict(loop.model, features, features.valid, device=device, token_budget=budget),
+            1 / loop.steps_per_epoch,
+        ),
+    ]
+    timings = interleave(variants, repetitions, device, say)
+    whole = timings[0].median
+    return Table(
+        "shares",
+        "Shares of a step of the paper's batch",
+        (
+            Column("name", "part"),
+            Column("median", "median s", "{:.4f}"),
+            Column("share", "of a step", "{:.2%}"),
+        ),
+        [
+            {"name": v.name, "median": t.median, "share": t.median / whole, "seconds": t.seconds}
+            for v, t in zip(variants, timings, strict=True)
+        ],
+        (f"an epoch has {loop.steps_per_epoch} steps; what happens once an epoch is divided by that",),
+    )
+
+
+def _padded(batch: Batch, length: int, pad: int) -> Batch:
+    """The same batch, its texts padded to a length."""
+    assert batch.token_BL is not None and batch.mask_BL is not None
+    more = (0, length - batch.token_BL.shape[1])
+    token_BL: Tensor = functional.pad(batch.token_BL, more, value=pad)
+    return Batch(
+        token_BL,
+        functional.pad(batch.mask_BL, more, value=False),
+        None,
+        None,
+        batch.audio_BLA,
+        batch.audio_mask_BL,
+        batch.vision_BLV,
+        batch.vision_mask_BL,
+    )

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grcf_ray import console
+from grcf_ray.bench.__main__ import PARTS, app
+from grcf_ray.bench.parts import measures
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tiny_space: Path, tiny_parquet: Path) -> Run:
+    words = ("--dataset", "tiny", "--space", tiny_space, "--data", tiny_parquet, "--label-range", -3, 3)
+
+    def call(*more: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, [str(word) for word in (*words, *more)])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return call
+
+
+def test_parts_are_those_of_the_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(measures()) == PARTS
+    with pytest.raises(SystemExit):
+        console.run(app, ["--help"])
+    listed = capsys.readouterr().out.partition("Parts:")[2].partition("Examples:")[0]
+    assert tuple(line.split()[0] for line in listed.strip().splitlines()) == PARTS
+
+
+def test_tables_as_text_and_json(run: Run) -> None:
+    words = ("--only", "frozen", "--only", "shares", "--repetitions", 2)
+    code, out, err = run(*words)
+    assert code == 0
+    assert out.index("Shares of a step") < out.index("An epoch with frozen layers")
+    assert "AdamW, fused" in out
+    assert "warm-up" in err
+    code, out, _ = run(*words, "--json")
+    answer = json.loads(out)
+    assert [table["name"] for table in answer["tables"]] == ["shares", "frozen"]
+    assert answer["repetitions"] == 2
+    assert all(len(row["seconds"]) == 2 for table in answer["tables"] for row in table["rows"])
+    assert answer["versions"]["torch"]
+
+
+def test_unknown_part(run: Run) -> None:
+    code, _, err = run("--only", "frosen")
+    assert (code, err) == (
+        2,
+        "error: unknown part 'frosen'; did you mean frozen?; choose from step, shares, frozen, search, packing\n",
+    )
+
+
+@pytest.mark.slow
+def test_search_and_packing(run: Run) -> None:
+    code, out, _ = run("--only", "search", "--only", "packing", "--repetitions", 1, "--trials", 8, "--json")
+    assert code == 0
+    search, packing = json.loads(out)["tables"]
+    rows = {row["name"]: row for row in search["rows"]}
+    assert 0 < rows["training and validation"]["seconds"] < rows["its slots, together"]["seconds"]
+    assert rows["from trial to trial, median"]["seconds"] > 0
+    assert packing["rows"][0]["name"] == "1 process"
