@@ -13,7 +13,7 @@ from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import Store
 from grcf_ray.search.events import EpochFinished, Event, StageStarted, TrialEnded, TrialStarted
 from grcf_ray.search.preflight import connect, find_room
-from grcf_ray.search.record import RunRecord
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, cluster_nodes
 from grcf_ray.storage import place_at
@@ -48,6 +48,22 @@ class _Clock:
                 self._say(f"trial {trial.number} of stage {trial.stage} has ended")
 
 
+class _TimedRecord(RunRecord):
+    """Counts the time that writing trials takes."""
+
+    seconds = 0.0
+
+    def write_trial(self, trial: TrialRecord) -> None:
+        before = time.perf_counter()
+        super().write_trial(trial)
+        self.seconds += time.perf_counter() - before
+
+    def export_trials(self, stage: int) -> None:
+        before = time.perf_counter()
+        super().export_trials(stage)
+        self.seconds += time.perf_counter() - before
+
+
 def search_table(
     store: Store, config: RunConfig, space: Space, say: Callable[[str], None], folder: Path, trials: int
 ) -> Table:
@@ -60,7 +76,7 @@ def search_table(
     connect()
     room = find_room(cluster_nodes(), config, [trials // 2])
     features = prepare_features(store, config)
-    record = RunRecord(place_at(folder / "bench"))
+    record = _TimedRecord(place_at(folder / "bench"))
     record.write_run({"state": "running", "settings": flatten(config)})
     clock = _Clock(say)
     ready = time.perf_counter()
@@ -89,7 +105,8 @@ def search_table(
             {"name": "wall-clock time of both stages", "seconds": wall, "share": None},
             {"name": "its slots, together", "seconds": slots, "share": 1.0},
             {"name": "training and validation", "seconds": clock.trained, "share": clock.trained / slots},
-            {"name": "all else", "seconds": outside, "share": outside / slots},
+            {"name": "writing the record of its trials", "seconds": record.seconds, "share": record.seconds / slots},
+            {"name": "all but training and validation", "seconds": outside, "share": outside / slots},
             *(
                 {"name": f"from trial to trial, {what}", "seconds": of(clock.turnarounds), "share": None}
                 for what, of in (("median", statistics.median), ("longest", max))

@@ -65,5 +65,6 @@ def test_search_and_packing(run: Run) -> None:
     search, packing = json.loads(out)["tables"]
     rows = {row["name"]: row for row in search["rows"]}
     assert 0 < rows["training and validation"]["seconds"] < rows["its slots, together"]["seconds"]
+    assert 0 < rows["writing the record of its trials"]["share"] < 0.5
     assert rows["from trial to trial, median"]["seconds"] > 0
     assert packing["rows"][0]["name"] == "1 process"
