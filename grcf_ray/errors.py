@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 __all__ = [
     "ClusterError",
@@ -12,8 +14,13 @@ __all__ = [
     "DivergedError",
     "GrcfError",
     "NoWinnerError",
+    "data_error",
     "faults_message",
+    "reason",
+    "tried",
 ]
+
+_T = TypeVar("_T")
 
 
 class GrcfError(Exception):
@@ -60,3 +67,24 @@ def faults_message(head: str, faults: Sequence[str], *, limit: int = 20) -> str:
     if len(faults) > limit:
         lines.append(f"  ... and {len(faults) - limit} more")
     return "\n".join([head, *lines])
+
+
+def data_error(source: Path, faults: Sequence[str], *, named: bool = False) -> DataError:
+    """The error for all that is wrong with a source; named: each fault says itself which file it is in."""
+    if len(faults) == 1:
+        return DataError(faults[0] if named else f"{source}: {faults[0]}")
+    return DataError(faults_message(f"{source}: {len(faults)} faults", faults))
+
+
+def tried(faults: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
+    """What a function returns; None where it raises a DataError, which joins the faults."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        faults.append(str(error))
+        return None
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what another library's error says, or else its type."""
+    return str(error).partition("\n")[0].rstrip(". ") or type(error).__name__

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Frames", "is_frames_type"]
+__all__ = ["FRAMES", "Frames", "Rows", "is_frames_type", "joined"]
+
+FRAMES = pa.list_(pa.list_(pa.float32()))
+"""Audio and vision before their widths are known to be equal."""
+Rows = npt.NDArray[Any]
+"""[n, d] feature rows of one utterance, of any kind of number."""
 
 
 def is_frames_type(kind: Any) -> bool:
@@ -56,14 +64,47 @@ class Frames:
     def to_arrow(self, *, width: int | None = None, zero_non_finite: bool = False) -> pa.ListArray:
         """Lists of float32 rows, null where the modality is missing; frames must be equally wide.
 
-        width: theirs, where there may be none to tell it.
+        width: theirs, where there may be none to tell it; without it, a column of nulls is of type `FRAMES`.
         """
+        width = width or self.width()
+        if width is None:
+            return pa.nulls(len(self.lengths_N), FRAMES)
         values = self.values
         if zero_non_finite:
             values = np.where(np.isfinite(values), values, np.float32(0))
-        frames = pa.FixedSizeListArray.from_arrays(pa.array(values), width or self.width())
+        frames = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
         offsets = np.concatenate([[0], np.cumsum(self.lengths_N)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), frames, mask=pa.array(self.lengths_N == 0))
+
+
+def joined(arrays: list[Rows | None]) -> tuple[Frames, dict[int, str]]:
+    """The rows of all utterances one after another, and what is wrong with those of a width that few have.
+
+    Each array leaves the list when it is copied, so that a modality does not take its memory twice.
+    """
+    widths = Counter(array.shape[1] for array in arrays if array is not None)
+    width = widths.most_common(1)[0][0] if widths else 0
+    odd: dict[int, str] = {}
+    for row, array in enumerate(arrays):
+        if array is not None and array.shape[1] != width:
+            odd[row] = f"has rows of {array.shape[1]} values, where most have {width}"
+            arrays[row] = None
+    lengths_N = np.array([0 if array is None else len(array) for array in arrays], np.int64)
+    values_FD = np.empty((lengths_N.sum(), width), np.float32)
+    stops_N = np.cumsum(lengths_N)
+    for row, array in enumerate(arrays):
+        if array is not None:
+            with np.errstate(over="ignore"):
+                values_FD[stops_N[row] - len(array) : stops_N[row]] = array
+            arrays[row] = None
+    _return_memory()
+    return Frames(lengths_N, np.full(len(values_FD), width), values_FD.reshape(-1)), odd
+
+
+def _return_memory() -> None:
+    """Give back what many small arrays took: glibc, the only library with such a function, keeps it else."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_list(kind: Any) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
+from grcf_ray.data.frames import FRAMES
 from grcf_ray.data.validation import Fault
 
-__all__ = ["FRAMES", "RAW_SCHEMA", "RawTable"]
+__all__ = ["RAW_SCHEMA", "RawTable", "SplitTable"]
 
-FRAMES = pa.list_(pa.list_(pa.float32()))
-"""Audio and vision before their widths are known to be equal."""
+_T = TypeVar("_T")
 
 RAW_SCHEMA = pa.schema(
     {
@@ -46,8 +48,27 @@ class RawTable:
 
     def place(self, row: int) -> str:
         """Where a row of the table stands: its number in its file, and the file where there are several."""
-        for path, rows in self.files:
-            if row < rows:
-                return f"row {row + 1}" if len(self.files) == 1 else f"{path.name}: row {row + 1}"
-            row -= rows
-        raise IndexError(row)
+        path, number = _within(row, self.files)
+        return f"row {number}" if len(self.files) == 1 else f"{path.name}: row {number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTable(RawTable):
+    """Rows of one file that has a part for each split, or is divided by one: their place is their number in it."""
+
+    splits: tuple[tuple[str, int], ...]
+    """What the splits are called, and how many rows each has, in the order of the table."""
+
+    def place(self, row: int) -> str:
+        """Where a row of the table stands: its split, and its number in it."""
+        split, number = _within(row, self.splits)
+        return f"{split} row {number}"
+
+
+def _within(row: int, parts: Iterable[tuple[_T, int]]) -> tuple[_T, int]:
+    """The part that a row is in, and its number there, from 1."""
+    for part, rows in parts:
+        if row < rows:
+            return part, row + 1
+        row -= rows
+    raise IndexError(row)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import pickletools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grcf_ray.errors import DataError
 
-__all__ = ["check_kind", "is_hdf5", "pickle_start"]
+__all__ = ["Start", "begins_with", "check_kind", "files_of", "is_hdf5", "only_pickle", "pickle_start"]
+
+Start = tuple[str, ...]
+"""How a pickle begins, see `pickle_start`."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # By the protocol from 2 on, before it with a dict or a list.
@@ -40,13 +44,18 @@ def check_kind(path: Path) -> None:
             raise DataError(f"{path}: {what}")
 
 
+def files_of(source: Path) -> list[Path]:
+    """A file itself, or those of a folder by their names; what lies in folders within it is not looked at."""
+    return [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+
+
 def is_hdf5(path: Path) -> bool:
     """Whether a file is HDF5, as `.csd` files are."""
     with path.open("rb") as file:
         return file.read(len(_HDF5)) == _HDF5
 
 
-def pickle_start(path: Path) -> tuple[str, ...]:
+def pickle_start(path: Path) -> Start:
     """What a pickle begins with, in the order of its opcodes; nothing where the file is none.
 
     Tokens: `dict` and `list` where one begins, texts as JSON (`"train"`), names as they are (`numpy.ndarray`),
@@ -89,3 +98,26 @@ def pickle_start(path: Path) -> tuple[str, ...]:
             if len(tokens) >= _TOKENS:
                 break
     return tuple(tokens)
+
+
+def begins_with(source: Path, test: Callable[[Start], bool]) -> list[Path]:
+    """The pickles of a source that begin in a certain way."""
+    return [path for path in files_of(source) if test(pickle_start(path))]
+
+
+def only_pickle(source: Path, found: Sequence[Path], name: str) -> Path:
+    """The one pickle found, or a file that is to be read as one; DataError where there are several, or is none.
+
+    name: what is looked for, with its article, such as `a MAG-BERT pickle`.
+    """
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{source} holds {len(found)} files, each {name} ({names}). Name one")
+    if found:
+        return found[0]
+    if source.is_dir():
+        raise DataError(f"{source}: none of its files is {name}")
+    check_kind(source)
+    if not pickle_start(source):
+        raise DataError(f"{source}: not a pickle")
+    return source

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
 import random
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from data.foreign import (
+    ITSELF,
+    SPLITS,
+    STRANGE,
+    VARIANTS,
+    content_of,
+    dumped,
+    in_order,
+    put,
+    real_file,
+    refusal,
+    spoiled,
+    survivors,
+    write_pickle,
+)
 
 from grcf_ray.data.importers import ImportOptions, find_importer, hkt, import_source
-from grcf_ray.errors import DataError
 
 OWN = ImportOptions(dataset="own", task="classification")
 ZEROED = replace(OWN, non_finite="zero")
 FORCED = replace(OWN, format="hkt")
-SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 WIDTHS = {"visual": 91, "acoustic": 81}
 TEXTS = ["It 's just a privilege.", "ünï 文", "No.", "thatÕs the kind of thing I do", "so"]
 SHAPE = "((p_words, p_visual, p_acoustic, p_hcf), (c_words, c_visual, c_acoustic, c_hcf), id, label)"
@@ -80,38 +91,13 @@ def made_up() -> Samples:
     return {"train": samples_of("train", 12), "dev": samples_of("dev", 4), "test": samples_of("test", 6)}
 
 
-class Python2(pickle._Pickler):
-    """Writes bytes, and texts as those of UTF-8, as Python 2 wrote its str."""
-
-    def save_str(self, text: str | bytes) -> None:
-        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
-        self.memoize(text)
-
-    dispatch: ClassVar[dict[Any, Any]] = {**pickle._Pickler.dispatch, str: save_str, bytes: save_str}
-
-
-def dumped(content: Any, protocol: int | str) -> bytes:
-    if protocol != "Python 2":
-        return pickle.dumps(content, protocol)
-    file = io.BytesIO()
-    Python2(file, 2).dump(content)
-    return file.getvalue()
-
-
-def content_of(samples: Samples) -> dict[str, Any]:
-    return {split: [one.packed() for one in rows] for split, rows in samples.items()}
-
-
 def write(folder: Path, content: Any, protocol: int | str = 4, name: str = "mustard.pkl") -> Path:
-    path = folder / name
-    path.write_bytes(dumped(content, protocol))
-    return path
+    return write_pickle(folder / name, content, protocol)
 
 
 def check(table: pa.Table, samples: Samples, *, but: int | None = None) -> None:
     """The table holds exactly these utterances, but for one row that may be another."""
-    every = [(SPLITS[split], one) for split in ("train", "dev", "test") for one in samples[split]]
+    every = in_order(samples)
     if but is not None:
         assert table.num_rows == len(every)
         del every[but]
@@ -125,12 +111,6 @@ def check(table: pa.Table, samples: Samples, *, but: int | None = None) -> None:
         expected = [getattr(one, name) for _, one in every]
         rows = [None if one is None else one[:, used].astype(np.float32).tolist() for one in expected]
         assert table[column].to_pylist() == rows
-
-
-def refusal(source: Path, options: ImportOptions = OWN) -> str:
-    with pytest.raises(DataError) as caught:
-        import_source(source, options)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5, "Python 2"])
@@ -236,7 +216,7 @@ def test_infinite_audio_is_left_to_the_check(tmp_path: Path) -> None:
     acoustic[0, :3] = [-np.inf, np.nan, np.inf]
     acoustic[0, 60:] = np.nan
     path = write(tmp_path, content_of(samples))
-    assert "dev row 2 (id 101): audio has 3 non-finite values. Clean it: " in refusal(path)
+    assert "dev row 2 (id 101): audio has 3 non-finite values. Clean it: " in refusal(path, OWN)
     acoustic[0, :3] = 0
     check(import_source(path, ZEROED)[0], samples)
 
@@ -264,7 +244,9 @@ def test_pickles_are_known_by_their_content(tmp_path: Path) -> None:
 def test_one_of_several_pickles_must_be_named(tmp_path: Path) -> None:
     for name in ("mustard.pkl", "ur_funny.pkl"):
         write(tmp_path, content_of(made_up()), name=name)
-    assert refusal(tmp_path) == f"{tmp_path} holds 2 files, each an HKT pickle (mustard.pkl, ur_funny.pkl). Name one"
+    assert (
+        refusal(tmp_path, OWN) == f"{tmp_path} holds 2 files, each an HKT pickle (mustard.pkl, ur_funny.pkl). Name one"
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,17 +278,6 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
     return apply
 
 
-def put(split: str, row: int, sample: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
-    def apply(content: dict[str, Any]) -> None:
-        content[split][row] = sample(content[split][row])
-
-    return apply
-
-
-ITSELF: list[Any] = []
-ITSELF.append(ITSELF)
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -322,7 +293,7 @@ ITSELF.append(ITSELF)
             put("dev", 1, lambda one: (one[0], None, *one[2:])),
             "mustard.pkl: dev row 2 (id 101): (c_words, c_visual, c_acoustic, c_hcf) is of type NoneType",
         ),
-        (change("dev", 1, "text", 3), "mustard.pkl: dev row 2 (id 101): p_words (of type int) is not a text"),
+        (change("dev", 1, "text", 3), "mustard.pkl: dev row 2 (id 101): p_words 3 is not a text"),
         (change("dev", 1, "text", ["a", "b"]), "mustard.pkl: dev row 2 (id 101): p_words (a list of 2) is not a text"),
         (change("dev", 1, "text", "\ud800"), "mustard.pkl: dev row 2 (id 101): p_words '\\ud800' is not a text"),
         (
@@ -359,19 +330,22 @@ ITSELF.append(ITSELF)
         ),
         (
             change("dev", 1, "context", ["a", 3]),
-            "mustard.pkl: dev row 2 (id 101): sentence 2 of c_words, (of type int), is not a text",
+            "mustard.pkl: dev row 2 (id 101): sentence 2 of c_words, 3, is not a text",
         ),
         (
             change("dev", 1, "context", ITSELF),
             "mustard.pkl: dev row 2 (id 101): sentence 1 of c_words, (a list of 1), is not a text",
         ),
-        (change("dev", 1, "id", 2.5), "mustard.pkl: dev row 2 (id None): id (of type float) is not a text"),
-        (change("dev", 1, "id", True), "mustard.pkl: dev row 2 (id None): id (of type bool) is not a text"),
-        (change("dev", 1, "id", 10**5000), "mustard.pkl: dev row 2 (id None): id (of type int) is not a text"),
+        (change("dev", 1, "id", 2.5), "mustard.pkl: dev row 2 (id None): id 2.5 is not a text or a whole number"),
+        (change("dev", 1, "id", True), "mustard.pkl: dev row 2 (id None): id True is not a text or a whole number"),
+        (
+            change("dev", 1, "id", 10**5000),
+            "mustard.pkl: dev row 2 (id None): id (of type int) is not a text or a whole",
+        ),
         (change("dev", 1, "id", b""), "mustard.pkl: dev row 2 (id ): id is missing"),
         (change("dev", 1, "id", "100"), "mustard.pkl: dev row 2 (id 100): dev row 1 has the same id"),
         (change("dev", 1, "label", "1"), "mustard.pkl: dev row 2 (id 101): label '1' is not a number"),
-        (change("dev", 1, "label", None), "mustard.pkl: dev row 2 (id 101): label (of type NoneType) is not a number"),
+        (change("dev", 1, "label", None), "mustard.pkl: dev row 2 (id 101): label is missing"),
         (change("dev", 1, "label", [0, 1]), "mustard.pkl: dev row 2 (id 101): label (a list of 2) is not a number"),
         (change("dev", 1, "label", 0.5), "mustard.pkl: dev row 2 (id 101): label 0.5 is neither 0 nor 1"),
         (change("dev", 1, "label", 2), "mustard.pkl: dev row 2 (id 101): label 2 lies outside [0, 1]"),
@@ -381,7 +355,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[Any], Any], sa
     content = content_of(made_up())
     damage(content)
     path = write(tmp_path, content)
-    message = refusal(path)
+    message = refusal(path, OWN)
     assert message.startswith(says.format(path=path)), message
     assert "\n" not in message
 
@@ -393,8 +367,8 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     change("test", 2, "label", "x")(content)
     change("train", 1, "visual", np.ones((4, 3)))(content)
     path = write(tmp_path, content)
-    assert refusal(path).splitlines() == [
-        f"{path}:",
+    assert refusal(path, OWN).splitlines() == [
+        f"{path}: 4 faults",
         "  the split dev is missing",
         f"  test row 4 is a tuple of 2, not {SHAPE}",
         "  train row 2 (id 1): p_visual is of shape (4, 3), not rows of 91 values",
@@ -402,14 +376,8 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     ]
 
 
-STRANGE: list[Any] = [None, "x", b"", 7, 1.5, [], [[]], {}, (), [None] * 4, {"a": [1]}, [10**400] * 3, ["\ud800"] * 4]
-STRANGE += [np.full(4, 99.0), np.ones((4, 4, 6)), np.array(["a"] * 5), np.array([None] * 4), [np.ones((2, 2))] * 4]
-STRANGE += [ITSELF, np.ones((3, 0)), np.array(1.0), np.array([b"x"]), (None,) * 4, ("x", None, None, None)]
-
-
-def damaged(seed: int) -> tuple[bytes, int | None]:
+def damaged(rng: random.Random) -> tuple[bytes, int | None]:
     """A pickle with something wrong in it, and the row where that is, None where it may be anywhere."""
-    rng = random.Random(seed)
     content: dict[str, Any] = content_of(made_up())
     kind = rng.choice(["cut", "flip", "flip", "type", "type", "swap", "part", "sample", "split"])
     split = rng.choice(list(SPLITS))
@@ -428,45 +396,30 @@ def damaged(seed: int) -> tuple[bytes, int | None]:
         content[split][row] = rng.choice(STRANGE)
     elif kind == "split":
         content[split] = rng.choice(STRANGE)
-    data = bytearray(dumped(content, rng.choice([0, 2, 4, "Python 2"])))
-    if kind == "cut":
-        del data[rng.randrange(len(data)) :]
-    elif kind == "flip":
-        for _ in range(rng.choice([1, 4, 40])):
-            data[rng.randrange(min(len(data), rng.choice([300, 10**6])))] = rng.randrange(256)
-    return bytes(data), None if kind == "flip" else at
+    data = spoiled(dumped(content, rng.choice([0, 2, 4, "Python 2"])), kind, rng)
+    return data, None if kind == "flip" else at
 
 
 def test_damaged_files_are_refused_or_read_correctly(tmp_path: Path) -> None:
     path = tmp_path / "damaged.pkl"
-    refused = 0
-    for seed in range(200):
-        content, at = damaged(seed)
+
+    def damage(rng: random.Random) -> int | None:
+        content, at = damaged(rng)
         path.write_bytes(content)
-        try:
-            table, info = import_source(path, replace(ZEROED, format="auto" if seed % 2 else "hkt"))
-        except DataError as error:
-            refused += 1
-            str(error).encode()
-            continue
-        assert sum(info.splits.values()) == table.num_rows == 22, seed
+        return at
+
+    found = survivors(path, damage, replace(ZEROED, format="hkt"), ZEROED)
+    for at, table, _ in found:
+        assert table.num_rows == 22
         if at is not None:
             check(table, made_up(), but=at)
-    assert 120 < refused < 200
-
-
-def data_folder() -> Path:
-    root = os.environ.get("GRCF_TEST_DATA")
-    path = Path(root or "") / "mustard" / "sarcasm_data.json"
-    if not root or not path.is_file():
-        pytest.skip("GRCF_TEST_DATA names no folder with mustard/sarcasm_data.json")
-    return path
+    assert 0 < len(found) < VARIANTS * 0.4
 
 
 @pytest.fixture(scope="module")
 def real() -> Samples:
     """MUStARD's texts and labels in as many splits, and as large ones, as HKT's; their features are made up."""
-    items = list(json.loads(data_folder().read_text("utf-8")).items())
+    items = list(json.loads(real_file("mustard/sarcasm_data.json").read_text("utf-8")).items())
     rng = np.random.default_rng(0)
     samples = [
         Sample(name, one["utterance"], one["context"], int(one["sarcasm"]), *features(rng, one["utterance"]))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
-import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from data.foreign import OWN, VARIANTS, real_file, refusal, spoiled, survivors
 
+from grcf_ray import console
+from grcf_ray.data.__main__ import app
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
-from grcf_ray.data.schema import TableInfo
+from grcf_ray.data.store import Store
 from grcf_ray.errors import ConfigError, DataError
 
-OWN = ImportOptions(dataset="own", label_range=(-3, 3))
+ZEROED = replace(OWN, non_finite="zero")
 HEADER = "id,split,text,label\n"
 ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
 
@@ -23,13 +29,6 @@ ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def refusal(source: Path, options: ImportOptions = OWN) -> str:
-    with pytest.raises(DataError) as caught:
-        import_source(source, options)
-    assert caught.value.exit_code == 3
-    return str(caught.value)
 
 
 def rows_of(n: int, **extra: Any) -> pa.Table:
@@ -154,8 +153,7 @@ def test_non_finite_features_name_the_whole_command(tmp_path: Path) -> None:
         "own.csv: row 1 (id a): audio has 2 non-finite values. Clean it: "
         f"python -m grcf_ray.data import {path} --dataset own --label-range -3 3 --non-finite zero"
     )
-    options = ImportOptions(dataset="own", label_range=(-3, 3), non_finite="zero")
-    table, info = import_source(path, options)
+    table, info = import_source(path, ZEROED)
     assert table["audio"].to_pylist()[0] == [[0, 0, 1]]
     assert info.notes[:1] == ("audio: 2 non-finite values set to 0",)
 
@@ -174,12 +172,28 @@ def test_rows_that_do_not_fit_the_header_are_all_named(tmp_path: Path) -> None:
         ("own.parquet", b"id,split"),
         ("own.csv", b""),
         ("own.csv", HEADER.encode()),
-        ("own.csv", HEADER.encode() + b"a,train,\xff\xfe,1\n"),
     ],
 )
 def test_file_that_is_no_table(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert refusal(tmp_path / name).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("row", [b"a,train,\xff\xfe,1\n", b"a,train\xff\n", b"a,train,\xc3,1"])
+def test_csv_of_another_encoding_names_the_line(tmp_path: Path, row: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes(HEADER.encode() + "b,train,ü,1\n".encode() + row)
+    assert refusal(path).startswith(f"{path}: line 3 is not UTF-8 (")
+    path.write_bytes(HEADER.encode("utf-16") + row)
+    assert refusal(path).startswith(f"{path}: line 1 is not UTF-8 (")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_parquet_with_texts_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.parquet"
+    pq.write_table(rows_of(2), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"Some words", b"Some w\xffrds"))
+    assert refusal(path).startswith(f"{path}: not a readable Parquet file (Column ")
 
 
 def test_column_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
@@ -260,20 +274,9 @@ def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
     assert import_source(tmp_path / "mosi.data", OWN)[1].splits["test"] == 1
 
 
-@pytest.fixture(scope="module")
-def mosi() -> Path:
-    root = os.environ.get("GRCF_TEST_DATA")
-    path = Path(root or "") / "mosi" / "utterances.parquet"
-    if not root or not path.is_file():
-        pytest.skip("GRCF_TEST_DATA names no folder with mosi/utterances.parquet")
-    return path
-
-
-def test_real_mosi(mosi: Path) -> None:
-    def load() -> tuple[pa.Table, TableInfo]:
-        return import_source(mosi, ImportOptions(dataset="mosi"))
-
-    (table, info), (_, again) = load(), load()
+def test_real_mosi() -> None:
+    path = real_file("mosi/utterances.parquet")
+    (table, info), (_, again) = (import_source(path, ImportOptions(dataset="mosi")) for _ in range(2))
     assert info.splits == {"train": 1284, "valid": 229, "test": 686}
     assert (info.audio_dim, info.vision_dim, info.transcripts) == (75, None, "upper")
     assert info.fingerprint == again.fingerprint
@@ -339,3 +342,126 @@ def test_texts_of_several_splits_are_noted(tmp_path: Path) -> None:
     _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", label_range=(0, 2)))
     (note,) = [note for note in info.notes if "more than one" in note]
     assert note == "1 texts stand in more than one of train, valid and test, with the same context"
+
+
+def made_up() -> dict[str, Any]:
+    """Columns of eight utterances, one without audio."""
+    return {
+        "id": [f"u{row}" for row in range(8)],
+        "split": ["train"] * 4 + ["valid"] * 2 + ["test"] * 2,
+        "text": ["so good", 'ünï, "文"', "", "two\nlines"] * 2,
+        "label": [row % 7 - 3.0 for row in range(8)],
+        "audio": [None, *([[row, place, 0.25, -1.5] for place in range(1 + row % 3)] for row in range(1, 8))],
+        "vision": [[[row + 0.5, 1.0, 2.0]] * 2 for row in range(8)],
+        "context": [["said", "x"][: row % 3] or None for row in range(8)],
+        "video_id": [f"v{row // 2}" for row in range(8)],
+    }
+
+
+def as_parquet(columns: dict[str, Any], rng: random.Random) -> bytes:
+    file = io.BytesIO()
+    how: Any = rng.choice([{}, {"compression": "none"}, {"compression": "zstd", "use_dictionary": False}])
+    pq.write_table(pa.table(columns), file, **how)
+    return file.getvalue()
+
+
+def as_csv(columns: dict[str, Any], rng: random.Random) -> bytes:
+    file = io.BytesIO()
+    written = {
+        name: [None if cell is None else json.dumps(cell) for cell in cells]
+        if name in ("audio", "vision", "context")
+        else cells
+        for name, cells in columns.items()
+    }
+    pyarrow.csv.write_csv(pa.table(written), file)
+    return file.getvalue()
+
+
+STRANGE: list[list[Any]] = [
+    [None] * 8,
+    ["x"] * 8,
+    [b"\xff"] * 8,
+    [7] * 8,
+    [True] * 8,
+    [10**15] * 8,
+    [[]] * 8,
+    [[[]]] * 8,
+]
+STRANGE += [[[None]] * 8, [[[None]]] * 8, [["a"]] * 8, [[["a"]]] * 8, [[1.5]] * 8, [[[[1.5]]]] * 8, [{"a": 1}] * 8]
+STRANGE += [["\x00"] * 8, ["[[1, 2, 3"] * 8, ["[" * 10**5] * 8, ["[[1e999, 1, 1]]"] * 8, ['["\\ud800"]'] * 8]
+
+
+def changed(column: str, rng: random.Random, kind: str) -> dict[str, Any]:
+    """The columns, one of them of another type, with its rows turned, missing, or there twice."""
+    columns = made_up()
+    if kind == "type":
+        columns[column] = rng.choice(STRANGE)
+    elif kind == "cell":
+        columns[column][rng.randrange(8)] = None
+    elif kind == "swap":
+        name, row = rng.choice(["audio", "vision"]), rng.randrange(1, 8)
+        columns[name][row] = [list(values) for values in zip(*columns[name][row], strict=True)]
+    elif kind == "drop":
+        del columns[column]
+    return columns
+
+
+@pytest.mark.parametrize(("write_as", "suffix"), [(as_parquet, "parquet"), (as_csv, "csv")])
+def test_damaged_files_are_refused_or_read_correctly(
+    tmp_path: Path,
+    write_as: Callable[[dict[str, Any], random.Random], bytes],
+    suffix: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / f"own.{suffix}"
+    path.write_bytes(write_as(made_up(), random.Random(0)))
+    whole = import_source(path, ZEROED)[0].to_pydict()
+
+    def damage(rng: random.Random) -> tuple[str, str]:
+        kind = rng.choice(["cut", "flip", "flip", "type", "type", "cell", "swap", "drop"])
+        column = rng.choice(list(made_up()))
+        try:
+            content = write_as(changed(column, rng, kind), rng)
+        # Some of what is strange neither format can hold.
+        except (pa.ArrowException, TypeError, UnicodeError):
+            content = write_as(changed(column, rng, "drop"), rng)
+        path.write_bytes(spoiled(content, kind, rng))
+        return kind, column
+
+    found = survivors(path, damage, ZEROED)
+    for (kind, column), table, _ in found:
+        assert kind != "swap"
+        read = table.to_pydict()
+        if kind == "cut":
+            # A file of lines may end within a row whose last cell is then a shorter one.
+            assert suffix == "csv"
+            assert all(cells[:-1] == whole[name][: table.num_rows - 1] for name, cells in read.items())
+        elif kind != "flip":
+            assert {name: read.get(name) for name in whole if name != column} == {
+                name: cells for name, cells in whole.items() if name != column
+            }
+    assert 0 < len(found) < VARIANTS / 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_file_leaves_a_whole_store_or_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command: an exit code and one message, whatever the file holds."""
+    path, store = tmp_path / "own.csv", tmp_path / "store"
+    codes = []
+    for seed in range(VARIANTS):
+        rng = random.Random(seed)
+        path.write_bytes(spoiled(as_csv(made_up(), rng), rng.choice(["cut", "flip"]), rng, head=60))
+        words = ["import", str(path), "--dataset", "own", "--label-range", "-3", "3", "--out", str(store / str(seed))]
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, words)
+        codes.append(ended.value.code)
+        err = capfd.readouterr().err
+        assert codes[-1] in (0, 3), err
+        assert "Traceback" not in err
+        if codes[-1] == 0:
+            Store.open(store / str(seed))
+        else:
+            assert not (store / str(seed)).exists()
+            assert "error: " in err
+    assert 0 < codes.count(0) < VARIANTS
+    assert len(list(store.iterdir())) == codes.count(0)

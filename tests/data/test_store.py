@@ -205,8 +205,8 @@ def test_nothing_found_says_what_is_needed_and_where_to_get_it() -> None:
     with pytest.raises(DataError) as caught:
         find_data("mosi")
     message = str(caught.value)
-    assert "needed: aligned_50.pkl or unaligned_50.pkl of MMSA" in message
-    assert "from:   MMSA: https://github.com" in message
+    assert "needed: mosi.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA" in message
+    assert "from:   MAG-BERT: https://github.com" in message
     assert "python -m grcf_ray.data import FILE --dataset mosi" in message
 
 

@@ -15,8 +15,8 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.frames import Frames
+from grcf_ray.data.frames import joined
+from grcf_ray.data.hdf5 import dataset, is_text, member, opened, reading
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
-from grcf_ray.data.sniff import check_kind, is_hdf5
+from grcf_ray.data.sniff import check_kind, files_of, is_hdf5
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import repaired_text
-from grcf_ray.errors import DataError, faults_message
+from grcf_ray.errors import DataError, data_error, tried
 
 __all__ = ["VARIANTS", "files", "read"]
 
@@ -58,8 +59,6 @@ _MOST_LABELS = 7
 _PAUSE = "sp"
 # The SDK's: what is shorter is no overlap.
 _SECONDS = 1e-5
-# Far beyond what deflate can do: where an array is larger than its storage by that, its shape is damaged.
-_COMPRESSION = 2000
 _HEAD = 1 << 16
 _JSON_FOLDS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:train|valid|validation|val|dev|test)"\s*:\s*\[')
 _SDK_FOLDS = re.compile(
@@ -76,7 +75,7 @@ def files(source: Path) -> list[Path]:
     """The sequences of a source; in a folder that has some, also HDF5 files that are damaged."""
     if source.is_file():
         return [source] if is_hdf5(source) and _is_sequence(source) is not False else []
-    found = {path: _is_sequence(path) for path in sorted(source.iterdir()) if path.is_file() and is_hdf5(path)}
+    found = {path: _is_sequence(path) for path in files_of(source) if is_hdf5(path)}
     return [path for path, answer in found.items() if answer is not False] if True in found.values() else []
 
 
@@ -99,9 +98,9 @@ def read(source: Path, variant: str = "") -> RawTable:
                 "its labels are of utterances already, not of videos: give the files as they are downloaded"
             )
         if folds_path is None:
-            raise _error(source, [*problems, _NO_FOLDS])
+            raise data_error(source, [*problems, _NO_FOLDS])
         if problems:
-            raise _error(source, problems)
+            raise data_error(source, problems)
         folds = _read_folds(folds_path)
         notes += _fold_notes(folds, chosen["labels"])
         table, lacking = _aligned(source, chosen, folds)
@@ -129,17 +128,17 @@ class _Sequence:
     @classmethod
     def of(cls, path: Path, file: Any) -> _Sequence:
         """Look at its names and its first video; DataError where there is none."""
-        with _reading(path):
+        with reading(path):
             roots = list(itertools.islice(file, 2))
             if len(roots) != 1:
                 raise DataError("its root holds no single group")
-            data = _member(_member(file, roots[0], h5py.Group), "data", h5py.Group)
+            data = member(member(file, roots[0], h5py.Group), "data", h5py.Group)
             videos = dict.fromkeys(data)
             if not videos:
                 raise DataError("it has no video")
-            features = _dataset(_member(data, next(iter(videos)), h5py.Group), "features")
+            features = dataset(member(data, next(iter(videos)), h5py.Group), "features")
             name = roots[0].encode("utf-8", "replace").decode()
-            return cls(path, name, data, videos, _is_text(features.dtype), _width(features))
+            return cls(path, name, data, videos, is_text(features.dtype), _width(features))
 
     def rank(self, role: str) -> int | None:
         """Its place among those that can have a role, the lowest first; None where it cannot."""
@@ -157,14 +156,14 @@ class _Sequence:
         """Features [n, d] and intervals of a video, None where it has no row; DataError where they are amiss."""
         if video not in self.videos:
             return None
-        with _reading(self.path, f"video {video!r}: "):
-            group = _member(self.data, video, h5py.Group)
-            features, spans = _dataset(group, "features"), _dataset(group, "intervals")
-            if _is_text(features.dtype) != self.is_text:
+        with reading(self.path, f"video {video!r}: "):
+            group = member(self.data, video, h5py.Group)
+            features, spans = dataset(group, "features"), dataset(group, "intervals")
+            if is_text(features.dtype) != self.is_text:
                 raise DataError(f"features of type {features.dtype}, unlike those of other videos")
             if _width(features) != self.width:
                 raise DataError(f"features of shape {features.shape}, where others have {self.width} columns")
-            if _is_text(spans.dtype):
+            if is_text(spans.dtype):
                 raise DataError("intervals of texts")
             if spans.shape != (len(features), 2):
                 raise DataError(f"intervals of shape {spans.shape} for features of shape {features.shape}")
@@ -177,7 +176,7 @@ class _Sequence:
 def _is_sequence(path: Path) -> bool | None:
     """Whether an HDF5 file has one group at its root with data in it, or a link there; None where it is damaged."""
     try:
-        with _open(path) as file, _reading(path):
+        with opened(path) as file, reading(path):
             roots = list(itertools.islice(file, 2))
             if len(roots) != 1:
                 return False
@@ -190,67 +189,13 @@ def _is_sequence(path: Path) -> bool | None:
 
 
 def _opened(source: Path, paths: Iterable[Path], stack: ExitStack) -> list[_Sequence]:
-    sequences, problems = [], []
-    for path in paths:
-        try:
-            sequences.append(_Sequence.of(path, stack.enter_context(_open(path))))
-        except DataError as error:
-            problems.append(str(error))
+    problems: list[str] = []
+    found = [
+        tried(problems, lambda path: _Sequence.of(path, stack.enter_context(opened(path))), path) for path in paths
+    ]
     if problems:
-        raise _error(source, problems)
-    return sequences
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    with _reading(path):
-        # Nobody writes to it, and some network storage cannot lock.
-        file = h5py.File(path, "r", locking=False)
-    with file:
-        yield file
-
-
-@contextmanager
-def _reading(path: Path, what: str = "") -> Iterator[None]:
-    """What is read here may be damaged in any way; DataError names the file and, if given, the part of it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path}: {what}{error}") from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path}: {what}damaged ({reason}); download it again") from error
-
-
-def _member(group: Any, name: str, kind: Any) -> Any:
-    """What a group holds under a name. Links may lead into other files, so none is followed."""
-    link = group.get(name, getlink=True)
-    if link is None:
-        raise DataError(f"{name!r} is missing")
-    if not isinstance(link, h5py.HardLink):
-        raise DataError(f"{name!r} is a link, which is not followed")
-    member = group[name]
-    if not isinstance(member, kind):
-        raise DataError(f"{name!r} is no {kind.__name__.lower()}")
-    return member
-
-
-def _dataset(group: Any, name: str) -> Any:
-    """An array of numbers or texts that the file itself holds; its values are not read yet."""
-    dataset = _member(group, name, h5py.Dataset)
-    if dataset.is_virtual or dataset.external:
-        raise DataError(f"{name} in another file, which is not read")
-    if dataset.dtype.kind not in "fiu" and not _is_text(dataset.dtype):
-        raise DataError(f"{name} of type {dataset.dtype}, neither numbers nor texts")
-    if dataset.shape is None or len(dataset.shape) not in (1, 2) or not all(dataset.shape[1:]):
-        raise DataError(f"{name} of shape {dataset.shape}, not rows of values")
-    if dataset.nbytes > _COMPRESSION * dataset.id.get_storage_size():
-        raise DataError(f"{name} of shape {dataset.shape}, little of which is in the file")
-    return dataset
-
-
-def _is_text(kind: Any) -> bool:
-    return h5py.check_string_dtype(kind) is not None
+        raise data_error(source, problems, named=True)
+    return [sequence for sequence in found if sequence]
 
 
 def _width(dataset: Any) -> int:
@@ -274,8 +219,7 @@ def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[s
 
 
 def _folds_file(source: Path) -> Path | None:
-    paths = [] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
-    found = [path for path in paths if _has_folds(path)]
+    found = [path for path in files_of(source) if source.is_dir() and _has_folds(path)]
     if len(found) > 1:
         raise DataError(f"{source}: several files of folds ({', '.join(path.name for path in found)}). Keep one")
     return found[0] if found else None
@@ -346,21 +290,15 @@ def _aligned(
         columns["split"] = [split] * len(columns["id"])
         tables.append(_table(columns, {role: chosen[role].width for role in MODALITIES if role in chosen}))
     if problems:
-        raise _error(source, problems)
+        raise data_error(source, problems, named=True)
     return pa.concat_tables(tables), lacking
 
 
 def _read_all(
     video: str, chosen: Mapping[str, _Sequence], problems: list[str]
 ) -> dict[str, tuple[npt.NDArray[Any], Spans]]:
-    found = {}
-    for role, sequence in chosen.items():
-        try:
-            if (read := sequence.read(video)) is not None:
-                found[role] = read
-        except DataError as error:
-            problems.append(str(error))
-    return found
+    read = {role: tried(problems, sequence.read, video) for role, sequence in chosen.items()}
+    return {role: rows for role, rows in read.items() if rows is not None}
 
 
 def _add_utterances(
@@ -385,7 +323,7 @@ def _add_utterances(
                 columns[role].append(means_WD[inside])
                 lacking[f"words without a row of {role}, which have zeros"] += int(bare_W[inside].sum())
             elif role in columns:
-                columns[role].append(())
+                columns[role].append(None)
     return lacking
 
 
@@ -424,14 +362,6 @@ def _word_rows(
 def _table(columns: dict[str, list[Any]], widths: Mapping[str, int]) -> pa.Table:
     arrays = {name: pa.array(columns[name], RAW_SCHEMA.field(name).type) for name in columns if name not in widths}
     for name, width in widths.items():
-        lengths_N = np.array([len(rows) for rows in columns[name]], np.int64)
-        values = np.concatenate([np.empty((0, width), np.float32), *(rows for rows in columns[name] if len(rows))])
-        frames = Frames(lengths_N, np.full(len(values), width), values.reshape(-1))
+        frames, _ = joined(columns[name])
         arrays[name] = frames.to_arrow(width=width)
     return pa.table(arrays)
-
-
-def _error(source: Path, problems: list[str]) -> DataError:
-    if len(problems) > 1:
-        return DataError(faults_message(f"{source}: {len(problems)} faults", problems))
-    return DataError(problems[0] if problems[0].startswith(str(source)) else f"{source}: {problems[0]}")

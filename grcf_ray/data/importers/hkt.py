@@ -13,24 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from grcf_ray.data.cells import Cells, alone, id_of, items, kind_of, number_of, shown, text_of
+from grcf_ray.data.frames import Rows
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.samples import (
-    Cells,
-    Form,
-    Rows,
-    Start,
-    alone,
-    begins_with,
-    first_sample,
-    is_array,
-    is_text_array,
-    items,
-    kind_of,
-    only_file,
-    read_samples,
-    shown,
-    text_of,
-)
+from grcf_ray.data.samples import Form, first_sample, is_array, is_text_array, read_samples
+from grcf_ray.data.sniff import Start, begins_with, only_pickle
 
 __all__ = ["VARIANTS", "files", "read"]
 
@@ -38,8 +25,6 @@ VARIANTS: dict[str, str] = {}
 
 _PART = "({0}_words, {0}_visual, {0}_acoustic, {0}_hcf)"
 _PART_MEMBERS = 4
-# Longer ones Python does not write out.
-_LARGEST_ID = 10**100
 # Width in the file, and the columns that HKT takes of it.
 _USED = {"vision": (91, slice(55, 91)), "audio": (81, slice(0, 60))}
 _NOTES = (
@@ -55,7 +40,7 @@ def files(source: Path) -> list[Path]:
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read one pickle; DataError names every split and sample of another form."""
-    return read_samples(only_file(source, files(source), _FORM.name), _FORM, notes=_NOTES)
+    return read_samples(only_pickle(source, files(source), _FORM.name), _FORM, notes=_NOTES)
 
 
 def _begins_as_hkt(start: Start) -> bool:
@@ -71,7 +56,10 @@ def _begins_as_hkt(start: Start) -> bool:
 
 def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
     punchline, context, name, label = sample
-    row: dict[str, Any] = {"id": _id(name, cells), "label": _label(label, cells)}
+    row: dict[str, Any] = {
+        "id": cells.read("id", "id", name, id_of, "a text or a whole number"),
+        "label": cells.read("label", "label", label, _label, "a number"),
+    }
     if _is_part(punchline):
         row["text"] = cells.text("text", "p_words", punchline[0])
         row["vision"] = _rows("vision", "p_visual", punchline[1], cells)
@@ -89,16 +77,9 @@ def _is_part(part: Any) -> bool:
     return isinstance(part, (list, tuple)) and len(part) == _PART_MEMBERS
 
 
-def _id(cell: Any, cells: Cells) -> str | None:
-    number = alone(cell)
-    if isinstance(number, int) and not isinstance(number, bool) and abs(number) < _LARGEST_ID:
-        return str(number)
-    return cells.text("id", "id", cell)
-
-
-def _label(cell: Any, cells: Cells) -> float | None:
+def _label(cell: Any) -> float | None:
     truth = alone(cell)
-    return float(truth) if isinstance(truth, bool) else cells.number("label", "label", cell)
+    return float(truth) if isinstance(truth, bool) else number_of(truth)
 
 
 def _rows(column: str, name: str, cell: Any, cells: Cells) -> Rows | None:

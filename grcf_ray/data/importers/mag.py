@@ -14,23 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grcf_ray.data.cells import Cells, items, kind_of, shown, text_of
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.samples import (
-    Cells,
-    Form,
-    Start,
-    begins_with,
-    first_sample,
-    is_array,
-    is_text_array,
-    items,
-    kind_of,
-    only_file,
-    read_samples,
-    shown,
-    text_of,
-)
-from grcf_ray.data.sniff import pickle_start
+from grcf_ray.data.samples import Form, first_sample, is_array, is_text_array, read_samples
+from grcf_ray.data.sniff import Start, begins_with, only_pickle, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.errors import DataError
 
@@ -59,7 +46,7 @@ def files(source: Path) -> list[Path]:
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read one pickle; DataError names every split and sample of another form, and says what an older file is."""
-    path = only_file(source, files(source), _FORM.name)
+    path = only_pickle(source, files(source), _FORM.name)
     start = pickle_start(path)
     if _begins_as_older(start):
         raise DataError(f"{path}: {_OLD}")

@@ -8,27 +8,27 @@ aligned. Aligned features follow BERT's subwords, so neither kind has a row for 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from grcf_ray.data.cells import Cells, kind_of, shown
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
-from grcf_ray.data.sniff import check_kind, pickle_start
-from grcf_ray.data.unpickle import read_pickle, repaired_text
-from grcf_ray.data.validation import Fault
-from grcf_ray.errors import DataError, faults_message
+from grcf_ray.data.sniff import Start, begins_with, only_pickle
+from grcf_ray.data.unpickle import read_pickle
+from grcf_ray.errors import DataError, data_error
 
 __all__ = ["VARIANTS", "files", "read"]
 
 VARIANTS: dict[str, str] = {}
+
+_T = TypeVar("_T")
 
 _REQUIRED = ("id", "raw_text", "regression_labels")
 _USED = (*_REQUIRED, *(f"{name}{part}" for name in MODALITIES for part in ("", "_lengths")))
@@ -37,34 +37,23 @@ _UNLABELLED = "train_mix"
 _FIRST_SPLITS = {json.dumps(name) for name in (*SPLITS, _UNLABELLED)}
 _FIRST_COLUMNS = {json.dumps(name) for name in (*_USED, *_LABELS, "text", "text_bert", "annotations", "mask", "labels")}
 _CLIP = "$_$"
-_TEXT_SHOWN = 40
+_NAME_SHOWN = 40
+_NO_TEXTS = (
+    "it has no texts (raw_text), only vectors of words (text), as files of MFN and of the Multimodal Transformer do. "
+    "Needed is aligned_50.pkl or unaligned_50.pkl of MMSA, or the mosi.pkl or mosei.pkl that MAG-BERT reads"
+)
 _ZEROS = "at the end, or at the front of what does not end in zeros"
 _MISFIT = f"are not zero beyond their length; zeros are taken off them {_ZEROS}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Splits(RawTable):
-    """Rows whose place is their number in their split."""
-
-    splits: tuple[tuple[str, int], ...]
-
-    def place(self, row: int) -> str:
-        for split, rows in self.splits:
-            if row < rows:
-                return f"{split} row {row + 1}"
-            row -= rows
-        raise IndexError(row)
-
-
 def files(source: Path) -> list[Path]:
     """The pickles that begin with a split and one of MMSA's columns."""
-    paths = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
-    return [path for path in paths if _begins_as_mmsa(path)]
+    return begins_with(source, _begins_as_mmsa)
 
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read one pickle, split by split; DataError names every split and column that is missing or of a wrong form."""
-    path = _only_file(source)
+    path = only_pickle(source, files(source), "an MMSA pickle")
     content = read_pickle(path)
     columns = _checked_columns(path, content)
     notes = [
@@ -75,41 +64,27 @@ def read(source: Path, variant: str = "") -> RawTable:
     # Frees what is not used, most of the file.
     content.clear()
     tables: list[pa.Table] = []
-    faults: list[Fault] = []
-    misfits: Counter[str] = Counter()
-    start = 0
+    cells = Cells()
+    rows = 0
     for split in SPLITS:
-        table, found = _table(split, columns.pop(split), misfits)
-        faults += [fault._replace(row=start + fault.row) for fault in found]
-        start += table.num_rows
-        tables.append(table)
-    return _Splits(
+        tables.append(_table(split, columns.pop(split), cells, rows))
+        rows += tables[-1].num_rows
+    return SplitTable(
         table=pa.concat_tables(tables),
-        files=((path, start),),
-        faults=tuple(faults),
-        notes=(*notes, *(f"{name}: {count} sequences {_MISFIT}" for name, count in sorted(misfits.items()) if count)),
+        files=((path, rows),),
+        faults=tuple(cells.faults),
+        notes=(
+            *notes,
+            *(f"{name}: {count} sequences {_MISFIT}" for name, count in sorted(cells.counts.items()) if count),
+        ),
         splits=tuple((split, table.num_rows) for split, table in zip(SPLITS, tables, strict=True)),
     )
 
 
-def _begins_as_mmsa(path: Path) -> bool:
-    start = pickle_start(path)[:4]
-    return (
-        len(start) == 4 and start[::2] == ("dict", "dict") and start[1] in _FIRST_SPLITS and start[3] in _FIRST_COLUMNS
-    )
-
-
-def _only_file(source: Path) -> Path:
-    found = files(source)
-    if len(found) > 1:
-        raise DataError(f"{source} holds {len(found)} MMSA pickles ({_listed(path.name for path in found)}). Name one")
-    if not found and source.is_dir():
-        raise DataError(f"{source}: none of its files is an MMSA pickle")
-    if not found:
-        check_kind(source)
-        if not pickle_start(source):
-            raise DataError(f"{source}: not a pickle")
-    return found[0] if found else source
+def _begins_as_mmsa(start: Start) -> bool:
+    if len(start) < 4 or start[:3:2] != ("dict", "dict"):
+        return False
+    return start[1] in _FIRST_SPLITS and start[3] in _FIRST_COLUMNS
 
 
 def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
@@ -125,6 +100,8 @@ def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
             problems.append(f"the split {split} is " + ("no dict of columns" if split in content else "missing"))
             continue
         columns[split] = {name: content[split][name] for name in _USED if name in content[split]}
+    if all(_has_vectors_alone(content[split]) for split in columns):
+        raise DataError(f"{path}: {_NO_TEXTS}")
     # A modality that no split has was not extracted.
     expected = [*_REQUIRED, *(name for name in MODALITIES if any(name in split for split in columns.values()))]
     for split, present in columns.items():
@@ -133,8 +110,13 @@ def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
         problems += [f"{split}: {problem}" for problem in _column_problems(present)]
     problems += _width_problems(columns)
     if problems:
-        raise DataError(f"{path}: {problems[0]}" if len(problems) == 1 else faults_message(f"{path}:", problems))
+        raise data_error(path, problems)
     return columns
+
+
+def _has_vectors_alone(split: dict[str, Any]) -> bool:
+    vectors = split.get("text")
+    return "raw_text" not in split and isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
 
 
 def _column_problems(columns: dict[str, Any]) -> Iterable[str]:
@@ -151,14 +133,14 @@ def _form_problem(name: str, values: Any) -> str:
     array = isinstance(values, np.ndarray)
     if name in MODALITIES:
         if not array or values.dtype.kind not in "fiu":
-            return f"is {_kind(values)}, not an array of numbers"
+            return f"is {kind_of(values)}, not an array of numbers"
         if values.ndim != 3 or not all(values.shape[1:]):
             return f"is of shape {values.shape}, not utterances x rows x values"
     elif array and values.ndim:
         if values.size != len(values):
             return f"is of shape {values.shape}, not one value for each row"
     elif array or not isinstance(values, (list, tuple)):
-        return f"is {_kind(values)}, not one value for each row"
+        return f"is {kind_of(values)}, not one value for each row"
     return ""
 
 
@@ -176,62 +158,43 @@ def _left_out(content: dict[Any, Any]) -> list[str]:
         ids: Any = content[name].get("id") if isinstance(content[name], dict) else None
         rows = "" if _form_problem("id", ids) else f" with its {len(ids)} rows"
         why = ": it is train with rows added that have no label" if name == _UNLABELLED else ""
-        notes.append(f"{_shown(name)}{rows} is left out{why}")
+        notes.append(f"{shown(name)}{rows} is left out{why}")
     return notes
 
 
-def _table(split: str, columns: dict[str, Any], misfits: Counter[str]) -> tuple[pa.Table, list[Fault]]:
-    """The rows of one split and their faults; misfits counts the sequences that do not fit their lengths."""
-    faults: list[Fault] = []
-    ids = _texts("id", "id", columns.pop("id"), faults)
+def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.Table:
+    """The rows of one split, from the table's row `start` on; counts the sequences that do not fit their lengths."""
+
+    def read(parse: Callable[[str, str, Any], _T], column: str, key: str) -> list[_T]:
+        return [parse(column, key, cell) for cell in cells.each(_values(columns.pop(key)), start)]
+
+    ids = read(cells.text, "id", "id")
     table = {
         "id": ids,
         "split": [split] * len(ids),
-        "text": _texts("text", "raw_text", columns.pop("raw_text"), faults),
-        "label": _numbers("label", "regression_labels", columns.pop("regression_labels"), faults),
+        "text": read(cells.text, "text", "raw_text"),
+        "label": read(cells.number, "label", "regression_labels"),
         "video_id": [name.partition(_CLIP)[0] if name and _CLIP in name else None for name in ids],
     }
     arrays = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in table.items()}
     for name in [name for name in MODALITIES if name in columns]:
-        length_N = _lengths(name, columns, faults)
+        key = f"{name}_lengths"
+        lengths = read(cells.number, name, key) if key in columns else None
+        length_N = None if lengths is None else _whole(name, lengths, columns[name].shape[1], cells, start)
         arrays[name], count = _unpadded(columns.pop(name), length_N)
-        misfits[name] += count
-    return pa.table(arrays), faults
+        cells.counts[name] += count
+    return pa.table(arrays)
 
 
-def _texts(column: str, key: str, values: Any, faults: list[Fault]) -> list[str | None]:
-    texts: list[str | None] = []
-    for row, cell in enumerate(_cells(values)):
-        text = repaired_text(cell) if isinstance(cell, (str, bytes)) else None
-        if text is None or not _is_unicode(text):
-            faults.append(Fault(row, column, f"{key} {_shown(cell)} is not a text"))
-            text = None
-        texts.append(text)
-    return texts
-
-
-def _numbers(column: str, key: str, values: Any, faults: list[Fault]) -> list[float | None]:
-    numbers: list[float | None] = []
-    for row, cell in enumerate(_cells(values)):
-        number = _number(cell)
-        if number is None:
-            faults.append(Fault(row, column, f"{key} {_shown(cell)} is not a number"))
-        numbers.append(number)
-    return numbers
-
-
-def _lengths(name: str, columns: dict[str, Any], faults: list[Fault]) -> npt.NDArray[np.int64] | None:
-    """[N] rows of each sequence, None where the file does not say."""
-    key = f"{name}_lengths"
-    if key not in columns:
-        return None
-    most = columns[name].shape[1]
-    lengths = _numbers(name, key, columns.pop(key), faults)
-    for row, length in enumerate(lengths):
-        if length is not None and not (0 <= length <= most and length.is_integer()):
-            faults.append(Fault(row, name, f"{key} is {length:g}, where a sequence has {most} rows"))
-            lengths[row] = None
-    return np.array([length or 0 for length in lengths], np.int64)
+def _whole(name: str, lengths: Sequence[float | None], most: int, cells: Cells, start: int) -> npt.NDArray[np.int64]:
+    """[N] rows of each sequence, with a fault where there cannot be as many."""
+    length_N = np.zeros(len(lengths), np.int64)
+    for row, length in enumerate(cells.each(lengths, start)):
+        if length is not None and 0 <= length <= most and length.is_integer():
+            length_N[row] = length
+        elif length is not None:
+            cells.fault(name, f"{name}_lengths is {length:g}, where a sequence has {most} rows")
+    return length_N
 
 
 def _unpadded(array: npt.NDArray[Any], length_N: npt.NDArray[np.int64] | None) -> tuple[pa.Array, int]:
@@ -267,51 +230,14 @@ def _padding_notes(columns: dict[str, dict[str, Any]]) -> Iterable[str]:
         yield f"{name}: padding is taken off {how}"
 
 
-def _cells(values: Any) -> list[Any]:
+def _values(column: Any) -> list[Any]:
     """A value for each row of a column that holds them as [N], as [N, 1] or as a list."""
-    if isinstance(values, np.ndarray):
-        flat = np.asarray(values).reshape(-1)
+    if isinstance(column, np.ndarray):
+        flat = np.asarray(column).reshape(-1)
         return (flat.astype(np.float64) if flat.dtype.kind == "f" else flat).tolist()
-    return [_alone(cell) for cell in values]
-
-
-def _alone(cell: Any) -> Any:
-    if isinstance(cell, np.ndarray):
-        return cell.item() if cell.size == 1 else cell
-    return cell[0] if isinstance(cell, (list, tuple)) and len(cell) == 1 else cell
-
-
-def _number(cell: Any) -> float | None:
-    if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        return None
-    try:
-        return float(cell)
-    except OverflowError:
-        return None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(cell: Any) -> str:
-    """A short text for a value of any kind."""
-    if isinstance(cell, (str, bytes)):
-        return repr(cell[:_TEXT_SHOWN])
-    return _kind(cell)
-
-
-def _kind(values: Any) -> str:
-    if isinstance(values, np.ndarray):
-        kinds = {"f": "numbers", "i": "numbers", "u": "numbers", "b": "truth values", "O": "objects"}
-        return f"an array of {kinds.get(values.dtype.kind, 'texts')}"
-    return f"of type {type(values).__name__}"
+    return list(column)
 
 
 def _listed(names: Iterable[Any]) -> str:
     texts = [name for name in names if isinstance(name, str)]
-    return ", ".join(name if name.isprintable() else repr(name) for name in (text[:_TEXT_SHOWN] for text in texts[:20]))
+    return ", ".join(name if name.isprintable() else repr(name) for name in (text[:_NAME_SHOWN] for text in texts[:20]))

@@ -13,22 +13,20 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.frames import Frames
-from grcf_ray.data.raw import FRAMES, RAW_SCHEMA, RawTable
-from grcf_ray.data.sniff import check_kind, is_hdf5, pickle_start
+from grcf_ray.data.cells import Cells, class_of, is_unicode, lacking, shown
+from grcf_ray.data.frames import Rows
+from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.sniff import check_kind, files_of, is_hdf5, pickle_start
 from grcf_ray.data.unpickle import read_pickle
-from grcf_ray.data.validation import Fault
-from grcf_ray.errors import DataError, faults_message
+from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
 
 __all__ = ["VARIANTS", "files", "read"]
 
@@ -55,11 +53,6 @@ _ARRAYS = {
 }
 _INTEGERS = re.compile('"[iu][1248]"')
 _KEYS_LOOKED_AT = 100
-# Far beyond what deflate can do: where an array is larger than its storage by that, its shape is damaged.
-_COMPRESSION = 2000
-_TEXT_SHOWN = 40
-
-_T = TypeVar("_T")
 
 
 def files(source: Path) -> list[Path]:
@@ -81,33 +74,33 @@ def read(source: Path, variant: str = "") -> RawTable:
         del found["folds"]
     paths = {kind: _only(source, kind, found[kind]) for kind in found if found[kind]}
     items = _read_items(paths["items"])
-    faults: list[Fault] = []
+    cells = Cells()
     problems: list[str] = []
-    columns = _columns(items, faults)
+    columns = _columns(items, cells)
     shows = [item.get("show") for item in items.values()]
     if variant == _BY_SHOW:
-        columns["split"] = _splits_by_show(shows, faults)
+        columns["split"] = _splits_by_show(shows, cells)
     else:
-        folds = _tried(problems, _read_folds, paths, len(items)) or {}
+        folds = tried(problems, _read_folds, paths, len(items)) or {}
         columns["split"] = folds.get(variant, [None] * len(items))
     table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
     notes = _split_notes(variant, columns["split"], shows)
     for name, reader in (("audio", _read_audio), ("vision", _read_vision)):
         if name not in paths:
             notes.append(f"no {name}: no file of {_KINDS[name]} for its items is there")
-        elif answer := _tried(problems, reader, paths[name], list(items), faults):
+        elif answer := tried(problems, reader, paths[name], list(items), cells):
             table[name], found_notes = answer
             notes += found_notes
     if problems:
-        raise DataError(problems[0] if len(problems) == 1 else faults_message(f"{source}:", problems))
+        raise data_error(source, problems, named=True)
     rows = tuple((path, len(items) if kind == "items" else 0) for kind, path in paths.items())
-    return RawTable(table=pa.table(table), files=rows, faults=tuple(faults), notes=tuple(notes))
+    return RawTable(table=pa.table(table), files=rows, faults=tuple(cells.faults), notes=tuple(notes))
 
 
 def _found(source: Path) -> dict[str, list[Path]]:
     """The files of each kind; nothing where none has items, or where the source is a file of no kind."""
     folder = source if source.is_dir() else source.parent
-    kinds = {path: _kind(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    kinds = {path: _kind(path) for path in files_of(folder)}
     found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
     if not found["items"]:
         return {}
@@ -144,7 +137,7 @@ def _texts(path: Path, keys: Iterable[str]) -> Iterable[str]:
 def _members(path: Path, keys: Iterable[str]) -> Iterable[str]:
     """The first names in an HDF5 file; all that are asked for where it is damaged, so that it is not passed over."""
     try:
-        with _open(path) as file, _reading(path):
+        with opened(path) as file, reading(path):
             return list(itertools.islice(file, _KEYS_LOOKED_AT))
     except DataError:
         return keys
@@ -155,14 +148,6 @@ def _only(source: Path, kind: str, paths: Sequence[Path]) -> Path:
         names = ", ".join(path.name for path in paths)
         raise DataError(f"{source}: several files of MUStARD's {_KINDS[kind]} ({names}). Keep one")
     return paths[0]
-
-
-def _tried(problems: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
-    try:
-        return function(*arguments)
-    except DataError as error:
-        problems.append(str(error))
-        return None
 
 
 def _read_items(path: Path) -> dict[str, dict[str, Any]]:
@@ -179,62 +164,30 @@ def _read_items(path: Path) -> dict[str, dict[str, Any]]:
     return {name: item if isinstance(item, dict) else {} for name, item in items.items()}
 
 
-def _columns(items: Mapping[str, dict[str, Any]], faults: list[Fault]) -> dict[str, list[Any]]:
+def _columns(items: Mapping[str, dict[str, Any]], cells: Cells) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "text", "label", "context")}
-    for row, (name, item) in enumerate(items.items()):
-        cells = {
-            "id": _text("id", name),
-            "text": _text("utterance", item.get("utterance")),
-            "label": _label(item.get("sarcasm")),
-            "context": _context(item.get("context")),
-        }
-        for column, cell in cells.items():
-            if isinstance(cell, _Amiss):
-                faults.append(Fault(row, column, cell.what))
-            columns[column].append(None if isinstance(cell, _Amiss) else cell)
+    for name, item in cells.each(items.items()):
+        columns["id"].append(cells.read("id", "id", name, _text, "a text"))
+        columns["text"].append(cells.read("text", "utterance", item.get("utterance"), _text, "a text"))
+        columns["label"].append(cells.read("label", "sarcasm", item.get("sarcasm"), class_of, "true or false"))
+        columns["context"].append(cells.read("context", "context", item.get("context"), _context, "a list of texts"))
     return columns
 
 
-class _Amiss:
-    """A cell that is not what it should be."""
-
-    def __init__(self, key: str, value: Any, needs: str) -> None:
-        self.what = f"{key} is missing" if value is None else f"{key} {_shown(value)} is not {needs}"
+def _text(value: Any) -> str | None:
+    # JSON says itself what its texts are.
+    return value if isinstance(value, str) and is_unicode(value) else None
 
 
-def _text(key: str, value: Any) -> str | _Amiss:
-    return value if _is_text(value) else _Amiss(key, value, "a text")
+def _context(value: Any) -> list[str] | None:
+    texts = [_text(one) for one in value] if isinstance(value, list) else [None]
+    known = [text for text in texts if text is not None]
+    return known if len(known) == len(texts) else None
 
 
-def _label(value: Any) -> float | _Amiss:
-    known = isinstance(value, (bool, int, float)) and value in (0, 1)
-    return float(value) if known else _Amiss("sarcasm", value, "true or false")
-
-
-def _context(value: Any) -> list[str] | _Amiss:
-    known = isinstance(value, list) and all(map(_is_text, value))
-    return value if known else _Amiss("context", value, "a list of texts")
-
-
-def _is_text(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _splits_by_show(shows: Sequence[Any], faults: list[Fault]) -> list[str | None]:
-    splits: list[str | None] = []
-    for row, show in enumerate(shows):
-        if not _is_text(show):
-            faults.append(Fault(row, "split", _Amiss("show", show, "a text").what))
-            splits.append(None)
-        else:
-            splits.append("test" if show == _TEST_SHOW else "train")
-    return splits
+def _splits_by_show(shows: Iterable[Any], cells: Cells) -> list[str | None]:
+    texts = [cells.read("split", "show", show, _text, "a text") for show in cells.each(shows)]
+    return [None if show is None else "test" if show == _TEST_SHOW else "train" for show in texts]
 
 
 def _read_folds(paths: Mapping[str, Path], items: int) -> dict[str, list[str | None]]:
@@ -279,7 +232,7 @@ def _fold_problems(indices: Iterable[int], items: int) -> Iterable[str]:
 def _split_notes(variant: str, splits: Sequence[str | None], shows: Sequence[Any]) -> list[str]:
     count = {split: Counter[str]() for split in ("train", "test")}
     for split, show in zip(splits, shows, strict=True):
-        if split and _is_text(show):
+        if split and _text(show) is not None:
             count[split][show] += 1
     train, test = count.values()
     if variant == _BY_SHOW:
@@ -292,36 +245,24 @@ def _split_notes(variant: str, splits: Sequence[str | None], shows: Sequence[Any
     return [f"{variant}: test shares {of_all} {len(test)} shows with train (utterances in test/train: {counts})"]
 
 
-def _read_audio(path: Path, ids: Sequence[str], faults: list[Fault]) -> tuple[pa.Array, list[str]]:
+def _read_audio(path: Path, ids: Sequence[str], cells: Cells) -> tuple[pa.Array, list[str]]:
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a dict of arrays")
-    arrays = _arrays(content, ids, faults)
-    axis, width = _feature_axis([array.shape for array in arrays.values()])
-    which = ("first", "second")[axis]
-    for row in [row for row, array in arrays.items() if array.shape[axis] != width]:
-        what = f"audio is of shape {arrays.pop(row).shape}, where most have {width} features in the {which} axis"
-        faults.append(Fault(row, "audio", what))
-    lengths_N = np.array([arrays[row].shape[1 - axis] if row in arrays else 0 for row in range(len(ids))], np.int64)
-    values = [array if axis else array.T for array in arrays.values()]
-    with np.errstate(over="ignore"):
-        joined = np.concatenate(values or [np.empty((0, width))]).astype(np.float32)
-    notes = [f"audio: the {which} axis of its arrays has the features, {width} values a row"]
-    notes += _coverage_notes("audio", lengths_N, len(content.keys() - set(ids)))
-    return _column(lengths_N, joined), notes
+    arrays = [_array(content.pop(name), cells) if name in content else None for name in cells.each(ids)]
+    axis, width = _feature_axis([array.shape for array in arrays if array is not None])
+    note = f"audio: the {('first', 'second')[axis]} axis of its arrays has the features, {width} values a row"
+    rows = [array if array is None or axis else array.T for array in arrays]
+    del arrays
+    return _column("audio", rows, len(content), cells, note)
 
 
-def _arrays(content: Mapping[Any, Any], ids: Sequence[str], faults: list[Fault]) -> dict[int, npt.NDArray[Any]]:
-    """Those of the utterances that have any values, by row and in order."""
-    arrays = {}
-    for row, name in enumerate(ids):
-        array = content.get(name)
-        if isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind in "fiu":
-            if array.size:
-                arrays[row] = np.asarray(array)
-        elif name in content:
-            faults.append(Fault(row, "audio", f"audio {_shown(array)} is not an array of features and time"))
-    return arrays
+def _array(value: Any, cells: Cells) -> Rows | None:
+    """That of an utterance, None where it has no values."""
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiu":
+        return np.asarray(value) if value.size else None
+    cells.fault("audio", f"audio {shown(value)} is not an array of features and time")
+    return None
 
 
 def _feature_axis(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
@@ -333,99 +274,30 @@ def _feature_axis(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     return (1, second) if seconds > firsts else (0, first)
 
 
-def _read_vision(path: Path, ids: Sequence[str], faults: list[Fault]) -> tuple[pa.Array, list[str]]:
-    with _open(path) as file:
-        with _reading(path):
+def _read_vision(path: Path, ids: Sequence[str], cells: Cells) -> tuple[pa.Array, list[str]]:
+    with opened(path) as file:
+        with reading(path):
             members = dict.fromkeys(file)
-        datasets = _datasets(file, [name if name in members else None for name in ids], faults)
-        width = Counter(dataset.shape[1] for dataset in datasets.values()).most_common(1)[0][0] if datasets else 0
-        for row in [row for row, dataset in datasets.items() if dataset.shape[1] != width]:
-            found = datasets.pop(row).shape[1]
-            faults.append(Fault(row, "vision", f"vision has rows of {found} values, where most have {width}"))
-        lengths_N = np.array([len(datasets[row]) if row in datasets else 0 for row in range(len(ids))], np.int64)
-        with _reading(path):
-            values = np.zeros((lengths_N.sum(), width), np.float32)
-        stops_N = np.cumsum(lengths_N)
-        for row, dataset in datasets.items():
-            with _faulty(faults, row), np.errstate(over="ignore"):
-                values[stops_N[row] - lengths_N[row] : stops_N[row]] = dataset[()]
-    return _column(lengths_N, values), list(_coverage_notes("vision", lengths_N, len(members.keys() - set(ids))))
+        rows = [_frames(file, name, cells) if name in members else None for name in cells.each(ids)]
+    return _column("vision", rows, len(members.keys() - set(ids)), cells)
 
 
-def _datasets(file: Any, names: Iterable[str | None], faults: list[Fault]) -> dict[int, Any]:
-    datasets = {}
-    for row, name in enumerate(names):
-        if name is not None:
-            with _faulty(faults, row):
-                datasets[row] = _dataset(file, name)
-    return datasets
-
-
-def _dataset(file: Any, name: str) -> Any:
-    """An array of numbers that the file itself holds; its values are not read yet."""
-    # Links may lead into other files, so none is followed.
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise DataError("a link, which is not followed")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
-        raise DataError("not an array of numbers")
-    if dataset.is_virtual or dataset.external:
-        raise DataError("in another file, which is not read")
-    if dataset.shape is None or len(dataset.shape) != 2 or not dataset.shape[1]:
-        raise DataError(f"of shape {dataset.shape}, not frames of values")
-    if dataset.nbytes > dataset.id.get_storage_size() * (1 if dataset.chunks is None else _COMPRESSION):
-        raise DataError(f"of shape {dataset.shape}, little of which is in the file")
-    return dataset
-
-
-@contextmanager
-def _faulty(faults: list[Fault], row: int) -> Iterator[None]:
-    """What is read here may be damaged in any way, which makes a fault of the row."""
+def _frames(file: Any, name: str, cells: Cells) -> Rows | None:
+    """Those of an utterance, None where there are none; what is read here may be damaged in any way."""
     try:
-        yield
+        found = dataset(file, name, called="vision")
+        if is_text(found.dtype) or len(found.shape) != 2:
+            raise DataError(f"vision is of type {found.dtype} and of shape {found.shape}, not frames of numbers")
+        with np.errstate(over="ignore"):
+            return np.asarray(found[()], np.float32)
     except DataError as error:
-        faults.append(Fault(row, "vision", f"vision is {error}"))
+        cells.fault("vision", str(error))
     except Exception as error:
-        faults.append(Fault(row, "vision", f"vision is damaged ({_first_line(error)})"))
+        cells.fault("vision", f"vision is damaged ({reason(error)})")
+    return None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    with _reading(path):
-        # Nobody writes to it, and some network storage cannot lock.
-        file = h5py.File(path, "r", locking=False)
-    with file:
-        yield file
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """The same for a file as a whole."""
-    try:
-        yield
-    except Exception as error:
-        raise DataError(f"{path}: damaged ({_first_line(error)}); download it again") from error
-
-
-def _column(lengths_N: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> pa.Array:
-    if not len(values):
-        return pa.nulls(len(lengths_N), FRAMES)
-    return Frames(lengths_N, np.full(len(values), values.shape[1]), values.reshape(-1)).to_arrow()
-
-
-def _coverage_notes(name: str, lengths_N: npt.NDArray[np.int64], others: int) -> Iterable[str]:
-    if empty := int((lengths_N == 0).sum()):
-        yield f"{name}: {empty} of {len(lengths_N)} utterances have none"
-    if others:
-        yield f"{name}: {others} arrays are not of an utterance, and left out"
-
-
-def _shown(value: Any) -> str:
-    """A short text for a value of any kind."""
-    if isinstance(value, str):
-        return repr(value[:_TEXT_SHOWN])
-    return f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"of type {type(value).__name__}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _column(name: str, rows: list[Rows | None], others: int, cells: Cells, *notes: str) -> tuple[pa.Array, list[str]]:
+    frames = cells.frames(name, rows)
+    left_out = [f"{name}: {others} arrays are not of an utterance, and left out"] if others else []
+    return frames.to_arrow(), [*notes, *lacking(name, frames), *left_out]

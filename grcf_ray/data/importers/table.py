@@ -17,10 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from grcf_ray.data.raw import FRAMES, RAW_SCHEMA, RawTable
+from grcf_ray.data.frames import FRAMES
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.schema import MODALITIES
+from grcf_ray.data.sniff import files_of
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.validation import Fault
-from grcf_ray.errors import DataError, faults_message
+from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
 
 __all__ = ["VARIANTS", "files", "read"]
 
@@ -28,6 +31,7 @@ VARIANTS: dict[str, str] = {}
 
 _SUFFIXES = {".parquet", ".csv"}
 _REQUIRED = ("id", "split", "text", "label")
+_NUMBERS = ("label", *MODALITIES)
 # A CSV row with features in it can be long, and must fit one block of Arrow's reader.
 _LARGEST_BLOCK = 1 << 30
 _CELL_SHOWN = 40
@@ -37,29 +41,34 @@ def files(source: Path) -> list[Path]:
     """The tables of a source: in a folder those named after splits if there are any, else all."""
     if source.is_file():
         return [source] if source.suffix.lower() in _SUFFIXES or _is_parquet(source) else []
-    tables = [path for path in sorted(source.iterdir()) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    tables = [path for path in files_of(source) if path.suffix.lower() in _SUFFIXES]
     return [path for path in tables if path.stem.lower() in SPLIT_ALIASES] or tables
 
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read all tables of a source; DataError names every file that is none and every missing column."""
-    tables, problems, faults = [], [], []
-    start = 0
+    tables: list[pa.Table] = []
+    faults: list[Fault] = []
+    problems: list[str] = []
+    rows = 0
     paths = files(source) or [source]
     for path in paths:
-        try:
-            table = _select(path, _read_parquet(path) if _is_parquet(path) else _read_csv(path))
-            table, found = _typed(path, table)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        faults += [fault._replace(row=start + fault.row) for fault in found]
-        start += table.num_rows
-        tables.append(table)
+        if answer := tried(problems, _read_file, path):
+            table, found = answer
+            faults += [fault._replace(row=rows + fault.row) for fault in found]
+            rows += table.num_rows
+            tables.append(table)
     if problems:
-        raise DataError(problems[0] if len(problems) == 1 else faults_message(f"{source}:", problems))
-    rows = tuple((path, table.num_rows) for path, table in zip(paths, tables, strict=True))
-    return RawTable(table=pa.concat_tables(tables, promote_options="default"), files=rows, faults=tuple(faults))
+        raise data_error(source, problems, named=True)
+    return RawTable(
+        table=pa.concat_tables(tables, promote_options="default"),
+        files=tuple((path, table.num_rows) for path, table in zip(paths, tables, strict=True)),
+        faults=tuple(faults),
+    )
+
+
+def _read_file(path: Path) -> tuple[pa.Table, list[Fault]]:
+    return _typed(path, _select(path, _read_parquet(path) if _is_parquet(path) else _read_csv(path)))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -70,12 +79,16 @@ def _is_parquet(path: Path) -> bool:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         file = pq.ParquetFile(path)
-        return file.read([name for name in file.schema_arrow.names if name in RAW_SCHEMA.names])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+        table = file.read([name for name in file.schema_arrow.names if name in RAW_SCHEMA.names])
+        # Arrow believes a file that its texts are UTF-8.
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
 
 def _read_csv(path: Path) -> pa.Table:
+    _check_encoding(path)
     broken: list[Any] = []
 
     def skip(row: Any) -> str:
@@ -92,11 +105,22 @@ def _read_csv(path: Path) -> pa.Table:
             convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string())),
         )
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable CSV file ({_first_line(error)})") from error
+        raise DataError(f"{path}: not a readable CSV file ({reason(error)})") from error
     if broken:
         lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
         raise DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
     return table
+
+
+def _check_encoding(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: line {number} is not UTF-8 ({error.reason}). Save the file in UTF-8"
+                ) from error
 
 
 def _select(path: Path, table: pa.Table) -> pa.Table:
@@ -128,7 +152,8 @@ def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
             faults += found
         else:
             try:
-                column = column.cast(wanted, safe=False)
+                # Numbers may be rounded, bytes must be UTF-8.
+                column = column.cast(wanted, safe=name not in _NUMBERS)
             except pa.ArrowException as error:
                 raise DataError(f"{path}: column {name} is of type {column.type}, needs {wanted}") from error
         columns[name] = column
@@ -185,7 +210,3 @@ _WRITTEN: dict[str, tuple[Callable[[str], Any], str]] = {
     "vision": (_rows, "a JSON list of rows of numbers"),
     "context": (_strings, "a JSON list of strings"),
 }
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(". ")

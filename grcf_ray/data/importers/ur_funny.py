@@ -12,24 +12,24 @@ A source is a folder, or one of these files, which stands for the folder that it
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.frames import Frames
-from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, lacking, shown, text_of
+from grcf_ray.data.frames import Frames, Rows, joined
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
 from grcf_ray.data.schema import MODALITIES
-from grcf_ray.data.sniff import check_kind, pickle_start
+from grcf_ray.data.sniff import check_kind, files_of, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
-from grcf_ray.data.unpickle import read_pickle, repaired_text
+from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import Fault
-from grcf_ray.errors import DataError, faults_message
+from grcf_ray.errors import DataError, data_error, tried
 
 __all__ = ["VARIANTS", "files", "read"]
 
@@ -49,39 +49,16 @@ _LANGUAGE = {json.dumps(f"{part}_{what}") for part in _PARTS for what in ("embed
 _LANGUAGE |= {'"punchline_sentence"', '"context_sentences"'}
 _AUDIO_WIDTH, _VISION_WIDTH = 81, 371
 _ORIGIN = "https://github.com/ROC-HCI/UR-FUNNY has them all"
-_TEXT_SHOWN = 40
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Samples(RawTable):
-    """Rows whose place is their number in their fold."""
-
-    folds: tuple[tuple[str, int], ...]
-
-    def place(self, row: int) -> str:
-        for fold, rows in self.folds:
-            if row < rows:
-                return f"{fold} row {row + 1}"
-            row -= rows
-        raise IndexError(row)
 
 
 @dataclass(frozen=True)
 class _Sequences:
-    """The rows of features of a file, sample after sample."""
+    """The rows of features of a file, and what is wrong with those samples that have none for it."""
 
     path: Path
+    frames: Frames
     width: int
-    lengths_N: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float32]
     amiss: Mapping[int, str]
-    """What is wrong with those samples that have no rows for it."""
-
-    def column(self) -> pa.Array:
-        widths = np.full(len(self.values), self.width)
-        return Frames(self.lengths_N, widths, self.values.reshape(-1)).to_arrow()
 
 
 def files(source: Path) -> list[Path]:
@@ -95,35 +72,37 @@ def read(source: Path, variant: str = "") -> RawTable:
     _check_files(source, found)
     language, labels, folds = (found[kind][0] for kind in _NEEDED)
     problems: list[str] = []
-    faults: list[Fault] = []
-    names = _tried(problems, _read_folds, folds) or {}
+    cells = Cells()
+    names = tried(problems, _read_folds, folds) or {}
     ids = [name for fold in names.values() for name in fold]
     columns: dict[str, list[Any]] = {"id": ids}
     columns["split"] = [SPLIT_ALIASES[fold] for fold in names for _ in names[fold]]
-    columns |= _tried(problems, _read_language, language, ids, faults) or {}
-    labelled = _tried(problems, _read_samples, labels) or {}
-    columns["label"] = _labels(ids, labelled, faults)
-    sequences = [_tried(problems, _read_sequences, path, ids) for path in found["features"]] if ids else []
-    roles = {} if problems else _tried(problems, _roles, sequences) or {}
+    columns |= tried(problems, _read_language, language, ids, cells) or {}
+    labelled = tried(problems, _read_samples, labels) or {}
+    columns["label"] = [
+        cells.read("label", "label", labelled.get(name), class_of, "0 or 1") for name in cells.each(ids)
+    ]
+    sequences = [tried(problems, _read_sequences, path, ids) for path in found["features"]] if ids else []
+    roles = {} if problems else tried(problems, _roles, sequences) or {}
     if problems:
-        raise DataError(problems[0] if len(problems) == 1 else faults_message(f"{source}:", problems))
+        raise data_error(source, problems, named=True)
     table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
     for name, one in roles.items():
-        faults += [Fault(row, name, f"{name} {what}") for row, what in one.amiss.items()]
-        table[name] = one.column()
-    return _Samples(
+        cells.faults += [Fault(row, name, f"{name} {what}") for row, what in one.amiss.items()]
+        table[name] = one.frames.to_arrow()
+    return SplitTable(
         table=pa.table(table),
         files=((language, len(ids)), *((path, 0) for path in (labels, folds, *found["features"]))),
-        faults=tuple(faults),
+        faults=tuple(cells.faults),
         notes=(*_left_out(labelled, ids), *_modality_notes(roles)),
-        folds=tuple((SPLIT_ALIASES[fold], len(names[fold])) for fold in names),
+        splits=tuple((SPLIT_ALIASES[fold], len(names[fold])) for fold in names),
     )
 
 
 def _found(source: Path) -> dict[str, list[Path]]:
     """The files of each kind; nothing where the source is a file of none, or where all are labels, or all are folds."""
     folder = source if source.is_dir() else source.parent
-    kinds = {path: _kind(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    kinds = {path: _kind(path) for path in files_of(folder)}
     present = set(kinds.values()) - {""}
     if present <= {"labels"} or present <= {"folds"} or not (source.is_dir() or kinds.get(source)):
         return {}
@@ -171,14 +150,6 @@ def _check_files(source: Path, found: Mapping[str, Sequence[Path]]) -> None:
             raise DataError(f"{source}: several files begin as UR-FUNNY's {_KINDS[kind]} should: {names}. Keep {most}")
 
 
-def _tried(problems: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
-    try:
-        return function(*arguments)
-    except DataError as error:
-        problems.append(str(error))
-        return None
-
-
 def _read_folds(path: Path) -> dict[str, list[str]]:
     """The ids of each fold."""
     content = read_pickle(path)
@@ -197,29 +168,22 @@ def _read_samples(path: Path) -> dict[str, Any]:
     """What a file has for each id."""
     content = read_pickle(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: {_kind_of(content)}, not a dict by id")
+        raise DataError(f"{path}: {kind_of(content)}, not a dict by id")
     samples: dict[str, Any] = {}
     for key, value in content.items():
         name = _id(key)
         if name is None or name in samples:
             what = "there twice, as a number and as a text" if name else "neither a number nor a text"
-            raise DataError(f"{path}: the id {_shown(key)} is {what}")
+            raise DataError(f"{path}: the id {shown(key)} is {what}")
         samples[name] = value
     return samples
 
 
 def _id(key: Any) -> str | None:
-    """An id as a text, None where it is none: some files have numbers where others have texts."""
-    if isinstance(key, (str, bytes)):
-        return _text(key) or None
-    try:
-        return str(key) if type(key) is int else None
-    # Python writes no more than some thousand digits.
-    except ValueError:
-        return None
+    return id_of(key) or None
 
 
-def _read_language(path: Path, ids: Sequence[str], faults: list[Fault]) -> dict[str, list[Any]]:
+def _read_language(path: Path, ids: Sequence[str], cells: Cells) -> dict[str, list[Any]]:
     """Texts and contexts."""
     samples = _read_samples(path)
     if not any(isinstance(sample, dict) and "punchline_sentence" in sample for sample in samples.values()):
@@ -227,34 +191,20 @@ def _read_language(path: Path, ids: Sequence[str], faults: list[Fault]) -> dict[
             f"{path}: no punchline_sentence; the files of UR-FUNNY's version 1 have no texts, take version 2"
         )
     columns: dict[str, list[Any]] = {"text": [], "context": []}
-    for row, name in enumerate(ids):
+    for name in cells.each(ids):
+        text = context = None
         sample = samples.get(name, {})
         if not isinstance(sample, dict):
-            faults.append(Fault(row, "text", f"its sentences are {_kind_of(sample)}, not in a dict"))
+            cells.fault("text", f"its sentences are {kind_of(sample)}, not in a dict")
         elif name not in samples:
-            faults.append(Fault(row, "text", f"{path.name} does not have it"))
+            cells.fault("text", f"{path.name} does not have it")
         else:
-            columns["text"].append(_cell(row, "text", "punchline_sentence", sample, _sentence, faults))
-            columns["context"].append(_cell(row, "context", "context_sentences", sample, _sentences, faults))
-            continue
-        columns["text"].append(None)
-        columns["context"].append(None)
+            said, before = map(sample.get, ("punchline_sentence", "context_sentences"))
+            text = cells.read("text", "punchline_sentence", said, _sentence, "a text")
+            context = cells.read("context", "context_sentences", before, _sentences, "a list of texts")
+        columns["text"].append(text)
+        columns["context"].append(context)
     return columns
-
-
-def _cell(
-    row: int,
-    column: str,
-    key: str,
-    sample: Mapping[Any, Any],
-    read_cell: Callable[[Any], _T | None],
-    faults: list[Fault],
-) -> _T | None:
-    cell = read_cell(sample.get(key))
-    if cell is None:
-        what = f"is {_shown(sample[key])}, not of texts" if key in sample else "is missing"
-        faults.append(Fault(row, column, f"{key} {what}"))
-    return cell
 
 
 def _sentences(value: Any) -> list[str] | None:
@@ -266,61 +216,29 @@ def _sentences(value: Any) -> list[str] | None:
 def _sentence(value: Any) -> str | None:
     """A text, or one in parts, as the authors' description has it."""
     if isinstance(value, (list, tuple)):
-        parts = [_text(part) for part in value]
+        parts = [text_of(part) for part in value]
         return None if None in parts else " ".join(filter(None, parts))
-    return _text(value)
-
-
-def _text(value: Any) -> str | None:
-    if not isinstance(value, (str, bytes)):
-        return None
-    text = repaired_text(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return None
-    return text
-
-
-def _labels(ids: Sequence[str], labelled: Mapping[str, Any], faults: list[Fault]) -> list[float | None]:
-    labels: list[float | None] = []
-    for row, name in enumerate(ids):
-        value = labelled.get(name)
-        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
-        if isinstance(value, (bool, int, float)) and value in (0, 1):
-            labels.append(float(value))
-        else:
-            what = f"label {_shown(value)} is neither 0 nor 1" if name in labelled else "label is missing"
-            faults.append(Fault(row, "label", what))
-            labels.append(None)
-    return labels
+    return text_of(value)
 
 
 def _read_sequences(path: Path, ids: Sequence[str]) -> _Sequences:
     samples = _read_samples(path)
     if samples.keys().isdisjoint(ids):
         raise DataError(f"{path}: none of its {len(samples)} ids is in the folds")
-    arrays: dict[int, npt.NDArray[np.float32]] = {}
+    arrays: list[Rows | None] = [None] * len(ids)
     amiss: dict[int, str] = {}
     for row, name in enumerate(ids):
         try:
             # Taken out, so that the features of its context are freed.
-            if (array := _rows(samples.pop(name, None))) is not None:
-                arrays[row] = array
+            arrays[row] = _rows(samples.pop(name, None))
         except (LookupError, TypeError, ValueError, OverflowError):
             amiss[row] = "is not rows of numbers of one length (punchline_features)"
     del samples
-    if not arrays:
+    frames, odd = joined(arrays)
+    width = frames.width()
+    if not width:
         raise DataError(f"{path}: no sample in the folds has rows of punchline_features")
-    width = Counter(array.shape[1] for array in arrays.values()).most_common(1)[0][0]
-    for row in [row for row, array in arrays.items() if array.shape[1] != width]:
-        amiss[row] = f"has rows of {arrays.pop(row).shape[1]} values, where most have {width}"
-    lengths_N = np.array([len(arrays[row]) if row in arrays else 0 for row in range(len(ids))], np.int64)
-    values = np.empty((lengths_N.sum(), width), np.float32)
-    stops_N = np.cumsum(lengths_N)
-    for row in list(arrays):
-        values[stops_N[row] - lengths_N[row] : stops_N[row]] = arrays.pop(row)
-    return _Sequences(path, width, lengths_N, values, amiss)
+    return _Sequences(path, frames, width, amiss | odd)
 
 
 def _rows(sample: Any) -> npt.NDArray[np.float32] | None:
@@ -393,16 +311,4 @@ def _modality_notes(roles: Mapping[str, _Sequences]) -> Iterable[str]:
             continue
         one = roles[name]
         yield f"{name} from {one.path.name}, rows of {one.width} values"
-        if empty := int((one.lengths_N == 0).sum()):
-            yield f"{name}: {empty} of {len(one.lengths_N)} utterances have none"
-
-
-def _shown(value: Any) -> str:
-    """A short text for a value of any kind."""
-    if isinstance(value, (str, bytes)):
-        return repr(value[:_TEXT_SHOWN])
-    return f"{value:g}" if isinstance(value, float) else _kind_of(value)
-
-
-def _kind_of(value: Any) -> str:
-    return f"of type {'array' if isinstance(value, np.ndarray) else type(value).__name__}"
+        yield from lacking(name, one.frames)

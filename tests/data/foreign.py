@@ -1,0 +1,145 @@
+"""What the tests of the importers share: refusals, files as others write them, damage, and real data."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import resource
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from grcf_ray.data.importers import ImportOptions, import_source
+from grcf_ray.data.schema import TableInfo
+from grcf_ray.errors import DataError
+
+OWN = ImportOptions(dataset="own", label_range=(-3, 3))
+SPLITS = {"train": "train", "dev": "valid", "test": "test"}
+"""The splits of pickles that are lists of samples, and our names."""
+VARIANTS = 200
+MOST_SECONDS = 20
+MOST_KIB = 1 << 19
+
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
+STRANGE: list[Any] = [None, "x", b"", 7, 1.5, True, [], [[]], {}, (), [None] * 4, {"a": [1]}, "\ud800", ["\ud800"] * 4]
+STRANGE += [10**400, [10**4000] * 4, np.ones(3), np.full(4, 99.0), np.ones((4, 4, 6)), np.ones((3, 0)), np.array(1.0)]
+STRANGE += [np.array(["a"] * 5), np.array([b"x"]), np.array([None] * 4), [np.ones((2, 2))] * 4, ITSELF]
+STRANGE += [((), None, None), (None,) * 4, ("x", None, None, None)]
+"""Values that may stand where others should."""
+
+_T = TypeVar("_T")
+
+
+def refusal(source: Path, options: ImportOptions = OWN) -> str:
+    """What an import says that cannot be made."""
+    with pytest.raises(DataError) as caught:
+        import_source(source, options)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def faults(message: str) -> list[str]:
+    """The faults of a refusal that has several."""
+    return [line.strip() for line in message.splitlines()[1:]]
+
+
+class Python2(pickle._Pickler):
+    """Writes bytes, and texts as those of UTF-8, as Python 2 wrote its str."""
+
+    def save_str(self, text: str | bytes) -> None:
+        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(text)
+
+    dispatch: ClassVar[dict[Any, Any]] = {**pickle._Pickler.dispatch, str: save_str, bytes: save_str}
+
+
+def dumped(content: Any, protocol: int | str) -> bytes:
+    """A pickle of a protocol, or of `Python 2`."""
+    if protocol != "Python 2":
+        return pickle.dumps(content, protocol)
+    file = io.BytesIO()
+    Python2(file, 2).dump(content)
+    return file.getvalue()
+
+
+def write_pickle(path: Path, content: Any, protocol: int | str = 4) -> Path:
+    path.write_bytes(dumped(content, protocol))
+    return path
+
+
+def content_of(samples: dict[str, list[Any]]) -> dict[str, Any]:
+    """The samples as a file has them; each knows how its authors wrote it."""
+    return {split: [one.packed() for one in rows] for split, rows in samples.items()}
+
+
+def put(split: str, row: int, sample: Any) -> Callable[[dict[str, Any]], None]:
+    """A change that puts something in the place of a sample, or what it makes of this."""
+
+    def apply(content: dict[str, Any]) -> None:
+        content[split][row] = sample(content[split][row]) if callable(sample) else sample
+
+    return apply
+
+
+def in_order(samples: dict[str, list[_T]]) -> list[tuple[str, _T]]:
+    """Our name of the split and the sample, for each row of the table."""
+    return [(SPLITS[split], one) for split in SPLITS for one in samples[split]]
+
+
+def spoiled(content: bytes, kind: str, rng: random.Random, *, head: int = 300) -> bytes:
+    """A file that is cut short, or has other bytes in it, anywhere or in its head; as it was for any other kind."""
+    data = bytearray(content)
+    if kind == "cut":
+        del data[rng.randrange(len(data)) :]
+    elif kind == "flip":
+        for _ in range(rng.choice([1, 4, 40])):
+            data[rng.randrange(min(len(data), rng.choice([head, 10**6])))] = rng.randrange(256)
+    return bytes(data)
+
+
+def survivors(
+    source: Path, damage: Callable[[random.Random], _T], *options: ImportOptions
+) -> list[tuple[_T, pa.Table, TableInfo]]:
+    """What is imported of as many variants, each with what `damage` told when it wrote it; the others are refused.
+
+    Where there are several options, they take turns. No variant may take long, or much memory.
+    """
+    found = []
+    memory = _peak_kib()
+    for seed in range(VARIANTS):
+        told = damage(random.Random(seed))
+        start = time.process_time()
+        try:
+            table, info = import_source(source, options[seed % len(options)])
+        except DataError as error:
+            str(error).encode()
+        else:
+            table.validate(full=True)
+            assert sum(info.splits.values()) == table.num_rows, seed
+            found.append((told, table, info))
+        assert time.process_time() - start < MOST_SECONDS, seed
+    assert _peak_kib() - memory < MOST_KIB
+    return found
+
+
+def real_file(name: str) -> Path:
+    """A file of real data, where the machine that runs the tests has it."""
+    root = os.environ.get("GRCF_TEST_DATA")
+    path = Path(root or "") / name
+    if not root or not path.is_file():
+        pytest.skip(f"GRCF_TEST_DATA names no folder with {name}")
+    return path
+
+
+def _peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
