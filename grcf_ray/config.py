@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "build_config",
     "check_margins",
+    "check_read",
     "config_faults",
     "flatten",
     "known_paths",
@@ -291,6 +292,12 @@ _CLASSIFICATION = (
 def reads(task: Task, path: str) -> bool:
     """Whether a setting decides anything for a task."""
     return path not in (_REGRESSION if task == "classification" else _CLASSIFICATION)
+
+
+def check_read(task: Task, paths: Iterable[str]) -> None:
+    """ConfigError where a setting that somebody asks for decides nothing for a task."""
+    if unread := [path for path in paths if not reads(task, path)]:
+        raise ConfigError(f"{', '.join(unread)}: not read by a data set for {task}; leave it out")
 
 
 @cache

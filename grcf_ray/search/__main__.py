@@ -87,7 +87,7 @@ def search(
     The same command again goes on with an interrupted run; a larger --stage1-trials or --stage2-trials extends one.
     --debug shows tracebacks.
     """
-    from grcf_ray.config import parse_assignments, to_yaml
+    from grcf_ray.config import check_read, parse_assignments, to_yaml
     from grcf_ray.search.direct import DIRECT, direct_space
     from grcf_ray.search.space import space_for
     from grcf_ray.search.stopping import parse_duration
@@ -116,6 +116,7 @@ def search(
     from grcf_ray.search.opening import find_run, grown, runs_place
 
     store = find_data(dataset, data, label_range)
+    check_read(store.info.task, parse_assignments(set_))
     config = chosen.config()
     facts = datasets.find(dataset)
     classes = "-binary" if facts and facts.task != store.info.task else ""

@@ -75,7 +75,7 @@ def train(
     \b
     Ablations: full, no-advantage, static-margin, no-stage1, no-stage2, direct-mae (MAE alone, no Stage 1).
     """
-    from grcf_ray.config import ABLATIONS, build_config, flatten, nearest, parse_assignments, to_yaml
+    from grcf_ray.config import ABLATIONS, build_config, check_read, flatten, nearest, parse_assignments, reads, to_yaml
     from grcf_ray.errors import ConfigError
     from grcf_ray.search.space import space_for
 
@@ -114,7 +114,12 @@ def train(
         sharing = dataclasses.replace(
             config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
         )
-        _train(config, sharing, _ready(config, sharing, dataset, data, label_range), out or Path("runs/train"), threads)
+        store = _ready(config, sharing, dataset, data, label_range)
+        task = store.info.task
+        check_read(task, parse_assignments(set_))
+        if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
+            raise ConfigError(f"--ablation {ablation} changes nothing for a data set for {task}")
+        _train(config, sharing, store, out or Path("runs/train"), threads)
 
 
 def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:

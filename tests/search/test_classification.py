@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grcf_ray import console
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
+from grcf_ray.train.__main__ import app as train
 from tests.conftest import SPLIT_OF_FIVE
 
 Run = Callable[..., tuple[int, str, str]]
@@ -112,3 +114,27 @@ def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any],
     code, _, err = run(*words)
     assert code == 2
     assert "searches ranking.base_margin, which a data set for classification does not read" in err
+
+
+def test_what_the_task_does_not_read_is_not_set(run: Run, words: list[Any]) -> None:
+    code, _, err = run(*words, "--set", "ranking.base_margin=0.3", "--set", "stage1.epochs=1")
+    assert (code, err) == (2, "error: ranking.base_margin: not read by a data set for classification; leave it out\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--ablation", "static-margin"), "--ablation static-margin changes nothing for a data set for classification"),
+        (("--set", "ranking.groups=strict,5"), "ranking.groups: not read by a data set for classification"),
+    ],
+)
+def test_training_refuses_what_would_change_nothing(
+    words: list[Any], more: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(word) for word in words[:6]]
+    assert argv[::2] == ["--dataset", "--data", "--space"]
+    with pytest.raises(SystemExit) as ended:
+        console.run(train, [*argv, "--out", str(tmp_path / "out"), *more])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
