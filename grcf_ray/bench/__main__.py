@@ -10,7 +10,7 @@ from grcf_ray import console
 
 app = console.make_app("Measure what is fast and what it is compared with.")
 
-PARTS = ("step", "shares", "frozen", "search", "packing")
+PARTS = ("step", "shares", "positions", "frozen", "search", "packing")
 
 
 @app.command()
@@ -36,11 +36,12 @@ def bench(
 
     \b
     Parts:
-      step     an optimizer step of the paper's batch, against a loop that encodes both members of every pair
-      shares   what losses, optimizer, sampling and validation take of it
-      frozen   an epoch with frozen layers, whose output is kept
-      search   what a search costs beyond the training of its trials
-      packing  one-thread trials side by side
+      step       an optimizer step of the paper's batch, against a loop that encodes both members of every pair
+      shares     what losses, optimizer, sampling and validation take of it
+      positions  DeBERTa-v3's attention, against the library's
+      frozen     an epoch with frozen layers, whose output is kept
+      search     what a search costs beyond the training of its trials
+      packing    one-thread trials side by side
 
     \b
     Examples:

@@ -10,6 +10,7 @@ import torch
 
 from grcf_ray.bench.measure import Table
 from grcf_ray.bench.packing import packing_table
+from grcf_ray.bench.positions import positions_table
 from grcf_ray.bench.searching import search_table
 from grcf_ray.bench.step import encoder_table, shares_table
 from grcf_ray.bench.trunk import trunk_table
@@ -51,7 +52,14 @@ class Setup:
 
 def measures() -> Mapping[str, Callable[[Setup], Table]]:
     """The parts by name."""
-    return {"step": _step, "shares": _shares, "frozen": _frozen, "search": _search, "packing": _packing}
+    return {
+        "step": _step,
+        "shares": _shares,
+        "positions": _positions,
+        "frozen": _frozen,
+        "search": _search,
+        "packing": _packing,
+    }
 
 
 def _step(setup: Setup) -> Table:
@@ -62,6 +70,10 @@ def _step(setup: Setup) -> Table:
 def _shares(setup: Setup) -> Table:
     features, config = setup.whole()
     return shares_table(features, config, setup.device, setup.repetitions, setup.say)
+
+
+def _positions(setup: Setup) -> Table:
+    return positions_table(setup.device, setup.repetitions, setup.say)
 
 
 def _frozen(setup: Setup) -> Table:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
+from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.pooling import masked_mean
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def load_backbone(name: str) -> nn.Module:
         backbone: nn.Module = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return _without_pooler(backbone)
+    return cut_positions(_without_pooler(backbone))
 
 
 def backbone_from_config(config: dict[str, Any]) -> nn.Module:
@@ -251,7 +252,7 @@ def backbone_from_config(config: dict[str, Any]) -> nn.Module:
     _quiet()
     settings = {key: value for key, value in config.items() if key != "model_type"}
     described = AutoConfig.for_model(config["model_type"], **settings)
-    return _without_pooler(AutoModel.from_config(described))  # type: ignore[no-untyped-call]
+    return cut_positions(_without_pooler(AutoModel.from_config(described)))  # type: ignore[no-untyped-call]
 
 
 def _without_pooler(backbone: nn.Module) -> nn.Module:

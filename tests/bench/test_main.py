@@ -54,7 +54,7 @@ def test_unknown_part(run: Run) -> None:
     code, _, err = run("--only", "frosen")
     assert (code, err) == (
         2,
-        "error: unknown part 'frosen'; did you mean frozen?; choose from step, shares, frozen, search, packing\n",
+        f"error: unknown part 'frosen'; did you mean frozen?; choose from {', '.join(PARTS)}\n",
     )
 
 

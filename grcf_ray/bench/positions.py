@@ -1,0 +1,89 @@
+"""DeBERTa-v3 as the library has it, and cut to the relative positions that a text can have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from grcf_ray.bench.measure import Column, Table, Variant, interleave
+from grcf_ray.model.deberta import cut_positions
+from grcf_ray.model.text_encoder import backbone_config
+
+__all__ = ["positions_table"]
+
+_NAME = "microsoft/deberta-v3-base"
+_LAYERS, _TOKENS, _LENGTHS, _VOCABULARY = 3, 1024, (16, 50), 1000
+
+
+def positions_table(device: torch.device, repetitions: int, say: Callable[[str], None]) -> Table:
+    """Forward and backward of a few layers with random weights, at MOSI's mean length and the paper's padded one."""
+    from transformers import AutoConfig, AutoModel
+
+    settings = {k: v for k, v in backbone_config(_NAME).items() if k != "model_type"}
+    # Layers are alike, and the rows of the vocabulary are only looked up.
+    config = AutoConfig.for_model("deberta-v2", **settings)
+    config.update({"num_hidden_layers": _LAYERS, "vocab_size": _VOCABULARY})
+    torch.manual_seed(0)
+    stock: Any = AutoModel.from_config(config).to(device).train()  # type: ignore[no-untyped-call]
+    cut: Any = cut_positions(copy.deepcopy(stock))
+    rows = []
+    for length in _LENGTHS:
+        token_BL = torch.randint(5, _VOCABULARY, (_TOKENS // length, length), device=device)
+        variants = [
+            Variant(f"length {length}, the library's", _pass(stock, token_BL)),
+            Variant(f"length {length}, cut", _pass(cut, token_BL)),
+        ]
+        timings = interleave(variants, repetitions, device, say)
+        rows += [
+            {
+                "name": variant.name,
+                "least": timing.least,
+                "median": timing.median,
+                "speed_up": timings[0].median / timing.median,
+                "difference": difference,
+                "seconds": timing.seconds,
+            }
+            for variant, timing, difference in zip(
+                variants, timings, (None, _difference(stock, cut, token_BL)), strict=True
+            )
+        ]
+    return Table(
+        "positions",
+        "DeBERTa-v3's relative positions",
+        (
+            Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"),
+            Column("least", "min s", "{:.2f}"),
+            Column("median", "median s", "{:.2f}"),
+            Column("speed_up", "speed-up", "{:.2f}"),
+            Column("difference", "gradient, rel. L2", "{:.1e}"),
+        ),
+        rows,
+        (f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward",),
+    )
+
+
+def _pass(backbone: Any, token_BL: torch.Tensor) -> Callable[[], None]:
+    """A loss with weights of its own for each state: the sum of what a LayerNorm gives has no gradient."""
+    weight_D = torch.linspace(-1, 1, backbone.config.hidden_size, device=token_BL.device)
+
+    def run() -> None:
+        backbone.zero_grad(set_to_none=True)
+        states_BLD = backbone(input_ids=token_BL, attention_mask=torch.ones_like(token_BL)).last_hidden_state
+        (states_BLD @ weight_D).square().mean().backward()
+
+    return run
+
+
+def _difference(stock: Any, cut: Any, token_BL: torch.Tensor) -> float:
+    """Relative difference of the gradients, without dropout."""
+    gradients = []
+    for backbone in (stock, cut):
+        backbone.eval()
+        _pass(backbone, token_BL)()
+        backbone.train()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in backbone.parameters() if p.grad is not None]))
+    theirs, ours = gradients
+    return float((ours - theirs).norm() / theirs.norm())
