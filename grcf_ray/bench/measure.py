@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Column", "Table", "Timing", "Variant", "interleave", "kept_bytes"]
+__all__ = ["TIMES", "Column", "Table", "Timing", "Variant", "interleave", "kept_bytes", "timed_row"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ class Column:
     format: str = "{}"
 
 
+TIMES = (
+    Column("least", "min s", "{:.2f}"),
+    Column("median", "median s", "{:.2f}"),
+    Column("speed_up", "speed-up", "{:.2f}"),
+)
+"""The columns of `timed_row`, but the name."""
+
+
 @dataclass(frozen=True)
 class Table:
     """One thing that was measured."""
@@ -86,6 +94,18 @@ def interleave(
             say(f"{variant.name}, {round_}/{repetitions}" if round_ else f"{variant.name}, warm-up")
             taken.append(variant.scale * _seconds(variant.run, device))
     return [Timing(tuple(taken[1:])) for taken in seconds]
+
+
+def timed_row(name: str, timing: Timing, first: Timing, **more: Any) -> dict[str, Any]:
+    """A variant's line: its times, and how much less its median is than that of the first one."""
+    return {
+        "name": name,
+        "least": timing.least,
+        "median": timing.median,
+        "speed_up": first.median / timing.median,
+        "seconds": timing.seconds,
+        **more,
+    }
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

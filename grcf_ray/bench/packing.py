@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from grcf_ray.bench.measure import Column, Table, Timing
-from grcf_ray.bench.step import new_loop
+from grcf_ray.bench.step import SMALL_STEP, new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.store import Store
 from grcf_ray.train.assemble import prepare_features
@@ -21,14 +21,13 @@ from grcf_ray.train.stage import use_deterministic_torch
 __all__ = ["packing_table"]
 
 _STEPS = 4
-_SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}
 
 
 def packing_table(
     store: Store, config: RunConfig, repetitions: int, say: Callable[[str], None], cache: Path, processes: int
 ) -> Table:
     """Wall-clock throughput of one process, and of as many as there are CPUs."""
-    settings = {**flatten(config), **_SMALL_STEP}
+    settings = {**flatten(config), **SMALL_STEP}
     prepare_features(store, build_config(settings), cache=cache)
     counts = (1, processes)
     seconds: dict[int, list[float]] = {count: [] for count in counts}

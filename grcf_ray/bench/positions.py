@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from grcf_ray.bench.measure import Column, Table, Variant, interleave
+from grcf_ray.bench.measure import TIMES, Column, Table, Variant, interleave, timed_row
 from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.text_encoder import backbone_config
 
@@ -37,27 +37,17 @@ def positions_table(device: torch.device, repetitions: int, say: Callable[[str],
             Variant(f"length {length}, cut", _pass(cut, token_BL)),
         ]
         timings = interleave(variants, repetitions, device, say)
+        differences = (None, _difference(stock, cut, token_BL))
         rows += [
-            {
-                "name": variant.name,
-                "least": timing.least,
-                "median": timing.median,
-                "speed_up": timings[0].median / timing.median,
-                "difference": difference,
-                "seconds": timing.seconds,
-            }
-            for variant, timing, difference in zip(
-                variants, timings, (None, _difference(stock, cut, token_BL)), strict=True
-            )
+            timed_row(variant.name, timing, timings[0], difference=difference)
+            for variant, timing, difference in zip(variants, timings, differences, strict=True)
         ]
     return Table(
         "positions",
         "DeBERTa-v3's relative positions",
         (
             Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"),
-            Column("least", "min s", "{:.2f}"),
-            Column("median", "median s", "{:.2f}"),
-            Column("speed_up", "speed-up", "{:.2f}"),
+            *TIMES,
             Column("difference", "gradient, rel. L2", "{:.1e}"),
         ),
         rows,

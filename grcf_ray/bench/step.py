@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grcf_ray.bench.measure import Column, Table, Variant, interleave, kept_bytes
+from grcf_ray.bench.measure import TIMES, Column, Table, Variant, interleave, kept_bytes, timed_row
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
@@ -19,16 +19,16 @@ from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
 from grcf_ray.train.assemble import initial_model
 from grcf_ray.train.stage import StageLoop
 
-__all__ = ["PAPER_STEP", "LiteralStep", "encoder_table", "new_loop", "shares_table"]
+__all__ = ["PAPER_STEP", "SMALL_STEP", "LiteralStep", "encoder_table", "new_loop", "shares_table"]
 
 PAPER_STEP = {"pairs.pairs_per_group": 96, "pairs.groups_per_step": 8}
 """The paper's batch: eight groups of 96 pairs."""
+SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}
+"""The batch of the search spaces for CPUs."""
 
 _COLUMNS = (
     Column("name", "step of 768 pairs"),
-    Column("least", "min s", "{:.2f}"),
-    Column("median", "median s", "{:.2f}"),
-    Column("speed_up", "speed-up", "{:.2f}"),
+    *TIMES,
     Column("bound", "bound by tokens", "{:.2f}"),
     Column("kept_mb", "activations, MB", "{:.0f}"),
     Column("difference", "gradient, rel. L2", "{:.1e}"),
@@ -128,16 +128,7 @@ def encoder_table(
     say("gradients")
     differences = _differences(features, config, device, group_tokens)
     rows = [
-        {
-            "name": variant.name,
-            "least": timing.least,
-            "median": timing.median,
-            "speed_up": timings[0].median / timing.median,
-            "bound": tokens[0] / count,
-            "kept_mb": size / 1e6,
-            "difference": difference,
-            "seconds": timing.seconds,
-        }
+        timed_row(variant.name, timing, timings[0], bound=tokens[0] / count, kept_mb=size / 1e6, difference=difference)
         for variant, timing, count, size, difference in zip(variants, timings, tokens, kept, differences, strict=True)
     ]
     return Table(

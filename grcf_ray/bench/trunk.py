@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from grcf_ray.bench.measure import Column, Table, Variant, interleave
-from grcf_ray.bench.step import new_loop
+from grcf_ray.bench.measure import TIMES, Column, Table, Variant, interleave, timed_row
+from grcf_ray.bench.step import SMALL_STEP, new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.data.store import Store
@@ -19,7 +19,6 @@ from grcf_ray.train.stage import StageLoop
 __all__ = ["trunk_table"]
 
 _STEPS = 4
-_SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}
 
 
 def trunk_table(
@@ -29,10 +28,10 @@ def trunk_table(
     whole = _features(store, config, 0, cache)
     layers = new_loop(whole, config, device, {}).model.text_encoder.n_layers
     frozen_layers = 2 * layers // 3
-    changes = {**_SMALL_STEP, "model.frozen_layers": frozen_layers}
+    changes = {**SMALL_STEP, "model.frozen_layers": frozen_layers}
     cached = _features(store, config, frozen_layers, cache)
     variants = [
-        Variant("all layers trained", _part_of_epoch(new_loop(whole, config, device, _SMALL_STEP))),
+        Variant("all layers trained", _part_of_epoch(new_loop(whole, config, device, SMALL_STEP))),
         Variant(
             f"{frozen_layers} of {layers} frozen, run every time",
             _part_of_epoch(new_loop(_without_hidden(cached), config, device, changes)),
@@ -43,32 +42,19 @@ def trunk_table(
         ),
     ]
     timings = interleave(variants, repetitions, device, say)
+    # A backward pass costs two forward passes.
+    bounds = (1.0, 3 * layers / (3 * layers - 2 * frozen_layers), layers / (layers - frozen_layers))
     return Table(
         "frozen",
         "An epoch with frozen layers, after the first",
         (
             Column("name", f"{_STEPS} steps of 32 pairs, with the optimizer"),
-            Column("least", "min s", "{:.2f}"),
-            Column("median", "median s", "{:.2f}"),
-            Column("speed_up", "speed-up", "{:.2f}"),
+            *TIMES,
             Column("bound", "bound by layers", "{:.2f}"),
         ),
         [
-            {
-                "name": variant.name,
-                "least": timing.least,
-                "median": timing.median,
-                "speed_up": timings[0].median / timing.median,
-                "bound": bound,
-                "seconds": timing.seconds,
-            }
-            for variant, timing, bound in zip(
-                variants,
-                timings,
-                # A backward pass costs two forward passes.
-                (1.0, 3 * layers / (3 * layers - 2 * frozen_layers), layers / (layers - frozen_layers)),
-                strict=True,
-            )
+            timed_row(variant.name, timing, timings[0], bound=bound)
+            for variant, timing, bound in zip(variants, timings, bounds, strict=True)
         ],
     )
 
