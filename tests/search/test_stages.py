@@ -184,14 +184,14 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     record: RunRecord, make_search: Callable[..., Search]
 ) -> None:
     """A stop in the middle of a trial of each stage; the numbers are the uninterrupted command's, bit for bit."""
-    stop = Stop()
+    stop, handler = Stop(), signal.getsignal(signal.SIGINT)
     first = Events(lambda e: isinstance(e, EpochFinished) and (e.trial.number, e.trial.epoch) == (2, 1), stop.request)
     with pytest.raises(KeyboardInterrupt):
         make_search(None, first, stop=stop).run()
     mine = make_search().record
     assert numbers(mine.trials(1)) == [0, 1, 2]
     assert [t.finished for t in mine.trials(1)] == [True, True, False]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     finished = [on_disk(mine, 1, number) for number in (0, 1)]
 
     stop = Stop()
