@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import NoReturn
 import typer
 
 from grcf_ray.errors import GrcfError
+
+_NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%)?")
 
 __all__ = ["make_app", "print_table", "progress", "run", "size"]
 
@@ -68,7 +71,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, name in enumerate(header):
-        numeric = all(isinstance(row[column], (int, float)) or row[column] == "-" for row in rows)
+        numeric = all(_NUMBER.fullmatch(str(row[column])) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))

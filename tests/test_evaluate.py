@@ -198,7 +198,7 @@ def test_another_data_set(copy: Path, tiny_table: pa.Table, more: int, tmp_path:
     assert (code, out) == (3, "")
     assert err == (
         f"error: audio has rows of {width + more} values, and the model takes {width}: "
-        "--fit-features cuts off, fills up, or does without\n"
+        "--fit-features cuts off, fills up, does without, or takes the rows as they are\n"
     )
     code, out, err = run(*words, "--fit-features", "--json")
     assert (code, err) == (0, "")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from grcf_ray import console
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from grcf_ray.bench.measure import Table
+
 app = console.make_app("Measure what is fast and what it is compared with.")
 
 PARTS = ("step", "shares", "positions", "frozen", "search", "packing")
+STUDIES = ("pairing", "pruning")
 
 
 @app.command()
@@ -27,15 +34,17 @@ def bench(
     ),
     set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="A setting; may be repeated."),
     only: list[str] = typer.Option([], metavar="PART", help="One of the parts below; may be repeated."),
+    study: str | None = typer.Option(None, metavar="NAME", help="One of the studies below, instead of the parts."),
     repetitions: int = typer.Option(5, metavar="N", min=1, help="Calls of each variant that are counted."),
     threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads."),
     trials: int = typer.Option(16, metavar="N", min=4, help="Trials of the search that is measured."),
+    out: Path | None = typer.Option(None, metavar="DIR", help="Also write the tables there, as Markdown and as JSON."),
     json: bool = typer.Option(False, "--json", help="Print the tables as JSON, every repetition in them."),
 ) -> None:
     """Time our way and others in turn, in one process, and print their ratios. The test split is not read.
 
     \b
-    Parts:
+    Parts, a quarter of an hour in all on MOSI and two cores:
       step       an optimizer step of the paper's batch, against a loop that encodes both members of every pair
       shares     what losses, optimizer, sampling and validation take of it
       positions  DeBERTa-v3's attention, against the library's
@@ -44,19 +53,27 @@ def bench(
       packing    one-thread trials side by side
 
     \b
+    Studies, which take longer:
+      pairing    all pairs of a group against those that were drawn, for the same utterances encoded
+      pruning    early stopping against none, and what the sampler is told of stopped trials
+
+    \b
     Examples:
       python -m grcf_ray.bench --dataset demo
       python -m grcf_ray.bench --data mosi.parquet --only step --only frozen --json
+      python -m grcf_ray.bench --data mosi.parquet --study pairing --out docs/performance
     """
+    import contextlib
     import json as json_library
     import shlex
     import sys
     import tempfile
     import time
 
+    import ray
     import torch
 
-    from grcf_ray.bench.parts import Setup, measures
+    from grcf_ray.bench.parts import Setup, measures, studies
     from grcf_ray.config import nearest, parse_assignments
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError
@@ -64,9 +81,12 @@ def bench(
     from grcf_ray.search.winner import available_threads, versions
     from grcf_ray.train.stage import choose_device, use_deterministic_torch
 
-    for part in only:
-        if part not in PARTS:
-            raise ConfigError(f"unknown part {part!r}{nearest(part, PARTS)}; choose from {', '.join(PARTS)}")
+    for kind, names, known in (("part", only, PARTS), ("study", [study] if study else [], STUDIES)):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"unknown {kind} {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
+    if study and only:
+        raise ConfigError("--study and --only: one of them")
     if space is None and not torch.cuda.is_available():
         space = shipped_space(f"{dataset}_cpu")
     chosen = space_for(dataset, space).with_settings(parse_assignments(set_))
@@ -79,30 +99,55 @@ def bench(
     def say(what: str) -> None:
         console.progress(f"{time.perf_counter() - started:5.0f} s  {what}")
 
-    with tempfile.TemporaryDirectory(prefix="grcf-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="grcf-bench-") as folder, contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
         setup = Setup(store, config, chosen, device, repetitions, trials, available_threads(), Path(folder), say)
-        tables = [measure(setup) for name, measure in measures().items() if not only or name in only]
+        tables = (
+            studies()[study](setup)
+            if study
+            else [measure(setup) for name, measure in measures().items() if not only or name in only]
+        )
     about = {
         "command": shlex.join(["python", "-m", "grcf_ray.bench", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
         "data": store.info.name,
         "backbone": config.model.backbone,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {available_threads()} cores",
         "threads": threads,
         "repetitions": repetitions,
         "seconds": round(time.perf_counter() - started),
         "versions": versions(),
     }
+    answer = json_library.dumps({**about, "tables": [table.as_dict() for table in tables]}, indent=2)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{study or 'parts'}.json").write_text(answer + "\n", encoding="utf-8")
+        (out / f"{study or 'parts'}.md").write_text(_markdown(study or "parts", about, tables), encoding="utf-8")
     if json:
-        print(json_library.dumps({**about, "tables": [table.as_dict() for table in tables]}, indent=2))
+        print(answer)
         return
     for key, value in about.items():
-        shown = ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else value
-        print(f"{key + ':':12} {shown}")
+        print(f"{key + ':':12} {_shown(value)}")
     for table in tables:
         print(f"\n{table.title}\n")
         console.print_table([column.title for column in table.columns], table.cells())
         for note in table.notes:
             print(note[:1].upper() + note[1:] + ".")
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _markdown(name: str, about: Mapping[str, Any], tables: Sequence[Table]) -> str:
+    lines = [f"# Performance: {name}", ""]
+    lines += [
+        f"- {key}: `{_shown(value)}`" if key == "command" else f"- {key}: {_shown(value)}"
+        for key, value in about.items()
+    ]
+    lines += [part for table in tables for part in ("", table.markdown())]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

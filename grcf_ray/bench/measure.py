@@ -75,6 +75,14 @@ class Table:
             for row in self.rows
         ]
 
+    def markdown(self) -> str:
+        """Title, table and notes, as Markdown."""
+        alignment = ["---", *["---:"] * (len(self.columns) - 1)]
+        rows = [tuple(column.title for column in self.columns), alignment, *self.cells()]
+        lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        notes = ["", *(f"- {note[:1].upper()}{note[1:]}." for note in self.notes)] if self.notes else []
+        return "\n".join([f"## {self.title}", "", *lines, *notes])
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON, numbers in full."""
         return asdict(self)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from grcf_ray.bench.measure import Table
 from grcf_ray.bench.packing import packing_table
+from grcf_ray.bench.pairing import pairing_tables
 from grcf_ray.bench.positions import positions_table
+from grcf_ray.bench.pruning import pruning_tables
 from grcf_ray.bench.searching import search_table
 from grcf_ray.bench.step import encoder_table, shares_table
 from grcf_ray.bench.trunk import trunk_table
@@ -20,7 +22,7 @@ from grcf_ray.data.store import Store
 from grcf_ray.search.space import Space
 from grcf_ray.train.assemble import prepare_features
 
-__all__ = ["Setup", "measures"]
+__all__ = ["Setup", "measures", "studies"]
 
 
 _PAPER_LENGTH = 50
@@ -59,6 +61,14 @@ def measures() -> Mapping[str, Callable[[Setup], Table]]:
         "frozen": _frozen,
         "search": _search,
         "packing": _packing,
+    }
+
+
+def studies() -> Mapping[str, Callable[[Setup], Sequence[Table]]]:
+    """What takes longer, and is run by name, one at a time."""
+    return {
+        "pairing": pairing_tables,
+        "pruning": pruning_tables,
     }
 
 

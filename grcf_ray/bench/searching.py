@@ -7,45 +7,73 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from grcf_ray.bench.measure import Column, Table
+from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import protocol_of
+from grcf_ray.data.features import Features
 from grcf_ray.data.store import Store
-from grcf_ray.search.events import EpochFinished, Event, StageStarted, TrialEnded, TrialStarted
+from grcf_ray.search.events import (
+    EpochFinished,
+    Event,
+    StageEnded,
+    StageStarted,
+    TrialBroke,
+    TrialEnded,
+    TrialStarted,
+)
 from grcf_ray.search.preflight import connect, find_room
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, cluster_nodes
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
+from grcf_ray.train.checkpoint import save_checkpoint
 
 __all__ = ["search_table"]
 
 
-class _Clock:
-    """Notes how long a process waits from trial to trial, and how long it trains."""
+class SlotClock:
+    """Notes where the time of the slots goes.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._freed: list[float] = []
-        self._waiting: dict[int, float] = {}
-        self.trained = 0.0
+    concurrent: how many slots there are. saving: seconds that a checkpoint takes, of which every epoch writes one.
+    """
+
+    def __init__(self, concurrent: int, saving: float, say: Callable[[str], None]) -> None:
+        self._concurrent, self._saving, self._say = concurrent, saving, say
+        self._free: list[tuple[float, bool]] = []
+        self._waiting: dict[int, tuple[float, bool]] = {}
+        self.trained = self.idle = 0.0
+        self.epochs = 0
+        self.starts: list[float] = []
+        """From when a stage begins until a process begins its first epoch, by process."""
         self.turnarounds: list[float] = []
+        """From when a process reports a trial's last epoch until it begins the next one's first."""
 
     def __call__(self, event: Event) -> None:
         now = time.perf_counter()
         if isinstance(event, StageStarted):
-            self._freed, self._waiting = [], {}
-        elif isinstance(event, TrialStarted) and self._freed:
-            self._waiting[event.trial.number] = self._freed.pop(0)
+            self._free, self._waiting = [(now, True)] * self._concurrent, {}
+        elif isinstance(event, TrialStarted):
+            self._waiting[event.trial.number] = self._free.pop(0)
         elif isinstance(event, (EpochFinished, TrialEnded)):
             trial = event.trial
-            if (freed := self._waiting.pop(trial.number, None)) is not None and trial.curve:
-                self.turnarounds.append(now - freed - trial.curve[0]["seconds"])
+            if (waited := self._waiting.pop(trial.number, None)) is not None and trial.curve:
+                since, first = waited
+                (self.starts if first else self.turnarounds).append(
+                    now - since - trial.curve[0]["seconds"] - self._saving
+                )
             if isinstance(event, TrialEnded):
-                self._freed.append(now)
+                self._free.append((now, False))
                 self.trained += trial.seconds
+                self.epochs += len(trial.curve)
                 self._say(f"trial {trial.number} of stage {trial.stage} has ended")
+        elif isinstance(event, TrialBroke):
+            self._free.append((now, False))
+        elif isinstance(event, StageEnded):
+            self.idle += sum(now - since for since, _ in self._free)
 
 
 class _TimedRecord(RunRecord):
@@ -71,15 +99,15 @@ def search_table(
 
     A slot is the room of one trial at a time; the first trial of each stage in a slot starts a process.
     """
-    begun = time.perf_counter()
     space = space.with_settings({"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2})
     connect()
     room = find_room(cluster_nodes(), config, [trials // 2])
-    features = prepare_features(store, config)
+    features = prepare_features(store, config, cache=folder)
+    saving = _saving(features, config, folder)
     record = _TimedRecord(place_at(folder / "bench"))
     record.write_run({"state": "running", "settings": flatten(config)})
-    clock = _Clock(say)
-    ready = time.perf_counter()
+    clock = SlotClock(room.concurrent, saving, say)
+    started = time.perf_counter()
     job = Search(
         record=record,
         space=space,
@@ -89,9 +117,19 @@ def search_table(
         listeners=(clock,),
     )
     job.run()
-    wall = time.perf_counter() - ready
+    wall = time.perf_counter() - started
     slots = room.concurrent * wall
-    outside = slots - clock.trained
+    outside = slots - clock.trained - clock.idle
+    parts = [
+        ("its slots, together", slots),
+        ("training and validation", clock.trained),
+        ("idle at the end of a stage, for want of trials", clock.idle),
+        ("all else", outside),
+        ("  processes started, one a slot and stage", sum(clock.starts)),
+        (f"  checkpoints, one an epoch of {saving:.2f} s", clock.epochs * saving),
+        ("  from trial to trial", sum(clock.turnarounds)),
+        ("  writing the record of its trials", record.seconds),
+    ]
     return Table(
         "search",
         f"A search of {trials} trials, {room.concurrent} at a time",
@@ -101,12 +139,7 @@ def search_table(
             Column("share", "of its slots", "{:.1%}"),
         ),
         [
-            {"name": "before the first trial: imports, cluster, features", "seconds": ready - begun, "share": None},
-            {"name": "wall-clock time of both stages", "seconds": wall, "share": None},
-            {"name": "its slots, together", "seconds": slots, "share": 1.0},
-            {"name": "training and validation", "seconds": clock.trained, "share": clock.trained / slots},
-            {"name": "writing the record of its trials", "seconds": record.seconds, "share": record.seconds / slots},
-            {"name": "all but training and validation", "seconds": outside, "share": outside / slots},
+            *({"name": name, "seconds": seconds, "share": seconds / slots} for name, seconds in parts),
             *(
                 {"name": f"from trial to trial, {what}", "seconds": of(clock.turnarounds), "share": None}
                 for what, of in (("median", statistics.median), ("longest", max))
@@ -115,7 +148,20 @@ def search_table(
             ),
         ],
         (
-            "from trial to trial: from the report of a trial's last epoch to that of the next one's first, less the "
-            "time of that epoch; a process's first trial in a stage, for which it is started, is not among them",
+            f"{clock.epochs} epochs in {wall:.0f} s of wall-clock time",
+            "from trial to trial: from the report of a trial's last epoch until the next one's first begins; a "
+            "process's first trial in a stage, for which it is started, is not among them",
         ),
     )
+
+
+def _saving(features: Features, config: RunConfig, folder: Path) -> float:
+    """Seconds that a checkpoint of the whole model takes, with the optimizer's moments."""
+    loop = new_loop(features, config, torch.device("cpu"), {})
+    loop.take_step(next(loop.steps()))
+    seconds = []
+    for _ in range(3):
+        before = time.perf_counter()
+        save_checkpoint(place_at(folder / "checkpoint.safetensors"), loop.model, loop.optimizer, {})
+        seconds.append(time.perf_counter() - before)
+    return statistics.median(seconds)

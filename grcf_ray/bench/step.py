@@ -16,7 +16,7 @@ from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
-from grcf_ray.train.assemble import initial_model
+from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 
 __all__ = ["PAPER_STEP", "SMALL_STEP", "LiteralStep", "encoder_table", "new_loop", "shares_table"]
@@ -78,6 +78,7 @@ def new_loop(
 ) -> StageLoop:
     """A Stage 1 loop with fresh weights, that saves nothing."""
     config = build_config({**flatten(config), **changes})
+    features = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, features, seed=config.seed)
     if not dropout:
         for module in model.modules():
@@ -101,9 +102,8 @@ def encoder_table(
     features: Features, config: RunConfig, device: torch.device, repetitions: int, say: Callable[[str], None]
 ) -> Table:
     """What encoding each utterance of a step once saves, with its gradients beside those of the loop over pairs."""
-    loop = new_loop(features, config, device, PAPER_STEP)
-    group_tokens = 2 * PAPER_STEP["pairs.pairs_per_group"] * config.features.max_tokens
-    bounded = new_loop(features, config, device, {**PAPER_STEP, "pairs.activation_tokens": group_tokens})
+    loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config)})
+    bounded = new_loop(features, config, device, {**PAPER_STEP, "pairs.activation_tokens": _group_tokens(config)})
     step = first_step(loop)
     literal, by_length = LiteralStep(loop, step, sort=False), LiteralStep(loop, step, sort=True)
     groups = len(step.groups)
@@ -126,7 +126,7 @@ def encoder_table(
         kept_bytes(lambda: bounded.backward(step), list(bounded.model.parameters())),
     ]
     say("gradients")
-    differences = _differences(features, config, device, group_tokens)
+    differences = _differences(features, config, device)
     rows = [
         timed_row(variant.name, timing, timings[0], bound=tokens[0] / count, kept_mb=size / 1e6, difference=difference)
         for variant, timing, count, size, difference in zip(variants, timings, tokens, kept, differences, strict=True)
@@ -145,11 +145,21 @@ def encoder_table(
     )
 
 
-def _differences(features: Features, config: RunConfig, device: torch.device, group_tokens: int) -> list[float | None]:
+def _group_tokens(config: RunConfig) -> int:
+    """Subwords of a group of the loop over pairs, whose activations are its memory."""
+    return 2 * PAPER_STEP["pairs.pairs_per_group"] * config.features.max_tokens
+
+
+def _kept(config: RunConfig) -> dict[str, int]:
+    """Room for the activations of a whole step, however long its texts are."""
+    return {"pairs.activation_tokens": PAPER_STEP["pairs.groups_per_step"] * _group_tokens(config)}
+
+
+def _differences(features: Features, config: RunConfig, device: torch.device) -> list[float | None]:
     gradients = []
     for way in ("padded", "sorted", "once", "bounded"):
-        changes = {**PAPER_STEP, **({"pairs.activation_tokens": group_tokens} if way == "bounded" else {})}
-        loop = new_loop(features, config, device, changes, dropout=False)
+        budget = {"pairs.activation_tokens": _group_tokens(config)} if way == "bounded" else _kept(config)
+        loop = new_loop(features, config, device, {**PAPER_STEP, **budget}, dropout=False)
         step = first_step(loop)
         if way in ("once", "bounded"):
             loop.backward(step)
@@ -166,27 +176,29 @@ def shares_table(
     """What the rest of a step takes, and validation of an epoch."""
     from grcf_ray.train.stage import predict
 
-    loop = new_loop(features, config, device, PAPER_STEP)
+    loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config)})
     step = first_step(loop)
     loop.backward(step)
-    each = torch.optim.AdamW(loop.optimizer.param_groups, fused=False, foreach=True)
+    # What a group says of itself outranks what the optimizer is told: `fused` too.
+    groups = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in loop.optimizer.param_groups]
+    each = torch.optim.AdamW(groups, fused=False, foreach=True)
     slots = sum(len(group.slot_S) for group in step.groups)
     budget = loop.config.pairs.micro_batch_tokens
 
     def losses() -> None:
         score_S = torch.zeros(slots, device=device, requires_grad=True)
-        _, loss = loop._totals(step, step.groups, score_S)
+        _, loss = loop.totals(step, step.groups, score_S)
         loss.backward()  # type: ignore[no-untyped-call]
 
     variants = [
         Variant("encoder and head, forward and backward", lambda: loop.backward(step)),
         Variant("losses of its groups, forward and backward", losses),
-        Variant("pairs of an epoch, drawn and grouped", lambda: list(loop._steps()), 1 / loop.steps_per_epoch),
+        Variant("pairs of an epoch, drawn and grouped", lambda: list(loop.steps()), 1 / loop.steps_per_epoch),
         Variant("AdamW, fused", loop.optimizer.step),
         Variant("AdamW, not fused", each.step),
         Variant(
             "validation, once an epoch",
-            lambda: predict(loop.model, features, features.valid, device=device, token_budget=budget),
+            lambda: predict(loop.model, loop.features, loop.features.valid, device=device, token_budget=budget),
             1 / loop.steps_per_epoch,
         ),
     ]

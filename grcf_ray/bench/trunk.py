@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,12 +27,13 @@ def trunk_table(
 ) -> Table:
     """An epoch after the first with the bottom two thirds of the layers frozen, against one with none."""
     whole = _features(store, config, 0, cache)
-    layers = new_loop(whole, config, device, {}).model.text_encoder.n_layers
+    layers = new_loop(whole, config, device, {"model.frozen_layers": 0}).model.text_encoder.n_layers
     frozen_layers = 2 * layers // 3
     changes = {**SMALL_STEP, "model.frozen_layers": frozen_layers}
+    trained = {**SMALL_STEP, "model.frozen_layers": 0}
     cached = _features(store, config, frozen_layers, cache)
     variants = [
-        Variant("all layers trained", _part_of_epoch(new_loop(whole, config, device, SMALL_STEP))),
+        Variant("all layers trained", _part_of_epoch(new_loop(whole, config, device, trained))),
         Variant(
             f"{frozen_layers} of {layers} frozen, run every time",
             _part_of_epoch(new_loop(_without_hidden(cached), config, device, changes)),
@@ -70,12 +72,10 @@ def _without_hidden(features: Features) -> Features:
 
 def _part_of_epoch(loop: StageLoop) -> Callable[[], None]:
     """Some of an epoch's steps, the optimizer with them."""
-    steps = list(loop._steps())[:_STEPS]
+    steps = list(itertools.islice(loop.steps(), _STEPS))
 
     def run() -> None:
         for step in steps:
-            loop.optimizer.zero_grad(set_to_none=True)
-            loop.backward(step)
-            loop.optimizer.step()
+            loop.take_step(step)
 
     return run

@@ -100,7 +100,7 @@ def import_(
         binarize=binarize,
     )
     console.progress(f"reading {source}")
-    _summarise(write_store(folder, *import_source(source, options)))
+    _summarise(write_store(folder, *import_source(source, options, out=out)))
 
 
 @app.command()

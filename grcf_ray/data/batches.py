@@ -6,6 +6,7 @@ B utterances of a micro-batch; L their longest text; A, V widths of audio and vi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grcf_ray.data.features import Features, Ragged, SplitFeatures
+
+BATCH_COST = 32
+"""What one batch more costs, in subwords more."""
 
 __all__ = ["Batch", "collate", "length_sorted", "micro_batches"]
 
@@ -30,6 +34,8 @@ class Batch:
     audio_mask_BL: Tensor | None
     vision_BLV: Tensor | None
     vision_mask_BL: Tensor | None
+    word_BLD: Tensor | None = None
+    """What the text encoder's table has for the subwords, where it was looked up for several batches at once."""
 
     @property
     def tokens(self) -> int:
@@ -55,20 +61,43 @@ def length_sorted(split: SplitFeatures, index_U: NDArray[np.int64]) -> NDArray[n
 def micro_batches(
     features: Features, split: SplitFeatures, index_U: NDArray[np.int64], token_budget: int
 ) -> list[Batch]:
-    """The utterances, in the order given, in batches of at most `token_budget` padded subwords each."""
+    """The utterances, in the order given, in batches of at most `token_budget` padded subwords each.
+
+    index_U: by rising text length (`length_sorted`). Batches are cut where the length rises, so that padding and the
+    cost of one batch more are least together.
+    """
     length_U = split.tokens.lengths[index_U]
-    batches = []
-    start = 0
-    while start < len(index_U):
-        stop, longest = start + 1, int(length_U[start])
-        while stop < len(index_U):
-            longest = max(longest, int(length_U[stop]))
-            if longest * (stop + 1 - start) > token_budget:
-                break
-            stop += 1
-        batches.append(collate(features, split, index_U[start:stop]))
-        start = stop
-    return batches
+    stops = _cuts(length_U, token_budget)
+    return [collate(features, split, index_U[start:stop]) for start, stop in itertools.pairwise([0, *stops])]
+
+
+def _cuts(length_U: NDArray[np.int64], token_budget: int) -> list[int]:
+    """Where batches end.
+
+    A dynamic programme over the distinct lengths: `least[k]` is what the utterances of the k shortest lengths cost, in
+    subwords.
+    """
+    if not len(length_U):
+        return []
+    length_K, count_K = np.unique(length_U, return_counts=True)
+    before_K = np.concatenate([[0], np.cumsum(count_K)])
+    least = np.zeros(len(length_K) + 1)
+    begin = np.zeros(len(length_K) + 1, dtype=np.int64)
+    size_K = np.maximum(1, token_budget // np.maximum(1, length_K))
+    for k, (length, size) in enumerate(zip(length_K.tolist(), size_K.tolist(), strict=True), start=1):
+        # Of the lengths from each place up to this one: as many utterances, padded to this one.
+        utterances = before_K[k] - before_K[:k]
+        cost = least[:k] + utterances * length + BATCH_COST * -(-utterances // size)
+        # The longest run of equals: fewer batches.
+        begin[k] = cost.argmin()
+        least[k] = cost[begin[k]]
+    stops: list[int] = []
+    k = len(length_K)
+    while k:
+        first, last = int(before_K[begin[k]]), int(before_K[k])
+        stops += [*range(last, first, -int(size_K[k - 1]))]
+        k = int(begin[k])
+    return stops[::-1]
 
 
 def collate(features: Features, split: SplitFeatures, index_B: NDArray[np.int64]) -> Batch:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import FeatureConfig, Task
 from grcf_ray.data.frames import Frames
-from grcf_ray.errors import ConfigError
+from grcf_ray.data.tokens import tokenize
 from grcf_ray.files import cache_folder
 
 if TYPE_CHECKING:
@@ -222,57 +222,20 @@ def build_split(
 def _tokens(
     table: pa.Table, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, *, lowercase: bool, by_word: bool
 ) -> tuple[Ragged, NDArray[np.int64] | None]:
-    """Subword ids of every utterance, and by_word [T] the word that each is of, -1 for special tokens."""
+    """Subword ids of every utterance, and by_word [T] the word that each is of, `NO_WORD` for special tokens."""
     text: list[str] = table["text"].to_pylist()
-    before = [" ".join(said or ()) for said in table["context"].to_pylist()] if "context" in table.column_names else []
+    said_before = settings.context and "context" in table.column_names
+    before = [" ".join(said or ()) for said in table["context"].to_pylist()] if said_before else []
     if lowercase:
         text, before = [one.lower() for one in text], [one.lower() for one in before]
-    if by_word and not tokenizer.is_fast:
-        raise ConfigError(
-            "the data's rows follow words, and the backbone's tokenizer cannot say which subword is whose"
-        )
-    split: Callable[[str], Any] = (lambda one: one.split(" ")) if by_word else str
-    options = {
-        "max_length": settings.max_tokens,
-        "return_attention_mask": False,
-        "is_split_into_words": by_word,
-    }
-    encoded = tokenizer([split(one) for one in text], truncation=True, **options)
-    ids: list[list[int]] = list(encoded["input_ids"])
-    words = [encoded.word_ids(row) for row in range(len(text))] if by_word else []
-    added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
-    rows = [row for row, said in enumerate(before) if said and len(ids[row]) + added < settings.max_tokens]
-    if settings.context and rows:
-        with _truncating_left(tokenizer):
-            both = tokenizer(
-                [split(before[row]) for row in rows],
-                [split(text[row]) for row in rows],
-                truncation="only_first",
-                **options,
-            )
-        for place, row in enumerate(rows):
-            ids[row] = both["input_ids"][place]
-            if by_word:
-                parts = zip(both.word_ids(place), both.sequence_ids(place), strict=True)
-                words[row] = [word if part == 1 else None for word, part in parts]
+    ids, words = tokenize(text, before, tokenizer, max_tokens=settings.max_tokens, by_word=by_word)
     tokens = Ragged(
         np.fromiter((token for row in ids for token in row), np.int32),
         np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
     )
-    if not by_word:
+    if words is None:
         return tokens, None
-    owners = (-1 if word is None else word for row in words for word in row)
-    return tokens, np.fromiter(owners, np.int64)
-
-
-@contextlib.contextmanager
-def _truncating_left(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """What was said longest ago is left out first."""
-    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-    try:
-        yield
-    finally:
-        tokenizer.truncation_side = side
+    return tokens, np.fromiter((word for row in words for word in row), np.int64)
 
 
 def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64]) -> Ragged:
@@ -334,7 +297,7 @@ def _key(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConf
         type(tokenizer).__name__,
         json.dumps(rules, sort_keys=True),
         json.dumps(dataclasses.asdict(settings)),
-        "1",
+        "2",
     ]
     parts += [str(store.info.label_range), str(lowercases(store, settings))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -32,7 +32,8 @@ class GrcfModel(nn.Module, ABC):
 
         slot_S: the utterance of each slot, counted through the batches. Slots have dropout masks of their own.
         """
-        return self.score(torch.cat([self.encode(batch) for batch in batches])[slot_S])
+        looked_up = self.text_encoder.looked_up(batches)
+        return self.score(torch.cat([self.encode(batch) for batch in looked_up])[slot_S])
 
     @abstractmethod
     def encode(self, batch: Batch) -> Tensor:

@@ -5,12 +5,15 @@ B utterances, L subwords, D the encoder's width.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import importlib
 import importlib.util
 import json
 import logging
 import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
@@ -107,8 +110,45 @@ class TextEncoder(nn.Module):
             hidden = top(inputs_embeds=batch.hidden_BLD, attention_mask=batch.mask_BL.long()).last_hidden_state
         else:
             assert batch.token_BL is not None
-            hidden = self.backbone(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
+            with self._answering(batch.word_BLD):
+                hidden = self.backbone(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
         return self.pool(hidden, batch.mask_BL)
+
+    def looked_up(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The batches with their subwords looked up together, where that spares gradients.
+
+        Each lookup's gradient is as large as the whole table, whose rows are nearly all zero.
+        """
+        table = self._table
+        if len(batches) < 2 or not (torch.is_grad_enabled() and table.weight.requires_grad):
+            return batches
+        tokens = [batch.token_BL for batch in batches if batch.token_BL is not None]
+        if len(tokens) < len(batches):
+            return batches
+        word_TD = table(torch.cat([token_BL.reshape(-1) for token_BL in tokens]))
+        parts = torch.split(word_TD, [token_BL.numel() for token_BL in tokens])
+        return [
+            dataclasses.replace(batch, word_BLD=part_TD.reshape(*token_BL.shape, -1))
+            for batch, token_BL, part_TD in zip(batches, tokens, parts, strict=True)
+        ]
+
+    @property
+    def _table(self) -> nn.Embedding:
+        table: nn.Embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        return table
+
+    @contextlib.contextmanager
+    def _answering(self, word_BLD: Tensor | None) -> Iterator[None]:
+        """While the context lasts, the backbone's table answers with these rows, if there are any."""
+        if word_BLD is None:
+            yield
+            return
+        table: Any = self._table
+        table.forward = lambda _: word_BLD
+        try:
+            yield
+        finally:
+            del table.forward
 
     def pool(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """[B, D] text vector of the last layer's states."""

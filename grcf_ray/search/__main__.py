@@ -68,6 +68,9 @@ def search(
         False, "--force", help="Where the name holds a run with other settings, take a new name."
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check and print the plan, run nothing."),
+    calibrate: bool = typer.Option(
+        False, "--calibrate", help="Time trials side by side, and print how many to run at a time; run nothing."
+    ),
     print_config: bool = typer.Option(
         False, "--print-config", help="Print the starting configuration as YAML, run nothing."
     ),
@@ -123,7 +126,17 @@ def search(
     own_name = f"{dataset}{classes}-{Path(config.model.backbone).name}-seed{config.seed}"
     name = name or own_name + (DIRECT if direct else "")
     record = find_run(runs_place(storage), name, chosen, store, force=force)
-    _run(record, grown(record, chosen), store, seeds, reopen, budget, dry_run=dry_run, as_json=json)
+    _run(
+        record,
+        grown(record, chosen),
+        store,
+        seeds,
+        reopen,
+        budget,
+        dry_run=dry_run,
+        calibrate=calibrate,
+        as_json=json,
+    )
 
 
 def _run(
@@ -135,6 +148,7 @@ def _run(
     time_budget: float | None,
     *,
     dry_run: bool,
+    calibrate: bool,
     as_json: bool,
 ) -> None:
     from grcf_ray.report.tensorboard import TensorBoardListener
@@ -152,12 +166,14 @@ def _run(
             command=shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]]),
             listeners=(ProgressLines(), tensorboard),
         )
-        if session.finished() and not dry_run:
+        if session.finished() and not dry_run and not calibrate:
             console.progress(f"{record} is finished; this is its result")
         else:
             room = session.check()
             _print_plan(session, room)
-            if dry_run:
+            if calibrate:
+                _print_calibration(session, as_json)
+            if dry_run or calibrate:
                 return
             session.run(room)
     _print(record, as_json)
@@ -193,6 +209,38 @@ def _print_plan(session: Session, room: Room) -> None:
     for note in room.notes:
         console.progress(f"Note:    {note}")
     console.progress(f"Run:     {typed(session.record.place)}")
+
+
+def _print_calibration(session: Session, as_json: bool) -> None:
+    import dataclasses
+    import json
+
+    from grcf_ray.errors import ClusterError
+    from grcf_ray.search.calibration import suggestion
+
+    ways = session.calibrate()
+    best = suggestion(ways)
+    if as_json:
+        print(json.dumps({"ways": [vars(way) for way in ways], "suggested": best and dataclasses.asdict(best)}))
+        return
+    one = ways[0].rate
+    console.print_table(
+        ["trials", "CPUs each", "GPU each", "utterances/s", "of one trial's"],
+        [
+            (
+                str(way.trials),
+                str(way.cpus),
+                f"{way.gpus:.3g}",
+                f"{way.rate:.1f}" if way.rate else way.fault or "-",
+                f"{way.rate / one:.2f}" if way.rate and one else "-",
+            )
+            for way in ways
+        ],
+    )
+    if best is None:
+        raise ClusterError(f"no trial could be timed: {ways[0].fault}")
+    flags = f"--gpus-per-worker {best.gpus:.3g}" if best.gpus else f"--cpus-per-worker {best.cpus}"
+    print(f"Suggested: {flags}, {best.trials} trial{'s' * (best.trials > 1)} at a time")
 
 
 def _print(record: RunRecord, as_json: bool) -> None:

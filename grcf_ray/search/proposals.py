@@ -127,7 +127,7 @@ class Proposals(Searcher):
         """What has been proposed and told."""
         for trial in trials:
             if trial.finished:
-                self.study.add_trial(_told(trial, self._space, epochs))
+                self.study.add_trial(self._told(trial))
             else:
                 self.study.enqueue_trial(trial.params)
         for start in starts[len(trials) : budget]:
@@ -153,7 +153,7 @@ class Proposals(Searcher):
         if error or not result:
             self._broken[trial.number] = trial
             return
-        state, curve, value = _outcome(result["curve"], result.get("state"), self._stage, self._epochs)
+        state, curve, value = self.outcome(result["curve"], result.get("state"))
         for epoch, figure in curve.items():
             trial.report(figure, epoch)
         # PRUNED takes the last reported value itself.
@@ -166,6 +166,26 @@ class Proposals(Searcher):
             self._again.append(trial)
         else:
             self.study.tell(trial, state=OptunaState.FAIL)
+
+    def outcome(
+        self, curve: Sequence[Mapping[str, Any]], state: str | None
+    ) -> tuple[OptunaState, dict[int, float], float | None]:
+        """How Optuna is told of a trial: its state, its values by epoch, its last value.
+
+        state: diverged, failed, or anything else of a trial that ended well or was stopped.
+        """
+        if state == "failed":
+            return OptunaState.FAIL, {}, None
+        scored = [] if state == "diverged" else [(m["epoch"], objective_value(self._stage, m)) for m in curve]
+        values = {epoch: value for epoch, value in scored if value is not None}
+        last = values[max(values)] if values else None
+        return OptunaState.COMPLETE if max(values, default=0) >= self._epochs else OptunaState.PRUNED, values, last
+
+    def _told(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
+        state, curve, value = self.outcome(trial.curve, trial.state)
+        return create_trial(
+            state=state, value=value, params=trial.params, distributions=self._space, intermediate_values=curve
+        )
 
     def _next(self) -> optuna.Trial | None:
         """The next of those that wait, else a new one while the budget lasts."""
@@ -193,25 +213,3 @@ class Proposals(Searcher):
         space, feasible, n_startup_trials = self._sampler_settings
         seed = int(np.random.SeedSequence([self._run_seed, self._stage, number]).generate_state(1)[0])
         return FeasibleTPE(space, feasible, n_startup_trials=n_startup_trials, seed=seed)
-
-
-def _told(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: int) -> optuna.trial.FrozenTrial:
-    state, curve, value = _outcome(trial.curve, trial.state, trial.stage, epochs)
-    return create_trial(
-        state=state, value=value, params=trial.params, distributions=dict(space), intermediate_values=curve
-    )
-
-
-def _outcome(
-    curve: Sequence[Mapping[str, Any]], state: str | None, stage: Literal[1, 2], epochs: int
-) -> tuple[OptunaState, dict[int, float], float | None]:
-    """How Optuna is told of a trial: its state, its values by epoch, its last value.
-
-    state: diverged, failed, or anything else of a trial that ended well or was stopped.
-    """
-    if state == "failed":
-        return OptunaState.FAIL, {}, None
-    scored = [] if state == "diverged" else [(m["epoch"], objective_value(stage, m)) for m in curve]
-    values = {epoch: value for epoch, value in scored if value is not None}
-    last = values[max(values)] if values else None
-    return OptunaState.COMPLETE if max(values, default=0) >= epochs else OptunaState.PRUNED, values, last

@@ -19,6 +19,7 @@ from grcf_ray.data import datasets
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError, faults_message
 from grcf_ray.model.text_encoder import resolve_backbone
+from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.events import Event, Listener, SearchStarted, SeedsStarted, TrialStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.opening import GROWING
@@ -107,6 +108,11 @@ class Session:
         room = find_room(cluster_nodes(), config, [trials for trials, _ in self.budgets.values()])
         check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
         return room
+
+    def calibrate(self) -> list[Way]:
+        """Throughput of trials side by side, on the cluster that `check` has joined."""
+        features = prepare_features(self.store, self.config)
+        return calibrate(features, self.config, lambda what: console.progress(f"Timing:  {what}"))
 
     def run(self, room: Room) -> None:
         """Search, save and measure the winner, retrain it under fresh seeds; whatever of it the record lacks."""

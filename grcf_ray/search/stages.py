@@ -57,7 +57,7 @@ class Search:
 
     reopen: whether a Stage 2 that has spent its budget takes the finalists of a Stage 1 that was extended, with its
     first budget once more. retrainings: where given, there is nothing to search: the trials of each stage, and the seed
-    of each.
+    of each. proposals: who proposes trials and is told how they ended.
     """
 
     record: RunRecord
@@ -69,6 +69,7 @@ class Search:
     stop: Stop = dataclasses.field(default_factory=Stop)
     reopen: bool = False
     retrainings: Retrainings | None = None
+    proposals: type[Proposals] = Proposals
 
     @property
     def config(self) -> RunConfig:
@@ -132,7 +133,7 @@ class Search:
                 config_of=lambda trial: config_of(self.space, self.record, trial),
                 tell=self._tell,
             )
-            proposals = Proposals(
+            proposals = self.proposals(
                 distributions(dimensions),
                 starts=starts,
                 budget=budget,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import LABEL_DECIMALS
@@ -26,15 +27,15 @@ def measure_on(
 ) -> tuple[dict[str, float], list[str]]:
     """Metrics of a saved model on rows of another data set, under that one's protocol; and what was done to get them.
 
-    fit: take audio and vision of other widths, or none, as `fit_features` has it; else DataError says what differs.
-    ConfigError where the tasks differ. Scores are scaled from the one label range to the other.
+    fit: take audio and vision of other widths, with other rows, or none, as `fit_features` has it; else DataError says
+    what differs. ConfigError where the tasks differ. Scores are scaled from the one label range to the other.
     """
     use_deterministic_torch(threads)
     saved = load_model(folder)
     if saved.task != info.task:
         raise ConfigError(f"the model was trained for {saved.task}, and {info.name} is labelled for {info.task}")
     lowercase = saved.lowercase or (saved.config.features.lowercase == "auto" and info.transcripts == "upper")
-    table, notes = fit_features(table, saved, asked=fit)
+    table, notes = fit_features(table, info, saved, asked=fit)
     score_N = dataclasses.replace(saved, lowercase=lowercase, word_aligned=info.word_aligned).score(table)
     (low, high), (to_low, to_high) = saved.label_range, info.label_range
     if (low, high) != (to_low, to_high):
@@ -50,37 +51,70 @@ def measure_on(
     return finite_metrics(metrics), notes
 
 
-def fit_features(table: pa.Table, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
+def fit_features(table: pa.Table, info: TableInfo, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
     """The table with audio and vision as wide as the model takes them, and what was done; DataError unless asked.
 
     Of wider rows the last values are cut off. Narrower ones are filled with the means of the model's training rows,
-    which are zero once standardised. A modality that the table lacks is missing in every utterance.
+    which are zero once standardised, or with zeros where the model was trained without standardising. A modality that
+    the table lacks is missing in every utterance. Rows that follow words, where those of the model's data do not, or
+    the other way round, stay as they are: `measure_on` gives the model those of `info`.
     """
-    notes, refused = [], []
+    notes, refused, shared = [], [], []
     for name, width in saved.model.modality_dims.items():
         kind = pa.list_(pa.list_(pa.float32(), width))
         here = table.schema.field(name).type.value_type.list_size if name in table.column_names else None
-        if here == width:
-            continue
         if here is None:
             refused.append(f"there is no {name}, which the model was trained with")
             notes.append(f"no {name}: taken as missing in every utterance")
             table = table.append_column(name, pa.nulls(table.num_rows, kind))
             continue
+        shared.append(name)
+        if here == width:
+            continue
         refused.append(f"{name} has rows of {here} values, and the model takes {width}")
+        mean_A = saved.standardisers[name].mean_A if name in saved.standardisers else None
         notes.append(
             f"{name}: the last {here - width} of {here} values are cut off"
             if here > width
-            else f"{name}: {width - here} values, the means of the model's training rows, are added to {here}"
+            else f"{name}: {width - here} values, {_filling(mean_A)}, are added to {here}"
         )
-        frames = Frames.of(table[name])
-        rows_RA = frames.values.reshape(-1, here)[:, :width]
-        mean_A = saved.standardisers[name].mean_A if name in saved.standardisers else np.zeros(width, np.float32)
-        fill_RA = np.broadcast_to(mean_A[rows_RA.shape[1] :], (len(rows_RA), width - rows_RA.shape[1]))
-        fitted = Frames(
-            frames.lengths_N, np.full(len(rows_RA), width), np.concatenate([rows_RA, fill_RA], axis=1).reshape(-1)
-        )
-        table = table.set_column(table.column_names.index(name), name, fitted.to_arrow(width=width))
+        fill_A = np.zeros(width, np.float32) if mean_A is None else mean_A
+        table = table.set_column(table.column_names.index(name), name, _fitted(Frames.of(table[name]), here, fill_A))
+    if shared and saved.word_aligned != info.word_aligned:
+        refusal, note = _alignment(" and ".join(shared), info)
+        refused.append(refusal)
+        notes.append(note)
     if refused and not asked:
-        raise DataError(f"{'; '.join(refused)}: --fit-features cuts off, fills up, or does without")
+        raise DataError(
+            f"{'; '.join(refused)}: --fit-features cuts off, fills up, does without, or takes the rows as they are"
+        )
     return table, notes
+
+
+def _fitted(frames: Frames, width: int, fill_A: NDArray[np.float32]) -> pa.Array:
+    """The rows, `width` wide, as wide as fill_A: cut off at their end, or filled up from it."""
+    rows_RA = frames.values.reshape(-1, width)[:, : len(fill_A)]
+    missing = fill_A[rows_RA.shape[1] :]
+    rows_RA = np.concatenate([rows_RA, np.broadcast_to(missing, (len(rows_RA), len(missing)))], axis=1)
+    fitted = Frames(frames.lengths_N, np.full(len(rows_RA), len(fill_A)), rows_RA.reshape(-1))
+    return fitted.to_arrow(width=len(fill_A))
+
+
+def _filling(mean_A: NDArray[np.float32] | None) -> str:
+    if mean_A is None:
+        return "zeros, for the model was trained without standardising"
+    return "the means of the model's training rows"
+
+
+def _alignment(names: str, info: TableInfo) -> tuple[str, str]:
+    """Of rows that follow words in one of the two data sets alone: why they are refused, what is done when asked."""
+    if info.word_aligned:
+        return (
+            f"{info.name}'s rows of {names} follow words, and those that the model was trained on do not",
+            f"rows of {names} are given by word, to each subword its word's: the model was trained on rows that follow "
+            "no words",
+        )
+    return (
+        f"{info.name}'s rows of {names} follow no words, and those that the model was trained on do",
+        f"rows of {names} are taken as they are: the model was trained on rows that follow words",
+    )

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -73,8 +74,7 @@ def save_checkpoint(place: Place, model: nn.Module, optimizer: torch.optim.Optim
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-    # Copies, since safetensors refuses tensors that share storage, as tied parameters do.
-    return _write(place, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, state)
+    return _write(place, _unshared({name: tensor.detach().cpu() for name, tensor in tensors.items()}), state)
 
 
 def read_state(place: Place) -> dict[str, Any]:
@@ -126,6 +126,16 @@ def _write(place: Place, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     with place.writing() as path:
         save_file(dict(tensors), path, {"state": text, "sha256": digest})
     return digest
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of those that share storage, as tied parameters do: safetensors refuses them."""
+    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    alone = {pointer for pointer, count in shared.items() if count == 1}
+    return {
+        name: tensor.contiguous() if tensor.untyped_storage().data_ptr() in alone else tensor.clone().contiguous()
+        for name, tensor in tensors.items()
+    }
 
 
 @contextlib.contextmanager

@@ -58,9 +58,12 @@ class StageLoop:
     """Trains a model through one stage, an epoch at a time.
 
     `run_epoch` returns the epoch's metrics: `loss/*` by term (means over the epoch's groups of pairs), `valid/*`,
-    `lr/*`, `grad_norm`, `active_pairs` and `pair_weight`, speeds, and the cost in utterance passes (encoded
-    utterances over training utterances). With a folder, each epoch ends with `last.safetensors` written, the one before
-    it kept as `previous.safetensors`, and `best.safetensors` beside them at a new best; `resume` goes on from there.
+    `lr/*`, `grad_norm`, `active_pairs` and `pair_weight`, speeds, and the cost in `utterance_passes`: utterances
+    encoded for the gradient over training utterances, each once a step on a rank that needs it. A step that encodes
+    twice for want of memory counts each once too, here and in `utterances_per_s`, so that the cost is the same with
+    little memory; the second pass shows in the times. With a folder, each epoch ends with `last.safetensors` written,
+    the one before it kept as `previous.safetensors`, and `best.safetensors` beside them at a new best; `resume` goes on
+    from there.
     """
 
     def __init__(
@@ -147,12 +150,9 @@ class StageLoop:
         self.network.train()
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device, dtype=torch.float64))
         encoded = 0
-        for index, step in enumerate(self._steps()):
+        for index, step in enumerate(self.steps()):
             rates = self._set_learning_rates(self.epoch * self.steps_per_epoch + index)
-            self.optimizer.zero_grad(set_to_none=True)
-            terms = self.backward(step)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
-            self.optimizer.step()
+            terms, norm = self.take_step(step)
             encoded += len(step.utterance_U)
             for name, value in terms.items():
                 totals[name] += value / self.steps_per_epoch
@@ -167,6 +167,23 @@ class StageLoop:
         self.curve += finite([metrics])
         self._save()
         return self.curve[-1]
+
+    def steps(self) -> Iterator[Step]:
+        """The optimizer steps of the epoch that is next, as this rank sees them."""
+        pairs_M2 = draw_pairs(
+            len(self.features.train),
+            self.n_pairs,
+            np.random.default_rng([self.seed, self.stage, self.epoch if self.config.pairs.redraw else 0]),
+        )
+        return epoch_steps(pairs_M2, self.config.pairs, rank=self.rank, world=self.world)
+
+    def take_step(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimizer step; its loss terms as `backward` has them, and the norm of its gradient before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.backward(step)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        return terms, norm
 
     def backward(self, step: Step) -> dict[str, Tensor]:
         """Gradients of one step into the model; the step's loss terms on this rank, weighted as the loss is.
@@ -190,21 +207,21 @@ class StageLoop:
         if self._keeps_activations(batches):
             with self._autocast():
                 score_S: Tensor = self.network(batches, slot_S)
-            totals, loss = self._totals(step, groups, score_S)
+            totals, loss = self.totals(step, groups, score_S)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             with self._autocast():
                 encoded = EncodedTwice(self.model, batches)
                 score_S = self.model.score(encoded.vector_UW[slot_S])
-            totals, loss = self._totals(step, groups, score_S)
+            totals, loss = self.totals(step, groups, score_S)
             loss.backward()  # type: ignore[no-untyped-call]
             encoded.backward(self._autocast)
             if self.world > 1:
                 average_gradients(self.model)
         return totals
 
-    def _totals(self, step: Step, groups: Sequence[Group], score_S: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The step's loss terms on this rank, and its loss."""
+    def totals(self, step: Step, groups: Sequence[Group], score_S: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Of the scores of the groups' slots, end to end: the step's loss terms on this rank, and its loss."""
         totals: dict[str, Tensor] = defaultdict(lambda: score_S.new_zeros((), dtype=torch.float64))
         loss = score_S.new_zeros(())
         for group, part_S in zip(groups, torch.split(score_S, [len(group.slot_S) for group in groups]), strict=True):
@@ -224,14 +241,6 @@ class StageLoop:
             dist.all_reduce(anywhere, dist.ReduceOp.MAX)
             too_many = bool(anywhere.item())
         return not too_many
-
-    def _steps(self) -> Iterator[Step]:
-        pairs_M2 = draw_pairs(
-            len(self.features.train),
-            self.n_pairs,
-            np.random.default_rng([self.seed, self.stage, self.epoch if self.config.pairs.redraw else 0]),
-        )
-        return epoch_steps(pairs_M2, self.config.pairs, rank=self.rank, world=self.world)
 
     def _labels(self, step: Step, group: Group) -> Tensor:
         # The array is a fresh copy: features are read-only, which torch would warn about.
@@ -417,6 +426,8 @@ def use_deterministic_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     # Some CUDA kernels have no deterministic form; warn_only trains with them rather than not at all.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Nothing reads memory before it is written; to fill it costs time all the same.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def finite(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

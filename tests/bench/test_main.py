@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from grcf_ray import console
-from grcf_ray.bench.__main__ import PARTS, app
-from grcf_ray.bench.parts import measures
+from grcf_ray.bench.__main__ import PARTS, STUDIES, app
+from grcf_ray.bench.parts import measures, studies
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,10 +29,13 @@ def run(capsys: pytest.CaptureFixture[str], tiny_space: Path, tiny_parquet: Path
 
 def test_parts_are_those_of_the_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(measures()) == PARTS
+    assert tuple(studies()) == STUDIES
     with pytest.raises(SystemExit):
         console.run(app, ["--help"])
-    listed = capsys.readouterr().out.partition("Parts:")[2].partition("Examples:")[0]
-    assert tuple(line.split()[0] for line in listed.strip().splitlines()) == PARTS
+    listed = capsys.readouterr().out.partition("Parts,")[2].partition("Examples:")[0]
+    parts, _, rest = listed.partition("Studies")
+    for names, lines in ((PARTS, parts), (STUDIES, rest)):
+        assert tuple(line.split()[0] for line in lines.strip().splitlines() if line.startswith("  ")) == names
 
 
 def test_tables_as_text_and_json(run: Run) -> None:
@@ -50,6 +53,22 @@ def test_tables_as_text_and_json(run: Run) -> None:
     assert answer["versions"]["torch"]
 
 
+def test_tables_are_written_as_markdown_and_json(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("--only", "shares", "--repetitions", 1, "--out", tmp_path / "new")
+    assert code == 0
+    written = json.loads((tmp_path / "new" / "parts.json").read_text())
+    assert [table["name"] for table in written["tables"]] == ["shares"]
+    text = (tmp_path / "new" / "parts.md").read_text()
+    assert f"- command: `{written['command']}`" in text
+    assert "| part | median s | of a step |\n| --- | ---: | ---: |\n| encoder and head" in text
+    assert "Shares of a step" in out
+
+
+def test_unknown_study(run: Run) -> None:
+    assert run("--study", "prunning")[:2] == (2, "")
+    assert run("--study", "pruning", "--only", "step")[2] == "error: --study and --only: one of them\n"
+
+
 def test_unknown_part(run: Run) -> None:
     code, _, err = run("--only", "frosen")
     assert (code, err) == (
@@ -65,6 +84,8 @@ def test_search_and_packing(run: Run) -> None:
     search, packing = json.loads(out)["tables"]
     rows = {row["name"]: row for row in search["rows"]}
     assert 0 < rows["training and validation"]["seconds"] < rows["its slots, together"]["seconds"]
-    assert 0 < rows["writing the record of its trials"]["share"] < 0.5
+    assert 0 < rows["  writing the record of its trials"]["share"] < 0.5
+    assert 0 < rows["  processes started, one a slot and stage"]["seconds"] < rows["all else"]["seconds"]
+    assert rows["idle at the end of a stage, for want of trials"]["seconds"] >= 0
     assert rows["from trial to trial, median"]["seconds"] > 0
     assert packing["rows"][0]["name"] == "1 process"

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
+from grcf_ray.data.batches import BATCH_COST, Batch, _cuts, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged
 
 EVERYONE = np.arange(48)
@@ -24,23 +26,39 @@ def text_of(ragged: Ragged, index: int) -> list[float]:
 
 
 @pytest.mark.parametrize("budget", [1, 12, 40, 10_000])
-@pytest.mark.parametrize("sort", [True, False])
-def test_micro_batches_keep_the_order_and_the_budget(tiny_features: Features, budget: int, sort: bool) -> None:
+def test_micro_batches_keep_the_order_and_the_budget(tiny_features: Features, budget: int) -> None:
     split = tiny_features.train
-    order_U = length_sorted(split, shuffled()) if sort else shuffled()
-    batches = micro_batches(tiny_features, split, order_U, budget)
+    order_U = length_sorted(split, shuffled())
     rows = []
-    for batch in batches:
+    for batch in micro_batches(tiny_features, split, order_U, budget):
         assert batch.token_BL is not None and batch.mask_BL is not None
         # A batch of one utterance may exceed the budget: there is no smaller one.
         assert batch.token_BL.numel() <= budget or len(batch.token_BL) == 1
         rows += [row[mask].tolist() for row, mask in zip(batch.token_BL, batch.mask_BL, strict=True)]
     assert rows == [text_of(split.tokens, index) for index in order_U]
-    # Each is as large as the budget admits: its neighbour's first utterance would not have fitted in.
-    sizes = [len(batch.token_BL) for batch in batches if batch.token_BL is not None]
-    starts = np.cumsum([0, *sizes])
-    for start, stop in itertools.pairwise(starts[:-1]):
-        assert split.tokens.lengths[order_U[start : stop + 1]].max() * (stop + 1 - start) > budget
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_padding_and_batches_cost_least_together(seed: int) -> None:
+    """Against every way to cut between different lengths."""
+    rng = np.random.default_rng(seed)
+    length_U = np.sort(rng.choice(rng.integers(1, 60, 7), 40))
+    budget = int(rng.choice([1, 50, 150, 10_000]))
+    rises = [at for at in range(1, 40) if length_U[at] > length_U[at - 1]]
+
+    def cost(cuts: Sequence[int]) -> float:
+        total = 0.0
+        for start, stop in itertools.pairwise([0, *cuts, 40]):
+            longest = int(length_U[stop - 1])
+            total += longest * (stop - start) + BATCH_COST * math.ceil((stop - start) / max(1, budget // longest))
+        return total
+
+    every = [cuts for size in range(len(rises) + 1) for cuts in itertools.combinations(rises, size)]
+    least = min(cost(cuts) for cuts in every)
+    stops = _cuts(length_U, budget)
+    found = sum(length_U[b - 1] * (b - a) + BATCH_COST for a, b in itertools.pairwise([0, *stops]))
+    assert stops[-1] == 40
+    assert found <= least
 
 
 def test_no_utterances_make_no_batches(tiny_features: Features) -> None:
@@ -121,6 +139,7 @@ def test_moving_a_batch_changes_the_type_of_its_floats_alone(tiny_features: Feat
         "audio_mask_BL": torch.bool,
         "vision_BLV": None,
         "vision_mask_BL": None,
+        "word_BLD": None,
     }
     for field in dataclasses.fields(Batch):
         before, after = getattr(batch, field.name), getattr(moved, field.name)

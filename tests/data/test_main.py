@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,22 @@ def test_import_goes_to_the_data_folder_or_where_it_is_told(
     assert run(*words, "--out", "there/own")[0] == 0
     assert (tmp_path / "all" / "own" / "dataset.json").is_file()
     assert (tmp_path / "there" / "own" / "dataset.json").is_file()
+
+
+def test_the_command_that_cleans_writes_the_store_that_was_asked_for(run: Run, tmp_path: Path) -> None:
+    """As it is printed, it reads the source the same way, and leaves the store in the usual folder alone."""
+    run("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
+    before = (tmp_path / "data" / "own" / "dataset.json").read_bytes()
+    rows = 'a,train,x,1,"[[NaN, 1]]"\nb,valid,y,2,\nc,test,z,3,\n'
+    (tmp_path / "own.csv").write_text(f"id,split,text,label,audio\n{rows}")
+    words = ("import", "own.csv", "--dataset", "own", "--label-range", "1", "5", "--format", "table")
+    code, _, err = run(*words, "--out", "a place/own")
+    assert code == 3
+    _, _, command = err.strip().partition("Clean it: python -m grcf_ray.data ")
+    assert shlex.split(command) == [*words, "--out", "a place/own", "--non-finite", "zero"]
+    assert run(*shlex.split(command))[0] == 0
+    assert (tmp_path / "a place" / "own" / "dataset.json").is_file()
+    assert (tmp_path / "data" / "own" / "dataset.json").read_bytes() == before
 
 
 def test_failed_import_exits_3_and_leaves_nothing(run: Run, tmp_path: Path) -> None:

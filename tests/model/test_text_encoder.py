@@ -102,6 +102,43 @@ def test_text_vectors_are_the_first_state_and_the_masked_mean(kind: str) -> None
     torch.testing.assert_close(TextEncoder(model, "mean")(given), torch.stack(means))
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_subwords_looked_up_together_give_the_same_vectors_and_gradients(kind: str) -> None:
+    """Also where positions follow from the ids, as RoBERTa's do; the table's own call is as it was afterwards."""
+    encoder = TextEncoder(backbone(kind), "mean").eval()
+    given = batch(encoder.backbone.config.pad_token_id)  # type: ignore[union-attr,arg-type]
+    assert given.token_BL is not None and given.mask_BL is not None
+    parts = [
+        dataclasses.replace(NOTHING, token_BL=given.token_BL[rows], mask_BL=given.mask_BL[rows])
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    together = encoder.looked_up(parts)
+    assert all(part.word_BLD is not None for part in together)
+    weight_D = torch.linspace(-1, 1, encoder.width, dtype=torch.float64)
+    found = []
+    for batches in (parts, together):
+        encoder.zero_grad()
+        vector_BD = torch.cat([encoder(one) for one in batches])
+        (vector_BD @ weight_D).square().sum().backward()
+        gradients = [p.grad.reshape(-1) for p in encoder.parameters() if p.grad is not None]
+        found.append((vector_BD.detach(), torch.cat(gradients)))
+    (apart, apart_gradient), (shared, shared_gradient) = found
+    torch.testing.assert_close(shared, apart, rtol=0, atol=0)
+    assert difference(shared_gradient, apart_gradient) < 1e-14
+    torch.testing.assert_close(encoder(parts[0]), apart[:1], rtol=0, atol=0)
+
+
+def test_subwords_are_looked_up_apart_where_nothing_is_gained() -> None:
+    encoder, given = TextEncoder(backbone("bert"), "mean"), batch()
+    assert encoder.looked_up([given])[0] is given
+    with torch.no_grad():
+        assert encoder.looked_up([given, given])[0] is given
+    frozen = TextEncoder(backbone("bert"), "mean", 1)
+    assert frozen.looked_up([given, given])[0] is given
+    hidden = frozen_batch(frozen, given)
+    assert frozen.looked_up([hidden, hidden])[0] is hidden
+
+
 @pytest.mark.parametrize("text_vector", ["cls", "mean"])
 @pytest.mark.parametrize("kind", SPLITTABLE)
 def test_padding_does_not_matter(kind: str, text_vector: Literal["cls", "mean"]) -> None:

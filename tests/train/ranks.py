@@ -56,7 +56,7 @@ def measure(folder: Path, rank: int, world: int) -> None:
         without_dropout(model)
         place = place_at(folder / f"{name}-{world}")
         loop = StageLoop(model, features, config, stage, seed=3, protocol="mosi", folder=place)
-        for index, step in enumerate(loop._steps()):
+        for index, step in enumerate(loop.steps()):
             loop.optimizer.zero_grad()
             loop.backward(step)
             grads = [p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None]

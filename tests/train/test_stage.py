@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from grcf_ray.config import TrainConfig
 from grcf_ray.data.batches import collate
@@ -154,7 +154,7 @@ def test_seed_decides_everything(new_loop: NewLoop, stage: Stage) -> None:
 
 def test_stages_and_epochs_draw_pairs_of_their_own(new_loop: NewLoop) -> None:
     def drawn(loop: StageLoop) -> list[list[int]]:
-        return [step.utterance_U[group.slot_S].tolist() for step in loop._steps() for group in step.groups]
+        return [step.utterance_U[group.slot_S].tolist() for step in loop.steps() for group in step.groups]
 
     loop, fixed, second = new_loop(), new_loop(pairs__redraw=False), new_loop(2)
     before = drawn(loop), drawn(fixed), drawn(second)
@@ -191,7 +191,7 @@ def test_stage_2_learns_the_labels(new_loop: NewLoop, tiny_features: Features) -
 @pytest.mark.parametrize("stage", [1, 2])
 def test_epoch_tells_what_it_did(new_loop: NewLoop, stage: Stage) -> None:
     loop = new_loop(stage)
-    steps = list(loop._steps())
+    steps = list(loop.steps())
     metrics = loop.run_epoch()
     assert metrics is loop.curve[-1]
     third = {1: "loss/reg", 2: "loss/mae"}[stage]
@@ -207,6 +207,23 @@ def test_epoch_tells_what_it_did(new_loop: NewLoop, stage: Stage) -> None:
     total = weights.group_weight * metrics["loss/group"] + weights.boundary_weight * metrics["loss/bound"]
     assert metrics["loss/total"] == pytest.approx(total + other * metrics[third], rel=1e-5)
     json.dumps(metrics, allow_nan=False)
+
+
+def test_utterances_encoded_twice_for_want_of_memory_count_once(new_loop: NewLoop) -> None:
+    """The cost in passes is the same with little memory, where the encoder runs twice."""
+    passes, encoded = [], []
+    for most in (100_000, 1):
+        loop = new_loop(pairs__activation_tokens=most)
+        seen: list[int] = []
+
+        def count(model: nn.Module, given: tuple[Any, ...], seen: list[int] = seen) -> None:
+            seen.append(len(given[0].token_BL) if model.training else 0)
+
+        loop.model.text_encoder.register_forward_pre_hook(count)
+        passes.append(loop.run_epoch()["utterance_passes"])
+        encoded.append(sum(seen))
+    assert encoded[1] == 2 * encoded[0]
+    assert passes[0] == passes[1] == encoded[0] / 48
 
 
 def test_learning_rates_follow_one_cosine_over_all_epochs(new_loop: NewLoop) -> None:
@@ -479,7 +496,7 @@ def test_predict_of_an_empty_split(new_loop: NewLoop, tiny_features: Features) -
 @pytest.mark.parametrize("stage", [1, 2])
 def test_precisions_run_on_a_cpu(new_loop: NewLoop, stage: Stage, precision: str) -> None:
     loop, exact = (new_loop(stage, train__precision=name, dropout=False) for name in (precision, "float64"))
-    step = next(loop._steps())
+    step = next(loop.steps())
     loop.backward(step), exact.backward(step)
     assert {p.dtype for p in loop.model.parameters()} == {torch.float64 if precision == "float64" else torch.float32}
     error = relative(gradient(loop).double(), gradient(exact))

@@ -116,7 +116,7 @@ def test_gradient_is_that_of_a_loop_over_pairs(new_loop: NewLoop, stage: Literal
     loop = wide(new_loop(stage, **changes, dropout=False))
     loop.model.train()
     pairs_M2 = draw_pairs(48, 36, np.random.default_rng([loop.seed, stage, 0]))
-    steps = list(loop._steps())
+    steps = list(loop.steps())
     assert [len(step.groups) for step in steps] == [3, 2]
     for step, drawn in zip(steps, (pairs_M2[:24], pairs_M2[24:]), strict=True):
         loop.optimizer.zero_grad()
@@ -137,7 +137,7 @@ def test_micro_batches_do_not_change_the_gradient(new_loop: NewLoop, tokens: int
     grads = []
     for size in (64, tokens):
         loop = new_loop(2, pairs__micro_batch_tokens=size, **EXACT, dropout=False)
-        loop.backward(next(loop._steps()))
+        loop.backward(next(loop.steps()))
         grads.append(gradient(loop))
     assert relative(grads[1], grads[0]) < 1e-12
 
@@ -150,7 +150,7 @@ def test_activations_that_are_computed_twice_give_the_same_gradient(new_loop: Ne
         loop = wide(new_loop(stage, pairs__activation_tokens=most, pairs__micro_batch_tokens=64, **EXACT))
         loop.network.train()
         torch.manual_seed(7)
-        encoded, step = 0, next(loop._steps())
+        encoded, step = 0, next(loop.steps())
 
         def count(_: nn.Module, given: tuple[Any, ...]) -> None:
             nonlocal encoded
@@ -180,7 +180,7 @@ def test_activations_are_kept_up_to_two_groups_of_the_longest_texts(new_loop: Ne
 
 def test_each_utterance_is_encoded_once_a_step(new_loop: NewLoop) -> None:
     loop = new_loop()
-    step = next(loop._steps())
+    step = next(loop.steps())
     seen = 0
 
     def count(_: nn.Module, given: tuple[Any, ...]) -> None:
@@ -194,7 +194,7 @@ def test_each_utterance_is_encoded_once_a_step(new_loop: NewLoop) -> None:
 
 def test_modalities_are_among_what_learns(new_loop: NewLoop) -> None:
     loop = new_loop()
-    loop.backward(next(loop._steps()))
+    loop.backward(next(loop.steps()))
     grads = {name: p.grad for name, p in loop.model.named_parameters()}
     assert all(grad is not None for grad in grads.values())
     for name in ("audio_projection.weight", "vision_projection.weight", "audio_pooler.projection.weight"):

@@ -104,17 +104,21 @@ class ImportOptions:
             return 0.0, 1.0
         return datasets.get(self.dataset).label_range
 
-    def command(self, source: Path) -> str:
-        """The import as one would type it."""
+    def command(self, source: Path, out: Path | None = None) -> str:
+        """The import as one would type it. out: the folder to write; None for the usual one."""
         words = ["python", "-m", "grcf_ray.data", "import", str(source), "--dataset", self.dataset]
         if self.label_range is not None:
             words += ["--label-range", *(f"{edge:g}" for edge in self.label_range)]
+        if self.format != "auto":
+            words += ["--format", self.format]
         if self.variant:
             words += ["--variant", self.variant]
         if self.task:
             words += ["--task", self.task]
         if self.binarize:
             words.append("--binarize")
+        if out is not None:
+            words += ["--out", str(out)]
         return shlex.join(words)
 
 
@@ -141,8 +145,11 @@ def find_importer(source: Path, name: str = "auto") -> Importer:
     return known[found[0]]
 
 
-def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, TableInfo]:
-    """Read foreign files into an utterance table; DataError with all faults of all rows."""
+def import_source(source: Path, options: ImportOptions, *, out: Path | None = None) -> tuple[pa.Table, TableInfo]:
+    """Read foreign files into an utterance table; DataError with all faults of all rows.
+
+    out: the folder that the caller was told to write it to, for the command that an error may suggest; None for none.
+    """
     try:
         importer = find_importer(source, options.format)
         variants = list(importer.VARIANTS)
@@ -166,7 +173,7 @@ def import_source(source: Path, options: ImportOptions) -> tuple[pa.Table, Table
         parse_faults=raw.faults,
         source=source.name or str(source),
         place=raw.place,
-        command=options.command(source),
+        command=options.command(source, out),
     )
     # The rows as they were read make room for those that are written.
     raw = replace(raw, table=raw.table.schema.empty_table())

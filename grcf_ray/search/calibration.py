@@ -1,0 +1,172 @@
+"""How many trials a node carries side by side: a few steps of them, timed before a search. Nothing is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.data.features import Features
+from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.train.assemble import initial_model, select_modalities
+from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
+
+__all__ = ["Crew", "Way", "calibrate", "suggestion", "ways_on"]
+
+SECONDS = 2.0
+"""A timed run takes about so long, or one step."""
+RUNS = 3
+ENOUGH = 0.95
+"""Share of the best throughput that will do: the fewer trials at a time, the more each proposal knows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """Trials side by side on one node, or on one GPU of it."""
+
+    trials: int
+    cpus: int
+    """CPUs, and torch threads, of each."""
+    gpus: float
+    """Share of the GPU of each; 0 on CPUs."""
+    rate: float | None = None
+    """Utterances encoded per second, by all together; None where they did not run."""
+    fault: str | None = None
+    """Why they did not."""
+
+
+class Crew:
+    """Processes with a trial's model each, on one node, as a search would place them.
+
+    ClusterError where one of them dies, or cannot train.
+    """
+
+    def __init__(
+        self, features: ray.ObjectRef[Features], config: RunConfig, way: Way, *, node_id: str | None = None
+    ) -> None:
+        options: dict[str, Any] = {"num_cpus": way.cpus, "num_gpus": way.gpus, "max_restarts": 0}
+        if node_id is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        actor: Any = ray.remote(_Member)
+        self._members: list[Any] = [
+            actor.options(**options).remote(features, flatten(config), way.cpus, way.gpus > 0)
+            for _ in range(way.trials)
+        ]
+
+    def run(self, steps: int, *, members: int | None = None) -> tuple[float, int]:
+        """Wall-clock seconds in which each of the first `members` takes so many steps; the utterances of them all."""
+        chosen = self._members[:members]
+        start = time.perf_counter()
+        try:
+            encoded = sum(ray.get([member.run.remote(steps) for member in chosen]))
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"a process that trained died: {_reason(error)}") from error
+        return time.perf_counter() - start, encoded
+
+    def __enter__(self) -> Crew:
+        """Once all of them have taken a step, which loads and allocates."""
+        try:
+            self.run(1)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Their processes end."""
+        for member in self._members:
+            ray.kill(member)
+
+
+class _Member:
+    """A Stage 1 at the starting point."""
+
+    def __init__(self, features: Features, settings: dict[str, Any], threads: int, gpu: bool) -> None:
+        use_deterministic_torch(threads)
+        config = build_config(settings)
+        seen = select_modalities(features, config.model.modalities)
+        self._loop = StageLoop(
+            initial_model(config.model, seen, seed=config.seed),
+            seen,
+            config,
+            1,
+            seed=config.seed,
+            protocol="mosi",
+            device=choose_device(config.train, granted=gpu),
+        )
+        self._loop.network.train()
+        self._steps = itertools.chain.from_iterable(self._loop.steps() for _ in itertools.count())
+
+    def run(self, steps: int) -> int:
+        """So many steps, the optimizer's part with them; the utterances that were encoded."""
+        encoded = 0
+        for step in itertools.islice(self._steps, steps):
+            self._loop.take_step(step)
+            encoded += len(step.utterance_U)
+        if self._loop.device.type == "cuda":
+            torch.cuda.synchronize(self._loop.device)
+        return encoded
+
+
+def calibrate(features: Features, config: RunConfig, say: Callable[[str], None]) -> list[Way]:
+    """Throughput of one trial after the other, and of ever more of them at a time.
+
+    On a node with GPUs of one GPU, else of all CPUs of the node that has the most. Several workers a trial are not
+    timed: ConfigError.
+    """
+    if config.search.workers > 1:
+        raise ConfigError("--calibrate times trials of one worker each; leave --workers out")
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    node = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0.0) > 0, node["Resources"].get("CPU", 0.0)))
+    shared = ray.put(features)
+    found: list[Way] = []
+    for way in ways_on(node["Resources"], config):
+        say(f"{way.trials} at a time, {way.cpus} CPU{'s' * (way.cpus > 1)} each")
+        try:
+            with Crew(shared, config, way, node_id=node["NodeID"]) as crew:
+                found.append(dataclasses.replace(way, rate=_rate(crew)))
+        except ClusterError as error:
+            found.append(dataclasses.replace(way, fault=str(error)))
+            if way.gpus:
+                # The memory of the GPU is spent: more of them need more.
+                break
+    return found
+
+
+def ways_on(node: dict[str, float], config: RunConfig) -> list[Way]:
+    """What can be tried on a node with these resources, one trial first. With GPUs, on one of them."""
+    cpus = math.floor(node.get("CPU", 0.0))
+    if node.get("GPU", 0.0):
+        each = config.search.cpus_per_worker
+        return [Way(count, each, 1 / count) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus]
+    threads = [2**power for power in range(max(1, cpus).bit_length()) if 2**power <= cpus]
+    together = [Way(cpus // each, each, 0.0) for each in threads]
+    return [Way(1, 1, 0.0), *(way for way in together if (way.trials, way.cpus) != (1, 1))]
+
+
+def suggestion(ways: Sequence[Way]) -> Way | None:
+    """The fewest trials at a time that reach nearly the best throughput; None where none ran."""
+    rates = [way.rate for way in ways if way.rate is not None]
+    enough = [way for way in ways if way.rate is not None and way.rate >= ENOUGH * max(rates)]
+    return min(enough, key=lambda way: (way.trials, way.cpus), default=None)
+
+
+def _rate(crew: Crew) -> float:
+    once, _ = crew.run(1)
+    steps = max(1, math.ceil(SECONDS / once))
+    runs = [crew.run(steps) for _ in range(RUNS)]
+    return statistics.median(encoded / seconds for seconds, encoded in runs)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what Ray says, which holds the cause."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from grcf_ray import console
+from grcf_ray.config import RunConfig, build_config
+from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.search import calibration
+from grcf_ray.search.__main__ import app
+from grcf_ray.search.calibration import Crew, Way, calibrate, suggestion, ways_on
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from grcf_ray.data.features import Features
+
+
+@pytest.fixture(scope="module")
+def config(tiny_backbone: Path) -> RunConfig:
+    return build_config({"model.backbone": str(tiny_backbone), "pairs.pairs_per_group": 6, "pairs.groups_per_step": 1})
+
+
+def test_ways_on_cpus_use_all_of_them() -> None:
+    ways = ways_on({"CPU": 6.0}, RunConfig())
+    assert [(way.trials, way.cpus) for way in ways] == [(1, 1), (6, 1), (3, 2), (1, 4)]
+    assert [(way.trials, way.cpus) for way in ways_on({"CPU": 1.0}, RunConfig())] == [(1, 1)]
+
+
+def test_ways_on_a_gpu_are_shares_of_it_that_the_cpus_can_feed() -> None:
+    config = build_config({"search.cpus_per_worker": 2})
+    ways = ways_on({"CPU": 9.0, "GPU": 4.0}, config)
+    assert [(way.trials, way.cpus, way.gpus) for way in ways] == [
+        (1, 2, 1),
+        (2, 2, 1 / 2),
+        (3, 2, 1 / 3),
+        (4, 2, 1 / 4),
+    ]
+
+
+def test_the_fewest_trials_that_are_nearly_the_best_are_suggested() -> None:
+    ways = [Way(1, 1, 0, 100.0), Way(4, 1, 0, 310.0), Way(2, 2, 0, 300.0), Way(1, 4, 0, 200.0)]
+    assert suggestion(ways) == ways[2]
+    assert suggestion([Way(1, 1, 1.0, None, "no memory")]) is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_calibrate_prints_every_way_and_runs_nothing(
+    tiny_parquet: Path,
+    tiny_space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(calibration, "SECONDS", 0.01)
+    argv = ["--dataset", "tiny", "--data", tiny_parquet, "--label-range", -3, 3, "--space", tiny_space]
+    with pytest.raises(SystemExit) as ended:
+        console.run(app, [str(word) for word in (*argv, "--storage", tmp_path / "runs", "--calibrate")])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0
+    header, first, *_, last = out.splitlines()
+    assert header.split()[:3] == ["trials", "CPUs", "each"]
+    assert first.split()[:3] == ["1", "1", "0"]
+    assert first.split()[-1] == "1.00"
+    assert last.startswith("Suggested: --cpus-per-worker ")
+    assert "Timing:  1 at a time, 1 CPU each" in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_crew_counts_the_utterances_of_those_that_work(tiny_features: Features, config: RunConfig) -> None:
+    import ray
+
+    with Crew(ray.put(tiny_features), config, Way(2, 1, 0.0)) as crew:
+        _, both = crew.run(3)
+        _, one = crew.run(3, members=1)
+    assert 3 * 2 * 2 < both <= 2 * 3 * 12
+    assert 3 * 2 < one <= 3 * 12
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_what_cannot_train_is_named(tiny_features: Features, config: RunConfig, tmp_path: Path) -> None:
+    import ray
+
+    broken = build_config({"model.backbone": str(tmp_path / "nowhere")})
+    with pytest.raises(ClusterError, match=r"a process that trained died: .*nowhere"):
+        Crew(ray.put(tiny_features), broken, Way(1, 1, 0.0)).__enter__()
+    ways = calibrate(tiny_features, broken, lambda _: None)
+    assert all(way.rate is None and way.fault and "nowhere" in way.fault for way in ways)
+
+
+def test_several_workers_are_refused(tiny_features: Features) -> None:
+    config = build_config({"search.workers": 2})
+    with pytest.raises(ConfigError, match="one worker each"):
+        calibrate(tiny_features, config, lambda _: None)
