@@ -27,7 +27,9 @@ def evaluate(
         None, metavar="A B", help="With --on: lowest and highest label of your own data."
     ),
     fit_features: bool = typer.Option(
-        False, "--fit-features", help="With --on: cut off or fill up audio and vision of other widths than the model's."
+        False,
+        "--fit-features",
+        help="With --on: take audio and vision that differ from the model's: cut off or filled up, or left out.",
     ),
     json: bool = typer.Option(False, "--json", help="Print the metrics as JSON."),
 ) -> None:

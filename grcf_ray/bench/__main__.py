@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = console.make_app("Measure what is fast and what it is compared with.")
 
-PARTS = ("step", "shares", "positions", "frozen", "search", "packing")
+PARTS = ("step", "shares", "positions", "frozen", "memory", "search", "packing")
 STUDIES = ("pairing", "pruning")
 
 
@@ -49,6 +49,7 @@ def bench(
       shares     what losses, optimizer, sampling and validation take of it
       positions  DeBERTa-v3's attention, against the library's
       frozen     an epoch with frozen layers, whose output is kept
+      memory     of a process that takes one trial after the other
       search     what a search costs beyond the training of its trials
       packing    one-thread trials side by side
 

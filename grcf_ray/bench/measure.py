@@ -89,19 +89,24 @@ class Table:
 
 
 def interleave(
-    variants: Sequence[Variant], repetitions: int, device: torch.device, say: Callable[[str], None]
+    variants: Sequence[Variant],
+    repetitions: int,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    warm: bool = False,
 ) -> list[Timing]:
     """Time the variants in turn, round after round, so that whatever else the machine does falls on all alike.
 
     On the CPU the process's own time, of all its threads; on a GPU the time between two events. The first round,
-    which loads and allocates, is not counted.
+    which loads and allocates, is not counted, nor run where all have been already (warm).
     """
     seconds: list[list[float]] = [[] for _ in variants]
-    for round_ in range(repetitions + 1):
+    for round_ in range(warm, repetitions + 1):
         for variant, taken in zip(variants, seconds, strict=True):
             say(f"{variant.name}, {round_}/{repetitions}" if round_ else f"{variant.name}, warm-up")
             taken.append(variant.scale * _seconds(variant.run, device))
-    return [Timing(tuple(taken[1:])) for taken in seconds]
+    return [Timing(tuple(taken[-repetitions:])) for taken in seconds]
 
 
 def timed_row(name: str, timing: Timing, first: Timing, **more: Any) -> dict[str, Any]:

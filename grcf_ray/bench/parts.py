@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from grcf_ray.bench.measure import Table
+from grcf_ray.bench.memory import memory_table
 from grcf_ray.bench.packing import packing_table
 from grcf_ray.bench.pairing import pairing_tables
 from grcf_ray.bench.positions import positions_table
@@ -59,6 +60,7 @@ def measures() -> Mapping[str, Callable[[Setup], Table]]:
         "shares": _shares,
         "positions": _positions,
         "frozen": _frozen,
+        "memory": _memory,
         "search": _search,
         "packing": _packing,
     }
@@ -88,6 +90,10 @@ def _positions(setup: Setup) -> Table:
 
 def _frozen(setup: Setup) -> Table:
     return trunk_table(setup.store, setup.config, setup.device, setup.repetitions, setup.say, setup.folder)
+
+
+def _memory(setup: Setup) -> Table:
+    return memory_table(setup.store, setup.config, setup.say, setup.folder)
 
 
 def _search(setup: Setup) -> Table:
