@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = console.make_app("Measure what is fast and what it is compared with.")
 
 PARTS = ("step", "shares", "positions", "frozen", "memory", "search", "packing")
-STUDIES = ("pairing", "pruning")
+STUDIES = ("end-to-end", "growth", "pairing", "pruning")
 
 
 @app.command()
@@ -55,6 +55,8 @@ def bench(
 
     \b
     Studies, which take longer:
+      end-to-end the whole search, against one that encodes every pair, prunes nothing and starts a process a trial
+      growth     cost and memory against utterances, pairs, text length and trials
       pairing    all pairs of a group against those that were drawn, for the same utterances encoded
       pruning    early stopping against none, and what the sampler is told of stopped trials
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from grcf_ray.bench.measure import Column, Table
+from grcf_ray.bench.resident import STATUS, resident
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Ragged, SplitFeatures
@@ -22,7 +23,6 @@ AFTER = (1, 5, 20, 50)
 """Trials after which it is read."""
 _UTTERANCES = 64
 """Of each split: what a trial leaves behind does not depend on how long it trains."""
-_STATUS = Path("/proc/self/status")
 
 
 def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], folder: Path) -> Table:
@@ -30,7 +30,7 @@ def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], fo
     config = build_config({**flatten(config), "pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1})
     features = prepare_features(store, config, cache=folder)
     runner = JobRunner(dataclasses.replace(features, train=_first(features.train), valid=_first(features.valid)))
-    rows = []
+    after: dict[int, int] = {}
     for number in range(1, AFTER[-1] + 1):
         say(f"trial {number} of {AFTER[-1]} in one process")
         runner.start(
@@ -51,8 +51,7 @@ def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], fo
             file.unlink()
         runner.step()
         if number in AFTER:
-            rows.append({"name": f"{number}", "bytes": _private_bytes()})
-    fifth = next(row["bytes"] for row in rows if row["name"] == "5")
+            after[number] = _private_bytes()
     return Table(
         "memory",
         "A process that takes one trial after the other",
@@ -61,7 +60,7 @@ def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], fo
             Column("mb", "private memory, MB", "{:.0f}"),
             Column("share", "of that after trial 5", "{:.3f}"),
         ),
-        [{**row, "mb": row["bytes"] / 1e6, "share": row["bytes"] / fifth} for row in rows],
+        [{"name": f"{number}", "mb": size / 1e6, "share": size / after[5]} for number, size in after.items()],
         (f"trials of one epoch on {_UTTERANCES} utterances, the whole model trained",),
     )
 
@@ -88,9 +87,8 @@ def _first(split: SplitFeatures) -> SplitFeatures:
 
 def _private_bytes() -> int:
     """What no other process shares and no file backs, as Linux has it; elsewhere the most that was ever resident."""
-    if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("RssAnon"))
-        return 1024 * int(line.split()[1])
+    if STATUS.exists():
+        return resident()["RssAnon"]
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from grcf_ray.bench.growth import growth_tables
 from grcf_ray.bench.measure import Table
 from grcf_ray.bench.memory import memory_table
+from grcf_ray.bench.naive import naive_tables
 from grcf_ray.bench.packing import packing_table
 from grcf_ray.bench.pairing import pairing_tables
 from grcf_ray.bench.positions import positions_table
@@ -69,6 +71,8 @@ def measures() -> Mapping[str, Callable[[Setup], Table]]:
 def studies() -> Mapping[str, Callable[[Setup], Sequence[Table]]]:
     """What takes longer, and is run by name, one at a time."""
     return {
+        "end-to-end": naive_tables,
+        "growth": growth_tables,
         "pairing": pairing_tables,
         "pruning": pruning_tables,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 
-__all__ = ["PAPER_STEP", "SMALL_STEP", "LiteralStep", "encoder_table", "new_loop", "shares_table"]
+__all__ = ["PAPER_STEP", "SMALL_STEP", "LiteralStep", "encoder_table", "new_loop", "padded", "shares_table"]
 
 PAPER_STEP = {"pairs.pairs_per_group": 96, "pairs.groups_per_step": 8}
 """The paper's batch: eight groups of 96 pairs."""
@@ -54,10 +55,10 @@ class LiteralStep:
         features, train = loop.features, loop.features.train
         if not self.sort:
             batch = collate(features, train, chosen_S)
-            return [_padded(batch, loop.config.features.max_tokens, features.pad_token_id)], np.arange(len(chosen_S))
+            return [padded(batch, loop.config.features.max_tokens, features.pad_token_id)], np.arange(len(chosen_S))
         order_S = np.argsort(train.tokens.lengths[chosen_S], kind="stable")
         batches = micro_batches(features, train, chosen_S[order_S], loop.config.pairs.micro_batch_tokens)
-        return batches, np.argsort(order_S)
+        return list(batches), np.argsort(order_S)
 
     def backward(self, groups: int | None = None) -> None:
         """The gradient of the first groups of the step, or of all."""
@@ -178,11 +179,12 @@ def _differences(features: Features, config: RunConfig, device: torch.device) ->
 def shares_table(
     features: Features, config: RunConfig, device: torch.device, repetitions: int, say: Callable[[str], None]
 ) -> Table:
-    """What the rest of a step takes, and validation of an epoch."""
+    """What the rest of a step takes, and what validation takes of an epoch: the paper's, and the space's own."""
     from grcf_ray.train.stage import predict
 
-    loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config)})
-    step = first_step(loop)
+    loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config), "pairs.pairs_per_epoch": None})
+    own = new_loop(features, config, device, {})
+    step, own_step = first_step(loop), first_step(own)
     loop.backward(step)
     # What a group says of itself outranks what the optimizer is told: `fused` too.
     groups = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in loop.optimizer.param_groups]
@@ -195,23 +197,28 @@ def shares_table(
         _, loss = loop.totals(step, step.groups, score_S)
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def validate() -> None:
+        predict(loop.model, loop.features, loop.features.valid, device=device, token_budget=budget)
+
     variants = [
         Variant("encoder and head, forward and backward", lambda: loop.backward(step)),
         Variant("losses of its groups, forward and backward", losses),
-        Variant("pairs of an epoch, drawn and grouped", lambda: list(loop.steps()), 1 / loop.steps_per_epoch),
-        Variant("AdamW, fused", loop.optimizer.step),
-        Variant("AdamW, not fused", each.step),
         Variant(
-            "validation, once an epoch",
-            lambda: predict(loop.model, loop.features, loop.features.valid, device=device, token_budget=budget),
+            f"pairs, drawn and grouped once an epoch of {loop.steps_per_epoch} steps",
+            lambda: list(loop.steps()),
             1 / loop.steps_per_epoch,
         ),
+        Variant("AdamW, fused", loop.optimizer.step),
+        Variant("AdamW, not fused", each.step),
+        Variant(f"validation, once an epoch of {loop.steps_per_epoch} steps", validate, 1 / loop.steps_per_epoch),
+        Variant("a step of the space's own batch, whole", lambda: own.take_step(own_step)),
+        Variant(f"validation, once an epoch of {own.steps_per_epoch} of those", validate, 1 / own.steps_per_epoch),
     ]
     timings = interleave(variants, repetitions, device, say)
-    whole = timings[0].median
+    wholes = [timings[0].median] * 6 + [timings[6].median] * 2
     return Table(
         "shares",
-        "Shares of a step of the paper's batch",
+        "Shares of a step of the paper's batch, and of the space's own",
         (
             Column("name", "part"),
             Column("median", "median s", "{:.4f}"),
@@ -219,24 +226,18 @@ def shares_table(
         ),
         [
             {"name": v.name, "median": t.median, "share": t.median / whole, "seconds": t.seconds}
-            for v, t in zip(variants, timings, strict=True)
+            for v, t, whole in zip(variants, timings, wholes, strict=True)
         ],
-        (f"an epoch has {loop.steps_per_epoch} steps; what happens once an epoch is divided by that",),
+        ("what happens once an epoch is divided by its steps",),
     )
 
 
-def _padded(batch: Batch, length: int, pad: int) -> Batch:
+def padded(batch: Batch, length: int, pad: int) -> Batch:
     """The same batch, its texts padded to a length."""
     assert batch.token_BL is not None and batch.mask_BL is not None
     more = (0, length - batch.token_BL.shape[1])
-    token_BL: Tensor = functional.pad(batch.token_BL, more, value=pad)
-    return Batch(
-        token_BL,
-        functional.pad(batch.mask_BL, more, value=False),
-        None,
-        None,
-        batch.audio_BLA,
-        batch.audio_mask_BL,
-        batch.vision_BLV,
-        batch.vision_mask_BL,
+    return dataclasses.replace(
+        batch,
+        token_BL=functional.pad(batch.token_BL, more, value=pad),
+        mask_BL=functional.pad(batch.mask_BL, more, value=False),
     )

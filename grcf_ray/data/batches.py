@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -55,20 +56,21 @@ class Batch:
 
 def length_sorted(split: SplitFeatures, index_U: NDArray[np.int64]) -> NDArray[np.int64]:
     """The utterances by rising text length, ties by their place in the split."""
-    return index_U[np.argsort(split.tokens.lengths[index_U], kind="stable")]
+    return index_U[np.argsort(split.tokens.lengths_of(index_U), kind="stable")]
 
 
 def micro_batches(
     features: Features, split: SplitFeatures, index_U: NDArray[np.int64], token_budget: int
-) -> list[Batch]:
+) -> Iterator[Batch]:
     """The utterances, in the order given, in batches of at most `token_budget` padded subwords each.
 
     index_U: by rising text length (`length_sorted`). Batches are cut where the length rises, so that padding and the
     cost of one batch more are least together.
     """
-    length_U = split.tokens.lengths[index_U]
+    length_U = split.tokens.lengths_of(index_U)
     stops = _cuts(length_U, token_budget)
-    return [collate(features, split, index_U[start:stop]) for start, stop in itertools.pairwise([0, *stops])]
+    for start, stop in itertools.pairwise([0, *stops]):
+        yield collate(features, split, index_U[start:stop])
 
 
 def _cuts(length_U: NDArray[np.int64], token_budget: int) -> list[int]:

@@ -59,9 +59,14 @@ class Ragged:
         """[N] lengths of the sequences."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, index_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[B] lengths of the chosen sequences, whatever the number of all."""
+        chosen: NDArray[np.int64] = self.offsets[index_B + 1] - self.offsets[index_B]
+        return chosen
+
     def padded(self, index_B: NDArray[np.int64], fill: float = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """The chosen sequences as [B, longest, ...] and their mask [B, longest], true where a value is real."""
-        start_B, length_B = self.offsets[index_B], self.lengths[index_B]
+        start_B, length_B = self.offsets[index_B], self.lengths_of(index_B)
         step_L = np.arange(max(1, length_B.max(initial=0)))
         mask_BL = step_L < length_B[:, None]
         out = np.full((*mask_BL.shape, *self.values.shape[1:]), fill, dtype=self.values.dtype)

@@ -62,7 +62,7 @@ def test_padding_and_batches_cost_least_together(seed: int) -> None:
 
 
 def test_no_utterances_make_no_batches(tiny_features: Features) -> None:
-    assert micro_batches(tiny_features, tiny_features.train, EVERYONE[:0], 100) == []
+    assert list(micro_batches(tiny_features, tiny_features.train, EVERYONE[:0], 100)) == []
 
 
 def test_length_sorted_rises_and_keeps_ties_in_order(tiny_features: Features) -> None:

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from grcf_ray.bench import cpu_clock, naive
+from grcf_ray.bench.cpu_clock import CpuClock
+from grcf_ray.bench.naive import Parts, Stage, naive_tables
+from grcf_ray.bench.parts import Setup
+from grcf_ray.bench.step import new_loop
+from grcf_ray.config import RunConfig, build_config
+from grcf_ray.errors import ConfigError
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.space import load_space
+from grcf_ray.train.stage import predict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from grcf_ray.data.features import Features
+    from grcf_ray.data.store import Store
+
+CPU = torch.device("cpu")
+BURN = """
+import time
+while time.process_time() < {seconds}:
+    sum(range(10_000))
+"""
+SPAWN = """
+import signal, subprocess, sys
+signal.signal(signal.SIGCHLD, signal.SIG_{action})
+subprocess.Popen([sys.executable, "-c", sys.argv[1]]).wait()
+"""
+
+
+def sample(**changes: float) -> Parts:
+    values = {"process": 8.0, "building": 1.0, "step": 0.5, "validation": 2.0, "saving": 0.25, "steps": 4.5, **changes}
+    return Parts(**values)
+
+
+def test_rows_of_known_parts() -> None:
+    first = Stage(
+        stage=1, trials=14, slots=2, whole=42, ran=20, samples=(sample(), sample(process=10.0, step=0.7), sample())
+    )
+    second = Stage(stage=2, trials=3, slots=3, whole=12, ran=12, samples=(sample(saving=0.75),))
+    assert first.parts.process == pytest.approx(26 / 3)
+    epoch_1, epoch_2 = 4.5 * 1.7 / 3 + 2.25, 4.5 * 0.5 + 2.75
+    every = 14 * (26 / 3 + 1) + 42 * epoch_1 + 3 * 9 + 12 * epoch_2
+    stopped = every - 22 * epoch_1
+    kept = stopped - 12 * 26 / 3
+    rows = naive._rows([first, second], 40.0)
+    assert [row["seconds"] for row in rows] == pytest.approx([every, stopped, kept, 40.0])
+    assert [row["ratio"] for row in rows] == pytest.approx([every / 40, stopped / 40, kept / 40, 1.0])
+    assert [row["epochs"] for row in rows] == [54, 32, 32, 32]
+    assert [row["processes"] for row in rows] == [17, 17, 5, 5]
+    assert {row["trials"] for row in rows} == {17}
+
+
+def test_sampled_trials_are_spread_evenly() -> None:
+    trials = [TrialRecord(number=n, stage=1, attempt=1, params={}, seed=n, state="complete") for n in range(14)]
+    assert [trial.number for trial in naive._spread(trials, 3)] == [0, 6, 13]
+    assert [trial.number for trial in naive._spread(trials[:2], 3)] == [0, 1]
+    assert [trial.number for trial in naive._spread(trials, 1)] == [0]
+
+
+@pytest.mark.parametrize("action", ["IGN", "DFL"])
+def test_time_of_processes_that_have_ended(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grandchild's, whether its parent waits for it or, like Ray's raylet, ignores its end."""
+    monkeypatch.setattr(cpu_clock, "LOOK", 0.02)
+    with CpuClock() as clock:
+        subprocess.run([sys.executable, "-c", SPAWN.format(action=action), BURN.format(seconds=1.5)], check=True)
+    # Python's own start comes on top.
+    assert 1.4 < clock.shares["daemons"] < 2.5
+    assert clock.unseen < 1
+    assert clock.seconds == sum(clock.shares.values())
+
+
+def test_time_before_does_not_count() -> None:
+    words = [sys.executable, "-u", "-c", f"{BURN.format(seconds=1.0)}\nprint()\ninput()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with CpuClock() as clock:
+            begun = time.process_time()
+            while time.process_time() - begun < 0.5:
+                sum(range(10_000))
+        process.communicate("\n")
+    assert clock.shares["daemons"] < 0.2
+    assert 0.4 < clock.shares["driver"] < 0.8
+
+
+def test_an_orphan_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_clock, "LOOK", 0.02)
+    # The parent stays long enough to be seen with its child.
+    parent = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(0.5)"
+    with CpuClock() as clock:
+        subprocess.run([sys.executable, "-c", parent, BURN.format(seconds=1.5)], check=True)
+        time.sleep(3)
+    assert clock.shares["daemons"] > 1.4
+
+
+@pytest.fixture
+def config(tiny_backbone: Path) -> RunConfig:
+    exact = {"train.precision": "float64", "features.max_tokens": 50, "pairs.micro_batch_tokens": 150}
+    return build_config({"model.backbone": str(tiny_backbone), "model.text_vector": "mean", **exact})
+
+
+def test_validation_has_our_metrics(
+    tiny_features: Features, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    loop = new_loop(tiny_features, config, CPU, {})
+    encode = loop.model.encode
+    monkeypatch.setattr(
+        loop.model, "encode", lambda batch: (sizes.append(tuple(batch.token_BL.shape)), encode(batch))[1]
+    )
+    metrics = naive._validate(loop, 50)
+    n = len(tiny_features.valid)
+    assert sizes == [(3, 50)] * (n // 3) + [(n % 3, 50)] * (n % 3 > 0)
+    assert loop.model.training
+    score_N = predict(loop.model, tiny_features, tiny_features.valid, device=CPU, token_budget=1024)
+    assert metrics == pytest.approx(
+        naive.split_metrics(score_N, tiny_features.valid.label_N, protocol="mosi", limit=tiny_features.half_range)
+    )
+
+
+def test_a_process_that_fails() -> None:
+    with pytest.raises(naive.GrcfError, match="exit code 3"):
+        naive._run([sys.executable, "-c", "raise SystemExit(3)"], {})
+
+
+def test_a_process_is_measured_to_its_end() -> None:
+    at_exit = f"import atexit\n@atexit.register\ndef _():\n    exec({BURN.format(seconds=0.5)!r})\nprint('said')"
+    answer, seconds = naive._run([sys.executable, "-c", at_exit], {})
+    assert answer == "said\n"
+    assert 0.5 <= seconds < 1.5
+
+
+@pytest.fixture
+def setup_of(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> Callable[..., Setup]:
+    def make(**settings: object) -> Setup:
+        space = load_space(tiny_space).with_settings(settings)
+        return Setup(tiny_store, space.config(), space, CPU, 1, 16, 2, tmp_path, lambda _: None)
+
+    return make
+
+
+def test_only_processes_of_this_machine(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="gpus_per_worker=0"):
+        naive_tables(setup_of(**{"search.gpus_per_worker": 1.0}))
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS = head:6379"):
+        naive_tables(setup_of())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_time_of_a_worker_that_was_killed() -> None:
+    import ray
+
+    @ray.remote
+    class Burner:
+        def burn(self) -> None:
+            exec(BURN.format(seconds=time.process_time() + 2))
+
+    with CpuClock() as clock:
+        burner = Burner.remote()
+        ray.get(burner.burn.remote())
+        ray.kill(burner)
+        time.sleep(1)
+    assert 1.5 < clock.shares["workers"] < 8
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_tables_of_a_whole_search(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
+    whole, parts = naive_tables(setup_of())
+    every, stopped, kept, ours = whole.rows
+    assert every["trials"] == every["processes"] == 6 + 5
+    assert every["epochs"] == 3 * (6 + 5)
+    assert every["epochs"] > stopped["epochs"] == kept["epochs"] == ours["epochs"]
+    assert kept["processes"] < 11
+    assert every["seconds"] > stopped["seconds"] > kept["seconds"] > 0
+    assert ours["seconds"] > 0
+    assert ours["ratio"] == 1
+    assert [(row["name"], row["sampled"], row["steps"]) for row in parts.rows] == [("1", 3, 3.0), ("2", 3, 3.0)]
+    assert all(row["process"] > row["step"] > 0 for row in parts.rows)
+    assert all(len(row["samples"]) == 3 for row in parts.rows)
+    assert not list(tmp_path.glob("naive-*"))
+    assert json.dumps([whole.as_dict(), parts.as_dict()])
+    print(whole.markdown(), parts.markdown(), sep="\n")
