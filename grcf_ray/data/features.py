@@ -41,6 +41,8 @@ __all__ = [
     "cached_array",
 ]
 
+BLOCK = 65_536
+"""Rows that are taken at a time."""
 LABEL_DECIMALS = 4
 """Labels are compared after rounding to 1e-4: a float32 1.8 is below 1.8."""
 
@@ -119,8 +121,11 @@ class Standardiser:
         if not len(rows_RA):
             width = rows_RA.shape[1]
             return cls(np.zeros(width, np.float32), np.ones(width, np.float32))
-        mean = rows_RA.mean(axis=0, dtype=np.float64)
-        deviation = rows_RA.std(axis=0, dtype=np.float64)
+        # In blocks: a copy of all rows in float64 would take twice their memory.
+        blocks = [rows_RA[start : start + BLOCK] for start in range(0, len(rows_RA), BLOCK)]
+        mean = np.sum([block.sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / len(rows_RA)
+        squares = [np.square(block - mean).sum(axis=0) for block in blocks]
+        deviation = np.sqrt(np.sum(squares, axis=0) / len(rows_RA))
         constant = deviation <= 1e-6 * np.maximum(1.0, np.abs(mean))
         return cls(mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32))
 

@@ -68,9 +68,11 @@ def test_padding_matches_a_loop(width: int | None, chosen: list[int]) -> None:
             np.testing.assert_array_equal(padded[row, place], expected)
 
 
-def test_standardiser_by_a_loop() -> None:
+@pytest.mark.parametrize("block", [3, 65_536])
+def test_standardiser_by_a_loop(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A column that never changes, be it large, is centred and no more."""
     rng = np.random.default_rng(1)
+    monkeypatch.setattr("grcf_ray.data.features.BLOCK", block)
     rows = np.stack([rng.normal(3, 2, 500), np.full(500, 1e6), np.zeros(500), rng.normal(-1, 1e-3, 500)], axis=1)
     rows = rows.astype(np.float32)
     standardiser = Standardiser.fit(rows)
