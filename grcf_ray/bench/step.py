@@ -57,7 +57,9 @@ class LiteralStep:
             batch = collate(features, train, chosen_S)
             return [padded(batch, loop.config.features.max_tokens, features.pad_token_id)], np.arange(len(chosen_S))
         order_S = np.argsort(train.tokens.lengths[chosen_S], kind="stable")
-        batches = micro_batches(features, train, chosen_S[order_S], loop.config.pairs.micro_batch_tokens)
+        batches = micro_batches(
+            features, train, chosen_S[order_S], loop.config.pairs.micro_batch_tokens, device=loop.device
+        )
         return list(batches), np.argsort(order_S)
 
     def backward(self, groups: int | None = None) -> None:
@@ -127,7 +129,8 @@ def encoder_table(
     ]
     timings = interleave(variants, repetitions, device, say, warm=True)
     order_U = length_sorted(features.train, step.utterance_U)
-    ours = sum(b.tokens for b in micro_batches(features, features.train, order_U, config.pairs.micro_batch_tokens))
+    cut = micro_batches(features, features.train, order_U, config.pairs.micro_batch_tokens, device=device)
+    ours = sum(batch.tokens for batch in cut)
     tokens = [literal.tokens(), by_length.tokens(), ours, ours]
     say("gradients")
     differences = _differences(features, config, device)

@@ -196,7 +196,11 @@ class StageLoop:
         batches = [
             batch.to(self.device, self.dtype)
             for batch in micro_batches(
-                self.features, self.features.train, order_U, self.config.pairs.micro_batch_tokens
+                self.features,
+                self.features.train,
+                order_U,
+                self.config.pairs.micro_batch_tokens,
+                device=self.device,
             )
         ]
         place_U = np.empty(len(order_U), dtype=np.int64)
@@ -386,7 +390,7 @@ def predict(
     mine = length_sorted(split, np.arange(len(split)))[rank::world]
     scores = [
         model.score(model.encode(batch.to(device, model.dtype)))
-        for batch in micro_batches(features, split, mine, token_budget)
+        for batch in micro_batches(features, split, mine, token_budget, device=device)
     ]
     score_N = torch.zeros(len(split), dtype=torch.float64, device=device)
     if scores:

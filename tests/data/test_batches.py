@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from grcf_ray.data.batches import BATCH_COST, Batch, _cuts, collate, length_sorted, micro_batches
+from grcf_ray.data.batches import Batch, _cuts, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged
 
 EVERYONE = np.arange(48)
@@ -43,22 +43,32 @@ def test_padding_and_batches_cost_least_together(seed: int) -> None:
     """Against every way to cut between different lengths."""
     rng = np.random.default_rng(seed)
     length_U = np.sort(rng.choice(rng.integers(1, 60, 7), 40))
-    budget = int(rng.choice([1, 50, 150, 10_000]))
+    budget, batch_cost = int(rng.choice([1, 50, 150, 10_000])), int(rng.choice([1, 32, 1024]))
     rises = [at for at in range(1, 40) if length_U[at] > length_U[at - 1]]
 
     def cost(cuts: Sequence[int]) -> float:
         total = 0.0
         for start, stop in itertools.pairwise([0, *cuts, 40]):
             longest = int(length_U[stop - 1])
-            total += longest * (stop - start) + BATCH_COST * math.ceil((stop - start) / max(1, budget // longest))
+            total += longest * (stop - start) + batch_cost * math.ceil((stop - start) / max(1, budget // longest))
         return total
 
     every = [cuts for size in range(len(rises) + 1) for cuts in itertools.combinations(rises, size)]
     least = min(cost(cuts) for cuts in every)
-    stops = _cuts(length_U, budget)
-    found = sum(length_U[b - 1] * (b - a) + BATCH_COST for a, b in itertools.pairwise([0, *stops]))
+    stops = _cuts(length_U, budget, batch_cost)
+    found = sum(length_U[b - 1] * (b - a) + batch_cost for a, b in itertools.pairwise([0, *stops]))
     assert stops[-1] == 40
     assert found <= least
+
+
+def test_a_gpu_takes_larger_batches(tiny_features: Features) -> None:
+    split = tiny_features.train
+    order_U = length_sorted(split, EVERYONE)
+    counts = [
+        sum(1 for _ in micro_batches(tiny_features, split, order_U, 10_000, device=device))
+        for device in (None, torch.device("cpu"), torch.device("cuda", 0))
+    ]
+    assert counts[0] == counts[1] > counts[2] == 1
 
 
 def test_no_utterances_make_no_batches(tiny_features: Features) -> None:
