@@ -37,7 +37,7 @@ def bench(
     study: str | None = typer.Option(None, metavar="NAME", help="One of the studies below, instead of the parts."),
     repetitions: int = typer.Option(5, metavar="N", min=1, help="Calls of each variant that are counted."),
     threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads."),
-    trials: int = typer.Option(16, metavar="N", min=4, help="Trials of the search that is measured."),
+    trials: int = typer.Option(8, metavar="N", min=4, help="Trials of the search that is measured."),
     out: Path | None = typer.Option(None, metavar="DIR", help="Also write the tables there, as Markdown and as JSON."),
     json: bool = typer.Option(False, "--json", help="Print the tables as JSON, every repetition in them."),
 ) -> None:
@@ -106,11 +106,13 @@ def bench(
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
         setup = Setup(store, config, chosen, device, repetitions, trials, available_threads(), Path(folder), say)
-        tables = (
-            studies()[study](setup)
-            if study
-            else [measure(setup) for name, measure in measures().items() if not only or name in only]
-        )
+        if study:
+            tables = list(studies()[study](setup))
+        else:
+            for name, measure in measures().items():
+                if not only or name in only:
+                    setup.tables[name] = measure(setup)
+            tables = list(setup.tables.values())
     about = {
         "command": shlex.join(["python", "-m", "grcf_ray.bench", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable
+import multiprocessing
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,37 +25,19 @@ __all__ = ["memory_table"]
 
 AFTER = (1, 5, 20, 50)
 """Trials after which it is read."""
-_UTTERANCES = 64
+_UTTERANCES = 16
 """Of each split: what a trial leaves behind does not depend on how long it trains."""
 
 
 def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], folder: Path) -> Table:
-    """Private memory after so many trials of one epoch, each with its model, optimizer and checkpoint."""
+    """Private memory of a new process after so many trials of one epoch, each with model, optimizer and checkpoint."""
     config = build_config({**flatten(config), "pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1})
-    features = prepare_features(store, config, cache=folder)
-    runner = JobRunner(dataclasses.replace(features, train=_first(features.train), valid=_first(features.valid)))
-    after: dict[int, int] = {}
-    for number in range(1, AFTER[-1] + 1):
-        say(f"trial {number} of {AFTER[-1]} in one process")
-        runner.start(
-            StageJob(
-                stage=1,
-                seed=number,
-                settings=flatten(config),
-                protocol=protocol_of(store.info.name, store.info.task),
-                folder=str(folder / "memory"),
-                initial=None,
-                initial_sha256=None,
-                threads=1,
-                gpu=False,
-                reported=0,
-            )
-        )
-        for file in (folder / "memory").glob("*"):
-            file.unlink()
-        runner.step()
-        if number in AFTER:
-            after[number] = _private_bytes()
+    prepare_features(store, config, cache=folder)
+    say(f"{AFTER[-1]} trials in one process")
+    given = (str(store.folder), flatten(config), str(folder), AFTER)
+    # What else this process did would be among it.
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        after = pool.submit(_run_trials, *given).result()
     return Table(
         "memory",
         "A process that takes one trial after the other",
@@ -63,6 +49,33 @@ def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], fo
         [{"name": f"{number}", "mb": size / 1e6, "share": size / after[5]} for number, size in after.items()],
         (f"trials of one epoch on {_UTTERANCES} utterances, the whole model trained",),
     )
+
+
+def _run_trials(store: str, settings: dict[str, Any], cache: str, counts: Sequence[int]) -> dict[int, int]:
+    """Private bytes after so many trials, by their number."""
+    config, data = build_config(settings), Store.open(Path(store))
+    features = prepare_features(data, config, cache=Path(cache))
+    runner = JobRunner(dataclasses.replace(features, train=_first(features.train), valid=_first(features.valid)))
+    folder = Path(cache) / "memory"
+    after = {}
+    for number in range(1, counts[-1] + 1):
+        shutil.rmtree(folder, ignore_errors=True)
+        job = StageJob(
+            stage=1,
+            seed=number,
+            settings=settings,
+            protocol=protocol_of(data.info.name, data.info.task),
+            folder=str(folder),
+            initial=None,
+            initial_sha256=None,
+            threads=1,
+            gpu=False,
+        )
+        runner.start(job)
+        runner.step()
+        if number in counts:
+            after[number] = _private_bytes()
+    return after
 
 
 def _first(split: SplitFeatures) -> SplitFeatures:

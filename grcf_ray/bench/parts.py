@@ -48,6 +48,8 @@ class Setup:
     folder: Path
     """Where what is written goes, and is deleted."""
     say: Callable[[str], None]
+    tables: dict[str, Table] = dataclasses.field(default_factory=dict)
+    """Of the parts so far, by name."""
 
     def whole(self) -> tuple[Features, RunConfig]:
         """Features and configuration with every layer of the text encoder trained, and texts of the paper's length."""
@@ -85,7 +87,7 @@ def _step(setup: Setup) -> Table:
 
 def _shares(setup: Setup) -> Table:
     features, config = setup.whole()
-    return shares_table(features, config, setup.device, setup.repetitions, setup.say)
+    return shares_table(features, config, setup.device, setup.repetitions, setup.say, setup.tables.get("step"))
 
 
 def _positions(setup: Setup) -> Table:

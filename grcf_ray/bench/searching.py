@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from grcf_ray.bench.measure import Column, Table
 from grcf_ray.bench.step import new_loop
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.datasets import protocol_of
-from grcf_ray.data.features import Features
 from grcf_ray.data.store import Store
 from grcf_ray.search.events import (
     EpochFinished,
@@ -31,8 +33,11 @@ from grcf_ray.search.stages import Search, cluster_nodes
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.checkpoint import save_checkpoint
+from grcf_ray.train.stage import use_deterministic_torch
 
 __all__ = ["search_table"]
+
+_SAVES = 5
 
 
 class SlotClock:
@@ -103,7 +108,8 @@ def search_table(
     connect()
     room = find_room(cluster_nodes(), config, [trials // 2])
     features = prepare_features(store, config, cache=folder)
-    saving = _saving(features, config, folder)
+    say("checkpoints")
+    saving = _saving(store, config, folder, room.concurrent)
     record = _TimedRecord(place_at(folder / "bench"))
     record.write_run({"state": "running", "settings": flatten(config)})
     clock = SlotClock(room.concurrent, saving, say)
@@ -155,13 +161,23 @@ def search_table(
     )
 
 
-def _saving(features: Features, config: RunConfig, folder: Path) -> float:
-    """Seconds that a checkpoint of the whole model takes, with the optimizer's moments."""
+def _saving(store: Store, config: RunConfig, folder: Path, processes: int) -> float:
+    """Seconds that a checkpoint of the whole model takes, with the optimizer's moments, where so many write at once."""
+    given = [(str(store.folder), flatten(config), str(folder), number) for number in range(processes)]
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return statistics.median(second for seconds in pool.map(_save, given) for second in seconds)
+
+
+def _save(given: tuple[str, dict[str, Any], str, int]) -> list[float]:
+    store, settings, cache, number = given
+    use_deterministic_torch(1)
+    config = build_config(settings)
+    features = prepare_features(Store.open(Path(store)), config, cache=Path(cache))
     loop = new_loop(features, config, torch.device("cpu"), {})
     loop.take_step(next(loop.steps()))
     seconds = []
-    for _ in range(3):
+    for _ in range(_SAVES):
         before = time.perf_counter()
-        save_checkpoint(place_at(folder / "checkpoint.safetensors"), loop.model, loop.optimizer, {})
+        save_checkpoint(place_at(Path(cache) / f"{number}.safetensors"), loop.model, loop.optimizer, {})
         seconds.append(time.perf_counter() - before)
-    return statistics.median(seconds)
+    return seconds

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grcf_ray.bench.measure import TIMES, Column, Table, Variant, interleave, kept_bytes, timed_row
+from grcf_ray.bench.measure import TIMES, Column, Table, Timing, Variant, interleave, kept_bytes, timed_row
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
@@ -30,6 +30,7 @@ SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}
 _COMPARED = {"pairs.groups_per_step": 2}
 """Of the step whose gradients are compared: all of its pairs are looped over."""
 
+_ONCE = "each utterance once"
 _COLUMNS = (
     Column("name", "step of 768 pairs"),
     *TIMES,
@@ -116,7 +117,7 @@ def encoder_table(
     variants = [
         Variant(f"pair by pair, padded to {config.features.max_tokens}", lambda: literal.backward(1), groups),
         Variant("pair by pair, sorted by length", lambda: by_length.backward(1), groups),
-        Variant("each utterance once", lambda: loop.backward(step)),
+        Variant(_ONCE, lambda: loop.backward(step)),
         Variant("each once, in the first one's memory", lambda: bounded.backward(step)),
     ]
     say("activations, and a first run of each")
@@ -180,9 +181,17 @@ def _differences(features: Features, config: RunConfig, device: torch.device) ->
 
 
 def shares_table(
-    features: Features, config: RunConfig, device: torch.device, repetitions: int, say: Callable[[str], None]
+    features: Features,
+    config: RunConfig,
+    device: torch.device,
+    repetitions: int,
+    say: Callable[[str], None],
+    whole: Table | None = None,
 ) -> Table:
-    """What the rest of a step takes, and what validation takes of an epoch: the paper's, and the space's own."""
+    """What the rest of a step takes, and what validation takes of an epoch: the paper's, and the space's own.
+
+    whole: `encoder_table`, whose step is the same one, where it has been measured.
+    """
     from grcf_ray.train.stage import predict
 
     loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config), "pairs.pairs_per_epoch": None})
@@ -204,7 +213,6 @@ def shares_table(
         predict(loop.model, loop.features, loop.features.valid, device=device, token_budget=budget)
 
     variants = [
-        Variant("encoder and head, forward and backward", lambda: loop.backward(step)),
         Variant("losses of its groups, forward and backward", losses),
         Variant(
             f"pairs, drawn and grouped once an epoch of {loop.steps_per_epoch} steps",
@@ -217,8 +225,13 @@ def shares_table(
         Variant("a step of the space's own batch, whole", lambda: own.take_step(own_step)),
         Variant(f"validation, once an epoch of {own.steps_per_epoch} of those", validate, 1 / own.steps_per_epoch),
     ]
-    timings = interleave(variants, repetitions, device, say)
-    wholes = [timings[0].median] * 6 + [timings[6].median] * 2
+    if whole is None:
+        once = interleave([Variant(_ONCE, lambda: loop.backward(step))], repetitions, device, say, warm=True)[0]
+    else:
+        once = Timing(next(row["seconds"] for row in whole.rows if row["name"] == _ONCE))
+    timings = [once, *interleave(variants, repetitions, device, say)]
+    names = ["encoder and head, forward and backward", *(variant.name for variant in variants)]
+    wholes = [once.median] * 6 + [timings[6].median] * 2
     return Table(
         "shares",
         "Shares of a step of the paper's batch, and of the space's own",
@@ -228,8 +241,8 @@ def shares_table(
             Column("share", "of a step", "{:.2%}"),
         ),
         [
-            {"name": v.name, "median": t.median, "share": t.median / whole, "seconds": t.seconds}
-            for v, t, whole in zip(variants, timings, wholes, strict=True)
+            {"name": name, "median": t.median, "share": t.median / all_, "seconds": t.seconds}
+            for name, t, all_ in zip(names, timings, wholes, strict=True)
         ],
         ("what happens once an epoch is divided by its steps",),
     )

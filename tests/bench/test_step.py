@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grcf_ray.bench.step import LiteralStep, encoder_table, first_step, new_loop
+from grcf_ray.bench.step import LiteralStep, encoder_table, first_step, new_loop, shares_table
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.data.features import Features
 from grcf_ray.train.stage import StageLoop
@@ -50,3 +50,15 @@ def test_encoder_table(tiny_features: Features, config: RunConfig) -> None:
     assert once["kept_mb"] < literal["kept_mb"]
     assert all(row["difference"] < 1e-5 for row in (by_length, once, bounded))
     assert all(len(row["seconds"]) == 1 for row in table.rows)
+
+
+def test_shares_are_of_the_step_that_was_measured(tiny_features: Features, config: RunConfig) -> None:
+    step = encoder_table(tiny_features, config, CPU, 1, lambda _: None)
+    once = next(row for row in step.rows if row["name"] == "each utterance once")
+    for whole in (step, None):
+        rows = shares_table(tiny_features, config, CPU, 1, lambda _: None, whole).rows
+        assert (rows[0]["seconds"] == once["seconds"]) == (whole is step)
+        assert [row["share"] for row in rows] == [
+            row["median"] / rows[0 if place < 6 else 6]["median"] for place, row in enumerate(rows)
+        ]
+        assert rows[6]["name"] == "a step of the space's own batch, whole"
