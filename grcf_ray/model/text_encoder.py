@@ -15,7 +15,7 @@ import logging
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlparse
 
 import torch
@@ -110,7 +110,7 @@ class TextEncoder(nn.Module):
             hidden = top(inputs_embeds=batch.hidden_BLD, attention_mask=batch.mask_BL.long()).last_hidden_state
         else:
             assert batch.token_BL is not None
-            with self._answering(batch.word_BLD):
+            with self._answering(batch):
                 hidden = self.backbone(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
         return self.pool(hidden, batch.mask_BL)
 
@@ -119,11 +119,11 @@ class TextEncoder(nn.Module):
 
         Each lookup's gradient is as large as the whole table, whose rows are nearly all zero.
         """
-        table = self._table
-        if len(batches) < 2 or not (torch.is_grad_enabled() and table.weight.requires_grad):
-            return batches
         tokens = [batch.token_BL for batch in batches if batch.token_BL is not None]
-        if len(tokens) < len(batches):
+        if len(tokens) < max(2, len(batches)) or not torch.is_grad_enabled():
+            return batches
+        table = self._table()
+        if table is None or not table.weight.requires_grad:
             return batches
         word_TD = table(torch.cat([token_BL.reshape(-1) for token_BL in tokens]))
         parts = torch.split(word_TD, [token_BL.numel() for token_BL in tokens])
@@ -132,19 +132,30 @@ class TextEncoder(nn.Module):
             for batch, token_BL, part_TD in zip(batches, tokens, parts, strict=True)
         ]
 
-    @property
-    def _table(self) -> nn.Embedding:
-        table: nn.Embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
-        return table
+    def _table(self) -> nn.Embedding | None:
+        """The backbone's table of subwords; None where it has none, or one of its own kind."""
+        try:
+            table = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        except NotImplementedError:
+            return None
+        return table if isinstance(table, nn.Embedding) else None
 
     @contextlib.contextmanager
-    def _answering(self, word_BLD: Tensor | None) -> Iterator[None]:
-        """While the context lasts, the backbone's table answers with these rows, if there are any."""
-        if word_BLD is None:
+    def _answering(self, batch: Batch) -> Iterator[None]:
+        """While the context lasts, the backbone's table has the batch's rows ready, if they were looked up.
+
+        For the very ids of the batch: some backbones turn them (XLNet) or fill them up (Longformer) before they look.
+        """
+        table: Any = self._table() if batch.word_BLD is not None else None
+        if table is None:
             yield
             return
-        table: Any = self._table
-        table.forward = lambda _: word_BLD
+        look_up = table.forward
+
+        def answer(ids: Tensor) -> Tensor:
+            return cast(Tensor, batch.word_BLD if ids is batch.token_BL else look_up(ids))
+
+        table.forward = answer
         try:
             yield
         finally:

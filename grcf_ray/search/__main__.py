@@ -212,16 +212,20 @@ def _print_plan(session: Session, room: Room) -> None:
 
 
 def _print_calibration(session: Session, as_json: bool) -> None:
-    import dataclasses
+    import contextlib
     import json
 
     from grcf_ray.errors import ClusterError
     from grcf_ray.search.calibration import suggestion
 
-    ways = session.calibrate()
+    # Ray prints what befalls its processes on standard output, which is the answer's.
+    with contextlib.redirect_stdout(sys.stderr):
+        ways = session.calibrate()
     best = suggestion(ways)
+    if best is None:
+        raise ClusterError(f"no trial could be timed: {ways[0].fault}")
     if as_json:
-        print(json.dumps({"ways": [vars(way) for way in ways], "suggested": best and dataclasses.asdict(best)}))
+        print(json.dumps({"ways": [vars(way) for way in ways], "suggested": vars(best)}))
         return
     one = ways[0].rate
     console.print_table(
@@ -237,10 +241,9 @@ def _print_calibration(session: Session, as_json: bool) -> None:
             for way in ways
         ],
     )
-    if best is None:
-        raise ClusterError(f"no trial could be timed: {ways[0].fault}")
-    flags = f"--gpus-per-worker {best.gpus:.3g}" if best.gpus else f"--cpus-per-worker {best.cpus}"
-    print(f"Suggested: {flags}, {best.trials} trial{'s' * (best.trials > 1)} at a time")
+    each, of = (f"--gpus-per-worker {best.gpus:g}", "GPU") if best.gpus else (f"--cpus-per-worker {best.cpus}", "node")
+    alone = "" if best.gpus or best.trials > 1 else " --concurrent 1"
+    print(f"Suggested: {each}{alone}, {best.trials} trial{'s' * (best.trials > 1)} at a time on a {of}")
 
 
 def _print(record: RunRecord, as_json: bool) -> None:

@@ -25,6 +25,8 @@ __all__ = ["Crew", "Way", "calibrate", "suggestion", "ways_on"]
 SECONDS = 2.0
 """A timed run takes about so long, or one step."""
 RUNS = 3
+START_S = 300.0
+"""For processes to start, load and take a first step."""
 ENOUGH = 0.95
 """Share of the best throughput that will do: the fewer trials at a time, the more each proposal knows."""
 
@@ -66,16 +68,23 @@ class Crew:
         """Wall-clock seconds in which each of the first `members` takes so many steps; the utterances of them all."""
         chosen = self._members[:members]
         start = time.perf_counter()
-        try:
-            encoded = sum(ray.get([member.run.remote(steps) for member in chosen]))
-        except ray.exceptions.RayError as error:
-            raise ClusterError(f"a process that trained died: {_reason(error)}") from error
+        encoded = sum(_results([member.run.remote(steps) for member in chosen]))
         return time.perf_counter() - start, encoded
 
     def __enter__(self) -> Crew:
-        """Once all of them have taken a step, which loads and allocates."""
+        """Once all of them have taken a step, which loads and allocates.
+
+        ClusterError where they do not all start: others may hold what the node has.
+        """
         try:
-            self.run(1)
+            first = [member.run.remote(1) for member in self._members]
+            ready, waiting = ray.wait(first, num_returns=len(first), timeout=START_S)
+            if waiting:
+                raise ClusterError(
+                    f"only {len(ready)} of {len(self._members)} processes started within {START_S:g} s; is the node "
+                    "busy with other work?"
+                )
+            _results(ready)
         except BaseException:
             self.__exit__()
             raise
@@ -145,12 +154,18 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
 def ways_on(node: dict[str, float], config: RunConfig) -> list[Way]:
     """What can be tried on a node with these resources, one trial first. With GPUs, on one of them."""
     cpus = math.floor(node.get("CPU", 0.0))
-    if node.get("GPU", 0.0):
+    if gpus := (0 if config.train.device == "cpu" else math.floor(node.get("GPU", 0.0))):
         each = config.search.cpus_per_worker
-        return [Way(count, each, 1 / count) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus]
+        # The other GPUs' trials need CPUs as well.
+        return [Way(count, each, share(count)) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus // gpus]
     threads = [2**power for power in range(max(1, cpus).bit_length()) if 2**power <= cpus]
     together = [Way(cpus // each, each, 0.0) for each in threads]
     return [Way(1, 1, 0.0), *(way for way in together if (way.trials, way.cpus) != (1, 1))]
+
+
+def share(count: int) -> float:
+    """Of a GPU for each of so many trials, short enough to be typed and small enough for all of them."""
+    return math.floor(1000 / count) / 1000
 
 
 def suggestion(ways: Sequence[Way]) -> Way | None:
@@ -165,6 +180,13 @@ def _rate(crew: Crew) -> float:
     steps = max(1, math.ceil(SECONDS / once))
     runs = [crew.run(steps) for _ in range(RUNS)]
     return statistics.median(encoded / seconds for seconds, encoded in runs)
+
+
+def _results(calls: Sequence[Any]) -> list[int]:
+    try:
+        return list(ray.get(list(calls)))
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"a process that trained died: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -107,8 +107,6 @@ def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Seq
     notes = []
     if gpus and not search.gpus_per_worker:
         notes.append(f"{gpus:g} GPU(s) stay idle: --gpus-per-worker 1 gives one to each trial, 0.5 half of one")
-    if search.gpus_per_worker == 1 and search.workers == 1:
-        notes.append("--calibrate finds out whether a GPU carries several trials at a time")
     concurrent = search.concurrent or room
     if concurrent > room:
         notes.append(f"--concurrent {concurrent}: there is room for {room} trials at a time, so {room} will run")

@@ -9,7 +9,8 @@ from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import calibration
 from grcf_ray.search.__main__ import app
-from grcf_ray.search.calibration import Crew, Way, calibrate, suggestion, ways_on
+from grcf_ray.search.calibration import Crew, Way, calibrate, share, suggestion, ways_on
+from grcf_ray.search.preflight import _fitting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,13 +31,45 @@ def test_ways_on_cpus_use_all_of_them() -> None:
 
 def test_ways_on_a_gpu_are_shares_of_it_that_the_cpus_can_feed() -> None:
     config = build_config({"search.cpus_per_worker": 2})
-    ways = ways_on({"CPU": 9.0, "GPU": 4.0}, config)
+    ways = ways_on({"CPU": 36.0, "GPU": 4.0}, config)
     assert [(way.trials, way.cpus, way.gpus) for way in ways] == [
         (1, 2, 1),
-        (2, 2, 1 / 2),
-        (3, 2, 1 / 3),
-        (4, 2, 1 / 4),
+        (2, 2, 0.5),
+        (3, 2, 0.333),
+        (4, 2, 0.25),
     ]
+
+
+def test_every_trial_of_a_share_fits_its_gpu() -> None:
+    for count in (1, 2, 3, 4, 6, 8):
+        assert _fitting({"CPU": 99.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": share(count)}) == count
+
+
+def test_trials_that_train_on_the_cpu_share_no_gpu() -> None:
+    config = build_config({"train.device": "cpu"})
+    assert all(way.gpus == 0 for way in ways_on({"CPU": 2.0, "GPU": 1.0}, config))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_node_that_others_hold_is_not_waited_for(
+    tiny_features: Features, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(calibration, "START_S", 0.5)
+    total = int(ray.cluster_resources()["CPU"])
+    holder = ray.remote(num_cpus=total)(_Idle).remote()
+    ray.get(holder.nothing.remote())
+    try:
+        with pytest.raises(ClusterError, match="only 0 of 1 processes started"):
+            Crew(ray.put(tiny_features), config, Way(1, 1, 0.0)).__enter__()
+    finally:
+        ray.kill(holder)
+
+
+class _Idle:
+    def nothing(self) -> None:
+        pass
 
 
 def test_the_fewest_trials_that_are_nearly_the_best_are_suggested() -> None:

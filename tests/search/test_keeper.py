@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from grcf_ray.config import RunConfig, SearchConfig
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.search import keeper, stages
+from grcf_ray.search import keeper
 from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
 from grcf_ray.search.keeper import RETRIES, RecordKeeper
 from grcf_ray.search.proposals import Proposals
@@ -72,11 +72,13 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Proposals, dict[str, 
     """The proposals of each stage that runs, and what they were built from."""
     built: list[tuple[Proposals, dict[str, Any]]] = []
 
-    def build(space: Any, **more: Any) -> Proposals:
-        built.append((Proposals(space, **more), {"space": space, **more}))
-        return built[-1][0]
+    begin = Proposals.__init__
 
-    monkeypatch.setattr(stages, "Proposals", build)
+    def note(self: Proposals, space: Any, **more: Any) -> None:
+        begin(self, space, **more)
+        built.append((self, {"space": space, **more}))
+
+    monkeypatch.setattr(Proposals, "__init__", note)
     return built
 
 
@@ -191,7 +193,7 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     assert weights.looks == 11
     assert weights.odd == []
     # Optuna was told of each trial once, and of the same as a study that is built from the record.
-    for (live, built), stage in zip(studies, (1, 2), strict=True):
+    for (live, built), stage in zip(list(studies), (1, 2), strict=True):
         assert told(live) == told(Proposals(**{**built, "trials": record.trials(stage)}))
         assert len(live.study.trials) == built["budget"]
 
