@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
-__all__ = ["TIMES", "Column", "Table", "Timing", "Variant", "interleave", "kept_bytes", "timed_row"]
+__all__ = ["PAIRED", "TIMES", "Column", "Table", "Timing", "Variant", "interleave", "kept_bytes", "paired", "timed_row"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ TIMES = (
     Column("speed_up", "speed-up", "{:.2f}"),
 )
 """The columns of `timed_row`, but the name."""
+PAIRED = (
+    Column("difference", "difference", "{:+.4f}"),
+    Column("low", "from", "{:+.4f}"),
+    Column("high", "to", "{:+.4f}"),
+)
+"""The columns of `paired`."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,13 @@ def timed_row(name: str, timing: Timing, first: Timing, **more: Any) -> dict[str
         "seconds": timing.seconds,
         **more,
     }
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Difference of the means, and the 95 % interval of a t test paired over the seeds."""
+    interval = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    return {"difference": difference, "low": float(interval.low), "high": float(interval.high)}
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

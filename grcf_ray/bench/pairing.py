@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from scipy import stats
 
-from grcf_ray.bench.measure import Column, Table
+from grcf_ray.bench.measure import PAIRED, Column, Table, paired
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.features import Features
@@ -72,9 +71,7 @@ def pairing_tables(setup: Setup) -> list[Table]:
             (
                 Column("name", "passes over train"),
                 *(Column(p, f"pairing: {p}", "{:.4f}") for p in PAIRINGS),
-                Column("difference", "difference", "{:+.4f}"),
-                Column("low", "from", "{:+.4f}"),
-                Column("high", "to", "{:+.4f}"),
+                *PAIRED,
             ),
             _curve_rows(by_pairing),
             (
@@ -149,14 +146,11 @@ def _curve_rows(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]]) -
     for epoch in range(len(next(iter(curves.values()))[0])):
         at = {p: [curve[epoch] for curve in curves[p]] for p in PAIRINGS}
         values = {p: [value for _, value in at[p]] for p in PAIRINGS}
-        interval = stats.ttest_rel(values["all"], values["sampled"]).confidence_interval(0.95)
         rows.append(
             {
                 "name": f"{statistics.fmean(passes for passes, _ in at['sampled']):.2f}",
                 **{p: statistics.fmean(values[p]) for p in PAIRINGS},
-                "difference": statistics.fmean(values["all"]) - statistics.fmean(values["sampled"]),
-                "low": float(interval.low),
-                "high": float(interval.high),
+                **paired(values["all"], values["sampled"]),
                 "seeds": values,
             }
         )

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState as OptunaState
-from scipy import stats
 
-from grcf_ray.bench.measure import Column, Table
+from grcf_ray.bench.measure import PAIRED, Column, Table, paired
 from grcf_ray.config import flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
@@ -91,9 +90,7 @@ def pruning_tables(setup: Setup) -> list[Table]:
                 Column("stopped", "trials stopped", "{:.1f}"),
                 Column("best", "best PairwiseAcc", "{:.4f}"),
                 Column("deviation", "deviation", "{:.4f}"),
-                Column("difference", "difference", "{:+.4f}"),
-                Column("low", "from", "{:+.4f}"),
-                Column("high", "to", "{:+.4f}"),
+                *PAIRED,
             ),
             [_row(name, outcomes[name], outcomes[names[0]]) for name in names],
             (
@@ -177,7 +174,5 @@ def _row(name: str, outcomes: Sequence[Outcome], first: Sequence[Outcome]) -> di
         "seeds": [vars(one) for one in outcomes],
     }
     if outcomes is not first:
-        test = stats.ttest_rel(best, others)
-        interval = test.confidence_interval(0.95)
-        row |= {"difference": mean(best) - mean(others), "low": float(interval.low), "high": float(interval.high)}
+        row |= paired(best, others)
     return row
