@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["pairing_tables"]
 
 PAIRINGS = ("sampled", "all")
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of the starting point's learning rates, encoder's and head's alike."""
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 PASSES, PER_PASS = 6, 2

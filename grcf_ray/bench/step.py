@@ -69,7 +69,8 @@ class LiteralStep:
         for index, group in enumerate(self.step.groups[:groups]):
             batches, place_S = self.batches(index)
             moved = [batch.to(loop.device, loop.dtype) for batch in batches]
-            score_S = loop.model(moved, torch.from_numpy(place_S).to(loop.device))
+            with loop.autocast():
+                score_S = loop.model(moved, torch.from_numpy(place_S).to(loop.device))
             label_S = loop.features.train.label_N[self.step.utterance_U[group.slot_S]]
             terms = loop.losses(group, score_S, torch.from_numpy(label_S).to(loop.device, loop.dtype))
             loss: Tensor = group.weight * terms["loss/total"]
@@ -148,7 +149,7 @@ def encoder_table(
             f"{groups} groups of {PAPER_STEP['pairs.pairs_per_group']} pairs, {len(step.utterance_U)} distinct "
             f"utterances in {2 * sum(len(g.pairs_P2) for g in step.groups)} slots; the loops over pairs were timed on "
             f"one of the {groups} groups, times {groups}",
-            "gradients: against the first line, float32, without dropout, on a step of "
+            f"gradients: against the first line, {_whole_precision(config)}, without dropout, on a step of "
             f"{_COMPARED['pairs.groups_per_step']} groups",
         ),
     )
@@ -164,12 +165,18 @@ def _kept(config: RunConfig) -> dict[str, int]:
     return {"pairs.activation_tokens": PAPER_STEP["pairs.groups_per_step"] * _group_tokens(config)}
 
 
+def _whole_precision(config: RunConfig) -> str:
+    """What gradients are compared in: the space's own would round differently from one batch to another."""
+    return "float64" if config.train.precision == "float64" else "float32"
+
+
 def _differences(features: Features, config: RunConfig, device: torch.device) -> list[float | None]:
     gradients = []
     for way in ("padded", "sorted", "once", "bounded"):
         # So little room that it does encode twice.
         budget = {"pairs.activation_tokens": 1} if way == "bounded" else _kept(config)
-        loop = new_loop(features, config, device, {**PAPER_STEP, **_COMPARED, **budget}, dropout=False)
+        changes = {**PAPER_STEP, **_COMPARED, **budget, "train.precision": _whole_precision(config)}
+        loop = new_loop(features, config, device, changes, dropout=False)
         step = first_step(loop)
         if way in ("once", "bounded"):
             loop.backward(step)

@@ -209,17 +209,17 @@ class StageLoop:
         groups = step.groups or (_IDLE,)
         slot_S = torch.from_numpy(place_U[np.concatenate([group.slot_S for group in groups])]).to(self.device)
         if self._keeps_activations(batches):
-            with self._autocast():
+            with self.autocast():
                 score_S: Tensor = self.network(batches, slot_S)
             totals, loss = self.totals(step, groups, score_S)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            with self._autocast():
+            with self.autocast():
                 encoded = EncodedTwice(self.model, batches)
                 score_S = self.model.score(encoded.vector_UW[slot_S])
             totals, loss = self.totals(step, groups, score_S)
             loss.backward()  # type: ignore[no-untyped-call]
-            encoded.backward(self._autocast)
+            encoded.backward(self.autocast)
             if self.world > 1:
                 average_gradients(self.model)
         return totals
@@ -251,7 +251,8 @@ class StageLoop:
         label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
         return torch.from_numpy(label_S).to(self.dtype)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision that the model is called in."""
         precision = self.config.train.precision
         if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -283,7 +284,7 @@ class StageLoop:
         }
 
     def _validate(self) -> dict[str, float]:
-        with self._autocast():
+        with self.autocast():
             score_N = predict(
                 self.model,
                 self.features,
@@ -428,8 +429,11 @@ def use_deterministic_torch(threads: int) -> None:
     """Results that repeat bit for bit for a seed, on the same machine type with the same number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    # Some CUDA kernels have no deterministic form; warn_only trains with them rather than not at all.
+    # Some CUDA kernels have no deterministic form; warn_only trains with them rather than not at all. Attention has
+    # others, which take the place of those two.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     # Nothing reads memory before it is written; to fill it costs time all the same.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
