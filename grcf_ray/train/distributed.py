@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import gc
 import os
 import tempfile
 import textwrap
@@ -270,8 +269,6 @@ def _work(config: dict[str, Any]) -> None:
     while (order := ray.get(mailbox.next_order.remote(rank))).kind != "end":
         if order.job is not None:
             runner.start(order.job)
-            # What outlives a job stays: without it, the search for what does not is a matter of milliseconds.
-            gc.freeze()
         else:
             ray.get(mailbox.answer.remote(rank, runner.step()))
 
