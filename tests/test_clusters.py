@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -527,14 +528,14 @@ def test_fixed_clusters_are_asked_for_nothing(with_nodes: Callable[..., Any], tm
 
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_stopped_job_takes_its_request_back(with_nodes: Callable[..., Any], tmp_path: Path, waiting: bool) -> None:
-    """Ray sends SIGTERM to every process of a job."""
+    """Ray sends SIGTERM to every process of a job, to the first one first."""
     command = ("bash", "-c", "sleep 60 & trap 'kill $!; exit 130' TERM; echo $$; wait")
     process = with_nodes("--gpus", "1", *command, gpus=0 if waiting else 1)
-    if waiting:
-        process.stderr.readline()
-    else:
-        os.kill(int(process.stdout.readline()), signal.SIGTERM)
+    told = (process.stderr if waiting else process.stdout).readline()
     process.send_signal(signal.SIGTERM)
+    if not waiting:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(told), signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert requests(tmp_path)[-1] == '["request", []]'
