@@ -231,6 +231,8 @@ class SearchConfig:
     """CPUs, and so torch threads, of a worker."""
     gpus_per_worker: NonNegative = 0.0
     """GPUs of a worker; a fraction lets trials share one."""
+    accelerator_type: str | None = None
+    """Kind of GPU that a worker's node has to have, as Ray names it (A100, H100, T4); by default any."""
     pruning: bool = True
     """Stop trials early by ASHA."""
     grace_epochs: PositiveCount = 1
@@ -243,6 +245,14 @@ class SearchConfig:
     """Trials that fail one after the other until the search is given up."""
     ridge_baseline: bool = False
     """Fit ridge regression on the frozen text vectors, for the final table."""
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What a worker asks for, as Ray names it."""
+        # A node has 1 of its kind of GPU: a mark, of which any number of workers take next to nothing.
+        kind = {f"accelerator_type:{self.accelerator_type}": 0.001} if self.accelerator_type else {}
+        amounts = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus_per_worker, **kind}
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

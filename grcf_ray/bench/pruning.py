@@ -16,11 +16,12 @@ from grcf_ray.bench.measure import PAIRED, Column, Table, paired
 from grcf_ray.config import flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
+from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import connect, find_room
 from grcf_ray.search.proposals import Proposals
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import Range, Space
-from grcf_ray.search.stages import Search, cluster_nodes
+from grcf_ray.search.stages import Search
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
 

@@ -26,10 +26,11 @@ from grcf_ray.search.events import (
     TrialEnded,
     TrialStarted,
 )
+from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import connect, find_room
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
-from grcf_ray.search.stages import Search, cluster_nodes
+from grcf_ray.search.stages import Search
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.checkpoint import save_checkpoint

@@ -110,8 +110,9 @@ class Lease:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         name = "grcf-run-" + hashlib.sha256(self._place.uri.encode()).hexdigest()[:16]
-        # Beside the driver, so that they die together and no other node is kept from being given back.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Beside the driver, so that they die together and no other node is kept from being given back. By a soft
+        # affinity, Ray puts what asks for no resources on any node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"name": name, "namespace": "grcf", "num_cpus": 0, "scheduling_strategy": here}
         begun = time.monotonic()
         while time.monotonic() - begun < _BIRTH_SECONDS:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,13 @@ from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
+from grcf_ray.search.nodes import Memory, Node
 from grcf_ray.storage import Place
 
 __all__ = ["Room", "check_disk", "connect", "find_room", "needed_bytes"]
+
+_KIND = "accelerator_type:"
+"""Begins the name of the resource that marks a node's kind of GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Room:
     """Trials at a time."""
     notes: tuple[str, ...]
     """What the user should know before the search starts."""
+    memory: Mapping[str, Memory] = dataclasses.field(default_factory=dict)
+    """What each of several nodes has for shared objects."""
 
 
 def connect() -> None:
@@ -83,11 +89,11 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Sequence[int]) -> Room:
+def find_room(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) -> Room:
     """How many trials run at a time. ClusterError names what a trial lacks on every node.
 
-    nodes: each node's resources as Ray names them. budgets: the trials of each stage. Workers of a trial lie on one
-    node where they fit, and on several where they must.
+    budgets: the trials of each stage. Workers of a trial lie on one node where they fit, and on several where they
+    must.
     """
     search = config.search
     if search.workers > config.pairs.groups_per_step:
@@ -95,14 +101,14 @@ def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Seq
             f"--workers {search.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups to "
             "deal out; use at most as many workers"
         )
-    wanted = {"CPU": float(search.cpus_per_worker), "GPU": search.gpus_per_worker}
+    wanted, have = search.worker_resources, [node.resources for node in nodes]
     if search.gpus_per_worker > 1 and search.gpus_per_worker % 1:
         raise ConfigError(f"--gpus-per-worker {search.gpus_per_worker:g}: a trial takes whole GPUs, or a share of one")
-    processes = sum(_fitting(node, wanted) for node in nodes)
+    processes = sum(_fitting(node, wanted) for node in have)
     room = processes // search.workers
-    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    cpus, gpus = (sum(node.get(name, 0.0) for node in have) for name in ("CPU", "GPU"))
     if room == 0:
-        raise ClusterError(_lack(nodes, wanted, search.workers, processes))
+        raise ClusterError(_lack(have, wanted, search.workers, processes))
     notes = []
     if gpus and not search.gpus_per_worker:
         notes.append(f"{gpus:g} GPU(s) stay idle: --gpus-per-worker 1 gives one to each trial, 0.5 half of one")
@@ -118,34 +124,45 @@ def find_room(nodes: Sequence[dict[str, float]], config: RunConfig, budgets: Seq
     return Room(len(nodes), cpus, gpus, concurrent, tuple(notes))
 
 
-def _fitting(node: dict[str, float], wanted: dict[str, float]) -> int:
+def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     """Trials that fit a node."""
     fits = []
     for name, amount in wanted.items():
         have = node.get(name, 0.0)
         # A share of a GPU lies on one GPU: two of them hold four trials of 0.4, not five.
         units, unit = (math.floor(have), 1.0) if name == "GPU" and amount < 1 else (1, have)
-        fits += [units * math.floor(unit / amount + 1e-9)] if amount else []
+        fits.append(units * math.floor(unit / amount + 1e-9))
     return min(fits)
 
 
-def _lack(nodes: Sequence[dict[str, float]], wanted: dict[str, float], workers: int, processes: int) -> str:
+def _lack(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float], workers: int, processes: int) -> str:
     if processes:
         return f"a trial asks for {workers} workers, and there is room for {processes}. Lower --workers, or add a node"
-    asked = " and ".join(f"{amount:g} {name}{'s' if amount != 1 else ''}" for name, amount in wanted.items() if amount)
+    asked = " and ".join(_named(name, amount) for name, amount in wanted.items())
     most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
     lacks = [
-        f"no node has more than {most[name]:g} {name}{'s' if most[name] != 1 else ''}"
-        if most[name]
-        else f"no node has a {name}"
+        f"no node has more than {_named(name, most[name])}" if most[name] else f"no node has {_named(name)}"
         for name, amount in wanted.items()
         if most[name] < amount
     ]
-    found = "; ".join(lacks) or "no node has both"
+    found = "; ".join(lacks) or ("no node has both" if len(wanted) == 2 else "no node has all of it")
+    kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
+    there = f", whose kinds of GPU are: {', '.join(kinds) or 'none'}" if any(_is_kind(name) for name in wanted) else ""
     return (
-        f"a trial asks for {asked} on one node, and {found} ({len(nodes)} node(s)). Lower --cpus-per-worker or "
+        f"a trial asks for {asked} on one node, and {found} ({len(nodes)} node(s){there}). Lower --cpus-per-worker or "
         "--gpus-per-worker, or add a node that has them"
     )
+
+
+def _is_kind(name: str) -> bool:
+    return name.startswith(_KIND)
+
+
+def _named(name: str, amount: float | None = None) -> str:
+    """A resource as people call it, and how much of it."""
+    if _is_kind(name):
+        return f"a GPU of kind {name.removeprefix(_KIND)}"
+    return f"a {name}" if amount is None else f"{amount:g} {name}{'s' if amount != 1 else ''}"
 
 
 def check_disk(place: Place, config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> None:

@@ -22,12 +22,13 @@ from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.events import Event, Listener, SearchStarted, SeedsStarted, TrialStarted
 from grcf_ray.search.lease import Lease
+from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import GROWING
 from grcf_ray.search.preflight import Room, check_disk, connect, find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import retrain
 from grcf_ray.search.space import Choice, Space
-from grcf_ray.search.stages import Search, cluster_nodes, config_of
+from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
 from grcf_ray.search.winner import (
     export_winner,
@@ -105,9 +106,10 @@ class Session:
             )
         resolve_backbone(config.model.backbone)
         connect()
-        room = find_room(cluster_nodes(), config, [trials for trials, _ in self.budgets.values()])
+        nodes = cluster_nodes()
+        room = find_room(nodes, config, [trials for trials, _ in self.budgets.values()])
         check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
-        return room
+        return dataclasses.replace(room, memory=check_nodes(nodes, config, self.record.place))
 
     def calibrate(self) -> list[Way]:
         """Throughput of trials side by side, on the cluster that `check` has joined."""
@@ -146,6 +148,7 @@ class Session:
         torch.set_num_threads(os.cpu_count() or 1)
         console.progress("Preparing features")
         features = prepare_features(store, config)
+        check_memory(features.train.nbytes + features.valid.nbytes, room.memory)
         self._open_record()
         self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task))
         listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners

@@ -34,9 +34,10 @@ from grcf_ray.search.space import Choice, Dimension, Space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
+from grcf_ray.train.network import named_interfaces
 from grcf_ray.train.stage import stage_seed
 
-__all__ = ["Retrainings", "Search", "cluster_nodes", "config_of"]
+__all__ = ["Retrainings", "Search", "config_of"]
 
 
 class Retrainings(Protocol):
@@ -173,7 +174,7 @@ class Search:
         budget: int,
     ) -> None:
         search = self.config.search
-        shared = Shared(ray.put(self.features), search.workers, search.cpus_per_worker, search.gpus_per_worker)
+        shared = Shared(ray.put(self.features), search.workers, search.worker_resources, named_interfaces())
         scratch = Path(tempfile.mkdtemp(prefix="grcf-tune-"))
         try:
             with self.stop.deferred():
@@ -327,11 +328,6 @@ def config_of(space: Space, record: RunRecord, trial: TrialRecord) -> RunConfig:
     return space.config({**inherited, **own})
 
 
-def cluster_nodes() -> list[dict[str, float]]:
-    """The resources of each node that is alive."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
 def _reasons(trials: Sequence[TrialRecord]) -> str:
     causes = failures_by_cause(trials)
     if not causes:
@@ -345,5 +341,4 @@ def _resources(config: RunConfig) -> tune.PlacementGroupFactory:
     search = config.search
     if search.workers > 1:
         return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-    bundle = {"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker}
-    return tune.PlacementGroupFactory([{name: float(amount) for name, amount in bundle.items() if amount}])
+    return tune.PlacementGroupFactory([search.worker_resources])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,10 +26,10 @@ class Shared:
     """They lie in Ray's object store, once per node."""
     workers: int
     """Processes that train one trial together."""
-    cpus: int
-    """CPUs of each."""
-    gpus: float
-    """GPUs of each."""
+    resources: Mapping[str, float]
+    """Of each of several workers, as Ray names them."""
+    interfaces: Mapping[str, str]
+    """Network interfaces that are named for them to meet on."""
 
 
 class TrialTrainable(tune.Trainable):
@@ -46,7 +47,7 @@ class TrialTrainable(tune.Trainable):
             from grcf_ray.train.distributed import WorkerGroup
 
             self._runner = WorkerGroup(
-                shared.features, workers=shared.workers, cpus_per_worker=shared.cpus, gpus_per_worker=shared.gpus
+                shared.features, workers=shared.workers, resources=shared.resources, interfaces=shared.interfaces
             )
         else:
             self._runner = JobRunner(ray.get(shared.features))

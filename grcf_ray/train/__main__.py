@@ -232,8 +232,8 @@ def _join_cluster(config: RunConfig, sharing: SearchConfig) -> None:
     if config.train.device == "cuda" and not sharing.gpus_per_worker:
         raise ConfigError("train.device = cuda, but the workers are given no GPU: --gpus-per-worker 1")
 
+    from grcf_ray.search.nodes import cluster_nodes
     from grcf_ray.search.preflight import connect, find_room
-    from grcf_ray.search.stages import cluster_nodes
 
     connect()
     find_room(cluster_nodes(), dataclasses.replace(config, search=sharing), [1])
@@ -302,13 +302,14 @@ def _runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | W
         return
 
     from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
+    from grcf_ray.train.network import named_interfaces
 
     console.progress(f"Starting {sharing.workers} workers")
     group = WorkerGroup(
         share(features),
         workers=sharing.workers,
-        cpus_per_worker=sharing.cpus_per_worker,
-        gpus_per_worker=sharing.gpus_per_worker,
+        resources=sharing.worker_resources,
+        interfaces=named_interfaces(),
     )
     try:
         with contextlib.closing(group):

@@ -26,7 +26,7 @@ from grcf_ray.train.stage import seed_torch
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
 
-__all__ = ["initial_model", "prepare_features", "select_modalities", "template", "text_vectors"]
+__all__ = ["backbone_sha256", "initial_model", "prepare_features", "select_modalities", "template", "text_vectors"]
 
 FROZEN_TOKEN_BUDGET = 4096
 
@@ -35,6 +35,11 @@ FROZEN_TOKEN_BUDGET = 4096
 def template(backbone: str) -> nn.Module:
     """The pretrained backbone on the CPU, loaded once a process and never trained: copy it."""
     return load_backbone(backbone).requires_grad_(True).eval()
+
+
+def backbone_sha256(backbone: str) -> str:
+    """Of the pretrained weights, of which every process has to have the same."""
+    return _weights_sha256(template(backbone))
 
 
 def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = None) -> Features:

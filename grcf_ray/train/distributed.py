@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import tempfile
 import textwrap
 import uuid
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,8 +55,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
-_PASSED_ON = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Variables of the holder that name the network interface for the workers to meet on."""
 
 
 class WorkersDiedError(RuntimeError):
@@ -85,16 +83,23 @@ class WorkerGroup:
     """Runs jobs an epoch at a time as `JobRunner` does, with several workers to a job.
 
     Starts at once and is ready later: the first `step` waits until the workers are placed. Close it, or end the
-    process that holds it.
+    process that holds it. The workers lie on one node where they fit.
+
+    resources: of each worker, as Ray names them. interfaces: those of `network.VARIABLES` that are set where the
+    command runs, for workers that lie on several nodes.
     """
 
     def __init__(
-        self, features: ray.ObjectRef[Features], *, workers: int, cpus_per_worker: int, gpus_per_worker: float
+        self,
+        features: ray.ObjectRef[Features],
+        *,
+        workers: int,
+        resources: Mapping[str, float],
+        interfaces: Mapping[str, str] | None = None,
     ) -> None:
         here = ray.get_runtime_context()
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         # Ray's tools would ask any cluster that is about.
-        environment |= {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
+        environment = {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
         mailbox: Any = ray.remote(_Mailbox)
         # On this node, but outside the placement group that this process may be in.
         self._mailbox: Any = mailbox.options(
@@ -108,7 +113,8 @@ class WorkerGroup:
         self._mailbox.watch.remote([self._presence])
         self._training = self._mailbox.train.remote(
             {"features": features, "mailbox": self._mailbox},
-            {"CPU": float(cpus_per_worker), "GPU": gpus_per_worker},
+            dict(resources),
+            dict(interfaces or {}),
         )
         # Handed to the next call, which so comes after: calls of an asynchronous actor may overtake each other.
         self._started: ray.ObjectRef[None] | None = None
@@ -168,10 +174,10 @@ class _Mailbox:
         self._ended = asyncio.Event()
         self._fault = _Fault("the workers have ended", "")
 
-    async def train(self, config: dict[str, Any], resources: dict[str, float]) -> None:
+    async def train(self, config: dict[str, Any], resources: dict[str, float], interfaces: dict[str, str]) -> None:
         """Run the trainer until the workers have ended, by order or by a fault."""
         try:
-            await asyncio.to_thread(_fit, config, len(self._orders), resources)
+            await asyncio.to_thread(_fit, config, len(self._orders), resources, interfaces)
         except Exception as error:
             self._fault = _fault(error)
         self._ended.set()
@@ -228,24 +234,27 @@ class _Mailbox:
         self._answers.put_nowait((rank, result))
 
 
-def _fit(config: dict[str, Any], workers: int, resources: dict[str, float]) -> None:
+def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], interfaces: dict[str, str]) -> None:
     """Train's part: place the workers, join them, and have each of them take orders. Returns when all have ended."""
     # Seconds to import, which the holder is spared.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
-    gpus = resources["GPU"]
+    from grcf_ray.train.backend import MeetingConfig
+
+    gpus = resources.get("GPU", 0.0)
     # NCCL admits one process to a GPU.
     cuda = "nccl" if gpus >= 1 else "gloo"
     with tempfile.TemporaryDirectory(prefix="grcf-train-", ignore_cleanup_errors=True) as scratch:
         TorchTrainer(
             _work,
             train_loop_config=config,
-            torch_config=TorchConfig(backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo"),
+            torch_config=MeetingConfig(backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo", interfaces=interfaces),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={name: amount for name, amount in resources.items() if amount},
+                resources_per_worker=resources,
+                placement_strategy="PACK",
             ),
             run_config=RunConfig(
                 name=f"grcf-{uuid.uuid4().hex}",

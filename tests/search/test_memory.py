@@ -73,7 +73,7 @@ def test_a_trials_process_has_no_copy_of_the_features(ray_session: None, big_fea
             summed = names["total"](self.features)
             return names["private"]() - before, summed
 
-    reference = ray.put(Shared(ray.put(big_features), workers=1, cpus=1, gpus=0.0))
+    reference = ray.put(Shared(ray.put(big_features), workers=1, resources={}, interfaces={}))
     reader = Reader.remote()
     try:
         growth, summed = ray.get(reader.read.remote([reference]))

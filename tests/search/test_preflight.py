@@ -16,6 +16,7 @@ from grcf_ray.config import RunConfig, SearchConfig
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search.__main__ import app
+from grcf_ray.search.nodes import Node
 from grcf_ray.search.preflight import Room, check_disk, find_room, needed_bytes
 from grcf_ray.search.space import load_space
 from grcf_ray.storage import place_at
@@ -28,7 +29,7 @@ SMALL = {"CPU": 4.0, "memory": 1e9}
 
 
 def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000), **search: Any) -> Room:
-    return find_room(nodes, RunConfig(search=SearchConfig(**search)), budgets)
+    return find_room([Node("", "", "", node) for node in nodes], RunConfig(search=SearchConfig(**search)), budgets)
 
 
 @pytest.mark.parametrize(

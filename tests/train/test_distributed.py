@@ -71,7 +71,7 @@ def shared(ray_session: None, tiny_features: Features) -> ray.ObjectRef[Features
 
 
 def new_group(shared: ray.ObjectRef[Features]) -> WorkerGroup:
-    return WorkerGroup(shared, workers=2, cpus_per_worker=1, gpus_per_worker=0.0)
+    return WorkerGroup(shared, workers=2, resources={"CPU": 1.0})
 
 
 @pytest.fixture(scope="class")
@@ -302,26 +302,3 @@ def test_reason_of_the_end_is_the_first_fault() -> None:
     assert "all of it" in fault.text
     assert distributed._fault(ValueError("no workers")).line == "ValueError: no workers"
     assert len(distributed._fault(ValueError("word " * 1000)).line) <= 200
-
-
-def test_interfaces_are_named_to_the_workers(monkeypatch: pytest.MonkeyPatch, shared: Any) -> None:
-    seen: dict[str, Any] = {}
-
-    class Stub:
-        def __getattr__(self, name: str) -> Any:
-            return self
-
-        def options(self, **options: Any) -> Any:
-            seen.update(options)
-            return self
-
-        def remote(self, *_: Any) -> Any:
-            return self
-
-    monkeypatch.setattr(distributed.ray, "remote", lambda _: Stub())
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
-    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
-    new_group(shared)
-    environment = seen["runtime_env"]["env_vars"]
-    assert environment["GLOO_SOCKET_IFNAME"] == "eth7"
-    assert "NCCL_SOCKET_IFNAME" not in environment

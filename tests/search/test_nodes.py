@@ -1,0 +1,187 @@
+"""Every node of a cluster is looked at before anything is trained there, and all that is wrong is said at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grcf_ray.config import RunConfig, build_config
+from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.search import nodes
+from grcf_ray.search.nodes import Look, Memory, Node, Seen, check_memory, check_nodes, cluster_nodes, look
+from grcf_ray.storage import place_at
+from grcf_ray.train.assemble import backbone_sha256
+
+ALPHA = Node("a" * 56, "alpha", "10.0.0.2", {"CPU": 2.0, "object_store_memory": 2e9})
+BETA = Node("b" * 56, "beta", "10.0.0.3", {"CPU": 2.0, "object_store_memory": 1e8})
+
+
+@pytest.fixture
+def config(tiny_backbone: Path) -> RunConfig:
+    return build_config({"model.backbone": str(tiny_backbone)})
+
+
+@pytest.fixture
+def wanted(tiny_backbone: Path, tmp_path: Path) -> Look:
+    """What a sound node has."""
+    (tmp_path / "runs" / ".look").mkdir(parents=True)
+    (tmp_path / "runs" / ".look" / "driver").write_text("word")
+    return Look(
+        versions=nodes._versions(),
+        backbone=str(tiny_backbone),
+        backbone_sha256=backbone_sha256(str(tiny_backbone)),
+        folder=str(tmp_path / "runs" / ".look"),
+        word="word",
+        interfaces=None,
+    )
+
+
+def found(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[Look]:
+    """Have hosts be found so; what was looked for."""
+    asked: list[Look] = []
+
+    def look_at(there: Sequence[Node], wanted: Look) -> list[Seen]:
+        asked.append(wanted)
+        assert Path(wanted.folder, "driver").read_text() == wanted.word
+        return [seen[node.host] for node in there]
+
+    monkeypatch.setattr(nodes, "_look_at", look_at)
+    return asked
+
+
+def test_one_node_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:
+    """The driver sees what there is to see; nothing is written for it, and no process is started."""
+    asked = found(monkeypatch, {})
+    assert check_nodes([ALPHA], config, place_at(tmp_path / "runs" / "n")) == {}
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_nodes_have_their_memory_told(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:
+    asked = found(monkeypatch, {"alpha": Seen([], 64), "beta": Seen([], 10**10)})
+    memory = check_nodes([ALPHA, BETA], config, place_at(tmp_path / "runs" / "n"))
+    assert memory == {
+        "alpha (10.0.0.2)": Memory(2 * 10**9, 64),
+        "beta (10.0.0.3)": Memory(10**8, 10**10),
+    }
+    # The driver's file is gone again.
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert asked[0].interfaces is None
+
+
+def test_all_faults_of_all_nodes_come_together(
+    monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path
+) -> None:
+    found(monkeypatch, {"alpha": Seen(["has no tail"]), "beta": Seen(["has no head", "has no heart"])})
+    with pytest.raises(ClusterError) as caught:
+        check_nodes([ALPHA, BETA], config, place_at(tmp_path / "runs" / "n"))
+    assert caught.value.exit_code == 5
+    assert str(caught.value).splitlines() == [
+        "not every node of the cluster can run trials:",
+        "  alpha (10.0.0.2): has no tail",
+        "  beta (10.0.0.3): has no head",
+        "  beta (10.0.0.3): has no heart",
+    ]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_interfaces_are_looked_for_where_trials_may_lie_on_several_nodes(
+    monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path
+) -> None:
+    asked = found(monkeypatch, {"alpha": Seen([]), "beta": Seen([])})
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    wide = dataclasses.replace(config, search=dataclasses.replace(config.search, workers=2))
+    check_nodes([ALPHA, BETA], wide, place_at(tmp_path / "runs" / "n"))
+    assert asked[0].interfaces == {"GLOO_SOCKET_IFNAME": "eth7"}
+
+
+def test_storage_that_the_driver_cannot_write_is_no_nodes_fault(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written .*--storage DIR"):
+        check_nodes([ALPHA, BETA], config, place_at(tmp_path / "file" / "n"))
+
+
+def test_a_sound_node_has_no_faults(wanted: Look) -> None:
+    seen = look(wanted)
+    assert seen.faults == []
+    assert seen.shared_memory > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"word": "another"}, "does not see what is written to .*/runs; give a place that all nodes share: --storage"),
+        ({"folder": "/nowhere/runs/.look"}, "does not see what is written to /nowhere/runs; "),
+        ({"backbone_sha256": "0"}, "backbone .* has other weights there; copy the folder"),
+        ({"backbone": "/nowhere/bert"}, "backbone /nowhere/bert"),
+        ({"interfaces": {"GLOO_SOCKET_IFNAME": "lo"}}, "GLOO_SOCKET_IFNAME=lo names the loopback interface"),
+    ],
+)
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_wrong_with_a_node_is_said_with_what_to_do(wanted: Look, changes: dict[str, Any], said: str) -> None:
+    (fault,) = look(dataclasses.replace(wanted, **changes)).faults
+    assert re.search(said, fault)
+
+
+def test_a_folder_that_cannot_be_written_is_named(wanted: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grcf_ray.storage import LocalPlace
+
+    def write_text(self: LocalPlace, text: str) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(LocalPlace, "write_text", write_text)
+    (fault,) = look(wanted).faults
+    assert re.fullmatch(r"cannot write to .*/runs \(Read-only file system\), where runs go", fault)
+
+
+def test_other_versions_are_named_together(wanted: Look) -> None:
+    other = {**wanted.versions, "torch": "1.0", "grcf_ray": "0.0.1-aaaaaaaa"}
+    (fault,) = look(dataclasses.replace(wanted, versions=other)).faults
+    assert re.fullmatch(
+        r"has grcf_ray \S+ \(the driver: 0.0.1-aaaaaaaa\), torch \S+ \(the driver: 1.0\); install the same there", fault
+    )
+
+
+def test_a_version_of_torch_is_the_same_for_cpus_and_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    plain = torch.__version__.partition("+")[0]
+    monkeypatch.setattr(torch, "__version__", f"{plain}+cu130")
+    assert nodes._versions()["torch"] == plain
+
+
+def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: Look) -> None:
+    """The driver's own by the driver, others by a task; one that is gone is named for it."""
+    (own,) = cluster_nodes()
+    assert nodes._look_at([own, BETA], wanted)[0].faults == []
+    gone = nodes._look_at([BETA, own], wanted)[0]
+    assert len(gone.faults) == 1
+    assert gone.faults[0].startswith("cannot be reached (")
+    # As another node than the driver's would.
+    stranger = dataclasses.replace(wanted, versions={**wanted.versions, "ray": "0"})
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(nodes.ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "x"})())
+        patch.setattr(nodes, "look", look)
+        (seen,) = nodes._look_at([own], stranger)
+    (fault,) = seen.faults
+    assert fault.startswith("has ray ")
+
+
+def test_features_without_room_are_refused_by_node() -> None:
+    memory = {"alpha (10.0.0.2)": Memory(10**9, 64 * 10**6), "beta (10.0.0.3)": Memory(10**8, 10**10)}
+    check_memory(10**6, memory)
+    check_memory(10**12, {})
+    with pytest.raises(ClusterError) as caught:
+        check_memory(5 * 10**8, memory)
+    assert caught.value.exit_code == 5
+    assert str(caught.value).splitlines() == [
+        "the features take 500.0 MB on every node, and there is not the room:",
+        "  alpha (10.0.0.2): /dev/shm has 64.0 MB; start it with a larger one (a container's --shm-size)",
+        "  beta (10.0.0.3): Ray's object store has 100.0 MB; start it with ray start --object-store-memory=BYTES",
+    ]

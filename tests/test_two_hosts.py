@@ -1,0 +1,203 @@
+"""Two machines and a client, joined by a network: the search is submitted from the third, and one of the two is lost.
+
+The hosts are made of namespaces (`hosts`): what one of them does not share with the other, they do not share here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hosts import ROOT, Host, Network, lacking
+
+from tests.conftest import TINY_SPACE
+
+if TYPE_CHECKING:
+    from grcf_ray.data.store import Store
+
+pytestmark = pytest.mark.cluster
+
+PATIENCE_S = 240
+"""How long to wait for what takes some seconds on an idle machine."""
+UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
+FAST = {"initial_delay_ms": 2000, "period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 3}
+"""When the head counts a silent node as lost: Ray waits for half a minute by itself."""
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The condition's value once it holds."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
+
+
+class Cluster:
+    """alpha, the head, and beta, each with one CPU; the job's data and runs in what they share."""
+
+    def __init__(self, shared: Path) -> None:
+        self.shared = shared
+        self.network = Network(shared)
+        bin_folders = {str(Path(sys.executable).parent), *os.environ["PATH"].split(":"), "/usr/sbin", "/sbin"}
+        self.environment = {
+            "PATH": ":".join([str(Path(sys.executable).parent), *sorted(bin_folders)]),
+            "PYTHONPATH": str(ROOT),
+            "HOME": "/tmp",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "GRCF_DATA": str(shared / "data"),
+            "GRCF_RUNS": str(shared / "runs"),
+            **{f"RAY_health_check_{name}": str(value) for name, value in FAST.items()},
+        }
+        self.alpha = self.network.add("alpha", 2, "net0")
+        head = ["--head", "--port=6379", "--dashboard-host=0.0.0.0"]
+        self._start(self.alpha, head)
+        self.beta = self.join()
+
+    def join(self) -> Host:
+        """Beta, for the first time or again."""
+        self.beta = self.network.add("beta", 3, "lan5")
+        self._start(self.beta, [f"--address={self.alpha.address}:6379"])
+        return self.beta
+
+    def _start(self, host: Host, words: list[str]) -> None:
+        words = [*words, "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+        done = host.run(["ray", "start", *words], self.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def submit(self, *words: str, settings: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """The job, followed from the client; what it says goes to a pipe."""
+        environment = self.environment | {"RAY_ADDRESS": f"http://{self.alpha.address}:8265"}
+        own = ["--runtime-env-json", json.dumps({"env_vars": settings})] if settings else []
+        command = ["ray", "job", "submit", *own, "--working-dir", ".", "--", "python", "-m", "grcf_ray.search", *words]
+        return subprocess.Popen(
+            self.network.client.command(command, environment, ROOT),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if why := lacking():
+        pytest.skip(why)
+    shared = tmp_path_factory.mktemp("shared")
+    shutil.copytree(tiny_backbone, shared / "tiny-bert")
+    shutil.copytree(tiny_store.folder, shared / "data" / "tiny")
+    (shared / "tiny.yaml").write_text(TINY_SPACE.format(backbone=shared / "tiny-bert"), encoding="utf-8")
+    network = None
+    try:
+        cluster = Cluster(shared)
+        network = cluster.network
+        yield cluster
+    finally:
+        if network is not None:
+            network.close()
+
+
+def words(cluster: Cluster, name: str, *more: str) -> list[str]:
+    """A search of few trials, whose epochs take long enough for something to happen in one."""
+    small = {"stage1.epochs": 2, "stage2.epochs": 2, "pairs.pairs_per_epoch": 3072, "search.pruning": "false"}
+    argv = ["--dataset", "tiny", "--space", str(cluster.shared / "tiny.yaml"), "--name", name]
+    argv += ["--stage1-trials", "4", "--stage2-trials", "3"]
+    return [*argv, *(word for path, value in small.items() for word in ("--set", f"{path}={value}")), *more]
+
+
+def trials(run: Path) -> list[dict[str, Any]]:
+    """The recorded trials of both stages."""
+    paths = [path for stage in (1, 2) for path in sorted((run / f"stage{stage}" / "trials").glob("*.json"))]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def running(run: Path, epochs: int) -> list[dict[str, Any]]:
+    """Those at work that have so many epochs behind them."""
+    return [t for t in trials(run) if t["state"] == "running" and len(t["curve"]) >= epochs]
+
+
+def at_work(host: Host, title: str) -> bool:
+    return any(title in line for line in host.titles())
+
+
+def whole(run: Path) -> list[dict[str, Any]]:
+    """The trials of a finished run: each ended once, and none failed."""
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    found = trials(run)
+    assert [(t["stage"], t["number"]) for t in found] == [(1, n) for n in range(4)] + [(2, n) for n in range(3)]
+    assert {t["state"] for t in found} == {"complete"}
+    assert [[m["epoch"] for m in t["curve"]] for t in found] == [[1, 2]] * 7
+    for trial in found:
+        # An attempt more for each process that was lost, and no more.
+        assert trial["attempt"] == 1 + len(trial["failures"])
+        assert {failure["cause"] for failure in trial["failures"]} <= {"process died"}
+    return found
+
+
+def essence(trial: dict[str, Any]) -> dict[str, Any]:
+    """What no loss of a host may change."""
+    curve = [{name: value for name, value in epoch.items() if name not in UNTIMED} for epoch in trial["curve"]]
+    return {**{name: trial[name] for name in ("number", "stage", "params", "seed", "state")}, "curve": curve}
+
+
+def test_a_search_on_both_hosts_outlives_one(cluster: Cluster) -> None:
+    run = cluster.shared / "runs" / "single"
+    job = cluster.submit(*words(cluster, "single"))
+    hosts = (cluster.alpha, cluster.beta)
+
+    def both() -> bool:
+        assert job.poll() is None, job.communicate()[0]
+        return len(running(run, 0)) == 2 and all(at_work(host, "Trainable") for host in hosts)
+
+    wait_for(both, "trials on both hosts")
+    cluster.network.cut("beta")
+    said, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == 0, said
+    lost = [trial for trial in whole(run) if trial["failures"]]
+    assert len(lost) == 1
+    assert "2 node(s), 2 CPUs" in said
+
+
+def test_a_trial_over_two_hosts_waits_for_the_lost_one(cluster: Cluster, tmp_path: Path) -> None:
+    """And comes to what it comes to on one, where nothing is lost, bit for bit."""
+    if "beta" not in cluster.network.hosts:
+        cluster.join()
+    run = cluster.shared / "runs" / "double"
+    argv = words(cluster, "double", "--workers", "2")
+    job = cluster.submit(*argv)
+    hosts = (cluster.alpha, cluster.beta)
+
+    def both() -> bool:
+        assert job.poll() is None, job.communicate()[0]
+        return bool(running(run, 1)) and all(at_work(host, "RayTrainWorker") for host in hosts)
+
+    wait_for(both, "a trial over both hosts")
+    cluster.network.cut("beta")
+    wait_for(lambda: any(trial["failures"] for trial in trials(run)), "the loss on record")
+    cluster.join()
+    said, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == 0, said
+    found = whole(run)
+    assert [len(trial["failures"]) for trial in found if trial["failures"]] == [1]
+
+    environment = {**os.environ, "GRCF_RUNS": str(tmp_path), "GRCF_DATA": str(cluster.shared / "data")}
+    alone = [sys.executable, "-m", "grcf_ray.search", *argv]
+    done = subprocess.run(alone, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert [essence(trial) for trial in found] == [essence(trial) for trial in trials(tmp_path / "double")]
+    winners = [json.loads((folder / "run.json").read_text())["winner"] for folder in (run, tmp_path / "double")]
+    assert winners[0] == winners[1]
+    weights = [(folder / "best" / "model.safetensors").read_bytes() for folder in (run, tmp_path / "double")]
+    assert weights[0] == weights[1]
