@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 240
 """How long to wait for what takes some seconds on an idle machine."""
+TRIALS, EPOCHS = {1: 4, 2: 3}, 2
+"""Of each stage, and of each trial."""
 UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
 FAST = {"initial_delay_ms": 2000, "period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 3}
 """When the head counts a silent node as lost: Ray waits for half a minute by itself."""
@@ -109,11 +111,15 @@ def cluster(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.Tem
             network.close()
 
 
-def words(cluster: Cluster, name: str, *more: str) -> list[str]:
-    """A search of few trials, whose epochs take long enough for something to happen in one."""
-    small = {"stage1.epochs": 2, "stage2.epochs": 2, "pairs.pairs_per_epoch": 3072, "search.pruning": "false"}
+def words(cluster: Cluster, name: str, *more: str, epochs: Sequence[int] = (EPOCHS, EPOCHS)) -> list[str]:
+    """A search of few trials, whose epochs take long enough for something to happen in one.
+
+    epochs: of each stage.
+    """
+    small = {"pairs.pairs_per_epoch": 3072, "search.pruning": "false"}
+    small |= {f"stage{stage}.epochs": count for stage, count in enumerate(epochs, 1)}
     argv = ["--dataset", "tiny", "--space", str(cluster.shared / "tiny.yaml"), "--name", name]
-    argv += ["--stage1-trials", "4", "--stage2-trials", "3"]
+    argv += [word for stage, count in TRIALS.items() for word in (f"--stage{stage}-trials", str(count))]
     return [*argv, *(word for path, value in small.items() for word in ("--set", f"{path}={value}")), *more]
 
 
@@ -132,14 +138,14 @@ def at_work(host: Host, title: str) -> bool:
     return any(title in line for line in host.titles())
 
 
-def whole(run: Path) -> list[dict[str, Any]]:
+def whole(run: Path, stages: Sequence[int] = (1, 2)) -> list[dict[str, Any]]:
     """The trials of a finished run: each ended once, and none failed."""
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     found = trials(run)
-    assert [(t["stage"], t["number"]) for t in found] == [(1, n) for n in range(4)] + [(2, n) for n in range(3)]
-    assert {t["state"] for t in found} == {"complete"}
-    assert [[m["epoch"] for m in t["curve"]] for t in found] == [[1, 2]] * 7
+    assert [(t["stage"], t["number"]) for t in found] == [(stage, n) for stage in stages for n in range(TRIALS[stage])]
     for trial in found:
+        assert trial["state"] == "complete"
+        assert [epoch["epoch"] for epoch in trial["curve"]] == list(range(1, EPOCHS + 1))
         # An attempt more for each process that was lost, and no more.
         assert trial["attempt"] == 1 + len(trial["failures"])
         assert {failure["cause"] for failure in trial["failures"]} <= {"process died"}
@@ -152,6 +158,22 @@ def essence(trial: dict[str, Any]) -> dict[str, Any]:
     return {**{name: trial[name] for name in ("number", "stage", "params", "seed", "state")}, "curve": curve}
 
 
+def test_what_is_wrong_with_any_node_is_said_before_anything_is_trained(cluster: Cluster) -> None:
+    """Runs that would lie on each host's own disk, and workers that would meet on the loopback interface."""
+    settings = {"GRCF_RUNS": "/tmp/runs", "GLOO_SOCKET_IFNAME": "lo"}
+    job = cluster.submit(*words(cluster, "refused", "--workers", "2"), settings=settings)
+    said, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode != 0
+    assert "Job entrypoint command failed with exit code 5" in said
+    loopback = "GLOO_SOCKET_IFNAME=lo names the loopback interface"
+    assert "error: not every node of the cluster can run trials:" in said
+    assert f"alpha ({cluster.alpha.address}): {loopback}" in said
+    assert f"beta ({cluster.beta.address}): {loopback}" in said
+    assert f"beta ({cluster.beta.address}): does not see what is written to /tmp/runs; give a place that all" in said
+    assert f"alpha ({cluster.alpha.address}): does not see" not in said
+    assert "started" not in said
+
+
 def test_a_search_on_both_hosts_outlives_one(cluster: Cluster) -> None:
     run = cluster.shared / "runs" / "single"
     job = cluster.submit(*words(cluster, "single"))
@@ -159,7 +181,7 @@ def test_a_search_on_both_hosts_outlives_one(cluster: Cluster) -> None:
 
     def both() -> bool:
         assert job.poll() is None, job.communicate()[0]
-        return len(running(run, 0)) == 2 and all(at_work(host, "Trainable") for host in hosts)
+        return len(running(run, 0)) == 2 and all(at_work(host, "Trainable.train") for host in hosts)
 
     wait_for(both, "trials on both hosts")
     cluster.network.cut("beta")
@@ -174,8 +196,8 @@ def test_a_trial_over_two_hosts_waits_for_the_lost_one(cluster: Cluster, tmp_pat
     """And comes to what it comes to on one, where nothing is lost, bit for bit."""
     if "beta" not in cluster.network.hosts:
         cluster.join()
-    run = cluster.shared / "runs" / "double"
-    argv = words(cluster, "double", "--workers", "2")
+    run, alone = cluster.shared / "runs" / "double", tmp_path / "double"
+    argv = words(cluster, "double", "--workers", "2", epochs=(EPOCHS, 0))
     job = cluster.submit(*argv)
     hosts = (cluster.alpha, cluster.beta)
 
@@ -185,19 +207,27 @@ def test_a_trial_over_two_hosts_waits_for_the_lost_one(cluster: Cluster, tmp_pat
 
     wait_for(both, "a trial over both hosts")
     cluster.network.cut("beta")
+    # On this machine, while the others wait.
+    environment = {**os.environ, "GRCF_RUNS": str(tmp_path), "GRCF_DATA": str(cluster.shared / "data")}
+    undisturbed = subprocess.Popen(
+        [sys.executable, "-m", "grcf_ray.search", *argv],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: any(trial["failures"] for trial in trials(run)), "the loss on record")
     cluster.join()
     said, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 0, said
-    found = whole(run)
+    found = whole(run, [1])
     assert [len(trial["failures"]) for trial in found if trial["failures"]] == [1]
 
-    environment = {**os.environ, "GRCF_RUNS": str(tmp_path), "GRCF_DATA": str(cluster.shared / "data")}
-    alone = [sys.executable, "-m", "grcf_ray.search", *argv]
-    done = subprocess.run(alone, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    assert [essence(trial) for trial in found] == [essence(trial) for trial in trials(tmp_path / "double")]
-    winners = [json.loads((folder / "run.json").read_text())["winner"] for folder in (run, tmp_path / "double")]
+    _, faults = undisturbed.communicate(timeout=PATIENCE_S)
+    assert undisturbed.returncode == 0, faults
+    assert [essence(trial) for trial in found] == [essence(trial) for trial in trials(alone)]
+    winners = [json.loads((folder / "run.json").read_text())["winner"] for folder in (run, alone)]
     assert winners[0] == winners[1]
-    weights = [(folder / "best" / "model.safetensors").read_bytes() for folder in (run, tmp_path / "double")]
+    weights = [(folder / "best" / "model.safetensors").read_bytes() for folder in (run, alone)]
     assert weights[0] == weights[1]

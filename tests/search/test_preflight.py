@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 BIG = {"CPU": 16.0, "GPU": 2.0, "memory": 1e10, "node:10.0.0.1": 1.0}
 SMALL = {"CPU": 4.0, "memory": 1e9}
+A100 = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0}
+T4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
 
 
 def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000), **search: Any) -> Room:
@@ -51,11 +53,16 @@ def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000),
         ([BIG], {"gpus_per_worker": 1 / 3}, 6),
         ([{"CPU": 3.0, "GPU": 8.0}], {"gpus_per_worker": 0.5}, 3),
         ([BIG], {"gpus_per_worker": 0.5, "cpus_per_worker": 6}, 2),
+        # Of several kinds of GPU, nodes with the one that is asked for.
+        ([A100, BIG, SMALL], {"gpus_per_worker": 1.0, "accelerator_type": "A100"}, 4),
+        ([A100, BIG], {"gpus_per_worker": 1.0}, 6),
+        ([A100, SMALL], {"accelerator_type": "A100"}, 8),
     ],
 )
 def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dict[str, Any], trials: int) -> None:
     found = room(nodes, **search)
-    assert (found.concurrent, found.notes) == (trials, ())
+    assert found.concurrent == trials
+    assert [note for note in found.notes if "stay idle" not in note] == []
     assert found.nodes == len(nodes)
     assert found.cpus == sum(node["CPU"] for node in nodes)
     assert found.gpus == sum(node.get("GPU", 0) for node in nodes)
@@ -76,6 +83,17 @@ def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dic
             [SMALL],
             {"cpus_per_worker": 5, "gpus_per_worker": 0.5},
             "no node has more than 4 CPUs; no node has a GPU",
+        ),
+        (
+            [A100, T4, SMALL],
+            {"gpus_per_worker": 1.0, "accelerator_type": "H100"},
+            "1 CPU and 1 GPU and a GPU of kind H100 on one node, and no node has a GPU of kind H100 (3 node(s), whose "
+            "kinds of GPU are: A100, T4)",
+        ),
+        (
+            [T4, {"CPU": 8.0, "GPU": 8.0}],
+            {"gpus_per_worker": 4.0, "accelerator_type": "T4"},
+            "no node has all of it (2 node(s), whose kinds of GPU are: T4)",
         ),
         ([{"memory": 1e9}], {}, "no node has a CPU"),
         ([], {}, "no node has a CPU (0 node(s))"),

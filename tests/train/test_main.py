@@ -358,7 +358,7 @@ def test_workers_that_die_are_told_of(
 
     class Dying:
         def __init__(self, features: Any, **sizes: Any) -> None:
-            assert sizes == {"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0.0}
+            assert sizes == {"workers": 2, "resources": {"CPU": 1.0}, "interfaces": {}}
 
         def start(self, job: StageJob) -> None:
             assert (job.stage, job.threads, job.gpu) == (1, 1, False)
