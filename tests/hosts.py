@@ -113,7 +113,7 @@ class Network:
         self._shared = shared
         self.hosts: dict[str, Host] = {}
         self.client = Host("client", f"{SUBNET}.1", shared)
-        # By itself a bridge takes an address of its ports', another one when that port goes, and is not found for a while.
+        # By itself a bridge takes the address of a port, and another one when that goes: it is not found for a while.
         self._ip(self.client, "link add name bridge address 02:00:00:00:00:01 type bridge")
         self._ip(self.client, f"addr add {self.client.address}/24 dev bridge")
         self._ip(self.client, "link set bridge up")

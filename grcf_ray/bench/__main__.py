@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = console.make_app("Measure what is fast and what it is compared with.")
 
 PARTS = ("step", "shares", "positions", "frozen", "memory", "search", "packing")
-STUDIES = ("end-to-end", "growth", "pairing", "pruning")
+STUDIES = ("end-to-end", "growth", "pairing", "pruning", "scheduler")
 
 
 @app.command()
@@ -59,6 +59,7 @@ def bench(
       growth     cost and memory against utterances, pairs, text length and trials
       pairing    all pairs of a group against those that were drawn, for the same utterances encoded
       pruning    early stopping against none, and what the sampler is told of stopped trials
+      scheduler  what trials that do nothing cost the driver
 
     \b
     Examples:

@@ -16,6 +16,7 @@ from grcf_ray.bench.packing import packing_table
 from grcf_ray.bench.pairing import pairing_tables
 from grcf_ray.bench.positions import positions_table
 from grcf_ray.bench.pruning import pruning_tables
+from grcf_ray.bench.scheduler import scheduler_tables
 from grcf_ray.bench.searching import search_table
 from grcf_ray.bench.step import encoder_table, shares_table
 from grcf_ray.bench.trunk import trunk_table
@@ -77,6 +78,7 @@ def studies() -> Mapping[str, Callable[[Setup], Sequence[Table]]]:
         "growth": growth_tables,
         "pairing": pairing_tables,
         "pruning": pruning_tables,
+        "scheduler": scheduler_tables,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from grcf_ray.train.assemble import prepare_features
 if TYPE_CHECKING:
     from grcf_ray.bench.parts import Setup
 
-__all__ = ["Meter", "scheduler_table"]
+__all__ = ["Meter", "scheduler_tables"]
 
 TRIALS = 500
 PARTS = 4
@@ -74,7 +75,7 @@ class Meter:
         # The first trial waits for the first process to start.
         last, rows = len(self.marks) - 1, []
         edges = [1 + part * (last - 1) // parts for part in range(parts + 1)]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             count = end - start
             wall, cpu, memory = (
                 after - before for before, after in zip(self.marks[start], self.marks[end], strict=True)
@@ -95,7 +96,7 @@ class Meter:
         return time.perf_counter(), time.process_time(), resident()["RssAnon"] if STATUS.exists() else 0
 
 
-def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
+def scheduler_tables(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
     """Proposals, early stopping, the record and Tune's own work, for trials that take no time of their own."""
     changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
     space = setup.space.with_settings(changes)
@@ -126,8 +127,8 @@ def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
             ),
             rows,
             (
-                f"{len(space.stage1)} searched settings; each trial is proposed by TPE, judged by ASHA, and recorded at "
-                "its start and at its end; of the first one, for which a process is started, nothing is counted",
+                f"{len(space.stage1)} searched settings; each trial is proposed by TPE, judged by ASHA, and recorded "
+                "at its start and at its end; of the first one, for which a process is started, nothing is counted",
                 f"over all: {whole['wall']:.3f} s and {whole['cpu']:.3f} CPU s a trial",
             ),
         )

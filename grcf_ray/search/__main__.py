@@ -51,6 +51,9 @@ def search(
     concurrent: int | None = typer.Option(None, metavar="N", help="Trials at a time; default as many as fit."),
     cpus_per_worker: int | None = typer.Option(None, metavar="C", help="CPUs, and so threads, of a worker."),
     gpus_per_worker: float | None = typer.Option(None, metavar="G", help="GPUs of a worker; a fraction shares one."),
+    accelerator_type: str | None = typer.Option(
+        None, metavar="KIND", help="Kind of GPU that a worker's node has to have, such as A100 (see ray status)."
+    ),
     name: str | None = typer.Option(None, metavar="NAME", help="Run name; default dataset-backbone-seed."),
     storage: str | None = typer.Option(
         None, metavar="DIR|URI", help="Where runs go, such as s3://bucket/runs; default $GRCF_RUNS, then ./runs."
@@ -104,6 +107,7 @@ def search(
         "search.concurrent": concurrent,
         "search.cpus_per_worker": cpus_per_worker,
         "search.gpus_per_worker": gpus_per_worker,
+        "search.accelerator_type": accelerator_type,
         "seed": seed,
     }
     settings = {path: value for path, value in flags.items() if value is not None} | parse_assignments(set_)

@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
 
@@ -134,14 +135,14 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
     """
     if config.search.workers > 1:
         raise ConfigError("--calibrate times trials of one worker each; leave --workers out")
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    node = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0.0) > 0, node["Resources"].get("CPU", 0.0)))
+    fitting = [node for node in cluster_nodes() if node.resources.keys() >= config.search.worker_resources.keys()]
+    node = max(fitting, key=lambda node: (node.resources.get("GPU", 0.0) > 0, node.resources.get("CPU", 0.0)))
     shared = ray.put(features)
     found: list[Way] = []
-    for way in ways_on(node["Resources"], config):
+    for way in ways_on(node.resources, config):
         say(f"{way.trials} at a time, {way.cpus} CPU{'s' * (way.cpus > 1)} each")
         try:
-            with Crew(shared, config, way, node_id=node["NodeID"]) as crew:
+            with Crew(shared, config, way, node_id=node.id) as crew:
                 found.append(dataclasses.replace(way, rate=_rate(crew)))
         except ClusterError as error:
             found.append(dataclasses.replace(way, fault=str(error)))
@@ -151,7 +152,7 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
     return found
 
 
-def ways_on(node: dict[str, float], config: RunConfig) -> list[Way]:
+def ways_on(node: Mapping[str, float], config: RunConfig) -> list[Way]:
     """What can be tried on a node with these resources, one trial first. With GPUs, on one of them."""
     cpus = math.floor(node.get("CPU", 0.0))
     if gpus := (0 if config.train.device == "cpu" else math.floor(node.get("GPU", 0.0))):

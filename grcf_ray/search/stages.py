@@ -58,7 +58,7 @@ class Search:
 
     reopen: whether a Stage 2 that has spent its budget takes the finalists of a Stage 1 that was extended, with its
     first budget once more. retrainings: where given, there is nothing to search: the trials of each stage, and the seed
-    of each. proposals: who proposes trials and is told how they ended.
+    of each. proposals: who proposes trials and is told how they ended. trainable: what a trial is.
     """
 
     record: RunRecord
@@ -71,6 +71,7 @@ class Search:
     reopen: bool = False
     retrainings: Retrainings | None = None
     proposals: type[Proposals] = Proposals
+    trainable: type[tune.Trainable] = TrialTrainable
 
     @property
     def config(self) -> RunConfig:
@@ -179,7 +180,7 @@ class Search:
         try:
             with self.stop.deferred():
                 tune.Tuner(
-                    tune.with_resources(tune.with_parameters(TrialTrainable, shared=shared), _resources(self.config)),
+                    tune.with_resources(tune.with_parameters(self.trainable, shared=shared), _resources(self.config)),
                     tune_config=tune.TuneConfig(
                         search_alg=proposals,
                         scheduler=scheduler,
