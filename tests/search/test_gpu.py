@@ -153,7 +153,9 @@ def test_a_group_of_workers_does_what_one_process_does(
     still = changed(still, {"model.frozen_layers": "all"})
     alone = finish(JobRunner(tiny_features), job(still, tmp_path / "alone"))
     features = distributed.share(tiny_features)
-    with distributed.WorkerGroup(features, workers=workers, cpus_per_worker=1, gpus_per_worker=share) as group:
+    with distributed.WorkerGroup(
+        features, workers=workers, resources={"CPU": 1.0, "GPU": share}, interfaces={}
+    ) as group:
         together = finish(group, job(still, tmp_path / "group"))
     for ours, theirs in zip(together, alone, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9, nan_ok=True)
