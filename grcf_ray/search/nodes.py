@@ -223,7 +223,7 @@ def _check_storage(wanted: Look) -> list[str]:
         return [f"cannot read {runs} ({error.strerror or reason(error)}), where runs go"]
     if not seen:
         return [
-            f"does not see what is written to {runs}; give a place that all nodes share: --storage DIR, or "
+            f"does not see what is written to {runs}; give a place that all nodes share: a network disk, or "
             "--storage s3://bucket/runs"
         ]
     try:

@@ -114,12 +114,13 @@ def train(
         sharing = dataclasses.replace(
             config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
         )
-        store = _ready(config, sharing, dataset, data, label_range)
+        out = out or Path("runs/train")
+        store = _ready(config, sharing, dataset, data, label_range, out)
         task = store.info.task
         check_read(task, parse_assignments(set_))
         if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
             raise ConfigError(f"--ablation {ablation} changes nothing for a data set for {task}")
-        _train(config, sharing, store, out or Path("runs/train"), threads)
+        _train(config, sharing, store, out, threads)
 
 
 def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
@@ -139,9 +140,10 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
         raise ConfigError(f"{out} is not empty, and a trial is repeated from its start. Give another folder: --out DIR")
     store = recorded_store(record, data)
     with tempfile.TemporaryDirectory(prefix="grcf-replay-") as scratch:
-        job, config = replay_job(record, holder, trial, place_at(out or Path(scratch)))
+        place = place_at(out or Path(scratch) / "trial")
+        job, config = replay_job(record, holder, trial, place)
         if config.search.workers > 1:
-            _join_cluster(config, config.search)
+            _join_cluster(config, config.search, place)
         epochs = config.stage1.epochs if job.stage == 1 else config.stage2.epochs
         with _runner(prepare_features(store, config), config.search) as runner:
             runner.start(job)
@@ -202,11 +204,13 @@ def _ready(
     dataset: str,
     data: Path | None,
     label_range: tuple[float, float] | None,
+    out: Path,
 ) -> Store:
     """The data, once all that can keep the configuration from being trained on them is looked into."""
     from grcf_ray.config import check_margins
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError, faults_message
+    from grcf_ray.storage import place_at
     from grcf_ray.train.stage import choose_device
 
     store = find_data(dataset, data, label_range)
@@ -216,11 +220,11 @@ def _ready(
     if sharing.workers == 1:
         choose_device(config.train, granted=True)
     else:
-        _join_cluster(config, sharing)
+        _join_cluster(config, sharing, place_at(out))
     return store
 
 
-def _join_cluster(config: RunConfig, sharing: SearchConfig) -> None:
+def _join_cluster(config: RunConfig, sharing: SearchConfig, out: Place) -> None:
     """Connect to Ray. What can never be placed there is refused: Ray would wait for it forever."""
     from grcf_ray.errors import ConfigError
 
@@ -232,11 +236,13 @@ def _join_cluster(config: RunConfig, sharing: SearchConfig) -> None:
     if config.train.device == "cuda" and not sharing.gpus_per_worker:
         raise ConfigError("train.device = cuda, but the workers are given no GPU: --gpus-per-worker 1")
 
-    from grcf_ray.search.nodes import cluster_nodes
+    from grcf_ray.search.nodes import check_nodes, cluster_nodes
     from grcf_ray.search.preflight import connect, find_room
 
     connect()
-    find_room(cluster_nodes(), dataclasses.replace(config, search=sharing), [1])
+    nodes, shared = cluster_nodes(), dataclasses.replace(config, search=sharing)
+    find_room(nodes, shared, [1])
+    check_nodes(nodes, shared, out)
 
 
 def _train(config: RunConfig, sharing: SearchConfig, store: Store, out: Path, threads: int | None) -> None:

@@ -170,7 +170,7 @@ def test_trial_of_several_workers_is_trained_by_as_many(copied: Path, monkeypatc
         asked.append(sharing.workers)
         yield JobRunner(features)
 
-    monkeypatch.setattr(command, "_join_cluster", lambda config, sharing: asked.append(sharing.workers))
+    monkeypatch.setattr(command, "_join_cluster", lambda config, sharing, out: asked.append(sharing.workers))
     monkeypatch.setattr(command, "_runner", runner)
     assert replay(copied, "stage1/0") == 0
     assert asked == [2, 2]
