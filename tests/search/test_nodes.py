@@ -115,7 +115,7 @@ def test_a_sound_node_has_no_faults(wanted: Look) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"word": "another"}, "does not see what is written to .*/runs; give a place that all nodes share: a network disk"),
+        ({"word": "another"}, "does not see what is written to .*/runs; give a place that all nodes share: a network"),
         ({"folder": "/nowhere/runs/.look"}, "does not see what is written to /nowhere/runs; "),
         ({"backbone_sha256": "0"}, "backbone .* has other weights there; copy the folder"),
         ({"backbone": "/nowhere/bert"}, "backbone /nowhere/bert"),
