@@ -3,7 +3,8 @@
     python clusters/with_nodes.py --gpus 4 python -m grcf_ray.search --dataset mosi --gpus-per-worker 1
 
 A search counts the trials that fit when it starts, and a cluster that grows has no worker then. GPUs are asked of the
-autoscaler, for as long as the command runs: workers that are between two trials stay, and lost ones are replaced.
+autoscaler, for as long as the command runs: workers that are between two trials stay, and lost ones are replaced. A
+cluster has one such request: of two commands with --gpus, the one that ends first takes back the other's too.
 """
 
 from __future__ import annotations

@@ -199,6 +199,9 @@ def _gcp(node: dict[str, Any]) -> Iterator[str]:
     asked = sum(accelerator["acceleratorCount"] for accelerator in config.get("guestAccelerators", []))
     if asked != gpus:
         yield f"{asked} accelerators of {kind}, which has {gpus}"
+    for disk in config.get("disks", []):
+        if not disk["initializeParams"].get("diskType", "").endswith(("/pd-balanced", "/pd-ssd")):
+            yield "machines with GPUs take no disk of the default type: initializeParams.diskType"
     if gpus and config.get("scheduling", {}).get("onHostMaintenance") != "TERMINATE":
         yield "machines with GPUs do not move: they need scheduling.onHostMaintenance TERMINATE"
 

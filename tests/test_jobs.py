@@ -11,12 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from waiting import PATIENCE_S, wait_for
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 
-PATIENCE_S = 240
-"""How long to wait for what takes some seconds on an idle machine."""
 
 pytestmark = pytest.mark.cluster
 
@@ -114,16 +112,6 @@ def job(environment: dict[str, str], *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """The condition's value once it holds."""
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
-
-
 def first_trial(run: Path) -> dict[str, Any]:
     """As it is on record; nothing before that."""
     path = run / "stage1" / "trials" / "0000.json"
@@ -179,7 +167,7 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
             [str(RAY), "job", "logs", "--follow", "first"], env=cluster, stdout=file, stderr=file
         )
     try:
-        until(lambda: first_trial(run).get("curve"), f"an epoch on record ({log.read_text()})")
+        wait_for(lambda: first_trial(run).get("curve"), f"an epoch on record ({log.read_text()})")
         job(cluster, "stop", "first")
         follower.wait(PATIENCE_S)
     finally:

@@ -11,13 +11,13 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hosts import ROOT, Host, Network, lacking
+from waiting import PATIENCE_S, wait_for
 
 from tests.conftest import TINY_SPACE
 
@@ -26,23 +26,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE_S = 240
-"""How long to wait for what takes some seconds on an idle machine."""
 TRIALS, EPOCHS = {1: 4, 2: 3}, 2
 """Of each stage, and of each trial."""
 UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
 FAST = {"initial_delay_ms": 2000, "period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 3}
 """When the head counts a silent node as lost: Ray waits for half a minute by itself."""
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The condition's value once it holds."""
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
 
 
 class Cluster:

@@ -114,8 +114,10 @@ def bench(
                 if not only or name in only:
                     setup.tables[name] = measure(setup)
             tables = list(setup.tables.values())
+    # Where the data lie is of this machine alone.
+    words = [word.replace(str(data), "DIR") if data else word for word in sys.argv[1:]]
     about = {
-        "command": shlex.join(["python", "-m", "grcf_ray.bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "grcf_ray.bench", *words]),
         "date": time.strftime("%Y-%m-%d"),
         "data": store.info.name,
         "backbone": config.model.backbone,

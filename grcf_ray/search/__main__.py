@@ -52,7 +52,7 @@ def search(
     cpus_per_worker: int | None = typer.Option(None, metavar="C", help="CPUs, and so threads, of a worker."),
     gpus_per_worker: float | None = typer.Option(None, metavar="G", help="GPUs of a worker; a fraction shares one."),
     accelerator_type: str | None = typer.Option(
-        None, metavar="KIND", help="Kind of GPU that a worker's node has to have, such as A100 (see ray status)."
+        None, metavar="KIND", help="Kind of GPU that a worker's node has to have, such as A100 (see ray status -v)."
     ),
     name: str | None = typer.Option(None, metavar="NAME", help="Run name; default dataset-backbone-seed."),
     storage: str | None = typer.Option(

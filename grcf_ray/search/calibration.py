@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.search.faults import last_line
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
@@ -187,9 +188,4 @@ def _results(calls: Sequence[Any]) -> list[int]:
     try:
         return list(ray.get(list(calls)))
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"a process that trained died: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of what Ray says, which holds the cause."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise ClusterError(f"a process that trained died: {last_line(str(error))}") from error

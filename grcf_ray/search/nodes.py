@@ -22,6 +22,7 @@ import grcf_ray
 from grcf_ray import console
 from grcf_ray.config import RunConfig
 from grcf_ray.errors import ClusterError, ConfigError, GrcfError, faults_message, reason
+from grcf_ray.search.faults import last_line
 from grcf_ray.storage import Place, place_at
 from grcf_ray.train.network import choose_interfaces, named_interfaces
 
@@ -66,6 +67,8 @@ class Look:
     """Beside the run: the driver's file is in it, and every node writes one."""
     word: str
     """What the driver's file says."""
+    remedy: str
+    """How the command is given another place."""
     interfaces: Mapping[str, str] | None
     """Those that are named for the workers of a trial to meet on; None where a trial has but one worker."""
 
@@ -88,10 +91,16 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def check_nodes(nodes: Sequence[Node], config: RunConfig, place: Place) -> dict[str, Memory]:
+def check_nodes(
+    nodes: Sequence[Node],
+    config: RunConfig,
+    place: Place,
+    *,
+    remedy: str = "a network disk, or --storage s3://bucket/runs",
+) -> dict[str, Memory]:
     """What each of several nodes has for shared objects. ClusterError with all that keeps trials from running there.
 
-    place: of the run.
+    place: of the run. remedy: how the command is given another one.
     """
     if len(nodes) < 2:
         return {}
@@ -99,13 +108,14 @@ def check_nodes(nodes: Sequence[Node], config: RunConfig, place: Place) -> dict[
     from grcf_ray.train.assemble import backbone_sha256
 
     console.progress(f"Looking at {len(nodes)} nodes")
-    with _sign(place) as (folder, word):
+    with _sign(place, remedy) as (folder, word):
         wanted = Look(
             versions=_versions(),
             backbone=config.model.backbone,
             backbone_sha256=backbone_sha256(config.model.backbone),
             folder=folder,
             word=word,
+            remedy=remedy,
             interfaces=named_interfaces() if config.search.workers > 1 else None,
         )
         seen = _look_at(nodes, wanted)
@@ -148,7 +158,7 @@ def look(wanted: Look) -> Seen:
 
 
 @contextlib.contextmanager
-def _sign(place: Place) -> Iterator[tuple[str, str]]:
+def _sign(place: Place, remedy: str) -> Iterator[tuple[str, str]]:
     """A folder beside the run, with a file of the driver's in it; the folder's place, and what the file says."""
     folder, word = place.beside(f".grcf-look-{uuid.uuid4().hex}"), uuid.uuid4().hex
     try:
@@ -156,7 +166,7 @@ def _sign(place: Place) -> Iterator[tuple[str, str]]:
             (folder / "driver").write_text(word)
         except OSError as error:
             raise ConfigError(
-                f"{place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
+                f"{place} cannot be written ({error.strerror or error}); give another place: {remedy}"
             ) from error
         yield folder.uri, word
     finally:
@@ -188,14 +198,11 @@ def _answer(call: ray.ObjectRef[Seen]) -> Seen:
         ray.cancel(call, force=True)
         return Seen([f"has not answered in {PATIENCE_S:g} s; see ray status, or take it out of the cluster"])
     except ray.exceptions.RayTaskError as error:
-        return Seen([f"cannot run grcf_ray ({_last_line(error)}); install it there, or submit with --working-dir ."])
+        return Seen(
+            [f"cannot run grcf_ray ({last_line(str(error))}); install it there, or submit with --working-dir ."]
+        )
     except ray.exceptions.RayError as error:
-        return Seen([f"cannot be reached ({_last_line(error)})"])
-
-
-def _last_line(error: Exception) -> str:
-    """What Ray's paragraphs come to."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        return Seen([f"cannot be reached ({last_line(str(error))})"])
 
 
 def _check_versions(wanted: Look) -> list[str]:
@@ -222,10 +229,7 @@ def _check_storage(wanted: Look) -> list[str]:
     except OSError as error:
         return [f"cannot read {runs} ({error.strerror or reason(error)}), where runs go"]
     if not seen:
-        return [
-            f"does not see what is written to {runs}; give a place that all nodes share: a network disk, or "
-            "--storage s3://bucket/runs"
-        ]
+        return [f"does not see what is written to {runs}; give a place that all nodes share: {wanted.remedy}"]
     try:
         (folder / uuid.uuid4().hex).write_text(wanted.word)
     except OSError as error:

@@ -242,7 +242,7 @@ def _join_cluster(config: RunConfig, sharing: SearchConfig, out: Place) -> None:
     connect()
     nodes, shared = cluster_nodes(), dataclasses.replace(config, search=sharing)
     find_room(nodes, shared, [1])
-    check_nodes(nodes, shared, out)
+    check_nodes(nodes, shared, out, remedy="--out with a folder on a network disk")
 
 
 def _train(config: RunConfig, sharing: SearchConfig, store: Store, out: Path, threads: int | None) -> None:

@@ -37,6 +37,7 @@ def wanted(tiny_backbone: Path, tmp_path: Path) -> Look:
         backbone_sha256=backbone_sha256(str(tiny_backbone)),
         folder=str(tmp_path / "runs" / ".look"),
         word="word",
+        remedy="a network disk, or another",
         interfaces=None,
     )
 
@@ -102,7 +103,7 @@ def test_interfaces_are_looked_for_where_trials_may_lie_on_several_nodes(
 
 def test_storage_that_the_driver_cannot_write_is_no_nodes_fault(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be written .*--storage DIR"):
+    with pytest.raises(ConfigError, match=r"cannot be written .*--storage s3:"):
         check_nodes([ALPHA, BETA], config, place_at(tmp_path / "file" / "n"))
 
 
@@ -155,7 +156,7 @@ def test_a_version_of_torch_is_the_same_for_cpus_and_for_gpus(monkeypatch: pytes
     assert nodes._versions()["torch"] == plain
 
 
-def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: Look) -> None:
+def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own by the driver, others by a task; one that is gone is named for it."""
     (own,) = cluster_nodes()
     assert nodes._look_at([own, BETA], wanted)[0].faults == []
@@ -164,10 +165,8 @@ def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: Look) -> Non
     assert gone.faults[0].startswith("cannot be reached (")
     # As another node than the driver's would.
     stranger = dataclasses.replace(wanted, versions={**wanted.versions, "ray": "0"})
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(nodes.ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "x"})())
-        patch.setattr(nodes, "look", look)
         (seen,) = nodes._look_at([own], stranger)
     (fault,) = seen.faults
     assert fault.startswith("has ray ")

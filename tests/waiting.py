@@ -1,0 +1,22 @@
+"""How the tests that start clusters wait: for a state, and never for a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["PATIENCE_S", "wait_for"]
+
+PATIENCE_S = 240
+"""How long to wait for what takes some seconds on an idle machine."""
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The condition's value once it holds."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
