@@ -31,7 +31,8 @@ _UTTERANCES = 16
 
 def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], folder: Path) -> Table:
     """Private memory of a new process after so many trials of one epoch, each with model, optimizer and checkpoint."""
-    config = build_config({**flatten(config), "pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1})
+    small = {"pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1, "model.frozen_layers": 0}
+    config = build_config({**flatten(config), **small})
     prepare_features(store, config, cache=folder)
     say(f"{AFTER[-1]} trials in one process")
     given = (str(store.folder), flatten(config), str(folder), AFTER)
