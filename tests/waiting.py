@@ -12,11 +12,11 @@ PATIENCE_S = 240
 """How long to wait for what takes some seconds on an idle machine."""
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The condition's value once it holds."""
-    end = time.monotonic() + PATIENCE_S
+def wait_for(condition: Callable[[], Any], what: str, *, patience: float = PATIENCE_S, every: float = 0.1) -> Any:
+    """The condition's value once it holds. patience, every: seconds to wait at most, and between two looks."""
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         if value := condition():
             return value
-        time.sleep(0.1)
-    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
+        time.sleep(every)
+    raise AssertionError(f"waited {patience} s for {what}")

@@ -102,9 +102,11 @@ def scheduler_tables(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
     space = setup.space.with_settings(changes)
     connect()
     room = find_room(cluster_nodes(), space.config(), [trials])
+    record = RunRecord(place_at(setup.folder / "scheduler"))
+    record.write_run({"state": "running"})
     meter = Meter()
     Search(
-        record=_begun(setup, "scheduler"),
+        record=record,
         space=space,
         features=prepare_features(setup.store, setup.config, cache=setup.folder),
         protocol=protocol_of(setup.store.info.name, setup.store.info.task),
@@ -133,9 +135,3 @@ def scheduler_tables(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
             ),
         )
     ]
-
-
-def _begun(setup: Setup, name: str) -> RunRecord:
-    record = RunRecord(place_at(setup.folder / name))
-    record.write_run({"state": "running"})
-    return record

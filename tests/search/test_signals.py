@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import waiting
 
 from grcf_ray import console
 
@@ -30,14 +32,7 @@ TRIAL = "Trainable"
 """Part of the title of a trial's process."""
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The condition's value once it holds."""
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
+wait_for = functools.partial(waiting.wait_for, patience=PATIENCE_S, every=0.02)
 
 
 def gone(pid: int) -> bool:
