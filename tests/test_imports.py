@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = {
     "errors": 0,
     "files": 1,
+    "memory": 1,
     "storage": 1,
     "config": 1,
     "console": 1,
@@ -25,6 +26,8 @@ RANKS = {
     "report": 6,
     "bench": 6,
     "evaluate": 7,
+    "predict": 7,
+    "runs": 7,
 }
 """Rooms from the bottom up. A room imports from its own and from lower ones."""
 WITH_RAY = (PACKAGE / "train" / "distributed.py", PACKAGE / "train" / "backend.py")

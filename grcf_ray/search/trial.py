@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from grcf_ray.data.features import Features
-from grcf_ray.train.job import JobRunner, StageJob
+from grcf_ray.memory import garbage_left
 
+# A process is up to train when it has imported what trains, which it does without searching for garbage.
 if TYPE_CHECKING:
+    from grcf_ray.data.features import Features
     from grcf_ray.train.distributed import WorkerGroup
+    from grcf_ray.train.job import JobRunner
 
 __all__ = ["Shared", "TrialTrainable"]
 
@@ -50,11 +52,17 @@ class TrialTrainable(tune.Trainable):
                 shared.features, workers=shared.workers, resources=shared.resources, interfaces=shared.interfaces
             )
         else:
-            self._runner = JobRunner(ray.get(shared.features))
+            with garbage_left():
+                from grcf_ray.train.job import JobRunner
+
+                features = ray.get(shared.features)
+            self._runner = JobRunner(features)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Once a trial: forget the last one. Nothing here can fail."""
+        from grcf_ray.train.job import StageJob
+
         self.config = new_config
         self._runner.start(StageJob(**new_config["job"]))
         return True
@@ -65,5 +73,4 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Workers end by command: killed, they would leave their placement group behind."""
-        if not isinstance(self._runner, JobRunner):
-            self._runner.close()
+        self._runner.close()

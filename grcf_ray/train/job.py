@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
 from typing import Any, Literal
 
 import torch
@@ -14,6 +11,7 @@ from torch import distributed as dist
 from grcf_ray.config import build_config
 from grcf_ray.data.features import Features
 from grcf_ray.errors import DivergedError, GrcfError
+from grcf_ray.memory import garbage_left, tidy
 from grcf_ray.metrics import Protocol
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model, select_modalities
@@ -81,10 +79,7 @@ class JobRunner:
         """Forget the last job. Nothing here can fail."""
         self._job, self._loop = job, None
         self._told = 0
-        gc.collect()
-        # What outlives a job stays: without it, the search for what does not is a matter of milliseconds.
-        gc.freeze()
-        _return_freed_memory()
+        tidy()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -100,7 +95,8 @@ class JobRunner:
         assert self._job is not None
         try:
             if self._loop is None:
-                self._loop = self._agreed()
+                with garbage_left():
+                    self._loop = self._agreed()
                 reported = self._job.reported
                 self._told = self._loop.epoch if reported is None else min(reported, self._loop.epoch)
             loop = self._loop
@@ -130,6 +126,9 @@ class JobRunner:
             "done": self._told >= loop.epochs,
         }
 
+    def close(self) -> None:
+        """Nothing: a group of workers, which does the same, has some to end."""
+
     def _agreed(self) -> StageLoop:
         """The job's loop, or the same error on every rank: one that failed alone would leave the others waiting."""
         assert self._job is not None
@@ -153,10 +152,3 @@ class JobRunner:
             raise fault
         assert loop is not None
         return loop
-
-
-def _return_freed_memory() -> None:
-    """Give what was freed back to the system: glibc keeps it in pieces, and more of it after every trial."""
-    # Other C libraries have no such call.
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
