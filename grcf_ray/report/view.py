@@ -1,0 +1,137 @@
+"""A run as its record has it, read once: what the page, the terminal and TensorBoard show.
+
+Nothing is trained or computed here. A run may still be going on: what is not there yet is None or empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from grcf_ray.config import Task
+from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.storage import Place
+from grcf_ray.train.stage import objective_name
+
+__all__ = ["RunView", "Scored"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What the best model makes of a split: `best/predictions/<split>.parquet`, in the split's order."""
+
+    id_N: Sequence[str]
+    text_N: Sequence[str]
+    label_N: NDArray[np.float64]
+    score_N: NDArray[np.float64]
+    """In label units, or logits of the positive class."""
+    state_ND: NDArray[np.float32]
+    """z_final, the representation before the head."""
+
+    @classmethod
+    def read(cls, place: Place) -> Scored:
+        """FileNotFoundError where there is none."""
+        with place.reading() as path:
+            table = pq.read_table(path)
+        state = table["state"].combine_chunks()
+        return cls(
+            id_N=table["id"].to_pylist(),
+            text_N=table["text"].to_pylist(),
+            label_N=table["label"].to_numpy().astype(np.float64),
+            score_N=table["score"].to_numpy().astype(np.float64),
+            state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunView:
+    """Everything that a report of a run is made of."""
+
+    record: RunRecord
+    run: Mapping[str, Any]
+    """run.json."""
+    trials: Mapping[int, Sequence[TrialRecord]]
+    """By stage, by number; a stage without trials is there too."""
+    metrics: Mapping[str, Any] | None
+    """best/metrics.json: the winner's figures on valid and test, once test has been read."""
+    provenance: Mapping[str, Any] | None
+    """best/provenance.json, once there is a winner."""
+
+    @classmethod
+    def read(cls, record: RunRecord) -> RunView:
+        """DataError where there is no run."""
+        best = record.place / "best"
+
+        def found(name: str) -> Mapping[str, Any] | None:
+            try:
+                content: Mapping[str, Any] = (best / name).read_json()
+            except FileNotFoundError:
+                return None
+            return content
+
+        return cls(
+            record=record,
+            run=record.read_run(),
+            trials={stage: record.trials(stage) for stage in (1, 2)},
+            metrics=found("metrics.json"),
+            provenance=found("provenance.json"),
+        )
+
+    @property
+    def task(self) -> Task:
+        """What the labels are."""
+        task: Task = self.run.get("data", {}).get("task", "regression")
+        return task
+
+    @property
+    def label_range(self) -> tuple[float, float]:
+        """Lowest and highest label."""
+        low, high = self.run["data"]["label_range"]
+        return float(low), float(high)
+
+    def objective(self, stage: Literal[1, 2]) -> str:
+        """The validation metric that a stage is judged by, as `terminal.METRIC_TITLES` knows it."""
+        return objective_name(stage, self.task)
+
+    def ranked(self, stage: Literal[1, 2]) -> list[TrialRecord]:
+        """The stage's trials that have a usable result, best first."""
+        return rank(self.trials[stage])
+
+    @cached_property
+    def winner(self) -> TrialRecord | None:
+        """The trial whose model lies in best/; None while there is none."""
+        name = self.run.get("winner") or (self.provenance or {}).get("trial")
+        if name is None:
+            return None
+        stage, number = (int(part) for part in name.removeprefix("stage").split("/"))
+        return next((trial for trial in self.trials[stage] if trial.number == number), None)
+
+    @cached_property
+    def winner_params(self) -> Mapping[str, Any]:
+        """What was searched, as the winner has it; Stage 2 inherits from its finalist."""
+        return {} if self.winner is None else self.params(self.winner)
+
+    def params(self, trial: TrialRecord) -> dict[str, Any]:
+        """What was searched, as a trial has it, with what it inherits of its finalist."""
+        finalist = trial.params.get("finalist")
+        inherited = next((t.params for t in self.trials[1] if finalist is not None and t.number == int(finalist)), {})
+        return {**inherited, **trial.params}
+
+    @cached_property
+    def shown_split(self) -> Literal["valid", "test"]:
+        """The split that predictions are shown of: test once it has been read, valid until then."""
+        return "test" if self.metrics is not None and self.scored("test") is not None else "valid"
+
+    def scored(self, split: Literal["valid", "test"]) -> Scored | None:
+        """The best model's scores of a split; None where the run has none on record."""
+        place = self.record.place / "best" / "predictions" / f"{split}.parquet"
+        try:
+            return Scored.read(place)
+        except FileNotFoundError:
+            return None
