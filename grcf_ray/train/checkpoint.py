@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+_NOT_KNOWN = 64 * "0"
+"""In place of a checksum that is being computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +126,24 @@ def export_weights(source: Place, target: Place, *, sha256: str | None = None) -
 
 def _write(place: Place, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
     text = json.dumps({"format": FORMAT, **state})
-    digest = _sha256(text, tensors)
     with place.writing() as path:
-        save_file(dict(tensors), path, {"state": text, "sha256": digest})
+        save_file(dict(tensors), path, {"state": text, "sha256": _NOT_KNOWN})
+        # The disk takes in the weights while their checksum is computed; the file has its name only after both.
+        with path.open("r+b") as file, ThreadPoolExecutor(1) as beside:
+            flushed = beside.submit(os.fsync, file.fileno()) if place.local is not None else None
+            digest = _sha256(text, tensors)
+            if flushed is not None:
+                flushed.result()
+            _fill_in(file, digest)
     return digest
+
+
+def _fill_in(file: BinaryIO, digest: str) -> None:
+    """Put the content's SHA-256 into the header, which has room for it."""
+    header = file.read(int.from_bytes(file.read(8), "little"))
+    # Only this one stands in plain quotes: the state is JSON within JSON.
+    file.seek(8 + header.index(f'"sha256":"{_NOT_KNOWN}"'.encode()) + len('"sha256":"'))
+    file.write(digest.encode())
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

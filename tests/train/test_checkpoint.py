@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -274,6 +275,36 @@ def test_checksum_is_that_of_the_state_and_of_each_tensors_name_kind_and_bytes(t
         start, stop = tensor["data_offsets"]
         ours.update(content[8 + size + start : 8 + size + stop])
     assert ours.hexdigest() == digest == meta["sha256"]
+
+
+def test_state_that_looks_like_a_header_is_kept_as_it_is(tmp_path: Path) -> None:
+    """The checksum is put into the header once it is known, and nowhere else."""
+    state = {"sha256": 64 * "0", "text": f'"sha256":"{64 * "0"}"'}
+    digest = save_checkpoint(place_at(tmp_path / "a"), *made(), state)
+    found = read_checkpoint(place_at(tmp_path / "a"), sha256=digest)
+    assert found.state == {"format": 1, **state}
+
+
+@pytest.mark.parametrize("failing", ["write", "flush"])
+def test_full_disk_at_the_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Whether the disk refuses while the checksum is computed or after it, the old checkpoint stays."""
+    place, calls = place_at(tmp_path / "a"), 0
+    digest = save_checkpoint(place, *made(), STATE)
+    sync = os.fsync
+
+    def refuse(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == (1 if failing == "flush" else 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(place, *made(seed=1), STATE)
+    monkeypatch.undo()
+    assert read_checkpoint(place).sha256 == digest
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
