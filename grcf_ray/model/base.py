@@ -44,8 +44,12 @@ class GrcfModel(nn.Module, ABC):
         """[S, D] z_final, the representation before the head."""
 
     @abstractmethod
+    def decide(self, state_SD: Tensor) -> Tensor:
+        """[S] scores of what `represent` gives: about the centre of the label range, or logits."""
+
     def score(self, vector_SW: Tensor) -> Tensor:
-        """[S] scores: about the centre of the label range, or logits."""
+        """[S] scores of what `encode` gives."""
+        return self.decide(self.represent(vector_SW))
 
     @property
     def dtype(self) -> torch.dtype:

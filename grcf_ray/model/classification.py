@@ -92,10 +92,10 @@ class GrcfClassifier(GrcfModel):
         final_SD: Tensor = self.unified_dropout(gate * text_SD + (1 - gate) * fused_SD)
         return final_SD
 
-    def score(self, vector_SW: Tensor) -> Tensor:
+    def decide(self, state_SD: Tensor) -> Tensor:
         """[S] logits."""
         # Half precision is too coarse for margins of a hundredth.
-        logit_S: Tensor = self.head(self.represent(vector_SW)).squeeze(-1).to(self.dtype)
+        logit_S: Tensor = self.head(state_SD).squeeze(-1).to(self.dtype)
         return logit_S
 
 

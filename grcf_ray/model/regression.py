@@ -57,11 +57,6 @@ class GrcfRegressor(GrcfModel):
             parts.append(self.get_submodule(f"{name}_norm")(pooled) * mask.any(1, keepdim=True))
         return torch.cat(parts, dim=-1)
 
-    def score(self, vector_SW: Tensor) -> Tensor:
-        """[S] scores about the centre of the label range, eqs. 4-5."""
-        # Half precision is too coarse for margins of a hundredth.
-        return self.output_scale * torch.tanh(self.head(self.represent(vector_SW)).squeeze(-1).to(self.dtype))
-
     def represent(self, vector_SW: Tensor) -> Tensor:
         """[S, D] z_final: the fused, unified representation before the head."""
         if self.training and self.modality_dropout:
@@ -69,6 +64,11 @@ class GrcfRegressor(GrcfModel):
         fused_SD = self.fusion_dropout(torch.relu(self.fusion(vector_SW)))
         unified_SD: Tensor = self.unified_dropout(torch.relu(self.unified(fused_SD)))
         return unified_SD
+
+    def decide(self, state_SD: Tensor) -> Tensor:
+        """[S] scores about the centre of the label range, eqs. 4-5."""
+        # Half precision is too coarse for margins of a hundredth.
+        return self.output_scale * torch.tanh(self.head(state_SD).squeeze(-1).to(self.dtype))
 
     def _drop_modalities(self, vector_SW: Tensor) -> Tensor:
         n_slots, width = len(vector_SW), self.text_encoder.width

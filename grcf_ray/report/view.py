@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from grcf_ray.config import Task
+from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.storage import Place
 from grcf_ray.train.stage import objective_name
@@ -43,7 +44,8 @@ class Scored:
         return cls(
             id_N=table["id"].to_pylist(),
             text_N=table["text"].to_pylist(),
-            label_N=table["label"].to_numpy().astype(np.float64),
+            # In float32 a label of 1.2 is none; the metrics are of 1.2.
+            label_N=np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
             score_N=table["score"].to_numpy().astype(np.float64),
             state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
         )

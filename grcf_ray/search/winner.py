@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grcf_ray import __version__
 from grcf_ray.config import RunConfig, flatten
@@ -63,6 +64,7 @@ def export_winner(
     place = record.at(to)
     # The figures of the model that was here before would be taken for this one's.
     (place / "metrics.json").delete()
+    (place / "predictions").delete()
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
     load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
@@ -103,18 +105,25 @@ def trial_name(trial: TrialRecord) -> str:
     return f"stage{trial.stage}/{trial.number}"
 
 
-def measure(folder: Path, table: pa.Table, *, threads: int) -> dict[str, float]:
+def measure(folder: Path, table: pa.Table, *, threads: int, keep: Place | None = None) -> dict[str, float]:
     """Metrics of a saved model on a split's rows, on the CPU in float32.
 
-    The same threads on the same machine type give the same bits.
+    The same threads on the same machine type give the same bits. keep: a Parquet file to be written of what the
+    metrics were computed from, in the table's order: id, text, label, score, and the state before the head.
     """
     use_deterministic_torch(threads)
     saved = load_model(folder)
     low, high = saved.label_range
+    label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+    if keep is None:
+        score_N = saved.score(table)
+    else:
+        score_N, state_ND = saved.describe(table)
+        _keep_predictions(keep, table, label_N, score_N, state_ND)
     return finite_metrics(
         split_metrics(
-            saved.score(table),
-            np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
+            score_N,
+            label_N,
             protocol=saved.protocol,
             limit=(high - low) / 2,
             center=(low + high) / 2,
@@ -131,13 +140,16 @@ def measure_winner(
     facts: DatasetFacts | None,
     protocol: Protocol,
 ) -> dict[str, Any]:
-    """Read the test split, once; write and return `best/metrics.json`."""
+    """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`."""
     place = record.place / "best"
     threads = available_threads()
     note_test_read(place, "search", [trial_name(winner)])
     table = store.read("test")
     with place.reading_folder() as folder:
-        valid, test = (measure(folder, rows, threads=threads) for rows in (store.read("valid"), table))
+        valid, test = (
+            measure(folder, rows, threads=threads, keep=place / "predictions" / f"{split}.parquet")
+            for split, rows in (("valid", store.read("valid")), ("test", table))
+        )
     metrics = {
         "trial": trial_name(winner),
         "valid": valid,
@@ -230,6 +242,27 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
+def _keep_predictions(
+    place: Place,
+    table: pa.Table,
+    label_N: NDArray[np.float64],
+    score_N: NDArray[np.float64],
+    state_ND: NDArray[np.float32],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "id": table["id"],
+        "text": table["text"],
+        "label": pa.array(label_N.astype(np.float32)),
+        "score": pa.array(score_N),
+        "state": pa.FixedSizeListArray.from_arrays(pa.array(state_ND.reshape(-1)), state_ND.shape[1]),
+    }
+    with place.writing() as path:
+        pq.write_table(pa.table(columns), path)
+
+
 def _ridge(features: Features, table: pa.Table, store: Store, config: RunConfig, protocol: Protocol) -> dict[str, Any]:
     bare = dataclasses.replace(
         features,
@@ -272,5 +305,6 @@ model = load_model(Path("best"))
 scores = model.score(table)  # a pyarrow table with a text column, and audio or vision where the model has them
 ```
 
-`python -m grcf_ray.evaluate {record.place.name}` measures it again.
+`python -m grcf_ray.evaluate {record.place.name}` measures it again. `predictions/` holds the scores that the figures
+were computed from, utterance by utterance, with the representation before the head.
 """

@@ -54,6 +54,15 @@ class SavedModel:
 
     def score(self, table: pa.Table) -> NDArray[np.float64]:
         """[N] scores of an utterance table's rows in their order: in label units, or logits of the positive class."""
+        return self._predict(table)
+
+    def describe(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """[N] scores as in `score`, and of the same pass z_final [N, D], the representation before the head."""
+        width: int = self.model.head[0].in_features  # type: ignore[assignment]
+        state_ND = np.empty((len(table), width), np.float32)
+        return self._predict(table, state_ND), state_ND
+
+    def _predict(self, table: pa.Table, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
         low, high = self.label_range
         center = (low + high) / 2
         split = build_split(
@@ -68,7 +77,9 @@ class SavedModel:
         pad = int(self.tokenizer.pad_token_id or 0)
         features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
         budget = self.config.pairs.micro_batch_tokens
-        score_N = predict(self.model, features, split, device=torch.device("cpu"), token_budget=budget)
+        score_N = predict(
+            self.model, features, split, device=torch.device("cpu"), token_budget=budget, state_ND=state_ND
+        )
         return score_N if self.task == "classification" else score_N + center
 
     def _needed(self, table: pa.Table) -> pa.Table:

@@ -383,16 +383,24 @@ def predict(
     *,
     device: torch.device,
     token_budget: int,
+    state_ND: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float64]:
-    """[N] scores of a split about the centre of the label range, in the split's order, on every rank."""
+    """[N] scores of a split about the centre of the label range, in the split's order, on every rank.
+
+    state_ND: where it is given, z_final of the utterances that this rank scores is written into it.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     training = model.training
     model.eval()
     mine = length_sorted(split, np.arange(len(split)))[rank::world]
-    scores = [
-        model.score(model.encode(batch.to(device, model.dtype)))
-        for batch in micro_batches(features, split, mine, token_budget, device=device)
-    ]
+    scores: list[Tensor] = []
+    done = 0
+    for batch in micro_batches(features, split, mine, token_budget, device=device):
+        state_BD = model.represent(model.encode(batch.to(device, model.dtype)))
+        scores.append(model.decide(state_BD))
+        if state_ND is not None:
+            state_ND[mine[done : done + len(state_BD)]] = state_BD.float().cpu().numpy()
+        done += len(state_BD)
     score_N = torch.zeros(len(split), dtype=torch.float64, device=device)
     if scores:
         score_N[torch.from_numpy(mine).to(device)] = torch.cat(scores).double()

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray import console
+from grcf_ray.metrics import classification_metrics
+from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
 from grcf_ray.train.__main__ import app as train
@@ -90,6 +92,12 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     assert described["data"]["task"] == "classification"
     sizes = [SPLIT_OF_FIVE.count(split) * 16 for split in ("train", "valid", "test")]
     assert f"{sizes[0]}/{sizes[1]}/{sizes[2]} utterances" in err
+
+    # Logits of the positive class, and labels in the data's units.
+    for split in ("valid", "test"):
+        scored = RunView.read(record).scored(split)  # type: ignore[arg-type]
+        assert scored is not None and set(scored.label_N) == {0.0, 1.0}
+        assert classification_metrics(scored.score_N, scored.label_N > 0.5) == summary[split]
 
     # Again: nothing is trained. The text of the result, and the model from its file, are the same.
     code, out, err = run(*words)

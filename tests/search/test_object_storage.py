@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
 from tests.search.conftest import essence
@@ -118,6 +119,9 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
         assert run["state"] == "finished" and len(run["starts"]) == 2
         weights = "best/model.safetensors"
         assert record.at(weights).read_bytes() == reference.at(weights).read_bytes()
+        scored, expected = (RunView.read(of).scored("test") for of in (record, reference))
+        assert scored is not None and expected is not None
+        assert scored.id_N == expected.id_N and (scored.score_N == expected.score_N).all()
         assert json.loads(out)["run"] == str(record) and json.loads(out)["test"] == json.loads(recorded.out)["test"]
         assert sorted(record.place.names()) == sorted(set(reference.place.names()) - {"lock"})
 

@@ -95,6 +95,20 @@ def test_double_precision_survives(new_loop: NewLoop, tiny_store: Store, tmp_pat
     assert {p.dtype for p in model.model.parameters()} == {torch.float64}
 
 
+def test_a_model_describes_what_it_scores(folder: Path, trained: StageLoop, tiny_store: Store) -> None:
+    """One pass gives both: the scores of `score` bit for bit, and the states that the head makes them of."""
+    model, table = load_model(folder), tiny_store.read("valid")
+    score_N, state_ND = model.describe(table)
+    np.testing.assert_array_equal(score_N, model.score(table))
+    assert (state_ND.dtype, state_ND.shape) == (np.float32, (16, 32))
+    with torch.no_grad():
+        again_N = model.model.decide(torch.from_numpy(state_ND)).numpy()
+    np.testing.assert_allclose(again_N, score_N, rtol=1e-5)
+    # Longer texts are batched first; each row's state stands where the row does.
+    one = table.slice(5, 1)
+    np.testing.assert_allclose(model.describe(one)[1][0], state_ND[5], atol=1e-5)
+
+
 def test_what_feeds_the_model_comes_back(folder: Path, trained: StageLoop) -> None:
     model = load_model(folder)
     assert (model.config, model.protocol, model.lowercase) == (trained.config, "mosi", False)

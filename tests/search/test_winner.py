@@ -1,0 +1,120 @@
+"""What is on record of the winner's predictions: those that its figures were computed from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from grcf_ray.data.store import Store
+from grcf_ray.metrics import regression_metrics
+from grcf_ray.report.view import RunView, Scored
+from grcf_ray.search import winner as winner_module
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.space import load_space
+from grcf_ray.search.stages import config_of
+from grcf_ray.search.winner import export_winner, measure, measure_winner, measured
+from grcf_ray.storage import place_at
+from grcf_ray.train.assemble import prepare_features
+from grcf_ray.train.export import SavedModel, load_model
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+SPLITS = ("valid", "test")
+
+
+def predictions(folder: Path, split: str) -> Path:
+    return folder / "best" / "predictions" / f"{split}.parquet"
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "best" / "metrics.json").read_text())
+    return metrics
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_predictions_have_the_splits_rows_in_their_order(recorded: Recorded, split: str) -> None:
+    kept, table = pq.read_table(predictions(recorded.folder, split)), Store.open(recorded.data).read(split)
+    assert kept.schema.names == ["id", "text", "label", "score", "state"]
+    assert [kept.schema.field(name).type for name in ("label", "score")] == [pa.float32(), pa.float64()]
+    assert kept.schema.field("state").type == pa.list_(pa.float32(), 32)
+    for name in ("id", "text", "label"):
+        assert kept[name].to_pylist() == table[name].to_pylist()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_figures_on_record_are_those_of_the_predictions(recorded: Recorded, split: str) -> None:
+    """To the last bit, as a report reads them."""
+    scored = Scored.read(place_at(predictions(recorded.folder, split)))
+    assert regression_metrics(scored.score_N, scored.label_N, protocol="mosi") == metrics_of(recorded.folder)[split]
+
+
+def test_scores_are_the_heads_of_the_states(recorded: Recorded) -> None:
+    scored = Scored.read(place_at(predictions(recorded.folder, "test")))
+    with torch.no_grad():
+        score_N = load_model(recorded.folder / "best").model.decide(torch.from_numpy(scored.state_ND.copy())).numpy()
+    np.testing.assert_allclose(score_N, scored.score_N, rtol=1e-5)
+    assert len(np.unique(scored.state_ND, axis=0)) > 1
+
+
+def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And to keep the predictions changes no figure."""
+    table = Store.open(recorded.data).read("valid")
+    passes = []
+    predict = SavedModel._predict
+
+    def count(*arguments: Any) -> Any:
+        passes.append(arguments)
+        return predict(*arguments)
+
+    monkeypatch.setattr(SavedModel, "_predict", count)
+    threads = metrics_of(recorded.folder)["threads"]
+    keep = place_at(tmp_path / "kept" / "valid.parquet")
+    figures = measure(recorded.folder / "best", table, threads=threads, keep=keep)
+    assert len(passes) == 1
+    assert figures == measure(recorded.folder / "best", table, threads=threads)
+    assert pq.read_table(tmp_path / "kept" / "valid.parquet").equals(
+        pq.read_table(predictions(recorded.folder, "valid"))
+    )
+
+
+def test_the_report_shows_test_once_it_has_been_read(recorded: Recorded) -> None:
+    view = RunView.read(RunRecord(place_at(recorded.folder)))
+    assert view.shown_split == "test"
+    scored = view.scored("test")
+    assert scored is not None and len(scored.id_N) == 16
+
+
+def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
+    recorded: Recorded, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that goes on finds another winner; one that ends between its files measures again."""
+    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
+    record, store = RunRecord(place_at(folder)), Store.open(recorded.data)
+    best, other = record.ranked(2)[:2]
+    config = config_of(load_space(tiny_space), record, best)
+    features = prepare_features(store, config)
+    arguments = (record, best, config, features, store)
+    export_winner(*arguments, "mosi")
+    assert not (folder / "best" / "predictions").exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(winner_module, "_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure_winner(*arguments, None, "mosi")
+    assert not measured(record, best)
+    assert RunView.read(record).shown_split == "valid"
+    for split in SPLITS:
+        assert pq.read_table(predictions(folder, split)).equals(pq.read_table(predictions(recorded.folder, split)))
+
+    figures = measure_winner(*arguments, None, "mosi")
+    assert [figures[split] for split in SPLITS] == [metrics_of(recorded.folder)[split] for split in SPLITS]
+    assert measured(record, best) and not measured(record, other)
