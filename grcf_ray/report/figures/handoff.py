@@ -1,0 +1,176 @@
+"""The hand-off: whether Stage 1's order of the finalists is Stage 2's."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import GREY, MARKS
+from grcf_ray.report.figures.parameters import objective
+from grcf_ray.report.plot import Plot
+from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.report.view import RunView
+from grcf_ray.search.record import rank
+from grcf_ray.train.stage import DIRECTIONS
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["draw_handoff", "handoff_data", "handoff_plot", "rank_correlation"]
+
+_ENUMERATED = 8
+"""Up to so many finalists all orders are counted; beyond, as many as below are drawn."""
+_DRAWN = 20_000
+_FEW = 4
+
+
+def handoff_data(view: RunView) -> dict[str, Any]:
+    """The finalists by their Stage 1 rank, each with the Stage 2 trials that started from it.
+
+    `best`: the best Stage 2 result from a finalist; `median`: of those that ran to the end; None without any. `order`:
+    for either, the rank correlation of Stage 1's objective with it, +1 where both stages order the finalists alike.
+    """
+    first = {trial.number: trial for trial in view.trials[1]}
+    place = {trial.number: index + 1 for index, trial in enumerate(view.ranked(1))}
+    used = [str(trial.params["finalist"]) for trial in view.trials[2] if "finalist" in trial.params]
+    numbers = [int(name) for name in dict.fromkeys([*map(str, view.run.get("finalists", [])), *used])]
+    finalists = []
+    for number in sorted((n for n in numbers if n in place), key=place.__getitem__):
+        started = [trial for trial in view.trials[2] if str(trial.params.get("finalist")) == str(number)]
+        usable = rank(trial for trial in started if objective(trial) is not None)
+        complete = [value for t in started if t.state == "complete" and (value := objective(t)) is not None]
+        finalists.append(
+            {
+                "number": number,
+                "objective": objective(first[number]),
+                "rank": place[number],
+                "trials": [
+                    {"number": trial.number, "state": trial.state, "objective": objective(trial)} for trial in started
+                ],
+                "best": objective(usable[0]) if usable else None,
+                "median": statistics.median(complete) if complete else None,
+            }
+        )
+    return {
+        "metrics": [view.objective(1), view.objective(2)],
+        "finalists": finalists,
+        "order": {key: _order(finalists, key) for key in ("best", "median")},
+    }
+
+
+def rank_correlation(first_N: Sequence[float], second_N: Sequence[float]) -> tuple[float | None, float | None]:
+    """Spearman's correlation and its two-sided permutation p-value; None where one of them does not vary.
+
+    p is the share of all orders of `second_N` whose correlation is as far from 0, exact up to 8 values; beyond, of
+    20,000 drawn orders and the one that was seen.
+    """
+    from scipy.stats import rankdata
+
+    count = len(first_N)
+    if count < 2 or len(set(first_N)) < 2 or len(set(second_N)) < 2:
+        return None, None
+    ours_N, theirs_N = (rankdata(values) - (count + 1) / 2 for values in (first_N, second_N))
+    scale = float(np.sqrt((ours_N @ ours_N) * (theirs_N @ theirs_N)))
+    seen = float(ours_N @ theirs_N)
+    if count <= _ENUMERATED:
+        orders_KN = np.array(list(itertools.permutations(theirs_N)))
+    else:
+        rng = np.random.default_rng(0)
+        drawn_KN = rng.permuted(np.tile(theirs_N, (_DRAWN, 1)), axis=1)
+        orders_KN = np.concatenate([theirs_N[None], drawn_KN])
+    # Sums of half ranks: what is equal may differ by rounding alone.
+    as_far = np.abs(orders_KN @ ours_N) >= abs(seen) - 1e-9
+    return seen / scale, float(as_far.mean())
+
+
+def draw_handoff(data: Mapping[str, Any]) -> Figure:
+    """Stage 2's results over the Stage 1 objective of the finalist that they started from."""
+    from plotly.graph_objects import Scatter
+
+    before, after = (METRIC_TITLES[metric] for metric in data["metrics"])
+    figure = new_figure(
+        420,
+        xaxis={"title": f"Stage 1: valid {before} of the finalist", "automargin": True},
+        yaxis={"title": f"Stage 2: valid {after}", "automargin": True},
+    )
+    for state, mark in MARKS.items():
+        found = [
+            (finalist, trial)
+            for finalist in data["finalists"]
+            for trial in finalist["trials"]
+            if trial["state"] == state and trial["objective"] is not None
+        ]
+        if found:
+            figure.add_trace(
+                Scatter(
+                    x=[finalist["objective"] for finalist, _ in found],
+                    y=[trial["objective"] for _, trial in found],
+                    customdata=[[finalist["number"], trial["number"]] for finalist, trial in found],
+                    mode="markers",
+                    name=mark.title,
+                    marker={"color": mark.colour, "symbol": mark.symbol, "size": 8, "opacity": 0.8},
+                    hovertemplate="trial %{customdata[1]} from %{customdata[0]}<br>%{y:.4f}",
+                )
+            )
+    known = [finalist for finalist in data["finalists"] if finalist["best"] is not None]
+    figure.add_trace(
+        Scatter(
+            x=[finalist["objective"] for finalist in known],
+            y=[finalist["best"] for finalist in known],
+            text=[f"from {finalist['number']}" for finalist in known],
+            textposition="bottom center" if DIRECTIONS[2] == "min" else "top center",
+            customdata=[[finalist["number"], finalist["rank"]] for finalist in known],
+            mode="markers+text",
+            name="best from each",
+            marker={"color": GREY, "symbol": "circle-open", "size": 15, "line": {"width": 2}},
+            cliponaxis=False,
+            hovertemplate="finalist %{customdata[0]}, rank %{customdata[1]} in Stage 1<br>best %{y:.4f}",
+        )
+    )
+    return figure
+
+
+def handoff_plot(view: RunView) -> Plot | None:
+    """None until two finalists have a Stage 2 result."""
+    data = handoff_data(view)
+    known = [finalist for finalist in data["finalists"] if finalist["best"] is not None]
+    if len(known) < 2:
+        return None
+    after = METRIC_TITLES[data["metrics"][1]]
+    order = data["order"]["best"]
+    if order["rho"] is None:
+        finding = "One of the two orders is all ties, so they cannot be compared."
+    else:
+        finding = (
+            f"Rank correlation of Stage 1's order with the best of Stage 2 {order['rho']:+.2f} "
+            f"(n = {order['n']}, two-sided permutation p = {order['p']:.2g})."
+        )
+    few = None
+    if len(known) < _FEW:
+        few = (
+            f"{len(known)} finalists can be ordered in {len(known) * (len(known) - 1)} ways: even full agreement comes "
+            "about by chance, so this cannot show that Stage 1 predicts Stage 2, or that it does not."
+        )
+    return Plot(
+        name="handoff",
+        title="From Stage 1 to Stage 2",
+        caption=f"Stage 2's validation {after} (lower is better) over the Stage 1 result of the finalist that each "
+        f"trial started from. {finding} The search starts more trials from finalists that do well, and the best of "
+        "more trials is better by chance too.",
+        summary=f"{finding} " + "; ".join(f"from trial {f['number']}: best {f['best']:.4f}" for f in known) + ".",
+        data=data,
+        draw=draw_handoff,
+        warning=few,
+    )
+
+
+def _order(finalists: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    known = [finalist for finalist in finalists if finalist[key] is not None]
+    signs = [1 if DIRECTIONS[stage] == "max" else -1 for stage in (1, 2)]
+    rho, p = rank_correlation([signs[0] * f["objective"] for f in known], [signs[1] * f[key] for f in known])
+    return {"rho": rho, "p": p, "n": len(known)}

@@ -1,0 +1,248 @@
+"""Which parameters mattered (the paper's Figure 9): a random forest's importances beside fANOVA's and PED-ANOVA's.
+
+Of trials that ran to the end alone: the value of one that was stopped early is that of fewer epochs, and would pass the
+length of a trial for an effect of its settings. Parameters enter on the scale that was searched, so that the decades of
+a learning rate weigh alike. The same trials give the same figures.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import SERIES
+from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
+from grcf_ray.report.figures.text import shown
+from grcf_ray.report.plot import Plot
+from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.report.view import RunView
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.space import Space
+from grcf_ray.train.stage import DIRECTIONS
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from plotly.graph_objects import Figure
+
+__all__ = ["draw_importance", "importance_data", "importance_plot", "importance_warning"]
+
+METHODS = {"forest": "random forest", "fanova": "fANOVA", "ped_anova": "PED-ANOVA"}
+LEAST_TRIALS = 4
+"""Fewer finished trials are not looked at."""
+TRIALS_PER_PARAMETER = 10
+"""With fewer finished trials for each parameter, a warning stands beside the figure."""
+EXPLAINED = 0.1
+"""Likewise where the forest explains less than this share of the variance of trials that it has not seen."""
+
+_SEEDS = 5
+_FOREST_TREES, _FANOVA_TREES, _FANOVA_DEPTH = 32, 16, 8
+"""fANOVA's time grows with the square of a tree's leaves: at any depth a thousand trials took it 30 s for each seed."""
+
+
+def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> dict[str, Any]:
+    """Importances of the stage's parameters, those of each method adding up to 1, the most important first.
+
+    `methods`: by name, for each of `parameters`, the `mean` over forests of several seeds and their `spread` (standard
+    deviation); PED-ANOVA has no random part, and no spread. Empty where there are too few finished trials, or nothing
+    differs between them. `constant`: parameters with one value in all of them. `explained`: R² of the forest on trials
+    out of its bag. `enough`: whether there are as many trials as the parameters ask for.
+    """
+    parameters = searched(trials, stage, space)
+    used = [
+        trial
+        for trial in trials
+        if trial.state == "complete"
+        and objective(trial) is not None
+        and all(parameter.value(trial.params) is not None for parameter in parameters)
+    ]
+    varying = [p for p in parameters if len({p.value(trial.params) for trial in used}) > 1]
+    data: dict[str, Any] = {
+        "stage": stage,
+        "parameters": [parameter.path for parameter in varying],
+        "labels": [parameter.label for parameter in varying],
+        "constant": [parameter.path for parameter in parameters if parameter not in varying],
+        "trials": len(used),
+        "seeds": _SEEDS,
+        "explained": None,
+        "enough": len(used) >= TRIALS_PER_PARAMETER * len(varying),
+        "methods": {},
+    }
+    result_N = np.array([objective(trial) for trial in used], np.float64)
+    if not varying or len(used) < LEAST_TRIALS or np.ptp(result_N) == 0:
+        return data
+    forests, explained = _forests(varying, used, result_N)
+    found = {"forest": forests, **_by_optuna(varying, used, stage)}
+    order = sorted(range(len(varying)), key=lambda index: -statistics.fmean(row[index] for row in forests))
+    return data | {
+        "parameters": [varying[index].path for index in order],
+        "labels": [varying[index].label for index in order],
+        "explained": explained,
+        "methods": {
+            method: {
+                "mean": [statistics.fmean(row[index] for row in rows) for index in order],
+                "spread": [statistics.stdev(row[index] for row in rows) for index in order] if len(rows) > 1 else None,
+            }
+            for method, rows in found.items()
+        },
+    }
+
+
+def importance_warning(data: Mapping[str, Any]) -> str | None:
+    """Why the importances may be chance; None where nothing speaks for it."""
+    parameters = len(data["parameters"])
+    if not data["enough"]:
+        return (
+            f"Only {data['trials']} trials ran to the end, fewer than {TRIALS_PER_PARAMETER} for each of {parameters} "
+            "parameters: the order may be chance."
+        )
+    if data["explained"] is not None and data["explained"] < EXPLAINED:
+        return (
+            f"The forest explains next to nothing of trials that it has not seen (out-of-bag R² "
+            f"{data['explained']:.2f}): the importances may be chance."
+        )
+    return None
+
+
+def draw_importance(data: Mapping[str, Any]) -> Figure:
+    """Bars of each parameter, a method beside the other, the most important parameter at the top."""
+    from plotly.graph_objects import Bar
+
+    labels = [shown(label, 24) for label in data["labels"]]
+    figure = new_figure(
+        140 + 50 * len(labels),
+        xaxis={"title": "share of the importance", "tickformat": ".0%", "rangemode": "tozero", "automargin": True},
+        yaxis={
+            "autorange": "reversed",
+            "tickvals": list(range(len(labels))),
+            "ticktext": labels,
+            "automargin": True,
+        },
+        barmode="group",
+    )
+    for (method, found), colour in zip(data["methods"].items(), SERIES, strict=False):
+        figure.add_trace(
+            Bar(
+                x=found["mean"],
+                y=list(range(len(labels))),
+                orientation="h",
+                name=METHODS[method],
+                marker={"color": colour},
+                error_x=None if found["spread"] is None else {"array": found["spread"], "thickness": 1, "width": 2},
+                hovertemplate="%{x:.1%}",
+            )
+        )
+    return figure
+
+
+def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
+    """None where the stage has too few finished trials, or nothing differs between them."""
+    data = importance_data(view.trials[stage], stage, space_of(view))
+    if not data["methods"]:
+        return None
+    metric = METRIC_TITLES[view.objective(stage)]
+    parts = []
+    for method, found in data["methods"].items():
+        label, share = max(zip(data["labels"], found["mean"], strict=True), key=lambda entry: entry[1])
+        parts.append(f"{METHODS[method]} {label} ({share:.0%})")
+    constant = f" The same in all of them, and not shown: {', '.join(data['constant'])}." if data["constant"] else ""
+    return Plot(
+        name=f"importance-stage{stage}",
+        title=f"Stage {stage}: which parameters mattered",
+        caption=f"Share of each parameter in the differences of validation {metric}, by three methods: a random forest "
+        f"and fANOVA over the whole range (mean and deviation of {data['seeds']} seeds), PED-ANOVA in reaching the "
+        f"best tenth. Of the {data['trials']} trials that ran to the end alone; what led to early stops is not seen. "
+        f"The forest's out-of-bag R² is {data['explained']:.2f}.{constant}",
+        summary=f"Most important by {'; '.join(parts)}.",
+        data=data,
+        draw=draw_importance,
+        warning=importance_warning(data),
+    )
+
+
+def _forests(
+    parameters: Sequence[Parameter], trials: Sequence[TrialRecord], result_N: NDArray[np.float64]
+) -> tuple[list[list[float]], float]:
+    """Shares of impurity by seed and parameter, and the mean out-of-bag R²; a choice has a column for each value."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    columns, owner = [], []
+    for index, parameter in enumerate(parameters):
+        position_N = _positions(parameter, trials)
+        levels = [position_N] if parameter.choices is None else [position_N == k for k in range(len(parameter.choices))]
+        columns += levels
+        owner += [index] * len(levels)
+    design_NC = np.stack(columns, axis=1).astype(np.float32)
+    shares, explained = [], []
+    for seed in range(_SEEDS):
+        forest = RandomForestRegressor(n_estimators=_FOREST_TREES, random_state=seed, oob_score=True)
+        forest.fit(design_NC, result_N)
+        shares.append(np.bincount(owner, forest.feature_importances_, len(parameters)).tolist())
+        explained.append(float(forest.oob_score_))
+    return shares, statistics.fmean(explained)
+
+
+def _by_optuna(
+    parameters: Sequence[Parameter], trials: Sequence[TrialRecord], stage: Literal[1, 2]
+) -> dict[str, list[list[float]]]:
+    """fANOVA by seed and PED-ANOVA once, each by parameter, as shares."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+    study = _study(parameters, trials, stage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        evaluators: dict[str, list[Any]] = {
+            "fanova": [
+                FanovaImportanceEvaluator(n_trees=_FANOVA_TREES, max_depth=_FANOVA_DEPTH, seed=seed)
+                for seed in range(_SEEDS)
+            ],
+            "ped_anova": [PedAnovaImportanceEvaluator()],
+        }
+    found: dict[str, list[list[float]]] = {}
+    for method, several in evaluators.items():
+        found[method] = []
+        for evaluator in several:
+            shares = get_param_importances(study, evaluator=evaluator)
+            found[method].append([float(shares[parameter.path]) for parameter in parameters])
+    return found
+
+
+def _study(parameters: Sequence[Parameter], trials: Sequence[TrialRecord], stage: Literal[1, 2]) -> Study:
+    """The trials as Optuna has them, each parameter on the scale that was searched."""
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space: dict[str, BaseDistribution] = {
+        p.path: CategoricalDistribution(range(len(p.choices)))
+        if p.choices is not None
+        else FloatDistribution(p.position(p.low), p.position(p.high))
+        for p in parameters
+    }
+    study = optuna.create_study(direction="minimize" if DIRECTIONS[stage] == "min" else "maximize")
+    position_PN = [_positions(parameter, trials) for parameter in parameters]
+    study.add_trials(
+        [
+            optuna.trial.create_trial(
+                value=objective(trial),
+                params={
+                    p.path: int(row_N[index]) if p.choices is not None else float(row_N[index])
+                    for p, row_N in zip(parameters, position_PN, strict=True)
+                },
+                distributions=space,
+            )
+            for index, trial in enumerate(trials)
+        ]
+    )
+    return study
+
+
+def _positions(parameter: Parameter, trials: Sequence[TrialRecord]) -> NDArray[np.float64]:
+    values = [parameter.value(trial.params) for trial in trials]
+    return np.array([parameter.position(value) for value in values if value is not None], np.float64)

@@ -1,0 +1,135 @@
+"""All parameters of a stage at once: a line a trial across an axis for each, coloured by its objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import SCALE
+from grcf_ray.report.figures.parameters import objective, searched, space_of
+from grcf_ray.report.figures.text import shown
+from grcf_ray.report.plot import Plot
+from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.report.view import RunView
+from grcf_ray.train.stage import DIRECTIONS
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["draw_parallel", "parallel_data", "parallel_plot"]
+
+
+def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
+    """The stage's axes, and of each trial with a result and a value on every axis, those values and the objective.
+
+    Worst first, so that the best are drawn on top.
+    """
+    parameters = searched(view.trials[stage], stage, space_of(view))
+    rows: list[dict[str, Any]] = [
+        {
+            "number": trial.number,
+            "state": trial.state,
+            "objective": objective(trial),
+            "values": [parameter.value(trial.params) for parameter in parameters],
+        }
+        for trial in reversed(view.ranked(stage))
+        if objective(trial) is not None
+    ]
+    return {
+        "stage": stage,
+        "metric": view.objective(stage),
+        "direction": DIRECTIONS[stage],
+        "parameters": [
+            {
+                "path": parameter.path,
+                "label": parameter.label,
+                "log": parameter.log,
+                "choices": None if parameter.choices is None else list(parameter.choices),
+                "low": None if parameter.choices else parameter.low,
+                "high": None if parameter.choices else parameter.high,
+            }
+            for parameter in parameters
+        ],
+        "trials": [row for row in rows if None not in row["values"]],
+    }
+
+
+def draw_parallel(data: Mapping[str, Any]) -> Figure:
+    """The objective's axis comes last; the better end of the colours is the better objective."""
+    from plotly.graph_objects import Parcoords
+
+    results = [trial["objective"] for trial in data["trials"]]
+    title = METRIC_TITLES[data["metric"]]
+    axes = [
+        _axis(parameter, [trial["values"][index] for trial in data["trials"]])
+        for index, parameter in enumerate(data["parameters"])
+    ]
+    figure = new_figure(460, margin={"l": 60, "r": 60, "t": 30, "b": 110})
+    figure.add_trace(
+        Parcoords(
+            dimensions=[*axes, {"label": title, "values": results}],
+            labelangle=25,
+            labelside="bottom",
+            line={
+                "color": results,
+                "colorscale": SCALE,
+                "reversescale": data["direction"] == "min",
+                "showscale": True,
+                "colorbar": {"title": {"text": title}, "orientation": "h", "y": 1.08, "yanchor": "bottom", "len": 0.6},
+            },
+        )
+    )
+    figure.update_layout(margin_t=90)
+    return figure
+
+
+def parallel_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
+    """None with fewer than two trials to compare, or nothing searched."""
+    data = parallel_data(view, stage)
+    if len(data["trials"]) < 2 or not data["parameters"]:
+        return None
+    metric = METRIC_TITLES[data["metric"]]
+    best = data["trials"][-1]
+    values = ", ".join(
+        f"{parameter['label']} {value if isinstance(value, str) else format(value, '.3g')}"
+        for parameter, value in zip(data["parameters"], best["values"], strict=True)
+    )
+    return Plot(
+        name=f"parallel-stage{stage}",
+        title=f"Stage {stage}: all parameters at once",
+        caption=f"A line for each of {len(data['trials'])} trials with a result, coloured by validation {metric}, the "
+        "better the bluer; axes are logarithmic where the logarithm was searched. Trials that were stopped early stand "
+        "by the best epoch that they reached. Drag along an axis to pick trials out.",
+        summary=f"{len(data['trials'])} trials. Best: trial {best['number']}, {metric} {best['objective']:.4f}, with "
+        f"{values}.",
+        data=data,
+        draw=draw_parallel,
+    )
+
+
+def _axis(parameter: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
+    label = shown(parameter["label"], 24)
+    if parameter["choices"] is not None:
+        names = parameter["choices"]
+        return {
+            "label": label,
+            "values": [names.index(value) for value in values],
+            # A choice of one would have an axis without length.
+            "range": (0, max(1, len(names) - 1)),
+            "tickvals": list(range(len(names))),
+            "ticktext": [shown(name, 16) for name in names],
+        }
+    if not parameter["log"]:
+        return {"label": label, "values": values, "range": (parameter["low"], parameter["high"])}
+    low, high = math.log10(parameter["low"]), math.log10(parameter["high"])
+    decades = [power for power in range(math.floor(low), math.ceil(high) + 1) if low <= power <= high]
+    ticks = decades if len(decades) > 1 else [low, high]
+    return {
+        "label": label,
+        "values": [math.log10(value) for value in values],
+        "range": (low, high),
+        "tickvals": ticks,
+        "ticktext": [f"{10.0**tick:.2g}" for tick in ticks],
+    }

@@ -1,0 +1,105 @@
+"""What a stage searched, as figures show it: scales from the recorded space, values as the trials have them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from grcf_ray.report.view import RunView
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.space import Choice, Dimension, Range, Space, recorded_space
+
+__all__ = ["Parameter", "number", "objective", "searched", "space_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One searched setting."""
+
+    path: str
+    label: str
+    """The path without its section, where that names no other setting of the stage."""
+    log: bool
+    """Whether its logarithm was searched."""
+    choices: tuple[str, ...] | None
+    """Names of its values; None for numbers."""
+    low: float = 0.0
+    high: float = 1.0
+    """Of numbers: what was searched, or wider where a trial lies outside."""
+
+    def value(self, params: Mapping[str, Any]) -> float | str | None:
+        """A trial's value: a number, or a choice's name; None where it has none that fits."""
+        if self.path not in params:
+            return None
+        if self.choices is not None:
+            return _name(params[self.path])
+        value = number(params[self.path])
+        return None if value is None or (self.log and value <= 0) else value
+
+    def position(self, value: float | str) -> float:
+        """Where a value lies on the scale that was searched: a number, its decimal logarithm, a choice's index."""
+        if self.choices is not None:
+            return float(self.choices.index(str(value)))
+        return math.log10(float(value)) if self.log else float(value)
+
+
+def number(value: object) -> float | None:
+    """A finite number as it is; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def objective(trial: TrialRecord) -> float | None:
+    """The trial's best value of its stage's metric; None where it has no usable one."""
+    return number(trial.objective)
+
+
+def space_of(view: RunView) -> Space | None:
+    """The space that the run searched; None where its record has none."""
+    content = view.run.get("space")
+    return None if content is None else recorded_space(content, str(view.record))
+
+
+def searched(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> list[Parameter]:
+    """The stage's parameters in the space's order, then those that only the trials know, such as `finalist`.
+
+    The scale of the latter is taken from their values.
+    """
+    dimensions = {} if space is None else dict(space.dimensions(stage))
+    paths = list(dict.fromkeys([*dimensions, *(path for trial in trials for path in trial.params)]))
+    ends = Counter(_end(path) for path in paths)
+    return [
+        _parameter(
+            path,
+            _end(path) if ends[_end(path)] == 1 else path,
+            dimensions.get(path),
+            [trial.params[path] for trial in trials if path in trial.params],
+        )
+        for path in paths
+    ]
+
+
+def _parameter(path: str, label: str, dimension: Dimension | None, values: Sequence[object]) -> Parameter:
+    numbers = [value for value in map(number, values) if value is not None]
+    if isinstance(dimension, Choice) or (dimension is None and (len(numbers) < len(values) or not values)):
+        known = dimension.choices if isinstance(dimension, Choice) else ()
+        names = dict.fromkeys([*map(_name, known), *map(_name, values)])
+        # Finalists are trials: by number, which words are not sorted by.
+        ordered = sorted(names, key=int) if not known and all(name.isdecimal() for name in names) else names
+        return Parameter(path, label, log=False, choices=tuple(ordered))
+    log, ends = (dimension.log, [dimension.low, dimension.high]) if isinstance(dimension, Range) else (False, [])
+    ends += [value for value in numbers if value > 0 or not log]
+    return Parameter(path, label, log=log, choices=None, low=min(ends), high=max(ends))
+
+
+def _name(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _end(path: str) -> str:
+    return path.rpartition(".")[2]
