@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from grcf_ray.report.figures.layout import new_figure, rows
-from grcf_ray.report.figures.palette import BLUE, GREY, SERIES
+from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, OCHRE, ORANGE, PURPLE
 from grcf_ray.report.figures.parameters import number
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["curves_data", "curves_plot", "draw_curves"]
 
 _LOSS = "loss/"
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_LINES = ((ORANGE, "solid"), (GREEN, "dash"), (PURPLE, "dot"), (OCHRE, "dashdot"), (GREY, "longdash"))
 
 
 def curves_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any] | None:
@@ -34,15 +34,14 @@ def curves_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any] | None:
     if shown_trial is None:
         return None
     curve = shown_trial.curve
-    # Not the sum last: it is drawn first, below its parts.
-    terms = sorted({name for metrics in curve for name in metrics if name.startswith(_LOSS)})
+    terms = sorted({name.removeprefix(_LOSS) for metrics in curve for name in metrics if name.startswith(_LOSS)})
     return {
         "stage": stage,
         "metric": view.objective(stage),
         "number": shown_trial.number,
         "role": role,
         "epoch": [metrics["epoch"] for metrics in curve],
-        "terms": {term.removeprefix(_LOSS): [number(metrics.get(term)) for metrics in curve] for term in terms},
+        "terms": {term: [number(metrics.get(_LOSS + term)) for metrics in curve] for term in terms},
         "objective": _objectives(shown_trial),
         "best_epoch": None if shown_trial.best is None else shown_trial.best["epoch"],
         "others": [
@@ -70,13 +69,14 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
         yaxis2={"title": f"valid {METRIC_TITLES[data['metric']]}", "domain": below, "anchor": "x2", "automargin": True},
     )
     for index, (term, values) in enumerate(data["terms"].items()):
+        colour, dash = _LINES[index % len(_LINES)]
         figure.add_trace(
             Scatter(
                 x=data["epoch"],
                 y=values,
                 mode="lines+markers",
                 name=shown(term, 24),
-                line={"color": SERIES[index % len(SERIES)], "dash": _DASHES[index % len(_DASHES)]},
+                line={"color": colour, "dash": dash},
                 marker={"size": 4},
                 hovertemplate="epoch %{x}: %{y:.4g}",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from grcf_ray.report.figures.layout import new_figure, rows
@@ -48,7 +48,8 @@ def draw_history(data: Mapping[str, Any]) -> Figure:
     """Trials above, with those that have no result on a strip below them; the best against cost at the bottom."""
     from plotly.graph_objects import Scatter
 
-    above, strip, below = rows([6, 0.8, 5], gap=0.09)
+    none = any(trial["objective"] is None for trial in data["trials"])
+    above, strip, below = rows([6, 0.6 if none else 0.01, 5], gap=0.1)
     title = f"valid {METRIC_TITLES[data['metric']]}"
     figure = new_figure(
         560,
@@ -57,8 +58,8 @@ def draw_history(data: Mapping[str, Any]) -> Figure:
         yaxis2={
             "domain": strip,
             "range": (-1, 1),
-            "tickvals": [0],
-            "ticktext": ["none"],
+            "tickvals": [0] if none else [],
+            "ticktext": ["none"] if none else [],
             "showgrid": False,
             "zeroline": False,
             "automargin": True,
@@ -81,7 +82,12 @@ def draw_history(data: Mapping[str, Any]) -> Figure:
                         name=mark.title,
                         legendgroup=state,
                         showlegend=legend,
-                        marker={"color": mark.colour, "symbol": mark.symbol, "size": 8, "line": {"width": 1.5}},
+                        marker={
+                            "color": mark.colour,
+                            "symbol": mark.symbol,
+                            "size": 8,
+                            "line": {"color": mark.colour, "width": 1.5},
+                        },
                         hovertemplate="trial %{x}" + ("" if value is None else "<br>%{y:.4f}"),
                     )
                 )
@@ -130,7 +136,7 @@ def history_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     )
 
 
-def _best_so_far(trials: list[TrialRecord] | Any, stage: Literal[1, 2]) -> list[float | None]:
+def _best_so_far(trials: Sequence[TrialRecord], stage: Literal[1, 2]) -> list[float | None]:
     better = max if DIRECTIONS[stage] == "max" else min
     best: float | None = None
     found = []

@@ -66,22 +66,29 @@ def draw_parallel(data: Mapping[str, Any]) -> Figure:
         _axis(parameter, [trial["values"][index] for trial in data["trials"]])
         for index, parameter in enumerate(data["parameters"])
     ]
-    figure = new_figure(460, margin={"l": 60, "r": 60, "t": 30, "b": 110})
+    figure = new_figure(440, margin={"l": 60, "r": 60, "t": 110, "b": 70})
     figure.add_trace(
         Parcoords(
             dimensions=[*axes, {"label": title, "values": results}],
             labelangle=25,
             labelside="bottom",
+            # The ends of each axis again, on top of its ticks.
+            rangefont={"color": "rgba(0,0,0,0)"},
             line={
                 "color": results,
                 "colorscale": SCALE,
                 "reversescale": data["direction"] == "min",
                 "showscale": True,
-                "colorbar": {"title": {"text": title}, "orientation": "h", "y": 1.08, "yanchor": "bottom", "len": 0.6},
+                "colorbar": {
+                    "title": {"text": title, "side": "top"},
+                    "orientation": "h",
+                    "y": 1.08,
+                    "yanchor": "bottom",
+                    "thickness": 14,
+                },
             },
         )
     )
-    figure.update_layout(margin_t=90)
     return figure
 
 

@@ -94,13 +94,13 @@ def draw_slices(data: Mapping[str, Any]) -> Figure:
                         **axes,
                         x=_places(choices, points),
                         y=[point["objective"] for point in points],
-                        customdata=[point["number"] for point in points],
+                        customdata=[[point["number"], _worded(point["value"])] for point in points],
                         mode="markers",
                         name=mark.title,
                         legendgroup=state,
                         showlegend=state not in seen,
-                        marker={"color": mark.colour, "symbol": mark.symbol, "size": 6, "opacity": 0.7},
-                        hovertemplate="trial %{customdata}<br>%{x:.4~g}: %{y:.4f}",
+                        marker={"color": mark.colour, "symbol": mark.symbol, "size": 6, "opacity": 0.8},
+                        hovertemplate="trial %{customdata[0]}<br>%{customdata[1]}: %{y:.4f}",
                     )
                 )
                 seen.add(state)
@@ -166,6 +166,10 @@ def _trend(parameter: Parameter, points: Sequence[Mapping[str, Any]]) -> list[di
         for name, group in groups
         if group
     ]
+
+
+def _worded(value: float | str) -> str:
+    return shown(value) if isinstance(value, str) else f"{value:.4g}"
 
 
 def _places(choices: Sequence[str] | None, entries: Sequence[Mapping[str, Any]]) -> list[Any]:

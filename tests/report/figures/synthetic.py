@@ -105,10 +105,10 @@ def first_stage(count: int, *, seed: int = 0, full: bool = True) -> list[TrialRe
             broke = {"attempt": 1, "cause": "process died", "error": "the trial's process died", "time": ""}
             state, more = "failed", {"error": broke["error"], "cause": broke["cause"], "failures": [broke] * 4}
             values = []
-        elif not full and goodness < 3.5 and number > 4:
-            state, values = "pruned", values[: 1 if number % 2 else 3]
         elif not full and number == count - 1:
             state, values = "running", values[:2]
+        elif not full and goodness < 3.5 and number > 4:
+            state, values = "pruned", values[: 1 if number % 2 else 3]
         trials.append(trial(number, 1, params, values, state, **more))
     return trials
 
