@@ -147,7 +147,7 @@ def _shown(view: RunView, stage: Literal[1, 2]) -> tuple[TrialRecord | None, str
         if winner.stage == stage:
             return winner, "winner"
         finalist = winner.params.get("finalist")
-        found = [trial for trial in view.trials[stage] if finalist is not None and trial.number == int(finalist)]
+        found = [trial for trial in view.trials[stage] if str(trial.number) == str(finalist)]
         if found:
             return found[0], "finalist"
     best = view.ranked(stage)

@@ -15,7 +15,7 @@ from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
-from grcf_ray.search.record import rank
+from grcf_ray.search.record import TrialRecord, rank
 from grcf_ray.train.stage import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -35,20 +35,22 @@ def handoff_data(view: RunView) -> dict[str, Any]:
     `best`: the best Stage 2 result from a finalist; `median`: of those that ran to the end; None without any. `order`:
     for either, the rank correlation of Stage 1's objective with it, +1 where both stages order the finalists alike.
     """
-    first = {trial.number: trial for trial in view.trials[1]}
-    place = {trial.number: index + 1 for index, trial in enumerate(view.ranked(1))}
-    used = [str(trial.params["finalist"]) for trial in view.trials[2] if "finalist" in trial.params]
-    numbers = [int(name) for name in dict.fromkeys([*map(str, view.run.get("finalists", [])), *used])]
+    started_from: dict[str, list[TrialRecord]] = {str(name): [] for name in view.run.get("finalists", [])}
+    for trial in view.trials[2]:
+        if "finalist" in trial.params:
+            started_from.setdefault(str(trial.params["finalist"]), []).append(trial)
     finalists = []
-    for number in sorted((n for n in numbers if n in place), key=place.__getitem__):
-        started = [trial for trial in view.trials[2] if str(trial.params.get("finalist")) == str(number)]
+    for place, finalist in enumerate(view.ranked(1), start=1):
+        started = started_from.get(str(finalist.number))
+        if started is None:
+            continue
         usable = rank(trial for trial in started if objective(trial) is not None)
         complete = [value for t in started if t.state == "complete" and (value := objective(t)) is not None]
         finalists.append(
             {
-                "number": number,
-                "objective": objective(first[number]),
-                "rank": place[number],
+                "number": finalist.number,
+                "objective": objective(finalist),
+                "rank": place,
                 "trials": [
                     {"number": trial.number, "state": trial.state, "objective": objective(trial)} for trial in started
                 ],
@@ -142,14 +144,10 @@ def handoff_plot(view: RunView) -> Plot | None:
     if len(known) < 2:
         return None
     after = METRIC_TITLES[data["metrics"][1]]
-    order = data["order"]["best"]
-    if order["rho"] is None:
-        finding = "One of the two orders is all ties, so they cannot be compared."
-    else:
-        finding = (
-            f"Rank correlation of Stage 1's order with the best of Stage 2 {order['rho']:+.2f} "
-            f"(n = {order['n']}, two-sided permutation p = {order['p']:.2g})."
-        )
+    finding = (
+        f"Rank correlation of the finalists' Stage 1 order with their best in Stage 2: {_said(data['order']['best'])}; "
+        f"with the median of trials that ran to the end: {_said(data['order']['median'])}."
+    )
     few = None
     if len(known) < _FEW:
         few = (
@@ -167,6 +165,12 @@ def handoff_plot(view: RunView) -> Plot | None:
         draw=draw_handoff,
         warning=few,
     )
+
+
+def _said(order: Mapping[str, Any]) -> str:
+    if order["rho"] is None:
+        return "undefined"
+    return f"{order['rho']:+.2f} (n = {order['n']}, two-sided permutation p = {order['p']:.2g})"
 
 
 def _order(finalists: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:

@@ -97,18 +97,18 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
 
 def importance_warning(data: Mapping[str, Any]) -> str | None:
     """Why the importances may be chance; None where nothing speaks for it."""
-    parameters = len(data["parameters"])
+    reasons = []
     if not data["enough"]:
-        return (
-            f"Only {data['trials']} trials ran to the end, fewer than {TRIALS_PER_PARAMETER} for each of {parameters} "
-            "parameters: the order may be chance."
+        reasons.append(
+            f"only {data['trials']} trials ran to the end, fewer than {TRIALS_PER_PARAMETER} for each of "
+            f"{len(data['parameters'])} parameters"
         )
     if data["explained"] is not None and data["explained"] < EXPLAINED:
-        return (
-            f"The forest explains next to nothing of trials that it has not seen (out-of-bag R² "
-            f"{data['explained']:.2f}): the importances may be chance."
+        reasons.append(
+            "the forest explains next to nothing of trials that it has not seen (out-of-bag R² "
+            f"{data['explained']:.2f})"
         )
-    return None
+    return f"These may be chance: {', and '.join(reasons)}." if reasons else None
 
 
 def draw_importance(data: Mapping[str, Any]) -> Figure:

@@ -61,6 +61,9 @@ def draw_parallel(data: Mapping[str, Any]) -> Figure:
     from plotly.graph_objects import Parcoords
 
     results = [trial["objective"] for trial in data["trials"]]
+    # Early stops would take most of the colours, and leave the finished trials all alike.
+    finished = [trial["objective"] for trial in data["trials"] if trial["state"] == "complete"]
+    ends = [*finished, results[-1]] if len(set(finished)) > 1 else results
     title = METRIC_TITLES[data["metric"]]
     axes = [
         _axis(parameter, [trial["values"][index] for trial in data["trials"]])
@@ -74,8 +77,11 @@ def draw_parallel(data: Mapping[str, Any]) -> Figure:
             labelside="bottom",
             # The ends of each axis again, on top of its ticks.
             rangefont={"color": "rgba(0,0,0,0)"},
+            tickfont={"size": 10},
             line={
                 "color": results,
+                "cmin": min(ends),
+                "cmax": max(ends),
                 "colorscale": SCALE,
                 "reversescale": data["direction"] == "min",
                 "showscale": True,
@@ -107,8 +113,9 @@ def parallel_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
         name=f"parallel-stage{stage}",
         title=f"Stage {stage}: all parameters at once",
         caption=f"A line for each of {len(data['trials'])} trials with a result, coloured by validation {metric}, the "
-        "better the bluer; axes are logarithmic where the logarithm was searched. Trials that were stopped early stand "
-        "by the best epoch that they reached. Drag along an axis to pick trials out.",
+        "better the bluer, over the range of those that ran to the end; axes are logarithmic where the logarithm was "
+        "searched. Trials that were stopped early stand by the best epoch that they reached. Drag along an axis to "
+        "pick trials out.",
         summary=f"{len(data['trials'])} trials. Best: trial {best['number']}, {metric} {best['objective']:.4f}, with "
         f"{values}.",
         data=data,
@@ -129,7 +136,8 @@ def _axis(parameter: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
             "ticktext": [shown(name, 16) for name in names],
         }
     if not parameter["log"]:
-        return {"label": label, "values": values, "range": (parameter["low"], parameter["high"])}
+        low, high = parameter["low"], parameter["high"]
+        return {"label": label, "values": values, "range": (low, high) if low < high else (low - 0.5, high + 0.5)}
     low, high = math.log10(parameter["low"]), math.log10(parameter["high"])
     decades = [power for power in range(math.floor(low), math.ceil(high) + 1) if low <= power <= high]
     ticks = decades if len(decades) > 1 else [low, high]

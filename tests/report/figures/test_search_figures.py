@@ -124,7 +124,7 @@ def test_importance_is_of_full_length_trials_that_differ() -> None:
     assert data["trials"] == sum(each.state == "complete" for each in trials)
     assert data["constant"] == ["stage1.weight_decay"]
     warning = importance_warning(data)
-    assert warning is not None and f"Only {data['trials']} trials" in warning
+    assert warning is not None and f"only {data['trials']} trials" in warning
 
 
 def test_importance_of_noise_says_so() -> None:
@@ -164,6 +164,8 @@ def test_parallel_axes_are_those_that_were_searched(view: RunView) -> None:
     assert all(len(axis["values"]) == len(data["trials"]) for axis in drawn.dimensions)
     assert drawn.dimensions[0].range == (-6, -2) and drawn.dimensions[0].ticktext[0] == "1e-06"
     assert drawn.dimensions[1].ticktext == CHOICES
+    complete = [t.objective for t in view.trials[1] if t.state == "complete"]
+    assert (drawn.line.cmin, drawn.line.cmax) == (min(complete), view.ranked(1)[0].objective)
     assert not drawn.line.reversescale and draw_parallel(parallel_data(view, 2)).data[0].line.reversescale
 
 
