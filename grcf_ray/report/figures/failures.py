@@ -51,9 +51,10 @@ def draw_failures(data: Mapping[str, Any]) -> Figure:
 
     causes = data["causes"]
     places = list(range(len(causes)))
+    most = max((len(entry["lost"]) + len(entry["retried"]) for entry in causes), default=0)
     figure = new_figure(160 + 45 * len(causes), barmode="stack")
     figure.update_layout(
-        xaxis={"title": "trials and attempts", "rangemode": "tozero", "tickformat": "d", "automargin": True},
+        xaxis={"title": "trials and attempts", "rangemode": "tozero", "dtick": max(1, most // 5), "automargin": True},
         yaxis={
             "tickvals": places,
             "ticktext": [f"{shown(entry['cause'], 20)} (Stage {entry['stage']})" for entry in causes],

@@ -151,7 +151,7 @@ def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     parts = []
     for method, found in data["methods"].items():
         label, share = max(zip(data["labels"], found["mean"], strict=True), key=lambda entry: entry[1])
-        parts.append(f"{METHODS[method]} {label} ({share:.0%})")
+        parts.append(f"{METHODS[method]} {label} ({share:.0%})" if share else f"{METHODS[method]} none")
     constant = f" The same in all of them, and not shown: {', '.join(data['constant'])}." if data["constant"] else ""
     return Plot(
         name=f"importance-stage{stage}",

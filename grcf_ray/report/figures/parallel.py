@@ -133,6 +133,7 @@ def _axis(parameter: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
             # A choice of one would have an axis without length.
             "range": (0, max(1, len(names) - 1)),
             "tickvals": list(range(len(names))),
+            # Plotly shows these as they are, entities too; that is the safe way round.
             "ticktext": [shown(name, 16) for name in names],
         }
     if not parameter["log"]:

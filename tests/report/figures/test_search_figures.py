@@ -340,6 +340,17 @@ def test_a_search_of_one_stage_alone() -> None:
     assert_sound(plots)
 
 
+def test_a_search_on_classes_is_judged_by_its_own_metric() -> None:
+    second = second_stage(20, first_stage(1))
+    for each in second:
+        each.curve = [metrics | {"valid/bce": metrics.pop("valid/mae")} for metrics in each.curve]
+    view = view_of({2: second}, data={"task": "classification", "label_range": [0.0, 1.0]})
+    plots = {plot.name: plot for plot in search_plots(view)}
+    assert plots["history-stage2"].data["metric"] == "bce" and "BCE" in plots["history-stage2"].caption
+    assert plots["history-stage2"].data["trials"][-1]["best"] == view.ranked(2)[0].objective
+    assert_sound(list(plots.values()))
+
+
 def test_a_search_of_which_all_trials_failed() -> None:
     params = first_stage(1)[0].params
     lost = [trial(k, 1, params, [], "failed", error="boom", cause="error") for k in range(3)]
