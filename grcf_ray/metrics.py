@@ -19,6 +19,7 @@ __all__ = [
     "classification_metrics",
     "pairwise_accuracy",
     "regression_metrics",
+    "seven_classes",
     "split_metrics",
 ]
 
@@ -174,7 +175,7 @@ def regression_metrics(
         if non0.any():
             metrics["mae_nonzero"] = _mae(score[non0], label[non0])
             metrics["corr_nonzero"] = _corr(score[non0], label[non0])
-        metrics["acc7"] = _agreement(*(np.round(np.clip(v, -3, 3)) for v in (p, y)))
+        metrics["acc7"] = _agreement(*(seven_classes(v, limit=limit, center=center) for v in (score, label)))
         metrics["acc5"] = _agreement(*(np.round(np.clip(v, -2, 2)) for v in (p, y)))
         metrics |= _binary(p >= 0, y >= 0, acc="acc2_has0", suffix="_has0")
     else:
@@ -182,6 +183,17 @@ def regression_metrics(
         metrics["acc5"] = _agreement(*(_right_closed(v, _SIMS_ACC5_EDGES) for v in (p, y)))
         metrics |= _binary(p > 0, y > 0, acc="acc2_mmsa", suffix="_mmsa")
     return metrics
+
+
+def seven_classes(value_N: ArrayLike, *, limit: float, center: float = 0.0) -> Ints:
+    """[N] the class of each score or label that Acc7 compares, -3 to 3: rounded half to even, after clipping.
+
+    value_N: [N], in label units; limit, center: as in `regression_metrics`.
+    """
+    value = np.asarray(value_N, dtype=np.float64)
+    scaled = (value.astype(np.float32) - np.float32(center)) * np.float32(3.0 / limit)
+    classes: Ints = np.round(np.clip(scaled, -3, 3)).astype(np.int64)
+    return classes
 
 
 def _inversions(order_N: Ints) -> int:

@@ -12,7 +12,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 
-__all__ = ["bce_loss", "boundary_loss", "centering_loss", "compactness_loss", "separation_loss", "separation_terms"]
+__all__ = [
+    "bce_loss",
+    "boundary_loss",
+    "centering_loss",
+    "compactness_loss",
+    "separation_loss",
+    "separation_terms",
+    "separation_weight",
+]
 
 
 def separation_terms(
@@ -24,8 +32,13 @@ def separation_terms(
     i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] != positive_B[pairs_P2[:, 1]]].unbind(-1)
     # Which of the two is positive is a sign, which is exact, rather than a swap of indices.
     gap_P = (logit_B[i_P] - logit_B[j_P]) * torch.where(positive_B[i_P], 1, -1).to(logit_B.dtype)
-    weight_P = torch.sigmoid(-gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
+    weight_P = separation_weight(gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
     return PairTerms(weight_P, relu(margin - gap_P))
+
+
+def separation_weight(gap_P: Tensor) -> Tensor:
+    """w = 1 - sigmoid(logit_pos - logit_neg) of eq. 19: [P]. gap_P: [P] logits of the positives less the negatives'."""
+    return torch.sigmoid(-gap_P)
 
 
 def separation_loss(

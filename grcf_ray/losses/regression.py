@@ -13,6 +13,7 @@ from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 
 __all__ = [
+    "advantage_weight",
     "boundary_loss",
     "distribution_loss",
     "group_ranking_loss",
@@ -49,7 +50,7 @@ def ranking_terms(
     else:
         margin_P = torch.full_like(gap_P, base_margin)
 
-    weight_P = _advantage_weight(gap_P.detach(), eps) if advantage_weighting else torch.ones_like(margin_P)
+    weight_P = advantage_weight(gap_P.detach(), eps) if advantage_weighting else torch.ones_like(margin_P)
     return PairTerms(weight_P, relu(margin_P - gap_P))
 
 
@@ -124,6 +125,9 @@ def mae_loss(score_B: Tensor, label_B: Tensor) -> Tensor:
     return mean((score_B - label_B).abs())
 
 
-def _advantage_weight(gap_P: Tensor, eps: float) -> Tensor:
-    """w_ij = ReLU(-A_ij) from the score gaps of the pairs: [P], in the gaps' dtype."""
+def advantage_weight(gap_P: Tensor, eps: float = 1e-8) -> Tensor:
+    """w_ij = ReLU(-A_ij) of eq. 7, standardised over the pairs given: [P], in the gaps' dtype.
+
+    gap_P: [P] score_i - score_j over s_i > s_j. 0 where all gaps are equal.
+    """
     return relu(-standardised(gap_P.double().sigmoid(), eps)).to(gap_P.dtype)

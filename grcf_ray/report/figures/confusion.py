@@ -1,0 +1,77 @@
+"""Which class is taken for which: the seven that Acc7 compares, or the two of a classification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grcf_ray.config import Task
+from grcf_ray.metrics import seven_classes
+from grcf_ray.report.figures.drawing import BLUE, new_figure
+from grcf_ray.report.view import Scored
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["confusion_data", "draw_confusion"]
+
+
+def confusion_data(scored: Scored, task: Task, label_range: tuple[float, float]) -> dict[str, Any]:
+    """`counts`: a row for each true class, a column for each predicted one. `shares`: of a row; None where it is empty.
+
+    `right`: the share of all that lies on the diagonal, Acc7 or Acc2.
+    """
+    low, high = label_range
+    center, limit = (low + high) / 2, (high - low) / 2
+    if task == "classification":
+        names = ["negative", "positive"]
+        truth_N, prediction_N = (scored.label_N > center).astype(int), (scored.score_N > 0).astype(int)
+    else:
+        names = [f"{value:+d}" if value else "0" for value in range(-3, 4)]
+        truth_N, prediction_N = (
+            seven_classes(value_N, limit=limit, center=center) + 3 for value_N in (scored.label_N, scored.score_N)
+        )
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (truth_N, prediction_N), 1)
+    return {
+        "classes": names,
+        "counts": counts.tolist(),
+        "shares": [(row / row.sum()).tolist() if row.sum() else [None] * len(row) for row in counts],
+        "total": int(counts.sum()),
+        "right": float((truth_N == prediction_N).mean()),
+    }
+
+
+def draw_confusion(data: Mapping[str, Any]) -> Figure:
+    """Cells as dark as their share of the row, with count and share written in them."""
+    from plotly.graph_objects import Heatmap
+
+    names = data["classes"]
+    words = [
+        ["" if not count else f"{count}<br>{share:.0%}" for count, share in zip(counts, shares, strict=True)]
+        for counts, shares in zip(data["counts"], data["shares"], strict=True)
+    ]
+    figure = new_figure(120 + 60 * max(len(names), 4))
+    figure.add_trace(
+        Heatmap(
+            x=names,
+            y=names,
+            z=data["shares"],
+            text=words,
+            texttemplate="%{text}",
+            colorscale=[[0, "rgba(34, 113, 178, 0)"], [1, BLUE]],
+            zmin=0,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            colorbar={"title": {"text": "share of row"}, "tickformat": ".0%"},
+            hovertemplate="true %{y}, predicted %{x}<br>%{text}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        xaxis={"title": {"text": "predicted"}, "type": "category"},
+        yaxis={"title": {"text": "true"}, "type": "category", "autorange": "reversed"},
+    )
+    return figure

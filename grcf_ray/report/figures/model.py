@@ -1,0 +1,199 @@
+"""The figures of a run's best model, made of what it scored: on test once that has been read, on valid until then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from grcf_ray.losses.groups import OrdinalGroups
+from grcf_ray.report.figures.agreement import agreement_data, class_scores_data, draw_agreement, draw_class_scores
+from grcf_ray.report.figures.confusion import confusion_data, draw_confusion
+from grcf_ray.report.figures.drawing import MOST_SHOWN, of_split
+from grcf_ray.report.figures.errors import calibration_data, draw_calibration, draw_group_errors, group_errors_data
+from grcf_ray.report.figures.pairs import draw_hardest_pairs, hardest_pairs_data
+from grcf_ray.report.figures.projection import draw_projection, projection_data
+from grcf_ray.report.figures.scoreboard import draw_scoreboard, scoreboard_data
+from grcf_ray.report.plot import Plot
+from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.report.view import RunView, Scored
+from grcf_ray.search.seeds import retrainings
+
+__all__ = ["groups_of", "model_plots"]
+
+_FEW = 30
+"""Fewer utterances than this in a group or class: its figure is mostly chance."""
+
+
+def model_plots(view: RunView) -> list[Plot]:
+    """The figures of the best model, in the order of the page; none where its predictions are not on record."""
+    scored = view.scored(view.shown_split)
+    if scored is None:
+        return []
+    makers = [_scoreboard, _agreement, _confusion, _errors, _projection, _pairs]
+    return [plot for plot in (maker(view, scored) for maker in makers) if plot is not None]
+
+
+def groups_of(settings: Mapping[str, Any], label_range: tuple[float, float]) -> OrdinalGroups:
+    """The ordinal groups that a model was trained with. settings: those of best/provenance.json."""
+    low, high = label_range
+    limit = (high - low) / 2 if settings["ranking.group_edges"] == "scaled" else 3.0
+    return OrdinalGroups.named(settings["ranking.groups"], limit)
+
+
+def _settings(view: RunView) -> Mapping[str, Any]:
+    # Predictions are written beside a model, after its provenance.
+    assert view.provenance is not None
+    settings: Mapping[str, Any] = view.provenance["settings"]
+    return settings
+
+
+def _recorded(view: RunView) -> Mapping[str, float] | None:
+    return None if view.metrics is None else view.metrics[view.shown_split]
+
+
+def _said(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in figures.items())
+
+
+def _seen(view: RunView) -> str | None:
+    if view.shown_split == "test" and view.run.get("test_seen"):
+        return "Test was seen before selection ended: the search went on after its figures had been read."
+    return None
+
+
+def _few(view: RunView, scored: Scored) -> str | None:
+    count = len(scored.id_N)
+    return _seen(view) or (f"Only {count} utterances: much of this is chance." if count < _FEW else None)
+
+
+def _where(view: RunView, scored: Scored, *, sampled: bool = False) -> str:
+    total = len(scored.id_N)
+    return of_split(view.shown_split, min(total, MOST_SHOWN) if sampled else total, total)
+
+
+def _scoreboard(view: RunView, scored: Scored) -> Plot | None:
+    if view.metrics is None:
+        return None
+    data = scoreboard_data(view.metrics, retrainings(view.record, view.metrics["trial"]))
+    beside = f" Not comparable with the paper: {'; '.join(data['not_comparable'])}." if data["not_comparable"] else ""
+    spread = f" Retrainings are means over {data['seeds']} fresh seeds, whiskers deviations." if data["seeds"] else ""
+    return Plot(
+        name="figures-by-metric",
+        title="The best model by metric",
+        caption="Valid is optimistic: the best of several trials was chosen on it. Test was read after that; "
+        f"one model under one seed says little of small differences.{spread}{beside}",
+        summary=f"On test: {_said({p['metric']: view.metrics['test'][p['metric']] for p in data['panels'][:4]})}.",
+        data=data,
+        draw=draw_scoreboard,
+        warning=_seen(view),
+    )
+
+
+def _agreement(view: RunView, scored: Scored) -> Plot:
+    if view.task == "classification":
+        data = class_scores_data(scored, view.label_range, _recorded(view))
+        return Plot(
+            name="scores-by-class",
+            title="Scores of each class",
+            caption=f"Logits of the {_where(view, scored)} Where the two overlap the model cannot tell the classes "
+            "apart; how sure it should be is seen in the calibration.",
+            summary=f"{sum(data['positive'])} positives and {sum(data['negative'])} negatives. "
+            f"{_said(data['recorded'])}",
+            data=data,
+            draw=draw_class_scores,
+            warning=_few(view, scored),
+        )
+    data = agreement_data(scored, view.label_range, _recorded(view))
+    return Plot(
+        name="truth-and-prediction",
+        title="Truth against prediction",
+        caption=f"{_where(view, scored, sampled=True)} {_said(data['recorded'])} of all of them. A high correlation "
+        "does not say that the predictions have the right size: points off the dashed line do.",
+        summary=f"Predictions against labels of {data['total']} utterances. {_said(data['recorded'])}",
+        data=data,
+        draw=draw_agreement,
+        warning=_few(view, scored),
+    )
+
+
+def _confusion(view: RunView, scored: Scored) -> Plot:
+    data = confusion_data(scored, view.task, view.label_range)
+    classes = "both classes" if view.task == "classification" else "the seven classes of Acc7, rounded labels,"
+    right = sum(row[index] for index, row in enumerate(data["counts"]))
+    return Plot(
+        name="confusion",
+        title="Which class is taken for which",
+        caption=f"{_where(view, scored)} Rows are {classes} columns what was predicted; a cell has its count and its "
+        "share of the row. Shares of rows with few utterances are mostly chance.",
+        summary=f"{right} of {data['total']} are predicted in their class, a share of {data['right']:.4f}.",
+        data=data,
+        draw=draw_confusion,
+        warning=_few(view, scored),
+    )
+
+
+def _errors(view: RunView, scored: Scored) -> Plot:
+    if view.task == "classification":
+        data = calibration_data(scored, view.label_range)
+        return Plot(
+            name="calibration",
+            title="Errors by confidence",
+            caption=f"{_where(view, scored)} The share of errors at each confidence, the probability of the predicted "
+            "class; above the dashed line the model is too sure. Points of few utterances are mostly chance.",
+            summary=f"{data['wrong']} of {data['total']} are wrong.",
+            data=data,
+            draw=draw_calibration,
+            warning=_few(view, scored),
+        )
+    data = group_errors_data(scored, view.label_range, groups_of(_settings(view), view.label_range))
+    full = [group for group in data["groups"] if group["utterances"]]
+    worst = max(full, key=lambda group: group["mae"])
+    few = [f"{g['low']:.3g} to {g['high']:.3g}" for g in data["groups"] if g["utterances"] < _FEW]
+    return Plot(
+        name="errors-by-group",
+        title="Error by ordinal group",
+        caption=f"{_where(view, scored)} The groups are those that the ranking loss of the model had; where they "
+        "overlap an utterance counts in each. Errors towards the middle at both ends are usual of a model that is "
+        "unsure, and no proof of a fault of the loss.",
+        summary=f"The mean absolute error is largest, {worst['mae']:.4f}, for labels from {worst['low']:.3g} to "
+        f"{worst['high']:.3g} ({worst['utterances']} utterances).",
+        data=data,
+        draw=draw_group_errors,
+        warning=_seen(view) or (f"Fewer than {_FEW} utterances in {', '.join(few)}." if few else None),
+    )
+
+
+def _projection(view: RunView, scored: Scored) -> Plot | None:
+    data = projection_data(scored, view.task, view.label_range)
+    if data is None:
+        return None
+    cases = sum(point["case"] for point in data["points"])
+    crosses = f" Crosses are the {cases} with a label below {data['below']:.3g}." if data["below"] is not None else ""
+    return Plot(
+        name="representation",
+        title="The representation before the head (t-SNE)",
+        caption=f"{_where(view, scored, sampled=True)}{crosses} t-SNE keeps neighbours together; distances between "
+        f"clusters, their sizes and the axes mean nothing (perplexity {data['perplexity']:.3g}, seed {data['seed']}).",
+        summary=f"{len(data['points'])} utterances in two dimensions, coloured by label.{crosses}",
+        data=data,
+        draw=draw_projection,
+        warning=_few(view, scored),
+    )
+
+
+def _pairs(view: RunView, scored: Scored) -> Plot | None:
+    data = hardest_pairs_data(scored, view.task)
+    if not data["pairs"]:
+        return None
+    equation = 19 if view.task == "classification" else 7
+    return Plot(
+        name="hardest-pairs",
+        title="The hardest pairs",
+        caption=f"Of the {data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} The "
+        f"{len(data['table']['rows'])} whose predictions differ most in the wrong direction. The weight is that of eq. "
+        f"{equation}, over all these pairs together. A hard pair may be a wrong label as well as a wrong prediction.",
+        summary=f"{data['wrong']} of {data['pairs']} pairs are ordered wrong.",
+        data=data,
+        draw=draw_hardest_pairs,
+        warning=_few(view, scored),
+    )
