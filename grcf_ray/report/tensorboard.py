@@ -1,48 +1,88 @@
-"""TensorBoard as a listener: every epoch's scalars of every trial, a folder per trial."""
+"""TensorBoard as a listener: what a search does while it does it, and what it found.
+
+tensorboard/                     the columns of the HParams tab for both stages together
+tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
+tensorboard/stage1/summary       the stage: its best objective by trials and by cost, the tab's columns for it alone
+tensorboard/best                 the winner: predictions against labels, and its representations for the projector
+tensorboard/seeds/stage1/0003    retrainings under fresh seeds
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from torch.utils.tensorboard.writer import SummaryWriter
+from tensorboard.compat.proto.summary_pb2 import Summary
 
-from grcf_ray.search.events import EpochFinished, Event, SeedsStarted, StageStarted, TrialEnded
-from grcf_ray.search.record import TrialRecord
-from grcf_ray.storage import Place
+from grcf_ray.config import Task
+from grcf_ray.report.event_folder import EventFolder
+from grcf_ray.report.hparams import Study, best_tag, session_end
+from grcf_ray.report.images import png_values
+from grcf_ray.report.projector import write_projector
+from grcf_ray.report.view import RunView
+from grcf_ray.search.events import (
+    EpochFinished,
+    Event,
+    SearchStarted,
+    SeedsStarted,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+)
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.train.stage import DIRECTIONS, best_epoch, objective_name
 
-__all__ = ["TensorBoardListener"]
+__all__ = ["TAGS", "TensorBoardListener", "best_so_far"]
+
+TAGS: Mapping[str, str] = {
+    "active_pairs": "pairs/active_share",
+    "grad_norm": "gradient/norm",
+    "loss/bound": "boundary/overshoot",
+    "pair_weight": "pairs/mean_weight",
+    "pairs_per_s": "speed/pairs_per_s",
+    "seconds": "speed/seconds",
+    "utterance_passes": "speed/utterance_passes",
+    "utterances_per_s": "speed/utterances_per_s",
+}
+"""The curve's figures that are shown in a group of another name. `loss/bound`, eqs. 11 and 24 before their weight, is
+how far scores lie beyond where they should: it is shown among the losses as well."""
 
 
 class TensorBoardListener:
-    """Writes `tensorboard/stage1/0007` and so on from the events of a search, in the driver alone.
+    """Writes `tensorboard/` from the events of a search, in the driver alone. The record is the truth; this follows it.
 
-    Files grow, which objects cannot: for object storage they grow in a folder of temporary files, and are uploaded
-    after each epoch.
+    What a search that goes on finds already written stays, and what is missing is added.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._scratch = None if place.local else Path(tempfile.mkdtemp(prefix="grcf-tensorboard-"))
-        self._below: tuple[str, ...] = ()
-        self._writers: dict[tuple[int, int], SummaryWriter] = {}
-        self._written: dict[tuple[int, int], int] = {}
+    def __init__(self, record: RunRecord) -> None:
+        self._record, self._place = record, record.place / "tensorboard"
+        self._scratch = None if self._place.local else Path(tempfile.mkdtemp(prefix="grcf-tensorboard-"))
+        self._study: Study | None = None
+        self._retraining = False
+        self._folders: dict[tuple[str, ...], EventFolder] = {}
+        self._ended: dict[int, list[TrialRecord]] = {1: [], 2: []}
+        self._passes = {1: 0, 2: 0}
 
     def __call__(self, event: Event) -> None:
-        """Write the epochs of the event's trial that are not written yet."""
-        if isinstance(event, SeedsStarted):
+        """Write what the event tells that is not written yet."""
+        if isinstance(event, SearchStarted):
+            self._study = Study.read(self._record)
+            self._folder().add([self._study.experiment([stage for stage in (1, 2) if stage in event.budgets])], 0)
+            self._close()
+        elif isinstance(event, SeedsStarted):
             # Their numbers begin anew.
-            self._close_all()
-            self._below, self._written = ("seeds",), {}
+            self.close()
+            self._retraining = True
         elif isinstance(event, StageStarted):
-            for trial in event.trials:
-                self._written[trial.stage, trial.number] = trial.epoch
-        elif isinstance(event, (EpochFinished, TrialEnded)):
+            self._begin(event)
+        elif isinstance(event, (TrialStarted, EpochFinished)):
             self._write(event.trial)
-            if isinstance(event, TrialEnded):
-                self._close((event.trial.stage, event.trial.number))
+        elif isinstance(event, TrialEnded):
+            self._end(event.trial)
 
     def __enter__(self) -> TensorBoardListener:
         return self
@@ -50,40 +90,106 @@ class TensorBoardListener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_all()
+        self.close()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def finish(self, view: RunView) -> None:
+        """Show what the best model makes of a split, which is test once the search has read it, valid until then."""
+        split = view.shown_split
+        scored = view.scored(split)
+        if scored is None:
+            return
+        step = sum(trial.finished for trials in view.trials.values() for trial in trials)
+        values = png_values(scored, split, task=view.task, label_range=view.label_range)
+        self._folder("best").add(values, step)
+        self._close("best")
+        write_projector(self._place / "best", scored, split)
+
+    def close(self) -> None:
+        """Flush, and let go of the files."""
+        for names in list(self._folders):
+            self._close(*names)
+
+    def _begin(self, event: StageStarted) -> None:
+        names = self._names(event.stage)
+        if self._study is not None and not self._retraining:
+            self._folder(*names, "summary").add([self._study.experiment([event.stage])], 0)
+            self._folder(*names, "summary").flush()
+        self._ended[event.stage], self._passes[event.stage] = [], 0
+        for trial in sorted(event.trials, key=lambda trial: trial.ended or ""):
+            if trial.finished:
+                self._end(trial)
+            else:
+                self._write(trial)
+
     def _write(self, trial: TrialRecord) -> None:
-        key = (trial.stage, trial.number)
-        names = (*self._below, f"stage{trial.stage}", f"{trial.number:04d}")
-        if key not in self._writers:
-            root = self._scratch or self._place.local
-            assert root is not None
-            self._writers[key] = SummaryWriter(str(root.joinpath(*names)))
-        writer = self._writers[key]
-        for metrics in trial.curve[self._written.get(key, 0) :]:
-            for name, value in metrics.items():
-                if name != "epoch" and value is not None:
-                    writer.add_scalar(name, value, metrics["epoch"])
-        writer.flush()
-        self._written[key] = trial.epoch
-        if self._scratch:
-            self._upload(names)
+        folder = self._folder(*self._names(trial.stage), f"{trial.number:04d}")
+        if self._study is not None and not self._retraining:
+            folder.add([self._study.session_start(trial)], 0)
+        for metrics, best in zip(trial.curve, best_so_far(trial), strict=True):
+            folder.add(_scalars(dict(_tagged(metrics)) | best), metrics["epoch"])
+        folder.flush()
 
-    def _upload(self, names: tuple[str, ...]) -> None:
-        assert self._scratch is not None
-        place, folder = self._place, self._scratch.joinpath(*names)
-        for name in names:
-            place = place / name
-        for file in folder.iterdir():
-            with (place / file.name).writing() as path:
-                shutil.copyfile(file, path)
+    def _end(self, trial: TrialRecord) -> None:
+        self._write(trial)
+        names = (*self._names(trial.stage), f"{trial.number:04d}")
+        if not self._retraining:
+            self._folder(*names).add([session_end(trial)], 0)
+            self._progress(trial)
+        self._close(*names)
 
-    def _close_all(self) -> None:
-        for key in list(self._writers):
-            self._close(key)
+    def _progress(self, trial: TrialRecord) -> None:
+        """How far the stage has come: best objective against ended trials, and against what they cost."""
+        ended = self._ended[trial.stage]
+        ended.append(trial)
+        objectives = [t.objective for t in ended if t.objective is not None]
+        if not objectives:
+            return
+        summary = self._folder(*self._names(trial.stage), "summary")
+        best = max(objectives) if DIRECTIONS[trial.stage] == "max" else min(objectives)
+        # Steps are whole numbers, and no two ends share one.
+        passes = max(round(sum(t.utterance_passes for t in ended)), self._passes[trial.stage] + 1)
+        self._passes[trial.stage] = passes
+        summary.add(_scalars({"search/best_by_trials": best}), len(ended))
+        summary.add(_scalars({"search/best_by_utterance_passes": best}), passes)
+        summary.flush()
 
-    def _close(self, key: tuple[int, int]) -> None:
-        if key in self._writers:
-            self._writers.pop(key).close()
+    def _names(self, stage: int) -> tuple[str, ...]:
+        return (*(("seeds",) if self._retraining else ()), f"stage{stage}")
+
+    def _folder(self, *names: str) -> EventFolder:
+        if names not in self._folders:
+            place = self._place
+            for name in names:
+                place = place / name
+            self._folders[names] = EventFolder(place, scratch=self._scratch)
+        return self._folders[names]
+
+    def _close(self, *names: str) -> None:
+        self._folders.pop(names).close()
+
+
+def best_so_far(trial: TrialRecord) -> list[dict[str, float]]:
+    """Of each epoch, both stages' objectives at the trial's best epoch up to there; nothing while it has none."""
+    found = []
+    for epoch in range(1, trial.epoch + 1):
+        best = best_epoch(trial.stage, trial.curve[:epoch]) or {}
+        task: Task = "classification" if "valid/bce" in best else "regression"
+        values = {name: best.get(f"valid/{name}") for name in (objective_name(stage, task) for stage in (1, 2))}
+        found.append({best_tag(name): value for name, value in values.items() if value is not None})
+    return found
+
+
+def _tagged(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
+        if name == "epoch" or value is None:
+            continue
+        if name.startswith("loss/") or name not in TAGS:
+            yield name, value
+        if name in TAGS:
+            yield TAGS[name], value
+
+
+def _scalars(values: Mapping[str, float]) -> list[Summary.Value]:
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]

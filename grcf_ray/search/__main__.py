@@ -157,9 +157,10 @@ def _run(
 ) -> None:
     from grcf_ray.report.tensorboard import TensorBoardListener
     from grcf_ray.report.terminal import ProgressLines
+    from grcf_ray.report.view import RunView
     from grcf_ray.search.session import Session
 
-    with TensorBoardListener(record.place / "tensorboard") as tensorboard:
+    with TensorBoardListener(record) as tensorboard:
         session = Session(
             record=record,
             space=space,
@@ -180,6 +181,7 @@ def _run(
             if dry_run or calibrate:
                 return
             session.run(room)
+            tensorboard.finish(RunView.read(record))
     _print(record, as_json)
 
 

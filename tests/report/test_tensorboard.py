@@ -1,91 +1,264 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from report.predictions import write_predictions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2, metadata
 
-from grcf_ray.report.tensorboard import TensorBoardListener
-from grcf_ray.search.events import EpochFinished, SeedsStarted, StageStarted, TrialEnded, TrialStarted
+from grcf_ray.config import flatten
+from grcf_ray.report.tensorboard import TAGS, TensorBoardListener, best_so_far
+from grcf_ray.report.view import RunView
+from grcf_ray.search.events import EpochFinished, SearchStarted, SeedsStarted, StageStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.space import recorded_space
+from grcf_ray.search.stages import config_of
 from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
 
 
+def loaded(folder: Path) -> EventAccumulator:
+    """A run as TensorBoard reads it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    return events
+
+
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Tag -> (step, value) of every event in a folder, none left out."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    events = loaded(folder)
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def hparams(folder: Path) -> dict[str, Any]:
+    """Tag -> content of what a folder holds for the HParams tab."""
+    parse = {
+        metadata.EXPERIMENT_TAG: metadata.parse_experiment_plugin_data,
+        metadata.SESSION_START_INFO_TAG: metadata.parse_session_start_info_plugin_data,
+        metadata.SESSION_END_INFO_TAG: metadata.parse_session_end_info_plugin_data,
+    }
+    events = loaded(folder)
+    contents = {tag: events.SummaryMetadata(tag).plugin_data.content for tag in events.Tags()["tensors"]}
+    return {tag: parse[tag](content) for tag, content in contents.items()}
+
+
+def parameters(session: Any) -> dict[str, Any]:
+    """A session's parameters as plain values."""
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in session.hparams.items()}
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("events.out.tfevents.*"))
+
+
 def trial(epochs: int, *, number: int = 0, stage: Literal[1, 2] = 1, state: Any = "running") -> TrialRecord:
-    curve = [{"epoch": k, "valid/mae": 1 / k, "valid/corr": None if k == 2 else 0.5} for k in range(1, epochs + 1)]
-    return TrialRecord(number=number, stage=stage, attempt=1, params={}, seed=0, state=state, curve=curve)
+    curve = [
+        {
+            "epoch": k,
+            "valid/mae": 1 / k,
+            "valid/pairwise_acc": None if k == 2 else 0.9 - 0.1 * k,
+            "loss/bound": 0.25,
+            "utterance_passes": 0.4,
+        }
+        for k in range(1, epochs + 1)
+    ]
+    passes = 0.4 * epochs
+    return TrialRecord(
+        number=number, stage=stage, attempt=1, params={}, seed=0, state=state, curve=curve, utterance_passes=passes
+    )
+
+
+def copied(recorded: Recorded, folder: Path) -> RunRecord:
+    """The recorded search in a folder of its own, without what TensorBoard wrote of it."""
+    shutil.copytree(recorded.folder, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
+    return RunRecord(place_at(folder))
+
+
+def replay(record: RunRecord) -> None:
+    """Tell a listener anew what the record holds, as a search that goes on does."""
+    run = record.read_run()
+    with TensorBoardListener(record) as listener:
+        listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}, run["data"]["task"]))
+        for stage in (1, 2):
+            listener(StageStarted(stage, 6, 3, tuple(record.trials(stage))))
 
 
 def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded) -> None:
     record = RunRecord(place_at(recorded.folder))
     for stage in (1, 2):
         folders = {path.name for path in (recorded.folder / "tensorboard" / f"stage{stage}").iterdir()}
-        assert folders == {f"{t.number:04d}" for t in record.trials(stage)}
+        assert folders == {f"{t.number:04d}" for t in record.trials(stage)} | {"summary"}
         for kept in record.trials(stage):
             written = scalars(recorded.folder / "tensorboard" / f"stage{stage}" / f"{kept.number:04d}")
             expected: dict[str, list[tuple[int, Any]]] = {}
             for metrics in kept.curve:
                 for name, value in metrics.items():
-                    if name != "epoch" and value is not None:
-                        expected.setdefault(name, []).append((metrics["epoch"], pytest.approx(value, rel=1e-6)))
-            assert written == expected
-            assert {"loss/total", "lr/head", "seconds"} <= written.keys()
+                    tags = {TAGS.get(name, name)} | ({name} if name.startswith("loss/") else set())
+                    for tag in tags if name != "epoch" and value is not None else ():
+                        expected.setdefault(tag, []).append((metrics["epoch"], pytest.approx(value, rel=1e-6)))
+            best = {tag: points for tag, points in written.items() if tag.startswith("best/")}
+            assert {tag: points for tag, points in written.items() if tag not in best} == expected
+            assert {"loss/total", "loss/bound", "boundary/overshoot", "lr/head", "speed/seconds"} <= written.keys()
+            assert {"gradient/norm", "pairs/active_share", "pairs/mean_weight"} <= written.keys()
+            assert best.keys() == {"best/pairwise_acc", "best/mae"}
+            own = best["best/pairwise_acc" if stage == 1 else "best/mae"]
+            assert own[-1] == (kept.epoch, pytest.approx(kept.objective, rel=1e-6))
+
+
+def test_each_trial_has_one_file(recorded: Recorded) -> None:
+    for folder in (recorded.folder / "tensorboard").rglob("00*"):
+        assert len(files(folder)) == 1
+
+
+def test_a_session_holds_the_trials_whole_configuration(recorded: Recorded) -> None:
+    record = RunRecord(place_at(recorded.folder))
+    space = recorded_space(record.read_run()["space"], "space")
+    for stage in (1, 2):
+        for kept in record.trials(stage):
+            found = hparams(recorded.folder / "tensorboard" / f"stage{stage}" / f"{kept.number:04d}")
+            session = parameters(found[metadata.SESSION_START_INFO_TAG])
+            config = flatten(config_of(space, record, kept))
+            assert session.pop("stage") == stage
+            assert session.keys() >= kept.params.keys()
+            if stage == 2:
+                assert session.pop("finalist") == int(kept.params["finalist"])
+            assert {path: config[path] for path in session} == session
+            assert {"pairs.pairs_per_epoch", "model.backbone", "stage1.head_lr", "seed"} <= session.keys()
+            assert ("stage2.head_lr" in session) == (stage == 2)
+            # What neither the task nor the stage reads would be noise.
+            assert not [path for path in session if path.startswith(("classes.", "search."))]
+            good = kept.state in ("complete", "pruned")
+            status = api_pb2.STATUS_SUCCESS if good else api_pb2.STATUS_FAILURE
+            assert found[metadata.SESSION_END_INFO_TAG].status == status
+
+
+def test_an_experiment_names_what_is_searched_and_the_objective(recorded: Recorded) -> None:
+    def columns(folder: Path) -> tuple[dict[str, Any], list[str]]:
+        experiment = hparams(folder)[metadata.EXPERIMENT_TAG]
+        searched = {info.name: info for info in experiment.hparam_infos if info.differs}
+        # Those come first.
+        assert [info.name for info in experiment.hparam_infos][: len(searched)] == list(searched)
+        return searched, [info.name.tag for info in experiment.metric_infos]
+
+    folder = recorded.folder / "tensorboard"
+    space = recorded_space(RunRecord(place_at(recorded.folder)).read_run()["space"], "space")
+    first, metrics = columns(folder / "stage1" / "summary")
+    assert metrics == ["best/pairwise_acc", "best/mae"]
+    assert first.keys() == space.stage1.keys()
+    interval = first["stage1.head_lr"].domain_interval
+    assert (interval.min_value, interval.max_value) == (1e-4, 1e-2)
+    choices = [value.string_value for value in first["model.modalities"].domain_discrete.values]
+    assert choices == ["all", "text", "text+audio"]
+    second, metrics = columns(folder / "stage2" / "summary")
+    assert metrics == ["best/mae", "best/pairwise_acc"]
+    assert second.keys() == {*space.stage1, *space.stage2, "finalist"}
+    both, metrics = columns(folder)
+    assert metrics == ["best/pairwise_acc", "best/mae"]
+    # What every row has.
+    assert both.keys() == {*space.stage1, "stage"}
+
+
+def test_the_summary_shows_the_best_so_far_by_trials_and_by_cost(recorded: Recorded) -> None:
+    record = RunRecord(place_at(recorded.folder))
+    for stage in (1, 2):
+        written = scalars(recorded.folder / "tensorboard" / f"stage{stage}" / "summary")
+        best = pytest.approx(record.ranked(stage)[0].objective, rel=1e-6)
+        trials = record.trials(stage)
+        assert written["search/best_by_trials"][-1] == (len(trials), best)
+        passes = sum(t.utterance_passes for t in trials)
+        step, value = written["search/best_by_utterance_passes"][-1]
+        assert value == best
+        assert step == pytest.approx(passes, abs=len(trials))
 
 
 def test_epochs_are_written_as_they_end(tmp_path: Path) -> None:
     """Readable while the trial runs: nothing waits in a buffer."""
-    with TensorBoardListener(place_at(tmp_path)) as listener:
+    folder = tmp_path / "tensorboard" / "stage1" / "0000"
+    with TensorBoardListener(RunRecord(place_at(tmp_path))) as listener:
         listener(StageStarted(1, 1, 3, ()))
         listener(TrialStarted(trial(0)))
         listener(EpochFinished(trial(1)))
-        assert scalars(tmp_path / "stage1" / "0000")["valid/mae"] == [(1, 1.0)]
+        assert scalars(folder)["valid/mae"] == [(1, 1.0)]
         listener(EpochFinished(trial(2)))
-        assert scalars(tmp_path / "stage1" / "0000") == {
-            "valid/mae": [(1, 1.0), (2, 0.5)],
-            "valid/corr": [(1, 0.5)],
-        }
+        written = scalars(folder)
+    assert written["valid/mae"] == [(1, 1.0), (2, 0.5)]
+    assert written["loss/bound"] == written["boundary/overshoot"] == [(1, 0.25), (2, 0.25)]
+    assert [step for step, _ in written["valid/pairwise_acc"]] == [1]
+
+
+def test_the_best_so_far_is_the_best_epoch_by_the_stages_own_objective() -> None:
+    assert best_so_far(trial(3, stage=2)) == [
+        {"best/mae": 1.0, "best/pairwise_acc": 0.8},
+        # Undefined there.
+        {"best/mae": 1 / 2},
+        {"best/mae": 1 / 3, "best/pairwise_acc": pytest.approx(0.6)},
+    ]
+    assert best_so_far(trial(3)) == 3 * [{"best/pairwise_acc": 0.8, "best/mae": 1.0}]
+    undefined = trial(2)
+    undefined.curve = undefined.curve[1:]
+    assert best_so_far(undefined) == [{}]
 
 
 def test_a_resumed_stage_adds_no_duplicates(tmp_path: Path) -> None:
-    with TensorBoardListener(place_at(tmp_path)) as listener:
+    record = RunRecord(place_at(tmp_path))
+    with TensorBoardListener(record) as listener:
         listener(StageStarted(2, 2, 4, ()))
         listener(TrialEnded(trial(4, stage=2, state="complete")))
         listener(EpochFinished(trial(2, number=1, stage=2)))
-    with TensorBoardListener(place_at(tmp_path)) as listener:
-        recorded = (trial(4, stage=2, state="complete"), trial(2, number=1, stage=2))
-        listener(StageStarted(2, 2, 4, recorded))
+    with TensorBoardListener(record) as listener:
+        kept = (trial(4, stage=2, state="complete"), trial(2, number=1, stage=2))
+        listener(StageStarted(2, 2, 4, kept))
         listener(TrialStarted(trial(2, number=1, stage=2)))
+        # Its last checkpoint was damaged: it does its second epoch again.
+        listener(EpochFinished(trial(2, number=1, stage=2)))
         listener(EpochFinished(trial(3, number=1, stage=2)))
         listener(TrialEnded(trial(4, number=1, stage=2, state="complete")))
-    for number in (0, 1):
-        steps = [step for step, _ in scalars(tmp_path / "stage2" / f"{number:04d}")["valid/mae"]]
+    stage = tmp_path / "tensorboard" / "stage2"
+    for number, count in ((0, 1), (1, 2)):
+        steps = [step for step, _ in scalars(stage / f"{number:04d}")["valid/mae"]]
         assert steps == [1, 2, 3, 4]
+        assert len(files(stage / f"{number:04d}")) == count
+    assert [step for step, _ in scalars(stage / "summary")["search/best_by_trials"]] == [1, 2]
 
 
-def test_epochs_that_only_the_checkpoint_knew_are_written(tmp_path: Path) -> None:
-    """The driver died before it heard of epoch 2; the trial went on from its checkpoint."""
-    with TensorBoardListener(place_at(tmp_path)) as listener:
-        listener(EpochFinished(trial(1)))
-    with TensorBoardListener(place_at(tmp_path)) as listener:
-        listener(StageStarted(1, 1, 3, (trial(1),)))
+def test_a_finished_search_that_is_told_again_writes_nothing(recorded: Recorded, tmp_path: Path) -> None:
+    record = copied(recorded, tmp_path / "recorded")
+    replay(record)
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    replay(record)
+    assert {path: path.read_bytes() for path in files(tmp_path)} == before
+    # Nor does it differ from what was written epoch by epoch.
+    for path in (recorded.folder / "tensorboard").rglob("00*"):
+        again = tmp_path / "recorded" / path.relative_to(recorded.folder)
+        assert scalars(again) == scalars(path)
+        assert hparams(again) == hparams(path)
+
+
+def test_what_a_dead_driver_did_not_write_is_added(tmp_path: Path) -> None:
+    """It had recorded the second epoch, and died in the midst of telling of it."""
+    record = RunRecord(place_at(tmp_path))
+    folder = tmp_path / "tensorboard" / "stage1" / "0000"
+    with TensorBoardListener(record) as listener:
+        listener(EpochFinished(trial(2)))
+    (file,) = files(folder)
+    file.write_bytes(file.read_bytes()[:-7])
+    assert [step for step, _ in scalars(folder)["valid/mae"]] == [1]
+    with TensorBoardListener(record) as listener:
+        listener(StageStarted(1, 1, 3, (trial(2),)))
         listener(TrialEnded(trial(3, state="complete")))
-    assert [step for step, _ in scalars(tmp_path / "stage1" / "0000")["valid/mae"]] == [1, 2, 3]
+    assert [step for step, _ in scalars(folder)["valid/mae"]] == [1, 2, 3]
 
 
-def test_retrainings_have_folders_of_their_own(tmp_path: Path) -> None:
-    """Their numbers begin anew, and the search's trials keep theirs."""
-    with TensorBoardListener(place_at(tmp_path)) as listener:
+def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Path) -> None:
+    """Their numbers begin anew, the search's trials keep theirs, and they are no rows among them."""
+    record = copied(recorded, tmp_path / "recorded")
+    with TensorBoardListener(record) as listener:
+        listener(SearchStarted(1, {1: (2, 2)}))
         listener(StageStarted(1, 1, 2, ()))
         listener(TrialEnded(trial(2, state="complete")))
         # The time was up before this one had ended.
@@ -94,7 +267,37 @@ def test_retrainings_have_folders_of_their_own(tmp_path: Path) -> None:
         listener(StageStarted(1, 2, 3, ()))
         listener(TrialEnded(trial(3, state="complete")))
         listener(TrialEnded(trial(3, number=1, state="complete")))
-    for folder, epochs in ((tmp_path, [2, 1]), (tmp_path / "seeds", [3, 3])):
+    board = tmp_path / "recorded" / "tensorboard"
+    for folder, epochs in ((board, [2, 1]), (board / "seeds", [3, 3])):
         for number in (0, 1):
             steps = [step for step, _ in scalars(folder / "stage1" / f"{number:04d}")["valid/mae"]]
             assert steps == list(range(1, epochs[number] + 1))
+    assert hparams(board / "stage1" / "0000").keys() == {
+        metadata.SESSION_START_INFO_TAG,
+        metadata.SESSION_END_INFO_TAG,
+    }
+    assert not hparams(board / "seeds" / "stage1" / "0000")
+    assert not (board / "seeds" / "stage1" / "summary").exists()
+
+
+def test_the_result_is_shown_on_the_split_that_was_read(recorded: Recorded, tmp_path: Path) -> None:
+    record = copied(recorded, tmp_path / "recorded")
+    best = tmp_path / "recorded" / "tensorboard" / "best"
+    shutil.rmtree(tmp_path / "recorded" / "best" / "predictions", ignore_errors=True)
+    with TensorBoardListener(record) as listener:
+        listener.finish(RunView.read(record))
+    assert not best.exists()
+    for split in ("valid", "test"):
+        write_predictions(record, split)
+        for _ in range(2):
+            with TensorBoardListener(record) as listener:
+                listener.finish(RunView.read(record))
+    events = loaded(best)
+    assert set(events.Tags()["images"]) == {
+        f"{name}/{split}" for name in ("predictions", "confusion") for split in ("valid", "test")
+    }
+    for tag in events.Tags()["images"]:
+        (image,) = events.Images(tag)
+        assert image.encoded_image_string.startswith(b"\x89PNG")
+        assert image.step == 11
+    assert '"test-state.tsv"' in (best / "projector_config.pbtxt").read_text()

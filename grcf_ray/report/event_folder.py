@@ -1,0 +1,79 @@
+"""One run as TensorBoard has it: a folder of event files, to which each value is added once, whoever writes.
+
+A search that goes on is another process with a file of its own. What the folder holds already is read back rather
+than taken from the record: a driver may have died between the two.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.writer import FileWriter
+
+from grcf_ray.storage import Place
+
+__all__ = ["EventFolder", "held_values"]
+
+_EVENTS = "events.out.tfevents."
+
+
+class EventFolder:
+    """Adds values to a folder of event files.
+
+    Files grow, which objects cannot: for object storage the file grows in a folder below `scratch`, and is uploaded at
+    each flush. Nothing is made before there is something to write.
+    """
+
+    def __init__(self, place: Place, *, scratch: Path | None) -> None:
+        self._place, self._scratch = place, scratch
+        self._held = held_values(place)
+        self._files = Path()
+        self._writer: FileWriter | None = None
+        self._changed = False
+
+    def add(self, values: Iterable[Summary.Value], step: int) -> None:
+        """Add the values whose tags the folder does not hold at this step."""
+        fresh = [value for value in values if (value.tag, step) not in self._held]
+        if not fresh:
+            return
+        if self._writer is None:
+            self._files = self._place.local or Path(tempfile.mkdtemp(dir=self._scratch))
+            self._writer = FileWriter(str(self._files))
+        # One event of many values is written whole or not at all.
+        self._writer.add_summary(Summary(value=fresh), step)
+        self._held |= {(value.tag, step) for value in fresh}
+        self._changed = True
+
+    def flush(self) -> None:
+        """Let readers see what was added."""
+        if self._writer is None or not self._changed:
+            return
+        self._writer.flush()
+        if self._place.local is None:
+            for file in self._files.iterdir():
+                with (self._place / file.name).writing() as path:
+                    shutil.copyfile(file, path)
+        self._changed = False
+
+    def close(self) -> None:
+        """Flush, and let go of the file."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def held_values(place: Place) -> set[tuple[str, int]]:
+    """Tag and step of all that a folder's event files hold; a file that was cut short, up to there."""
+    held: set[tuple[str, int]] = set()
+    for name in place.names():
+        if name.startswith(_EVENTS):
+            with (place / name).reading() as path:
+                for event in LegacyEventFileLoader(str(path)).Load():
+                    held.update((value.tag, event.step) for value in event.summary.value)
+    return held

@@ -1,0 +1,162 @@
+"""What TensorBoard's HParams tab shows of a search: what is searched and its ranges, and a session per trial.
+
+The protocol buffers are written as they are: the helpers that come with TensorBoard need TensorFlow, and torch's make a
+second run of every trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+
+from grcf_ray.config import Task, flatten, reads
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.space import Dimension, Range, Space, recorded_space
+from grcf_ray.search.stages import config_of
+from grcf_ray.train.stage import objective_name
+
+__all__ = ["Study", "best_tag", "session_end"]
+
+_NUMBER, _WORD, _TRUTH = api_pb2.DATA_TYPE_FLOAT64, api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_BOOL
+_STAGE = api_pb2.HParamInfo(name="stage", type=_NUMBER)
+_STATUS = {
+    "complete": api_pb2.STATUS_SUCCESS,
+    "pruned": api_pb2.STATUS_SUCCESS,
+    "diverged": api_pb2.STATUS_FAILURE,
+    "failed": api_pb2.STATUS_FAILURE,
+}
+
+
+def best_tag(metric: str) -> str:
+    """Tag of a validation metric at a trial's best epoch so far: the tab shows a tag's last value, whatever it is."""
+    return f"best/{metric}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The parameters of a search's trials, as the tab has them."""
+
+    record: RunRecord
+    space: Space
+    task: Task
+
+    @classmethod
+    def read(cls, record: RunRecord) -> Study:
+        """From run.json."""
+        run = record.read_run()
+        return cls(record, recorded_space(run["space"], f"{record}/space.yaml"), run["data"]["task"])
+
+    def experiment(self, stages: Sequence[Literal[1, 2]]) -> Summary.Value:
+        """The columns for trials of these stages: first what is searched and all of them have, and their objective.
+
+        A view of trials side by side leaves out those without a value. Of several experiments that TensorBoard finds,
+        it takes one: so each has all settings and both objectives.
+        """
+        searched = set.intersection(
+            *({name for name, info in self._infos[stage].items() if info.differs} for stage in stages)
+        )
+        infos = []
+        for name, info in {**self._infos[2], "stage": _STAGE}.items():
+            column = api_pb2.HParamInfo()
+            column.CopyFrom(info)
+            column.differs = name in searched or (name == "stage" and len(stages) > 1)
+            infos.append(column)
+        names = [objective_name(stage, self.task) for stage in sorted((1, 2), key=lambda stage: stage not in stages)]
+        metrics = [
+            api_pb2.MetricInfo(
+                name=api_pb2.MetricName(tag=best_tag(name)),
+                display_name=f"best valid/{name}",
+                dataset_type=api_pb2.DATASET_VALIDATION,
+            )
+            for name in names
+        ]
+        experiment = api_pb2.Experiment(
+            name=self.record.place.name,
+            hparam_infos=sorted(infos, key=lambda info: not info.differs),
+            metric_infos=metrics,
+        )
+        return _value(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
+
+    def session_start(self, trial: TrialRecord) -> Summary.Value:
+        """A trial's whole configuration, as far as it is its stage's and task's, and when it began."""
+        config = flatten(config_of(self.space, self.record, trial))
+        values = {**config, **trial.params, "stage": trial.stage}
+        infos = {**self._infos[trial.stage], "stage": _STAGE}
+        # What the table shows as the trial's name: the run's apart, which the folders of several runs need.
+        name = f"stage{trial.stage}/{trial.number} {self.record.place.name}"
+        session = SessionStartInfo(start_time_secs=_seconds(trial.started), group_name=name)
+        for name, info in infos.items():
+            if values.get(name) is None:
+                continue
+            if info.type == _TRUTH:
+                session.hparams[name].bool_value = values[name]
+            elif info.type == _NUMBER:
+                session.hparams[name].number_value = float(values[name])
+            else:
+                session.hparams[name].string_value = str(values[name])
+        return _value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=session))
+
+    @cached_property
+    def _infos(self) -> Mapping[int, Mapping[str, api_pb2.HParamInfo]]:
+        """The settings of a trial of each stage; Stage 2 has those of Stage 1 as well."""
+        # Settings of the search itself change no number of a trial, and those of Stage 2 none of Stage 1.
+        fixed = {
+            path: value
+            for path, value in flatten(self.space.config()).items()
+            if reads(self.task, path) and not path.startswith("search.") and isinstance(value, (bool, int, float, str))
+        }
+        first = {
+            **{path: _searched(path, dimension) for path, dimension in self.space.stage1.items()},
+            **{
+                path: _fixed(path, value)
+                for path, value in fixed.items()
+                if path not in self.space.stage1 and not path.startswith("stage2.")
+            },
+        }
+        own = {path: _searched(path, dimension) for path, dimension in self.space.stage2.items()}
+        if self.space.config().stage1.epochs:
+            # An extended search adds finalists, which a domain that is on file would hide: only words need one.
+            own["finalist"] = api_pb2.HParamInfo(name="finalist", type=_NUMBER, differs=True)
+        inherited = {path: info for path, info in first.items() if path not in own}
+        others = {path: _fixed(path, value) for path, value in fixed.items() if path not in {**own, **inherited}}
+        return {1: first, 2: {**own, **inherited, **others}}
+
+
+def session_end(trial: TrialRecord) -> Summary.Value:
+    """How and when a trial ended."""
+    session = SessionEndInfo(status=_STATUS[trial.state], end_time_secs=_seconds(trial.ended))
+    return _value(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=session))
+
+
+def _searched(path: str, dimension: Dimension) -> api_pb2.HParamInfo:
+    if isinstance(dimension, Range):
+        interval = api_pb2.Interval(min_value=dimension.low, max_value=dimension.high)
+        return api_pb2.HParamInfo(name=path, type=_NUMBER, domain_interval=interval, differs=True)
+    return _chosen(path, dimension.choices, differs=True)
+
+
+def _fixed(path: str, value: Any) -> api_pb2.HParamInfo:
+    return _chosen(path, (value,), differs=False)
+
+
+def _chosen(path: str, choices: Sequence[Any], *, differs: bool) -> api_pb2.HParamInfo:
+    kinds = {_TRUTH if isinstance(v, bool) else _WORD if isinstance(v, str) else _NUMBER for v in choices}
+    kind = kinds.pop() if len(kinds) == 1 else _WORD
+    info = api_pb2.HParamInfo(name=path, type=kind, differs=differs)
+    info.domain_discrete.extend([str(choice) for choice in choices] if kind == _WORD else choices)
+    return info
+
+
+def _seconds(time: str | None) -> float:
+    return datetime.datetime.fromisoformat(time).timestamp() if time else 0.0
+
+
+def _value(tag: str, data: HParamsPluginData) -> Summary.Value:
+    return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)

@@ -1,0 +1,122 @@
+"""What the best model makes of a split, as images: scores against labels, and which classes are taken for which."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from grcf_ray.config import Task
+from grcf_ray.report.view import Scored
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["classes_of", "confusion", "png_values"]
+
+_INCHES, _DPI = (4.4, 3.9), 160
+_RGBA = 4
+_DARK = 0.6
+"""Share of a row from which a cell is so dark that its number is written in white."""
+_WHOLE_LABELS = (4, 10)
+"""Widths of label ranges, from and to, in which labels are rounded to whole ones; others are cut in `_PARTS`."""
+_PARTS = 5
+
+
+def classes_of(
+    value_N: NDArray[np.float64], *, label_range: tuple[float, float]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """The class of each value in label units, and the classes' names: whole labels, or equal parts of their range."""
+    low, high = label_range
+    if _WHOLE_LABELS[0] <= high - low <= _WHOLE_LABELS[1]:
+        first, last = int(np.ceil(low)), int(np.floor(high))
+        return np.clip(np.round(value_N), first, last).astype(np.int64) - first, [
+            f"{label:+d}" if low < 0 and label else str(label) for label in range(first, last + 1)
+        ]
+    edges = np.linspace(low, high, _PARTS + 1)
+    names = [f"{left:.3g} to {right:.3g}" for left, right in itertools.pairwise(edges)]
+    return np.searchsorted(edges[1:-1], value_N, side="right").astype(np.int64), names
+
+
+def confusion(scored: Scored, *, task: Task, label_range: tuple[float, float]) -> tuple[NDArray[np.int64], list[str]]:
+    """[K, K] utterances by class of the label (rows) and of the score (columns), and the names of the K classes."""
+    if task == "classification":
+        names = ["negative", "positive"]
+        label_N = (scored.label_N > sum(label_range) / 2).astype(np.int64)
+        score_N = (scored.score_N > 0).astype(np.int64)
+    else:
+        label_N, names = classes_of(scored.label_N, label_range=label_range)
+        score_N, _ = classes_of(scored.score_N, label_range=label_range)
+    counts_KK = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts_KK, (label_N, score_N), 1)
+    return counts_KK, names
+
+
+def png_values(scored: Scored, split: str, *, task: Task, label_range: tuple[float, float]) -> list[Summary.Value]:
+    """Both images of a split as TensorBoard has them, tags `predictions/<split>` and `confusion/<split>`."""
+    counts_KK, names = confusion(scored, task=task, label_range=label_range)
+
+    def predictions(axes: Axes) -> None:
+        if task == "classification":
+            _draw_logits(axes, scored, sum(label_range) / 2)
+        else:
+            _draw_scores(axes, scored, label_range)
+
+    return [
+        _image(f"predictions/{split}", f"Best model, {split}: scores against labels", predictions),
+        _image(
+            f"confusion/{split}",
+            f"Best model, {split}: confusion",
+            lambda axes: _draw_confusion(axes, counts_KK, names),
+        ),
+    ]
+
+
+def _draw_scores(axes: Axes, scored: Scored, label_range: tuple[float, float]) -> None:
+    ends = np.array([*label_range, scored.score_N.min(), scored.score_N.max()])
+    reach = (ends.min() - 0.2, ends.max() + 0.2)
+    axes.plot(label_range, label_range, color="0.6", linewidth=1, label="score = label")
+    axes.scatter(scored.label_N, scored.score_N, s=16, alpha=0.5, linewidths=0)
+    axes.set(xlabel="label", ylabel="score", xlim=reach, ylim=reach, aspect="equal")
+    axes.legend(loc="upper left", frameon=False)
+
+
+def _draw_logits(axes: Axes, scored: Scored, center: float) -> None:
+    bins = np.histogram_bin_edges(scored.score_N, bins=24)
+    positive_N = scored.label_N > center
+    for name, chosen_N in (("negative", ~positive_N), ("positive", positive_N)):
+        axes.hist(scored.score_N[chosen_N], bins=bins.tolist(), alpha=0.6, label=f"label {name}")
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set(xlabel="logit of the positive class", ylabel="utterances")
+    axes.legend(frameon=False)
+
+
+def _draw_confusion(axes: Axes, counts_KK: NDArray[np.int64], names: Sequence[str]) -> None:
+    share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
+    axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts_KK):
+        ink = "white" if share_KK[row, column] > _DARK else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="class of the score", ylabel="class of the label (shade: share of its row)")
+
+
+def _image(tag: str, title: str, draw: Callable[[Axes], None]) -> Summary.Value:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    draw(axes)
+    axes.set_title(title)
+    content = io.BytesIO()
+    # A figure that no window knows of is drawn by Agg.
+    figure.savefig(content, format="png")
+    width, height = (round(_DPI * inches) for inches in _INCHES)
+    image = Summary.Image(width=width, height=height, colorspace=_RGBA, encoded_image_string=content.getvalue())
+    return Summary.Value(tag=tag, image=image)
