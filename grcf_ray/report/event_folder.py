@@ -36,9 +36,13 @@ class EventFolder:
         self._writer: FileWriter | None = None
         self._changed = False
 
+    def holds(self, tag: str, step: int) -> bool:
+        """Whether the folder has this tag at this step."""
+        return (tag, step) in self._held
+
     def add(self, values: Iterable[Summary.Value], step: int) -> None:
         """Add the values whose tags the folder does not hold at this step."""
-        fresh = [value for value in values if (value.tag, step) not in self._held]
+        fresh = [value for value in values if not self.holds(value.tag, step)]
         if not fresh:
             return
         if self._writer is None:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 
 from grcf_ray.config import Task
 from grcf_ray.report.event_folder import EventFolder
@@ -125,7 +126,7 @@ class TensorBoardListener:
 
     def _write(self, trial: TrialRecord) -> None:
         folder = self._folder(*self._names(trial.stage), f"{trial.number:04d}")
-        if self._study is not None and not self._retraining:
+        if self._study is not None and not self._retraining and not folder.holds(SESSION_START_INFO_TAG, 0):
             folder.add([self._study.session_start(trial)], 0)
         for metrics, best in zip(trial.curve, best_so_far(trial), strict=True):
             folder.add(_scalars(dict(_tagged(metrics)) | best), metrics["epoch"])

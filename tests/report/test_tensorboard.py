@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -281,6 +282,7 @@ def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Pat
 
 
 def test_the_result_is_shown_on_the_split_that_was_read(recorded: Recorded, tmp_path: Path) -> None:
+    assert loaded(recorded.folder / "tensorboard" / "best").Tags()["images"] == ["predictions/test", "confusion/test"]
     record = copied(recorded, tmp_path / "recorded")
     best = tmp_path / "recorded" / "tensorboard" / "best"
     shutil.rmtree(tmp_path / "recorded" / "best" / "predictions", ignore_errors=True)
@@ -301,3 +303,30 @@ def test_the_result_is_shown_on_the_split_that_was_read(recorded: Recorded, tmp_
         assert image.encoded_image_string.startswith(b"\x89PNG")
         assert image.step == 11
     assert '"test-state.tsv"' in (best / "projector_config.pbtxt").read_text()
+
+
+@pytest.mark.s3
+def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
+    """Two drivers one after the other, the second without the first one's files."""
+    record = RunRecord(place_at(s3) / uuid.uuid4().hex)
+    place = record.place / "tensorboard" / "stage1" / "0000"
+
+    def steps() -> list[int]:
+        with place.reading_folder() as folder:
+            return [step for step, _ in scalars(folder)["valid/mae"]]
+
+    with TensorBoardListener(record) as listener:
+        listener(StageStarted(1, 1, 3, ()))
+        listener(EpochFinished(trial(1)))
+        # There while the trial runs.
+        assert steps() == [1]
+        listener(EpochFinished(trial(2)))
+    assert steps() == [1, 2]
+    with TensorBoardListener(record) as listener:
+        listener(StageStarted(1, 1, 3, (trial(2),)))
+        listener(EpochFinished(trial(3)))
+        listener(TrialEnded(trial(4, state="complete")))
+    assert steps() == [1, 2, 3, 4]
+    assert len(place.names()) == 2
+    with (record.place / "tensorboard" / "stage1" / "summary").reading_folder() as folder:
+        assert [step for step, _ in scalars(folder)["search/best_by_trials"]] == [1]

@@ -1,0 +1,224 @@
+"""TensorBoard's own server and page on a search: what they show is what the record says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from report.predictions import write_predictions
+from waiting import wait_for
+
+from grcf_ray.report.tensorboard import TensorBoardListener
+from grcf_ray.report.view import RunView
+from grcf_ray.search.events import SearchStarted, StageStarted
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+    from tests.conftest import Recorded
+
+pytestmark = pytest.mark.page
+
+STAGES: tuple[Literal[1, 2], ...] = (1, 2)
+OBJECTIVES = {1: "best/pairwise_acc", 2: "best/mae"}
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # The projector draws in WebGL, here without a GPU.
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--window-size=1500,1000",
+)
+SEEN = """
+const parts = [];
+const walk = node => {
+  if (node.nodeType === Node.TEXT_NODE) parts.push(node.data);
+  if (["SCRIPT", "STYLE", "TEMPLATE"].includes(node.nodeName)) return;
+  if (node.shadowRoot) walk(node.shadowRoot);
+  node.childNodes.forEach(walk);
+};
+walk(document.body);
+return parts.join(" ");
+"""
+"""All text of the page, that of its components included."""
+IMAGES = """
+const found = [];
+const walk = root => root.querySelectorAll("*").forEach(node => {
+  if (node.tagName === "IMG" && node.naturalWidth) found.push([node.naturalWidth, node.naturalHeight]);
+  if (node.shadowRoot) walk(node.shadowRoot);
+});
+walk(document);
+return found;
+"""
+"""Width and height of every image that has come."""
+
+
+class Server:
+    """`tensorboard --logdir` on a port of its own."""
+
+    def __init__(self, logdir: Path, log: Path, runs: int) -> None:
+        words = ["-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--load_fast=false"]
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *words], stdout=output, stderr=output, start_new_session=True
+            )
+        self.url = wait_for(lambda: re.search(r"http://\S+?:\d+", log.read_text()), "TensorBoard to start")[0]
+        wait_for(lambda: len(self.get("data/runs")) == runs, f"TensorBoard to read {runs} runs")
+
+    def get(self, path: str, **query: str) -> Any:
+        """What it answers."""
+        return json.loads(self.read(path, **query))
+
+    def read(self, path: str, **query: str) -> str:
+        """What it answers, as it is."""
+        with urllib.request.urlopen(f"{self.url}/{path}?{urllib.parse.urlencode(query)}") as answer:
+            return str(answer.read().decode())
+
+    def ask(self, path: str, **question: Any) -> Any:
+        """What it answers to JSON."""
+        request = urllib.request.Request(
+            f"{self.url}/{path}", json.dumps(question).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def record(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """The recorded search, of which a text is hostile."""
+    folder = tmp_path_factory.mktemp("shown") / "recorded"
+    shutil.copytree(recorded.folder, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
+    record = RunRecord(place_at(folder))
+    write_predictions(record, "test")
+    with TensorBoardListener(record) as listener:
+        listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}))
+        for stage in STAGES:
+            listener(StageStarted(stage, 6, 3, tuple(record.trials(stage))))
+        listener.finish(RunView.read(record))
+    return record
+
+
+@pytest.fixture(scope="module")
+def server(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    trials = sum(len(record.trials(stage)) for stage in STAGES)
+    assert record.place.local
+    # The trials, a summary of each stage, the best model and the search as a whole.
+    server = Server(record.place.local.parent, tmp_path_factory.mktemp("server") / "log", trials + 4)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def shown(browser: Chrome, server: Server, tab: str, *texts: str) -> str:
+    """The text of a tab, once it has these texts."""
+    browser.get("about:blank")
+    browser.get(f"{server.url}/#{tab}")
+
+    def seen() -> str | None:
+        found: str = browser.execute_script(SEEN)
+        return found if all(text in found for text in texts) else None
+
+    text: str = wait_for(seen, f"{tab} to show {texts}")
+    return text
+
+
+def sessions(server: Server) -> dict[str, dict[str, Any]]:
+    """The rows of the HParams tab by their names."""
+    columns = [{"metric": {"tag": tag, "group": ""}} for tag in OBJECTIVES.values()]
+    answer = server.ask(
+        "data/plugin/hparams/session_groups",
+        experimentName="",
+        allowedStatuses=["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+        colParams=columns,
+        startIndex=0,
+        sliceSize=100,
+    )
+    return {group["name"]: group for group in answer["sessionGroups"]}
+
+
+def test_there_is_a_row_for_each_trial_with_its_parameters_and_objective(server: Server, record: RunRecord) -> None:
+    rows = sessions(server)
+    trials = [trial for stage in STAGES for trial in record.trials(stage)]
+    assert rows.keys() == {f"stage{trial.stage}/{trial.number} recorded" for trial in trials}
+    for trial in trials:
+        row = rows[f"stage{trial.stage}/{trial.number} recorded"]
+        values = {metric["name"]["tag"]: metric["value"] for metric in row["metricValues"]}
+        assert values[OBJECTIVES[trial.stage]] == pytest.approx(trial.objective, rel=1e-6)
+        for name, value in trial.params.items():
+            assert row["hparams"][name] == (int(value) if name == "finalist" else value)
+        assert row["sessions"][0]["status"] == "STATUS_SUCCESS"
+
+
+def test_scalars_are_the_curves(server: Server, record: RunRecord) -> None:
+    for trial in record.trials(2):
+        run = f"recorded/tensorboard/stage2/{trial.number:04d}"
+        for name in ("loss/total", "valid/mae", "lr/head"):
+            points = server.get("data/plugin/scalars/scalars", run=run, tag=name)
+            assert [step for _, step, _ in points] == [metrics["epoch"] for metrics in trial.curve]
+            assert [value for *_, value in points] == pytest.approx([m[name] for m in trial.curve], rel=1e-6)
+
+
+def test_the_projector_has_a_line_for_each_utterance(server: Server) -> None:
+    run = "recorded/tensorboard/best"
+    assert server.get("data/plugin/projector/runs") == [run]
+    (embedding,) = server.get("data/plugin/projector/info", run=run)["embeddings"]
+    assert embedding["tensorShape"] == [16, 8]
+    lines = server.read("data/plugin/projector/metadata", run=run, name=embedding["tensorName"]).splitlines()
+    assert len(lines) == 17
+    assert all(line.count("\t") == 3 for line in lines)
+
+
+def test_every_tab_shows_the_search(server: Server, browser: Chrome, record: RunRecord) -> None:
+    shown(browser, server, "timeseries", "recorded/tensorboard/stage1/0000", "best/mae", "boundary/overshoot")
+    rows = shown(browser, server, "hparams", "stage2/4 recorded", "best valid/pairwise_acc", "ranking.base_margin")
+    for stage in STAGES:
+        for trial in record.trials(stage):
+            assert f"stage{stage}/{trial.number} recorded" in rows
+            assert trial.objective is not None
+            assert f"{trial.objective:.5g}" in rows
+    shown(browser, server, "images", "predictions/test", "confusion/test")
+    assert wait_for(lambda: len(browser.execute_script(IMAGES)) >= 2, "images")
+    assert [704, 624] in browser.execute_script(IMAGES)
+    page = shown(browser, server, "projector", "z_final of test", "test-utterances.tsv", "Dimension: 8")
+    assert re.search(r"Points:\s+16\b", page)
+    # No text of an utterance has run.
+    assert browser.title == "TensorBoard"
+    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe
