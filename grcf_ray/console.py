@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from grcf_ray.errors import GrcfError
 
 _NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%)?")
 
-__all__ = ["make_app", "print_table", "progress", "run", "size"]
+__all__ = ["make_app", "print_table", "progress", "run", "size", "table_lines", "width"]
 
 
 def make_app(help: str) -> typer.Typer:
@@ -66,6 +67,16 @@ def size(count: float) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on standard output, numbers to the right; off a terminal it is neither coloured nor cut."""
+    print("\n".join(table_lines(header, rows)))
+
+
+def width() -> int:
+    """Columns of the terminal that standard output is; 80 where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+
+
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> list[str]:
+    """A table's lines. width: columns that it has to fit; then, as off a terminal, it is not coloured."""
     from rich.console import Console
     from rich.table import Table
 
@@ -75,8 +86,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    terminal = sys.stdout.isatty()
-    console = Console(markup=False, highlight=False, emoji=False, width=None if terminal else 1000)
+    terminal = width is None and sys.stdout.isatty()
+    console = Console(
+        markup=False,
+        highlight=False,
+        emoji=False,
+        width=None if terminal else width or 1000,
+        color_system="auto" if terminal else None,
+    )
     with console.capture() as captured:
         console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return [line.rstrip() for line in captured.get().splitlines()]

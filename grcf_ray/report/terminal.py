@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grcf_ray.config import Task
-from grcf_ray.console import print_table, progress
+from grcf_ray.console import progress, table_lines
+from grcf_ray.report.standing import seconds_left
+from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -26,12 +28,33 @@ from grcf_ray.search.events import (
     WinnerFixed,
 )
 from grcf_ray.search.faults import failures_by_cause
-from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.record import RunRecord, TrialRecord, TrialState, rank
 from grcf_ray.search.seeds import against_baseline, retrainings
 from grcf_ray.storage import Place
 from grcf_ray.train.stage import DIRECTIONS, objective_name, objective_value
 
-__all__ = ["METRIC_TITLES", "ProgressLines", "duration", "print_result", "summarise", "typed"]
+__all__ = [
+    "METRIC_TITLES",
+    "STATE_TITLES",
+    "ProgressLines",
+    "again",
+    "arms_lines",
+    "baseline_lines",
+    "duration",
+    "failure_lines",
+    "figure",
+    "metric_lines",
+    "one_line",
+    "params_lines",
+    "print_result",
+    "remarks",
+    "seeds_lines",
+    "setting",
+    "states_line",
+    "summarise",
+    "summarise_view",
+    "typed",
+]
 
 METRIC_TITLES = {
     "bce": "BCE",
@@ -149,7 +172,7 @@ class ProgressLines:
             parts.append(f"ETA {duration(left)}")
         if trial.error or isinstance(event, TrialBroke):
             # An error fills its line.
-            progress(_one_line("  ".join(parts[:4]), 120).rstrip())
+            progress(one_line("  ".join(parts[:4]), 120).rstrip())
         else:
             progress("  ".join(parts).rstrip())
 
@@ -160,41 +183,26 @@ class ProgressLines:
         return next(iter(rank(self._trials[stage].values())), None)
 
     def _left(self, stage: int) -> float | None:
-        """Seconds that are left, from the epochs so far; None before the first."""
-        seen = [trial for trials in self._trials.values() for trial in trials.values()]
-        epochs_run = sum(trial.epoch for trial in seen)
-        if not epochs_run:
-            return None
-        per_epoch = sum(trial.seconds for trial in seen) / epochs_run
-        left = 0.0
-        for later, (budget, epochs) in self._budgets.items():
-            if later < stage:
-                continue
-            ended = [trial for trial in self._trials[later].values() if trial.finished]
-            # Trials to come are as long as those that ended and one of full length: the first to end are the shortest.
-            length = (sum(trial.epoch for trial in ended) + epochs) / (len(ended) + 1)
-            running = [trial for trial in self._trials[later].values() if not trial.finished]
-            left += (budget - len(ended) - len(running)) * length
-            left += sum(max(1.0, length - trial.epoch) for trial in running)
-        return left * per_epoch / self._concurrent
+        seen = {number: trials.values() for number, trials in self._trials.items()}
+        return seconds_left(seen, self._budgets, stage, self._concurrent)
 
 
 def summarise(record: RunRecord) -> dict[str, Any]:
     """What a finished search answers, as plain data: winner, figures, failures, cost, places."""
-    run = record.read_run()
-    metrics = (record.place / "best" / "metrics.json").read_json()
-    task: Task = run["data"].get("task", "regression")
-    stages = {stage: record.trials(stage) for stage in (1, 2)}
-    stage, number = (int(part) for part in run["winner"].removeprefix("stage").split("/"))
-    winner = next(trial for trial in stages[stage] if trial.number == number)
-    finalist = winner.params.get("finalist")
-    inherited = next((t.params for t in stages[1] if finalist is not None and t.number == int(finalist)), {})
+    return summarise_view(RunView.read(record))
+
+
+def summarise_view(view: RunView) -> dict[str, Any]:
+    """As `summarise`; of a search that has no winner yet, what it has."""
+    record, run, stages = view.record, view.run, view.trials
+    metrics = view.metrics or {}
+    winner = run.get("winner")
     return {
         "run": str(record),
         "state": run["state"],
         "command": run["starts"][-1]["command"],
-        "task": task,
-        "winner": {"trial": run["winner"], "params": {**inherited, **winner.params}},
+        "task": view.task,
+        "winner": {"trial": winner, "params": view.winner_params} if winner else None,
         "stages": {
             f"stage{stage}": {
                 "trials": len(trials),
@@ -203,7 +211,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
                     {
                         "trial": t.number,
                         "objective": t.objective,
-                        "metric": objective_name(stage, task),
+                        "metric": objective_name(stage, view.task),
                         "params": t.params,
                     }
                     for t in rank(trials)[:3]
@@ -216,14 +224,14 @@ def summarise(record: RunRecord) -> dict[str, Any]:
             for stage, trials in stages.items()
             if trials
         },
-        "valid": metrics["valid"],
-        "test": metrics["test"],
+        "valid": metrics.get("valid", {}),
+        "test": metrics.get("test", {}),
         "test_seen_before_selection_ended": bool(run.get("test_seen")),
-        "seeds": retrainings(record, run["winner"]),
+        "seeds": retrainings(record, winner) if winner else None,
         "against_baseline": against_baseline(record),
-        "paper": metrics["paper"],
-        "not_comparable": metrics["not_comparable"],
-        "baselines": metrics["baselines"],
+        "paper": metrics.get("paper", {}),
+        "not_comparable": metrics.get("not_comparable", []),
+        "baselines": metrics.get("baselines", []),
         "cost": {
             "trial_seconds": sum(t.seconds for trials in stages.values() for t in trials),
             "epochs": sum(t.epoch for trials in stages.values() for t in trials),
@@ -234,105 +242,130 @@ def summarise(record: RunRecord) -> dict[str, Any]:
 
 def print_result(summary: Mapping[str, Any]) -> None:
     """The final tables, on standard output."""
+    for line in _result_lines(summary):
+        print(line)
+    sys.stdout.flush()
+
+
+def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for name, stage in summary["stages"].items():
         number = int(name[-1])
-        states = ", ".join(f"{count} {STATE_TITLES[state]}" for state, count in stage["states"].items())
-        print(f"\nStage {number}: {stage['trials']} trials ({states})")
+        yield f"\nStage {number}: {stage['trials']} trials ({states_line(stage['states'])})"
         if stage["best"]:
-            rows = [(str(best["trial"]), _figure(best["objective"])) for best in stage["best"]]
-            print_table(("trial", f"valid {METRIC_TITLES[stage['best'][0]['metric']]}"), rows)
-        _print_failures(number, stage["failures"], summary["run"])
-    print(f"\nWinner: trial {summary['winner']['trial']}")
-    print_table(
-        ("parameter", "value"),
-        [
-            (path, f"{value:.4g}" if isinstance(value, float) else str(value))
-            for path, value in summary["winner"]["params"].items()
-        ],
-    )
-    print()
-    _print_metrics(summary)
+            rows = [(str(best["trial"]), figure(best["objective"])) for best in stage["best"]]
+            yield from table_lines(("trial", f"valid {METRIC_TITLES[stage['best'][0]['metric']]}"), rows)
+        yield from failure_lines(number, stage["failures"], summary["run"])
+    yield f"\nWinner: trial {summary['winner']['trial']}"
+    yield from params_lines(summary["winner"]["params"])
+    yield ""
+    yield from metric_lines(summary)
     if summary["seeds"]:
-        _print_seeds(summary["seeds"])
+        yield ""
+        yield from seeds_lines(summary["seeds"])
     if summary["against_baseline"]:
-        _print_baseline(summary["against_baseline"], METRIC_TITLES[objective_name(2, summary["task"])])
-    print()
-    _print_remarks(summary)
+        yield ""
+        alone = METRIC_TITLES[objective_name(2, summary["task"])]
+        yield from baseline_lines(summary["against_baseline"], alone)
+    yield ""
+    yield from remarks(summary)
     cost, place = summary["cost"], typed(summary["run"])
-    print(
+    yield (
         f"Cost: {cost['epochs']} epochs, {cost['utterance_passes']:.1f} passes over the training split, "
         f"{duration(cost['trial_seconds'])} in trials"
     )
     if summary["state"] == "time is up":
-        print(f"The time was up before every trial had ended. To go on: {summary['command']}")
+        yield f"The time was up before every trial had ended. To go on: {summary['command']}"
     records = ", ".join(f"{place}/{stage}/trials.jsonl" for stage in summary["stages"])
-    print(f"\nModel:  {place}/best\nRecord: {records}")
-    print(f"Next:   python -m grcf_ray.evaluate {place}\n        tensorboard --logdir {place}/tensorboard")
-    sys.stdout.flush()
+    yield f"\nModel:  {place}/best\nRecord: {records}"
+    yield f"Next:   python -m grcf_ray.evaluate {place}\n        tensorboard --logdir {place}/tensorboard"
 
 
-def _print_failures(stage: int, failures: Sequence[Mapping[str, Any]], run: str) -> None:
+def states_line(states: Mapping[TrialState, int]) -> str:
+    """How many trials are in which state: 3 finished, 11 stopped."""
+    return ", ".join(f"{count} {STATE_TITLES[state]}" for state, count in states.items())
+
+
+def params_lines(params: Mapping[str, Any], *, width: int | None = None) -> list[str]:
+    """A table of parameters. width, here and below: as `console.table_lines` has it."""
+    return table_lines(("parameter", "value"), [(path, setting(value)) for path, value in params.items()], width=width)
+
+
+def again(run: str, trial: str) -> str:
+    """The command that runs a recorded trial again."""
+    return f"python -m grcf_ray.train --from {shlex.quote(str(typed(run)))} --trial {trial}"
+
+
+def failure_lines(stage: int, failures: Sequence[Mapping[str, Any]], run: str) -> Iterator[str]:
     """Each cause with its trials, their last error, and the command that runs one of them again."""
     for failure in failures:
         numbers = ", ".join(str(number) for number in failure["trials"][:10])
         more = f" and {len(failure['trials']) - 10} more" if len(failure["trials"]) > 10 else ""
-        print(f"{failure['cause']}: trial {numbers}{more}: {_one_line(failure['error'])}")
+        yield f"{failure['cause']}: trial {numbers}{more}: {one_line(failure['error'])}"
         trial = f"stage{stage}/{failure['trials'][-1]}"
-        print(f"  again: python -m grcf_ray.train --from {shlex.quote(str(typed(run)))} --trial {trial}")
+        yield f"  again: {again(run, trial)}"
 
 
-def _print_seeds(seeds: Mapping[str, Any]) -> None:
+def seeds_lines(seeds: Mapping[str, Any], *, width: int | None = None) -> Iterator[str]:
     """The retrainings: mean and deviation of both arms on test, and the gain between them."""
     winner, start = (seeds["arms"][arm]["test"] for arm in ("winner", "start"))
-    print(f"\nTrained anew under {seeds['seeds']} seeds, on test (mean and deviation):")
-    _print_arms(("winner", "starting point"), winner, start, seeds["gain"])
+    yield f"Trained anew under {seeds['seeds']} seeds, on test (mean and deviation):"
+    yield from arms_lines(("winner", "starting point"), winner, start, seeds["gain"], width=width)
 
 
-def _print_baseline(against: Mapping[str, Any], alone: str) -> None:
-    """Both searches' winners under the same seeds."""
-    print(f"\nTwo stages against {alone} alone, both searches' winners under {against['seeds']} seeds, on test:")
-    _print_arms(("two stages", f"{alone} alone"), against["two-stage"], against["direct"], against["gain"])
+def baseline_lines(against: Mapping[str, Any], alone: str, *, width: int | None = None) -> Iterator[str]:
+    """Both searches' winners under the same seeds. alone: the baseline's loss."""
+    yield f"Two stages against {alone} alone, both searches' winners under {against['seeds']} seeds, on test:"
+    titles = ("two stages", f"{alone} alone")
+    yield from arms_lines(titles, against["two-stage"], against["direct"], against["gain"], width=width)
 
 
-def _print_arms(
-    titles: tuple[str, str], ours: Mapping[str, Any], theirs: Mapping[str, Any], gain: Mapping[str, Any]
-) -> None:
+def arms_lines(
+    titles: tuple[str, str],
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    gain: Mapping[str, Any],
+    *,
+    width: int | None = None,
+) -> list[str]:
+    """Two models under several seeds, side by side, and the interval of their difference."""
     rows = [
         (title, _spread(ours.get(name)), _spread(theirs.get(name)), _interval(gain.get(name)))
         for name, title in METRIC_TITLES.items()
         if name in ours
     ]
-    print_table(("metric", *titles, "difference, 95 % interval"), rows)
+    return table_lines(("metric", *titles, "difference, 95 % interval"), rows, width=width)
 
 
-def _spread(figure: Mapping[str, float | None] | None) -> str:
-    if figure is None:
+def _spread(found: Mapping[str, float | None] | None) -> str:
+    if found is None:
         return "-"
-    deviation = figure["deviation"]
-    return _figure(figure["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
+    deviation = found["deviation"]
+    return figure(found["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
-def _interval(figure: Mapping[str, float | None] | None) -> str:
-    if figure is None or figure["mean"] is None or figure["half_width"] is None:
+def _interval(found: Mapping[str, float | None] | None) -> str:
+    if found is None or found["mean"] is None or found["half_width"] is None:
         return "-"
-    low, high = figure["mean"] - figure["half_width"], figure["mean"] + figure["half_width"]
-    return f"{figure['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    low, high = found["mean"] - found["half_width"], found["mean"] + found["half_width"]
+    return f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _print_remarks(summary: Mapping[str, Any]) -> None:
+def remarks(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What the figures do not say of themselves, a sentence a line."""
     trials = sum(stage["trials"] for stage in summary["stages"].values())
-    print(f"Validation figures are optimistic: the best of {trials} trials.")
+    yield f"Validation figures are optimistic: the best of {trials} trials."
     if summary["test_seen_before_selection_ended"]:
-        print("Test was seen before selection ended: the search went on after its figures had been read.")
+        yield "Test was seen before selection ended: the search went on after its figures had been read."
     for baseline in summary["baselines"]:
-        print(f"Ridge: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation.")
+        yield f"Ridge: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation."
     if summary["paper"] and summary["not_comparable"]:
-        print(f"Paper: not comparable: {'; '.join(summary['not_comparable'])}.")
+        yield f"Paper: not comparable: {'; '.join(summary['not_comparable'])}."
     elif summary["paper"]:
-        print("Paper: one seed.")
+        yield "Paper: one seed."
 
 
-def _print_metrics(summary: Mapping[str, Any]) -> None:
+def metric_lines(summary: Mapping[str, Any], *, width: int | None = None) -> list[str]:
+    """The winner's figures on valid and test, beside the ridge's and the paper's."""
     baselines = summary["baselines"]
     header = ["metric", "valid", "test"]
     header += ["ridge, test"] if baselines else []
@@ -341,21 +374,27 @@ def _print_metrics(summary: Mapping[str, Any]) -> None:
     for name, title in METRIC_TITLES.items():
         if name not in summary["test"]:
             continue
-        row = [title, _figure(summary["valid"].get(name)), _figure(summary["test"][name])]
-        row += [_figure(baselines[0]["test"].get(name))] if baselines else []
-        row += [_figure(summary["paper"].get(name))] if summary["paper"] else []
+        row = [title, figure(summary["valid"].get(name)), figure(summary["test"][name])]
+        row += [figure(baselines[0]["test"].get(name))] if baselines else []
+        row += [figure(summary["paper"].get(name))] if summary["paper"] else []
         rows.append(row)
-    print_table(header, rows)
+    return table_lines(header, rows, width=width)
 
 
-def _one_line(error: str, room: int = 70) -> str:
-    """An error as a line has room for it, without control codes; the record has the whole."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in error)
+def one_line(text: object, room: int = 70) -> str:
+    """A text from data as a line has room for it, without control codes; the record has the whole."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
     return plain if len(plain) <= room else f"{plain[: room - 3]}..."
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A metric as tables have it."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def setting(value: Any) -> str:
+    """A parameter as tables have it."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else one_line(value)
 
 
 def typed(place: Place | Path | str) -> str:

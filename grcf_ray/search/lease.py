@@ -28,7 +28,7 @@ from grcf_ray import console
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.storage import Place
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "is_held"]
 
 _HELD = frozenset({errno.EAGAIN, errno.EACCES})
 """What flock says where another process has the lock; EACCES is from network disks of Windows."""
@@ -36,6 +36,8 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOS
 """What flock says on a disk without locks."""
 _STILL = 2.5
 """Intervals without a beat after which the holder of `lease.json` counts as dead."""
+_LOOKS, _LOOK_SECONDS = 5, 0.02
+"""How often a lock is asked for, and the time between: `is_held` has it for an instant."""
 _ANSWER_SECONDS, _SURE_SECONDS, _DYING_SECONDS, _BIRTH_SECONDS = 5.0, 3.0, 15.0, 60.0
 """The actor's time to answer; when an answer is not a dying one's, and when silence is a dead one's; time to start."""
 
@@ -52,6 +54,37 @@ def _close_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_close_locks)
+
+
+def is_held(place: Place) -> bool | None:
+    """Whether a search is writing the run now. None where one look cannot tell: a lease that beats may stand still."""
+    if place.local is not None:
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(place.local / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # Shared, so that two who look do not take each other for a search.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _HELD:
+                    return True
+                if error.errno not in _NO_LOCKS:
+                    raise
+            finally:
+                os.close(lock)
+    return None if (place / "lease.json").exists() else False
+
+
+def _lock(lock: int) -> None:
+    """Lock the file of a descriptor for this process alone. OSError where another one has it."""
+    for look in range(1, _LOOKS + 1):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _HELD or look == _LOOKS:
+                raise
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
 
 
 class Lease:
@@ -151,7 +184,7 @@ class Lease:
         """Whether this disk has locks; ConfigError where another search holds this one."""
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
             os.ftruncate(lock, 0)
             os.write(lock, json.dumps(self._holder, indent=2, ensure_ascii=False).encode() + b"\n")
         except OSError as error:

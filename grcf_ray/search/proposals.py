@@ -24,7 +24,7 @@ from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
 from grcf_ray.train.stage import DIRECTIONS, objective_value
 
-__all__ = ["Proposals", "distributions", "startup_trials"]
+__all__ = ["Proposals", "distributions", "outcome", "startup_trials"]
 
 FEASIBLE_TRIES = 1000
 
@@ -47,6 +47,21 @@ def distributions(dimensions: Mapping[str, Dimension]) -> dict[str, BaseDistribu
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
     return {path: one(path, dimension) for path, dimension in dimensions.items()}
+
+
+def outcome(
+    stage: int, epochs: int, curve: Sequence[Mapping[str, Any]], state: str | None
+) -> tuple[OptunaState, dict[int, float], float | None]:
+    """What a trial is to Optuna: its state, its values by epoch, its last value.
+
+    epochs: of a whole trial. state: diverged, failed, or anything else of a trial that ended well or was stopped.
+    """
+    if state == "failed":
+        return OptunaState.FAIL, {}, None
+    scored = [] if state == "diverged" else [(m["epoch"], objective_value(stage, m)) for m in curve]
+    values = {epoch: value for epoch, value in scored if value is not None}
+    last = values[max(values)] if values else None
+    return OptunaState.COMPLETE if max(values, default=0) >= epochs else OptunaState.PRUNED, values, last
 
 
 class FeasibleTPE(optuna.samplers.TPESampler):
@@ -170,16 +185,8 @@ class Proposals(Searcher):
     def outcome(
         self, curve: Sequence[Mapping[str, Any]], state: str | None
     ) -> tuple[OptunaState, dict[int, float], float | None]:
-        """How Optuna is told of a trial: its state, its values by epoch, its last value.
-
-        state: diverged, failed, or anything else of a trial that ended well or was stopped.
-        """
-        if state == "failed":
-            return OptunaState.FAIL, {}, None
-        scored = [] if state == "diverged" else [(m["epoch"], objective_value(self._stage, m)) for m in curve]
-        values = {epoch: value for epoch, value in scored if value is not None}
-        last = values[max(values)] if values else None
-        return OptunaState.COMPLETE if max(values, default=0) >= self._epochs else OptunaState.PRUNED, values, last
+        """How Optuna is told of a trial, as `outcome` has it."""
+        return outcome(self._stage, self._epochs, curve, state)
 
     def _told(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
         state, curve, value = self.outcome(trial.curve, trial.state)

@@ -157,11 +157,16 @@ class RunRecord:
         except FileNotFoundError as error:
             raise DataError(f"{self}: has no trial stage{stage}/{number}") from error
 
-    def trials(self, stage: int) -> list[TrialRecord]:
-        """The stage's trials by number."""
+    def trials(self, stage: int, known: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
+        """The stage's trials by number.
+
+        known: what was read before; of it trials that had ended are not read again. What may have changed of those is
+        where their checkpoint lies.
+        """
         place = self._trials_place(stage)
-        names = [name for name in place.names() if name.endswith(".json")]
-        trials = [TrialRecord(**content) for content in place.read_jsons(names)]
+        ended = {f"{trial.number:04d}.json": trial for trial in known if trial.finished}
+        names = [name for name in place.names() if name.endswith(".json") and name not in ended]
+        trials = [*ended.values(), *(TrialRecord(**content) for content in place.read_jsons(names))]
         return sorted(trials, key=lambda trial: trial.number)
 
     def ranked(self, stage: int) -> list[TrialRecord]:

@@ -24,7 +24,7 @@ from grcf_ray.search.winner import export_winner, measure, note_test_read, trial
 from grcf_ray.storage import place_at
 from grcf_ray.train.stage import stage_seed
 
-__all__ = ["ARMS", "SeedTrials", "against_baseline", "compare", "retrain", "retrainings", "seeds_record"]
+__all__ = ["ARMS", "SeedTrials", "against_baseline", "compare", "paired", "retrain", "retrainings", "seeds_record"]
 
 ARMS = ("winner", "start")
 
@@ -139,13 +139,21 @@ def against_baseline(record: RunRecord) -> dict[str, Any] | None:
         except FileNotFoundError:
             return None
         found[side] = {m["index"]: m["test"] for m in models if m["arm"] == "winner"}
-    shared = sorted(found["two-stage"].keys() & found["direct"].keys())
-    gains = [_difference(found["two-stage"][index], found["direct"][index]) for index in shared]
+    return {"runs": {side: str(place) for side, place in places.items()}, **paired(found)}
+
+
+def paired(models: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
+    """Two sides' models of the same seeds: how many seeds they share, the figures of each side, the paired `gain`.
+
+    models: of each of the two sides, by seed, the metrics of its model. A gain is the first side minus the second.
+    """
+    (one, ours), (other, theirs) = models.items()
+    shared = sorted(ours.keys() & theirs.keys())
     return {
         "seeds": len(shared),
-        "runs": {side: str(place) for side, place in places.items()},
-        **{side: _spread([of[index] for index in shared]) for side, of in found.items()},
-        "gain": _spread(gains),
+        one: _spread([ours[seed] for seed in shared]),
+        other: _spread([theirs[seed] for seed in shared]),
+        "gain": _spread([_difference(ours[seed], theirs[seed]) for seed in shared]),
     }
 
 

@@ -1,0 +1,91 @@
+"""A run's trials as one table in a file: CSV, Parquet or JSON, typed, a row a trial."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grcf_ray.errors import ConfigError
+from grcf_ray.report.selection import Row, columns_of
+from grcf_ray.storage import Place
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["FORMATS", "export_rows", "typed_table"]
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a text begins that a spreadsheet would run."""
+
+
+def export_rows(rows: Sequence[Row], place: Place, *, about: str) -> None:
+    """Write the rows; the ending of the place's name says how. ConfigError where it says nothing.
+
+    about: the run, kept where the format has room for it. In CSV a text that a spreadsheet would take for a formula
+    has an apostrophe before it; JSON and Parquet have all texts as they are.
+    """
+    ending = place.name.rpartition(".")[2].lower()
+    if ending not in FORMATS:
+        raise ConfigError(f"{place}: should end in {', '.join(f'.{name}' for name in FORMATS)}")
+    with place.writing() as path:
+        FORMATS[ending](rows, path, about)
+
+
+def typed_table(rows: Sequence[Row]) -> pa.Table:
+    """The rows as Arrow columns: whole numbers, numbers, truth values, or texts where a column has several kinds."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in _columns(rows):
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {bool}:
+            columns[name] = pa.array(values, pa.bool_())
+        elif kinds == {int}:
+            columns[name] = pa.array(values, pa.int64())
+        elif kinds and kinds <= {int, float}:
+            columns[name] = pa.array([None if value is None else float(value) for value in values], pa.float64())
+        else:
+            columns[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.table(columns)
+
+
+def _write_csv(rows: Sequence[Row], path: Path, about: str) -> None:
+    names = _columns(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([_harmless(name) for name in names])
+        # A float is written by the shortest digits that mean it, and no other.
+        writer.writerows([_harmless(row.get(name)) for name in names] for row in rows)
+
+
+def _write_parquet(rows: Sequence[Row], path: Path, about: str) -> None:
+    import pyarrow.parquet as pq
+
+    table = typed_table(rows)
+    pq.write_table(table.replace_schema_metadata({"run": about}), path)
+
+
+def _write_json(rows: Sequence[Row], path: Path, about: str) -> None:
+    content = {"run": about, "trials": [dict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of all rows, the metrics after the parameters of both stages."""
+    return sorted(columns_of(rows), key=lambda name: name.startswith("best/"))
+
+
+def _harmless(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Row], Path, str], None]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "json": _write_json,
+}
+"""Endings of file names, and what writes such a file."""

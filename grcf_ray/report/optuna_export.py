@@ -1,0 +1,135 @@
+"""A run's stages as Optuna studies in a storage of Optuna's, which optuna-dashboard and Optuna itself open."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
+
+from grcf_ray.errors import ConfigError, reason
+from grcf_ray.report.standing import budgets
+from grcf_ray.report.view import RunView
+from grcf_ray.search.proposals import distributions, outcome
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.space import recorded_space
+from grcf_ray.train.stage import DIRECTIONS
+
+__all__ = ["export_studies", "study_name"]
+
+_DIRECTIONS: Mapping[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
+
+
+def study_name(run: str, stage: int) -> str:
+    """The name of a stage's study."""
+    return f"{run}-stage{stage}"
+
+
+def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...], overwrite: bool = False) -> list[str]:
+    """Write a study for each of the stages that has trials; their names.
+
+    A trial's value is its objective, that of its best epoch; its intermediate values are its curve. States are those
+    that the search told Optuna: one that was stopped or diverged is PRUNED, the latter without a value. ConfigError
+    where the storage cannot be opened or has such a study already, unless it is to be overwritten.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    wanted = {study_name(view.record.place.name, stage): stage for stage in stages if view.trials[stage]}
+    if not wanted:
+        raise ConfigError(f"{view.record} has no trials to export yet")
+    try:
+        storage = optuna.storages.get_storage(url)
+        there = set(optuna.get_all_study_names(storage))
+    # Whatever the storage's own library raises, such as SQLAlchemy or a driver that is not installed.
+    except Exception as error:
+        raise ConfigError(f"the Optuna storage cannot be opened ({reason(error)})") from error
+    if taken := [name for name in wanted if name in there]:
+        if not overwrite:
+            raise ConfigError(
+                f"the storage has {' and '.join(taken)} already; --overwrite replaces what is there, or give another"
+            )
+        for name in taken:
+            optuna.delete_study(study_name=name, storage=storage)
+    written: list[str] = []
+    try:
+        for name, stage in wanted.items():
+            written.append(name)
+            _write(view, stage, name, storage)
+    except BaseException:
+        # A study that lacks trials would look like one of a shorter search.
+        for name in written:
+            with contextlib.suppress(KeyError):
+                optuna.delete_study(study_name=name, storage=storage)
+        raise
+    return written
+
+
+def _write(view: RunView, stage: Literal[1, 2], name: str, storage: optuna.storages.BaseStorage) -> None:
+    study = optuna.create_study(study_name=name, storage=storage, direction=_DIRECTIONS[DIRECTIONS[stage]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([f"validation {view.objective(stage)}"])
+    run = view.run
+    for key, value in {
+        "run": view.record.place.name,
+        "stage": stage,
+        "data": run["data"]["name"],
+        "data_fingerprint": run["data"]["fingerprint"],
+        "command": run["starts"][-1]["command"],
+    }.items():
+        study.set_user_attr(key, value)
+    if view.winner is not None and view.winner.stage == stage:
+        study.set_user_attr("winner", view.winner.number)
+    space, epochs = _distributions(view, stage), budgets(run)[stage][1]
+    for trial in view.trials[stage]:
+        study.add_trial(_frozen(trial, space, epochs))
+
+
+def _distributions(view: RunView, stage: Literal[1, 2]) -> dict[str, BaseDistribution]:
+    """What the stage searched, as its trials were proposed from it."""
+    dimensions = recorded_space(view.run["space"], str(view.record)).dimensions(stage)
+    space = distributions(dimensions)
+    finalists = [trial.params["finalist"] for trial in view.trials[stage] if "finalist" in trial.params]
+    if finalists:
+        handed = [*view.run.get("finalists", []), *finalists]
+        space["finalist"] = CategoricalDistribution(tuple(dict.fromkeys(handed)))
+    return space
+
+
+def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: int) -> FrozenTrial:
+    state, values, _ = outcome(trial.stage, epochs, trial.curve, trial.state)
+    if not trial.finished:
+        state = OptunaState.RUNNING
+    own = {
+        "trial": f"stage{trial.stage}/{trial.number}",
+        "state": trial.state,
+        "seed": trial.seed,
+        "epochs": trial.epoch,
+        "best_epoch": None if trial.best is None else trial.best["epoch"],
+        "attempts": trial.attempt,
+        "seconds": trial.seconds,
+        "utterance_passes": trial.utterance_passes,
+        "cause": trial.cause,
+        "error": trial.error,
+    }
+    frozen = create_trial(
+        state=state,
+        value=trial.objective if state in (OptunaState.COMPLETE, OptunaState.PRUNED) else None,
+        params=trial.params,
+        distributions={path: space[path] for path in trial.params},
+        intermediate_values=values,
+        user_attrs={key: value for key, value in own.items() if value is not None},
+    )
+    frozen.datetime_start = _local(trial.started)
+    frozen.datetime_complete = _local(trial.ended) if trial.finished else None
+    return frozen
+
+
+def _local(time: Any) -> datetime | None:
+    """A time of the record as Optuna has times: of the local clock, without a zone."""
+    return datetime.fromisoformat(time).astimezone().replace(tzinfo=None) if time else None

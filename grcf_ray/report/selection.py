@@ -1,0 +1,97 @@
+"""Rows of plain values, chosen and sorted by what people type: state=pruned, mae<0.8, --sort head_lr."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from grcf_ray.config import nearest
+from grcf_ray.errors import ConfigError
+
+__all__ = ["Row", "column_named", "columns_of", "select", "sorted_by"]
+
+Row = Mapping[str, Any]
+"""Values by column: words, numbers, true and false, None where there is none."""
+
+_FILTER = re.compile(r"\s*(?P<column>[^=<>!\s]+)\s*(?P<relation>!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
+_RELATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "=": lambda cell, value: cell == value,
+    "!=": lambda cell, value: cell != value,
+    "<": lambda cell, value: cell < value,
+    "<=": lambda cell, value: cell <= value,
+    ">": lambda cell, value: cell > value,
+    ">=": lambda cell, value: cell >= value,
+}
+_NONE = "-"
+"""What tables show, and filters take, for None."""
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The columns that any of the rows has, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def column_named(name: str, columns: Sequence[str]) -> str:
+    """The column of this name, or the only one that ends with it: head_lr is stage2.head_lr. ConfigError."""
+    if name in columns:
+        return name
+    ending = [column for column in columns if column.endswith((f".{name}", f"/{name}"))]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ConfigError(f"{name}: there are {', '.join(ending)}; give one of them in full")
+    shown = f"{nearest(name, columns)}. There are: {', '.join(columns)}" if columns else ", for there is nothing here"
+    raise ConfigError(f"{name}: no such column{shown}")
+
+
+def select(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
+    """The rows that every filter holds for. ConfigError where one cannot be read.
+
+    A filter is COLUMN=VALUE, or one with !=, <, <=, > or >=; `-` is no value. Where nothing is, nothing is smaller or
+    larger.
+    """
+    chosen, columns = list(rows), columns_of(rows)
+    for text in filters:
+        found = _FILTER.fullmatch(text)
+        if found is None:
+            raise ConfigError(f"--filter {text!r}: should be COLUMN=VALUE, or have one of != < <= > >= in its place")
+        if not rows:
+            continue
+        column = column_named(found["column"], columns)
+        relation, value = found["relation"], found["value"]
+        if all(_number(row.get(column)) for row in rows if row.get(column) is not None) and value != _NONE:
+            value = _parsed(text, value)
+        chosen = [row for row in chosen if _holds(relation, row.get(column), value)]
+    return chosen
+
+
+def sorted_by(rows: Sequence[Row], column: str, *, reverse: bool = False) -> list[Row]:
+    """The rows by a column, in full, numbers before words, equals as they were; those without a value always last."""
+    having = [row for row in rows if row.get(column) is not None]
+
+    def key(row: Row) -> tuple[bool, Any]:
+        cell = row[column]
+        return (False, cell) if _number(cell) else (True, str(cell))
+
+    return sorted(having, key=key, reverse=reverse) + [row for row in rows if row.get(column) is None]
+
+
+def _number(cell: Any) -> bool:
+    return isinstance(cell, (int, float)) and not isinstance(cell, bool)
+
+
+def _parsed(text: str, value: str) -> Any:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(f"--filter {text!r}: {value!r} should be a number") from error
+
+
+def _holds(relation: str, cell: Any, value: Any) -> bool:
+    if cell is None or value == _NONE:
+        same = cell is None and value == _NONE
+        return same if relation == "=" else not same if relation == "!=" else False
+    if isinstance(value, str):
+        cell = str(cell).lower() if isinstance(cell, bool) else str(cell)
+    return bool(_RELATIONS[relation](cell, value))

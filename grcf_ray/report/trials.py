@@ -1,0 +1,246 @@
+"""The trials of a run as rows, for tables and exports, and all that the record has of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
+from typing import Any, Literal
+
+from rich.cells import cell_len
+
+from grcf_ray.console import table_lines
+from grcf_ray.report.selection import Row, column_named, columns_of, select, sorted_by
+from grcf_ray.report.standing import standing_of
+from grcf_ray.report.terminal import METRIC_TITLES, STATE_TITLES, again, duration, figure, one_line, setting
+from grcf_ray.report.view import RunView
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.train.stage import DIRECTIONS
+
+__all__ = [
+    "named_trial",
+    "run_facts",
+    "run_lines",
+    "shown_trials",
+    "trial_facts",
+    "trial_lines",
+    "trial_rows",
+    "trials_table",
+]
+
+_LEADING = ("number", "state", "objective", "epochs", "seconds")
+_GAP = 2
+"""Spaces between columns."""
+_ROOM = 24
+"""Columns that one cell may take in a table of many."""
+
+
+def trial_rows(view: RunView, stage: Literal[1, 2]) -> list[dict[str, Any]]:
+    """A row for each trial of a stage, by number: what it was, how it ended, what it cost, its parameters.
+
+    Parameters stand under their paths, those that it inherits of its finalist too; the metrics of its best epoch under
+    `best/` and their name. Numbers are the record's.
+    """
+    rows = []
+    for trial in view.trials[stage]:
+        params = view.params(trial)
+        finalist = params.pop("finalist", None)
+        rows.append(
+            {
+                "trial": f"stage{stage}/{trial.number}",
+                "stage": stage,
+                "number": trial.number,
+                "state": trial.state,
+                "metric": view.objective(stage),
+                "objective": trial.objective,
+                "epochs": trial.epoch,
+                "seconds": trial.seconds,
+                "utterance_passes": trial.utterance_passes,
+                "attempt": trial.attempt,
+                "seed": trial.seed,
+                "started": trial.started or None,
+                "ended": trial.ended,
+                "cause": trial.cause,
+                "error": trial.error,
+                "breaks": len(trial.failures),
+                "checkpoint": trial.checkpoint,
+                "finalist": None if finalist is None else int(finalist),
+                **params,
+                **{f"best/{name}": value for name, value in (trial.best or {}).items()},
+            }
+        )
+    return rows
+
+
+def trials_table(
+    rows: Sequence[Row], params: Sequence[str], *, width: int, columns: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The rows as a table's lines, no wider than `width`, and the parameters that there was no room for.
+
+    params: the columns of parameters, of which those that vary are shown, as many as fit. columns: these instead, all.
+    """
+    if columns is None:
+        varying = [name for name in params if len({str(row.get(name)) for row in rows}) > 1]
+        leading = [*_LEADING, *(["cause"] if any(row.get("cause") for row in rows) else [])]
+        names = leading + varying
+    else:
+        names, leading = list(columns), list(columns)
+    shown = _short_names(names)
+    cells = {name: [_cell(name, row.get(name)) for row in rows] for name in names}
+    chosen: list[str] = []
+    used = 0
+    for name in names:
+        needed = max(map(cell_len, [shown[name], *cells[name]])) + (_GAP if chosen else 0)
+        if name in leading or used + needed <= width:
+            chosen.append(name)
+            used += needed
+    header = [shown[name] for name in chosen]
+    # What was asked for by name is folded rather than left out.
+    lines = table_lines(header, list(zip(*(cells[name] for name in chosen), strict=True)), width=width)
+    return lines, [name for name in names if name not in chosen]
+
+
+def shown_trials(
+    view: RunView, stages: Sequence[Literal[1, 2]], *, filters: Sequence[str], sort: str, reverse: bool
+) -> dict[Literal[1, 2], list[Row]]:
+    """The rows of each stage that every filter holds for, sorted by a column; by the objective, the best come first.
+
+    ConfigError for a column that no stage has; a stage that lacks it has no value there.
+    """
+    rows: list[Row] = [row for stage in stages for row in trial_rows(view, stage)]
+    column = column_named(sort, columns_of(rows)) if rows else sort
+    chosen, found = select(rows, filters), {}
+    for stage in stages:
+        falling = column == "objective" and DIRECTIONS[stage] == "max"
+        own = [row for row in chosen if row["stage"] == stage]
+        found[stage] = sorted_by(own, column, reverse=falling != reverse)
+    return found
+
+
+def run_facts(view: RunView) -> dict[str, Any]:
+    """What a run is, as plain data."""
+    run, standing = view.run, standing_of(view.record, view.run)
+    return {
+        "run": str(view.record),
+        "state": standing.state,
+        "dataset": run["data"]["name"],
+        "backbone": run["settings"]["model.backbone"],
+        "winner": run.get("winner"),
+        "command": run["starts"][-1]["command"],
+    }
+
+
+def run_lines(
+    view: RunView, tables: Mapping[Literal[1, 2], Sequence[Row]], *, columns: str | None, width: int
+) -> Iterator[str]:
+    """A run and the trials of its stages for a terminal. tables: the rows of each stage that are shown."""
+    facts = run_facts(view)
+    yield one_line(f"{view.record.place.name}: {facts['state']}", width)
+    yield one_line(f"data {facts['dataset']}, backbone {facts['backbone'].rpartition('/')[2]}", width)
+    if facts["winner"]:
+        yield f"winner {facts['winner']}"
+    every = columns_of(row for rows in tables.values() for row in rows)
+    chosen = None if columns is None else [column_named(name.strip(), every) for name in columns.split(",")]
+    left_out: dict[str, None] = {}
+    for stage, rows in tables.items():
+        of = len(view.trials[stage])
+        if not of:
+            continue
+        yield ""
+        yield f"Stage {stage}, valid {METRIC_TITLES[view.objective(stage)]}: {len(rows)} of {of} trials"
+        if rows:
+            searched = list(dict.fromkeys(path for trial in view.trials[stage] for path in trial.params))
+            lines, unseen = trials_table(rows, searched, width=width, columns=chosen)
+            yield from lines
+            left_out |= dict.fromkeys(unseen)
+    if left_out:
+        yield ""
+        yield from wrap(f"No room for {', '.join(left_out)}: --columns A,B shows what it names.", width)
+
+
+def trial_facts(view: RunView, trial: TrialRecord) -> dict[str, Any]:
+    """All that the record has of a trial, as plain data, with what it inherits and the command that repeats it."""
+    own = trial.params
+    name = f"stage{trial.stage}/{trial.number}"
+    return {
+        "trial": name,
+        **{key: value for key, value in vars(trial).items() if key not in ("stage", "schema_version")},
+        "metric": view.objective(trial.stage),
+        "objective": trial.objective,
+        "best": trial.best,
+        "inherited": {path: value for path, value in view.params(trial).items() if path not in own},
+        "command": again(str(view.record), name),
+    }
+
+
+def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
+    """All of a trial for a terminal."""
+    facts = trial_facts(view, trial)
+    metric = METRIC_TITLES[facts["metric"]]
+    best = "" if trial.best is None else f" at epoch {trial.best['epoch']}"
+    lines = [
+        f"Trial {facts['trial']}: {STATE_TITLES[trial.state]}, valid {metric} {figure(trial.objective)}{best}",
+        f"Started {trial.started or '-'}, ended {trial.ended or '-'}",
+        f"Attempt {trial.attempt}, seed {trial.seed}; {trial.epoch} epochs, {trial.utterance_passes:.1f} passes over the "
+        f"training split, {duration(trial.seconds)}",
+        "",
+        *table_lines(
+            ("parameter", "value", "from"),
+            [
+                *((path, setting(value), f"stage {trial.stage}") for path, value in trial.params.items()),
+                *((path, setting(value), "its finalist") for path, value in facts["inherited"].items()),
+            ],
+            width=width,
+        ),
+    ]
+    if trial.curve:
+        lines += ["", *_curve(trial, facts["metric"], width)]
+    if failures := [*trial.failures] or ([{"cause": trial.cause, "error": trial.error}] if trial.error else []):
+        lines.append("")
+        for failure in failures:
+            when = f"attempt {failure['attempt']}, {failure['time']}: " if "attempt" in failure else ""
+            lines.append(one_line(f"{when}{failure['cause']}: {failure['error']}", width))
+    lines += ["", *(f"Note: {one_line(note, width - 6)}" for note in trial.notes)] if trial.notes else []
+    lines += ["", f"Checkpoint: {trial.checkpoint or 'none kept'}", f"Again: {facts['command']}"]
+    return lines
+
+
+def named_trial(view: RunView, name: str) -> TrialRecord | None:
+    """The trial of a name such as stage2/7; None where there is none."""
+    return next(
+        (trial for trials in view.trials.values() for trial in trials if f"stage{trial.stage}/{trial.number}" == name),
+        None,
+    )
+
+
+def _curve(trial: TrialRecord, metric: str, width: int) -> list[str]:
+    """A line an epoch: the objective, the losses, then what else of validation there is room for."""
+    names = list(dict.fromkeys(name for metrics in trial.curve for name in metrics))
+    wanted = ["loss/total", "seconds", *(f"valid/{name}" for name in METRIC_TITLES if name != metric)]
+    chosen, used = ["epoch", f"valid/{metric}"], len("epoch") + _GAP + len(f"valid/{metric}")
+    for name in wanted:
+        if name in names and used + _GAP + max(len(name), 6) <= width:
+            chosen.append(name)
+            used += _GAP + max(len(name), 6)
+    best = trial.best
+    rows = [
+        [
+            f"{metrics['epoch']}{'*' if metrics is best else ''}",
+            *(figure(metrics.get(name)) for name in chosen[1:]),
+        ]
+        for metrics in trial.curve
+    ]
+    return table_lines(chosen, rows, width=width)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "seconds" and value is not None:
+        return duration(value)
+    if name == "objective" or name.startswith("best/valid/"):
+        return figure(value)
+    return one_line(setting(value), _ROOM)
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Paths by their last parts, where those tell them apart."""
+    last = [name.rpartition(".")[2] for name in names]
+    return {name: part if last.count(part) == 1 else name for name, part in zip(names, last, strict=True)}

@@ -1,0 +1,194 @@
+"""A running search as a second terminal sees it, from the record alone: nothing is written, little is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Literal
+
+from grcf_ray import console
+from grcf_ray.report.sparkline import bar, sparkline
+from grcf_ray.report.standing import DIED, Standing, budgets, concurrent_trials, seconds_left, standing_of
+from grcf_ray.report.terminal import METRIC_TITLES, duration, figure, one_line, states_line, typed
+from grcf_ray.report.view import RunView
+from grcf_ray.search.faults import failures_by_cause
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.seeds import seeds_record
+from grcf_ray.train.stage import DIRECTIONS, objective_value
+
+__all__ = ["Look", "Watch", "snapshot_lines", "watch"]
+
+_BAR_ROOM, _CURVE_ROOM, _HISTORY_ROOM = 20, 20, 40
+"""Columns of a progress bar, of a trial's curve, of a stage's trials."""
+_LEFT_ALONE = 6
+"""Lines of a terminal that the list of running trials leaves to what follows it."""
+_COMMAND_ROOM = 10_000
+"""Letters of the command to go on: more than anybody types."""
+_STILL_SECONDS = 15.0
+"""How long a lease that beats may stand still until its search counts as dead: three beats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """A run at a moment."""
+
+    view: RunView
+    """Without what `best/` holds."""
+    standing: Standing
+    retrainings: Mapping[int, Sequence[TrialRecord]]
+    """The trials of `--seeds`, by stage; none before there is a winner."""
+
+    @property
+    def retraining(self) -> bool:
+        """Whether winner and starting point are being trained anew, or have been."""
+        return any(self.retrainings.values())
+
+
+class Watch:
+    """Looks at a run again and again; reads only what may have changed since."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._trials: dict[int, list[TrialRecord]] = {1: [], 2: []}
+        self._retrainings: dict[int, list[TrialRecord]] = {1: [], 2: []}
+        self._beat, self._since = b"", time.monotonic()
+
+    def look(self) -> Look:
+        """What the record has now. DataError where there is no run."""
+        record = self._record
+        standing = self._checked(standing_of(record, record.read_run()))
+        self._trials = {stage: record.trials(stage, known) for stage, known in self._trials.items()}
+        if winner := standing.run.get("winner"):
+            again = seeds_record(record, winner)
+            self._retrainings = {stage: again.trials(stage, known) for stage, known in self._retrainings.items()}
+        view = RunView(record=record, run=standing.run, trials=self._trials, metrics=None, provenance=None)
+        return Look(view, standing, self._retrainings)
+
+    def _checked(self, standing: Standing) -> Standing:
+        """What one look does not tell: a lease that beats changes from look to look."""
+        if standing.alive is not None:
+            return standing
+        try:
+            beat = (self._record.place / "lease.json").read_bytes()
+        except FileNotFoundError:
+            beat = b""
+        if beat != self._beat:
+            self._beat, self._since = beat, time.monotonic()
+        elif time.monotonic() - self._since > _STILL_SECONDS:
+            return Standing(DIED, False, standing.run)
+        return standing
+
+
+def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
+    """Show a run until its search ends; off a terminal, or where asked, once. DataError where there is no run.
+
+    every: seconds between two looks.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    seen = Watch(record)
+    if once or not sys.stdout.isatty():
+        print("\n".join(snapshot_lines(seen.look(), width=console.width())))
+        return
+    terminal = Console(markup=False, highlight=False, emoji=False)
+    # Drawn at each look and at no other time.
+    with Live(console=terminal, auto_refresh=False) as live:
+        while True:
+            look = seen.look()
+            lines = snapshot_lines(look, width=terminal.width, height=terminal.height - 1)
+            live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
+            if look.standing.state != "running":
+                return
+            time.sleep(every)
+
+
+def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
+    """What a terminal of so many columns and lines shows of a run; the command to go on may be longer than a line."""
+    view, run, state = look.view, look.standing.run, look.standing.state
+    stages = budgets(run)
+    unfinished = [stage for stage, (budget, _) in stages.items() if _done(view.trials[stage]) < budget]
+    if state == "running":
+        begun = datetime.fromisoformat(run["starts"][-1]["time"])
+        state = f"running for {duration((datetime.now(timezone.utc) - begun).total_seconds())}"
+    lines = [f"{one_line(view.record.place.name, max(20, width - 24))}: {state}"]
+    for stage, (budget, _) in stages.items():
+        lines += ["", *_stage_lines(view, stage, budget, width)]
+    if look.retraining:
+        first, second = (_done(look.retrainings[stage]) for stage in (1, 2))
+        lines += ["", f"Winner and starting point trained anew: {first} trials of stage 1, {second} of stage 2 ended"]
+    elif look.standing.state == "running" and unfinished:
+        everything = [trial for trials in view.trials.values() for trial in trials]
+        left = seconds_left(view.trials, stages, unfinished[0], concurrent_trials(everything))
+        lines += ["", f"Left: {'not known before the first epoch' if left is None else duration(left)}"]
+    trials = look.retrainings if look.retraining else view.trials
+    if running := [trial for of in trials.values() for trial in of if not trial.finished]:
+        lines += ["", *_running_lines(view, running, stages, width, max(1, height - len(lines) - _LEFT_ALONE))]
+    if failures := _failure_lines([trial for of in trials.values() for trial in of], width):
+        lines += ["", *failures]
+    if look.standing.state == DIED:
+        command = one_line(run["starts"][-1]["command"], _COMMAND_ROOM)
+        lines += ["", "No search is at work on it any more. To go on:", f"  {command}"]
+    elif look.standing.state != "running":
+        lines += ["", f"All of it: python -m grcf_ray.runs show {typed(view.record.place.uri)}"]
+    return lines
+
+
+def _stage_lines(view: RunView, stage: Literal[1, 2], budget: int, width: int) -> list[str]:
+    trials, metric = view.trials[stage], METRIC_TITLES[view.objective(stage)]
+    done = _done(trials)
+    counts = {state: sum(trial.state == state for trial in trials) for state in dict.fromkeys(t.state for t in trials)}
+    states = f"  {states_line(counts)}" if counts else ""
+    lines = [one_line(f"Stage {stage}  {bar(done / budget, width=_BAR_ROOM)}  {done}/{budget}{states}", width)]
+    if ranked := view.ranked(stage):
+        lines.append(f"  best  {metric} {figure(ranked[0].objective)}, trial {ranked[0].number}")
+        objectives = [trial.objective for trial in trials]
+        better = "lower" if DIRECTIONS[stage] == "min" else "higher"
+        room = min(_HISTORY_ROOM, width - 28)
+        lines.append(f"  {sparkline(objectives, width=room)}  by trial, {better} is better")
+    return lines
+
+
+def _running_lines(
+    view: RunView,
+    running: Sequence[TrialRecord],
+    stages: Mapping[Literal[1, 2], tuple[int, int]],
+    width: int,
+    room: int,
+) -> list[str]:
+    rows = []
+    for trial in running[:room]:
+        values = [objective_value(trial.stage, metrics) for metrics in trial.curve]
+        rows.append(
+            (
+                f"stage{trial.stage}/{trial.number}",
+                f"{trial.epoch}/{stages[trial.stage][1]}",
+                METRIC_TITLES[view.objective(trial.stage)],
+                figure(values[-1] if values else None),
+                figure(trial.objective),
+                sparkline(values, width=_CURVE_ROOM) or "-",
+            )
+        )
+    lines = console.table_lines(("running", "epochs", "metric", "now", "best", "by epoch"), rows, width=width)
+    return lines if len(running) <= room else [*lines, f"and {len(running) - room} more"]
+
+
+def _failure_lines(trials: Sequence[TrialRecord], width: int) -> list[str]:
+    lines = []
+    for cause, failed in failures_by_cause(trials).items():
+        last = failed[-1]
+        lines.append(one_line(f"{len(failed)} x {cause}, last stage{last.stage}/{last.number}: {last.error}", width))
+    for trial in trials:
+        if trial.failures and not trial.finished:
+            broke = trial.failures[-1]
+            what = f"stage{trial.stage}/{trial.number} broke off and goes on, {broke['cause']}: {broke['error']}"
+            lines.append(one_line(what, width))
+    return lines
+
+
+def _done(trials: Sequence[TrialRecord]) -> int:
+    return sum(trial.finished for trial in trials)
