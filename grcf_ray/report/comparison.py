@@ -29,8 +29,9 @@ def compare_runs(one: RunView, other: RunView) -> dict[str, Any]:
     """Both runs as plain data; every difference is the first minus the second.
 
     `differences`: of data, budget, settings, space and versions, what the two have otherwise. `params`: of the winners.
-    `valid`, `test`: metrics, each with `difference` where both have it and read the same data. `seeds`: the paired retrainings of both winners
-    (see `search.seeds.paired`), None where there is nothing to pair. `claim`: what may be said of the difference.
+    `valid`, `test`: metrics, each with `difference` where both have it and read the same data. `seeds`: the paired
+    retrainings of both winners (see `search.seeds.paired`), None where there is nothing to pair. `claim`: what may be
+    said of the difference.
     """
     views = (one, other)
     facts = [_facts(view) for view in views]

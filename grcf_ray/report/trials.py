@@ -180,8 +180,8 @@ def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
     lines = [
         f"Trial {facts['trial']}: {STATE_TITLES[trial.state]}, valid {metric} {figure(trial.objective)}{best}",
         f"Started {trial.started or '-'}, ended {trial.ended or '-'}",
-        f"Attempt {trial.attempt}, seed {trial.seed}; {trial.epoch} epochs, {trial.utterance_passes:.1f} passes over the "
-        f"training split, {duration(trial.seconds)}",
+        f"Attempt {trial.attempt}, seed {trial.seed}; {trial.epoch} epochs, {duration(trial.seconds)}, "
+        f"{trial.utterance_passes:.1f} passes over train",
         "",
         *table_lines(
             ("parameter", "value", "from"),
