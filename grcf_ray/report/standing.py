@@ -12,7 +12,16 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.lease import is_held
 from grcf_ray.search.record import RunRecord, TrialRecord
 
-__all__ = ["DIED", "Standing", "budgets", "concurrent_trials", "last_change", "seconds_left", "standing_of"]
+__all__ = [
+    "DIED",
+    "Standing",
+    "budgets",
+    "concurrent_trials",
+    "last_change",
+    "seconds_left",
+    "standing_of",
+    "time_left",
+]
 
 DIED = "died"
 """The state of a run that its record calls running, and that no search holds."""
@@ -94,6 +103,18 @@ def seconds_left(
         left += max(0, budget - len(ended) - len(running)) * length
         left += sum(max(1.0, length - trial.epoch) for trial in running)
     return left * per_epoch / concurrent
+
+
+def time_left(view: RunView) -> float | None:
+    """Seconds that the search still takes, by its record; None where nothing can be said or nothing is left."""
+    stages = budgets(view.run)
+    unfinished = [
+        stage for stage, (budget, _) in stages.items() if sum(t.finished for t in view.trials[stage]) < budget
+    ]
+    if not unfinished:
+        return None
+    everything = [trial for trials in view.trials.values() for trial in trials]
+    return seconds_left(view.trials, stages, unfinished[0], concurrent_trials(everything))
 
 
 def last_change(view: RunView) -> str:

@@ -41,6 +41,7 @@ __all__ = [
     "arms_lines",
     "baseline_lines",
     "duration",
+    "failure_line",
     "failure_lines",
     "figure",
     "metric_lines",
@@ -295,12 +296,17 @@ def again(run: str, trial: str) -> str:
     return f"python -m grcf_ray.train --from {shlex.quote(str(typed(run)))} --trial {trial}"
 
 
+def failure_line(failure: Mapping[str, Any]) -> str:
+    """A cause with its trials and their last error."""
+    numbers = ", ".join(str(number) for number in failure["trials"][:10])
+    more = f" and {len(failure['trials']) - 10} more" if len(failure["trials"]) > 10 else ""
+    return f"{failure['cause']}: trial {numbers}{more}: {one_line(failure['error'])}"
+
+
 def failure_lines(stage: int, failures: Sequence[Mapping[str, Any]], run: str) -> Iterator[str]:
     """Each cause with its trials, their last error, and the command that runs one of them again."""
     for failure in failures:
-        numbers = ", ".join(str(number) for number in failure["trials"][:10])
-        more = f" and {len(failure['trials']) - 10} more" if len(failure["trials"]) > 10 else ""
-        yield f"{failure['cause']}: trial {numbers}{more}: {one_line(failure['error'])}"
+        yield failure_line(failure)
         trial = f"stage{stage}/{failure['trials'][-1]}"
         yield f"  again: {again(run, trial)}"
 

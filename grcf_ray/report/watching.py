@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from grcf_ray import console
-from grcf_ray.report.sparkline import bar, sparkline
-from grcf_ray.report.standing import DIED, Standing, budgets, concurrent_trials, seconds_left, standing_of
+from grcf_ray.report.characters import bar, sparkline
+from grcf_ray.report.standing import DIED, Standing, budgets, standing_of, time_left
 from grcf_ray.report.terminal import METRIC_TITLES, duration, figure, one_line, states_line, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.faults import failures_by_cause
@@ -111,7 +111,6 @@ def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
     """What a terminal of so many columns and lines shows of a run; the command to go on may be longer than a line."""
     view, run, state = look.view, look.standing.run, look.standing.state
     stages = budgets(run)
-    unfinished = [stage for stage, (budget, _) in stages.items() if _done(view.trials[stage]) < budget]
     if state == "running":
         begun = datetime.fromisoformat(run["starts"][-1]["time"])
         state = f"running for {duration((datetime.now(timezone.utc) - begun).total_seconds())}"
@@ -121,10 +120,8 @@ def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
     if look.retraining:
         first, second = (_done(look.retrainings[stage]) for stage in (1, 2))
         lines += ["", f"Winner and starting point trained anew: {first} trials of stage 1, {second} of stage 2 ended"]
-    elif look.standing.state == "running" and unfinished:
-        everything = [trial for trials in view.trials.values() for trial in trials]
-        left = seconds_left(view.trials, stages, unfinished[0], concurrent_trials(everything))
-        lines += ["", f"Left: {'not known before the first epoch' if left is None else duration(left)}"]
+    elif look.standing.state == "running" and (left := time_left(view)) is not None:
+        lines += ["", f"Left: about {duration(left)}"]
     trials = look.retrainings if look.retraining else view.trials
     if running := [trial for of in trials.values() for trial in of if not trial.finished]:
         lines += ["", *_running_lines(view, running, stages, width, max(1, height - len(lines) - _LEFT_ALONE))]

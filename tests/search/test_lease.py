@@ -21,7 +21,7 @@ import pytest
 
 from grcf_ray.errors import ConfigError
 from grcf_ray.search import lease as module
-from grcf_ray.search.lease import Lease
+from grcf_ray.search.lease import Lease, is_held
 from grcf_ray.search.opening import find_run
 from grcf_ray.storage import LocalPlace, Place, place_at
 
@@ -307,3 +307,54 @@ class TestCluster:
             lease.join_cluster()
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(deaf.answer.remote())
+
+
+def test_a_look_tells_whether_a_search_holds_the_run(tmp_path: Path) -> None:
+    place = place_at(tmp_path / "run")
+    assert is_held(place) is False
+    (tmp_path / "run").mkdir()
+    with Lease(place, COMMAND):
+        assert is_held(place) is True
+        # Whoever looks holds nothing, and does not disturb who does.
+        assert is_held(place) is True
+    assert is_held(place) is False
+
+
+def test_a_dead_driver_holds_nothing(tmp_path: Path) -> None:
+    place = place_at(tmp_path)
+    with another_driver(tmp_path) as driver:
+        assert is_held(place) is True
+        driver.kill()
+        driver.wait()
+        assert is_held(place) is False
+
+
+def test_of_a_lease_that_beats_one_look_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(module.fcntl, "flock", none_here)
+    place = place_at(tmp_path)
+    with Lease(place, COMMAND, interval=BEAT):
+        assert is_held(place) is None
+    assert is_held(place) is False
+
+
+def test_a_search_that_starts_while_somebody_looks_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        module.fcntl.flock(look, module.fcntl.LOCK_UN)
+
+    place = place_at(tmp_path)
+    (tmp_path / "lock").touch()
+    look = os.open(tmp_path / "lock", os.O_RDONLY)
+    module.fcntl.flock(look, module.fcntl.LOCK_SH)
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    with Lease(place, COMMAND):
+        assert looks, "the look was in its way"
+        assert is_held(place) is True
+    os.close(look)
