@@ -152,8 +152,7 @@ def export(
       python -m grcf_ray.runs export runs/mosi-deberta-v3-base-seed42 --to sqlite:///trials.db
       optuna-dashboard sqlite:///trials.db
     """
-    from grcf_ray.errors import ConfigError
-    from grcf_ray.report.export import FORMATS, export_rows
+    from grcf_ray.report.export import check_format, export_rows
     from grcf_ray.report.trials import trial_rows
     from grcf_ray.storage import place_at
 
@@ -164,12 +163,10 @@ def export(
         names = export_studies(_opened(run), to, stages=_stages(stage), overwrite=overwrite)
         console.progress(f"written: the studies {' and '.join(names)}")
         return
-    if not to.lower().endswith(tuple(f".{ending}" for ending in FORMATS)):
-        raise ConfigError(
-            f"--to {to}: should end in {', '.join(f'.{ending}' for ending in FORMATS)}, or be an Optuna storage such "
-            "as sqlite:///trials.db"
-        )
-    view, place = _opened(run), place_at(to, check=True)
+    place = place_at(to, check=True)
+    # Before the run is read, which may take a while.
+    check_format(place)
+    view = _opened(run)
     rows = [row for number in _stages(stage) for row in trial_rows(view, number)]
     export_rows(rows, place, about=str(view.record))
     console.progress(f"written: {len(rows)} trials to {place}")

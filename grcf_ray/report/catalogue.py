@@ -64,7 +64,7 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
     if whole:
         columns: dict[str, list[str]] = {
             "run": [one_line(row["run"], _NAME_ROOM) for row in whole],
-            "state": [f"{row['state']}?" if row["alive"] is None else row["state"] for row in whole],
+            "state": [f"{row['state']}?" if row["alive"] is None else one_line(row["state"], 12) for row in whole],
             "stage 1": [_progress(row, 1) for row in whole],
             "stage 2": [_progress(row, 2) for row in whole],
             "best valid": [_best(row) for row in whole],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 from typing import Any
 
 from grcf_ray.console import table_lines
 from grcf_ray.report.standing import budgets
-from grcf_ray.report.terminal import METRIC_TITLES, arms_lines, duration, figure, one_line, setting
+from grcf_ray.report.terminal import METRIC_TITLES, arms_lines, duration, figure, one_line, setting, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.seeds import paired, retrainings
 
@@ -67,7 +68,7 @@ def comparison_lines(found: Mapping[str, Any], *, width: int) -> Iterator[str]:
     """The comparison for a terminal."""
     titles = ("A", "B")
     for title, run, state in zip(titles, found["runs"], found["states"], strict=True):
-        yield f"{title}: {run} ({state})"
+        yield f"{title}: {typed(run)} ({one_line(state)})"
     yield ""
     if not found["differences"]:
         yield "Data, budget, settings, space and versions are the same."
@@ -84,7 +85,7 @@ def comparison_lines(found: Mapping[str, Any], *, width: int) -> Iterator[str]:
     yield from table_lines(
         ("winner", *titles),
         [
-            ("trial", *(winner or "none yet" for winner in found["winners"])),
+            ("trial", *(one_line(winner or "none yet", _ROOM) for winner in found["winners"])),
             *(
                 (name, *(one_line(setting(value), _ROOM) for value in values))
                 for name, values in found["params"].items()
@@ -105,7 +106,7 @@ def comparison_lines(found: Mapping[str, Any], *, width: int) -> Iterator[str]:
     if found["seeds"]:
         yield f"Both winners trained anew under {found['seeds']['seeds']} seeds that they share, on test:"
         yield from arms_lines(titles, found["seeds"]["A"], found["seeds"]["B"], found["seeds"]["gain"], width=width)
-    yield found["claim"]
+    yield from wrap(found["claim"], width)
     yield ""
     cost = found["cost"]
     shown = {

@@ -15,23 +15,32 @@ from grcf_ray.storage import Place
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FORMATS", "export_rows", "typed_table"]
+__all__ = ["FORMATS", "check_format", "export_rows", "typed_table"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would run."""
 
 
 def export_rows(rows: Sequence[Row], place: Place, *, about: str) -> None:
-    """Write the rows; the ending of the place's name says how. ConfigError where it says nothing.
+    """Write the rows, as the ending of the place's name says. ConfigError as `check_format`.
 
     about: the run, kept where the format has room for it. In CSV a text that a spreadsheet would take for a formula
     has an apostrophe before it; JSON and Parquet have all texts as they are.
     """
-    ending = place.name.rpartition(".")[2].lower()
-    if ending not in FORMATS:
-        raise ConfigError(f"{place}: should end in {', '.join(f'.{name}' for name in FORMATS)}")
+    ending = check_format(place)
     with place.writing() as path:
         FORMATS[ending](rows, path, about)
+
+
+def check_format(place: Place) -> str:
+    """The format that a place's name ends in. ConfigError where it is none of `FORMATS`."""
+    ending = place.name.rpartition(".")[2].lower()
+    if ending not in FORMATS:
+        raise ConfigError(
+            f"{place}: should end in {', '.join(f'.{name}' for name in FORMATS)}, or be an Optuna storage such as "
+            "sqlite:///trials.db"
+        )
+    return ending
 
 
 def typed_table(rows: Sequence[Row]) -> pa.Table:

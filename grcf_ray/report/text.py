@@ -82,7 +82,9 @@ def _answer(view: RunView, standing: Standing, summary: Mapping[str, Any]) -> It
     yield one_line(f"GRCF on {data['name']}: {view.record.place.name}", WIDTH)
     yield one_line(f"{view.task}, labels {low:g} to {high:g}; text encoder {backbone.rpartition('/')[2]}", WIDTH)
     left = time_left(view) if standing.state == "running" else None
-    yield f"State: {standing.state}{'' if left is None else f', about {duration(left)} of the search left'}"
+    yield one_line(
+        f"State: {standing.state}{'' if left is None else f', about {duration(left)} of the search left'}", WIDTH
+    )
     yield ""
     winner = view.winner
     if winner is None:

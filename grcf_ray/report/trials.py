@@ -30,6 +30,8 @@ __all__ = [
 _LEADING = ("number", "state", "objective", "epochs", "seconds")
 _GAP = 2
 """Spaces between columns."""
+_LINE_ROOM = 10_000
+"""Letters of a line that a path or a command makes long."""
 _ROOM = 24
 """Columns that one cell may take in a table of many."""
 
@@ -137,7 +139,7 @@ def run_lines(
     yield one_line(f"{view.record.place.name}: {facts['state']}", width)
     yield one_line(f"data {facts['dataset']}, backbone {facts['backbone'].rpartition('/')[2]}", width)
     if facts["winner"]:
-        yield f"winner {facts['winner']}"
+        yield one_line(f"winner {facts['winner']}", width)
     every = columns_of(row for rows in tables.values() for row in rows)
     chosen = None if columns is None else [column_named(name.strip(), every) for name in columns.split(",")]
     left_out: dict[str, None] = {}
@@ -201,7 +203,7 @@ def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
             lines.append(one_line(f"{when}{failure['cause']}: {failure['error']}", width))
     lines += ["", *(f"Note: {one_line(note, width - 6)}" for note in trial.notes)] if trial.notes else []
     lines += ["", f"Checkpoint: {trial.checkpoint or 'none kept'}", f"Again: {facts['command']}"]
-    return lines
+    return [one_line(line, _LINE_ROOM) for line in lines]
 
 
 def named_trial(view: RunView, name: str) -> TrialRecord | None:

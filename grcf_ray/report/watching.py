@@ -114,7 +114,7 @@ def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
     if state == "running":
         begun = datetime.fromisoformat(run["starts"][-1]["time"])
         state = f"running for {duration((datetime.now(timezone.utc) - begun).total_seconds())}"
-    lines = [f"{one_line(view.record.place.name, max(20, width - 24))}: {state}"]
+    lines = [one_line(f"{view.record.place.name}: {state}", width)]
     for stage, (budget, _) in stages.items():
         lines += ["", *_stage_lines(view, stage, budget, width)]
     if look.retraining:
