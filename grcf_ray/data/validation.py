@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-__all__ = ["Fault", "validate"]
+__all__ = ["Fault", "alignment_faults", "input_faults", "validate"]
 
 # Half of the step to which labels are rounded before they are compared with anything.
 _LABEL_TOLERANCE = 5e-5
@@ -54,7 +54,7 @@ def validate(
     parsed = {fault[:2] for fault in parse_faults}
     found = list(_faults(table, task, label_range, non_finite, place))
     if word_aligned:
-        found += _alignment_faults(table)
+        found += alignment_faults(table)
     faults = [fault for fault in found if fault[:2] not in parsed]
     faults = sorted([*parse_faults, *faults], key=lambda fault: fault.row)
     ids = table["id"].to_pylist() if faults else []
@@ -78,13 +78,23 @@ def _faults(
 ) -> Iterable[Fault]:
     yield from _id_faults(table["id"], place)
     yield from _split_faults(table["split"])
+    yield from _label_faults(table["label"], task, label_range)
+    yield from input_faults(table, non_finite=non_finite)
+
+
+def input_faults(
+    table: pa.Table, *, non_finite: Literal["fail", "zero"] = "fail", widths: Mapping[str, int] | None = None
+) -> Iterable[Fault]:
+    """What is wrong with what a model reads: text, audio and vision.
+
+    widths: of the rows of audio and vision that came before, where the table is one part of many.
+    """
     for row in _rows(pc.is_null(table["text"])):
         yield Fault(row, "text", "text is missing")
-    yield from _label_faults(table["label"], task, label_range)
     for name in MODALITIES:
         if name in table.column_names:
             frames = Frames.of(table[name])
-            yield from _width_faults(name, frames)
+            yield from _width_faults(name, frames, (widths or {}).get(name))
             if non_finite == "fail":
                 yield from _non_finite_faults(name, frames)
 
@@ -121,17 +131,18 @@ def _label_faults(column: pa.ChunkedArray, task: Task, label_range: tuple[float,
             yield Fault(row, "label", f"label {label_N[row]:g} is neither {low:g} nor {high:g}")
 
 
-def _width_faults(name: str, frames: Frames) -> Iterable[Fault]:
-    width = frames.width()
+def _width_faults(name: str, frames: Frames, before: int | None) -> Iterable[Fault]:
+    width = before or frames.width()
     odd_F = np.flatnonzero(frames.widths_F != width) if width else np.arange(len(frames.widths_F))
     utterances_F, widths_F = frames.utterances_F()[odd_F], frames.widths_F[odd_F]
     for row in np.unique(utterances_F).tolist():
         found = ", ".join(str(found) for found in np.unique(widths_F[utterances_F == row]))
-        most = f", where most have {width}" if width else ""
+        most = f", where {'those before' if before else 'most'} have {width}" if width else ""
         yield Fault(row, name, f"{name} has rows of {found} values{most}")
 
 
-def _alignment_faults(table: pa.Table) -> Iterable[Fault]:
+def alignment_faults(table: pa.Table) -> Iterable[Fault]:
+    """Audio and vision that are to have a row for each word of the text, and have not."""
     words_N = pc.add(pc.count_substring(pc.fill_null(table["text"], ""), " "), 1).to_numpy()
     for name in MODALITIES:
         if name in table.column_names:

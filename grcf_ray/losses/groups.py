@@ -75,6 +75,29 @@ class OrdinalGroups:
             raise ValueError(f"label {value:g} lies outside the groups '{self.name}', which span {span}")
         return member_BK
 
+    def nearest(self, label_B: Tensor) -> Tensor:
+        """The one group that a label or score is named after: int64 [B].
+
+        label_B: [B] in label units; beyond the groups' span a value counts as lying on its edge. Of the groups that
+        hold it the one whose middle is nearest, and of two equally near ones that nearer the centre of the range.
+        """
+        held_B = label_B.double().clamp(self.intervals[0][0], self.intervals[-1][1])
+        step_B1 = (held_B * _STEPS_PER_UNIT).round().long().unsqueeze(-1)
+        edges_K2 = torch.tensor(self.intervals, dtype=torch.float64, device=label_B.device)
+        # Twice the middle, so that it is a whole number of steps.
+        middle_K = (edges_K2 * _STEPS_PER_UNIT).round().long().sum(-1)
+        away_BK = (2 * step_B1 - middle_K).abs().masked_fill(~self.membership(held_B), torch.iinfo(torch.int64).max)
+        nearest_BK = away_BK == away_BK.amin(-1, keepdim=True)
+        return middle_K.abs().masked_fill(~nearest_BK, torch.iinfo(torch.int64).max).argmin(-1)
+
+    def titles(self, center: float = 0.0) -> tuple[str, ...]:
+        """The groups by their edges on labels whose range has this centre, such as `[-0.5, 0.5]` or `[-0.6, 0.6)`."""
+        last = len(self.intervals) - 1
+        return tuple(
+            f"[{center + low:.4g}, {center + high:.4g}{')' if self.half_open and k < last else ']'}"
+            for k, (low, high) in enumerate(self.intervals)
+        )
+
     def distance(self, label_i_P: Tensor, label_j_P: Tensor) -> Tensor:
         """Semantic distance of each pair of labels, eq. 6: int64 [P]. See `membership_distance`."""
         return self.membership_distance(self.membership(label_i_P), self.membership(label_j_P))

@@ -21,10 +21,20 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.winner import export_winner, measure, note_test_read, trial_name
-from grcf_ray.storage import place_at
+from grcf_ray.storage import Place, place_at
 from grcf_ray.train.stage import stage_seed
 
-__all__ = ["ARMS", "SeedTrials", "against_baseline", "compare", "paired", "retrain", "retrainings", "seeds_record"]
+__all__ = [
+    "ARMS",
+    "SeedTrials",
+    "against_baseline",
+    "compare",
+    "paired",
+    "retrain",
+    "retrainings",
+    "seeds_record",
+    "winner_models",
+]
 
 ARMS = ("winner", "start")
 
@@ -124,6 +134,14 @@ def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
     return metrics if metrics["winner"] == winner else None
 
 
+def winner_models(record: RunRecord, winner: str) -> list[Place]:
+    """The folders of the models that the winner was trained anew to; those of the starting point are left out."""
+    models = seeds_record(record, winner)
+    trials = models.trials(2) or models.trials(1)
+    ended = [trial for trial in trials if trial.state == "complete" and _arm(trial) == ARMS[0]]
+    return [_place(models, trial) for trial in ended if (_place(models, trial) / "metrics.json").exists()]
+
+
 def against_baseline(record: RunRecord) -> dict[str, Any] | None:
     """The two-stage search against the direct-MAE one of the same name, whichever of the two this is.
 
@@ -202,14 +220,22 @@ def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dic
     return {"winner": tuned, "start": {1: space.start(1), 2: space.start(2)}}
 
 
-def _place(record: RunRecord, trial: TrialRecord) -> Any:
+def _arm(trial: TrialRecord) -> str:
+    return ARMS[_number(trial) % 2]
+
+
+def _number(trial: TrialRecord) -> int:
+    """The retraining's own; in Stage 2 that which it came from."""
+    return int(trial.params.get("finalist", trial.number))
+
+
+def _place(record: RunRecord, trial: TrialRecord) -> Place:
     return record.place / "models" / f"{trial.number:04d}"
 
 
 def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
-    number = int(trial.params.get("finalist", trial.number))
     metrics = (_place(record, trial) / "metrics.json").read_json()
-    return {"arm": ARMS[number % 2], "index": number // 2, "seed": trial.seed, **metrics}
+    return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **metrics}
 
 
 def _measure_all(job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,19 @@ from grcf_ray.search.winner import finite_metrics
 from grcf_ray.train.export import SavedModel, load_model
 from grcf_ray.train.stage import use_deterministic_torch
 
-__all__ = ["fit_features", "measure_on"]
+__all__ = ["Rows", "fit_features", "measure_on"]
+
+
+class Rows(Protocol):
+    """What must be known of rows to fit them to a model, as a `TableInfo` says it."""
+
+    @property
+    def name(self) -> str:
+        """What they are called."""
+
+    @property
+    def word_aligned(self) -> bool:
+        """Whether their audio and vision have a row for each word."""
 
 
 def measure_on(
@@ -51,13 +64,13 @@ def measure_on(
     return finite_metrics(metrics), notes
 
 
-def fit_features(table: pa.Table, info: TableInfo, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
+def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
     """The table with audio and vision as wide as the model takes them, and what was done; DataError unless asked.
 
     Of wider rows the last values are cut off. Narrower ones are filled with the means of the model's training rows,
     which are zero once standardised, or with zeros where the model was trained without standardising. A modality that
     the table lacks is missing in every utterance. Rows that follow words, where those of the model's data do not, or
-    the other way round, stay as they are: `measure_on` gives the model those of `info`.
+    the other way round, stay as they are: the model is to be told that they are those of `info`.
     """
     notes, refused, shared = [], [], []
     for name, width in saved.model.modality_dims.items():
@@ -106,7 +119,7 @@ def _filling(mean_A: NDArray[np.float32] | None) -> str:
     return "the means of the model's training rows"
 
 
-def _alignment(names: str, info: TableInfo) -> tuple[str, str]:
+def _alignment(names: str, info: Rows) -> tuple[str, str]:
     """Of rows that follow words in one of the two data sets alone: why they are refused, what is done when asked."""
     if info.word_aligned:
         return (

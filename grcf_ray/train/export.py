@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -52,9 +52,13 @@ class SavedModel:
     task: Task
     word_aligned: bool
 
-    def score(self, table: pa.Table) -> NDArray[np.float64]:
-        """[N] scores of an utterance table's rows in their order: in label units, or logits of the positive class."""
-        return self._predict(table)
+    def score(self, rows: pa.Table | Sequence[str]) -> NDArray[np.float64]:
+        """[N] scores in the order of the rows: in label units, or logits of the positive class.
+
+        rows: an utterance table, of which neither ids nor labels are read, or texts alone for a model that needs no
+        more. DataError names what is missing. Computed where the model is: on the CPU, unless it was moved.
+        """
+        return self._predict(rows if isinstance(rows, pa.Table) else self._table_of(rows))
 
     def describe(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """[N] scores as in `score`, and of the same pass z_final [N, D], the representation before the head."""
@@ -63,10 +67,13 @@ class SavedModel:
         return self._predict(table, state_ND), state_ND
 
     def _predict(self, table: pa.Table, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+        table = self._needed(table)
+        if not table.num_rows:
+            return np.zeros(0)
         low, high = self.label_range
         center = (low + high) / 2
         split = build_split(
-            self._needed(table),
+            table,
             self.tokenizer,
             self.config.features,
             center=center,
@@ -77,10 +84,22 @@ class SavedModel:
         pad = int(self.tokenizer.pad_token_id or 0)
         features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
         budget = self.config.pairs.micro_batch_tokens
-        score_N = predict(
-            self.model, features, split, device=torch.device("cpu"), token_budget=budget, state_ND=state_ND
-        )
+        device = next(self.model.parameters()).device
+        score_N = predict(self.model, features, split, device=device, token_budget=budget, state_ND=state_ND)
         return score_N if self.task == "classification" else score_N + center
+
+    def _table_of(self, texts: Sequence[str]) -> pa.Table:
+        """Texts as a table; DataError where they are none, or where the model needs more."""
+        if dims := self.model.modality_dims:
+            more = " and ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
+            raise DataError(
+                f"the model was trained with {more} beside the text: give a pyarrow table with the columns "
+                f"{', '.join(['text', *dims])}"
+            )
+        # A text is a sequence of texts too: its letters.
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError("score takes a list of texts, or a pyarrow table with a text column")
+        return pa.table({"text": pa.array(texts, pa.string())})
 
     def _needed(self, table: pa.Table) -> pa.Table:
         """The columns that the model reads, as it was trained with them."""

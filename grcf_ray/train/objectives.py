@@ -7,12 +7,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from grcf_ray.config import RunConfig, Task
+from grcf_ray.config import RankingConfig, RunConfig, Task
 from grcf_ray.data.pairs import Group
 from grcf_ray.losses import classification, regression
 from grcf_ray.losses.groups import OrdinalGroups
 
-__all__ = ["ClassificationLosses", "Losses", "RegressionLosses", "choose_losses"]
+__all__ = ["ClassificationLosses", "Losses", "RegressionLosses", "choose_losses", "ordinal_groups"]
 
 
 class Losses(Protocol):
@@ -25,13 +25,17 @@ class Losses(Protocol):
         """
 
 
+def ordinal_groups(ranking: RankingConfig, half_range: float) -> OrdinalGroups:
+    """The groups that a setting names, on labels that reach `half_range` either side of their centre."""
+    return OrdinalGroups.named(ranking.groups, half_range if ranking.group_edges == "scaled" else 3.0)
+
+
 class RegressionLosses:
     """Eq. 12 in Stage 1, eq. 13 in Stage 2."""
 
     def __init__(self, config: RunConfig, stage: Literal[1, 2], half_range: float) -> None:
         self._config, self._stage, self._limit = config, stage, half_range
-        limit = half_range if config.ranking.group_edges == "scaled" else 3.0
-        self.groups = OrdinalGroups.named(config.ranking.groups, limit)
+        self.groups = ordinal_groups(config.ranking, half_range)
 
     def __call__(self, group: Group, score_S: Tensor, label_S: Tensor) -> dict[str, Tensor]:
         """As `Losses` has it."""

@@ -144,3 +144,39 @@ def test_an_unknown_name_lists_the_choices_and_the_nearest() -> None:
 def test_a_limit_that_is_no_range_is_refused(limit: float) -> None:
     with pytest.raises(ConfigError, match=f"got {limit}"):
         OrdinalGroups.named("overlap,5", limit)
+
+
+def named_by(groups: OrdinalGroups, label: float) -> int:
+    """What `nearest` says, from its definition, one group at a time."""
+    low, high = groups.intervals[0][0], groups.intervals[-1][1]
+    value = round(min(max(label, low), high), 4)
+    middles = [(round(a, 4) + round(b, 4)) / 2 for a, b in groups.intervals]
+    away = {k: (round(abs(value - middles[k]), 5), abs(middles[k])) for k in members(groups, value)}
+    return min(away, key=lambda k: away[k])
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_score_is_named_after_one_group(name: str, limit: float) -> None:
+    groups = OrdinalGroups.named(name, limit)
+    scores = torch.linspace(-1.4 * limit, 1.4 * limit, 281, dtype=torch.float64)
+    assert groups.nearest(scores).tolist() == [named_by(groups, score) for score in scores.tolist()]
+
+
+def test_the_group_of_a_score_by_example() -> None:
+    """0.5 is as near to the middle of [-0.5, 0.5] as to that of [0, 2]: it is neutral, as -0.5 is."""
+    groups = OrdinalGroups.named("overlap,5")
+    scores = torch.tensor([-3.4, -1.7, -1.6, -0.5, 0.0, 0.5, 0.51, 1.6, 1.7, 3.4])
+    assert groups.nearest(scores).tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 4, 4]
+    assert groups.nearest(-scores).tolist() == [4 - k for k in [0, 0, 1, 2, 2, 2, 3, 3, 4, 4]]
+
+
+def test_groups_are_called_by_their_edges() -> None:
+    assert OrdinalGroups.named("overlap,5").titles() == ("[-3, -1.5]", "[-2, 0]", "[-0.5, 0.5]", "[0, 2]", "[1.5, 3]")
+    assert OrdinalGroups.named("strict,5", 2.0).titles(center=3.0) == (
+        "[1, 1.8)",
+        "[1.8, 2.6)",
+        "[2.6, 3.4)",
+        "[3.4, 4.2)",
+        "[4.2, 5]",
+    )

@@ -8,7 +8,7 @@ columns are ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.validation import Fault
 from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
 
-__all__ = ["VARIANTS", "files", "read"]
+__all__ = ["VARIANTS", "files", "read", "stream"]
 
 VARIANTS: dict[str, str] = {}
 
@@ -35,6 +35,8 @@ _NUMBERS = ("label", *MODALITIES)
 # A CSV row with features in it can be long, and must fit one block of Arrow's reader.
 _LARGEST_BLOCK = 1 << 30
 _CELL_SHOWN = 40
+_STREAMED_BLOCK = 1 << 24
+"""Bytes of a CSV file that are read at a time where it is not to be held as a whole."""
 
 
 def files(source: Path) -> list[Path]:
@@ -65,6 +67,69 @@ def read(source: Path, variant: str = "") -> RawTable:
         files=tuple((path, table.num_rows) for path, table in zip(paths, tables, strict=True)),
         faults=tuple(faults),
     )
+
+
+def stream(path: Path, columns: Collection[str], rows: int) -> Iterator[tuple[pa.Table, list[Fault]]]:
+    """One table of a source, up to `rows` rows at a time, as `read` has them; for those who score its rows.
+
+    columns: those to read of `RAW_SCHEMA`. `text` must be there; any of the others may be missing. Rows of faults are
+    counted within their part.
+    """
+    batches = _parquet_batches(path, columns, rows) if _is_parquet(path) else _csv_batches(path, columns)
+    any_rows = False
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        _check_columns(path, table.column_names, ("text",))
+        for start in range(0, table.num_rows, rows):
+            any_rows = True
+            yield _typed(path, table.slice(start, rows))
+    if not any_rows:
+        raise DataError(f"{path}: no rows")
+
+
+def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            _check_columns(path, present, ("text",))
+            for batch in file.iter_batches(rows, columns=[name for name in present if name in columns]):
+                batch.validate(full=True)
+                yield batch
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
+
+
+def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
+    _check_encoding(path)
+    broken: list[Any] = []
+
+    def skip(row: Any) -> str:
+        broken.append(row)
+        return "skip"
+
+    block = min(path.stat().st_size + 1, _STREAMED_BLOCK)
+    options = {
+        "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=block),
+        "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+    }
+    try:
+        with pyarrow.csv.open_csv(path, **options) as reader:
+            present = reader.schema.names
+        _check_columns(path, present, ("text",))
+        broken.clear()
+        convert = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string()),
+            include_columns=[name for name in present if name in columns],
+        )
+        with pyarrow.csv.open_csv(path, **options, convert_options=convert) as reader:
+            for batch in reader:
+                if broken:
+                    break
+                yield batch
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable CSV file ({reason(error)})") from error
+    if broken:
+        raise _misfits(path, broken)
 
 
 def _read_file(path: Path) -> tuple[pa.Table, list[Fault]]:
@@ -107,9 +172,13 @@ def _read_csv(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable CSV file ({reason(error)})") from error
     if broken:
-        lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
-        raise DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
+        raise _misfits(path, broken)
     return table
+
+
+def _misfits(path: Path, broken: list[Any]) -> DataError:
+    lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
+    return DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
 
 
 def _check_encoding(path: Path) -> None:
@@ -125,17 +194,20 @@ def _check_encoding(path: Path) -> None:
 
 def _select(path: Path, table: pa.Table) -> pa.Table:
     """The columns we know; the split from the file's name where no column says it."""
-    present = table.column_names
-    if "split" not in present and path.stem.lower() in SPLIT_ALIASES:
+    if "split" not in table.column_names and path.stem.lower() in SPLIT_ALIASES:
         table = table.append_column("split", pa.repeat(pa.scalar(path.stem), table.num_rows))
-    if missing := [name for name in _REQUIRED if name not in table.column_names]:
+    _check_columns(path, table.column_names, _REQUIRED)
+    if not table.num_rows:
+        raise DataError(f"{path}: no rows")
+    return table.select([name for name in RAW_SCHEMA.names if name in table.column_names])
+
+
+def _check_columns(path: Path, present: list[str], required: Collection[str]) -> None:
+    if missing := [name for name in required if name not in present]:
         named = " (or files named train, valid and test)" if "split" in missing else ""
         raise DataError(f"{path}: missing columns {', '.join(missing)}{named}; present: {', '.join(present)}")
     if twice := sorted({name for name in RAW_SCHEMA.names if present.count(name) > 1}):
         raise DataError(f"{path}: more than one column named {', '.join(twice)}")
-    if not table.num_rows:
-        raise DataError(f"{path}: no rows")
-    return table.select([name for name in RAW_SCHEMA.names if name in table.column_names])
 
 
 def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:

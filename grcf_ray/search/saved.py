@@ -1,0 +1,54 @@
+"""Where the models of a run lie, and how to open them: its best one, and the retrainings of it under other seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grcf_ray.errors import DataError
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import Place, place_at
+from grcf_ray.train import export
+from grcf_ray.train.export import SavedModel
+
+__all__ = ["find_model", "load_model", "open_model", "retrained_models"]
+
+
+def load_model(where: str | Path) -> SavedModel:
+    """The best model of a run, on the CPU, ready to score.
+
+    where: a run, its `best/`, or a copy of that, as a folder or a URI.
+
+    >>> model = load_model("runs/demo-all-MiniLM-L6-v2-seed42")
+    >>> model.score(["What a film!", "Never again."])
+    """
+    return open_model(find_model(place_at(where, check=True)))
+
+
+def find_model(place: Place) -> Place:
+    """The folder of a run's best model, or the place itself where it is one. DataError where there is neither."""
+    if (place / "config.json").exists():
+        return place
+    if not (place / "run.json").exists():
+        raise DataError(f"{place}: neither a run, which has a run.json, nor a saved model, which has a config.json")
+    best = place / "best"
+    if not (best / "config.json").exists():
+        raise DataError(f"{place} has no best model yet: its search is {RunRecord(place).read_run()['state']}")
+    return best
+
+
+def open_model(place: Place) -> SavedModel:
+    """A model that `export.save_model` wrote, from a folder or from object storage."""
+    with place.reading_folder() as folder:
+        return export.load_model(folder)
+
+
+def retrained_models(place: Place) -> list[Place]:
+    """The models that a run's winner was trained anew to under fresh seeds; none where it was not, or is no run."""
+    if not (place / "run.json").exists():
+        return []
+    # Of all this, Ray alone takes a second to import.
+    from grcf_ray.search.seeds import retrainings, winner_models
+
+    record = RunRecord(place)
+    winner = record.read_run().get("winner")
+    return winner_models(record, winner) if winner and retrainings(record, winner) else []

@@ -1,0 +1,505 @@
+"""Scores of new rows, by a saved model: every format, every fault, whatever the size of a part."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import grcf_ray
+from grcf_ray import console
+from grcf_ray.config import build_config
+from grcf_ray.data.features import build_features
+from grcf_ray.data.importers import ImportOptions, import_source
+from grcf_ray.data.importers import table as importer
+from grcf_ray.data.schema import TableInfo, conform
+from grcf_ray.data.store import Store, write_store
+from grcf_ray.errors import DataError
+from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.predict import app
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import place_at
+from grcf_ray.train.assemble import initial_model, select_modalities
+from grcf_ray.train.export import SavedModel, save_model
+from tests.waiting import wait_for
+
+if TYPE_CHECKING:
+    pass
+
+Run = Callable[..., tuple[int, str, str]]
+
+STORED = Path(__file__).parent / "stored" / "run-1"
+HOSTILE = '=cmd|"x"!A1\n<script>alert(1)</script>\x1b[31m, "quoted"'
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process; exit code, standard output and error. However long it takes, it is quick."""
+    monkeypatch.setattr("grcf_ray.predict._QUIET_S", float("inf"))
+
+    def run_command(*argv: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, [str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run_command
+
+
+def model_of(folder: Path, backbone: Path, store: Store, *, seed: int = 1, **settings: Any) -> Path:
+    """An untrained model for the store's features, saved."""
+    paths = {"model.backbone": str(backbone), "model.text_vector": "mean", **settings}
+    config = build_config({path.replace("__", "."): value for path, value in paths.items()})
+    tokenizer = load_tokenizer(str(backbone))
+    features = build_features(store, tokenizer, config.features)
+    model = initial_model(config.model, select_modalities(features, config.model.modalities), seed=seed)
+    protocol: Any = "binary" if store.info.task == "classification" else "mosi"
+    save_model(
+        folder,
+        model,
+        tokenizer,
+        features,
+        config,
+        label_range=store.info.label_range,
+        protocol=protocol,
+        lowercase=False,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of text, audio and vision."""
+    return model_of(tmp_path_factory.mktemp("full") / "best", tiny_backbone, tiny_store)
+
+
+@pytest.fixture(scope="module")
+def textual(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of text alone."""
+    return model_of(tmp_path_factory.mktemp("textual") / "best", tiny_backbone, tiny_store, model__modalities="text")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in file]
+        numbers = ("label", "score", "logit")
+        return [
+            {name: (float(cell) if cell else None) if name in numbers else cell for name, cell in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("batch", [1, 7, 2048])
+def test_rows_in_their_order_whatever_the_part(
+    full: Path, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run, batch: int, suffix: str
+) -> None:
+    output = tmp_path / f"scores{suffix}"
+    code, out, err = run(full, "--input", tiny_parquet, "--output", output, "--batch", batch)
+    assert (code, err) == (0, "")
+    assert out.startswith("80 rows scored (") and out.endswith(f": {output}\n")
+    rows = rows_of(output)
+    assert list(rows[0]) == ["id", "split", "label", "score", "group"]
+    assert [row["id"] for row in rows] == tiny_table["id"].to_pylist()
+    assert [row["split"] for row in rows] == tiny_table["split"].to_pylist()
+    np.testing.assert_allclose([row["label"] for row in rows], tiny_table["label"].to_numpy(), atol=1e-6)
+    own = grcf_ray.load_model(full).score(conform(tiny_table))
+    np.testing.assert_allclose([row["score"] for row in rows], own, atol=1e-5)
+    if batch == 2048:
+        assert [row["score"] for row in rows] == own.tolist()
+    assert np.ptp(own) > 0.01
+
+
+def test_the_input_may_be_csv(full: Path, tiny_csv: Path, tiny_parquet: Path, tmp_path: Path, run: Run) -> None:
+    for name, source in (("a", tiny_csv), ("b", tiny_parquet)):
+        assert run(full, "--input", source, "--output", tmp_path / f"{name}.jsonl")[0] == 0
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+
+
+def test_text_alone_is_enough(textual: Path, tmp_path: Path, run: Run) -> None:
+    """Ids are the rows' numbers over all files; the score is that of the list of texts."""
+    texts = ["the film was great", "bad", "", HOSTILE, "awful plot"]
+    folder = tmp_path / "new"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": texts[:3]}), folder / "a.parquet")
+    pq.write_table(pa.table({"text": texts[3:], "id": ["x", None], "label": [0.5, None]}), folder / "b.parquet")
+    code, _, err = run(textual, "--input", folder, "--output", tmp_path / "scores.jsonl", "--batch", 2)
+    assert (code, err) == (0, "")
+    rows = rows_of(tmp_path / "scores.jsonl")
+    assert [row["id"] for row in rows] == ["1", "2", "3", "x", "5"]
+    assert [row["label"] for row in rows] == [None, None, None, 0.5, None]
+    np.testing.assert_allclose(
+        [row["score"] for row in rows], grcf_ray.load_model(textual).score(texts), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_hostile_texts_come_back_as_they_are(textual: Path, tmp_path: Path, run: Run, suffix: str) -> None:
+    pq.write_table(pa.table({"text": [HOSTILE], "id": [HOSTILE], "split": [HOSTILE]}), tmp_path / "new.parquet")
+    code, out, err = run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / f"scores{suffix}")
+    assert code == 0, err
+    (row,) = rows_of(tmp_path / f"scores{suffix}")
+    assert (row["id"], row["split"]) == (HOSTILE, HOSTILE)
+    assert "\x1b" not in out + err
+
+
+def test_groups_are_those_of_the_model(tiny_backbone: Path, tiny_store: Store, tmp_path: Path, run: Run) -> None:
+    """Named by their edges, about the centre of the label range; a score beyond the range is of the outermost."""
+    moved = TableInfo.from_json({**tiny_store.info.to_json(), "label_range": [1.0, 5.0]})
+    store = dataclasses.replace(tiny_store, info=moved)
+    folder = model_of(tmp_path / "best", tiny_backbone, store, model__modalities="text", ranking__groups="strict,5")
+    titles = ("[1, 1.8)", "[1.8, 2.6)", "[2.6, 3.4)", "[3.4, 4.2)", "[4.2, 5]")
+    from grcf_ray.train import scoring
+
+    class Fixed(SavedModel):
+        def score(self, rows: Any) -> Any:
+            return np.array([0.4, 1.0, 1.79, 1.8, 3.0, 3.4, 4.3, 5.6])
+
+    saved = Fixed(**{f.name: getattr(grcf_ray.load_model(folder), f.name) for f in dataclasses.fields(SavedModel)})
+    table = scoring.scored(pa.table({"id": list("abcdefgh")}), saved)
+    assert table["group"].to_pylist() == [titles[k] for k in (0, 0, 0, 1, 2, 3, 4, 4)]
+
+
+def test_two_classes(tiny_backbone: Path, tiny_table: pa.Table, tmp_path: Path, run: Run) -> None:
+    """Probability and logit, and the class that is the likelier."""
+    label_N = (tiny_table["label"].to_numpy() > 0).astype(np.float64)
+    table = tiny_table.set_column(tiny_table.column_names.index("label"), "label", pa.array(label_N))
+    pq.write_table(table, tmp_path / "classes.parquet")
+    options = ImportOptions(dataset="classes", task="classification")
+    store = write_store(tmp_path / "store", *import_source(tmp_path / "classes.parquet", options))
+    folder = model_of(tmp_path / "best", tiny_backbone, store)
+    code, _, err = run(folder, "--input", tmp_path / "classes.parquet", "--output", tmp_path / "scores.parquet")
+    assert (code, err) == (0, "")
+    found = pq.read_table(tmp_path / "scores.parquet")
+    assert found.column_names == ["id", "split", "label", "score", "logit", "group"]
+    logit_N = grcf_ray.load_model(folder).score(conform(table))
+    np.testing.assert_array_equal(found["logit"].to_numpy(), logit_N)
+    np.testing.assert_allclose(found["score"].to_numpy(), 1 / (1 + np.exp(-logit_N)), rtol=1e-12)
+    assert found["group"].to_pylist() == [str(int(logit > 0)) for logit in logit_N]
+
+
+def changed(table: pa.Table, **columns: Any) -> pa.Table:
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(column, table.schema.field(name).type))
+    return table
+
+
+def test_every_bad_row_is_named_before_anything_is_written(
+    full: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    """The last rows' faults are known before the first is scored; an output that was there stays."""
+    text, audio, vision = (tiny_table[name].to_pylist() for name in ("text", "audio", "vision"))
+    text[1] = None
+    audio[70] = [[1.0, float("nan"), float("inf"), 0.0, 0.0]]
+    vision[79] = [[1.0, 2.0]]
+    pq.write_table(changed(tiny_table, text=text, audio=audio, vision=vision), tmp_path / "new.parquet")
+    (tmp_path / "scores.csv").write_text("before")
+    code, out, err = run(full, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.csv", "--batch", 10)
+    assert (code, out) == (3, "")
+    assert err.splitlines() == [
+        f"error: {tmp_path / 'new.parquet'}: 3 faults",
+        "  row 2 (id video0[1]): text is missing",
+        "  row 71 (id video17[2]): audio has 2 non-finite values",
+        "  row 80 (id video19[3]): vision has rows of 2 values, where those before have 3",
+        "Take such values as 0: --non-finite zero",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["new.parquet", "scores.csv"]
+    assert (tmp_path / "scores.csv").read_text() == "before"
+
+
+def test_many_faults_are_counted(textual: Path, tmp_path: Path, run: Run) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(50, pa.string())}), tmp_path / "new.parquet")
+    code, _, err = run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", 8)
+    assert code == 3
+    lines = err.splitlines()
+    assert lines[0].endswith(": 50 faults") and lines[1] == "  row 1: text is missing"
+    assert lines[20:] == ["  row 20: text is missing", "  ... and 30 more"]
+
+
+def test_non_finite_values_may_count_as_zero(full: Path, tiny_table: pa.Table, tmp_path: Path, run: Run) -> None:
+    audio = tiny_table["audio"].to_pylist()
+    scores = []
+    for name, value in (("nan", float("nan")), ("zero", 0.0)):
+        audio[0] = [[value, 1.0, 2.0, 3.0, 4.0]]
+        pq.write_table(changed(tiny_table, audio=audio), tmp_path / f"{name}.parquet")
+        words = ["--input", tmp_path / f"{name}.parquet", "--output", tmp_path / f"{name}.csv", "--non-finite", "zero"]
+        assert run(full, *words)[0] == 0
+        scores.append((tmp_path / f"{name}.csv").read_text())
+    assert scores[0] == scores[1]
+
+
+def test_rows_of_another_width_are_fitted_when_asked(
+    full: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    """As `evaluate --on` does: vision cut off, audio missing; without the option both are named, and the way out."""
+    vision = [cell and [[*row, 9.0, 9.0] for row in cell] for cell in tiny_table["vision"].to_pylist()]
+    table = changed(tiny_table.drop_columns(["audio", "label", "split"]), vision=vision)
+    pq.write_table(table, tmp_path / "new.parquet")
+    words = [full, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.parquet"]
+    code, out, err = run(*words)
+    assert (code, out) == (3, "")
+    assert err == (
+        "error: vision has rows of 5 values, and the model takes 3; there is no audio, which the model was trained with"
+        ": --fit-features cuts off, fills up, does without, or takes the rows as they are\n"
+    )
+    assert not (tmp_path / "scores.parquet").exists()
+    code, out, err = run(*words, "--fit-features", "--batch", 9)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1:] == [
+        "Vision: the last 2 of 5 values are cut off.",
+        "No audio: taken as missing in every utterance.",
+    ]
+    nobody = conform(tiny_table)
+    place = nobody.column_names.index("audio")
+    nobody = nobody.set_column(place, nobody.schema.field("audio"), pa.nulls(80, nobody.schema.field("audio").type))
+    found = pq.read_table(tmp_path / "scores.parquet")
+    np.testing.assert_allclose(found["score"].to_numpy(), grcf_ray.load_model(full).score(nobody), atol=1e-5)
+
+
+def test_what_the_model_does_not_read_is_not_looked_at(
+    textual: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    audio = [[[float("nan")]]] * 80
+    pq.write_table(changed(tiny_table, audio=audio), tmp_path / "new.parquet")
+    assert run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.csv")[0] == 0
+
+
+def test_rows_that_follow_words_have_one_for_each(
+    tiny_backbone: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    """A table cannot say so itself: it is held to what the model was trained on."""
+    counts = [len(text.split(" ")) for text in tiny_table["text"].to_pylist()]
+    audio = [[[float(n)] * 5] * n for n in counts]
+    table = changed(tiny_table.drop_columns(["vision"]), audio=audio)
+    info = TableInfo.describe(conform(table), name="words", label_range=(-3, 3), word_aligned=True)
+    store = write_store(tmp_path / "store", conform(table), info)
+    folder = model_of(tmp_path / "best", tiny_backbone, store)
+    own = grcf_ray.load_model(folder).score(conform(table))
+    pq.write_table(table, tmp_path / "new.parquet")
+    for source in (tmp_path / "new.parquet", store.folder):
+        code, _, err = run(folder, "--input", source, "--output", tmp_path / "scores.parquet")
+        assert (code, err) == (0, "")
+        rows = {row["id"]: row["score"] for row in rows_of(tmp_path / "scores.parquet")}
+        np.testing.assert_allclose([rows[name] for name in table["id"].to_pylist()], own, atol=1e-5)
+    audio[5] = audio[5] + audio[5]
+    pq.write_table(changed(table, audio=audio), tmp_path / "new.parquet")
+    code, _, err = run(folder, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.parquet")
+    assert code == 3
+    assert err.endswith(f"row 6 (id video1[1]): audio has {2 * counts[5]} rows for {counts[5]} words\n")
+
+
+def test_other_formats_are_read_whole_and_said_so(textual: Path, tmp_path: Path, run: Run) -> None:
+    import pickle
+
+    arrays = (np.array(["the", "film"]), np.zeros((2, 47)), np.zeros((2, 74)))
+    content = {split: [(arrays, np.array([[1.0]]), f"{split}[0]")] for split in ("train", "dev", "test")}
+    (tmp_path / "mosi.pkl").write_bytes(pickle.dumps(content))
+    code, out, err = run(textual, "--input", tmp_path / "mosi.pkl", "--output", tmp_path / "o.csv", "--json")
+    assert code == 0, err
+    assert err == f"{tmp_path / 'mosi.pkl'} is no table: all of its rows are held in memory at once\n"
+    assert json.loads(out)["rows"] == 3
+    assert [row["id"] for row in rows_of(tmp_path / "o.csv")] == ["train[0]", "dev[0]", "test[0]"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"id,label\nx,1\n", "missing columns text; present: id, label"),
+        (b"text,text\nx,1\n", "more than one column named text"),
+        (b"text\n", "no rows"),
+        (b"text\n\xff\n", "line 2 is not UTF-8"),
+        (b"text,id\na,b\na\n", "1 rows do not fit the header\n  row 2 has 1 cells, not 2"),
+        (b"text,label\na,b\n", "row 1: label 'b' is not a number"),
+    ],
+)
+def test_tables_that_cannot_be_scored(textual: Path, tmp_path: Path, run: Run, content: bytes, message: str) -> None:
+    (tmp_path / "new.csv").write_bytes(content)
+    code, _, err = run(textual, "--input", tmp_path / "new.csv", "--output", tmp_path / "o.csv")
+    assert code == 3
+    assert message in err
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_csv_is_streamed(textual: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells with line breaks lie across the ends of blocks; a row that does not fit the header has its number."""
+    monkeypatch.setattr(importer, "_STREAMED_BLOCK", 512)
+    texts = [f'the film {n}\nwas, "good"' for n in range(200)]
+    path = tmp_path / "new.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    parts = [part for part, _ in importer.stream(path, ("text",), 50)]
+    assert [text for part in parts for text in part["text"].to_pylist()] == texts
+    assert len(parts) > 10
+    with path.open("a") as file:
+        file.write("a,b\n")
+    code, _, err = run(textual, "--input", path, "--output", tmp_path / "o.csv")
+    assert code == 3
+    assert err.endswith("1 rows do not fit the header\n  row 201 has 2 cells, not 1\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--output", "o.txt"), 2, "--output o.txt: give a name that ends in .parquet, .csv, .jsonl"),
+        (("--output", "{input}"), 2, "is the input, which it would replace"),
+        (("--output", "o.csv", "--data-format", "word"), 2, "unknown format 'word'"),
+        (("--output", "o.csv", "--data-format", "mag"), 3, "not a pickle"),
+        (("--output", "o.csv", "--batch", "0"), 2, ""),
+    ],
+)
+def test_usage(textual: Path, tiny_csv: Path, run: Run, words: tuple[str, ...], code: int, message: str) -> None:
+    before = tiny_csv.read_bytes()
+    ended, _, err = run(textual, "--input", tiny_csv, *(word.format(input=tiny_csv) for word in words))
+    assert ended == code
+    assert message in err
+    assert tiny_csv.read_bytes() == before
+
+
+def test_a_run_and_its_best_are_the_same_model(tiny_parquet: Path, tmp_path: Path, run: Run) -> None:
+    """As a path, a URI, or best/ copied to elsewhere."""
+    shutil.copytree(STORED / "best", tmp_path / "moved")
+    for number, where in enumerate((STORED, STORED / "best", tmp_path / "moved", STORED.as_uri())):
+        code, _, err = run(where, "--input", tiny_parquet, "--output", tmp_path / f"{number}.csv")
+        assert (code, err) == (0, "")
+        assert (tmp_path / f"{number}.csv").read_text() == (tmp_path / "0.csv").read_text()
+
+
+def test_where_there_is_no_model(tiny_csv: Path, tmp_path: Path, run: Run) -> None:
+    words = ["--input", tiny_csv, "--output", tmp_path / "o.csv"]
+    code, _, err = run(tmp_path / "nowhere", *words)
+    assert (code, "neither a run, which has a run.json, nor a saved model" in err) == (3, True)
+    (tmp_path / "begun").mkdir()
+    RunRecord(place_at(tmp_path / "begun")).write_run({"state": "interrupted"})
+    code, _, err = run(tmp_path / "begun", *words)
+    assert (code, err) == (3, f"error: {tmp_path / 'begun'} has no best model yet: its search is interrupted\n")
+
+
+@pytest.fixture
+def retrained(tiny_backbone: Path, tiny_store: Store, tmp_path: Path) -> Path:
+    """A run whose winner has been retrained: 0000, 0002 and 0004 are the winner's, the others the starting point's."""
+    folder = Path(shutil.copytree(STORED, tmp_path / "run"))
+    record = RunRecord(place_at(folder / "seeds" / "stage2-4"))
+    for number in range(6):
+        settings = {"model__modalities": "text+audio", "seed": 10 + number}
+        place = Path(str(record.place)) / "models" / f"{number:04d}"
+        model_of(place, tiny_backbone, tiny_store, **settings)
+        (place / "metrics.json").write_text("{}")
+        # Trials of Stage 2 are numbered in the order in which those of Stage 1 came through.
+        params = {"finalist": str(number)}
+        record.write_trial(TrialRecord(number=number, stage=2, attempt=1, params=params, seed=number, state="complete"))
+    (folder / "seeds" / "metrics.json").write_text(json.dumps({"winner": "stage2/4"}))
+    return folder
+
+
+def test_spread_over_the_seeds(
+    retrained: Path, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    code, out, err = run(retrained, "--input", tiny_parquet, "--output", tmp_path / "s.parquet", "--json")
+    assert code == 0, err
+    assert err == "Scores of 3 retrainings beside the model's own; --no-seeds leaves them out\n"
+    assert json.loads(out)["seeds"] == 3
+    found = pq.read_table(tmp_path / "s.parquet")
+    assert found.column_names[-4:] == ["score", "group", "seeds_mean", "seeds_deviation"]
+    models = retrained / "seeds" / "stage2-4" / "models"
+    own = np.stack([grcf_ray.load_model(models / name).score(conform(tiny_table)) for name in ("0000", "0002", "0004")])
+    np.testing.assert_allclose(found["seeds_mean"].to_numpy(), own.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(found["seeds_deviation"].to_numpy(), own.std(axis=0, ddof=1), atol=1e-5)
+    np.testing.assert_array_equal(found["score"].to_numpy(), grcf_ray.load_model(retrained).score(conform(tiny_table)))
+    assert run(retrained, "--input", tiny_parquet, "--output", tmp_path / "n.parquet", "--no-seeds")[2] == ""
+    assert "seeds_mean" not in pq.read_table(tmp_path / "n.parquet").column_names
+
+
+def test_a_kill_leaves_what_was_there(textual: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["the film was great and bad"] * 20_000}), tmp_path / "new.parquet")
+    (tmp_path / "o.csv").write_text("before")
+    words = ["--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grcf_ray.predict", *map(str, [textual, *words])],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        wait_for(lambda: any(path.stat().st_size > 0 for path in tmp_path.glob(".o.csv.*")), "part of the output")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (tmp_path / "o.csv").read_text() == "before"
+
+
+def test_a_fault_in_the_middle_leaves_what_was_there(
+    textual: Path, tiny_csv: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grcf_ray.train import scoring
+
+    calls = 0
+    real = scoring.scored
+
+    def fails(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(scoring, "scored", fails)
+    (tmp_path / "o.parquet").write_text("before")
+    code, _, _ = run(textual, "--input", tiny_csv, "--output", tmp_path / "o.parquet", "--batch", 10)
+    assert (code, calls) == (130, 3)
+    assert [path.name for path in tmp_path.glob("*o.parquet*")] + [path.name for path in tmp_path.glob(".o*")] == [
+        "o.parquet"
+    ]
+    assert (tmp_path / "o.parquet").read_text() == "before"
+
+
+def test_progress_says_what_is_left(
+    textual: Path, tiny_csv: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grcf_ray.predict._QUIET_S", 5.0)
+    clock = iter(float(10 * second) for second in range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    code, _, err = run(textual, "--input", tiny_csv, "--output", tmp_path / "o.csv", "--batch", 40)
+    assert code == 0
+    assert err.splitlines() == ["40 of 80 rows scored  4 rows/s  ETA 10 s", "80 of 80 rows scored  4 rows/s  ETA 0 s"]
+
+
+def test_lists_of_texts(textual: Path, full: Path) -> None:
+    model = grcf_ray.load_model(str(textual))
+    assert model.score(["the film was great", "bad"]).shape == (2,)
+    assert model.score([]).shape == (0,)
+    np.testing.assert_array_equal(model.score(("bad",)), model.score(pa.table({"text": ["bad"]})))
+    with pytest.raises(DataError, match="a list of texts"):
+        model.score("bad")
+    with pytest.raises(DataError, match="a list of texts"):
+        model.score(["bad", None])  # type: ignore[list-item]
+    message = (
+        r"trained with vision \(3 values a row\) and audio \(5 values a row\) beside the text: give a pyarrow table"
+    )
+    with pytest.raises(DataError, match=message):
+        grcf_ray.load_model(full).score(["bad"])
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    code = "import sys, grcf_ray; print(sorted({'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert ran.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="has no attribute 'save_model'"):
+        grcf_ray.save_model  # noqa: B018
