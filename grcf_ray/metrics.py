@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "METRIC_DIRECTIONS",
+    "METRIC_TITLES",
     "Direction",
     "Protocol",
     "Ties",
@@ -60,6 +61,26 @@ METRIC_DIRECTIONS: Mapping[str, Direction] = {
     **dict.fromkeys(_MAXIMISED, "max"),
 }
 """Which way each metric improves, for regression and classification."""
+
+METRIC_TITLES: Mapping[str, str] = {
+    "bce": "BCE",
+    "mae": "MAE",
+    "corr": "Corr",
+    "pairwise_acc": "PairwiseAcc",
+    "auroc": "AUROC",
+    "acc2": "Acc2",
+    "acc7": "Acc7",
+    "acc5": "Acc5",
+    "acc3": "Acc3",
+    "acc2_non0": "Acc2 (non-zero)",
+    "acc2_has0": "Acc2 (has zero)",
+    "acc2_mmsa": "Acc2 (MMSA)",
+    "f1_positive": "F1 (positive)",
+    "f1_weighted": "F1 (weighted)",
+    "f1_macro": "F1 (macro)",
+    "f1_weighted_mmsa": "F1 (weighted, MMSA)",
+}
+"""What people call those that are shown to them, in the order in which they are."""
 
 _SIMS_ACC3_EDGES = (-0.1, 0.1)
 _SIMS_ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)

@@ -11,6 +11,7 @@ from typing import Any
 
 from grcf_ray.config import Task
 from grcf_ray.console import progress, table_lines
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.standing import seconds_left
 from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
@@ -57,24 +58,6 @@ __all__ = [
     "typed",
 ]
 
-METRIC_TITLES = {
-    "bce": "BCE",
-    "mae": "MAE",
-    "corr": "Corr",
-    "pairwise_acc": "PairwiseAcc",
-    "auroc": "AUROC",
-    "acc2": "Acc2",
-    "acc7": "Acc7",
-    "acc5": "Acc5",
-    "acc3": "Acc3",
-    "acc2_non0": "Acc2 (non-zero)",
-    "acc2_has0": "Acc2 (has zero)",
-    "acc2_mmsa": "Acc2 (MMSA)",
-    "f1_positive": "F1 (positive)",
-    "f1_weighted": "F1 (weighted)",
-    "f1_macro": "F1 (macro)",
-    "f1_weighted_mmsa": "F1 (weighted, MMSA)",
-}
 STATE_TITLES = {
     "complete": "finished",
     "pruned": "stopped",

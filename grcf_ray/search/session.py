@@ -20,6 +20,7 @@ from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError, faults_message
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
+from grcf_ray.search.card import write_card
 from grcf_ray.search.events import Event, Listener, SearchStarted, SeedsStarted, TrialStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
@@ -168,9 +169,11 @@ class Session:
             export_winner(record, winner, winner_config, features, store, protocol)
             measure_winner(record, winner, winner_config, features, store, facts, protocol)
         record.update_run(winner=trial_name(winner))
+        write_card(record, store.info)
         complete = job.complete
         if self.seeds:
             complete &= retrain(job, winner, self.seeds, store)["complete"]
+            write_card(record, store.info)
         seeds = max(self.seeds, record.read_run().get("seeds", 0))
         record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
 

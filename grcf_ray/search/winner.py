@@ -63,8 +63,8 @@ def export_winner(
     assert winner.checkpoint is not None
     place = record.at(to)
     # The figures of the model that was here before would be taken for this one's.
-    (place / "metrics.json").delete()
-    (place / "predictions").delete()
+    for name in ("metrics.json", "predictions", "README.md"):
+        (place / name).delete()
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
     load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
@@ -161,7 +161,6 @@ def measure_winner(
     }
     if config.search.ridge_baseline:
         metrics["baselines"] = [_ridge(features, table, store, config, protocol)]
-    (place / "README.md").write_text(_card(record, winner, metrics, store))
     (place / "metrics.json").write_json(metrics)
     return metrics
 
@@ -279,32 +278,3 @@ def _ridge(features: Features, table: pa.Table, store: Store, config: RunConfig,
     )
     ridge = ridge_metrics(bare, test, config, protocol=protocol)
     return ridge | {split: finite_metrics(ridge[split]) for split in ("valid", "test")}
-
-
-def _card(record: RunRecord, winner: TrialRecord, metrics: dict[str, Any], store: Store) -> str:
-    rows = "\n".join(
-        f"| {name} | {metrics['valid'].get(name, float('nan')):.4f} | {value:.4f} |"
-        for name, value in metrics["test"].items()
-    )
-    return f"""# GRCF on {store.info.name}
-
-Trial {trial_name(winner)} of the run `{record.place.name}`, chosen on the validation split.
-The validation figures are optimistic: they are the best of several trials.
-
-| metric | valid | test |
-|---|---|---|
-{rows}
-
-`model.safetensors` and `config.json` load without the run or the backbone:
-
-```python
-from pathlib import Path
-from grcf_ray.train.export import load_model
-
-model = load_model(Path("best"))
-scores = model.score(table)  # a pyarrow table with a text column, and audio or vision where the model has them
-```
-
-`python -m grcf_ray.evaluate {record.place.name}` measures it again. `predictions/` holds the scores that the figures
-were computed from, utterance by utterance, with the representation before the head.
-"""

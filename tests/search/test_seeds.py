@@ -16,9 +16,18 @@ from scipy import stats
 from grcf_ray.data.store import Store
 from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.seeds import SeedTrials, against_baseline, compare, retrain, retrainings, seeds_record
+from grcf_ray.search.seeds import (
+    SeedTrials,
+    against_baseline,
+    compare,
+    retrain,
+    retrainings,
+    seeds_record,
+    winner_models,
+)
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.stopping import Stop
+from grcf_ray.search.winner import trial_name
 from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:
@@ -227,6 +236,11 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
                 assert config_of(search.space, record, plain) == search.space.config()
     assert len({t.seed for t in first}) == len({t.seed for t in second}) == seeds
     assert len({t.curve[0]["loss/total"] for t in first}) == 2 * seeds
+    places = winner_models(search.record, trial_name(winner))
+    ours = [m for m in metrics["models"] if m["arm"] == "winner"]
+    found = [(place / "metrics.json").read_json() for place in places]
+    assert found == [{"valid": m["valid"], "test": m["test"]} for m in ours]
+    assert len(places) == seeds
 
     assert metrics["seeds"] == seeds
     assert metrics["complete"] is True

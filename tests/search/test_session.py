@@ -99,6 +99,9 @@ def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], t
     seeds = json.loads(out)["seeds"]
     assert (seeds["seeds"], len(seeds["models"])) == (1, 2)
     folder = tmp_path / "runs" / "n"
+    card = (folder / "best" / "README.md").read_text()
+    assert "### Under 1 fresh seeds" in card
+    assert f"{seeds['arms']['winner']['test']['mae']['mean']:.4f}" in card
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for more in (["--seeds", 1], []):
         code, out, err = run(*words, *more, "--json")
