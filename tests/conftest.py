@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.data.store import Store
 
-pytest_plugins = ["s3_server"]
+pytest_plugins = ["browser", "s3_server"]
 
 # Read when torch and the hub's client are imported, here and in every subprocess of a test.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -36,6 +36,7 @@ from grcf_ray.train.stage import DIRECTIONS, objective_name, objective_value
 
 __all__ = [
     "METRIC_TITLES",
+    "REPORT",
     "STATE_TITLES",
     "ProgressLines",
     "again",
@@ -58,6 +59,8 @@ __all__ = [
     "typed",
 ]
 
+REPORT = "report.html"
+"""The page of a run, in it."""
 STATE_TITLES = {
     "complete": "finished",
     "pruned": "stopped",
@@ -183,6 +186,7 @@ def summarise_view(view: RunView) -> dict[str, Any]:
     winner = run.get("winner")
     return {
         "run": str(record),
+        "report": str(record.place / REPORT) if (record.place / REPORT).exists() else None,
         "state": run["state"],
         "command": run["starts"][-1]["command"],
         "task": view.task,
@@ -261,6 +265,8 @@ def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"The time was up before every trial had ended. To go on: {summary['command']}"
     records = ", ".join(f"{place}/{stage}/trials.jsonl" for stage in summary["stages"])
     yield f"\nModel:  {place}/best\nRecord: {records}"
+    if summary["report"]:
+        yield f"Report: {typed(summary['report'])}"
     yield f"Next:   python -m grcf_ray.evaluate {place}\n        tensorboard --logdir {place}/tensorboard"
 
 

@@ -155,12 +155,13 @@ def _run(
     calibrate: bool,
     as_json: bool,
 ) -> None:
+    from grcf_ray.report.listener import PageListener
     from grcf_ray.report.tensorboard import TensorBoardListener
     from grcf_ray.report.terminal import ProgressLines
     from grcf_ray.report.view import RunView
     from grcf_ray.search.session import Session
 
-    with TensorBoardListener(record) as tensorboard:
+    with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
         session = Session(
             record=record,
             space=space,
@@ -169,7 +170,7 @@ def _run(
             reopen=reopen,
             time_budget=time_budget,
             command=shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]]),
-            listeners=(ProgressLines(), tensorboard),
+            listeners=(ProgressLines(), tensorboard, page),
         )
         if session.finished() and not dry_run and not calibrate:
             console.progress(f"{record} is finished; this is its result")

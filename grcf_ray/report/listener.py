@@ -1,0 +1,57 @@
+"""The page as a listener: written as a search goes on, and whole at its end. It never stands in the search's way."""
+
+from __future__ import annotations
+
+import math
+import time
+from types import TracebackType
+
+from grcf_ray.console import progress
+from grcf_ray.errors import reason
+from grcf_ray.report.page import write_report
+from grcf_ray.search.events import Event, SearchStarted, StageEnded, StageStarted, WinnerFixed
+from grcf_ray.search.record import RunRecord
+
+__all__ = ["PageListener"]
+
+_PAUSE_S = 60.0
+_PAUSE_SHARE = 50
+"""After a build that took t seconds, none follows for 50 t: the page takes 2 % of the driver's time at most."""
+
+
+class PageListener:
+    """Writes the run's `report.html` and `report.json` from its record, in the driver alone.
+
+    At the start and end of a stage, when the winner is fixed, every minute or so between, and when the context ends,
+    however the search does. Of a search that never began nothing is written. A
+    fault of the report is told in a line, and the search goes on.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._began = False
+        self._next = math.inf
+
+    def __call__(self, event: Event) -> None:
+        """Write the page where it is due."""
+        self._began |= isinstance(event, SearchStarted)
+        if isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
+            self._write()
+
+    def __enter__(self) -> PageListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._began:
+            self._write()
+
+    def _write(self) -> None:
+        started = time.monotonic()
+        try:
+            write_report(self._record)
+        except Exception as error:
+            progress(f"The report could not be written, the search is not affected: {reason(error)}")
+        ended = time.monotonic()
+        self._next = ended + max(_PAUSE_S, _PAUSE_SHARE * (ended - started))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from synthetic_run import Run
+
+from grcf_ray.report import listener as listener_module
+from grcf_ray.report.listener import PageListener
+from grcf_ray.search.events import (
+    EpochFinished,
+    SearchStarted,
+    StageEnded,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+    WinnerFixed,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+BEGUN = SearchStarted(1, {1: (3, 2)})
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When pages were written; each takes as long as `clock` says."""
+    found: list[float] = []
+
+    def write(record: Any) -> None:
+        found.append(Clock.now)
+        Clock.now += Clock.takes
+
+    monkeypatch.setattr(listener_module, "write_report", write)
+    monkeypatch.setattr(listener_module.time, "monotonic", lambda: Clock.now)
+    Clock.now, Clock.takes = 1000.0, 0.5
+    return found
+
+
+class Clock:
+    now = 1000.0
+    takes = 0.5
+
+
+def test_pages_come_at_the_turns_of_a_search_and_seldom_between(tmp_path: Path, written: list[Any]) -> None:
+    run = Run(tmp_path / "run").start().trials(1, "c")
+    (trial,) = run.record.trials(1)
+    with PageListener(run.record) as page:
+        for event in (BEGUN, StageStarted(1, 3, 2, ()), TrialStarted(trial), EpochFinished(trial)):
+            page(event)
+        assert written == [1000.0]
+        for now in (1060.4, 1060.5, 1061.0, 1121.0):
+            Clock.now = now
+            page(EpochFinished(trial))
+        assert written[1:] == [1060.5, 1121.0]
+        # After ten seconds of building, five hundred pass.
+        Clock.takes, Clock.now = 10.0, 1200.0
+        page(TrialEnded(trial))
+        for now in (1709.9, 1710.0):
+            Clock.now = now
+            page(EpochFinished(trial))
+        assert written[3:] == [1200.0, 1710.0]
+        Clock.takes = 0.0
+        page(StageEnded(1))
+        page(WinnerFixed(trial))
+        assert len(written) == 7
+    assert written[7:] == [1720.0]
+
+
+def test_of_a_search_that_never_began_there_is_no_page(tmp_path: Path, written: list[Any]) -> None:
+    with PageListener(Run(tmp_path / "run").start().record):
+        pass
+    assert written == []
+
+
+def test_the_last_page_comes_however_the_search_ends(tmp_path: Path, written: list[Any]) -> None:
+    def search() -> None:
+        with PageListener(Run(tmp_path / "run").start().record) as page:
+            page(BEGUN)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    assert written == [1000.0]
+
+
+def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("no\nfigures")
+
+    monkeypatch.setattr(listener_module, "write_report", broken)
+    with PageListener(Run(tmp_path / "run").start().record) as page:
+        page(BEGUN)
+        page(StageStarted(1, 3, 2, ()))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "The report could not be written, the search is not affected: no\n" * 2
+
+
+def test_a_search_leaves_its_page_and_names_it(recorded: Recorded) -> None:
+    assert json.loads((recorded.folder / "report.json").read_text())["state"] == "finished"
+    assert "The search has finished; written" in (recorded.folder / "report.html").read_text(encoding="utf-8")
+    assert json.loads(recorded.out)["report"] == str(recorded.folder / "report.html")
+    assert "could not be written" not in recorded.err

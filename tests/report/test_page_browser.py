@@ -1,0 +1,289 @@
+"""The page as people meet it: opened from the disk in Chromium, which has no network to ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser import severe
+from selenium.webdriver import ActionChains, Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+from synthetic_run import HOSTILE, Run
+
+from grcf_ray.report.page import write_report
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import place_at
+
+if TYPE_CHECKING:
+    from tests.conftest import Recorded
+
+pytestmark = pytest.mark.page
+
+DRAWN = """
+const done = arguments[arguments.length - 1];
+report.drawAll().then(() => done(null), (fault) => done(String(fault)));
+"""
+MARKS = """
+return [...document.querySelectorAll(".plot")].map((plot) => [
+  plot.dataset.plot,
+  plot.querySelectorAll("svg.main-svg").length,
+  plot.querySelectorAll(".point, .points path, .js-line, .bars path, canvas").length,
+]);
+"""
+COLOURS = """
+const style = getComputedStyle(document.body);
+const plot = document.querySelector(".plot[data-drawn] svg.main-svg");
+return [style.backgroundColor, style.color, plot ? getComputedStyle(plot).backgroundColor : null];
+"""
+TEXTS = """
+const found = [];
+for (const element of document.querySelectorAll("main *:not(script):not(.plot *)")) {
+  const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  if (!text || !element.checkVisibility()) continue;
+  let behind = element;
+  while (behind && getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+  const style = getComputedStyle(element);
+  found.push([element.tagName, style.color, getComputedStyle(behind || document.documentElement).backgroundColor]);
+}
+return [...new Set(found.map((entry) => JSON.stringify(entry)))].map((entry) => JSON.parse(entry));
+"""
+
+
+def opened(browser: Chrome, page: Path, *, theme: str = "light", width: int = 1280) -> None:
+    """Open the page on a screen of that width, for somebody who prefers that theme."""
+    scheme = {"name": "prefers-color-scheme", "value": theme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
+    browser.get(page.as_uri())
+
+
+def page_of(folder: Path) -> Path:
+    page = write_report(RunRecord(place_at(folder))).local
+    assert page is not None
+    return page
+
+
+def rows(browser: Chrome, stage: int) -> list[list[str]]:
+    """The cells that the table of a stage's trials shows."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map((row) => [...row.cells].map((c) => c.textContent))"
+    )
+    found: list[list[str]] = browser.execute_script(script, f"#trials-stage{stage} tbody tr")
+    return found
+
+
+def focused(browser: Chrome) -> WebElement:
+    return browser.switch_to.active_element
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, as WCAG has it."""
+
+    def luminance(colour: str) -> float:
+        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run with a trial of every kind, and its page."""
+    run = Run(tmp_path_factory.mktemp("finished") / "run").start()
+    page_of(run.trials(1, "cpcpdfccpccp").trials(2, "cpccp").finish().folder)
+    return run
+
+
+def test_every_figure_is_drawn_from_the_disk_alone(browser: Chrome, recorded: Recorded) -> None:
+    page = recorded.folder / "report.html"
+    opened(browser, page)
+    assert browser.execute_async_script(DRAWN) is None
+    plots = json.loads((recorded.folder / "report.json").read_text(encoding="utf-8"))["plots"]
+    marks = {name: (drawings, points) for name, drawings, points in browser.execute_script(MARKS)}
+    assert marks.keys() == plots.keys()
+    for name, (drawings, points) in marks.items():
+        assert drawings and points, name
+    assert severe(browser) == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_figures_are_drawn_as_they_come_into_view(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html")
+    last = browser.find_elements(By.CSS_SELECTOR, ".plot")[-1]
+    assert last.get_attribute("data-drawn") is None
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", last)
+    WebDriverWait(browser, 20).until(lambda _: last.find_elements(By.CSS_SELECTOR, "svg.main-svg"))
+    assert severe(browser) == []
+
+
+def test_printing_draws_every_figure(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html", theme="dark")
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    every = browser.find_elements(By.CSS_SELECTOR, ".plot")
+    WebDriverWait(browser, 30).until(lambda _: all(plot.get_attribute("data-drawn") for plot in every))
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(COLOURS)[0] == "rgb(255, 255, 255)")
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(COLOURS)[0] == "rgb(17, 17, 17)"
+
+
+def test_numbers_on_the_page_are_the_records(browser: Chrome, recorded: Recorded) -> None:
+    opened(browser, recorded.folder / "report.html")
+    metrics = json.loads((recorded.folder / "best" / "metrics.json").read_text())
+    cards = browser.find_elements(By.CSS_SELECTOR, ".cards data")
+    expected = [metrics["test"]["mae"], metrics["valid"]["mae"], metrics["baselines"][0]["test"]["mae"]]
+    assert [card.text for card in cards] == [f"{value:.4f}" for value in expected]
+    assert [float(card.get_attribute("title") or "") for card in cards] == expected
+    record = RunRecord(place_at(recorded.folder))
+    for stage in (1, 2):
+        trials = record.trials(stage)
+        shown = rows(browser, stage)
+        assert [int(row[0]) for row in shown] == [trial.number for trial in trials]
+        assert [row[2] for row in shown] == [f"{trial.objective:.4f}" for trial in trials]
+        titles = "return [...document.querySelectorAll(arguments[0])].map((cell) => Number(cell.title))"
+        cells = browser.execute_script(titles, f"#trials-stage{stage} tbody tr td:nth-child(3)")
+        assert cells == [trial.objective for trial in trials]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_themes_are_worn_by_all_and_remembered(browser: Chrome, finished: Run, theme: str) -> None:
+    page = finished.folder / "report.html"
+    paper = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}
+    other = {"light": "dark", "dark": "light"}[theme]
+    opened(browser, page, theme=theme)
+    assert browser.execute_async_script(DRAWN) is None
+    page_colour, ink, plot_colour = browser.execute_script(COLOURS)
+    assert page_colour == plot_colour == paper[theme]
+    assert contrast(page_colour, ink) > 12
+    button = browser.find_element(By.ID, "theme")
+    assert button.get_attribute("aria-pressed") == str(theme == "dark").lower()
+    button.click()
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(COLOURS)[2] == paper[other])
+    assert browser.execute_script(COLOURS)[0] == paper[other]
+    assert button.get_attribute("aria-pressed") == str(other == "dark").lower()
+    browser.refresh()
+    assert browser.execute_script(COLOURS)[0] == paper[other]
+    assert severe(browser) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_the_contrast_that_aa_asks_for(browser: Chrome, finished: Run, theme: str) -> None:
+    opened(browser, finished.folder / "report.html", theme=theme)
+    browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    texts = browser.execute_script(TEXTS)
+    assert {"P", "TH", "TD", "H2", "CODE", "SUMMARY"} <= {tag for tag, _, _ in texts}
+    low = [(tag, round(contrast(ink, paper), 2)) for tag, ink, paper in texts if contrast(ink, paper) < 4.5]
+    assert low == []
+
+
+@pytest.mark.parametrize("text", ["plain", HOSTILE], ids=["plain", "hostile"])
+def test_a_phone_scrolls_down_only(browser: Chrome, tmp_path: Path, text: str) -> None:
+    run = Run(tmp_path / "run", text=text).start().trials(1, "cpcpdf" * 4).trials(2, "cpccp").finish()
+    opened(browser, page_of(run.folder), width=360)
+    browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert browser.execute_async_script(DRAWN) is None
+    assert browser.execute_script("return innerWidth") == 360
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    script = """
+    return [...document.querySelectorAll("main *:not(.scroll *):not(.plot *):not(script):not(.unseen)")]
+      .filter((one) => one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 80));
+    """
+    assert browser.execute_script(script) == []
+
+
+def test_the_keyboard_reaches_everything(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html")
+
+    def press(*keys: str) -> WebElement:
+        ActionChains(browser).send_keys(*keys).perform()
+        return focused(browser)
+
+    skip = press(Keys.TAB)
+    assert skip.text == "Skip to the answer"
+    assert skip.rect["x"] >= 0
+    assert press(Keys.TAB).get_attribute("id") == "theme"
+    outline = browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    press(Keys.ENTER)
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    for _ in range(300):
+        head = press(Keys.TAB)
+        if head.tag_name == "button" and head.text.startswith("PairwiseAcc"):
+            break
+    else:
+        pytest.fail("the column's button is not reached")
+    objectives = [trial.objective for trial in finished.record.trials(1)]
+    known = sorted(f"{value:.4f}" for value in objectives if value is not None)
+    missing = ["–"] * sum(value is None for value in objectives)
+    press(Keys.ENTER)
+    assert [row[2] for row in rows(browser, 1)] == [*known, *missing]
+    column = head.find_element(By.XPATH, "./ancestor::th")
+    assert column.get_attribute("aria-sort") == "ascending"
+    press(Keys.SPACE)
+    assert [row[2] for row in rows(browser, 1)] == [*known[::-1], *missing]
+    assert column.get_attribute("aria-sort") == "descending"
+    assert focused(browser) == head
+
+
+def test_rows_are_filtered_by_words(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html")
+    field = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 input")
+    status = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 output")
+    assert status.text == "12 of 12 shown, 12 in all"
+    field.send_keys("Stopped")
+    assert {row[1] for row in rows(browser, 1)} == {"stopped"}
+    assert status.text == "4 of 4 shown, 12 in all"
+    field.send_keys(" nothing-like-it")
+    assert rows(browser, 1) == []
+    assert status.text == "0 of 0 shown, 12 in all"
+
+
+def test_many_trials_are_shown_when_they_are_asked_for(browser: Chrome, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run").start().trials(1, "cp" * 75, epochs=1)
+    opened(browser, page_of(run.folder))
+    assert len(rows(browser, 1)) == 100
+    button = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 button.all")
+    assert button.text == "Show all 150"
+    button.send_keys(Keys.ENTER)
+    assert len(rows(browser, 1)) == 150
+    assert not button.is_displayed()
+    # Numbers are in the order of numbers.
+    browser.find_element(By.CSS_SELECTOR, "#trials-stage1 th button").send_keys(Keys.ENTER)
+    assert [int(row[0]) for row in rows(browser, 1)] == list(range(150))
+
+
+def test_strings_of_the_data_do_nothing(browser: Chrome, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", text=HOSTILE).start().trials(1, "cpcpdfccp").trials(2, "cpc").finish()
+    opened(browser, page_of(run.folder))
+    browser.execute_script("window.alerted = 0; window.alert = () => { window.alerted += 1; };")
+    assert browser.execute_async_script(DRAWN) is None
+    for column in range(1, 9):
+        browser.find_element(By.CSS_SELECTOR, f"#trials-stage1 th:nth-child({column}) button").send_keys(Keys.ENTER)
+    assert browser.execute_script("return window.alerted") == 0
+    for selector in ("img", "iframe", "object", "style:not(head style)", "main script:not([type])"):
+        assert [found.get_attribute("outerHTML") for found in browser.find_elements(By.CSS_SELECTOR, selector)] == []
+    assert any(HOSTILE in row for row in rows(browser, 1))
+    assert HOSTILE in browser.find_element(By.ID, "section-failures").get_attribute("textContent")
+    assert severe(browser) == []
+
+
+def test_a_running_search_and_an_empty_one_open_without_errors(browser: Chrome, tmp_path: Path) -> None:
+    for name, trials in (("running", "cpr"), ("empty", "")):
+        run = Run(tmp_path / name).start().trials(1, trials)
+        opened(browser, page_of(run.folder))
+        assert browser.execute_async_script(DRAWN) is None
+        progress: Any = browser.find_element(By.TAG_NAME, "progress")
+        assert progress.get_property("value") == len(trials.replace("r", ""))
+        assert severe(browser) == []
