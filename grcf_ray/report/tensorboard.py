@@ -1,10 +1,12 @@
 """TensorBoard as a listener: what a search does while it does it, and what it found.
 
-tensorboard/                     the columns of the HParams tab for both stages together
-tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
-tensorboard/stage1/summary       the stage: its best objective by trials and by cost, the tab's columns for it alone
-tensorboard/best                 the winner: predictions against labels, and its representations for the projector
-tensorboard/seeds/stage1/0003    retrainings under fresh seeds
+    tensorboard/                     the columns of the HParams tab for both stages together
+    tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
+    tensorboard/stage1/summary       the stage: its best objective by trials and by cost, the tab's columns for it alone
+    tensorboard/best                 the winner: predictions against labels, its representations for the projector
+    tensorboard/seeds/stage1/0003    retrainings under fresh seeds
+
+Each of these folders is a run, as TensorBoard calls it.
 """
 
 from __future__ import annotations
