@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["confusion_data", "draw_confusion"]
 
+_PALE = "#eaf1f7"
+"""Opaque, so that plotly chooses a colour for the text that is read on it, whatever the page's theme."""
+
 
 def confusion_data(scored: Scored, task: Task, label_range: tuple[float, float]) -> dict[str, Any]:
     """`counts`: a row for each true class, a column for each predicted one. `shares`: of a row; None where it is empty.
@@ -61,7 +64,7 @@ def draw_confusion(data: Mapping[str, Any]) -> Figure:
             z=data["shares"],
             text=words,
             texttemplate="%{text}",
-            colorscale=[[0, "rgba(34, 113, 178, 0)"], [1, BLUE]],
+            colorscale=[[0, _PALE], [1, BLUE]],
             zmin=0,
             zmax=1,
             xgap=1,
@@ -71,7 +74,7 @@ def draw_confusion(data: Mapping[str, Any]) -> Figure:
         )
     )
     figure.update_layout(
-        xaxis={"title": {"text": "predicted"}, "type": "category"},
-        yaxis={"title": {"text": "true"}, "type": "category", "autorange": "reversed"},
+        xaxis={"title": {"text": "predicted"}, "type": "category", "showgrid": False},
+        yaxis={"title": {"text": "true"}, "type": "category", "showgrid": False, "autorange": "reversed"},
     )
     return figure

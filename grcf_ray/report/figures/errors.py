@@ -51,7 +51,7 @@ def draw_group_errors(data: Mapping[str, Any]) -> Figure:
     groups = data["groups"]
     names = [f"{group['low']:.3g} to {group['high']:.3g}<br>n = {group['utterances']}" for group in groups]
     figure = new_figure(400, yaxis={"title": {"text": "error, in label units"}, "zeroline": True})
-    figure.update_layout(xaxis={"title": {"text": f"labels of group ({data['name']})"}, "type": "category"})
+    figure.update_layout(xaxis={"title": {"text": f"labels of the group ({data['name']})"}, "type": "category"})
     figure.add_trace(
         Bar(x=names, y=[g["mae"] for g in groups], name="mean absolute error", marker={"color": BLUE, "opacity": 0.7})
     )

@@ -92,24 +92,25 @@ def _scoreboard(view: RunView, scored: Scored) -> Plot | None:
 def _agreement(view: RunView, scored: Scored) -> Plot:
     if view.task == "classification":
         data = class_scores_data(scored, view.label_range, _recorded(view))
+        figures = f" {_said(data['recorded'])}." if data["recorded"] else ""
         return Plot(
             name="scores-by-class",
             title="Scores of each class",
             caption=f"Logits of the {_where(view, scored)} Where the two overlap the model cannot tell the classes "
             "apart; how sure it should be is seen in the calibration.",
-            summary=f"{sum(data['positive'])} positives and {sum(data['negative'])} negatives. "
-            f"{_said(data['recorded'])}",
+            summary=f"{sum(data['positive'])} positives and {sum(data['negative'])} negatives.{figures}",
             data=data,
             draw=draw_class_scores,
             warning=_few(view, scored),
         )
     data = agreement_data(scored, view.label_range, _recorded(view))
+    figures = f" {_said(data['recorded'])} of all of them." if data["recorded"] else ""
     return Plot(
         name="truth-and-prediction",
         title="Truth against prediction",
-        caption=f"{_where(view, scored, sampled=True)} {_said(data['recorded'])} of all of them. A high correlation "
-        "does not say that the predictions have the right size: points off the dashed line do.",
-        summary=f"Predictions against labels of {data['total']} utterances. {_said(data['recorded'])}",
+        caption=f"{_where(view, scored, sampled=True)}{figures} A high correlation does not say that the predictions "
+        "have the right size: to lie near the dashed line does.",
+        summary=f"Predictions against labels of {data['total']} utterances.{figures}",
         data=data,
         draw=draw_agreement,
         warning=_few(view, scored),
@@ -118,13 +119,13 @@ def _agreement(view: RunView, scored: Scored) -> Plot:
 
 def _confusion(view: RunView, scored: Scored) -> Plot:
     data = confusion_data(scored, view.task, view.label_range)
-    classes = "both classes" if view.task == "classification" else "the seven classes of Acc7, rounded labels,"
+    classes = "both classes" if view.task == "classification" else "the seven classes of Acc7, which are rounded labels"
     right = sum(row[index] for index, row in enumerate(data["counts"]))
     return Plot(
         name="confusion",
         title="Which class is taken for which",
-        caption=f"{_where(view, scored)} Rows are {classes} columns what was predicted; a cell has its count and its "
-        "share of the row. Shares of rows with few utterances are mostly chance.",
+        caption=f"{_where(view, scored)} Rows are {classes}; columns are what was predicted. A cell has its count and "
+        "its share of the row. Shares of rows with few utterances are mostly chance.",
         summary=f"{right} of {data['total']} are predicted in their class, a share of {data['right']:.4f}.",
         data=data,
         draw=draw_confusion,
@@ -189,9 +190,10 @@ def _pairs(view: RunView, scored: Scored) -> Plot | None:
     return Plot(
         name="hardest-pairs",
         title="The hardest pairs",
-        caption=f"Of the {data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} The "
-        f"{len(data['table']['rows'])} whose predictions differ most in the wrong direction. The weight is that of eq. "
-        f"{equation}, over all these pairs together. A hard pair may be a wrong label as well as a wrong prediction.",
+        caption=f"{data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} Shown "
+        f"are the {len(data['table']['rows'])} whose predictions differ most in the wrong direction. The weight is "
+        f"that of eq. {equation}, over all these pairs together. A hard pair may be a wrong label as well as a wrong "
+        "prediction.",
         summary=f"{data['wrong']} of {data['pairs']} pairs are ordered wrong.",
         data=data,
         draw=draw_hardest_pairs,

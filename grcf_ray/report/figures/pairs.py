@@ -53,6 +53,7 @@ def hardest_pairs_data(scored: Scored, task: Task) -> dict[str, Any]:
 
     return {
         "total": len(scored.label_N),
+        "score": "logit of the positive class" if task == "classification" else "prediction",
         "utterances": len(rows),
         "pairs": len(gap_P),
         "wrong": int((gap_P <= 0).sum()),
@@ -74,7 +75,7 @@ def draw_hardest_pairs(data: Mapping[str, Any]) -> Figure:
     pairs = [dict(zip(data["table"]["columns"], row, strict=True)) for row in data["table"]["rows"]]
     ranks = list(range(1, len(pairs) + 1))
     names = [f"{shown(pair['higher id'], 18)} > {shown(pair['lower id'], 18)}" for pair in pairs]
-    figure = new_figure(140 + _ROW_PX * len(pairs), xaxis={"title": {"text": "prediction"}})
+    figure = new_figure(140 + _ROW_PX * len(pairs), xaxis={"title": {"text": data["score"]}})
     figure.update_layout(
         yaxis={
             "tickvals": ranks,

@@ -65,7 +65,7 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
     figure = new_figure(height, showlegend=False, margin={"l": 10, "r": 20, "t": 30, "b": 30})
     gap = min(0.35 / lines, 0.2)
     tall = (1 - gap * (lines - 1)) / lines
-    names = [shown(column, 28) for column in columns]
+    names = [shown(column, 32) for column in columns]
     for index, panel in enumerate(panels):
         row, column = divmod(index, _COLUMNS)
         suffix = "" if index == 0 else str(index + 1)
@@ -95,7 +95,7 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
                 yaxis=f"y{suffix}",
                 x=[entry["value"] for entry in entries],
                 y=[columns.index(entry["what"]) for entry in entries],
-                error_x={"type": "data", "array": [entry["deviation"] or 0 for entry in entries], "color": GREY},
+                error_x={"type": "data", "array": [entry["deviation"] for entry in entries], "color": GREY},
                 mode="markers",
                 marker={
                     "size": 9,
