@@ -23,8 +23,8 @@ class PageListener:
     """Writes the run's `report.html` and `report.json` from its record, in the driver alone.
 
     At the start and end of a stage, when the winner is fixed, every minute or so between, and when the context ends,
-    however the search does. Of a search that never began nothing is written. A
-    fault of the report is told in a line, and the search goes on.
+    however the search does; that time with the figures of the best model. Of a search that never began nothing is
+    written. A fault of the report is told in a line, and the search goes on.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -36,7 +36,7 @@ class PageListener:
         """Write the page where it is due."""
         self._began |= isinstance(event, SearchStarted)
         if isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
-            self._write()
+            self._write(going_on=True)
 
     def __enter__(self) -> PageListener:
         return self
@@ -45,12 +45,12 @@ class PageListener:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._began:
-            self._write()
+            self._write(going_on=False)
 
-    def _write(self) -> None:
+    def _write(self, *, going_on: bool) -> None:
         started = time.monotonic()
         try:
-            write_report(self._record)
+            write_report(self._record, going_on=going_on)
         except Exception as error:
             progress(f"The report could not be written, the search is not affected: {reason(error)}")
         ended = time.monotonic()

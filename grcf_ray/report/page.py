@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from grcf_ray.report import facts
 from grcf_ray.report.answer import STATES, answer
+from grcf_ray.report.figures.model import model_plots
 from grcf_ray.report.figures.search import search_plots
 from grcf_ray.report.markup import Markup, element, script_json, section, table
 from grcf_ray.report.plot import Plot
@@ -59,19 +60,24 @@ class Section:
     """What is said in the place of no plots."""
 
 
-def sections(view: RunView) -> list[Section]:
-    """The run's figures."""
-    return [Section(name="search", title="The search", plots=search_plots(view), empty="No trial has begun.")]
+def sections(view: RunView, *, going_on: bool = False) -> list[Section]:
+    """The run's figures. going_on: without those of the best model, which are slow and not the last."""
+    model = [] if going_on else model_plots(view)
+    none = "They come when the search has ended." if going_on else "There are no predictions of a best model on record."
+    return [
+        Section(name="model", title="The best model", plots=model, empty=none),
+        Section(name="search", title="The search", plots=search_plots(view), empty="No trial has begun."),
+    ]
 
 
-def write_report(record: RunRecord, *, page: Place | None = None) -> Place:
+def write_report(record: RunRecord, *, page: Place | None = None, going_on: bool = False) -> Place:
     """Write the page of a run, by default into it, and the data of its figures beside; returns the page's place.
 
     Each file appears whole. DataError where there is no run.
     """
     view = RunView.read(record)
     page = page or record.place / REPORT
-    parts = sections(view)
+    parts = sections(view, going_on=going_on)
     data, content = report_data(view, parts), render_page(view, parts)
     page.beside(DATA).write_json(data)
     page.write_text(content)

@@ -26,12 +26,12 @@ BEGUN = SearchStarted(1, {1: (3, 2)})
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When pages were written; each takes as long as `clock` says."""
-    found: list[float] = []
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
+    """When pages were written, and whether the search goes on then; each takes as long as `clock` says."""
+    found: list[tuple[float, bool]] = []
 
-    def write(record: Any) -> None:
-        found.append(Clock.now)
+    def write(record: Any, *, going_on: bool) -> None:
+        found.append((Clock.now, going_on))
         Clock.now += Clock.takes
 
     monkeypatch.setattr(listener_module, "write_report", write)
@@ -51,23 +51,23 @@ def test_pages_come_at_the_turns_of_a_search_and_seldom_between(tmp_path: Path, 
     with PageListener(run.record) as page:
         for event in (BEGUN, StageStarted(1, 3, 2, ()), TrialStarted(trial), EpochFinished(trial)):
             page(event)
-        assert written == [1000.0]
+        assert written == [(1000.0, True)]
         for now in (1060.4, 1060.5, 1061.0, 1121.0):
             Clock.now = now
             page(EpochFinished(trial))
-        assert written[1:] == [1060.5, 1121.0]
+        assert written[1:] == [(1060.5, True), (1121.0, True)]
         # After ten seconds of building, five hundred pass.
         Clock.takes, Clock.now = 10.0, 1200.0
         page(TrialEnded(trial))
         for now in (1709.9, 1710.0):
             Clock.now = now
             page(EpochFinished(trial))
-        assert written[3:] == [1200.0, 1710.0]
+        assert written[3:] == [(1200.0, True), (1710.0, True)]
         Clock.takes = 0.0
         page(StageEnded(1))
         page(WinnerFixed(trial))
         assert len(written) == 7
-    assert written[7:] == [1720.0]
+    assert written[7:] == [(1720.0, False)]
 
 
 def test_of_a_search_that_never_began_there_is_no_page(tmp_path: Path, written: list[Any]) -> None:
@@ -84,7 +84,7 @@ def test_the_last_page_comes_however_the_search_ends(tmp_path: Path, written: li
 
     with pytest.raises(KeyboardInterrupt):
         search()
-    assert written == [1000.0]
+    assert written == [(1000.0, False)]
 
 
 def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
