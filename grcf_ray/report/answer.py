@@ -170,28 +170,27 @@ def _interval(of: Mapping[str, float | None] | None) -> Markup:
 
 def _usage(view: RunView) -> Markup:
     """How the model is loaded, and how it is measured again."""
-    best = view.record.place / "best"
-    if best.local is not None:
-        code = (
-            "from pathlib import Path\n"
-            "from grcf_ray.train.export import load_model\n"
-            f"scores = load_model(Path({json.dumps(typed(best), ensure_ascii=False)})).score(table)"
-        )
-    else:
-        code = (
-            "from grcf_ray.storage import place_at\n"
-            "from grcf_ray.train.export import load_model\n"
-            f"with place_at({json.dumps(best.uri, ensure_ascii=False)}).reading_folder() as folder:\n"
-            "    scores = load_model(folder).score(table)"
-        )
-    run = shlex.quote(typed(view.record.place))
+    place = view.record.place
+    where = typed(place) if place.local is not None else place.uri
+    code = (
+        "from grcf_ray import load_model\n"
+        f"model = load_model({json.dumps(where, ensure_ascii=False)})\n"
+        "scores = model.score(table)"
+    )
+    run = shlex.quote(where)
     return joined(
         [
             element("h3", "Use it"),
             element(
-                "p", "Scores for a pyarrow table with a column text, and audio or vision where the model has them:"
+                "p",
+                "Scores for a pyarrow table with a column text, and audio or vision where the model has them, or for a "
+                "list of texts where it reads nothing else:",
             ),
             element("pre", element("code", code)),
+            element("p", "Scores for a file, streamed:"),
+            element(
+                "pre", element("code", f"python -m grcf_ray.predict {run} --input new.parquet --output scores.parquet")
+            ),
             element("p", "Measured again, in a new process:"),
             element("pre", element("code", f"python -m grcf_ray.evaluate {run}")),
         ]
