@@ -226,6 +226,14 @@ def test_every_bad_row_is_named_before_anything_is_written(
     assert (tmp_path / "scores.csv").read_text() == "before"
 
 
+def test_a_faults_id_is_no_command_to_the_terminal(textual: Path, tmp_path: Path, run: Run) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(2, pa.string()), "id": [HOSTILE, None]}), tmp_path / "new.parquet")
+    code, _, err = run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv")
+    assert code == 3
+    assert len(err.splitlines()) == 3 and "\x1b" not in err
+    assert err.splitlines()[2] == "  row 2 (id -): text is missing"
+
+
 def test_many_faults_are_counted(textual: Path, tmp_path: Path, run: Run) -> None:
     pq.write_table(pa.table({"text": pa.nulls(50, pa.string())}), tmp_path / "new.parquet")
     code, _, err = run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", 8)

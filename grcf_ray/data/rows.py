@@ -88,7 +88,7 @@ class RowSource:
             found = [*found, *self._faults(part, widths, {fault[:2] for fault in found})]
             ids = part["id"] if "id" in part.column_names else None
             for fault in sorted(found, key=lambda fault: fault.row)[: max(0, _FAULTS_SHOWN - len(faults))]:
-                named = f" (id {ids[fault.row].as_py()})" if ids is not None else ""
+                named = f" (id {_printable(ids[fault.row].as_py())})" if ids is not None else ""
                 faults.append(f"{place(fault.row)}{named}: {fault.what}")
             count, rows = count + len(found), rows + part.num_rows
             columns |= set(part.column_names)
@@ -164,6 +164,11 @@ class RowSource:
             for part, faults in table.stream(path, columns, self.part):
                 yield part, faults, _place(lambda row, name=name: f"{name}row {row + 1}", start)  # type: ignore[misc]
                 start += part.num_rows
+
+
+def _printable(text: str | None) -> str:
+    """An id as a terminal may be given it: without control codes."""
+    return "".join(letter if letter.isprintable() else " " for letter in text or "-")
 
 
 def _place(place: Callable[[int], str], start: int) -> Callable[[int], str]:

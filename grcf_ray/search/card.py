@@ -27,10 +27,6 @@ __all__ = ["escaped", "model_card", "write_card"]
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|&~$:@]|(?<=www)\.)")
 """What Markdown, or GitHub's and the hubs' kinds of it, might take for markup, a link or HTML."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-_WHAT = {
-    "regression": "two-stage group-wise ranking and calibration (GRCF)",
-    "classification": "two-stage group-wise ranking and calibration (GRCF), in its form for two classes",
-}
 _PAPER = (
     "The method: *GRCF, a Two-Stage Group-wise Ranking and Calibration Framework for multimodal sentiment analysis*. "
     "Its equations, and where this implementation had to choose, are in grcf_ray."
@@ -125,7 +121,7 @@ def _head(
     )
     return f"""# {escaped(name)}
 
-A model of {_WHAT[info.task]} on {escaped(_title(info))}. It reads the {reads} of an utterance and gives {gives}.
+A model of {_what(info, settings)} on {escaped(_title(info))}. It reads the {reads} of an utterance and gives {gives}.
 It was made of the text encoder {escaped(_encoder(settings))}, and trained and chosen by a search with grcf_ray: it is
 trial {escaped(metrics["trial"])}.
 """
@@ -326,6 +322,18 @@ def _citation(info: TableInfo) -> str:
     facts = datasets.find(info.name)
     data = f"\nThe data: {escaped(facts.citation)}.\n" if facts else ""
     return f"## Citation\n\n{_PAPER}\n{data}"
+
+
+def _what(info: TableInfo, settings: Mapping[str, Any]) -> str:
+    """The method. A stage without epochs was none."""
+    loss = METRIC_TITLES[objective_name(2, info.task)]
+    if not settings["stage1.epochs"]:
+        return f"{loss} alone, the baseline without a ranking stage"
+    if not settings["stage2.epochs"]:
+        return "the ranking stage of GRCF alone, its scores uncalibrated"
+    return "two-stage group-wise ranking and calibration (GRCF)" + (
+        ", in its form for two classes" if info.task == "classification" else ""
+    )
 
 
 def _title(info: TableInfo) -> str:

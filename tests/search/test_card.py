@@ -212,6 +212,23 @@ def test_the_encoder_is_a_hubs_or_a_folder(
     assert named in body and "somebody" not in body
 
 
+@pytest.mark.parametrize(
+    ("without", "what"),
+    [
+        (1, "A model of MAE alone, the baseline without a ranking stage on tiny."),
+        (2, "A model of the ranking stage of GRCF alone, its scores uncalibrated on tiny."),
+        (3, "A model of two-stage group-wise ranking and calibration (GRCF) on tiny."),
+    ],
+)
+def test_a_stage_without_epochs_was_none(folder: Path, info: TableInfo, without: int, what: str) -> None:
+    path = folder / "best" / "provenance.json"
+    settings = json.loads(path.read_text())["settings"]
+    change(path, settings={**settings, f"stage{without}.epochs": 0})
+    _, body = card_of(folder, info)
+    assert what in body
+    assert [f"- **Stage {stage}**" in body for stage in (1, 2)] == [without != 1, without != 2]
+
+
 def test_two_classes(folder: Path, info: TableInfo) -> None:
     test = {"bce": 0.5, "acc2": 0.75, "auroc": 0.8125}
     metrics = {"trial": "stage2/4", "valid": test, "test": test, "baselines": [], "paper": {}, "not_comparable": []}
