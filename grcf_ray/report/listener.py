@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from grcf_ray.console import progress
@@ -22,21 +23,27 @@ _PAUSE_SHARE = 50
 class PageListener:
     """Writes the run's `report.html` and `report.json` from its record, in the driver alone.
 
-    At the start and end of a stage, when the winner is fixed, every minute or so between, and when the context ends,
-    however the search does; that time with the figures of the best model. Of a search that never began nothing is
-    written. A fault of the report is told in a line, and the search goes on.
+    At the start and end of a stage, when the winner is fixed, and every minute or so between, in a thread beside the
+    search, which waits for none of it; and when the context ends, with the figures of the best model unless the search
+    broke off. Of a search that never began nothing is written. A fault of the report is told in a line, and the search
+    goes on.
     """
 
     def __init__(self, record: RunRecord) -> None:
         self._record = record
         self._began = False
         self._next = math.inf
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grcf-report")
+        self._waiting: Future[None] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Write the page where it is due."""
+        """Have the page written where it is due."""
         self._began |= isinstance(event, SearchStarted)
         if isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
-            self._write(going_on=True)
+            self._next = math.inf
+            # One that has not begun yet will find what has come since.
+            if self._waiting is None or self._waiting.running() or self._waiting.done():
+                self._waiting = self._pool.submit(self._write, going_on=True)
 
     def __enter__(self) -> PageListener:
         return self
@@ -44,8 +51,9 @@ class PageListener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._pool.shutdown(cancel_futures=True)
         if self._began:
-            self._write(going_on=False)
+            self._write(going_on=error is not None)
 
     def _write(self, *, going_on: bool) -> None:
         started = time.monotonic()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from grcf_ray.report import listener as listener_module
 from grcf_ray.report.listener import PageListener
 from grcf_ray.search.events import (
     EpochFinished,
+    Event,
     SearchStarted,
     StageEnded,
     StageStarted,
@@ -45,27 +47,34 @@ class Clock:
     takes = 0.5
 
 
+def tell(page: PageListener, event: Event) -> None:
+    """An event, and what is written beside the search because of it."""
+    page(event)
+    if page._waiting is not None:
+        page._waiting.result(timeout=60)
+
+
 def test_pages_come_at_the_turns_of_a_search_and_seldom_between(tmp_path: Path, written: list[Any]) -> None:
     run = Run(tmp_path / "run").start().trials(1, "c")
     (trial,) = run.record.trials(1)
     with PageListener(run.record) as page:
         for event in (BEGUN, StageStarted(1, 3, 2, ()), TrialStarted(trial), EpochFinished(trial)):
-            page(event)
+            tell(page, event)
         assert written == [(1000.0, True)]
         for now in (1060.4, 1060.5, 1061.0, 1121.0):
             Clock.now = now
-            page(EpochFinished(trial))
+            tell(page, EpochFinished(trial))
         assert written[1:] == [(1060.5, True), (1121.0, True)]
         # After ten seconds of building, five hundred pass.
         Clock.takes, Clock.now = 10.0, 1200.0
-        page(TrialEnded(trial))
+        tell(page, TrialEnded(trial))
         for now in (1709.9, 1710.0):
             Clock.now = now
-            page(EpochFinished(trial))
+            tell(page, EpochFinished(trial))
         assert written[3:] == [(1200.0, True), (1710.0, True)]
         Clock.takes = 0.0
-        page(StageEnded(1))
-        page(WinnerFixed(trial))
+        tell(page, StageEnded(1))
+        tell(page, WinnerFixed(trial))
         assert len(written) == 7
     assert written[7:] == [(1720.0, False)]
 
@@ -84,7 +93,31 @@ def test_the_last_page_comes_however_the_search_ends(tmp_path: Path, written: li
 
     with pytest.raises(KeyboardInterrupt):
         search()
-    assert written == [(1000.0, False)]
+    assert written == [(1000.0, True)], "without what takes long"
+
+
+def test_the_search_does_not_wait_for_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is written, the next turn's waits, and no more than one does."""
+    go, begun, pages = threading.Event(), threading.Event(), []
+
+    def write(record: Any, *, going_on: bool) -> None:
+        pages.append(going_on)
+        begun.set()
+        assert go.wait(60)
+
+    monkeypatch.setattr(listener_module, "write_report", write)
+    with PageListener(Run(tmp_path / "run").start().record) as page:
+        page(BEGUN)
+        page(StageStarted(1, 3, 2, ()))
+        assert begun.wait(60)
+        for _ in range(3):
+            page(StageEnded(1))
+        assert pages == [True]
+        assert page._waiting is not None
+        go.set()
+        page._waiting.result(timeout=60)
+        assert pages == [True, True]
+    assert pages == [True, True, False]
 
 
 def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
@@ -96,7 +129,7 @@ def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
     monkeypatch.setattr(listener_module, "write_report", broken)
     with PageListener(Run(tmp_path / "run").start().record) as page:
         page(BEGUN)
-        page(StageStarted(1, 3, 2, ()))
+        tell(page, StageStarted(1, 3, 2, ()))
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "The report could not be written, the search is not affected: no\n" * 2
