@@ -32,7 +32,7 @@ MARKS = """
 return [...document.querySelectorAll(".plot")].map((plot) => [
   plot.dataset.plot,
   plot.querySelectorAll("svg.main-svg").length,
-  plot.querySelectorAll(".point, .points path, .js-line, .bars path, canvas").length,
+  plot.querySelectorAll(".point, .points path, .js-line, .bars path, .hm image, canvas").length,
 ]);
 """
 COLOURS = """
