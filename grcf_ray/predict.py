@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,7 +135,7 @@ def predict(
             progress.add(part.num_rows)
 
     start = time.monotonic()
-    with target.writing() as path:
+    with _ended_as_interrupted(), target.writing() as path:
         _WRITERS[suffix](path, answers())
     seconds = time.monotonic() - start
     if json:
@@ -145,6 +147,16 @@ def predict(
     print(f"{shape.rows} rows scored ({speed}): {target}")
     for note in notes:
         print(note[:1].upper() + note[1:] + ".")
+
+
+@contextlib.contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """A termination is an interrupt: the part of the output that is written goes with it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Progress:

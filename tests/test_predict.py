@@ -436,8 +436,10 @@ def test_spread_over_the_seeds(
     assert "seeds_mean" not in pq.read_table(tmp_path / "n.parquet").column_names
 
 
-def test_a_kill_leaves_what_was_there(textual: Path, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["the film was great and bad"] * 20_000}), tmp_path / "new.parquet")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_kill_leaves_what_was_there(textual: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Where the process is told, it clears away what it has begun."""
+    pq.write_table(pa.table({"text": ["the film was great and bad"] * 5_000}), tmp_path / "new.parquet")
     (tmp_path / "o.csv").write_text("before")
     words = ["--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", "1"]
     process = subprocess.Popen(
@@ -447,9 +449,11 @@ def test_a_kill_leaves_what_was_there(textual: Path, tmp_path: Path) -> None:
     try:
         wait_for(lambda: any(path.stat().st_size > 0 for path in tmp_path.glob(".o.csv.*")), "part of the output")
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(how)
         process.wait()
     assert (tmp_path / "o.csv").read_text() == "before"
+    assert process.returncode == (130 if how == signal.SIGTERM else -how)
+    assert bool(list(tmp_path.glob(".o.csv.*"))) == (how == signal.SIGKILL)
 
 
 def test_a_fault_in_the_middle_leaves_what_was_there(
