@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grcf_ray.report.figures.drawing import BLUE, GREY, ORANGE, new_figure, shown, spread_rows
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
+from grcf_ray.report.figures.text import shown
+from grcf_ray.report.figures.utterances import spread_rows
 from grcf_ray.report.view import Scored
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy as np
 
 from grcf_ray.config import Task
 from grcf_ray.metrics import seven_classes
-from grcf_ray.report.figures.drawing import BLUE, new_figure
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import BLUE
 from grcf_ray.report.view import Scored
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from scipy.special import expit
 
 from grcf_ray.losses.groups import OrdinalGroups
-from grcf_ray.report.figures.drawing import BLUE, GREY, ORANGE, new_figure
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
 from grcf_ray.report.view import Scored
 
 if TYPE_CHECKING:

@@ -49,11 +49,11 @@ def draw_history(data: Mapping[str, Any]) -> Figure:
     from plotly.graph_objects import Scatter
 
     none = any(trial["objective"] is None for trial in data["trials"])
-    above, strip, below = rows([6, 0.6 if none else 0.01, 5], gap=0.1)
+    above, strip, below = rows([6, 0.6 if none else 0.01, 5], gap=0.13)
     title = f"valid {METRIC_TITLES[data['metric']]}"
     figure = new_figure(
         560,
-        xaxis={"title": "trial", "anchor": "y2", "automargin": True},
+        xaxis={"title": {"text": "trial", "standoff": 4}, "anchor": "y2", "automargin": True},
         yaxis={"title": title, "domain": (strip[1] + 0.02, above[1]), "automargin": True},
         yaxis2={
             "domain": strip,

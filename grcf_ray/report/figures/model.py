@@ -8,11 +8,11 @@ from typing import Any
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data, draw_agreement, draw_class_scores
 from grcf_ray.report.figures.confusion import confusion_data, draw_confusion
-from grcf_ray.report.figures.drawing import MOST_SHOWN, of_split
 from grcf_ray.report.figures.errors import calibration_data, draw_calibration, draw_group_errors, group_errors_data
 from grcf_ray.report.figures.pairs import draw_hardest_pairs, hardest_pairs_data
 from grcf_ray.report.figures.projection import draw_projection, projection_data
 from grcf_ray.report.figures.scoreboard import draw_scoreboard, scoreboard_data
+from grcf_ray.report.figures.utterances import MOST_SHOWN, of_split
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView, Scored

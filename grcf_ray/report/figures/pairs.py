@@ -11,7 +11,10 @@ import torch
 from grcf_ray.config import Task
 from grcf_ray.losses.classification import separation_weight
 from grcf_ray.losses.regression import advantage_weight
-from grcf_ray.report.figures.drawing import BLUE, GREY, ORANGE, new_figure, shown, spread_rows
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
+from grcf_ray.report.figures.text import shown
+from grcf_ray.report.figures.utterances import spread_rows
 from grcf_ray.report.view import Scored
 
 if TYPE_CHECKING:

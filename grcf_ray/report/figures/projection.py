@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
-from grcf_ray.report.figures.drawing import BLUE, ORANGE, SCALE, new_figure, shown, spread_rows
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import BLUE, ORANGE, SCALE
+from grcf_ray.report.figures.text import shown
+from grcf_ray.report.figures.utterances import spread_rows
 from grcf_ray.report.view import Scored
 
 if TYPE_CHECKING:

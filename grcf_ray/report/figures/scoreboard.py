@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from grcf_ray.metrics import METRIC_DIRECTIONS
-from grcf_ray.report.figures.drawing import BLUE, GREEN, GREY, ORANGE, new_figure, shown
+from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, ORANGE
+from grcf_ray.report.figures.text import shown
 from grcf_ray.report.terminal import METRIC_TITLES
 
 if TYPE_CHECKING:

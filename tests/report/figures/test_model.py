@@ -19,12 +19,13 @@ from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.metrics import classification_metrics, regression_metrics
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.confusion import confusion_data
-from grcf_ray.report.figures.drawing import MOST_SHOWN, shown, spread_rows
 from grcf_ray.report.figures.errors import calibration_data, group_errors_data
 from grcf_ray.report.figures.model import groups_of, model_plots
 from grcf_ray.report.figures.pairs import hardest_pairs_data
 from grcf_ray.report.figures.projection import projection_data
 from grcf_ray.report.figures.scoreboard import draw_scoreboard, scoreboard_data
+from grcf_ray.report.figures.text import shown
+from grcf_ray.report.figures.utterances import MOST_SHOWN, spread_rows
 from grcf_ray.report.view import RunView, Scored
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
