@@ -52,6 +52,13 @@ class GrcfModel(nn.Module, ABC):
         return self.decide(self.represent(vector_SW))
 
     @property
+    def state_width(self) -> int:
+        """D, the width of z_final."""
+        first = self.head[0]
+        assert isinstance(first, nn.Linear)
+        return first.in_features
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of the weights outside the text encoder."""
         parameter: Tensor = next(self.head.parameters())

@@ -4,7 +4,8 @@
     tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
     tensorboard/stage1/summary       the stage: its best objective by trials and by cost, the tab's columns for it alone
     tensorboard/best                 the winner: predictions against labels, its representations for the projector
-    tensorboard/seeds/stage1/0003    retrainings under fresh seeds
+    tensorboard/finalists/0007       a finalist's representations of valid, as Stage 1 left it, for the projector
+tensorboard/seeds/stage1/0003    retrainings under fresh seeds
 
 Each of these folders is a run, as TensorBoard calls it.
 """
@@ -98,7 +99,10 @@ class TensorBoardListener:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def finish(self, view: RunView) -> None:
-        """Show what the best model makes of a split, which is test once the search has read it, valid until then."""
+        """Show what the best model makes of a split, which is test once the search has read it, valid until then.
+
+        The projector has the finalists beside it, as Stage 1 left them.
+        """
         split = view.shown_split
         scored = view.scored(split)
         if scored is None:
@@ -108,6 +112,10 @@ class TensorBoardListener:
         self._folder("best").add(values, step)
         self._close("best")
         write_projector(self._place / "best", scored, split)
+        for number in view.run.get("finalists", []):
+            states = view.finalist_scored(int(number))
+            if states is not None:
+                write_projector(self._place / "finalists" / f"{int(number):04d}", states, "valid")
 
     def close(self) -> None:
         """Flush, and let go of the files."""

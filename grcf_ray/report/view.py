@@ -132,8 +132,15 @@ class RunView:
 
     def scored(self, split: Literal["valid", "test"]) -> Scored | None:
         """The best model's scores of a split; None where the run has none on record."""
-        place = self.record.place / "best" / "predictions" / f"{split}.parquet"
-        try:
-            return Scored.read(place)
-        except FileNotFoundError:
-            return None
+        return _read(self.record.place / "best" / "predictions" / f"{split}.parquet")
+
+    def finalist_scored(self, number: int) -> Scored | None:
+        """What a finalist, as Stage 1 left it, makes of valid; None where the run has none on record."""
+        return _read(self.record.finalist_folder(number) / "predictions" / "valid.parquet")
+
+
+def _read(place: Place) -> Scored | None:
+    try:
+        return Scored.read(place)
+    except FileNotFoundError:
+        return None

@@ -22,6 +22,7 @@ from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
 from grcf_ray.search.events import Event, Listener, SearchStarted, SeedsStarted, TrialStarted
+from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import GROWING
@@ -169,6 +170,7 @@ class Session:
             export_winner(record, winner, winner_config, features, store, protocol)
             measure_winner(record, winner, winner_config, features, store, facts, protocol)
         record.update_run(winner=trial_name(winner))
+        keep_finalists(record, self.space, features, store)
         write_card(record, store.info)
         complete = job.complete
         if self.seeds:

@@ -39,6 +39,7 @@ __all__ = [
     "available_threads",
     "comparability",
     "export_winner",
+    "keep_predictions",
     "measure",
     "measure_winner",
     "measured",
@@ -119,7 +120,7 @@ def measure(folder: Path, table: pa.Table, *, threads: int, keep: Place | None =
         score_N = saved.score(table)
     else:
         score_N, state_ND = saved.describe(table)
-        _keep_predictions(keep, table, label_N, score_N, state_ND)
+        keep_predictions(keep, table, label_N, score_N, state_ND)
     return finite_metrics(
         split_metrics(
             score_N,
@@ -241,13 +242,14 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _keep_predictions(
+def keep_predictions(
     place: Place,
     table: pa.Table,
     label_N: NDArray[np.float64],
     score_N: NDArray[np.float64],
     state_ND: NDArray[np.float32],
 ) -> None:
+    """Write what a model makes of a table's rows, in their order: id, text, label, score, z_final."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -62,8 +62,7 @@ class SavedModel:
 
     def describe(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """[N] scores as in `score`, and of the same pass z_final [N, D], the representation before the head."""
-        width: int = self.model.head[0].in_features  # type: ignore[assignment]
-        state_ND = np.empty((len(table), width), np.float32)
+        state_ND = np.empty((len(table), self.model.state_width), np.float32)
         return self._predict(table, state_ND), state_ND
 
     def _predict(self, table: pa.Table, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:

@@ -112,7 +112,7 @@ def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded)
 
 
 def test_each_trial_has_one_file(recorded: Recorded) -> None:
-    for folder in (recorded.folder / "tensorboard").rglob("00*"):
+    for folder in (recorded.folder / "tensorboard").rglob("stage*/00*"):
         assert len(files(folder)) == 1
 
 
@@ -234,7 +234,7 @@ def test_a_finished_search_that_is_told_again_writes_nothing(recorded: Recorded,
     replay(record)
     assert {path: path.read_bytes() for path in files(tmp_path)} == before
     # Nor does it differ from what was written epoch by epoch.
-    for path in (recorded.folder / "tensorboard").rglob("00*"):
+    for path in (recorded.folder / "tensorboard").rglob("stage*/00*"):
         again = tmp_path / "recorded" / path.relative_to(recorded.folder)
         assert scalars(again) == scalars(path)
         assert hparams(again) == hparams(path)

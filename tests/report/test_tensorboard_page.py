@@ -196,14 +196,17 @@ def test_scalars_are_the_curves(server: Server, record: RunRecord) -> None:
             assert [value for *_, value in points] == pytest.approx([m[name] for m in trial.curve], rel=1e-6)
 
 
-def test_the_projector_has_a_line_for_each_utterance(server: Server) -> None:
-    run = "recorded/tensorboard/best"
-    assert server.get("data/plugin/projector/runs") == [run]
-    (embedding,) = server.get("data/plugin/projector/info", run=run)["embeddings"]
-    assert embedding["tensorShape"] == [16, 8]
-    lines = server.read("data/plugin/projector/metadata", run=run, name=embedding["tensorName"]).splitlines()
-    assert len(lines) == 17
-    assert all(line.count("\t") == 3 for line in lines)
+def test_the_projector_has_a_line_for_each_utterance(server: Server, record: RunRecord) -> None:
+    finalists = [int(number) for number in record.read_run()["finalists"]]
+    runs = {"best": 8} | {f"finalists/{number:04d}": 32 for number in sorted(finalists)}
+    assert sorted(server.get("data/plugin/projector/runs")) == [f"recorded/tensorboard/{name}" for name in runs]
+    for name, width in runs.items():
+        run = f"recorded/tensorboard/{name}"
+        (embedding,) = server.get("data/plugin/projector/info", run=run)["embeddings"]
+        assert embedding["tensorShape"] == [16, width]
+        lines = server.read("data/plugin/projector/metadata", run=run, name=embedding["tensorName"]).splitlines()
+        assert len(lines) == 17
+        assert all(line.count("\t") == 3 for line in lines)
 
 
 def test_every_tab_shows_the_search(server: Server, browser: Chrome, record: RunRecord) -> None:

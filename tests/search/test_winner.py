@@ -107,7 +107,7 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
     assert not (folder / "best" / "predictions").exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(winner_module, "_card", lambda *_: 1 / 0)
+        patch.setattr(winner_module, "comparability", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure_winner(*arguments, None, "mosi")
     assert not measured(record, best)

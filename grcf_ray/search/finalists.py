@@ -1,0 +1,53 @@
+"""What the finalists, as Stage 1 left them, make of the valid split: on record for whoever looks at them later."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from grcf_ray import console
+from grcf_ray.data.features import LABEL_DECIMALS, Features
+from grcf_ray.data.store import Store
+from grcf_ray.errors import DamagedError
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.space import Space
+from grcf_ray.search.stages import config_of
+from grcf_ray.search.winner import keep_predictions, trial_name
+from grcf_ray.train.assemble import initial_model, select_modalities
+from grcf_ray.train.checkpoint import load_weights
+from grcf_ray.train.stage import predict
+
+__all__ = ["keep_finalists"]
+
+
+def keep_finalists(record: RunRecord, space: Space, features: Features, store: Store) -> None:
+    """Write `finalists/0007/predictions/valid.parquet` for each finalist that has none, laid out as `best/` has it.
+
+    A finalist whose weights are damaged by now is named and left out.
+    """
+    for number in record.read_run().get("finalists", []):
+        folder, trial = record.finalist_folder(int(number)), record.trial(1, int(number))
+        place = folder / "predictions" / "valid.parquet"
+        if place.exists():
+            continue
+        config = config_of(space, record, trial)
+        seen = select_modalities(features, config.model.modalities)
+        model = initial_model(config.model, seen, seed=trial.seed)
+        try:
+            load_weights(folder / "model.safetensors", model, sha256=(folder / "trial.json").read_json()["sha256"])
+        except DamagedError as error:
+            console.progress(f"Finalist {trial_name(trial)} cannot be shown: {error}")
+            continue
+        state_ND = np.empty((len(seen.valid), model.state_width), np.float32)
+        score_N = predict(
+            model,
+            seen,
+            seen.valid,
+            device=torch.device("cpu"),
+            token_budget=config.pairs.micro_batch_tokens,
+            state_ND=state_ND,
+        )
+        table = store.read("valid")
+        label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+        center = 0.0 if seen.task == "classification" else seen.center
+        keep_predictions(place, table, label_N, score_N + center, state_ND)
