@@ -31,7 +31,11 @@ def scoreboard_data(metrics: Mapping[str, Any], seeds: Mapping[str, Any] | None)
         if name not in metrics["test"]:
             continue
         found = [("valid", metrics["valid"].get(name), None), ("test", metrics["test"][name], None)]
-        found += [(f"{baseline['name']}, test", baseline["test"].get(name), None) for baseline in metrics["baselines"]]
+        # Of "ridge regression on the frozen text vectors", what a tick has room for.
+        found += [
+            (f"{baseline['name'].partition(' on ')[0]}, test", baseline["test"].get(name), None)
+            for baseline in metrics["baselines"]
+        ]
         found += [("paper, test", metrics["paper"].get(name), None)]
         for arm, words in _ARMS.items() if seeds else ():
             figure = seeds["arms"][arm]["test"].get(name) if seeds else None
@@ -47,13 +51,7 @@ def scoreboard_data(metrics: Mapping[str, Any], seeds: Mapping[str, Any] | None)
         "panels": panels,
         "seeds": seeds["seeds"] if seeds else None,
         "not_comparable": list(metrics["not_comparable"]),
-        "table": {
-            "columns": ["metric", *columns],
-            "rows": [
-                [panel["title"], *({e["what"]: _worded(e) for e in panel["entries"]}.get(c, "-") for c in columns)]
-                for panel in panels
-            ],
-        },
+        "columns": columns,
     }
 
 
@@ -61,7 +59,7 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
     """A small panel for each metric, on a scale of its own; whiskers are deviations over the seeds."""
     from plotly.graph_objects import Scatter
 
-    panels, columns = data["panels"], data["table"]["columns"][1:]
+    panels, columns = data["panels"], data["columns"]
     lines = -(-len(panels) // _COLUMNS)
     height = 60 + (_PANEL_PX + 12 * max(0, len(columns) - 4)) * lines
     figure = new_figure(height, showlegend=False, margin={"l": 10, "r": 20, "t": 30, "b": 30})
@@ -118,8 +116,3 @@ def _colour(what: str) -> str:
     if what == "paper, test":
         return ORANGE
     return GREEN if what.endswith("retrained, test") else GREY
-
-
-def _worded(entry: Mapping[str, Any]) -> str:
-    deviation = entry["deviation"]
-    return f"{entry['value']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
