@@ -80,8 +80,8 @@ def _scoreboard(view: RunView, scored: Scored) -> Plot | None:
     return Plot(
         name="figures-by-metric",
         title="The best model by metric",
-        caption="Valid is optimistic: the best of several trials was chosen on it. Test was read after that; "
-        f"one model under one seed says little of small differences.{spread}{beside}",
+        caption="↑ higher is better, ↓ lower is. Valid is optimistic: the best of several trials was chosen on it. "
+        f"Test was read after that; one model under one seed says little of small differences.{spread}{beside}",
         summary=f"On test: {_said({p['metric']: view.metrics['test'][p['metric']] for p in data['panels'][:4]})}.",
         data=data,
         draw=draw_scoreboard,

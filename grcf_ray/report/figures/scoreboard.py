@@ -70,7 +70,7 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
         row, column = divmod(index, _COLUMNS)
         suffix = "" if index == 0 else str(index + 1)
         top = 1 - row * (tall + gap)
-        direction = "higher" if panel["better"] == "max" else "lower"
+        arrow = "↑" if panel["better"] == "max" else "↓"
         domain = (0.0, 0.47) if column == 0 else (0.53, 1.0)
         bottom = max(0.0, top - tall)
         y_axis: dict[str, Any] = {"domain": (bottom, top), "anchor": f"x{suffix}", "tickvals": list(range(len(names)))}
@@ -79,7 +79,7 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
         x_axis: dict[str, Any] = {"domain": domain, "anchor": f"y{suffix}", "nticks": 5, "title": {"text": ""}}
         figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
         figure.add_annotation(
-            text=f"<b>{shown(panel['title'])}</b>, {direction} is better",
+            text=f"<b>{shown(panel['title'])}</b> {arrow}",
             x=domain[0],
             y=top,
             xref="paper",
