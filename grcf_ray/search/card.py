@@ -115,7 +115,7 @@ def _head(
     low, high = info.label_range
     reads = _listed(["text", *saved["modality_dims"]])
     gives = (
-        f"a score in [{low:g}, {high:g}], the range of the labels"
+        f"a score in the units of the labels, which lie in [{low:g}, {high:g}]; a score may lie a little beyond"
         if info.task == "regression"
         else "the logit of the positive class, above 0 where it is the likelier"
     )

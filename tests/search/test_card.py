@@ -137,6 +137,7 @@ def test_what_people_read(folder: Path, info: TableInfo) -> None:
     assert run["starts"][0]["command"] in body
     assert f"| torch | {provenance['versions']['torch']} |" in body
     assert "columns text and audio (for each utterance a list of rows of 5 values)" in body
+    assert "gives a score in the units of the labels, which lie in [-3, 3]" in body
     assert "Test was seen" not in body and "fresh seeds" not in body
 
 
