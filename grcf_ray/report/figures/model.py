@@ -119,7 +119,13 @@ def _agreement(view: RunView, scored: Scored) -> Plot:
 
 def _confusion(view: RunView, scored: Scored) -> Plot:
     data = confusion_data(scored, view.task, view.label_range)
-    classes = "both classes" if view.task == "classification" else "the seven classes of Acc7, which are rounded labels"
+    low, high = view.label_range
+    scaled = "" if (low, high) == (-3, 3) else f" of [{low:g}, {high:g}] brought to [-3, 3]"
+    classes = (
+        "both classes"
+        if view.task == "classification"
+        else f"the seven classes of Acc7, labels{scaled} rounded to whole ones"
+    )
     right = sum(row[index] for index, row in enumerate(data["counts"]))
     return Plot(
         name="confusion",
@@ -153,7 +159,7 @@ def _errors(view: RunView, scored: Scored) -> Plot:
     return Plot(
         name="errors-by-group",
         title="Error by ordinal group",
-        caption=f"{_where(view, scored)} The groups are those that the ranking loss of the model had; where they "
+        caption=f"{_where(view, scored)} The ordinal groups are those of the model's settings; where they "
         "overlap an utterance counts in each. Errors towards the middle at both ends are usual of a model that is "
         "unsure, and no proof of a fault of the loss.",
         summary=f"The mean absolute error is largest, {worst['mae']:.4f}, for labels from {worst['low']:.3g} to "

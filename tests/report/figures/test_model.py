@@ -384,6 +384,14 @@ class TestPlots:
             json.dumps(plot.data, allow_nan=False)
             plot.draw(plot.data)
 
+    def test_labels_of_another_range_are_said_to_be_scaled(self, tmp_path: Path) -> None:
+        scored = scored_of(60)
+        view = view_of(tmp_path, dataclasses.replace(scored, label_N=scored.label_N / 3))
+        other = {"task": "regression", "label_range": [-1.0, 1.0]}
+        for found, scaled in ((view, False), (dataclasses.replace(view, run={"data": other}), True)):
+            caption = next(plot.caption for plot in model_plots(found) if plot.name == "confusion")
+            assert ("labels of [-1, 1] brought to [-3, 3] rounded" in caption) == scaled
+
     def test_a_look_at_test_before_the_end_is_told(self, tmp_path: Path) -> None:
         for plot in model_plots(view_of(tmp_path, scored_of(60), test_seen=True)):
             assert plot.warning is not None and plot.warning.startswith("Test was seen before selection ended")
