@@ -108,7 +108,8 @@ class RunView:
     @cached_property
     def winner(self) -> TrialRecord | None:
         """The trial whose model lies in best/; None while there is none."""
-        name = self.run.get("winner") or (self.provenance or {}).get("trial")
+        # A search that goes on may put another model there before it names that its winner.
+        name = (self.provenance or {}).get("trial") or self.run.get("winner")
         if name is None:
             return None
         stage, number = (int(part) for part in name.removeprefix("stage").split("/"))

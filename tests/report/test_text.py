@@ -62,6 +62,17 @@ def test_the_answer_comes_first_with_the_records_figures(record: RunRecord) -> N
     assert ["stage2.head_lr", f"{winner.params['stage2.head_lr']:.4g}"] in cells(lines)
 
 
+def test_of_a_search_that_went_on_the_model_in_best_counts(record: RunRecord) -> None:
+    """It was cut off after another model had been put there, and before that was measured and named the winner."""
+    best, other = record.place / "best", record.ranked(2)[1]
+    (best / "provenance.json").write_json({**(best / "provenance.json").read_json(), "trial": f"stage2/{other.number}"})
+    (best / "metrics.json").delete()
+    record.update_run(state="interrupted")
+    lines = report(record)
+    assert f"Winner: trial stage2/{other.number}, valid MAE {other.objective:.4f}" in lines
+    assert "It has not been measured on test yet." in lines
+
+
 def test_the_paper_and_the_seeds_stand_beside(record: RunRecord) -> None:
     place = record.place / "best" / "metrics.json"
     why = ["backbone tiny-bert", "no vision", "split of 48/16/16 instead of 1281/229/685"]
@@ -118,7 +129,8 @@ def test_the_most_important_parameters_are_told_with_their_warning(record: RunRe
     shares = [int(row[1].rstrip("%")) for row in cells(lines[start + 2 : start + 8])]
     assert shares == sorted(shares, reverse=True)
     assert 98 <= sum(shares) <= 102
-    assert lines[start + 8].startswith("Only 6 trials ran to the end, fewer than 10 for each of 6 parameters")
+    warning = " ".join(lines[start + 8 : start + 10])
+    assert "only 6 trials ran to the end, fewer than 10 for each of 6 parameters" in warning
 
 
 def test_failures_are_told_by_cause_with_the_command_that_repeats_one(record: RunRecord) -> None:
