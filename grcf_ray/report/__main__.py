@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from grcf_ray import console
@@ -15,8 +13,10 @@ app = console.make_app("Report a run.")
 def report(
     run: str = typer.Argument(..., help="A run, as the search printed it: a folder or a URI."),
     text: bool = typer.Option(False, "--text", help="Print a report of 80 columns instead of writing the page."),
-    out: Path | None = typer.Option(
-        None, metavar="FILE", help="Where the page goes, report.json beside it; default report.html in the run."
+    out: str | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Where the page goes, a path or a URI, and report.json beside it; default report.html in the run.",
     ),
     json: bool = typer.Option(False, "--json", help="Print the data of the figures instead of writing the page."),
 ) -> None:
@@ -41,7 +41,8 @@ def report(
 
     if text + json + (out is not None) > 1:
         raise ConfigError("--text, --json and --out: choose one")
-    if out is not None and out.name == DATA:
+    target = None if out is None else place_at(out, check=True)
+    if target is not None and target.name == DATA:
         raise ConfigError(f"--out {out}: {DATA} is written beside the page; give the page another name")
     record = RunRecord(place_at(run, check=True))
     if text:
@@ -52,7 +53,7 @@ def report(
         view = RunView.read(record)
         print(json_library.dumps(report_data(view, sections(view)), indent=2, allow_nan=False))
     else:
-        page = write_report(record, page=None if out is None else place_at(out))
+        page = write_report(record, page=target)
         print(f"Report: {typed(page)}")
 
 

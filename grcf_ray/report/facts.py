@@ -27,7 +27,7 @@ def failures(view: RunView) -> Markup:
         for cause, failed in failures_by_cause(view.trials[stage]).items():
             numbers = ", ".join(str(trial.number) for trial in failed[:_NAMED])
             more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-            command = again(str(view.record), f"stage{stage}/{failed[-1].number}")
+            command = again(view.record.place.uri, f"stage{stage}/{failed[-1].number}")
             rows.append((cause, f"Stage {stage}", numbers + more, failed[-1].error, element("code", command)))
     if not rows:
         return section("failures", "Failures", element("p", "No trial has failed or diverged."))

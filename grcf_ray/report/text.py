@@ -52,7 +52,7 @@ def text_report(view: RunView) -> str:
     sections = [
         _answer(view, standing, summary),
         *(_stage(view, stage) for stage in budgets(view.run)),
-        _failures(summary),
+        _failures(view, summary),
         _cost(view, summary),
         _next(view, standing, summary),
     ]
@@ -161,13 +161,13 @@ def _importance(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
         yield from wrap(warning, WIDTH)
 
 
-def _failures(summary: Mapping[str, Any]) -> Iterator[str]:
+def _failures(view: RunView, summary: Mapping[str, Any]) -> Iterator[str]:
     failed = [(name, failure) for name, stage in summary["stages"].items() for failure in stage["failures"]]
     if failed:
         yield "Failures"
     for name, failure in failed:
         yield from wrap(f"Stage {name[-1]}, {failure_line(failure)}", WIDTH, subsequent_indent="  ")
-        yield from command_lines(again(summary["run"], f"{name}/{failure['trials'][-1]}"))
+        yield from command_lines(again(view.record.place.uri, f"{name}/{failure['trials'][-1]}"))
 
 
 def _cost(view: RunView, summary: Mapping[str, Any]) -> Iterator[str]:

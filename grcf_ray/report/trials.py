@@ -170,7 +170,7 @@ def trial_facts(view: RunView, trial: TrialRecord) -> dict[str, Any]:
         "objective": trial.objective,
         "best": trial.best,
         "inherited": {path: value for path, value in view.params(trial).items() if path not in own},
-        "command": again(str(view.record), name),
+        "command": again(view.record.place.uri, name),
     }
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from grcf_ray.errors import DataError
 from grcf_ray.report import page as page_module
 from grcf_ray.report.__main__ import app
 from grcf_ray.report.page import render_page, report_data, sections, write_report
+from grcf_ray.report.text import text_report
 from grcf_ray.report.view import RunView
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.record import RunRecord
@@ -406,6 +408,8 @@ def test_the_command_writes_the_page_and_its_data(tmp_path: Path, capsys: pytest
     out = tmp_path / "elsewhere" / "mine.html"
     assert run_command(str(run.folder), "--out", str(out)) == 0
     assert sorted(path.name for path in out.parent.iterdir()) == ["mine.html", "report.json"]
+    assert run_command(str(run.folder), "--out", (tmp_path / "uri" / "mine.html").as_uri()) == 0
+    assert sorted(path.name for path in (tmp_path / "uri").iterdir()) == ["mine.html", "report.json"]
     assert not (run.folder / "report.html").exists()
 
 
@@ -445,7 +449,7 @@ def test_help_is_quick() -> None:
 
 @pytest.mark.s3
 def test_a_run_in_object_storage_has_its_page_there(tmp_path: Path, s3: str) -> None:
-    run = Run(tmp_path / "run").start().trials(1, "cpc").trials(2, "c").finish()
+    run = Run(tmp_path / "run").start().trials(1, "cpf").trials(2, "c").finish()
     bucket, _, query = s3.partition("?")
     place = place_at(f"{bucket}/runs/paged?{query}")
     with place.writing_folder() as folder:
@@ -454,4 +458,8 @@ def test_a_run_in_object_storage_has_its_page_there(tmp_path: Path, s3: str) -> 
     page = Page(written.read_bytes().decode())
     assert written.name == "report.html"
     assert (place / "report.json").read_json()["state"] == "finished"
-    assert "with place_at(" in page.texts["section-answer"]
+    # With the query, which names the server.
+    assert f'load_model("{place.uri}")' in page.texts["section-answer"]
+    again = f"python -m grcf_ray.train --from {shlex.quote(place.uri)} --trial stage1/2"
+    assert again in page.texts["section-failures"]
+    assert again in " ".join(text_report(RunView.read(RunRecord(place))).replace("\\\n", " ").split())
