@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from grcf_ray.config import build_config
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data, draw_agreement, draw_class_scores
 from grcf_ray.report.figures.confusion import confusion_data, draw_confusion
@@ -17,8 +17,9 @@ from grcf_ray.report.plot import Plot
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView, Scored
 from grcf_ray.search.seeds import retrainings
+from grcf_ray.train.objectives import ordinal_groups
 
-__all__ = ["groups_of", "model_plots"]
+__all__ = ["model_plots"]
 
 _FEW = 30
 """Fewer utterances than this in a group or class: its figure is mostly chance."""
@@ -33,18 +34,12 @@ def model_plots(view: RunView) -> list[Plot]:
     return [plot for plot in (maker(view, scored) for maker in makers) if plot is not None]
 
 
-def groups_of(settings: Mapping[str, Any], label_range: tuple[float, float]) -> OrdinalGroups:
-    """The ordinal groups that a model was trained with. settings: those of best/provenance.json."""
-    low, high = label_range
-    limit = (high - low) / 2 if settings["ranking.group_edges"] == "scaled" else 3.0
-    return OrdinalGroups.named(settings["ranking.groups"], limit)
-
-
-def _settings(view: RunView) -> Mapping[str, Any]:
+def _groups(view: RunView) -> OrdinalGroups:
+    """The ordinal groups that the model was trained with."""
     # Predictions are written beside a model, after its provenance.
     assert view.provenance is not None
-    settings: Mapping[str, Any] = view.provenance["settings"]
-    return settings
+    low, high = view.label_range
+    return ordinal_groups(build_config(view.provenance["settings"]).ranking, (high - low) / 2)
 
 
 def _recorded(view: RunView) -> Mapping[str, float] | None:
@@ -152,7 +147,7 @@ def _errors(view: RunView, scored: Scored) -> Plot:
             draw=draw_calibration,
             warning=_few(view, scored),
         )
-    data = group_errors_data(scored, view.label_range, groups_of(_settings(view), view.label_range))
+    data = group_errors_data(scored, view.label_range, _groups(view))
     full = [group for group in data["groups"] if group["utterances"]]
     worst = max(full, key=lambda group: group["mae"])
     few = [f"{g['low']:.3g} to {g['high']:.3g}" for g in data["groups"] if g["utterances"] < _FEW]

@@ -16,7 +16,7 @@ BLUE, ORANGE, GREEN, PURPLE, OCHRE, GREY = "#2271b2", "#d55e00", "#208a65", "#b5
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, OCHRE)
 """For lines and bars of equal standing, in this order."""
 SCALE = ((0.0, ORANGE), (0.5, GREY), (1.0, BLUE))
-"""From worse to better."""
+"""From worse to better, and from the lowest label to the highest."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,10 @@ from grcf_ray.metrics import classification_metrics, regression_metrics
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.confusion import confusion_data
 from grcf_ray.report.figures.errors import calibration_data, group_errors_data
-from grcf_ray.report.figures.model import groups_of, model_plots
+from grcf_ray.report.figures.model import model_plots
 from grcf_ray.report.figures.pairs import hardest_pairs_data
 from grcf_ray.report.figures.projection import projection_data
 from grcf_ray.report.figures.scoreboard import draw_scoreboard, scoreboard_data
-from grcf_ray.report.figures.text import shown
 from grcf_ray.report.figures.utterances import MOST_SHOWN, spread_rows
 from grcf_ray.report.view import RunView, Scored
 from grcf_ray.search.record import RunRecord
@@ -158,11 +157,19 @@ class TestErrors:
         assert groups[0] == {"low": -3.0, "high": -1.8, "utterances": 0, "mae": None, "bias": None}
         assert groups[2]["mae"] == groups[2]["bias"] == 0.25
 
-    def test_groups_are_those_of_the_winner(self) -> None:
-        settings = {"ranking.groups": "overlap,3", "ranking.group_edges": "scaled"}
-        assert groups_of(settings, (-1.0, 1.0)) == OrdinalGroups.named("overlap,3", 1.0)
-        native = {**settings, "ranking.group_edges": "native"}
-        assert groups_of(native, (-1.0, 1.0)) == OrdinalGroups.named("overlap,3", 3.0)
+    @pytest.mark.parametrize(("edges", "limit"), [("scaled", 1.0), ("native", 3.0)])
+    def test_groups_are_those_of_the_winner(self, edges: str, limit: float, tmp_path: Path) -> None:
+        scored, settings = scored_of(60), {"ranking.groups": "overlap,3", "ranking.group_edges": edges}
+        scored = dataclasses.replace(scored, label_N=scored.label_N / 3)
+        view = view_of(tmp_path, scored)
+        view = dataclasses.replace(
+            view,
+            run={"data": {"task": "regression", "label_range": [-1.0, 1.0]}},
+            provenance={"trial": "stage2/0", "settings": settings},
+        )
+        data = next(plot for plot in model_plots(view) if plot.name == "errors-by-group").data
+        intervals = OrdinalGroups.named("overlap,3", limit).intervals
+        assert [(group["low"], group["high"]) for group in data["groups"]] == list(intervals)
 
     def test_calibration_against_a_loop(self) -> None:
         scored = scored_of(200, "classification")
@@ -413,10 +420,6 @@ class TestPlots:
             for text in drawn:
                 assert "<b>bold" not in text and "<a " not in text and "<b>ridge" not in text and "\x1b" not in text
                 assert "long " * 40 not in text
-
-    def test_shown_is_literal(self) -> None:
-        assert shown("<b>&\n") == "&lt;b&gt;&amp; "
-        assert shown("abcdef", 4) == "abc…"
 
 
 def _strings(value: Any) -> Any:
