@@ -53,7 +53,7 @@ def _result(view: RunView) -> Iterator[Markup]:
         class_="lead",
     )
     cards = [(f"{title}, test", summary["test"].get(name)), (f"{title}, valid", summary["valid"].get(name))]
-    cards += [("Ridge regression, test", ridge["test"].get(name))] if ridge else []
+    cards += [(f"{_kind(ridge)}, test", ridge["test"].get(name))] if ridge else []
     cards += [("Paper, test", paper.get(name))] if paper else []
     yield element(
         "dl",
@@ -100,9 +100,15 @@ def _remarks(summary: Mapping[str, Any]) -> Iterator[str]:
     for baseline in summary["baselines"]:
         ours, theirs = summary["test"].get(name), baseline["test"].get(name)
         if ours is not None and theirs is not None and theirs < ours:
-            yield f"Ridge regression has the better test {METRIC_TITLES[name]}."
+            yield f"{_kind(baseline)} has the better test {METRIC_TITLES[name]}."
     if not summary["seeds"]:
         yield "One seed: the gain over the starting point is not known (--seeds N)."
+
+
+def _kind(baseline: Mapping[str, Any]) -> str:
+    """What a baseline is, without what it reads: ridge regression, or of two classes logistic regression."""
+    kind: str = baseline["name"].partition(" on ")[0]
+    return kind.capitalize()
 
 
 def _figures_table(summary: Mapping[str, Any]) -> Markup:

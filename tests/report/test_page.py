@@ -312,6 +312,17 @@ def test_the_paper_stands_beside_with_the_reasons(tmp_path: Path) -> None:
     assert "Ridge regression has the better test MAE." in page.texts["section-answer"]
 
 
+def test_the_baseline_of_two_classes_is_called_by_its_name(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run").start().trials(1, "c").trials(2, "c").finish()
+    path = run.record.place / "best" / "metrics.json"
+    baseline = {"name": "logistic regression on the frozen text vectors", "alpha": 1.0, "valid": {}}
+    path.write_json({**path.read_json(), "baselines": [{**baseline, "test": {"mae": 0.5}}]})
+    text = page_of(run.record).texts["section-answer"]
+    assert "Logistic regression, test" in text
+    assert "Logistic regression has the better test MAE." in text
+    assert "Ridge regression" not in text
+
+
 def test_retrainings_are_told_by_mean_deviation_and_interval(tmp_path: Path) -> None:
     run = Run(tmp_path / "run").start().trials(1, "c").trials(2, "c").finish(seeds=3)
     one = {"mean": 0.7123456789, "deviation": 0.02, "half_width": 0.05}
