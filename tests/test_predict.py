@@ -497,6 +497,7 @@ def test_lists_of_texts(textual: Path, full: Path) -> None:
     assert model.score(["the film was great", "bad"]).shape == (2,)
     assert model.score([]).shape == (0,)
     np.testing.assert_array_equal(model.score(("bad",)), model.score(pa.table({"text": ["bad"]})))
+    assert model.score(text for text in ("bad", "great")).shape == (2,)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a list of texts"):
         model.score("bad")
     with pytest.raises(DataError, match="a list of texts"):

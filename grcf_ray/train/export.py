@@ -95,10 +95,11 @@ class SavedModel:
                 f"the model was trained with {more} beside the text: give a pyarrow table with the columns "
                 f"{', '.join(['text', *dims])}"
             )
-        # A text is a sequence of texts too: its letters.
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        # A text is a sequence of texts too: its letters. What can be read only once is read here, and not checked away.
+        listed = [] if isinstance(texts, str) else list(texts)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in listed):
             raise DataError("score takes a list of texts, or a pyarrow table with a text column")
-        return pa.table({"text": pa.array(texts, pa.string())})
+        return pa.table({"text": pa.array(listed, pa.string())})
 
     def _needed(self, table: pa.Table) -> pa.Table:
         """The columns that the model reads, as it was trained with them."""
