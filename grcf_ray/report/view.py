@@ -11,11 +11,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.errors import DataError, reason
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.storage import Place
 from grcf_ray.train.stage import objective_name
@@ -37,9 +39,12 @@ class Scored:
 
     @classmethod
     def read(cls, place: Place) -> Scored:
-        """FileNotFoundError where there is none."""
-        with place.reading() as path:
-            table = pq.read_table(path)
+        """FileNotFoundError where there is none, DataError where the file is damaged."""
+        try:
+            with place.reading() as path:
+                table = pq.read_table(path, columns=["id", "text", "label", "score", "state"])
+        except pa.ArrowException as error:
+            raise DataError(f"{place}: damaged ({reason(error)})") from error
         state = table["state"].combine_chunks()
         return cls(
             id_N=table["id"].to_pylist(),
