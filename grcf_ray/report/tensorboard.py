@@ -23,6 +23,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 
 from grcf_ray.config import Task
+from grcf_ray.console import progress
+from grcf_ray.errors import reason
 from grcf_ray.report.event_folder import EventFolder
 from grcf_ray.report.hparams import Study, best_tag, session_end
 from grcf_ray.report.images import png_values
@@ -101,8 +103,15 @@ class TensorBoardListener:
     def finish(self, view: RunView) -> None:
         """Show what the best model makes of a split, which is test once the search has read it, valid until then.
 
-        The projector has the finalists beside it, as Stage 1 left them.
+        The projector has the finalists beside it, as Stage 1 left them. The search has its result by then: a fault here
+        is told in a line.
         """
+        try:
+            self._show(view)
+        except Exception as error:
+            progress(f"TensorBoard does not show the result, which is not affected: {reason(error)}")
+
+    def _show(self, view: RunView) -> None:
         split = view.shown_split
         scored = view.scored(split)
         if scored is None:

@@ -305,6 +305,21 @@ def test_the_result_is_shown_on_the_split_that_was_read(recorded: Recorded, tmp_
     assert '"test-state.tsv"' in (best / "projector_config.pbtxt").read_text()
 
 
+def test_a_fault_in_showing_the_result_is_told_in_a_line(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("grcf_ray.report.tensorboard.png_values", broken)
+    record = copied(recorded, tmp_path / "recorded")
+    with TensorBoardListener(record) as listener:
+        listener.finish(RunView.read(record))
+    assert capsys.readouterr().err.startswith(
+        "TensorBoard does not show the result, which is not affected: No space left"
+    )
+
+
 @pytest.mark.s3
 def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
     """Two drivers one after the other, the second without the first one's files."""
