@@ -5,7 +5,7 @@ Shapes: N utterances. scikit-learn is imported where it is used, so that importi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "pairwise_accuracy",
     "regression_metrics",
     "seven_classes",
+    "split_metric",
     "split_metrics",
 ]
 
@@ -31,6 +32,8 @@ Ties = Literal["drop", "literal"]
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Figure = Callable[[], float]
+"""A metric that is still to be computed."""
 
 _MINIMISED = ("mae", "mae_nonzero", "bce")
 _MAXIMISED = (
@@ -129,6 +132,17 @@ def split_metrics(
     return regression_metrics(score_N, label_N, protocol=protocol, limit=limit, center=center)
 
 
+def split_metric(
+    name: str, score_N: ArrayLike, label_N: ArrayLike, *, protocol: Protocol, limit: float, center: float = 0.0
+) -> float:
+    """One of `split_metrics`, without the time for the others; nan where it is absent there."""
+    if protocol == "binary":
+        found = _of_classes(score_N, np.asarray(label_N) > center)
+    else:
+        found = _of_regression(score_N, label_N, protocol=protocol, limit=limit, center=center, ties="drop")
+    return found[name]() if name in found else float("nan")
+
+
 def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike) -> dict[str, float]:
     """Metrics of two classes; shares, not percentages.
 
@@ -136,16 +150,7 @@ def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike) -> dict[st
     `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0, and where both classes are there `auroc` and
     `pairwise_acc` over the pairs of both (eq. 28), which differ by half the share of equal logits.
     """
-    from sklearn.metrics import roc_auc_score
-
-    positive = np.asarray(positive_N, dtype=bool)
-    logit, label = _checked(logit_N, positive)
-    metrics = {"bce": float((np.logaddexp(0, logit) - label * logit).mean())}
-    metrics |= _binary(logit > 0, positive, acc="acc2")
-    if np.ptp(label) > 0:
-        metrics["pairwise_acc"] = pairwise_accuracy(logit, label)
-        metrics["auroc"] = float(roc_auc_score(positive, logit))
-    return metrics
+    return {name: figure() for name, figure in _of_classes(logit_N, positive_N).items()}
 
 
 def regression_metrics(
@@ -175,35 +180,62 @@ def regression_metrics(
     `pairwise_acc`, and adds `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all
     utterances, value > center).
     """
+    found = _of_regression(score_N, label_N, protocol=protocol, limit=limit, center=center, ties=ties)
+    return {name: figure() for name, figure in found.items()}
+
+
+def _of_classes(logit_N: ArrayLike, positive_N: ArrayLike) -> dict[str, Figure]:
+    """What `classification_metrics` gives, each still to be computed."""
+    positive = np.asarray(positive_N, dtype=bool)
+    logit, label = _checked(logit_N, positive)
+    figures: dict[str, Figure] = {"bce": lambda: float((np.logaddexp(0, logit) - label * logit).mean())}
+    figures |= _binary(logit > 0, positive, acc="acc2")
+    if np.ptp(label) > 0:
+        figures["pairwise_acc"] = lambda: pairwise_accuracy(logit, label)
+        figures["auroc"] = lambda: _auroc(logit, positive)
+    return figures
+
+
+def _auroc(logit_N: Floats, positive_N: Bools) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive_N, logit_N))
+
+
+def _of_regression(
+    score_N: ArrayLike, label_N: ArrayLike, *, protocol: Protocol, limit: float | None, center: float, ties: Ties
+) -> dict[str, Figure]:
+    """What `regression_metrics` gives, each still to be computed."""
     _check_choice("protocol", protocol, ("mosi", "sims"))
-    score, label = _checked(score_N, label_N)
+    whole, truth = _checked(score_N, label_N)
     own_limit = 3.0 if protocol == "mosi" else 1.0
     limit = own_limit if limit is None else limit
-    metrics: dict[str, float] = {}
-    if np.ptp(label) > 0:
-        metrics["pairwise_acc"] = pairwise_accuracy(score, label, ties)
+    figures: dict[str, Figure] = {}
+    if np.ptp(truth) > 0:
+        figures["pairwise_acc"] = lambda: pairwise_accuracy(whole, truth, ties)
+    score, label = whole, truth
     if protocol == "sims":
-        score, label = (np.clip(value, center - limit, center + limit) for value in (score, label))
-    metrics |= {"mae": _mae(score, label), "corr": _corr(score, label)}
+        score, label = (np.clip(value, center - limit, center + limit) for value in (whole, truth))
+    figures |= {"mae": lambda: _mae(score, label), "corr": lambda: _corr(score, label)}
 
     # The field's code decides classes in float32, where a label that was stored as 0.1 is the edge 0.1.
     scale = np.float32(own_limit / limit)
     p, y = ((v.astype(np.float32) - np.float32(center)) * scale for v in (score, label))
     non0 = y != 0
     if non0.any():
-        metrics |= _binary(p[non0] > 0, y[non0] > 0, acc="acc2_non0")
+        figures |= _binary(p[non0] > 0, y[non0] > 0, acc="acc2_non0")
     if protocol == "mosi":
         if non0.any():
-            metrics["mae_nonzero"] = _mae(score[non0], label[non0])
-            metrics["corr_nonzero"] = _corr(score[non0], label[non0])
-        metrics["acc7"] = _agreement(*(seven_classes(v, limit=limit, center=center) for v in (score, label)))
-        metrics["acc5"] = _agreement(*(np.round(np.clip(v, -2, 2)) for v in (p, y)))
-        metrics |= _binary(p >= 0, y >= 0, acc="acc2_has0", suffix="_has0")
+            figures["mae_nonzero"] = lambda: _mae(score[non0], label[non0])
+            figures["corr_nonzero"] = lambda: _corr(score[non0], label[non0])
+        figures["acc7"] = lambda: _agreement(*(seven_classes(v, limit=limit, center=center) for v in (score, label)))
+        figures["acc5"] = lambda: _agreement(*(np.round(np.clip(v, -2, 2)) for v in (p, y)))
+        figures |= _binary(p >= 0, y >= 0, acc="acc2_has0", suffix="_has0")
     else:
-        metrics["acc3"] = _agreement(*(_right_closed(v, _SIMS_ACC3_EDGES) for v in (p, y)))
-        metrics["acc5"] = _agreement(*(_right_closed(v, _SIMS_ACC5_EDGES) for v in (p, y)))
-        metrics |= _binary(p > 0, y > 0, acc="acc2_mmsa", suffix="_mmsa")
-    return metrics
+        figures["acc3"] = lambda: _agreement(*(_right_closed(v, _SIMS_ACC3_EDGES) for v in (p, y)))
+        figures["acc5"] = lambda: _agreement(*(_right_closed(v, _SIMS_ACC5_EDGES) for v in (p, y)))
+        figures |= _binary(p > 0, y > 0, acc="acc2_mmsa", suffix="_mmsa")
+    return figures
 
 
 def seven_classes(value_N: ArrayLike, *, limit: float, center: float = 0.0) -> Ints:
@@ -265,14 +297,20 @@ def _right_closed(value_N: Floats, edges: tuple[float, ...]) -> Ints:
     return np.searchsorted(np.asarray(edges, dtype=value_N.dtype), value_N, side="left")
 
 
-def _binary(positive_p_N: Bools, positive_y_N: Bools, *, acc: str, suffix: str = "") -> dict[str, float]:
+def _binary(positive_p_N: Bools, positive_y_N: Bools, *, acc: str, suffix: str = "") -> dict[str, Figure]:
     """Accuracy under the name `acc` and the three F1 of two classes, their names ending in `suffix`."""
-    from sklearn.metrics import f1_score
-
     p, y = positive_p_N.astype(int), positive_y_N.astype(int)
+
+    def f1(average: str) -> Figure:
+        def figure() -> float:
+            from sklearn.metrics import f1_score
+
+            return float(f1_score(y, p, average=average, zero_division=0))
+
+        return figure
+
     averages = {"f1_positive": "binary", "f1_weighted": "weighted", "f1_macro": "macro"}
-    f1 = {key + suffix: float(f1_score(y, p, average=how, zero_division=0)) for key, how in averages.items()}
-    return {acc: _agreement(p, y), **f1}
+    return {acc: lambda: _agreement(p, y), **{key + suffix: f1(how) for key, how in averages.items()}}
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

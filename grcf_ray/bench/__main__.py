@@ -12,7 +12,7 @@ from grcf_ray import console
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from grcf_ray.bench.measure import Table
+    from grcf_ray.tables import Table
 
 app = console.make_app("Measure what is fast and what it is compared with.")
 
@@ -138,10 +138,7 @@ def bench(
     for key, value in about.items():
         print(f"{key + ':':12} {_shown(value)}")
     for table in tables:
-        print(f"\n{table.title}\n")
-        console.print_table([column.title for column in table.columns], table.cells())
-        for note in table.notes:
-            print(note[:1].upper() + note[1:] + ".")
+        table.print()
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,6 @@ import torch
 from optuna.trial import TrialState as OptunaState
 
 from grcf_ray.bench.lines import Cost, Lines, kernel_times, own_times, ready
-from grcf_ray.bench.measure import Column, Table
 from grcf_ray.bench.resident import STATUS, Watch, resident
 from grcf_ray.bench.step import SMALL_STEP, new_loop
 from grcf_ray.config import PairConfig, RunConfig, build_config, check_margins, flatten
@@ -48,6 +47,7 @@ from grcf_ray.search.proposals import Proposals, distributions, startup_trials
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.stages import config_of
 from grcf_ray.storage import place_at
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import StageLoop, predict, stage_seed, use_deterministic_torch
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grcf_ray.bench.measure import Column
+from grcf_ray.tables import Column
 
 __all__ = ["Cost", "Lines", "kernel_times", "own_times", "ready"]
 

@@ -1,18 +1,20 @@
-"""Times of variants of one piece of work, taken in turn, and tables of them."""
+"""Times of variants of one piece of work, taken in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-__all__ = ["PAIRED", "TIMES", "Column", "Table", "Timing", "Variant", "interleave", "kept_bytes", "paired", "timed_row"]
+from grcf_ray.tables import Column
+
+__all__ = ["PAIRED", "TIMES", "Timing", "Variant", "interleave", "kept_bytes", "paired", "timed_row"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,6 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: the key of its cells, its heading, and how a number is written."""
-
-    key: str
-    title: str
-    format: str = "{}"
-
-
 TIMES = (
     Column("least", "min s", "{:.2f}"),
     Column("median", "median s", "{:.2f}"),
@@ -63,36 +56,6 @@ PAIRED = (
     Column("high", "to", "{:+.4f}"),
 )
 """The columns of `paired`."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One thing that was measured."""
-
-    name: str
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Mapping[str, Any]]
-    notes: Sequence[str] = ()
-
-    def cells(self) -> list[tuple[str, ...]]:
-        """The rows as text, `-` for what a row does not have."""
-        return [
-            tuple(c.format.format(row[c.key]) if row.get(c.key) is not None else "-" for c in self.columns)
-            for row in self.rows
-        ]
-
-    def markdown(self) -> str:
-        """Title, table and notes, as Markdown."""
-        alignment = ["---", *["---:"] * (len(self.columns) - 1)]
-        rows = [tuple(column.title for column in self.columns), alignment, *self.cells()]
-        lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-        notes = ["", *(f"- {note[:1].upper()}{note[1:]}." for note in self.notes)] if self.notes else []
-        return "\n".join([f"## {self.title}", "", *lines, *notes])
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, numbers in full."""
-        return asdict(self)
 
 
 def interleave(

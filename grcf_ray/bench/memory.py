@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from grcf_ray.bench.measure import Column, Table
 from grcf_ray.bench.resident import STATUS, resident
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Ragged, SplitFeatures
 from grcf_ray.data.store import Store
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.job import JobRunner, StageJob
 

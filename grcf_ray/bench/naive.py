@@ -27,7 +27,6 @@ import torch
 from torch import nn
 
 from grcf_ray.bench.cpu_clock import LOOK, CpuClock
-from grcf_ray.bench.measure import Column, Table
 from grcf_ray.bench.step import LiteralStep, padded
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import collate
@@ -36,6 +35,7 @@ from grcf_ray.data.store import Store
 from grcf_ray.errors import ConfigError, GrcfError
 from grcf_ray.metrics import split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features, template
 from grcf_ray.train.checkpoint import save_checkpoint
 from grcf_ray.train.job import StageJob, open_loop

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import ray
 
-from grcf_ray.bench.measure import Column, Table, Timing
+from grcf_ray.bench.measure import Timing
 from grcf_ray.bench.step import SMALL_STEP
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.store import Store
 from grcf_ray.search.calibration import Crew, Way
 from grcf_ray.search.preflight import connect
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
 __all__ = ["packing_table"]

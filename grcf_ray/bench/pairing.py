@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from grcf_ray.bench.measure import PAIRED, Column, Table, paired
+from grcf_ray.bench.measure import PAIRED, paired
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.search.preflight import connect
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import objective_value, use_deterministic_torch
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from grcf_ray.bench.growth import growth_tables
-from grcf_ray.bench.measure import Table
 from grcf_ray.bench.memory import memory_table
 from grcf_ray.bench.naive import naive_tables
 from grcf_ray.bench.packing import packing_table
@@ -24,6 +23,7 @@ from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.data.store import Store
 from grcf_ray.search.space import Space
+from grcf_ray.tables import Table
 from grcf_ray.train.assemble import prepare_features
 
 __all__ = ["Setup", "measures", "studies"]

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from grcf_ray.bench.measure import TIMES, Column, Table, Variant, interleave, timed_row
+from grcf_ray.bench.measure import TIMES, Variant, interleave, timed_row
 from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.text_encoder import backbone_config
+from grcf_ray.tables import Column, Table
 
 __all__ = ["positions_table"]
 

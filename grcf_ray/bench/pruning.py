@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState as OptunaState
 
-from grcf_ray.bench.measure import PAIRED, Column, Table, paired
+from grcf_ray.bench.measure import PAIRED, paired
 from grcf_ray.config import flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
@@ -23,6 +23,7 @@ from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import Range, Space
 from grcf_ray.search.stages import Search
 from grcf_ray.storage import place_at
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from grcf_ray.bench.measure import Column, Table
 from grcf_ray.bench.resident import STATUS, resident
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.search.events import Event, TrialEnded
@@ -19,6 +18,7 @@ from grcf_ray.search.record import RunRecord
 from grcf_ray.search.stages import Search
 from grcf_ray.search.trial import Shared
 from grcf_ray.storage import place_at
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
 if TYPE_CHECKING:

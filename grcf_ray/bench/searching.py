@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from grcf_ray.bench.measure import Column, Table
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.datasets import protocol_of
@@ -32,6 +31,7 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
 from grcf_ray.storage import place_at
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.checkpoint import save_checkpoint
 from grcf_ray.train.stage import use_deterministic_torch

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grcf_ray.bench.measure import TIMES, Column, Table, Timing, Variant, interleave, kept_bytes, timed_row
+from grcf_ray.bench.measure import TIMES, Timing, Variant, interleave, kept_bytes, timed_row
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 

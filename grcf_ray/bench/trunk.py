@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from grcf_ray.bench.measure import TIMES, Column, Table, Variant, interleave, timed_row
+from grcf_ray.bench.measure import TIMES, Variant, interleave, timed_row
 from grcf_ray.bench.step import SMALL_STEP, new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.data.store import Store
+from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import StageLoop
 

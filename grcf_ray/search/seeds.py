@@ -29,6 +29,9 @@ __all__ = [
     "SeedTrials",
     "against_baseline",
     "compare",
+    "fresh_seed",
+    "measure_models",
+    "model_place",
     "paired",
     "retrain",
     "retrainings",
@@ -66,7 +69,12 @@ class SeedTrials:
 
     def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
         """The seed of a trial: both arms have the same ones."""
-        return stage_seed(self.seed, _FRESH, stage, int(params.get("finalist", number)) // 2)
+        return fresh_seed(self.seed, stage, int(params.get("finalist", number)) // 2)
+
+
+def fresh_seed(run_seed: int, stage: Literal[1, 2], index: int) -> int:
+    """The seed of a stage under the run's fresh seed of an index, which no trial of the search has had."""
+    return stage_seed(run_seed, _FRESH, stage, index)
 
 
 def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     job.run()
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
-    _measure_all(job, ended, store, run)
+    measure_models(job, ended, store, run, "search --seeds")
     models = [_entry(record, trial) for trial in ended]
     metrics = {
         "winner": trial_name(winner),
@@ -139,7 +147,7 @@ def winner_models(record: RunRecord, winner: str) -> list[Place]:
     models = seeds_record(record, winner)
     trials = models.trials(2) or models.trials(1)
     ended = [trial for trial in trials if trial.state == "complete" and _arm(trial) == ARMS[0]]
-    return [_place(models, trial) for trial in ended if (_place(models, trial) / "metrics.json").exists()]
+    return [model_place(models, trial) for trial in ended if (model_place(models, trial) / "metrics.json").exists()]
 
 
 def against_baseline(record: RunRecord) -> dict[str, Any] | None:
@@ -229,35 +237,43 @@ def _number(trial: TrialRecord) -> int:
     return int(trial.params.get("finalist", trial.number))
 
 
-def _place(record: RunRecord, trial: TrialRecord) -> Place:
-    return record.place / "models" / f"{trial.number:04d}"
+def model_place(record: RunRecord, trial: TrialRecord) -> Place:
+    """Where the model of a retraining lies, as `train.export.load_model` takes it."""
+    stage = "" if trial.stage == 2 or not record.trials(2) else "stage1-"
+    return record.place / "models" / f"{stage}{trial.number:04d}"
 
 
 def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
-    metrics = (_place(record, trial) / "metrics.json").read_json()
+    metrics = (model_place(record, trial) / "metrics.json").read_json()
     return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **metrics}
 
 
-def _measure_all(job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord) -> None:
-    """Export and measure the models that are not measured yet, as many at a time as the cluster holds."""
+def measure_models(job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord, command: str) -> None:
+    """Export and measure the models that are not measured yet, as many at a time as the cluster holds.
+
+    Reading test is noted in the provenance of the run's winner, under `command`.
+    """
     record, config = job.record, job.config
-    missing = [trial for trial in trials if not (_place(record, trial) / "metrics.json").exists()]
+    missing = [trial for trial in trials if not (model_place(record, trial) / "metrics.json").exists()]
     if not missing:
         return
+    protocol = protocol_of(store.info.name, store.info.task)
     for trial in missing:
         own = config_of(job.space, record, trial)
-        to = f"models/{trial.number:04d}"
-        export_winner(record, trial, own, job.features, store, protocol_of(store.info.name, store.info.task), to=to)
-    names = [f"seeds/stage{trial.stage}/{trial.number}" for trial in missing]
-    note_test_read(run.place / "best", "search --seeds", names)
+        export_winner(record, trial, own, job.features, store, protocol, to=f"models/{model_place(record, trial).name}")
+    below = str(record).removeprefix(f"{run}/").split("/")[0]
+    note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker
     task = ray.remote(num_cpus=threads)(_measure_model)
-    ray.get([task.remote(_place(record, trial).uri, tables, threads) for trial in missing])
+    ray.get([task.remote(model_place(record, trial).uri, tables, threads) for trial in missing])
 
 
 def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:
     place = place_at(uri)
     with place.reading_folder() as folder:
-        metrics = {split: measure(folder, ray.get(table), threads=threads) for split, table in tables.items()}
+        metrics = {
+            split: measure(folder, ray.get(table), threads=threads, keep=place / "predictions" / f"{split}.parquet")
+            for split, table in tables.items()
+        }
     (place / "metrics.json").write_json(metrics)

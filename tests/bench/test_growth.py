@@ -21,7 +21,7 @@ from grcf_ray.search.space import load_space
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from grcf_ray.bench.measure import Table
+    from grcf_ray.tables import Table
 
 needs_linux = pytest.mark.skipif(not growth.STATUS.exists(), reason="no other system tells of a process's memory")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from grcf_ray.bench.measure import Column, Table, Timing, Variant, interleave, kept_bytes
+from grcf_ray.bench.measure import Timing, Variant, interleave, kept_bytes
+from grcf_ray.tables import Column, Table
 
 CPU = torch.device("cpu")
 

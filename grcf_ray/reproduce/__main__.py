@@ -1,0 +1,125 @@
+"""python -m grcf_ray.reproduce: the paper's experiments on a run's data, one command each."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from grcf_ray import console
+
+if TYPE_CHECKING:
+    from grcf_ray.reproduce.outcome import Outcome
+    from grcf_ray.storage import Place
+
+app = console.make_app("Run the paper's experiments from a finished search.")
+
+
+@app.command()
+def reproduce(
+    name: str = typer.Argument(..., help="An experiment; `list` names them, `all` runs all that the data admit."),
+    dataset: str | None = typer.Option(None, metavar="NAME", help="Data set whose default run is taken."),
+    run: str | None = typer.Option(None, "--from", metavar="RUN", help="The search to start from: a folder or a URI."),
+    data: Path | None = typer.Option(
+        None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
+    ),
+    seeds: int = typer.Option(5, metavar="N", min=1, help="Fresh seeds that each row is trained under."),
+    backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="Text encoder; for complexity."),
+    storage: str | None = typer.Option(
+        None, metavar="DIR|URI", help="Where runs lie, without --from; default $GRCF_RUNS, then ./runs."
+    ),
+    json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Run one of the paper's experiments: its numbers and yours side by side, over seeds.
+
+    \b
+    Examples:
+      python -m grcf_ray.reproduce list
+      python -m grcf_ray.reproduce complexity --dataset mosi
+      python -m grcf_ray.reproduce ablation --from runs/mosi-all-MiniLM-L6-v2-seed42 --seeds 5
+
+    The same command again goes on with what was interrupted, and trains nothing twice. Results lie in
+    RUN/reproduce/NAME: a page, figures, Markdown, LaTeX and JSON.
+    """
+    from grcf_ray.config import nearest
+    from grcf_ray.errors import ConfigError
+    from grcf_ray.reproduce.catalog import EXPERIMENTS
+
+    if name == "list":
+        console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.what) for e in EXPERIMENTS.values()])
+        return
+    if name != "all" and name not in EXPERIMENTS:
+        raise ConfigError(f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))}; `list` names them")
+    if name == "complexity" and run is None:
+        if dataset is None:
+            raise ConfigError("complexity needs the data set whose features the model takes: --dataset NAME")
+        _show([_complexity(dataset, backbone)], json, None)
+        return
+    if run is None:
+        raise ConfigError(f"{name} starts from a finished search: --from RUN")
+    _from_run(name, run, data, seeds, as_json=json)
+
+
+def _complexity(dataset: str, backbone: str | None) -> Outcome:
+    from grcf_ray.config import build_config
+    from grcf_ray.data import datasets
+    from grcf_ray.reproduce.complexity import complexity
+    from grcf_ray.search.winner import available_threads
+
+    config = build_config({"model.backbone": backbone or datasets.get(dataset).default_backbone})
+    return complexity(config, dataset, threads=available_threads())
+
+
+def _from_run(name: str, run: str, data: Path | None, seeds: int, *, as_json: bool) -> None:
+    from importlib import import_module
+
+    from grcf_ray.errors import ConfigError, DataError
+    from grcf_ray.report.terminal import ProgressLines
+    from grcf_ray.reproduce.catalog import EXPERIMENTS
+    from grcf_ray.reproduce.lab import Lab
+    from grcf_ray.search.opening import recorded_store
+    from grcf_ray.search.record import RunRecord
+    from grcf_ray.storage import place_at
+
+    record = RunRecord(place_at(run, check=True))
+    command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])
+    lab = Lab(record, recorded_store(record, data), seeds=seeds, command=command, listeners=(ProgressLines(),))
+    chosen = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
+    outcomes = []
+    for experiment in chosen:
+        function = getattr(import_module(f"grcf_ray.reproduce.{experiment.module}"), experiment.name.replace("-", "_"))
+        try:
+            outcomes.append(lab.noted(function(lab)))
+        except (ConfigError, DataError) as error:
+            # Of all experiments those that the data do not admit are named, and the others run.
+            if name != "all":
+                raise
+            console.progress(f"{experiment.name} is left out: {error}")
+    _show(outcomes, as_json, record.place / "reproduce")
+
+
+def _show(outcomes: list[Outcome], as_json: bool, place: Place | None) -> None:
+    import json
+
+    from grcf_ray.report.terminal import typed
+    from grcf_ray.reproduce.outcome import write_outcome
+
+    answers: list[dict[str, Any]] = []
+    for outcome in outcomes:
+        if place is not None:
+            write_outcome(outcome, place / outcome.name)
+        if as_json:
+            answers.append(outcome.as_dict())
+            continue
+        outcome.print()
+        if place is not None:
+            print(f"\nPage: {typed(place / outcome.name / 'index.html')}")
+    if as_json:
+        print(json.dumps(answers[0] if len(answers) == 1 else answers, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    console.run(app)

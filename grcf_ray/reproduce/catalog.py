@@ -1,0 +1,38 @@
+"""The experiments by name, as the command lists them. Nothing heavy is imported until one is run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["EXPERIMENTS", "Experiment"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One of the paper's experiments."""
+
+    name: str
+    paper: str
+    what: str
+    module: str
+    """Below grcf_ray.reproduce; the function has the experiment's name, hyphens as underscores."""
+    trains: bool = True
+    """Whether it trains models beyond the search's own."""
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("ablation", "Table 3", "what each part of the method is worth", "grids"),
+        Experiment("margins", "Table 4", "ordinal groups of the dynamic margin", "grids"),
+        Experiment("stability", "Figure 8", "weights of Stage 1's losses, one at a time", "grids"),
+        Experiment(
+            "complexity",
+            "Table 12",
+            "parameters, operations, memory and time; needs no run",
+            "complexity",
+            trains=False,
+        ),
+    )
+}
+"""In the order of the paper's tables."""

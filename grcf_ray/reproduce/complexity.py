@@ -1,0 +1,133 @@
+"""Table 12: parameters by component, and what one utterance costs. No weights are read, and no run is needed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from grcf_ray.config import RunConfig, Task
+from grcf_ray.data import datasets
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.build import build_model, parameter_table
+from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
+from grcf_ray.reproduce import paper
+from grcf_ray.reproduce.outcome import Outcome
+from grcf_ray.tables import Column, Table
+
+__all__ = ["complexity", "described_model"]
+
+TOKENS = 50
+"""Subwords of the utterance that is counted: what the field's code pads MOSI to."""
+_REPETITIONS = 5
+
+
+def described_model(config: RunConfig, task: Task, dims: dict[str, int | None]) -> GrcfModel:
+    """The network of a configuration with random weights; on the device that torch makes tensors on."""
+    seen = config.model.modalities
+    kept = {name: dim if seen == "all" or name in seen else None for name, dim in dims.items()}
+    backbone = backbone_from_config(backbone_config(config.model.backbone))
+    return build_model(
+        backbone, config.model, task=task, audio_dim=kept["audio"], vision_dim=kept["vision"], half_range=3.0
+    )
+
+
+def complexity(config: RunConfig, dataset: str, *, threads: int) -> Outcome:
+    """Parameters by component beside the paper's, floating point operations, memory, and time per utterance."""
+    facts = datasets.get(dataset)
+    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
+    with torch.device("meta"):
+        shapes = described_model(config, facts.task, dims)
+        flops = _flops(shapes)
+    counts = parameter_table(shapes)
+    counts.append(("GRCF (total)", sum(count for _, count in counts)))
+    same = config.model.backbone.rpartition("/")[2] == (facts.paper_backbone or "").rpartition("/")[2]
+    printed = paper.COMPLEXITY.get(dataset, {}) if same else {}
+    ours = dict(counts)
+    rows: list[dict[str, Any]] = [
+        {"title": name, "paper": printed.get(name), "count": ours.get(name)}
+        for name in [*ours, *(name for name in printed if name not in ours)]
+    ]
+    parameters = Table(
+        "parameters",
+        "Parameters by component",
+        (Column("title", "component"), Column("paper", "paper", "{:,}"), Column("count", "ours", "{:,}")),
+        rows,
+    )
+    total = ours["GRCF (total)"]
+    trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
+    seconds = _seconds(config, facts.task, dims, threads)
+    cost = Table(
+        "cost",
+        f"What an utterance of {TOKENS} subwords costs",
+        (Column("title", "figure"), Column("value", "value", "{:,.4g}"), Column("unit", "unit")),
+        [
+            {"title": "forward pass", "value": flops / 1e9, "unit": "GFLOP"},
+            {"title": "forward pass, one utterance at a time", "value": 1000 * seconds, "unit": "ms"},
+            {"title": "weights in float32", "value": 4 * total / 1e6, "unit": "MB"},
+            {"title": "training: weights, gradients, AdamW", "value": (4 * total + 12 * trained) / 1e6, "unit": "MB"},
+        ],
+        (
+            f"time: median of {_REPETITIONS} passes on {'a GPU' if torch.cuda.is_available() else 'the CPU'}, "
+            f"{threads} thread(s), random weights",
+            "floating point operations: a multiplication and an addition are two; attention and matrix products alone "
+            "are counted",
+            "training's memory is without activations, which grow with the batch",
+        ),
+    )
+    return Outcome(
+        name="complexity",
+        title=f"Complexity of GRCF on {facts.title}, {config.model.backbone.rpartition('/')[2]}",
+        paper="Table 12",
+        tables=[parameters, cost],
+        notes=("ITHP and CaMIB: as the paper prints them.",) if printed else (),
+    )
+
+
+def _batch(dims: dict[str, int], device: torch.device) -> Batch:
+    def rows(name: str) -> tuple[Tensor | None, Tensor | None]:
+        if name not in dims:
+            return None, None
+        return torch.zeros(1, TOKENS, dims[name], device=device), torch.ones(1, TOKENS, dtype=torch.bool, device=device)
+
+    (audio, audio_mask), (vision, vision_mask) = rows("audio"), rows("vision")
+    return Batch(
+        token_BL=torch.ones(1, TOKENS, dtype=torch.long, device=device),
+        mask_BL=torch.ones(1, TOKENS, dtype=torch.bool, device=device),
+        hidden_BLD=None,
+        vector_BD=None,
+        audio_BLA=audio,
+        audio_mask_BL=audio_mask,
+        vision_BLV=vision,
+        vision_mask_BL=vision_mask,
+    )
+
+
+def _flops(model: GrcfModel) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.eval().score(model.encode(_batch(model.modality_dims, torch.device("meta"))))
+    return counter.get_total_flops()
+
+
+def _seconds(config: RunConfig, task: Task, dims: dict[str, int | None], threads: int) -> float:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = described_model(config, task, dims).eval().to(device)
+        batch, taken = _batch(model.modality_dims, device), []
+        for _ in range(_REPETITIONS + 1):
+            start = time.perf_counter()
+            with torch.no_grad():
+                model.score(model.encode(batch)).cpu()
+            taken.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    # The first one allocates.
+    return statistics.median(taken[1:])

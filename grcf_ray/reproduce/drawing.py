@@ -1,0 +1,47 @@
+"""How the experiments' figures look: matplotlib without a screen, one size, colours for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "draw_lines", "panels"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, the darkest first."""
+
+
+def panels(number: int, *, columns: int = 2, width: float = 4.5, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, and the panels, row by row."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in axes[number:]:
+        unused.set_axis_off()
+    return figure, axes[:number]
+
+
+def draw_lines(data: Mapping[str, Any]) -> Figure:
+    """Panels of lines with error bars.
+
+    data: `panels`, each with `title`, `x_title`, `y_title` and `lines`: `name`, `x`, `y` and `error` (or None).
+    """
+    figure, axes = panels(len(data["panels"]))
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        lines: Sequence[Mapping[str, Any]] = panel["lines"]
+        for colour, line in zip(COLOURS, lines, strict=False):
+            axis.errorbar(
+                line["x"], line["y"], yerr=line["error"], label=line["name"], color=colour, marker="o", ms=3, capsize=2
+            )
+        axis.set(title=panel["title"], xlabel=panel["x_title"], ylabel=panel["y_title"])
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(fontsize="small")
+    return figure

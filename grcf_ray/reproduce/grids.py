@@ -1,0 +1,150 @@
+"""Experiments that train a grid of arms from the winner: ablation, margins, stability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from grcf_ray.config import ABLATIONS, flatten
+from grcf_ray.errors import ConfigError
+from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.reproduce import paper
+from grcf_ray.reproduce.arms import arm_tables, few_seeds, head_metrics
+from grcf_ray.reproduce.drawing import draw_lines
+from grcf_ray.reproduce.lab import Lab
+from grcf_ray.reproduce.outcome import Outcome, Picture
+from grcf_ray.reproduce.pool import Arm
+from grcf_ray.reproduce.statistics import spread
+from grcf_ray.tables import Column, Table
+
+__all__ = ["ablation", "margins", "stability"]
+
+_TITLES = {
+    "full": "Full model",
+    "no-advantage": "w/o advantage weighting",
+    "static-margin": "w/o dynamic margin",
+    "no-stage1": "w/o Stage 1",
+    "no-stage2": "w/o Stage 2",
+    "direct-mae": "direct MAE",
+}
+
+
+def ablation(lab: Lab) -> Outcome:
+    """Table 3: what each part of the method is worth, at the winner's parameters."""
+    config = lab.config
+    if not (config.stage1.epochs and config.stage2.epochs):
+        raise ConfigError("ablation takes parts from a search of both stages; this run has one")
+    arms = []
+    for name, settings in ABLATIONS.items():
+        if name == "static-margin" and lab.store.info.task == "classification":
+            continue
+        if name == "no-stage2":
+            arms.append(Arm(name, _TITLES[name], {}, stage=1))
+            continue
+        more: Mapping[str, Any] = {}
+        if name == "direct-mae":
+            # For the cost of both stages.
+            more = {"stage2.epochs": config.stage1.epochs + config.stage2.epochs}
+        arms.append(Arm(name, _TITLES[name], {**settings, **more}))
+    models = lab.models(arms, "ablation")
+    return Outcome(
+        name="ablation",
+        title=f"Ablation on {lab.store.info.name}, at the winner's parameters",
+        paper="Table 3",
+        tables=arm_tables(lab, arms, models, paper=paper.ABLATION.get(lab.store.info.name)),
+        notes=(
+            "Every row has the winner's parameters (the paper's way); direct MAE has the epochs of both stages.",
+            "w/o Stage 2 is the full model's own Stage 1, under the same seeds.",
+        ),
+    )
+
+
+def margins(lab: Lab) -> Outcome:
+    """Table 4: ordinal groups of the dynamic margin."""
+    if lab.store.info.task == "classification":
+        raise ConfigError("margins compares ordinal groups, which two classes do not have")
+    names = ("overlap,5", "overlap,3", "overlap,7", "strict,5")
+    arms = [Arm(name, name, {"ranking.groups": name}) for name in names]
+    models = lab.models(arms, "margins")
+    return Outcome(
+        name="margins",
+        title=f"Groups of the dynamic margin on {lab.store.info.name}",
+        paper="Table 4",
+        tables=arm_tables(lab, arms, models, paper=paper.GROUPS.get(lab.store.info.name)),
+        notes=("overlap,3 and overlap,7 have edges of our own: the paper prints none.",),
+    )
+
+
+LAMBDA1 = tuple(round(0.6 + 0.1 * step, 1) for step in range(10))
+LAMBDA2 = tuple(round(0.01 + 0.01 * step, 2) for step in range(10))
+"""The values of Figure 8."""
+
+
+def stability(lab: Lab) -> Outcome:
+    """Figure 8: the weights of the ranking loss and of the regularisation, one at a time."""
+    if lab.store.info.task == "classification":
+        raise ConfigError("stability varies the weights of Stage 1's ranking losses, which two classes do not have")
+    metrics = [name for name in head_metrics(lab) if name not in ("pairwise_acc",)]
+    sweeps = {"stage1.group_weight": ("λ1", LAMBDA1), "stage1.reg_weight": ("λ2", LAMBDA2)}
+    arms = {
+        path: [Arm(f"{path}={value:g}", f"{symbol} = {value:g}", {path: value}) for value in values]
+        for path, (symbol, values) in sweeps.items()
+    }
+    models = lab.models([arm for of in arms.values() for arm in of], "stability")
+    tables, plots = [], []
+    for path, (symbol, values) in sweeps.items():
+        tables.append(
+            Table(
+                path,
+                f"{symbol} ({path}), mean over seeds",
+                (
+                    Column("title", "row"),
+                    *(
+                        Column(f"{split} {name}", f"{split} {METRIC_TITLES[name]}", "{:.4f}")
+                        for name in metrics
+                        for split in ("valid", "test")
+                    ),
+                ),
+                [
+                    {
+                        "title": arm.title,
+                        **{
+                            f"{split} {name}": spread([m.metrics[split][name] for m in models[arm.name]]).mean
+                            for name in metrics
+                            for split in ("valid", "test")
+                        },
+                    }
+                    for arm in arms[path]
+                ],
+                (f"valid is what a setting may be chosen by; the winner has {flatten(lab.config)[path]:g}",),
+            )
+        )
+        for name in metrics:
+            lines = []
+            for split in ("valid", "test"):
+                figures = [spread([m.metrics[split][name] for m in models[arm.name]]) for arm in arms[path]]
+                lines.append(
+                    {
+                        "name": split,
+                        "x": list(values),
+                        "y": [figure.mean for figure in figures],
+                        "error": [figure.deviation or 0.0 for figure in figures],
+                    }
+                )
+            plots.append(
+                {"title": METRIC_TITLES[name], "x_title": symbol, "y_title": METRIC_TITLES[name], "lines": lines}
+            )
+    picture = Picture(
+        name="stability",
+        caption="Mean over seeds, bars of one deviation. The paper's Figure 8 shows test alone.",
+        data={"panels": plots},
+        draw=draw_lines,
+    )
+    return Outcome(
+        name="stability",
+        title=f"Stability of the loss weights on {lab.store.info.name}",
+        paper="Figure 8",
+        tables=tables,
+        pictures=[picture],
+        notes=tuple(note for note in (few_seeds(lab.seeds),) if note),
+    )

@@ -1,0 +1,192 @@
+"""What experiments are given: a finished run, and models that are trained from its winner when they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import torch
+
+from grcf_ray.config import RunConfig, flatten
+from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
+from grcf_ray.data.store import Store
+from grcf_ray.errors import DataError, NoWinnerError
+from grcf_ray.metrics import Protocol
+from grcf_ray.report.view import RunView, Scored
+from grcf_ray.reproduce.outcome import Outcome
+from grcf_ray.reproduce.pool import Arm, Pool, PoolTrials, configured, entry_of, shape_name, shape_of, space_of
+from grcf_ray.search.events import Listener, SearchStarted
+from grcf_ray.search.lease import Lease
+from grcf_ray.search.nodes import cluster_nodes
+from grcf_ray.search.preflight import connect, find_room
+from grcf_ray.search.record import RunRecord, now
+from grcf_ray.search.seeds import measure_models, model_place
+from grcf_ray.search.space import recorded_space
+from grcf_ray.search.stages import Search, config_of
+from grcf_ray.search.stopping import Stop
+from grcf_ray.search.winner import versions
+from grcf_ray.storage import Place
+from grcf_ray.train.assemble import prepare_features
+
+__all__ = ["Lab", "Model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model of an arm, measured on valid and test."""
+
+    arm: str
+    index: int
+    """Which of the fresh seeds it was trained under; arms are paired by it."""
+    place: Place
+    """Its folder, as `train.export.load_model` takes it."""
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Its figures by split."""
+        metrics: Mapping[str, Mapping[str, float]] = (self.place / "metrics.json").read_json()
+        return metrics
+
+    def scored(self, split: str) -> Scored:
+        """Its scores of valid or test."""
+        return Scored.read(self.place / "predictions" / f"{split}.parquet")
+
+
+class Lab:
+    """A run whose search has ended, its data, and the models that were trained from its winner.
+
+    seeds: how many fresh seeds each arm is trained under. command: the one that was typed, to be typed again.
+    """
+
+    def __init__(
+        self, record: RunRecord, store: Store, *, seeds: int, command: str, listeners: Sequence[Listener] = ()
+    ) -> None:
+        self.record, self.store, self.seeds, self.command, self.listeners = record, store, seeds, command, listeners
+        self.view = RunView.read(record)
+        if self.view.winner is None or self.view.metrics is None:
+            raise DataError(f"{record}: experiments start from its winner, and the search is {self.view.run['state']}")
+        space = recorded_space(self.view.run["space"], str(record))
+        self.config: RunConfig = config_of(space, record, self.view.winner)
+        """The winner's configuration."""
+        self._stop = Stop(last_words=lambda how: print(f"{how}; to go on: {command}", file=sys.stderr, flush=True))
+
+    @property
+    def facts(self) -> DatasetFacts | None:
+        """What is known of the data set; None for one of the user's own."""
+        return find(self.store.info.name)
+
+    @property
+    def protocol(self) -> Protocol:
+        """Whose metrics the data set uses."""
+        return protocol_of(self.store.info.name, self.store.info.task)
+
+    @property
+    def half_range(self) -> float:
+        """Half of the label range."""
+        low, high = self.store.info.label_range
+        return (high - low) / 2
+
+    @property
+    def center(self) -> float:
+        """The middle of the label range."""
+        low, high = self.store.info.label_range
+        return (low + high) / 2
+
+    def noted(self, outcome: Outcome) -> Outcome:
+        """The outcome with where it comes from."""
+        info = self.store.info
+        about = {
+            "command": self.command,
+            "date": now(),
+            "run": self.record.place.name,
+            "data": f"{info.name}, fingerprint {info.fingerprint}",
+            "backbone": self.config.model.backbone,
+            "seeds": self.seeds,
+            "not comparable with the paper": "; ".join(self.view.metrics["not_comparable"])
+            if self.view.metrics
+            else "",
+            "versions": versions(),
+        }
+        return dataclasses.replace(outcome, about={key: value for key, value in about.items() if value})
+
+    def models(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Model]]:
+        """Every arm's models by seed, trained and measured where the run lacks them.
+
+        A training that diverges under a seed leaves its arm with a model less. Reading test is noted in the winner's
+        provenance under the experiment's name.
+        """
+        found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
+        with self._held():
+            for shape, of in self._by_shape(arms).items():
+                pool = Pool(RunRecord(self.record.place / "reproduce" / "models" / shape))
+                self._train(pool, of, experiment)
+                for arm in of:
+                    for index in range(self.seeds):
+                        trial = pool.trial(entry_of(configured(self.config, arm), index), arm.stage)
+                        if trial is not None:
+                            found[arm.name].append(Model(arm.name, index, model_place(pool.record, trial)))
+        if empty := [arm.title for arm in arms if not found[arm.name]]:
+            raise NoWinnerError(f"no training of {', '.join(empty)} came to its end; the record: {self.record}")
+        return found
+
+    def _by_shape(self, arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+        shapes: dict[str, list[Arm]] = {}
+        for arm in arms:
+            shapes.setdefault(shape_name(shape_of(configured(self.config, arm))), []).append(arm)
+        return shapes
+
+    def _train(self, pool: Pool, arms: Sequence[Arm], experiment: str) -> None:
+        config = configured(self.config, arms[0])
+        pool.add([entry_of(configured(self.config, arm), index) for arm in arms for index in range(self.seeds)])
+        if not pool.record.exists:
+            pool.record.write_run({"state": "running"})
+        missing = [
+            arm
+            for arm in arms
+            for index in range(self.seeds)
+            if (trial := pool.trial(entry_of(configured(self.config, arm), index), arm.stage)) is None
+            or not (model_place(pool.record, trial) / "metrics.json").exists()
+        ]
+        if not missing:
+            return
+        connect()
+        number = len(pool.entries)
+        search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
+        search |= {"search.stage1_trials": number, "search.stage2_trials": number, "search.finalists": number}
+        search["search.pruning"] = False
+        room = find_room(cluster_nodes(), config, [number])
+        torch.set_num_threads(os.cpu_count() or 1)
+        job = Search(
+            record=pool.record,
+            space=space_of(shape_of(config), search, pool.entries, self.store.info.name),
+            features=prepare_features(self.store, config),
+            protocol=self.protocol,
+            concurrent=room.concurrent,
+            listeners=self.listeners,
+            stop=self._stop,
+            retrainings=PoolTrials(self.config.seed, pool.entries),
+        )
+        budgets: dict[int, tuple[int, int]] = {
+            stage: (number, (config.stage1 if stage == 1 else config.stage2).epochs) for stage in job.stages
+        }
+        for listener in self.listeners:
+            listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
+        job.run()
+        ended = [
+            trial
+            for stage in sorted({arm.stage for arm in arms})
+            for trial in pool.record.trials(stage)
+            if trial.state == "complete"
+        ]
+        measure_models(job, ended, self.store, self.record, f"reproduce {experiment}")
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The run is nobody else's meanwhile; signals end the experiment with its finished trials kept."""
+        aside = contextlib.redirect_stdout(sys.stderr)
+        with Lease(self.record.place, self.command), self._stop.on_signals(), aside:
+            yield

@@ -1,0 +1,149 @@
+"""Models that experiments share: ways of training, each under a few seeds, trained once and measured once.
+
+They lie below the run that they start from, `reproduce/models/<shape>/`, each laid out like a run. An experiment asks
+for what it needs; what is there already is not trained again, whichever experiment asked for it first. Trials of one
+shape have the same epochs and the same features, and run side by side in one search of both stages whose trials are
+given beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.seeds import fresh_seed
+from grcf_ray.search.space import FIXED_ONLY, STAGE1_SECTIONS, STAGE2_ONLY, Choice, Space
+
+__all__ = ["Arm", "Entry", "PoolTrials", "entry_of", "shape_of", "space_of"]
+
+_FIRST, _SECOND = tuple(STAGE1_SECTIONS), tuple(STAGE2_ONLY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way of training, a row of an experiment's table."""
+
+    name: str
+    title: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What differs from the winner's configuration, by path."""
+    stage: Literal[1, 2] = 2
+    """The stage whose model is the arm's; 1 leaves Stage 2 out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One training of both stages: the parameters of each, and which of the fresh seeds."""
+
+    params: Mapping[int, Mapping[str, Any]]
+    index: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As the pool's list has it."""
+        return {"stage1": dict(self.params[1]), "stage2": dict(self.params[2]), "index": self.index}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Entry:
+        """What `as_json` gave."""
+        return cls({1: value["stage1"], 2: value["stage2"]}, value["index"])
+
+
+def entry_of(config: RunConfig, index: int) -> Entry:
+    """A configuration's training under a seed; its parameters are all settings that trials of a shape may differ in."""
+    values = {path: value for path, value in flatten(config).items() if path not in FIXED_ONLY}
+    first = {path: value for path, value in values.items() if path.startswith(_FIRST)}
+    second = {path: value for path, value in values.items() if path.startswith(_SECOND)}
+    if not config.stage1.epochs:
+        # There is no Stage 1 trial to carry the model's settings.
+        first, second = {}, {**first, **second}
+    return Entry({1: first, 2: second}, index)
+
+
+def shape_of(config: RunConfig) -> dict[str, Any]:
+    """What all trials of one search have in common."""
+    values = flatten(config)
+    return {
+        path: value
+        for path, value in values.items()
+        if path in FIXED_ONLY or not path.startswith((*_FIRST, *_SECOND, "search."))
+    }
+
+
+def shape_name(shape: Mapping[str, Any]) -> str:
+    """A folder's name for a shape: its epochs, its encoder, and a digest of the rest."""
+    text = json.dumps(shape, sort_keys=True)
+    encoder = str(shape["model.backbone"]).rstrip("/").rpartition("/")[2]
+    epochs = f"{shape['stage1.epochs']}-{shape['stage2.epochs']}"
+    return f"{encoder}-epochs-{epochs}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def space_of(shape: Mapping[str, Any], search: Mapping[str, Any], entries: Sequence[Entry], dataset: str) -> Space:
+    """The space that the entries' parameters lie in: of every setting the values that occur."""
+
+    def dimensions(stage: int) -> dict[str, Choice]:
+        found: dict[str, list[Any]] = {}
+        for entry in entries:
+            for path, value in entry.params[stage].items():
+                values = found.setdefault(path, [])
+                if value not in values:
+                    values.append(value)
+        return {path: Choice(tuple(values), values[0]) for path, values in found.items()}
+
+    return Space(dataset, {**shape, **search}, dimensions(1), dimensions(2), "the experiment")
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolTrials:
+    """The pool's entries as `Search.retrainings`: trial number i of Stage 1 is entry i."""
+
+    seed: int
+    """The run's."""
+    entries: Sequence[Entry]
+
+    def params(self, stage: Literal[1, 2], finalists: Sequence[Any]) -> list[dict[str, Any]]:
+        """The parameters of a stage's trials; in Stage 2 one for each that came through Stage 1."""
+        if stage == 2 and finalists:
+            return [{**self.entries[int(number)].params[2], "finalist": str(number)} for number in finalists]
+        return [dict(entry.params[stage]) for entry in self.entries]
+
+    def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
+        """The seed of a trial: every arm has the same ones, which are those of `search --seeds`."""
+        return fresh_seed(self.seed, stage, self.entries[int(params.get("finalist", number))].index)
+
+
+class Pool:
+    """The trained models of one shape. entries: in the order in which they were first asked for."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.entries: list[Entry] = []
+        with contextlib.suppress(FileNotFoundError):
+            self.entries = [Entry.from_json(value) for value in (record.place / "entries.json").read_json()]
+
+    def add(self, wanted: Sequence[Entry]) -> None:
+        """Put entries on the list that are not there yet; written before anything is trained."""
+        before = len(self.entries)
+        for entry in wanted:
+            if entry not in self.entries:
+                self.entries.append(entry)
+        if len(self.entries) > before:
+            (self.record.place / "entries.json").write_json([entry.as_json() for entry in self.entries])
+
+    def trial(self, entry: Entry, stage: Literal[1, 2]) -> TrialRecord | None:
+        """The trial that trained an entry in a stage, if it has ended well."""
+        number = self.entries.index(entry)
+        for trial in self.record.trials(stage):
+            if int(trial.params.get("finalist", trial.number)) == number and trial.state == "complete":
+                return trial
+        return None
+
+
+def configured(base: RunConfig, arm: Arm) -> RunConfig:
+    """An arm's configuration: the winner's with what differs. ConfigError where that is no configuration."""
+    return build_config({**flatten(base), **arm.settings}, source=arm.title)

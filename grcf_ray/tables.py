@@ -1,0 +1,93 @@
+"""Tables of what was measured: in a terminal, as Markdown, as LaTeX, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from grcf_ray.console import print_table
+
+__all__ = ["Column", "Table"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: the key of its cells, its heading, and how a number is written."""
+
+    key: str
+    title: str
+    format: str = "{}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of what was measured."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The rows as text, `-` for what a row does not have."""
+        return [
+            tuple(c.format.format(row[c.key]) if row.get(c.key) is not None else "-" for c in self.columns)
+            for row in self.rows
+        ]
+
+    def markdown(self) -> str:
+        """Title, table and notes, as Markdown."""
+        alignment = ["---", *["---:"] * (len(self.columns) - 1)]
+        rows = [tuple(column.title for column in self.columns), alignment, *self.cells()]
+        lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        notes = ["", *(f"- {note[:1].upper()}{note[1:]}." for note in self.notes)] if self.notes else []
+        return "\n".join([f"## {self.title}", "", *lines, *notes])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, numbers in full."""
+        return asdict(self)
+
+    def latex(self) -> str:
+        """The table for a paper that has the package booktabs; the notes below it as comments."""
+        rows = [tuple(column.title for column in self.columns), *self.cells()]
+        first, *others = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in rows]
+        return "\n".join(
+            [
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_latex(self.title)}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
+                r"\toprule",
+                first,
+                r"\midrule",
+                *others,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                *(f"% {line}" for note in self.notes for line in note.splitlines()),
+            ]
+        )
+
+    def print(self) -> None:
+        """Title, table and notes on standard output."""
+        print(f"\n{self.title}\n")
+        print_table([column.title for column in self.columns], self.cells())
+        for note in self.notes:
+            print(f"{note[:1].upper()}{note[1:]}.")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
+_LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,166 @@
+"""Models that experiments train from a recorded search: once, paired by seed, and again after an interruption."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from grcf_ray.reproduce.lab import Lab
+    from grcf_ray.search.events import Event
+
+MakeLab = Callable[..., "Lab"]
+
+
+@pytest.fixture(scope="module")
+def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the recorded run that this module's tests train in."""
+    folder = tmp_path_factory.mktemp("lab") / "run"
+    shutil.copytree(recorded.folder, folder)
+    return folder
+
+
+@pytest.fixture
+def make_lab(recorded: Any, copied: Path, ray_session: None) -> MakeLab:
+    from grcf_ray.data.store import Store
+    from grcf_ray.reproduce.lab import Lab
+    from grcf_ray.search.record import RunRecord
+    from grcf_ray.storage import place_at
+
+    def make(folder: Path | None = None, **more: Any) -> Lab:
+        record = RunRecord(place_at(folder or copied))
+        return Lab(record, Store.open(recorded.data), **{"seeds": 2, "command": "again", **more})
+
+    return make
+
+
+def arms() -> list[Any]:
+    from grcf_ray.reproduce.pool import Arm
+
+    return [
+        Arm("full", "full"),
+        Arm("static", "static margin", {"ranking.dynamic_margin": False}),
+        Arm("rank-only", "w/o Stage 2", stage=1),
+        Arm("no-stage1", "w/o Stage 1", {"stage1.epochs": 0}),
+    ]
+
+
+def test_arms_are_trained_once_and_paired_by_seed(make_lab: MakeLab, copied: Path) -> None:
+    from grcf_ray.search.events import TrialStarted
+
+    started: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            started.append(f"{event.trial.stage}/{event.trial.number}")
+
+    lab = make_lab(listeners=(listen,))
+    models = lab.models(arms(), "test")
+    assert {name: [m.index for m in of] for name, of in models.items()} == {name: [0, 1] for name in models}
+    # Full and static take 2 trials in each stage, what has no Stage 1 takes two of Stage 2, what has no Stage 2 none.
+    assert sorted(started) == sorted(["1/0", "1/1", "1/2", "1/3", "2/0", "2/1", "2/2", "2/3", "2/0", "2/1"])
+    figures = {name: [dict(m.metrics["test"]) for m in of] for name, of in models.items()}
+    assert len({str(value) for value in figures.values()}) == 4, "every arm is a training of its own"
+
+    started.clear()
+    again = make_lab(listeners=(listen,)).models(arms(), "another")
+    assert started == [], "what is there is not trained again, whichever experiment asks"
+    assert {name: [dict(m.metrics["test"]) for m in of] for name, of in again.items()} == figures
+
+    # One seed more, and one arm more: only those are trained, and what was there stays as it is.
+    from grcf_ray.reproduce.pool import Arm
+
+    more = [*arms(), Arm("strict", "strict,5", {"ranking.groups": "strict,5"})]
+    grown = make_lab(listeners=(listen,), seeds=3).models(more, "test")
+    assert [m.index for m in grown["strict"]] == [0, 1, 2]
+    assert len(started) == 2 * (3 + 2) + 1
+    assert [dict(m.metrics["test"]) for m in grown["full"]][:2] == figures["full"]
+
+
+def test_the_full_arm_is_the_winner_as_seeds_retrain_it(make_lab: MakeLab) -> None:
+    """The same parameters under the same seeds as `search --seeds`, whatever else is trained beside it."""
+    from grcf_ray.search.seeds import fresh_seed
+
+    lab = make_lab()
+    (model, _) = lab.models([arms()[0]], "test")["full"]
+    trial = next(
+        t
+        for folder in (lab.record.place / "reproduce" / "models").names()
+        for t in _record(lab, folder).trials(2)
+        if (_record(lab, folder).place / "models" / f"{t.number:04d}").uri == model.place.uri
+    )
+    assert trial.seed == fresh_seed(lab.config.seed, 2, 0)
+    winner = lab.view.winner
+    assert winner is not None
+    assert {path: trial.params[path] for path in winner.params if path != "finalist"} == {
+        path: value for path, value in winner.params.items() if path != "finalist"
+    }
+
+
+def test_predictions_of_a_model_are_those_of_its_figures(make_lab: MakeLab) -> None:
+    from grcf_ray.metrics import split_metrics
+
+    lab = make_lab()
+    for model in lab.models([arms()[0]], "test")["full"]:
+        for split in ("valid", "test"):
+            scored = model.scored(split)
+            found = split_metrics(
+                scored.score_N, scored.label_N, protocol=lab.protocol, limit=lab.half_range, center=lab.center
+            )
+            assert {name: found[name] for name in model.metrics[split]} == dict(model.metrics[split])
+
+
+def test_reading_test_is_on_record(make_lab: MakeLab, copied: Path) -> None:
+    import json
+
+    make_lab().models([arms()[0]], "margins")
+    reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
+    assert [read["command"] for read in reads][:2] == ["search", "reproduce test"]
+    assert any(name.startswith("reproduce/stage2/") for name in reads[1]["models"])
+
+
+def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, copied: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of Stage 2: what follows trains the rest, and ends with the same figures."""
+    from grcf_ray.search.events import TrialEnded, TrialStarted
+
+    whole = make_lab().models(arms()[:2], "test")
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    ended: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, TrialEnded) and event.trial.stage == 2:
+            cut._stop.request()
+
+    def count(event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            ended.append(f"{event.trial.stage}/{event.trial.number}")
+
+    cut = make_lab(folder, listeners=(interrupt,))
+    with pytest.raises(KeyboardInterrupt):
+        cut.models(arms()[:2], "test")
+    models = make_lab(folder, listeners=(count,)).models(arms()[:2], "test")
+    assert 0 < len(ended) < 4 and all(name.startswith("2/") for name in ended)
+    assert {name: [dict(m.metrics["test"]) for m in of] for name, of in models.items()} == {
+        name: [dict(m.metrics["test"]) for m in of] for name, of in whole.items()
+    }
+
+
+def test_a_run_without_a_winner_is_refused(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+    from grcf_ray.errors import DataError
+
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    shutil.rmtree(folder / "best")
+    with pytest.raises(DataError, match="start from its winner"):
+        make_lab(folder)
+
+
+def _record(lab: Lab, folder: str) -> Any:
+    from grcf_ray.search.record import RunRecord
+
+    return RunRecord(lab.record.place / "reproduce" / "models" / folder)
