@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from grcf_ray.metrics import METRIC_DIRECTIONS, split_metric
 from grcf_ray.report.terminal import METRIC_TITLES
-from grcf_ray.reproduce.lab import Lab, Model
+from grcf_ray.report.view import Scored
+from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import FEW_SEEDS, Metric, compare, spread
 from grcf_ray.tables import Column, Table
 
-__all__ = ["arm_tables", "few_seeds", "head_metrics", "metric_of"]
+__all__ = ["Measured", "arm_tables", "few_seeds", "head_metrics", "metric_of"]
 
 _HEAD = {
     "mosi": ("mae", "corr", "pairwise_acc", "acc7", "acc2_non0", "f1_positive"),
@@ -36,6 +37,21 @@ _COLUMNS = (
 )
 
 
+class Measured(Protocol):
+    """A model under a seed and what it makes of test, as `lab.Model` says it."""
+
+    @property
+    def index(self) -> int:
+        """Which of the fresh seeds."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Its figures by split."""
+
+    def scored(self, split: str) -> Scored:
+        """Its scores of a split."""
+
+
 def head_metrics(lab: Lab) -> tuple[str, ...]:
     """The metrics that the data set's tables show."""
     return _HEAD[lab.protocol]
@@ -54,37 +70,42 @@ def few_seeds(seeds: int) -> str | None:
 def arm_tables(
     lab: Lab,
     arms: Sequence[Arm],
-    models: Mapping[str, Sequence[Model]],
+    models: Mapping[str, Sequence[Measured]],
     *,
     paper: Mapping[str, Mapping[str, float]] | None = None,
     metrics: Sequence[str] = (),
 ) -> list[Table]:
-    """A table for each metric, a row for each arm; the first arm is the reference.
+    """A table for each metric, a row for each arm; the first arm that has models is the reference.
 
-    Differences are over the seeds under which both arms were trained. `paper`: figures by arm and metric.
+    Differences are over the seeds under which all arms were trained. An arm without models, one that cannot be had
+    here, has the paper's figure alone. `paper`: figures by arm and metric.
     """
-    reference, *others = arms
-    shared = _shared(models, arms)
+    had = [arm for arm in arms if models[arm.name]]
+    reference, *others = had
+    shared = _shared(models, had)
     tables = []
     for name in metrics or head_metrics(lab):
         rows = []
         found = {}
         if shared and others:
-            stacked = {arm.name: _scores(models[arm.name], shared) for arm in arms}
+            stacked = {arm.name: _scores(models[arm.name], shared) for arm in had}
             base = stacked.pop(reference.name)
             label_N = models[reference.name][0].scored("test").label_N
             found = compare(base, stacked, label_N, metric_of(lab, name), seed=lab.config.seed)
         for arm in arms:
-            figure = spread([model.metrics["test"][name] for model in models[arm.name]])
             row: dict[str, Any] = {
                 "name": arm.name,
                 "title": arm.title,
                 "paper": (paper or {}).get(arm.name, {}).get(name),
-                "mean": figure.mean,
-                "deviation": figure.deviation,
-                "seeds": len(figure.values),
-                "values": list(figure.values),
             }
+            if arm in had:
+                figure = spread([model.metrics["test"][name] for model in models[arm.name]])
+                row |= {
+                    "mean": figure.mean,
+                    "deviation": figure.deviation,
+                    "seeds": len(figure.values),
+                    "values": list(figure.values),
+                }
             if arm.name in found:
                 gain = found[arm.name]
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
@@ -96,13 +117,13 @@ def arm_tables(
     return tables
 
 
-def _shared(models: Mapping[str, Sequence[Model]], arms: Sequence[Arm]) -> list[int]:
+def _shared(models: Mapping[str, Sequence[Measured]], arms: Sequence[Arm]) -> list[int]:
     """The seeds under which every arm was trained."""
     sets = [{model.index for model in models[arm.name]} for arm in arms]
     return sorted(set.intersection(*sets))
 
 
-def _scores(models: Sequence[Model], indices: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _scores(models: Sequence[Measured], indices: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """[S, N] test scores under these seeds."""
     by_index = {model.index: model for model in models}
     return np.stack([by_index[index].scored("test").score_N for index in indices])

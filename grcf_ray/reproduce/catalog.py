@@ -25,7 +25,9 @@ EXPERIMENTS = {
     for experiment in (
         Experiment("ablation", "Table 3", "what each part of the method is worth", "grids"),
         Experiment("margins", "Table 4", "ordinal groups of the dynamic margin", "grids"),
+        Experiment("noise", "Table 5", "noise on audio and vision at inference", "perturbed"),
         Experiment("stability", "Figure 8", "weights of Stage 1's losses, one at a time", "grids"),
+        Experiment("modalities", "Table 10", "audio or vision taken away at inference", "perturbed"),
         Experiment(
             "complexity",
             "Table 12",

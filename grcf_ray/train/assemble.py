@@ -95,13 +95,16 @@ def initial_model(config: ModelConfig, features: Features, *, seed: int) -> Grcf
     )
 
 
-def text_vectors(features: Features, split: SplitFeatures, encoder: TextEncoder) -> NDArray[np.float32]:
-    """[N, D] text vectors of a split by an encoder as it stands, in the split's order."""
+def text_vectors(
+    features: Features, split: SplitFeatures, encoder: TextEncoder, *, token_budget: int = FROZEN_TOKEN_BUDGET
+) -> NDArray[np.float32]:
+    """[N, D] text vectors of a split by an encoder as it stands, in the split's order; of the encoder's own type."""
     with torch.no_grad():
         order = length_sorted(split, np.arange(len(split)))
-        vectors = [encoder(batch) for batch in micro_batches(features, split, order, FROZEN_TOKEN_BUDGET)]
-    vector_ND = np.empty((len(split), encoder.width), np.float32)
-    vector_ND[order] = torch.cat(vectors).numpy()
+        vectors = [encoder(batch) for batch in micro_batches(features, split, order, token_budget)]
+    sorted_ND = torch.cat(vectors).numpy()
+    vector_ND: NDArray[np.float32] = np.empty_like(sorted_ND)
+    vector_ND[order] = sorted_ND
     return vector_ND
 
 

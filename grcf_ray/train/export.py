@@ -65,14 +65,12 @@ class SavedModel:
         state_ND = np.empty((len(table), self.model.state_width), np.float32)
         return self._predict(table, state_ND), state_ND
 
-    def _predict(self, table: pa.Table, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-        table = self._needed(table)
-        if not table.num_rows:
-            return np.zeros(0)
+    def features_of(self, table: pa.Table) -> Features:
+        """The rows as the model takes them, as either split. DataError names what is missing."""
         low, high = self.label_range
         center = (low + high) / 2
         split = build_split(
-            table,
+            self._needed(table),
             self.tokenizer,
             self.config.features,
             center=center,
@@ -81,11 +79,19 @@ class SavedModel:
             word_aligned=self.word_aligned,
         )
         pad = int(self.tokenizer.pad_token_id or 0)
-        features = Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
+        return Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
+
+    def score_features(self, features: Features, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+        """[N] scores, as in `score`, of what `features_of` gave; z_final is written into state_ND where it is given."""
         budget = self.config.pairs.micro_batch_tokens
         device = next(self.model.parameters()).device
-        score_N = predict(self.model, features, split, device=device, token_budget=budget, state_ND=state_ND)
-        return score_N if self.task == "classification" else score_N + center
+        score_N = predict(self.model, features, features.valid, device=device, token_budget=budget, state_ND=state_ND)
+        return score_N if self.task == "classification" else score_N + features.center
+
+    def _predict(self, table: pa.Table, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+        if not table.num_rows:
+            return np.zeros(0)
+        return self.score_features(self.features_of(table), state_ND)
 
     def _table_of(self, texts: Sequence[str]) -> pa.Table:
         """Texts as a table; DataError where they are none, or where the model needs more."""

@@ -16,28 +16,6 @@ if TYPE_CHECKING:
 MakeLab = Callable[..., "Lab"]
 
 
-@pytest.fixture(scope="module")
-def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the recorded run that this module's tests train in."""
-    folder = tmp_path_factory.mktemp("lab") / "run"
-    shutil.copytree(recorded.folder, folder)
-    return folder
-
-
-@pytest.fixture
-def make_lab(recorded: Any, copied: Path, ray_session: None) -> MakeLab:
-    from grcf_ray.data.store import Store
-    from grcf_ray.reproduce.lab import Lab
-    from grcf_ray.search.record import RunRecord
-    from grcf_ray.storage import place_at
-
-    def make(folder: Path | None = None, **more: Any) -> Lab:
-        record = RunRecord(place_at(folder or copied))
-        return Lab(record, Store.open(recorded.data), **{"seeds": 2, "command": "again", **more})
-
-    return make
-
-
 def arms() -> list[Any]:
     from grcf_ray.reproduce.pool import Arm
 
