@@ -16,7 +16,7 @@ from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import FEW_SEEDS, Metric, compare, spread
 from grcf_ray.tables import Column, Table
 
-__all__ = ["Measured", "arm_tables", "few_seeds", "head_metrics", "metric_of"]
+__all__ = ["Measured", "arm_tables", "few_seeds", "full_arm", "head_metrics", "metric_of"]
 
 _HEAD = {
     "mosi": ("mae", "corr", "pairwise_acc", "acc7", "acc2_non0", "f1_positive"),
@@ -50,6 +50,11 @@ class Measured(Protocol):
 
     def scored(self, split: str) -> Scored:
         """Its scores of a split."""
+
+
+def full_arm(lab: Lab) -> Arm:
+    """The winner's configuration as it is, of however many stages."""
+    return Arm("full", "Full model", stage=2 if lab.config.stage2.epochs else 1)
 
 
 def head_metrics(lab: Lab) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import spread
 from grcf_ray.tables import Column, Table
 
-__all__ = ["ablation", "margins", "stability"]
+__all__ = ["ablation", "ablation_arms", "margins", "stability"]
 
 _TITLES = {
     "full": "Full model",
@@ -31,9 +31,25 @@ _TITLES = {
 
 def ablation(lab: Lab) -> Outcome:
     """Table 3: what each part of the method is worth, at the winner's parameters."""
+    arms = ablation_arms(lab)
+    models = lab.models(arms, "ablation")
+    return Outcome(
+        name="ablation",
+        title=f"Ablation on {lab.store.info.name}, at the winner's parameters",
+        paper="Table 3",
+        tables=arm_tables(lab, arms, models, paper=paper.ABLATION.get(lab.store.info.name)),
+        notes=(
+            "Every row has the winner's parameters (the paper's way); direct MAE has the epochs of both stages.",
+            "w/o Stage 2 is the full model's own Stage 1, under the same seeds.",
+        ),
+    )
+
+
+def ablation_arms(lab: Lab) -> list[Arm]:
+    """The full model, what is left of it without each part, and direct MAE. ConfigError for a run of one stage."""
     config = lab.config
     if not (config.stage1.epochs and config.stage2.epochs):
-        raise ConfigError("ablation takes parts from a search of both stages; this run has one")
+        raise ConfigError("the ablations take parts from a search of both stages; this run has one")
     arms = []
     for name, settings in ABLATIONS.items():
         if name == "static-margin" and lab.store.info.task == "classification":
@@ -46,17 +62,7 @@ def ablation(lab: Lab) -> Outcome:
             # For the cost of both stages.
             more = {"stage2.epochs": config.stage1.epochs + config.stage2.epochs}
         arms.append(Arm(name, _TITLES[name], {**settings, **more}))
-    models = lab.models(arms, "ablation")
-    return Outcome(
-        name="ablation",
-        title=f"Ablation on {lab.store.info.name}, at the winner's parameters",
-        paper="Table 3",
-        tables=arm_tables(lab, arms, models, paper=paper.ABLATION.get(lab.store.info.name)),
-        notes=(
-            "Every row has the winner's parameters (the paper's way); direct MAE has the epochs of both stages.",
-            "w/o Stage 2 is the full model's own Stage 1, under the same seeds.",
-        ),
-    )
+    return arms
 
 
 def margins(lab: Lab) -> Outcome:

@@ -1,0 +1,406 @@
+"""The paper's figures of a search and of its models: importances, loss curves, truth against prediction, t-SNE.
+
+All but t-SNE are made of what the search has on record. N utterances, C case-study samples, D the width of z_final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.errors import ConfigError
+from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
+from grcf_ray.report.figures.curves import curves_data
+from grcf_ray.report.figures.importance import METHODS, importance_data, importance_warning
+from grcf_ray.report.figures.palette import GREY, ORANGE, SCALE
+from grcf_ray.report.figures.parameters import space_of
+from grcf_ray.report.figures.projection import projection_data
+from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.report.view import Scored
+from grcf_ray.reproduce import paper
+from grcf_ray.reproduce.arms import few_seeds
+from grcf_ray.reproduce.drawing import COLOURS, panels
+from grcf_ray.reproduce.grids import ablation_arms
+from grcf_ray.reproduce.lab import Lab
+from grcf_ray.reproduce.outcome import Outcome, Picture
+from grcf_ray.reproduce.statistics import spread
+from grcf_ray.tables import Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["cluster_figures", "curves", "importance", "scatter", "tsne"]
+
+_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
+_PANELS = ("full", "no-advantage", "static-margin", "no-stage1", "no-stage2")
+"""The arms of Figure 5, (a) to (e)."""
+
+
+def tsne(lab: Lab) -> Outcome:
+    """Figure 5: z_final of test in the full model and its ablations, and how compact the case-study samples lie."""
+    arms = [arm for arm in ablation_arms(lab) if arm.name in _PANELS]
+    models = lab.models(arms, "tsne")
+    task, label_range = lab.store.info.task, lab.store.info.label_range
+    shown, rows, notes = [], [], []
+    for letter, arm in zip("abcde", arms, strict=False):
+        of = models[arm.name]
+        scored = [model.scored("test") for model in of]
+        found = projection_data(scored[0], task, label_range)
+        if found is None:
+            notes.append(f"{arm.title}: too few utterances, or the same representation of all of them; not drawn.")
+        else:
+            shown.append(found | {"title": f"({letter}) {arm.title}", "index": of[0].index})
+        figures = [cluster_figures(one.state_ND, _cases(one, lab)) for one in scored]
+        row: dict[str, Any] = {"name": arm.name, "title": arm.title, "paper": paper.CLUSTERS.get(arm.name)}
+        for name in ("silhouette", "ratio"):
+            if values := [figure[name] for figure in figures if figure is not None]:
+                over = spread(values)
+                row |= {name: over.mean, f"{name} deviation": over.deviation, f"{name} values": values}
+        rows.append(row | {"seeds": len(figures)})
+    if not shown:
+        raise ConfigError("t-SNE needs five test utterances and more whose representations differ")
+    case_N = _cases(models["full"][0].scored("test"), lab)
+    if cluster_figures(np.zeros((len(case_N), 1), np.float32), case_N) is None:
+        notes.append(
+            f"Of {len(case_N)} test utterances {case_N.sum()} are case-study samples: a cluster takes two, and one "
+            "beside it; its figures cannot be had."
+        )
+    below = shown[0]["below"]
+    if task == "classification":
+        notes.append("Two classes have no case-study samples: the positive one is looked at.")
+    who = "the positive class" if below is None else f"the samples with a label below {below:.3g}"
+    table = Table(
+        "clusters",
+        f"How compact {who} lie in z_final, test",
+        (
+            Column("title", "model"),
+            Column("silhouette", "silhouette", "{:.3f}"),
+            Column("silhouette deviation", "deviation", "{:.3f}"),
+            Column("ratio", "within / between", "{:.3f}"),
+            Column("ratio deviation", "deviation", "{:.3f}"),
+            Column("seeds", "seeds"),
+            Column("paper", "the paper sees"),
+        ),
+        rows,
+        [
+            "both are of z_final itself, by Euclidean distance, over all test utterances and not of the projection",
+            f"silhouette: mean over {who}, against all others; 1 lies apart and close together, 0 is mixed",
+            "within / between: mean distance among them by mean distance to the others; below 1 is a cluster",
+            *(note for note in (few_seeds(min(len(of) for of in models.values())),) if note),
+        ],
+    )
+    crosses = "Red crosses" if below is not None else "Diamonds"
+    picture = Picture(
+        name="tsne",
+        caption=f"z_final of the test utterances by t-SNE, one seed of each model. {crosses} are {who}. t-SNE keeps "
+        "neighbours together; distances between clusters, their sizes and the axes mean nothing.",
+        data={"panels": shown},
+        draw=draw_projections,
+    )
+    return Outcome(
+        name="tsne",
+        title=f"Representations of the ablations on {lab.store.info.name}",
+        paper="Figure 5",
+        tables=[table],
+        pictures=[picture],
+        notes=notes,
+    )
+
+
+def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) -> dict[str, float] | None:
+    """Mean `silhouette` of the case-study samples against all others, and the `ratio` of their mean distances.
+
+    The ratio is that of the mean distance between two of them to the mean distance between one of them and another
+    utterance. None with fewer than two of them, or none beside them.
+    """
+    from scipy.spatial.distance import cdist
+
+    count = int(case_N.sum())
+    if count < 2 or count == len(case_N):
+        return None
+    distance_CN = cdist(state_ND[case_N], state_ND)
+    within_C = distance_CN[:, case_N].sum(axis=1) / (count - 1)
+    between_C = distance_CN[:, ~case_N].mean(axis=1)
+    wider_C = np.maximum(within_C, between_C)
+    # Where all lie in one place nothing tells them apart.
+    silhouette_C = np.divide(between_C - within_C, wider_C, out=np.zeros(count), where=wider_C > 0)
+    between = float(between_C.mean())
+    return {"silhouette": float(silhouette_C.mean()), "ratio": float(within_C.mean()) / between if between else 1.0}
+
+
+def _cases(scored: Scored, lab: Lab) -> NDArray[np.bool_]:
+    """[N] whether an utterance is one whose cluster is looked at: a label below -2 of 3, or the positive class."""
+    if lab.store.info.task == "classification":
+        return scored.label_N > lab.center
+    return scored.label_N < round(lab.center - 2 * lab.half_range / 3, LABEL_DECIMALS)
+
+
+def draw_projections(data: Mapping[str, Any]) -> Figure:
+    """A panel for each model: points in the colour of their label, the case-study samples as crosses."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("labels", [(place, colour) for place, colour in SCALE])
+    figure, axes = panels(len(data["panels"]), columns=3, width=3.6)
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        low, high = panel["range"]
+        two = panel["task"] == "classification"
+        marked: list[Mapping[str, Any]] = []
+        others: list[Mapping[str, Any]] = []
+        for point in panel["points"]:
+            (marked if (point["label"] > (low + high) / 2 if two else point["case"]) else others).append(point)
+        points = axis.scatter(
+            *_places(others), c=[p["label"] for p in others], vmin=low, vmax=high, cmap=colours, s=12, alpha=0.8
+        )
+        if two:
+            axis.scatter(*_places(marked), marker="D", s=14, facecolors="none", edgecolors=COLOURS[0], label="positive")
+        elif marked:
+            axis.scatter(*_places(marked), marker="x", s=28, c="#d00000", label=f"label below {panel['below']:.3g}")
+        axis.set(title=f"{panel['title']}, seed {panel['index']}", xticks=[], yticks=[])
+        if marked:
+            axis.legend(fontsize="x-small", loc="best")
+    if data["panels"][0]["task"] == "regression":
+        figure.colorbar(points, ax=axes, label="label", shrink=0.6)
+    return figure
+
+
+def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [p["x"] for p in points], [p["y"] for p in points]
+
+
+def importance(lab: Lab) -> Outcome:
+    """Figure 9: which searched parameters mattered in each stage."""
+    tables, shown, notes = [], [], []
+    for stage in _STAGES:
+        trials = lab.view.trials[stage]
+        if not trials:
+            continue
+        data = importance_data(trials, stage, space_of(lab.view))
+        metric = METRIC_TITLES[lab.view.objective(stage)]
+        if not data["methods"]:
+            notes.append(
+                f"Stage {stage}: {data['trials']} trials that ran to the end tell nothing; too few, or all alike."
+            )
+            continue
+        if warning := importance_warning(data):
+            notes.append(f"Stage {stage}: {warning[0].lower()}{warning[1:]}")
+        tables.append(_importance_table(data, stage, metric))
+        shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
+    if not shown:
+        raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes]))
+    picture = Picture(
+        name="importance",
+        caption="Share of each parameter by random forest, mean and deviation over forests of several seeds; of the "
+        "trials that ran to the end.",
+        data={"panels": shown},
+        draw=draw_importances,
+    )
+    return Outcome(
+        name="importance",
+        title=f"Importance of the searched parameters on {lab.store.info.name}",
+        paper="Figure 9",
+        tables=tables,
+        pictures=[picture],
+        notes=(
+            *(f"The paper, Stage {stage}: {said}." for stage, (_, said) in paper.IMPORTANCE.items()),
+            "The paper searched all parameters of a stage on CMU-MOSI; a parameter that this search held fixed has no "
+            "row.",
+            *notes,
+        ),
+    )
+
+
+def _importance_table(data: Mapping[str, Any], stage: Literal[1, 2], metric: str) -> Table:
+    path, _ = paper.IMPORTANCE[stage]
+    rows = [
+        {
+            "title": parameter,
+            "paper": "first" if parameter == path else None,
+            **{name: found["mean"][index] for name, found in data["methods"].items()},
+            "spread": data["methods"]["forest"]["spread"][index],
+        }
+        for index, parameter in enumerate(data["parameters"])
+    ]
+    notes = [f"of {data['trials']} trials that ran to the end; out-of-bag R² of the forest {data['explained']:.2f}"]
+    if data["constant"]:
+        notes.append(f"the same in all of them: {', '.join(data['constant'])}")
+    return Table(
+        f"stage{stage}",
+        f"Stage {stage}: share in the differences of validation {metric}",
+        (
+            Column("title", "parameter"),
+            Column("paper", "paper"),
+            Column("forest", METHODS["forest"], "{:.1%}"),
+            Column("spread", "deviation", "{:.1%}"),
+            *(Column(name, title, "{:.1%}") for name, title in METHODS.items() if name != "forest"),
+        ),
+        rows,
+        notes,
+    )
+
+
+def draw_importances(data: Mapping[str, Any]) -> Figure:
+    """Bars of each stage's parameters, the most important at the top."""
+    figure, axes = panels(len(data["panels"]), width=5.5)
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        found, places = panel["methods"]["forest"], range(len(panel["labels"]))
+        axis.barh(places, found["mean"], xerr=found["spread"], color=COLOURS[0], ecolor=GREY, capsize=2)
+        axis.set_yticks(places, panel["labels"], parse_math=False)
+        axis.set(title=panel["title"], xlabel="share of the importance", xlim=(0, None))
+        axis.invert_yaxis()
+        axis.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def curves(lab: Lab) -> Outcome:
+    """Figure 3: the losses of the winner's stages by term."""
+    tables, shown = [], []
+    for stage in _STAGES:
+        data = curves_data(lab.view, stage)
+        if data is None or not data["terms"]:
+            continue
+        rows = []
+        for term, values in data["terms"].items():
+            known = [value for value in values if value is not None]
+            if known:
+                row = {"title": term, "first": known[0], "last": known[-1], "low": min(known), "high": max(known)}
+                rows.append(row | {"paper": paper.CURVES.get((stage, term))})
+        tables.append(
+            Table(
+                f"stage{stage}",
+                f"Stage {stage}, trial {data['number']} ({data['role']}): mean training loss of an epoch",
+                (
+                    Column("title", "term"),
+                    Column("first", "first epoch", "{:.4f}"),
+                    Column("last", "last", "{:.4f}"),
+                    Column("low", "lowest", "{:.4f}"),
+                    Column("high", "highest", "{:.4f}"),
+                    Column("paper", "the paper sees"),
+                ),
+                rows,
+                ("terms are before their weights; total is weighted",),
+            )
+        )
+        shown.append(data)
+    if not shown:
+        raise ConfigError("the winner's trials have no losses on record")
+    picture = Picture(
+        name="curves",
+        caption="Mean training loss of each epoch by term, before its weight, and in total, of the trials that led to "
+        "the winner; below, their validation metric.",
+        data={"stages": shown},
+        draw=draw_curves,
+    )
+    return Outcome(
+        name="curves",
+        title=f"Training curves on {lab.store.info.name}",
+        paper="Figure 3",
+        tables=tables,
+        pictures=[picture],
+        notes=("One trial of each stage under one seed, as in the paper: no deviation can be had.",),
+    )
+
+
+def draw_curves(data: Mapping[str, Any]) -> Figure:
+    """A row for each stage: the loss terms, and the validation metric with the epoch that was kept."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = panels(2 * len(data["stages"]))
+    for place, stage in enumerate(data["stages"]):
+        losses, metric = axes[2 * place : 2 * place + 2]
+        for index, (term, values) in enumerate(stage["terms"].items()):
+            losses.plot(
+                stage["epoch"], _gaps(values), marker="o", ms=3, color=COLOURS[index % len(COLOURS)], label=term
+            )
+        losses.set(title=f"Stage {stage['stage']}", xlabel="epoch", ylabel="training loss")
+        for text in losses.legend(fontsize="small").get_texts():
+            text.set_parse_math(False)
+        metric.plot(stage["epoch"], _gaps(stage["objective"]), marker="o", ms=3, color=COLOURS[0])
+        if stage["best_epoch"] is not None:
+            metric.axvline(stage["best_epoch"], color=GREY, linestyle="--", label="epoch that was kept")
+            metric.legend(fontsize="small")
+        metric.set(title=f"Stage {stage['stage']}", xlabel="epoch", ylabel=f"valid {METRIC_TITLES[stage['metric']]}")
+        for axis in (losses, metric):
+            axis.grid(alpha=0.3)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """The values with a gap for None."""
+    return [np.nan if value is None else value for value in values]
+
+
+def scatter(lab: Lab) -> Outcome:
+    """Figure 10: truth against prediction of the winner on test; of two classes, the scores of each."""
+    scored = lab.view.scored("test")
+    if scored is None or lab.view.metrics is None:
+        raise ConfigError("the run has no predictions of its winner on record; search with this version writes them")
+    recorded, printed = lab.view.metrics["test"], lab.facts.paper_results if lab.facts else {}
+    label_range = lab.store.info.label_range
+    two = lab.store.info.task == "classification"
+    if two:
+        names, data = ("auroc", "acc2"), class_scores_data(scored, label_range, recorded)
+    else:
+        names, found = ("corr", "mae"), agreement_data(scored, label_range, recorded)
+        points = found.pop("points")
+        data = found | {key: [point[key] for point in points] for key in ("label", "score")}
+    table = Table(
+        "figures",
+        f"The winner on {len(scored.label_N)} test utterances",
+        (Column("title", "metric"), Column("paper", "paper", "{:.3f}"), Column("value", "winner", "{:.4f}")),
+        [
+            {"name": name, "title": METRIC_TITLES[name], "paper": printed.get(name), "value": recorded.get(name)}
+            for name in names
+        ],
+        ("one model under one seed; main has the figures over seeds",),
+    )
+    picture = Picture(
+        name="scatter",
+        caption="How often the test logits of each class fall where; the threshold is 0."
+        if two
+        else "Test labels and predictions; a perfect model would be on the dashed line.",
+        data=data,
+        draw=draw_classes if two else draw_agreement,
+    )
+    return Outcome(
+        name="scatter",
+        title=f"Truth against prediction on {lab.store.info.name}",
+        paper="Figure 10",
+        tables=[table],
+        pictures=[picture],
+        notes=("A high correlation does not say that the predictions have the right size: to lie near the line does.",)
+        if not two
+        else ("The paper has this figure of scores alone, not of two classes.",),
+    )
+
+
+def draw_agreement(data: Mapping[str, Any]) -> Figure:
+    """A point for each utterance, and the diagonal."""
+    figure, (axis,) = panels(1, width=4.8, height=4.5)
+    axis.scatter(data["label"], data["score"], s=14, alpha=0.5, color=COLOURS[0])
+    axis.plot(data["range"], data["range"], color=GREY, linestyle="--")
+    axis.set(xlabel="label", ylabel="prediction")
+    _title(axis, data["recorded"])
+    return figure
+
+
+def draw_classes(data: Mapping[str, Any]) -> Figure:
+    """Two outlines of steps, and the threshold."""
+    figure, (axis,) = panels(1, width=5.5, height=3.8)
+    for name, colour, style in (("negative", ORANGE, ":"), ("positive", COLOURS[0], "-")):
+        axis.stairs(data[name], data["edges"], label=f"{name} ({sum(data[name])})", color=colour, linestyle=style, lw=2)
+    axis.axvline(0, color=GREY, linestyle="--")
+    axis.set(xlabel="logit of the positive class", ylabel="utterances")
+    axis.legend(fontsize="small")
+    _title(axis, data["recorded"])
+    return figure
+
+
+def _title(axis: Axes, recorded: Mapping[str, float]) -> None:
+    axis.set_title(", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in recorded.items()))
+    axis.grid(alpha=0.3)
