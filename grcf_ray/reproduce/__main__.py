@@ -12,6 +12,7 @@ import typer
 from grcf_ray import console
 
 if TYPE_CHECKING:
+    from grcf_ray.reproduce.options import Options
     from grcf_ray.reproduce.outcome import Outcome
     from grcf_ray.storage import Place
 
@@ -27,6 +28,14 @@ def reproduce(
         None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
     ),
     seeds: int = typer.Option(5, metavar="N", min=1, help="Fresh seeds that each row is trained under."),
+    retune: bool = typer.Option(False, "--retune", help="ablation: also search each ablation anew, for the same cost."),
+    backbones: list[str] = typer.Option(
+        [], metavar="NAME|DIR", help="backbones: a text encoder to train with; may be repeated; default the paper's."
+    ),
+    onto: str | None = typer.Option(None, metavar="NAME", help="transfer: the data set that the models are taken to."),
+    onto_data: Path | None = typer.Option(
+        None, metavar="FILE|DIR", help="transfer: its files; default $GRCF_DATA/NAME, then ./data/NAME."
+    ),
     backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="Text encoder; for complexity."),
     storage: str | None = typer.Option(
         None, metavar="DIR|URI", help="Where runs lie, without --from; default $GRCF_RUNS, then ./runs."
@@ -40,6 +49,8 @@ def reproduce(
       python -m grcf_ray.reproduce list
       python -m grcf_ray.reproduce complexity --dataset mosi
       python -m grcf_ray.reproduce ablation --from runs/mosi-all-MiniLM-L6-v2-seed42 --seeds 5
+      python -m grcf_ray.reproduce ablation --from runs/mosi-all-MiniLM-L6-v2-seed42 --retune
+      python -m grcf_ray.reproduce transfer --from runs/mosei-deberta-v3-base-seed42 --onto mosi
 
     The same command again goes on with what was interrupted, and trains nothing twice. Results lie in
     RUN/reproduce/NAME: a page, figures, Markdown, LaTeX and JSON.
@@ -47,12 +58,15 @@ def reproduce(
     from grcf_ray.config import nearest
     from grcf_ray.errors import ConfigError
     from grcf_ray.reproduce.catalog import EXPERIMENTS
+    from grcf_ray.reproduce.options import Options
 
     if name == "list":
         console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.what) for e in EXPERIMENTS.values()])
         return
     if name != "all" and name not in EXPERIMENTS:
         raise ConfigError(f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))}; `list` names them")
+    options = Options(retune=retune, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
+    options.check(name)
     if name == "complexity" and run is None:
         if dataset is None:
             raise ConfigError("complexity needs the data set whose features the model takes: --dataset NAME")
@@ -60,7 +74,7 @@ def reproduce(
         return
     if run is None:
         raise ConfigError(f"{name} starts from a finished search: --from RUN")
-    _from_run(name, run, data, seeds, as_json=json)
+    _from_run(name, run, data, seeds, options, as_json=json)
 
 
 def _complexity(dataset: str, backbone: str | None) -> Outcome:
@@ -73,7 +87,7 @@ def _complexity(dataset: str, backbone: str | None) -> Outcome:
     return complexity(config, dataset, threads=available_threads())
 
 
-def _from_run(name: str, run: str, data: Path | None, seeds: int, *, as_json: bool) -> None:
+def _from_run(name: str, run: str, data: Path | None, seeds: int, options: Options, *, as_json: bool) -> None:
     from importlib import import_module
 
     from grcf_ray.errors import ConfigError, DataError
@@ -86,7 +100,14 @@ def _from_run(name: str, run: str, data: Path | None, seeds: int, *, as_json: bo
 
     record = RunRecord(place_at(run, check=True))
     command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])
-    lab = Lab(record, recorded_store(record, data), seeds=seeds, command=command, listeners=(ProgressLines(),))
+    lab = Lab(
+        record,
+        recorded_store(record, data),
+        seeds=seeds,
+        command=command,
+        listeners=(ProgressLines(),),
+        options=options,
+    )
     chosen = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
     outcomes = []
     for experiment in chosen:

@@ -36,6 +36,7 @@ EXPERIMENTS = {
         Experiment("importance", "Figure 9", "which searched parameters mattered", "pictures", trains=False),
         Experiment("scatter", "Figure 10", "truth against prediction on test", "pictures", trains=False),
         Experiment("modalities", "Table 10", "audio or vision taken away at inference", "perturbed"),
+        Experiment("backbones", "Table 11", "other text encoders", "grids"),
         Experiment(
             "complexity",
             "Table 12",

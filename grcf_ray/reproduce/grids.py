@@ -1,8 +1,9 @@
-"""Experiments that train a grid of arms from the winner: ablation, margins, stability."""
+"""Experiments that train a grid of arms from the winner: ablation, margins, stability, backbones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from grcf_ray.config import ABLATIONS, flatten
@@ -11,13 +12,15 @@ from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.reproduce import paper
 from grcf_ray.reproduce.arms import arm_tables, few_seeds, head_metrics
 from grcf_ray.reproduce.drawing import draw_lines
-from grcf_ray.reproduce.lab import Lab
+from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
-from grcf_ray.reproduce.pool import Arm
+from grcf_ray.reproduce.pool import Arm, configured
+from grcf_ray.reproduce.retuned import retuned_arm
 from grcf_ray.reproduce.statistics import spread
 from grcf_ray.tables import Column, Table
+from grcf_ray.train.assemble import prepare_features
 
-__all__ = ["ablation", "ablation_arms", "margins", "stability"]
+__all__ = ["ablation", "ablation_arms", "backbones", "margins", "stability"]
 
 _TITLES = {
     "full": "Full model",
@@ -30,17 +33,26 @@ _TITLES = {
 
 
 def ablation(lab: Lab) -> Outcome:
-    """Table 3: what each part of the method is worth, at the winner's parameters."""
+    """Table 3: what each part of the method is worth, at the winner's parameters and, where asked, retuned."""
     arms = ablation_arms(lab)
+    notes = ["Every row has the winner's parameters (the paper's way); direct MAE has the epochs of both stages."]
+    if lab.options.retune:
+        # The full model is what the run's own search found.
+        arms = [arms[0], *(of for arm in arms[1:] for of in (arm, retuned_arm(lab, arm, arm.name)))]
+        notes = [
+            "Rows have the winner's parameters (the paper's way) or, retuned, those that a search of their own found "
+            "with as many epochs altogether as the run's; direct MAE has the epochs of both stages in each trial.",
+        ]
     models = lab.models(arms, "ablation")
     return Outcome(
         name="ablation",
-        title=f"Ablation on {lab.store.info.name}, at the winner's parameters",
+        title=f"Ablation on {lab.store.info.name}, at the winner's parameters"
+        + (" and retuned" if lab.options.retune else ""),
         paper="Table 3",
         tables=arm_tables(lab, arms, models, paper=paper.ABLATION.get(lab.store.info.name)),
         notes=(
-            "Every row has the winner's parameters (the paper's way); direct MAE has the epochs of both stages.",
-            "w/o Stage 2 is the full model's own Stage 1, under the same seeds.",
+            *notes,
+            "w/o Stage 2, at the winner's parameters, is the full model's own Stage 1 under the same seeds.",
         ),
     )
 
@@ -79,6 +91,55 @@ def margins(lab: Lab) -> Outcome:
         tables=arm_tables(lab, arms, models, paper=paper.GROUPS.get(lab.store.info.name)),
         notes=("overlap,3 and overlap,7 have edges of our own: the paper prints none.",),
     )
+
+
+def backbones(lab: Lab) -> Outcome:
+    """Table 11: other text encoders, each with the winner's parameters."""
+    own = lab.config.model.backbone
+    # The paper compares them on MOSI alone; they are no worse for other data.
+    wanted = [name for name in paper.BACKBONES["mosi"] if not _same(name, own)]
+    if lab.options.backbones:
+        wanted = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in lab.options.backbones]
+    others = [name for name in dict.fromkeys(wanted) if name != own]
+    arms = [Arm(own, _encoder(own)), *(Arm(name, _encoder(name), {"model.backbone": name}) for name in others)]
+    had, notes = [], []
+    for arm in arms:
+        try:
+            # What keeps an encoder from being trained here is found out before any is trained.
+            prepare_features(lab.store, configured(lab.config, arm))
+            had.append(arm)
+        except ConfigError as error:
+            notes.append(f"{arm.title} cannot be had here: {error}.")
+    if not had:
+        raise ConfigError(" ".join(notes))
+    models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
+    models |= lab.models(had, "backbones")
+    printed = paper.BACKBONES.get(lab.store.info.name, {})
+    return Outcome(
+        name="backbones",
+        title=f"Text encoders on {lab.store.info.name}, with the winner's parameters",
+        paper="Table 11",
+        tables=arm_tables(
+            lab,
+            arms,
+            models,
+            paper={arm.name: of for arm in arms for name, of in printed.items() if _same(name, arm.name)},
+        ),
+        notes=(
+            *notes,
+            f"The parameters were searched with {_encoder(own)}, and the others have them as they are.",
+            "The paper names ALBERT-Base and BERT-Base without their versions.",
+        ),
+    )
+
+
+def _encoder(name: str) -> str:
+    """A text encoder's own name, without its publisher or folder."""
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _same(name: str, other: str) -> bool:
+    return _encoder(name) == _encoder(other)
 
 
 LAMBDA1 = tuple(round(0.6 + 0.1 * step, 1) for step in range(10))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
 import sys
@@ -17,6 +18,7 @@ from grcf_ray.data.store import Store
 from grcf_ray.errors import DataError, NoWinnerError
 from grcf_ray.metrics import Protocol
 from grcf_ray.report.view import RunView, Scored
+from grcf_ray.reproduce.options import Options
 from grcf_ray.reproduce.outcome import Outcome
 from grcf_ray.reproduce.pool import Arm, Pool, PoolTrials, configured, entry_of, shape_name, shape_of, space_of
 from grcf_ray.search.events import Listener, SearchStarted
@@ -63,15 +65,25 @@ class Lab:
     """
 
     def __init__(
-        self, record: RunRecord, store: Store, *, seeds: int, command: str, listeners: Sequence[Listener] = ()
+        self,
+        record: RunRecord,
+        store: Store,
+        *,
+        seeds: int,
+        command: str,
+        listeners: Sequence[Listener] = (),
+        options: Options | None = None,
     ) -> None:
         self.record, self.store, self.seeds, self.command, self.listeners = record, store, seeds, command, listeners
+        self.options = options or Options()
         self.view = RunView.read(record)
         if self.view.winner is None or self.view.metrics is None:
             raise DataError(f"{record}: experiments start from its winner, and the search is {self.view.run['state']}")
-        space = recorded_space(self.view.run["space"], str(record))
-        self.config: RunConfig = config_of(space, record, self.view.winner)
+        self.space = recorded_space(self.view.run["space"], str(record))
+        """What the run searched."""
+        self.config: RunConfig = config_of(self.space, record, self.view.winner)
         """The winner's configuration."""
+        self._models = record.place / "reproduce" / "models"
         self._stop = Stop(last_words=lambda how: print(f"{how}; to go on: {command}", file=sys.stderr, flush=True))
 
     @property
@@ -95,6 +107,16 @@ class Lab:
         """The middle of the label range."""
         low, high = self.store.info.label_range
         return (low + high) / 2
+
+    def on(self, store: Store, config: RunConfig, models: Place) -> Lab:
+        """The run's lab on other data, with another configuration to start from; what it trains lies in `models`."""
+        other = copy.copy(self)
+        other.store, other.config, other._models = store, config, models
+        return other
+
+    def pool(self, arm: Arm) -> Pool:
+        """Where the models of an arm are."""
+        return self._pool(shape_name(shape_of(configured(self.config, arm))))
 
     def noted(self, outcome: Outcome) -> Outcome:
         """The outcome with where it comes from."""
@@ -120,9 +142,9 @@ class Lab:
         provenance under the experiment's name.
         """
         found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
-        with self._held():
+        with self.held():
             for shape, of in self._by_shape(arms).items():
-                pool = Pool(RunRecord(self.record.place / "reproduce" / "models" / shape))
+                pool = self._pool(shape)
                 self._train(pool, of, experiment)
                 for arm in of:
                     for index in range(self.seeds):
@@ -132,6 +154,9 @@ class Lab:
         if empty := [arm.title for arm in arms if not found[arm.name]]:
             raise NoWinnerError(f"no training of {', '.join(empty)} came to its end; the record: {self.record}")
         return found
+
+    def _pool(self, shape: str) -> Pool:
+        return Pool(RunRecord(self._models / shape))
 
     def _by_shape(self, arms: Sequence[Arm]) -> dict[str, list[Arm]]:
         shapes: dict[str, list[Arm]] = {}
@@ -185,7 +210,7 @@ class Lab:
         measure_models(job, ended, self.store, self.record, f"reproduce {experiment}")
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """The run is nobody else's meanwhile; signals end the experiment with its finished trials kept."""
         aside = contextlib.redirect_stdout(sys.stderr)
         with Lease(self.record.place, self.command), self._stop.on_signals(), aside:

@@ -144,7 +144,7 @@ class Search:
                 epochs=epochs,
                 seed=config.seed,
                 n_startup_trials=startup_trials(budget),
-                feasible=lambda params: self._feasible(stage, params),
+                feasible=self._feasible,
                 launch=keeper.launch,
             )
             keeper.settle = proposals.settle
@@ -162,9 +162,10 @@ class Search:
             return self.retrainings.seed_for(stage, params, number)
         return stage_seed(self.config.seed, stage, number)
 
-    def _feasible(self, stage: Literal[1, 2], params: Mapping[str, Any]) -> bool:
+    def _feasible(self, params: Mapping[str, Any]) -> bool:
         features = self.features
-        return stage == 2 or not check_margins(self.space.config(params), features.half_range, features.task)
+        # A finalist's margins are those of its Stage 1 trial.
+        return "finalist" in params or not check_margins(self.space.config(params), features.half_range, features.task)
 
     def _fit(
         self,

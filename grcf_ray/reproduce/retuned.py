@@ -1,0 +1,73 @@
+"""Ablations that are searched anew: each by a search of its own, for what the run's own search has cost.
+
+They lie below the run that they start from, `reproduce/retuned/<ablation>/`, and are runs like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from grcf_ray import console
+from grcf_ray.config import ABLATIONS, flatten
+from grcf_ray.report.view import RunView
+from grcf_ray.reproduce.lab import Lab
+from grcf_ray.reproduce.pool import Arm
+from grcf_ray.search.direct import direct_space
+from grcf_ray.search.opening import grown
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.session import Session
+from grcf_ray.search.space import Space
+from grcf_ray.search.stages import config_of
+from grcf_ray.search.winner import note_test_read
+
+__all__ = ["retuned_arm", "retuned_space"]
+
+
+def retuned_space(space: Space, ablation: str) -> Space:
+    """What the search of an ablation varies; it has as many epochs altogether as both stages of the space.
+
+    Without Stage 1, Stage 2 searches what Stage 1 searched of model, pairs and margins too.
+    """
+    if ablation == "direct-mae":
+        return direct_space(space)
+    config, own = space.config(), space.with_settings(ABLATIONS[ablation])
+    first, second, search = config.stage1.epochs, config.stage2.epochs, config.search
+    epochs = first * search.stage1_trials + second * search.stage2_trials
+    if ablation == "no-stage1":
+        inherited = {path: dim for path, dim in own.stage1.items() if not path.startswith("stage1.")}
+        own = dataclasses.replace(own, stage1={}, stage2={**inherited, **own.stage2})
+        return own.with_settings({"search.stage2_trials": round(epochs / second)})
+    if ablation == "no-stage2":
+        own = dataclasses.replace(own, stage2={})
+        return own.with_settings({"search.stage1_trials": round(epochs / first)})
+    return own
+
+
+def retuned_arm(lab: Lab, arm: Arm, ablation: str) -> Arm:
+    """The ablation's arm with the parameters that its own search finds; a search that has ended is not run again."""
+    space = retuned_space(grown(lab.record, lab.space), ablation)
+    record = RunRecord(lab.record.place / "reproduce" / "retuned" / ablation)
+    session = Session(
+        record=record,
+        space=space,
+        store=lab.store,
+        seeds=0,
+        reopen=False,
+        time_budget=None,
+        command=lab.command,
+        listeners=lab.listeners,
+    )
+    if not session.finished():
+        console.progress(f"Searching {arm.title} anew")
+        # Its winner is measured too, once it is fixed.
+        note_test_read(lab.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
+        session.run(session.check())
+    winner = RunView.read(record).winner
+    assert winner is not None
+    base = flatten(lab.config)
+    settings = {
+        path: value
+        for path, value in flatten(config_of(space, record, winner)).items()
+        if value != base[path] and not path.startswith("search.")
+    }
+    return Arm(f"{arm.name}-retuned", f"{arm.title}, retuned", settings, stage=arm.stage)
