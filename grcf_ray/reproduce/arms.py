@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from grcf_ray.metrics import METRIC_DIRECTIONS, split_metric
+from grcf_ray.metrics import METRIC_DIRECTIONS, split_metric, split_metrics
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import Scored
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.pool import Arm
-from grcf_ray.reproduce.statistics import FEW_SEEDS, Metric, compare, spread
+from grcf_ray.reproduce.statistics import FEW_SEEDS, Floats, Metric, compare, spread
+from grcf_ray.search.winner import finite_metrics
 from grcf_ray.tables import Column, Table
 
-__all__ = ["Measured", "arm_tables", "few_seeds", "full_arm", "head_metrics", "metric_of"]
+__all__ = ["Measured", "Rescored", "arm_tables", "few_seeds", "figures", "full_arm", "head_metrics", "metric_of"]
 
 _HEAD = {
     "mosi": ("mae", "corr", "pairwise_acc", "acc7", "acc2_non0", "f1_positive"),
@@ -50,6 +52,33 @@ class Measured(Protocol):
 
     def scored(self, split: str) -> Scored:
         """Its scores of a split."""
+
+
+class Rescored:
+    """A model's scores of test where it was shown it in another way than when it was measured; see `Measured`."""
+
+    def __init__(self, index: int, test: Scored, metrics: Mapping[str, float]) -> None:
+        self.index, self._test = index, test
+        self.metrics = {"test": metrics}
+
+    @classmethod
+    def of(cls, lab: Lab, index: int, test: Scored, score_N: Floats) -> Rescored:
+        """Scores [N] of the utterances of `test`, measured as the lab's data are."""
+        # The states are those of what the model was shown before.
+        shown = dataclasses.replace(test, score_N=score_N, state_ND=np.empty((len(score_N), 0), np.float32))
+        return cls(index, shown, figures(lab, score_N, test.label_N))
+
+    def scored(self, split: str) -> Scored:
+        """Its scores of test; there are none of another split."""
+        assert split == "test"
+        return self._test
+
+
+def figures(lab: Lab, score_N: Floats, label_N: Floats) -> dict[str, float]:
+    """All metrics of the data set's protocol that are defined for these scores [N]."""
+    return finite_metrics(
+        split_metrics(score_N, label_N, protocol=lab.protocol, limit=lab.half_range, center=lab.center)
+    )
 
 
 def full_arm(lab: Lab) -> Arm:

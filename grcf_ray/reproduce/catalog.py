@@ -35,6 +35,7 @@ EXPERIMENTS = {
         Experiment("stability", "Figure 8", "weights of Stage 1's losses, one at a time", "grids"),
         Experiment("importance", "Figure 9", "which searched parameters mattered", "pictures", trains=False),
         Experiment("scatter", "Figure 10", "truth against prediction on test", "pictures", trains=False),
+        Experiment("transfer", "Table 9", "the models on another data set, --onto NAME", "transfer"),
         Experiment("modalities", "Table 10", "audio or vision taken away at inference", "perturbed"),
         Experiment("backbones", "Table 11", "other text encoders", "grids"),
         Experiment(

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from grcf_ray import console
 from grcf_ray.data.frames import Frames
-from grcf_ray.metrics import METRIC_TITLES, split_metrics
-from grcf_ray.report.view import Scored
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import arm_tables, few_seeds, head_metrics
+from grcf_ray.reproduce.arms import Rescored, arm_tables, few_seeds, figures, head_metrics
 from grcf_ray.reproduce.drawing import draw_lines
 from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import spread
-from grcf_ray.search.winner import finite_metrics, note_test_read
+from grcf_ray.search.winner import note_test_read
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import text_vectors
 from grcf_ray.train.export import SavedModel, load_model
@@ -56,7 +55,7 @@ def noise(lab: Lab) -> Outcome:
                     # The same noise for every model.
                     rng = np.random.default_rng([lab.config.seed, index, draw])
                     score_N = reader.score(_noisy(reader.table, scales, sigma, rng))
-                    draws.append(_metrics(lab, score_N, model.scored("test").label_N))
+                    draws.append(figures(lab, score_N, model.scored("test").label_N))
                 found.setdefault(way, {}).setdefault(sigma, []).append(draws)
     if not any(sigma for of in found.values() for sigma in of):
         notes.append("The data have text alone, so every σ is the clean result: the other cells need audio or vision.")
@@ -87,7 +86,7 @@ def modalities(lab: Lab) -> Outcome:
     """Table 10: audio or vision taken from a model that was trained with both, at inference."""
     arm, notes = _full_model(lab)
     models = lab.models([arm], "modalities")[arm.name]
-    measured: dict[str, list[_Measured]] = {name: [] for name in _SHOWN}
+    measured: dict[str, list[Rescored]] = {name: [] for name in _SHOWN}
     missing: dict[str, list[str]] = {}
     for model, reader in _readers(lab, models, "modalities"):
         dims = reader.saved.model.modality_dims
@@ -99,7 +98,7 @@ def modalities(lab: Lab) -> Outcome:
             table = reader.table
             hidden = {other: pa.nulls(len(table), table.schema.field(other).type) for other in dims}
             score_N = reader.score({other: column for other, column in hidden.items() if other not in shown})
-            measured[name].append(_Measured(lab, model, score_N))
+            measured[name].append(Rescored.of(lab, model.index, model.scored("test"), score_N))
     notes += [f"{_SHOWN[name]} cannot be had: the data have no {' and no '.join(of)}." for name, of in missing.items()]
     return Outcome(
         name="modalities",
@@ -141,23 +140,6 @@ class _Reader:
         features = self.saved.features_of(table)
         split = dataclasses.replace(features.valid, vector_ND=self._vector_ND)
         return self.saved.score_features(dataclasses.replace(features, valid=split))
-
-
-class _Measured:
-    """A model's scores of test as it was shown it, as `arms.Measured` has it."""
-
-    def __init__(self, lab: Lab, model: Model, score_N: NDArray[np.float64]) -> None:
-        self.index = model.index
-        # The states are those of what the model was shown before.
-        self._test = dataclasses.replace(
-            model.scored("test"), score_N=score_N, state_ND=np.empty((len(score_N), 0), np.float32)
-        )
-        self.metrics = {"test": _metrics(lab, score_N, self._test.label_N)}
-
-    def scored(self, split: str) -> Scored:
-        """Its scores of test; there are none of another split."""
-        assert split == "test"
-        return self._test
 
 
 def _full_model(lab: Lab) -> tuple[Arm, list[str]]:
@@ -209,12 +191,6 @@ def _noisy(
         noisy = dataclasses.replace(frames, values=noisy_RA.reshape(-1))
         columns[name] = noisy.to_arrow(width=len(scale_A))
     return columns
-
-
-def _metrics(lab: Lab, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
-    return finite_metrics(
-        split_metrics(score_N, label_N, protocol=lab.protocol, limit=lab.half_range, center=lab.center)
-    )
 
 
 def _noise_table(

@@ -20,7 +20,7 @@ from grcf_ray.search.winner import finite_metrics
 from grcf_ray.train.export import SavedModel, load_model
 from grcf_ray.train.stage import use_deterministic_torch
 
-__all__ = ["Rows", "fit_features", "measure_on"]
+__all__ = ["Rows", "fit_features", "measure_on", "score_on"]
 
 
 class Rows(Protocol):
@@ -44,7 +44,25 @@ def measure_on(
     what differs. ConfigError where the tasks differ. Scores are scaled from the one label range to the other.
     """
     use_deterministic_torch(threads)
-    saved = load_model(folder)
+    score_N, notes = score_on(load_model(folder), table, info, fit=fit)
+    low, high = info.label_range
+    metrics = split_metrics(
+        score_N,
+        np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
+        protocol=protocol_of(info.name, info.task),
+        limit=(high - low) / 2,
+        center=(low + high) / 2,
+    )
+    return finite_metrics(metrics), notes
+
+
+def score_on(
+    saved: SavedModel, table: pa.Table, info: TableInfo, *, fit: bool
+) -> tuple[NDArray[np.float64], list[str]]:
+    """[N] scores of rows of another data set in that one's label units, and what was done to get them.
+
+    fit, and what is raised: as `measure_on` has it.
+    """
     if saved.task != info.task:
         raise ConfigError(f"the model was trained for {saved.task}, and {info.name} is labelled for {info.task}")
     lowercase = saved.lowercase or (saved.config.features.lowercase == "auto" and info.transcripts == "upper")
@@ -54,14 +72,7 @@ def measure_on(
     if (low, high) != (to_low, to_high):
         score_N = to_low + (score_N - low) * (to_high - to_low) / (high - low)
         notes.append(f"scores are scaled from [{low:g}, {high:g}] to [{to_low:g}, {to_high:g}]")
-    metrics = split_metrics(
-        score_N,
-        np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
-        protocol=protocol_of(info.name, info.task),
-        limit=(to_high - to_low) / 2,
-        center=(to_low + to_high) / 2,
-    )
-    return finite_metrics(metrics), notes
+    return score_N, notes
 
 
 def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
