@@ -39,6 +39,8 @@ __all__ = ["cluster_figures", "curves", "importance", "scatter", "tsne"]
 _STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 _PANELS = ("full", "no-advantage", "static-margin", "no-stage1", "no-stage2")
 """The arms of Figure 5, (a) to (e)."""
+_BLOCK = 512
+"""Case-study samples whose distances are taken at a time."""
 
 
 def tsne(lab: Lab) -> Outcome:
@@ -67,8 +69,8 @@ def tsne(lab: Lab) -> Outcome:
     case_N = _cases(models["full"][0].scored("test"), lab)
     if cluster_figures(np.zeros((len(case_N), 1), np.float32), case_N) is None:
         notes.append(
-            f"Of {len(case_N)} test utterances {case_N.sum()} are case-study samples: a cluster takes two, and one "
-            "beside it; its figures cannot be had."
+            f"Case-study samples among the {len(case_N)} test utterances: {case_N.sum()}. A cluster takes two, and one "
+            "utterance beside it; its figures cannot be had."
         )
     below = shown[0]["below"]
     if task == "classification":
@@ -88,7 +90,7 @@ def tsne(lab: Lab) -> Outcome:
         ),
         rows,
         [
-            "both are of z_final itself, by Euclidean distance, over all test utterances and not of the projection",
+            "both are of z_final itself, by Euclidean distance, and not of the projection",
             f"silhouette: mean over {who}, against all others; 1 lies apart and close together, 0 is mixed",
             "within / between: mean distance among them by mean distance to the others; below 1 is a cluster",
             *(note for note in (few_seeds(min(len(of) for of in models.values())),) if note),
@@ -123,14 +125,18 @@ def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) ->
     count = int(case_N.sum())
     if count < 2 or count == len(case_N):
         return None
-    distance_CN = cdist(state_ND[case_N], state_ND)
-    within_C = distance_CN[:, case_N].sum(axis=1) / (count - 1)
-    between_C = distance_CN[:, ~case_N].mean(axis=1)
+    within, between = [], []
+    # In blocks: all distances at once would grow with the square of the split.
+    for block_CD in np.array_split(state_ND[case_N], -(-count // _BLOCK)):
+        distance_CN = cdist(block_CD, state_ND)
+        within.append(distance_CN[:, case_N].sum(axis=1) / (count - 1))
+        between.append(distance_CN[:, ~case_N].mean(axis=1))
+    within_C, between_C = np.concatenate(within), np.concatenate(between)
     wider_C = np.maximum(within_C, between_C)
     # Where all lie in one place nothing tells them apart.
     silhouette_C = np.divide(between_C - within_C, wider_C, out=np.zeros(count), where=wider_C > 0)
-    between = float(between_C.mean())
-    return {"silhouette": float(silhouette_C.mean()), "ratio": float(within_C.mean()) / between if between else 1.0}
+    apart = float(between_C.mean())
+    return {"silhouette": float(silhouette_C.mean()), "ratio": float(within_C.mean()) / apart if apart else 1.0}
 
 
 def _cases(scored: Scored, lab: Lab) -> NDArray[np.bool_]:
@@ -339,7 +345,7 @@ def scatter(lab: Lab) -> Outcome:
     """Figure 10: truth against prediction of the winner on test; of two classes, the scores of each."""
     scored = lab.view.scored("test")
     if scored is None or lab.view.metrics is None:
-        raise ConfigError("the run has no predictions of its winner on record; search with this version writes them")
+        raise ConfigError("the run has no predictions of its winner on record; a search of this version writes them")
     recorded, printed = lab.view.metrics["test"], lab.facts.paper_results if lab.facts else {}
     label_range = lab.store.info.label_range
     two = lab.store.info.task == "classification"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from grcf_ray.reproduce.pictures import cluster_figures
+from grcf_ray.report.view import Scored
+from grcf_ray.reproduce.pictures import cluster_figures, tsne
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_importance_is_the_reports(
     folder = tmp_path / "run"
     shutil.copytree(copied, folder)
     # Of the tiny search too few trials run to the end.
-    for path in (folder / "trials").rglob("trial.json"):
+    for path in [*folder.glob("stage?/trials/*.json"), *folder.glob("stage?/trials.jsonl")]:
         path.write_text(path.read_text().replace('"pruned"', '"complete"'))
     found = reproduce("importance", folder, recorded.data, capsys)
     view = RunView.read(RunRecord(place_at(folder)))
@@ -124,9 +126,49 @@ def test_tsne_has_a_panel_and_figures_for_each_ablation(
     assert reads[-1]["command"] == "reproduce tsne"
 
 
-def test_cluster_figures_are_sklearns_silhouette_and_a_plain_loop() -> None:
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
+    """The full model's case-study samples lie apart, those of the others anywhere."""
+    label_N = np.repeat([-3.0, 0.0, 1.0, 3.0], 6) if task == "regression" else np.repeat([0.0, 1.0], 12)
+    case_N = label_N < -2 if task == "regression" else label_N > 0.5
+
+    def models(arms: Any, experiment: str) -> dict[str, list[Any]]:
+        return {arm.name: [model(arm.name, seed) for seed in (2, 3)] for arm in arms}
+
+    def model(name: str, seed: int) -> Any:
+        state_ND = np.random.default_rng(seed).normal(size=(24, 4)).astype(np.float32)
+        if name == "full":
+            state_ND[case_N] = 9 + 0.1 * state_ND[case_N]
+        names = [f"u{row}" for row in range(24)]
+        scored = Scored(id_N=names, text_N=names, label_N=label_N, score_N=label_N, state_ND=state_ND)
+        return SimpleNamespace(index=seed, scored=lambda split: {"test": scored}[split])
+
+    label_range = (-3.0, 3.0) if task == "regression" else (0.0, 1.0)
+    lab: Any = SimpleNamespace(
+        models=models,
+        config=SimpleNamespace(stage1=SimpleNamespace(epochs=1), stage2=SimpleNamespace(epochs=1)),
+        store=SimpleNamespace(info=SimpleNamespace(name="tiny", task=task, label_range=label_range)),
+        center=sum(label_range) / 2,
+        half_range=(label_range[1] - label_range[0]) / 2,
+    )
+    outcome = tsne(lab)
+    rows = {row["name"]: row for row in outcome.tables[0].rows}
+    # Two classes have no dynamic margin.
+    assert len(rows) == (5 if task == "regression" else 4)
+    assert rows["full"]["silhouette"] > 0.9 and rows["full"]["ratio"] < 0.1
+    assert abs(rows["no-stage1"]["silhouette"]) < 0.3 and 0.7 < rows["no-stage1"]["ratio"] < 1.3
+    assert rows["full"]["silhouette"] == pytest.approx(np.mean(rows["full"]["silhouette values"]))
+    (picture,) = outcome.pictures
+    assert [panel["index"] for panel in picture.data["panels"]] == [2] * len(rows)
+    figure = picture.draw(json.loads(json.dumps(picture.data)))
+    assert [len(axis.collections) for axis in figure.axes[: len(rows)]] == [2] * len(rows)
+
+
+@pytest.mark.parametrize("block", [4, 512])
+def test_cluster_figures_are_sklearns_silhouette_and_a_plain_loop(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.metrics import silhouette_samples
 
+    monkeypatch.setattr("grcf_ray.reproduce.pictures._BLOCK", block)
     rng = np.random.default_rng(0)
     state_ND, case_N = rng.normal(size=(40, 6)).astype(np.float32), np.arange(40) < 9
     state_ND[case_N] += 1
