@@ -28,7 +28,7 @@ def main(lab: Lab) -> Outcome:
         found["GRCF, the paper"] = printed
     found["the search's winner, one seed"] = dict(lab.view.metrics["test"])
     over = {name: spread([model.metrics["test"][name] for model in models]) for name in models[0].metrics["test"]}
-    found[f"GRCF here, mean of {len(models)} seeds"] = {name: figure.mean for name, figure in over.items()}
+    found[f"GRCF here, mean over seeds ({len(models)})"] = {name: figure.mean for name, figure in over.items()}
     found["± deviation"] = {name: figure.deviation for name, figure in over.items()}
 
     metrics = list(head_metrics(lab))

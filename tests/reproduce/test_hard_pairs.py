@@ -259,6 +259,6 @@ def test_the_commands_on_a_recorded_run(
     reads = [read["command"] for read in json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]]
     assert reads == ["search", "reproduce main"]
     ours = {row["title"]: row for row in found["main"]["tables"][0]["rows"]}
-    assert ours["GRCF here, mean of 1 seeds"]["mae"] == found["main"]["data"]["by seed"]["0"]["mae"]
+    assert ours["GRCF here, mean over seeds (1)"]["mae"] == found["main"]["data"]["by seed"]["0"]["mae"]
     assert ours["± deviation"]["mae"] is None
     assert {table["name"] for table in found["hard-pairs"]["tables"]} >= {"weights", "ols minus distance", "counts"}

@@ -34,9 +34,9 @@ def test_reasons_come_first_and_ours_last() -> None:
     rows = {row["title"]: row for row in outcome.tables[1].rows}
     assert list(rows) == [
         *("MOAC", "CaMIB", "Multimodal Boosting", "GRCF, the paper"),
-        *("the search's winner, one seed", "GRCF here, mean of 3 seeds", "± deviation"),
+        *("the search's winner, one seed", "GRCF here, mean over seeds (3)", "± deviation"),
     ]
-    assert rows["GRCF here, mean of 3 seeds"]["mae"] == pytest.approx(0.9)
+    assert rows["GRCF here, mean over seeds (3)"]["mae"] == pytest.approx(0.9)
     assert rows["± deviation"]["mae"] == pytest.approx(0.1)
     # One column of the paper, two definitions.
     assert (rows["MOAC"]["f1_weighted"], rows["MOAC"]["f1_positive"]) == (0.89, None)
