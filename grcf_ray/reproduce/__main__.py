@@ -12,6 +12,8 @@ import typer
 from grcf_ray import console
 
 if TYPE_CHECKING:
+    from grcf_ray.reproduce.catalog import Experiment
+    from grcf_ray.reproduce.lab import Lab
     from grcf_ray.reproduce.options import Options
     from grcf_ray.reproduce.outcome import Outcome
     from grcf_ray.storage import Place
@@ -88,8 +90,6 @@ def _complexity(dataset: str, backbone: str | None) -> Outcome:
 
 
 def _from_run(name: str, run: str, data: Path | None, seeds: int, options: Options, *, as_json: bool) -> None:
-    from importlib import import_module
-
     from grcf_ray.errors import ConfigError, DataError
     from grcf_ray.report.terminal import ProgressLines
     from grcf_ray.reproduce.catalog import EXPERIMENTS
@@ -111,15 +111,29 @@ def _from_run(name: str, run: str, data: Path | None, seeds: int, options: Optio
     chosen = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
     outcomes = []
     for experiment in chosen:
-        function = getattr(import_module(f"grcf_ray.reproduce.{experiment.module}"), experiment.name.replace("-", "_"))
         try:
-            outcomes.append(lab.noted(function(lab)))
+            outcomes.append(lab.noted(_outcome(experiment, lab)))
         except (ConfigError, DataError) as error:
             # Of all experiments those that the data do not admit are named, and the others run.
             if name != "all":
                 raise
             console.progress(f"{experiment.name} is left out: {error}")
     _show(outcomes, as_json, record.place / "reproduce")
+
+
+def _outcome(experiment: Experiment, lab: Lab) -> Outcome:
+    from importlib import import_module
+
+    from grcf_ray.search.winner import available_threads
+
+    module = import_module(f"grcf_ray.reproduce.{experiment.module}")
+    function = getattr(module, experiment.name.replace("-", "_"))
+    if experiment.name == "complexity":
+        # What a model costs is known from its shape.
+        described: Outcome = function(lab.config, lab.store.info.name, threads=available_threads())
+        return described
+    found: Outcome = function(lab)
+    return found
 
 
 def _show(outcomes: list[Outcome], as_json: bool, place: Place | None) -> None:

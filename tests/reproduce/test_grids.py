@@ -125,6 +125,23 @@ def test_an_option_of_another_experiment_is_refused() -> None:
         Options(onto_data=Path("data")).check("ablation")
 
 
+def test_complexity_of_a_run_is_its_configurations(make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grcf_ray.reproduce import complexity
+    from grcf_ray.reproduce.__main__ import _outcome
+    from grcf_ray.reproduce.catalog import EXPERIMENTS
+
+    asked: list[Any] = []
+
+    def described(config: Any, dataset: str, *, threads: int) -> str:
+        asked.append((config, dataset))
+        return "described"
+
+    monkeypatch.setattr(complexity, "complexity", described)
+    lab = make_lab()
+    assert _outcome(EXPERIMENTS["complexity"], lab) == "described"
+    assert asked == [(lab.config, "tiny")]
+
+
 def _another(backbone: Path, folder: Path) -> None:
     """The tiny encoder with other random weights, of width 48."""
     import torch
