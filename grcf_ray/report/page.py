@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -58,16 +58,34 @@ class Section:
     plots: Sequence[Plot]
     empty: str
     """What is said in the place of no plots."""
+    missing: Sequence[str] = ()
+    """What is not shown, and why."""
 
 
 def sections(view: RunView, *, going_on: bool = False) -> list[Section]:
     """The run's figures. going_on: without those of the best model, which are slow and not the last."""
     model = [] if going_on else model_plots(view)
+    search = search_plots(view)
     none = "They come when the search has ended." if going_on else "There are no predictions of a best model on record."
     return [
         Section(name="model", title="The best model", plots=model, empty=none),
-        Section(name="search", title="The search", plots=search_plots(view), empty="No trial has begun."),
+        Section(
+            name="search",
+            title="The search",
+            plots=search,
+            empty="No trial has begun.",
+            missing=list(_untold(view, {plot.name for plot in search})),
+        ),
     ]
+
+
+def _untold(view: RunView, shown: Collection[str]) -> Iterator[str]:
+    """Early stopping may leave so few whole trials that nothing can be said of what mattered."""
+    for stage, trials in view.trials.items():
+        if trials and f"importance-stage{stage}" not in shown:
+            whole = sum(trial.state == "complete" for trial in trials)
+            why = f"too few trials ran to the end ({whole}), or all alike"
+            yield f"Stage {stage}: which parameters mattered cannot be told: {why}."
 
 
 def write_report(record: RunRecord, *, page: Place | None = None, going_on: bool = False) -> Place:
@@ -142,7 +160,8 @@ def _policy(*scripts: str) -> str:
 
 
 def _figures(of: Section) -> Markup:
-    return section(of.name, of.title, *([_figure(plot) for plot in of.plots] or [element("p", of.empty)]))
+    missing = [element("p", reason, class_="warning") for reason in of.missing]
+    return section(of.name, of.title, *([_figure(plot) for plot in of.plots] or [element("p", of.empty)]), *missing)
 
 
 def _figure(plot: Plot) -> Markup:

@@ -363,6 +363,16 @@ def test_a_run_of_one_stage(tmp_path: Path) -> None:
     assert [row[0] for row in page.tables["Cost of the search"][1:]] == ["Stage 2", "Together"]
 
 
+def test_what_mattered_is_shown_or_said_to_be_unknown(tmp_path: Path) -> None:
+    """Early stopping leaves a few whole trials of many."""
+    run = Run(tmp_path / "run").start().trials(1, "cccccc").trials(2, "cpppp").finish()
+    page = page_of(run.record)
+    assert "importance-stage1" in page.texts and "importance-stage2" not in page.texts
+    untold = "which parameters mattered cannot be told: too few trials ran to the end (1), or all alike."
+    assert f"Stage 2: {untold}" in page.texts["section-search"]
+    assert "Stage 1: which parameters mattered cannot" not in page.texts["section-search"]
+
+
 def test_a_reader_sees_the_old_page_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run").start().trials(1, "c")
     page = write_report(run.record).local
