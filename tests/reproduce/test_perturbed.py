@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from grcf_ray.reproduce.lab import Lab
     from grcf_ray.tables import Table
 
+pytestmark = pytest.mark.slow
+
 MakeLab = Callable[..., "Lab"]
 
 

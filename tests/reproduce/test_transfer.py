@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from grcf_ray.reproduce.lab import Lab
     from grcf_ray.reproduce.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 MakeLab = Callable[..., "Lab"]
 ROWS = [
     "In-domain: both stages here",
