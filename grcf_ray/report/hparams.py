@@ -51,7 +51,7 @@ class Study:
     def read(cls, record: RunRecord) -> Study:
         """From run.json."""
         run = record.read_run()
-        return cls(record, recorded_space(run["space"], f"{record}/space.yaml"), run["data"]["task"])
+        return cls(record, recorded_space(run["space"], f"{record}/space.yaml"), run["data"].get("task", "regression"))
 
     def experiment(self, stages: Sequence[Literal[1, 2]]) -> Summary.Value:
         """The columns for trials of these stages: first what is searched and all of them have, and their objective.
