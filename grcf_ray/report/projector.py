@@ -6,6 +6,7 @@ Tab-separated text has no quoting: what would end a cell or a line is a space in
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,19 +19,22 @@ _LONGEST = 300
 """Characters of a text that are shown."""
 
 
-def write_projector(place: Place, scored: Scored, split: str) -> None:
-    """Write the z_final of a split's utterances, with their labels, scores, texts and ids, for the run in `place`."""
-    names = {"tensor": f"{split}-state.tsv", "metadata": f"{split}-utterances.tsv"}
-    with (place / names["tensor"]).writing() as path:
-        np.savetxt(path, scored.state_ND, fmt="%.5g", delimiter="\t")
-    (place / names["metadata"]).write_text(metadata_tsv(scored))
-    (place / "projector_config.pbtxt").write_text(
-        "embeddings {\n"
-        f'  tensor_name: "z_final of {split}"\n'
-        f'  tensor_path: "{names["tensor"]}"\n'
-        f'  metadata_path: "{names["metadata"]}"\n'
-        "}\n"
-    )
+def write_projector(place: Place, embeddings: Mapping[str, tuple[str, Scored]]) -> None:
+    """Write what the projector offers for the run in `place`: utterances with their labels, scores, texts and ids.
+
+    embeddings: by the name of its files, a title and the utterances with their z_final. The projector finds them in a
+    folder that has an event file alone, so all of them lie together.
+    """
+    config = []
+    for name, (title, scored) in embeddings.items():
+        tensor, metadata = f"{name}-state.tsv", f"{name}-utterances.tsv"
+        with (place / tensor).writing() as path:
+            np.savetxt(path, scored.state_ND, fmt="%.5g", delimiter="\t")
+        (place / metadata).write_text(metadata_tsv(scored))
+        config.append(
+            f'embeddings {{\n  tensor_name: "{title}"\n  tensor_path: "{tensor}"\n  metadata_path: "{metadata}"\n}}\n'
+        )
+    (place / "projector_config.pbtxt").write_text("".join(config))
 
 
 def metadata_tsv(scored: Scored) -> str:

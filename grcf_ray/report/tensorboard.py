@@ -4,8 +4,7 @@
     tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
     tensorboard/stage1/summary       the stage: its best objective by trials and by cost, the tab's columns for it alone
     tensorboard/best                 the winner: predictions against labels, its representations for the projector
-    tensorboard/finalists/0007       a finalist's representations of valid, as Stage 1 left it, for the projector
-tensorboard/seeds/stage1/0003    retrainings under fresh seeds
+    tensorboard/seeds/stage1/0003    retrainings under fresh seeds
 
 Each of these folders is a run, as TensorBoard calls it.
 """
@@ -29,7 +28,7 @@ from grcf_ray.report.event_folder import EventFolder
 from grcf_ray.report.hparams import Study, best_tag, session_end
 from grcf_ray.report.images import png_values
 from grcf_ray.report.projector import write_projector
-from grcf_ray.report.view import RunView
+from grcf_ray.report.view import RunView, Scored
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -120,11 +119,12 @@ class TensorBoardListener:
         values = png_values(scored, split, task=view.task, label_range=view.label_range)
         self._folder("best").add(values, step)
         self._close("best")
-        write_projector(self._place / "best", scored, split)
+        shown: dict[str, tuple[str, Scored]] = {split: (f"z_final of {split}", scored)}
         for number in view.run.get("finalists", []):
             states = view.finalist_scored(int(number))
             if states is not None:
-                write_projector(self._place / "finalists" / f"{int(number):04d}", states, "valid")
+                shown[f"finalist-{int(number):04d}"] = (f"finalist {int(number)}, z_final of valid", states)
+        write_projector(self._place / "best", shown)
 
     def close(self) -> None:
         """Flush, and let go of the files."""

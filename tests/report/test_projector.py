@@ -47,10 +47,13 @@ def test_a_cell_holds_nothing_that_controls(text: str) -> None:
 
 
 def test_the_configuration_names_files_that_are_there(scored: Scored, tmp_path: Path) -> None:
-    write_projector(place_at(tmp_path), scored, "valid")
+    write_projector(
+        place_at(tmp_path), {"valid": ("z_final of valid", scored), "finalist-0002": ("finalist 2", scored)}
+    )
     config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
-    (embedding,) = config.embeddings
-    assert embedding.tensor_name == "z_final of valid"
-    state_ND = np.loadtxt(tmp_path / embedding.tensor_path, delimiter="\t")
-    np.testing.assert_allclose(state_ND, scored.state_ND, rtol=1e-4)
-    assert (tmp_path / embedding.metadata_path).read_text(encoding="utf-8") == metadata_tsv(scored)
+    assert [embedding.tensor_name for embedding in config.embeddings] == ["z_final of valid", "finalist 2"]
+    assert len({embedding.tensor_path for embedding in config.embeddings}) == 2
+    for embedding in config.embeddings:
+        state_ND = np.loadtxt(tmp_path / embedding.tensor_path, delimiter="\t")
+        np.testing.assert_allclose(state_ND, scored.state_ND, rtol=1e-4)
+        assert (tmp_path / embedding.metadata_path).read_text(encoding="utf-8") == metadata_tsv(scored)

@@ -197,14 +197,15 @@ def test_scalars_are_the_curves(server: Server, record: RunRecord) -> None:
 
 
 def test_the_projector_has_a_line_for_each_utterance(server: Server, record: RunRecord) -> None:
-    finalists = [int(number) for number in record.read_run()["finalists"]]
-    runs = {"best": 8} | {f"finalists/{number:04d}": 32 for number in sorted(finalists)}
-    assert sorted(server.get("data/plugin/projector/runs")) == [f"recorded/tensorboard/{name}" for name in runs]
-    for name, width in runs.items():
-        run = f"recorded/tensorboard/{name}"
-        (embedding,) = server.get("data/plugin/projector/info", run=run)["embeddings"]
-        assert embedding["tensorShape"] == [16, width]
-        lines = server.read("data/plugin/projector/metadata", run=run, name=embedding["tensorName"]).splitlines()
+    finalists = [f"finalist {number}, z_final of valid" for number in record.read_run()["finalists"]]
+    assert len(finalists) == 2
+    run = "recorded/tensorboard/best"
+    assert server.get("data/plugin/projector/runs") == [run]
+    embeddings = server.get("data/plugin/projector/info", run=run)["embeddings"]
+    shapes = {embedding["tensorName"]: embedding["tensorShape"] for embedding in embeddings}
+    assert shapes == {"z_final of test": [16, 8], **{name: [16, 32] for name in finalists}}
+    for name in shapes:
+        lines = server.read("data/plugin/projector/metadata", run=run, name=name).splitlines()
         assert len(lines) == 17
         assert all(line.count("\t") == 3 for line in lines)
 
