@@ -3,7 +3,7 @@
     tensorboard/                     the columns of the HParams tab for both stages together
     tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
     tensorboard/stage1/summary       the stage: its best objective by trials and by cost, the tab's columns for it alone
-    tensorboard/best                 the winner: predictions against labels, its representations for the projector
+    tensorboard/best                 the winner: predictions against labels; its and the finalists' representations
     tensorboard/seeds/stage1/0003    retrainings under fresh seeds
 
 Each of these folders is a run, as TensorBoard calls it.
