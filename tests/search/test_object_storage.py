@@ -63,8 +63,9 @@ class Machine:
                     os.kill(int(entry.name), signal.SIGKILL)
 
     def files(self) -> list[str]:
-        """What lies on its disk, but Ray's own files and what was derived from the data."""
-        own = (self.root / "tmp" / "ray", self.root / "home" / ".ray", self._places["GRCF_CACHE"])
+        """What lies on its disk, but Ray's own files, matplotlib's list of fonts and what was derived from the data."""
+        home = self.root / "home"
+        own = (self.root / "tmp" / "ray", home / ".ray", home / ".cache" / "matplotlib", self._places["GRCF_CACHE"])
         return [
             str(path.relative_to(self.root))
             for path in self.root.rglob("*")
