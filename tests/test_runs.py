@@ -680,12 +680,12 @@ def test_help_has_examples_and_imports_nothing_heavy(argv: tuple[str, ...], comm
 @pytest.mark.s3
 def test_runs_in_object_storage(command: Command, recorded: Recorded, s3: str, tmp_path: Path) -> None:
     bucket, _, query = s3.partition("?")
-    uri = f"{bucket}/runs?{query}"
+    uri = f"{bucket}/listed?{query}"
     with (place_at(uri) / "recorded").writing_folder() as folder:
         shutil.copytree(recorded.folder, folder, dirs_exist_ok=True)
     (row,) = answer(command, "list", "--storage", uri, "--json")
     assert (row["run"], row["state"], row["stage1_done"]) == ("recorded", "finished", 6)
-    run = f"{bucket}/runs/recorded?{query}"
+    run = f"{bucket}/listed/recorded?{query}"
     assert len(answer(command, "show", run, "--json")["trials"]) == 11
     assert command("watch", run)[1].startswith("recorded: finished")
     assert command("export", run, "--to", f"{bucket}/tables/trials.json?{query}")[0] == 0
