@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["Markup", "element", "figure", "joined", "script_json", "section", "table"]
 
-_EMPTY = frozenset({"input", "meta"})
+_EMPTY = frozenset({"img", "input", "meta"})
 """Elements that have no content and no end."""
 _NUMBER = re.compile(r"<data|–")
 _UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}

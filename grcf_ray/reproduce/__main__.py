@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grcf_ray.reproduce.lab import Lab
     from grcf_ray.reproduce.options import Options
     from grcf_ray.reproduce.outcome import Outcome
+    from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import Place
 
 app = console.make_app("Run the paper's experiments from a finished search.")
@@ -24,7 +25,7 @@ app = console.make_app("Run the paper's experiments from a finished search.")
 @app.command()
 def reproduce(
     name: str = typer.Argument(..., help="An experiment; `list` names them, `all` runs all that the data admit."),
-    dataset: str | None = typer.Option(None, metavar="NAME", help="Data set whose default run is taken."),
+    dataset: str | None = typer.Option(None, metavar="NAME", help="Data set whose finished search is taken."),
     run: str | None = typer.Option(None, "--from", metavar="RUN", help="The search to start from: a folder or a URI."),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
@@ -74,9 +75,7 @@ def reproduce(
             raise ConfigError("complexity needs the data set whose features the model takes: --dataset NAME")
         _show([_complexity(dataset, backbone)], json, None)
         return
-    if run is None:
-        raise ConfigError(f"{name} starts from a finished search: --from RUN")
-    _from_run(name, run, data, seeds, options, as_json=json)
+    _from_run(name, _chosen(name, run, dataset, storage), data, seeds, options, as_json=json)
 
 
 def _complexity(dataset: str, backbone: str | None) -> Outcome:
@@ -89,16 +88,31 @@ def _complexity(dataset: str, backbone: str | None) -> Outcome:
     return complexity(config, dataset, threads=available_threads())
 
 
-def _from_run(name: str, run: str, data: Path | None, seeds: int, options: Options, *, as_json: bool) -> None:
+def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None) -> RunRecord:
+    """The search to start from."""
+    from grcf_ray.errors import ConfigError
+    from grcf_ray.search.opening import finished_run, runs_place
+    from grcf_ray.search.record import RunRecord
+    from grcf_ray.storage import place_at
+
+    if run is None and dataset is None:
+        raise ConfigError(f"{name} starts from a finished search: --dataset NAME, or --from RUN")
+    if run is None:
+        assert dataset is not None
+        return finished_run(runs_place(storage), dataset)
+    record = RunRecord(place_at(run, check=True))
+    if dataset is not None and (searched := record.read_run()["data"]["name"]) != dataset:
+        raise ConfigError(f"{record} is a search of {searched}, not of {dataset}")
+    return record
+
+
+def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, options: Options, *, as_json: bool) -> None:
     from grcf_ray.errors import ConfigError, DataError
     from grcf_ray.report.terminal import ProgressLines
     from grcf_ray.reproduce.catalog import EXPERIMENTS
     from grcf_ray.reproduce.lab import Lab
     from grcf_ray.search.opening import recorded_store
-    from grcf_ray.search.record import RunRecord
-    from grcf_ray.storage import place_at
 
-    record = RunRecord(place_at(run, check=True))
     command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])
     lab = Lab(
         record,

@@ -112,28 +112,38 @@ def arm_tables(
     """A table for each metric, a row for each arm; the first arm that has models is the reference.
 
     Differences are over the seeds under which all arms were trained. An arm without models, one that cannot be had
-    here, has the paper's figure alone. `paper`: figures by arm and metric.
+    here, has the paper's figure alone; one for whose scores a metric is undefined has no difference in it. `paper`:
+    figures by arm and metric.
     """
     had = [arm for arm in arms if models[arm.name]]
     reference, *others = had
     shared = _shared(models, had)
     tables = []
     for name in metrics or head_metrics(lab):
-        rows = []
+        # A metric is undefined for some scores, such as a correlation of a model whose scores are all the same.
+        values = {
+            arm.name: [of[name] for model in models[arm.name] if name in (of := model.metrics["test"])] for arm in had
+        }
+        lacking = [arm for arm in had if len(values[arm.name]) < len(models[arm.name])]
+        compared = [arm for arm in others if arm not in lacking]
         found = {}
-        if shared and others:
-            stacked = {arm.name: _scores(models[arm.name], shared) for arm in had}
-            base = stacked.pop(reference.name)
-            label_N = models[reference.name][0].scored("test").label_N
-            found = compare(base, stacked, label_N, metric_of(lab, name), seed=lab.config.seed)
+        if shared and compared and reference not in lacking:
+            found = compare(
+                _scores(models[reference.name], shared),
+                {arm.name: _scores(models[arm.name], shared) for arm in compared},
+                models[reference.name][0].scored("test").label_N,
+                metric_of(lab, name),
+                seed=lab.config.seed,
+            )
+        rows = []
         for arm in arms:
             row: dict[str, Any] = {
                 "name": arm.name,
                 "title": arm.title,
                 "paper": (paper or {}).get(arm.name, {}).get(name),
             }
-            if arm in had:
-                figure = spread([model.metrics["test"][name] for model in models[arm.name]])
+            if values.get(arm.name):
+                figure = spread(values[arm.name])
                 row |= {
                     "mean": figure.mean,
                     "deviation": figure.deviation,
@@ -146,6 +156,7 @@ def arm_tables(
             rows.append(row)
         better = "lower" if METRIC_DIRECTIONS[name] == "min" else "higher"
         notes = [note for note in (few_seeds(len(shared)),) if note]
+        notes += [f"undefined for the scores of {arm.title} under a seed, and not compared" for arm in lacking]
         columns = [c for c in _COLUMNS if c.key == "title" or any(row.get(c.key) is not None for row in rows)]
         tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({better} is better)", columns, rows, notes))
     return tables

@@ -7,8 +7,9 @@ import copy
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
+from typing import Literal
 
 import torch
 
@@ -26,7 +27,7 @@ from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import connect, find_room
 from grcf_ray.search.record import RunRecord, now
-from grcf_ray.search.seeds import measure_models, model_place
+from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import recorded_space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
@@ -116,7 +117,8 @@ class Lab:
 
     def pool(self, arm: Arm) -> Pool:
         """Where the models of an arm are."""
-        return self._pool(shape_name(shape_of(configured(self.config, arm))))
+        config = configured(self.config, arm)
+        return Pool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
 
     def noted(self, outcome: Outcome) -> Outcome:
         """The outcome with where it comes from."""
@@ -142,42 +144,33 @@ class Lab:
         provenance under the experiment's name.
         """
         found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
+        by_shape: dict[str, list[Arm]] = {}
+        for arm in arms:
+            by_shape.setdefault(shape_name(shape_of(configured(self.config, arm))), []).append(arm)
         with self.held():
-            for shape, of in self._by_shape(arms).items():
-                pool = self._pool(shape)
-                self._train(pool, of, experiment)
-                for arm in of:
-                    for index in range(self.seeds):
-                        trial = pool.trial(entry_of(configured(self.config, arm), index), arm.stage)
-                        if trial is not None:
-                            found[arm.name].append(Model(arm.name, index, model_place(pool.record, trial)))
+            for of in by_shape.values():
+                configs = [(arm, configured(self.config, arm)) for arm in of]
+                wanted = [(arm, entry_of(config, index)) for arm, config in configs for index in range(self.seeds)]
+                pool = self.pool(of[0])
+                pool.add([entry for _, entry in wanted])
+                places = pool.models(wanted)
+                if None in places:
+                    self._train(pool, configs[0][1], {arm.stage for arm in of}, experiment)
+                    places = pool.models(wanted)
+                for (arm, entry), place in zip(wanted, places, strict=True):
+                    if place is not None:
+                        found[arm.name].append(Model(arm.name, entry.index, place))
         if empty := [arm.title for arm in arms if not found[arm.name]]:
             raise NoWinnerError(f"no training of {', '.join(empty)} came to its end; the record: {self.record}")
         return found
 
-    def _pool(self, shape: str) -> Pool:
-        return Pool(RunRecord(self._models / shape))
+    def _train(self, pool: Pool, config: RunConfig, measured: Set[Literal[1, 2]], experiment: str) -> None:
+        """Train all of a pool's entries that are not yet, and measure the models of these stages.
 
-    def _by_shape(self, arms: Sequence[Arm]) -> dict[str, list[Arm]]:
-        shapes: dict[str, list[Arm]] = {}
-        for arm in arms:
-            shapes.setdefault(shape_name(shape_of(configured(self.config, arm))), []).append(arm)
-        return shapes
-
-    def _train(self, pool: Pool, arms: Sequence[Arm], experiment: str) -> None:
-        config = configured(self.config, arms[0])
-        pool.add([entry_of(configured(self.config, arm), index) for arm in arms for index in range(self.seeds)])
+        config: any entry's.
+        """
         if not pool.record.exists:
             pool.record.write_run({"state": "running"})
-        missing = [
-            arm
-            for arm in arms
-            for index in range(self.seeds)
-            if (trial := pool.trial(entry_of(configured(self.config, arm), index), arm.stage)) is None
-            or not (model_place(pool.record, trial) / "metrics.json").exists()
-        ]
-        if not missing:
-            return
         connect()
         number = len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
@@ -202,10 +195,7 @@ class Lab:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
         job.run()
         ended = [
-            trial
-            for stage in sorted({arm.stage for arm in arms})
-            for trial in pool.record.trials(stage)
-            if trial.state == "complete"
+            trial for stage in sorted(measured) for trial in pool.record.trials(stage) if trial.state == "complete"
         ]
         measure_models(job, ended, self.store, self.record, f"reproduce {experiment}")
 

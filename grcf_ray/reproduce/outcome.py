@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.report.markup import Markup, element
+from grcf_ray.report.markup import table as table_element
 from grcf_ray.storage import Place
 from grcf_ray.tables import Table
 
@@ -114,13 +115,17 @@ def _shown(value: Any) -> str:
     return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
 
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-.box { overflow-x: auto; }
+.scroll { overflow-x: auto; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; }
+th:first-child { text-align: left; }
+tbody th { font-weight: 400; }
 thead tr { border-bottom: 2px solid; }
 tbody tr + tr { border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 img { max-width: 100%; background: white; border-radius: .25rem; }
@@ -129,32 +134,27 @@ figure { margin: 1.5rem 0; }
 
 
 def _page(outcome: Outcome, pictures: Sequence[tuple[Picture, str]]) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">",
-        f"<title>{html.escape(outcome.title)}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>{html.escape(outcome.title)}</h1><p>{html.escape(outcome.paper)}.</p>",
-    ]
+    parts = [element("h1", outcome.title), element("p", f"{outcome.paper}.")]
     for table in outcome.tables:
-        parts.append(f'<h2>{html.escape(table.title)}</h2><div class="box" tabindex="0"><table><thead><tr>')
-        parts.append(cells("th", [column.title for column in table.columns]) + "</tr></thead><tbody>")
-        parts += [f"<tr>{cells('td', row)}</tr>" for row in table.cells()]
-        parts.append("</tbody></table></div>")
-        parts += [f"<p>{html.escape(note[:1].upper() + note[1:])}.</p>" for note in table.notes]
+        heads = [column.title for column in table.columns]
+        parts += [
+            element("h2", table.title),
+            table_element(heads, table.cells(), caption=table.title, hidden_caption=True),
+        ]
+        parts += [element("p", f"{note[:1].upper()}{note[1:]}.") for note in table.notes]
     for picture, content in pictures:
-        caption = html.escape(picture.caption)
-        parts.append(
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{content}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    parts += [f"<p>{html.escape(note)}</p>" for note in outcome.notes]
-    parts.append("<h2>Where it comes from</h2><ul>")
-    parts += [f"<li>{html.escape(key)}: {html.escape(_shown(value))}</li>" for key, value in outcome.about.items()]
-    parts.append("</ul></main></body></html>")
-    return "\n".join(parts) + "\n"
+        image = element("img", alt=picture.caption, src=f"data:image/png;base64,{content}")
+        parts.append(element("figure", image, element("figcaption", picture.caption)))
+    parts += [element("p", note) for note in outcome.notes]
+    about = [element("li", f"{key}: {_shown(value)}") for key, value in outcome.about.items()]
+    parts += [element("h2", "Where it comes from"), element("ul", *about)]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("title", outcome.title),
+        element("style", Markup(_STYLE)),
+    )
+    page = element("html", head, element("body", element("main", *parts)), lang="en")
+    return f"<!doctype html>\n{page}\n"

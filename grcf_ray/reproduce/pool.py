@@ -17,12 +17,14 @@ from typing import Any, Literal
 
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.seeds import fresh_seed
+from grcf_ray.search.seeds import fresh_seed, model_place
 from grcf_ray.search.space import FIXED_ONLY, STAGE1_SECTIONS, STAGE2_ONLY, Choice, Space
+from grcf_ray.storage import Place
 
-__all__ = ["Arm", "Entry", "PoolTrials", "entry_of", "shape_of", "space_of"]
+__all__ = ["Arm", "Entry", "Pool", "PoolTrials", "configured", "entry_of", "shape_name", "shape_of", "space_of"]
 
 _FIRST, _SECOND = tuple(STAGE1_SECTIONS), tuple(STAGE2_ONLY)
+_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +122,9 @@ class PoolTrials:
 class Pool:
     """The trained models of one shape. entries: in the order in which they were first asked for."""
 
-    def __init__(self, record: RunRecord) -> None:
-        self.record = record
+    def __init__(self, record: RunRecord, *, last: int) -> None:
+        """last: the last stage that the shape trains."""
+        self.record, self.last = record, last
         self.entries: list[Entry] = []
         with contextlib.suppress(FileNotFoundError):
             self.entries = [Entry.from_json(value) for value in (record.place / "entries.json").read_json()]
@@ -135,13 +138,26 @@ class Pool:
         if len(self.entries) > before:
             (self.record.place / "entries.json").write_json([entry.as_json() for entry in self.entries])
 
-    def trial(self, entry: Entry, stage: Literal[1, 2]) -> TrialRecord | None:
-        """The trial that trained an entry in a stage, if it has ended well."""
-        number = self.entries.index(entry)
-        for trial in self.record.trials(stage):
-            if int(trial.params.get("finalist", trial.number)) == number and trial.state == "complete":
-                return trial
-        return None
+    def trials(self, stage: Literal[1, 2], wanted: Sequence[Entry]) -> list[TrialRecord | None]:
+        """Of each of these entries the trial that trained it in a stage, None where none has ended well."""
+        ended = {
+            int(trial.params.get("finalist", trial.number)): trial
+            for trial in self.record.trials(stage)
+            if trial.state == "complete"
+        }
+        return [ended.get(self.entries.index(entry)) for entry in wanted]
+
+    def models(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[Place | None]:
+        """Where the model of each of these lies, None where it was not trained or is not measured yet."""
+        found: list[Place | None] = [None] * len(wanted)
+        for stage in _STAGES:
+            asked = [number for number, (arm, _) in enumerate(wanted) if arm.stage == stage]
+            trials = self.trials(stage, [wanted[number][1] for number in asked]) if asked else []
+            for number, trial in zip(asked, trials, strict=True):
+                if trial is not None:
+                    place = model_place(self.record, trial, last=self.last)
+                    found[number] = place if (place / "metrics.json").exists() else None
+        return found
 
 
 def configured(base: RunConfig, arm: Arm) -> RunConfig:

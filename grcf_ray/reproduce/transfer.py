@@ -186,12 +186,12 @@ def _hand_over(lab: Lab, taken: Lab, arms: tuple[Arm, Arm], stage: Literal[1, 2]
     entries = [entry_of(configured(taken.config, arm), index) for index in indices]
     pool.add(entries)
     known = {trial.number for trial in pool.record.trials(1)}
-    for index, entry in zip(indices, entries, strict=True):
+    there = [entry_of(configured(lab.config, whole), index) for index in indices]
+    ended = zip(source.trials(1, there), source.trials(stage, there), strict=True)
+    for entry, (first, given) in zip(entries, ended, strict=True):
         number = pool.entries.index(entry)
         if number in known:
             continue
-        there = entry_of(configured(lab.config, whole), index)
-        first, given = source.trial(there, 1), source.trial(there, stage)
         trial = TrialRecord(
             number=number, stage=1, attempt=1, params=dict(entry.params[1]), seed=0, state="diverged", ended=now()
         )

@@ -118,17 +118,12 @@ def search(
         print(to_yaml(chosen.config()), end="")
         return
     budget = parse_duration(time_budget) if time_budget else None
-    from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
-    from grcf_ray.search.opening import find_run, grown, runs_place
+    from grcf_ray.search.opening import find_run, grown, run_name, runs_place
 
     store = find_data(dataset, data, label_range)
     check_read(store.info.task, parse_assignments(set_))
-    config = chosen.config()
-    facts = datasets.find(dataset)
-    classes = "-binary" if facts and facts.task != store.info.task else ""
-    own_name = f"{dataset}{classes}-{Path(config.model.backbone).name}-seed{config.seed}"
-    name = name or own_name + (DIRECT if direct else "")
+    name = name or run_name(dataset, chosen.config(), store.info.task) + (DIRECT if direct else "")
     record = find_run(runs_place(storage), name, chosen, store, force=force)
     _run(
         record,

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import RunConfig, Task, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store, find_data, is_store
-from grcf_ray.errors import ConfigError, DataError, faults_message
+from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
+from grcf_ray.search.direct import DIRECT
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import Space
 from grcf_ray.storage import Place, place_at
 
-__all__ = ["FREE", "GROWING", "differences", "find_run", "grown", "recorded_store", "runs_place"]
+__all__ = [
+    "FREE",
+    "GROWING",
+    "differences",
+    "find_run",
+    "finished_run",
+    "grown",
+    "recorded_store",
+    "run_name",
+    "runs_place",
+]
 
 FREE = frozenset({"search.concurrent", "search.hang_minutes", "search.failures_in_a_row"})
 """Settings that change no number of a trial: they may differ from start to start."""
@@ -29,6 +41,36 @@ def runs_place(storage: str | None) -> Place:
         default = Path.home() / "grcf_runs" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path("runs")
         storage = os.environ.get("GRCF_RUNS") or str(default)
     return place_at(storage, check=True)
+
+
+def run_name(dataset: str, config: RunConfig, task: Task) -> str:
+    """The name of a run that is given none."""
+    facts = datasets.find(dataset)
+    classes = "-binary" if facts and facts.task != task else ""
+    return f"{dataset}{classes}-{Path(config.model.backbone).name}-seed{config.seed}"
+
+
+def finished_run(runs: Place, dataset: str) -> RunRecord:
+    """The finished search of a data set, the direct baseline aside. ConfigError where there is none, or several."""
+    found = {}
+    for name in [name for name in runs.names() if not name.endswith(DIRECT)]:
+        record = RunRecord(runs / name)
+        # What a killed search or somebody's editor left of another run is no hindrance.
+        with contextlib.suppress(GrcfError, OSError, LookupError, TypeError, ValueError):
+            run = record.read_run()
+            if run["data"]["name"] == dataset and run["state"] == "finished":
+                found[name] = record
+    if not found:
+        raise ConfigError(
+            f"{runs} holds no finished search of {dataset}; search it first: "
+            f"python -m grcf_ray.search --dataset {dataset}"
+        )
+    if len(found) > 1:
+        raise ConfigError(
+            f"{runs} holds {len(found)} finished searches of {dataset}; say which: "
+            f"--from {' or '.join(map(str, found.values()))}"
+        )
+    return next(iter(found.values()))
 
 
 def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool) -> RunRecord:

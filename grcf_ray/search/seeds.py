@@ -147,7 +147,8 @@ def winner_models(record: RunRecord, winner: str) -> list[Place]:
     models = seeds_record(record, winner)
     trials = models.trials(2) or models.trials(1)
     ended = [trial for trial in trials if trial.state == "complete" and _arm(trial) == ARMS[0]]
-    return [model_place(models, trial) for trial in ended if (model_place(models, trial) / "metrics.json").exists()]
+    places = [model_place(models, trial, last=trial.stage) for trial in ended]
+    return [place for place in places if (place / "metrics.json").exists()]
 
 
 def against_baseline(record: RunRecord) -> dict[str, Any] | None:
@@ -237,14 +238,14 @@ def _number(trial: TrialRecord) -> int:
     return int(trial.params.get("finalist", trial.number))
 
 
-def model_place(record: RunRecord, trial: TrialRecord) -> Place:
-    """Where the model of a retraining lies, as `train.export.load_model` takes it."""
-    stage = "" if trial.stage == 2 or not record.trials(2) else "stage1-"
+def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> Place:
+    """Where the model of a retraining lies, as `train.export.load_model` takes it. last: the last stage of them all."""
+    stage = "" if trial.stage == last else f"stage{trial.stage}-"
     return record.place / "models" / f"{stage}{trial.number:04d}"
 
 
 def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
-    metrics = (model_place(record, trial) / "metrics.json").read_json()
+    metrics = (model_place(record, trial, last=trial.stage) / "metrics.json").read_json()
     return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **metrics}
 
 
@@ -254,19 +255,20 @@ def measure_models(job: Search, trials: Sequence[TrialRecord], store: Store, run
     Reading test is noted in the provenance of the run's winner, under `command`.
     """
     record, config = job.record, job.config
-    missing = [trial for trial in trials if not (model_place(record, trial) / "metrics.json").exists()]
+    places = [(trial, model_place(record, trial, last=job.stages[-1])) for trial in trials]
+    missing = [(trial, place) for trial, place in places if not (place / "metrics.json").exists()]
     if not missing:
         return
     protocol = protocol_of(store.info.name, store.info.task)
-    for trial in missing:
+    for trial, place in missing:
         own = config_of(job.space, record, trial)
-        export_winner(record, trial, own, job.features, store, protocol, to=f"models/{model_place(record, trial).name}")
+        export_winner(record, trial, own, job.features, store, protocol, to=f"models/{place.name}")
     below = str(record).removeprefix(f"{run}/").split("/")[0]
-    note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial in missing])
+    note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker
     task = ray.remote(num_cpus=threads)(_measure_model)
-    ray.get([task.remote(model_place(record, trial).uri, tables, threads) for trial in missing])
+    ray.get([task.remote(place.uri, tables, threads) for _, place in missing])
 
 
 def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:

@@ -1,0 +1,48 @@
+"""An experiment's table of arms: who is compared with whom, and what an undefined metric does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grcf_ray.metrics import split_metrics
+from grcf_ray.report.view import Scored
+from grcf_ray.reproduce.arms import Rescored, arm_tables, figures
+from grcf_ray.reproduce.pool import Arm
+
+LABELS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
+LAB: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=SimpleNamespace(seed=0))
+
+
+def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
+    states = np.zeros((len(LABELS), 0), np.float32)
+    test = Scored(tuple("abcdef"), tuple("abcdef"), LABELS, score_N, states)
+    return Rescored(index, test, figures(LAB, score_N, LABELS))
+
+
+def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
+    """One seed of `flat` scores everybody alike: it has no correlation, and every other figure."""
+    rng = np.random.default_rng(0)
+    arms = [Arm("full", "Full"), Arm("flat", "Flat"), Arm("near", "Near"), Arm("none", "None")]
+    noisy = [LABELS + rng.normal(size=len(LABELS)) for _ in range(3)]
+    models = {
+        "full": [model(index, LABELS + noise / 4) for index, noise in enumerate(noisy)],
+        "flat": [model(0, noisy[0]), model(1, np.zeros_like(LABELS)), model(2, noisy[2])],
+        "near": [model(index, noise) for index, noise in enumerate(noisy)],
+        "none": [],
+    }
+    mae, corr = arm_tables(LAB, arms, models, metrics=("mae", "corr"), paper={"none": {"corr": 0.9}})
+    assert ["difference" in row for row in mae.rows] == [False, True, True, False]
+    assert [row.get("seeds") for row in mae.rows] == [3, 3, 3, None]
+    assert ["difference" in row for row in corr.rows] == [False, False, True, False]
+    assert [row.get("seeds") for row in corr.rows] == [3, 2, 3, None]
+    assert corr.rows[3] == {"name": "none", "title": "None", "paper": 0.9}
+    assert any("undefined for the scores of Flat" in note for note in corr.notes)
+    assert not any("undefined" in note for note in mae.notes)
+    expected = [split_metrics(noise, LABELS, protocol="mosi", limit=3.0)["corr"] for noise in noisy]
+    assert corr.rows[2]["mean"] == pytest.approx(np.mean(expected))
+    full = [of.metrics["test"]["corr"] for of in models["full"]]
+    assert corr.rows[2]["difference"] == pytest.approx(np.mean(expected) - np.mean(full))
