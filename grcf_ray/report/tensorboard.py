@@ -32,8 +32,8 @@ from grcf_ray.report.view import RunView, Scored
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
+    RetrainingsStarted,
     SearchStarted,
-    SeedsStarted,
     StageStarted,
     TrialEnded,
     TrialStarted,
@@ -78,7 +78,7 @@ class TensorBoardListener:
             self._study = Study.read(self._record)
             self._folder().add([self._study.experiment([stage for stage in (1, 2) if stage in event.budgets])], 0)
             self._close()
-        elif isinstance(event, SeedsStarted):
+        elif isinstance(event, RetrainingsStarted):
             # Their numbers begin anew.
             self.close()
             self._retraining = True

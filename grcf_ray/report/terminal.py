@@ -19,8 +19,9 @@ from grcf_ray.search.events import (
     Event,
     FinalistsHeld,
     FinalistSkipped,
+    ModelMeasured,
+    RetrainingsStarted,
     SearchStarted,
-    SeedsStarted,
     StageEnded,
     StageStarted,
     TrialBroke,
@@ -85,48 +86,56 @@ class ProgressLines:
         self._concurrent = 1
         self._budgets: dict[int, tuple[int, int]] = {}
         self._trials: dict[int, dict[int, TrialRecord]] = {}
-        self._stage_start = time.monotonic()
-        self._of = ""
+        self._stage_start = self._measuring_start = time.monotonic()
+        self._retraining = False
         self._task: Task = "regression"
 
     def __call__(self, event: Event) -> None:
         """Print the event."""
         if isinstance(event, SearchStarted):
+            self._retraining = False
             self._concurrent, self._budgets, self._task = event.concurrent, dict(event.budgets), event.task
             self._trials = {stage: {} for stage in event.budgets}
-        elif isinstance(event, SeedsStarted):
-            self._of = "retrainings, "
-            self._budgets = {stage: (2 * event.seeds, epochs) for stage, (_, epochs) in self._budgets.items()}
+        elif isinstance(event, RetrainingsStarted):
+            self._retraining = True
+            self._budgets = {stage: (event.trials, epochs) for stage, (_, epochs) in self._budgets.items()}
             self._trials = {stage: {} for stage in self._budgets}
-            progress(f"Training the winner and the starting point anew under {event.seeds} fresh seeds")
+            progress(event.what)
         elif isinstance(event, StageStarted):
             self._stage_start = time.monotonic()
             self._budgets[event.stage] = event.budget, event.epochs
             self._trials[event.stage] = {trial.number: trial for trial in event.trials}
-            name, direction = self._objective(event.stage), DIRECTIONS[event.stage]
+            goal = f" of up to {event.epochs} epochs, {DIRECTIONS[event.stage]}imise validation "
+            goal = f" of {event.epochs} epochs" if self._retraining else goal + self._objective(event.stage)
             left = event.budget - sum(trial.finished for trial in event.trials)
             done = f", {event.budget - left} recorded" if left < event.budget else ""
-            progress(
-                f"Stage {event.stage}: {self._of}{event.budget} trials of up to {event.epochs} epochs, "
-                f"{direction}imise validation {name}{done}"
-            )
+            progress(f"Stage {event.stage}: {event.budget} trials{goal}{done}")
         elif isinstance(event, (TrialStarted, EpochFinished, TrialBroke, TrialEnded)):
             self._trials[event.trial.stage][event.trial.number] = event.trial
             self._line(event)
         elif isinstance(event, StageEnded):
             best = self._best(event.stage)
             if best is not None:
-                progress(
-                    f"Stage {event.stage} done in {duration(time.monotonic() - self._stage_start)}: best trial "
-                    f"{best.number}, {self._objective(event.stage)} {best.objective:.4f}"
-                )
+                found = f": best trial {best.number}, {self._objective(event.stage)} {best.objective:.4f}"
+                taken = duration(time.monotonic() - self._stage_start)
+                progress(f"Stage {event.stage} done in {taken}{'' if self._retraining else found}")
         elif isinstance(event, FinalistsHeld):
             numbers = ", ".join(str(trial.number) for trial in event.trials)
             progress(f"Stage 1 has better trials than those that Stage 2 started from: {numbers}. --reopen searches on")
         elif isinstance(event, FinalistSkipped):
             progress(f"Trial stage1/{event.trial.number} is left out: {event.why}")
-        elif isinstance(event, WinnerFixed) and not self._of:
+        elif isinstance(event, ModelMeasured):
+            self._measured(event)
+        elif isinstance(event, WinnerFixed) and not self._retraining:
             progress(f"Winner: trial stage{event.trial.stage}/{event.trial.number}. Measuring it on the test split")
+
+    def _measured(self, event: ModelMeasured) -> None:
+        if not event.done:
+            self._measuring_start = time.monotonic()
+            progress(f"Measuring {event.total} models on valid and test")
+            return
+        left = (time.monotonic() - self._measuring_start) / event.done * (event.total - event.done)
+        progress(f"{time.strftime('%H:%M:%S')}  measured {event.done}/{event.total}  ETA {duration(left)}")
 
     def _line(self, event: TrialStarted | EpochFinished | TrialBroke | TrialEnded) -> None:
         trial = event.trial
@@ -153,7 +162,7 @@ class ProgressLines:
         best, left = self._best(trial.stage), self._left(trial.stage)
         if value is not None and not isinstance(event, TrialStarted):
             parts.append(f"{self._objective(trial.stage)} {value:.4f}")
-        if best is not None:
+        if best is not None and not self._retraining:
             parts.append(f"best {best.objective:.4f}")
         if left is not None:
             parts.append(f"ETA {duration(left)}")

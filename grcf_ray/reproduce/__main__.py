@@ -84,8 +84,10 @@ def _complexity(dataset: str, backbone: str | None) -> Outcome:
     from grcf_ray.reproduce.complexity import complexity
     from grcf_ray.search.winner import available_threads
 
-    config = build_config({"model.backbone": backbone or datasets.get(dataset).default_backbone})
-    return complexity(config, dataset, threads=available_threads())
+    facts = datasets.get(dataset)
+    config = build_config({"model.backbone": backbone or facts.default_backbone})
+    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
+    return complexity(config, dataset, task=facts.task, dims=dims, threads=available_threads())
 
 
 def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None) -> RunRecord:
@@ -111,6 +113,7 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
     from grcf_ray.report.terminal import ProgressLines
     from grcf_ray.reproduce.catalog import EXPERIMENTS
     from grcf_ray.reproduce.lab import Lab
+    from grcf_ray.reproduce.outcome import write_outcome
     from grcf_ray.search.opening import recorded_store
 
     command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])
@@ -122,16 +125,22 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
         listeners=(ProgressLines(),),
         options=options,
     )
-    chosen = list(EXPERIMENTS.values()) if name == "all" else [EXPERIMENTS[name]]
+    if name != "all":
+        outcome = lab.noted(_outcome(EXPERIMENTS[name], lab))
+        write_outcome(outcome, record.place / "reproduce" / name)
+        _show([outcome], as_json, record.place / "reproduce")
+        return
     outcomes = []
-    for experiment in chosen:
+    for experiment in EXPERIMENTS.values():
         try:
-            outcomes.append(lab.noted(_outcome(experiment, lab)))
+            outcome = lab.noted(_outcome(experiment, lab))
         except (ConfigError, DataError) as error:
-            # Of all experiments those that the data do not admit are named, and the others run.
-            if name != "all":
-                raise
+            # Those that the data do not admit are named, and the others run.
             console.progress(f"{experiment.name} is left out: {error}")
+            continue
+        # What comes after it may take hours, or fail.
+        write_outcome(outcome, record.place / "reproduce" / outcome.name)
+        outcomes.append(outcome)
     _show(outcomes, as_json, record.place / "reproduce")
 
 
@@ -144,7 +153,9 @@ def _outcome(experiment: Experiment, lab: Lab) -> Outcome:
     function = getattr(module, experiment.name.replace("-", "_"))
     if experiment.name == "complexity":
         # What a model costs is known from its shape.
-        described: Outcome = function(lab.config, lab.store.info.name, threads=available_threads())
+        info = lab.store.info
+        dims = {"audio": info.audio_dim, "vision": info.vision_dim}
+        described: Outcome = function(lab.config, info.name, task=info.task, dims=dims, threads=available_threads())
         return described
     found: Outcome = function(lab)
     return found
@@ -154,12 +165,9 @@ def _show(outcomes: list[Outcome], as_json: bool, place: Place | None) -> None:
     import json
 
     from grcf_ray.report.terminal import typed
-    from grcf_ray.reproduce.outcome import write_outcome
 
     answers: list[dict[str, Any]] = []
     for outcome in outcomes:
-        if place is not None:
-            write_outcome(outcome, place / outcome.name)
         if as_json:
             answers.append(outcome.as_dict())
             continue

@@ -7,9 +7,8 @@ import copy
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Literal
 
 import torch
 
@@ -21,8 +20,8 @@ from grcf_ray.metrics import Protocol
 from grcf_ray.report.view import RunView, Scored
 from grcf_ray.reproduce.options import Options
 from grcf_ray.reproduce.outcome import Outcome
-from grcf_ray.reproduce.pool import Arm, Pool, PoolTrials, configured, entry_of, shape_name, shape_of, space_of
-from grcf_ray.search.events import Listener, SearchStarted
+from grcf_ray.reproduce.pool import Arm, Entry, Pool, PoolTrials, configured, entry_of, shape_name, shape_of, space_of
+from grcf_ray.search.events import Listener, RetrainingsStarted, SearchStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import connect, find_room
@@ -155,7 +154,7 @@ class Lab:
                 pool.add([entry for _, entry in wanted])
                 places = pool.models(wanted)
                 if None in places:
-                    self._train(pool, configs[0][1], {arm.stage for arm in of}, experiment)
+                    self._train(pool, configs[0][1], wanted, experiment)
                     places = pool.models(wanted)
                 for (arm, entry), place in zip(wanted, places, strict=True):
                     if place is not None:
@@ -164,8 +163,8 @@ class Lab:
             raise NoWinnerError(f"no training of {', '.join(empty)} came to its end; the record: {self.record}")
         return found
 
-    def _train(self, pool: Pool, config: RunConfig, measured: Set[Literal[1, 2]], experiment: str) -> None:
-        """Train all of a pool's entries that are not yet, and measure the models of these stages.
+    def _train(self, pool: Pool, config: RunConfig, wanted: Sequence[tuple[Arm, Entry]], experiment: str) -> None:
+        """Train all of a pool's entries that are not yet, and measure the models that are wanted.
 
         config: any entry's.
         """
@@ -191,13 +190,12 @@ class Lab:
         budgets: dict[int, tuple[int, int]] = {
             stage: (number, (config.stage1 if stage == 1 else config.stage2).epochs) for stage in job.stages
         }
+        rows = ", ".join(dict.fromkeys(arm.title for arm, _ in wanted))
         for listener in self.listeners:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
+            listener(RetrainingsStarted(f"{experiment}: {rows}; {self.seeds} seeds each", number))
         job.run()
-        ended = [
-            trial for stage in sorted(measured) for trial in pool.record.trials(stage) if trial.state == "complete"
-        ]
-        measure_models(job, ended, self.store, self.record, f"reproduce {experiment}")
+        measure_models(job, pool.trained(wanted), self.store, self.record, f"reproduce {experiment}")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

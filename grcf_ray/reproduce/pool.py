@@ -24,7 +24,6 @@ from grcf_ray.storage import Place
 __all__ = ["Arm", "Entry", "Pool", "PoolTrials", "configured", "entry_of", "shape_name", "shape_of", "space_of"]
 
 _FIRST, _SECOND = tuple(STAGE1_SECTIONS), tuple(STAGE2_ONLY)
-_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,17 +146,19 @@ class Pool:
         }
         return [ended.get(self.entries.index(entry)) for entry in wanted]
 
+    def trained(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[TrialRecord]:
+        """The trials that ended as these models, where they have ended well."""
+        return [trial for trial in self._trials_of(wanted) if trial is not None]
+
     def models(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[Place | None]:
-        """Where the model of each of these lies, None where it was not trained or is not measured yet."""
-        found: list[Place | None] = [None] * len(wanted)
-        for stage in _STAGES:
-            asked = [number for number, (arm, _) in enumerate(wanted) if arm.stage == stage]
-            trials = self.trials(stage, [wanted[number][1] for number in asked]) if asked else []
-            for number, trial in zip(asked, trials, strict=True):
-                if trial is not None:
-                    place = model_place(self.record, trial, last=self.last)
-                    found[number] = place if (place / "metrics.json").exists() else None
-        return found
+        """Where each of these models lies, None where it was not trained or is not measured yet."""
+        places = [trial and model_place(self.record, trial, last=self.last) for trial in self._trials_of(wanted)]
+        return [place if place and (place / "metrics.json").exists() else None for place in places]
+
+    def _trials_of(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[TrialRecord | None]:
+        entries = [entry for _, entry in wanted]
+        by_stage = {stage: self.trials(stage, entries) for stage in {arm.stage for arm, _ in wanted}}
+        return [by_stage[arm.stage][number] for number, (arm, _) in enumerate(wanted)]
 
 
 def configured(base: RunConfig, arm: Arm) -> RunConfig:

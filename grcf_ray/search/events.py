@@ -15,8 +15,9 @@ __all__ = [
     "FinalistSkipped",
     "FinalistsHeld",
     "Listener",
+    "ModelMeasured",
+    "RetrainingsStarted",
     "SearchStarted",
-    "SeedsStarted",
     "StageEnded",
     "StageStarted",
     "TrialBroke",
@@ -99,10 +100,21 @@ class FinalistSkipped:
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedsStarted:
-    """The winner and the starting point are about to be trained anew; the stages that follow are theirs."""
+class RetrainingsStarted:
+    """Trials whose parameters and seeds are given are about to be trained; the stages that follow are theirs."""
 
-    seeds: int
+    what: str
+    """What is trained, for people."""
+    trials: int
+    """Of each stage, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelMeasured:
+    """Of so many trained models, so many are measured on valid and test; the first time none."""
+
+    done: int
+    total: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +134,8 @@ Event = (
     | StageEnded
     | FinalistsHeld
     | FinalistSkipped
-    | SeedsStarted
+    | RetrainingsStarted
+    | ModelMeasured
     | WinnerFixed
 )
 Listener = Callable[[Event], None]

@@ -16,7 +16,7 @@ import ray
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import Store
 from grcf_ray.search.direct import DIRECT
-from grcf_ray.search.events import SeedsStarted
+from grcf_ray.search.events import ModelMeasured, RetrainingsStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
@@ -92,8 +92,9 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
         retrainings=trials,
         reopen=False,
     )
+    what = f"Training the winner and the starting point anew under {seeds} fresh seeds"
     for listener in search.listeners:
-        listener(SeedsStarted(seeds))
+        listener(RetrainingsStarted(what, 2 * seeds))
     job.run()
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
@@ -268,7 +269,14 @@ def measure_models(job: Search, trials: Sequence[TrialRecord], store: Store, run
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker
     task = ray.remote(num_cpus=threads)(_measure_model)
-    ray.get([task.remote(place.uri, tables, threads) for _, place in missing])
+    waiting = [task.remote(place.uri, tables, threads) for _, place in missing]
+    while True:
+        for listener in job.listeners:
+            listener(ModelMeasured(len(missing) - len(waiting), len(missing)))
+        if not waiting:
+            return
+        done, waiting = ray.wait(waiting)
+        ray.get(done)
 
 
 def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:

@@ -21,7 +21,7 @@ from grcf_ray.errors import ClusterError, ConfigError, faults_message
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
-from grcf_ray.search.events import Event, Listener, SearchStarted, SeedsStarted, TrialStarted
+from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
@@ -222,7 +222,7 @@ class Session:
         def note(event: Event) -> None:
             nonlocal choosing
             # Nothing is chosen among the retrainings.
-            choosing &= not isinstance(event, SeedsStarted)
+            choosing &= not isinstance(event, RetrainingsStarted)
             if choosing and isinstance(event, TrialStarted) and not self.record.read_run().get("test_seen"):
                 self.record.update_run(test_seen=True)
 

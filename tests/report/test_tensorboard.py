@@ -13,7 +13,14 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from grcf_ray.config import flatten
 from grcf_ray.report.tensorboard import TAGS, TensorBoardListener, best_so_far
 from grcf_ray.report.view import RunView
-from grcf_ray.search.events import EpochFinished, SearchStarted, SeedsStarted, StageStarted, TrialEnded, TrialStarted
+from grcf_ray.search.events import (
+    EpochFinished,
+    RetrainingsStarted,
+    SearchStarted,
+    StageStarted,
+    TrialEnded,
+    TrialStarted,
+)
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import recorded_space
 from grcf_ray.search.stages import config_of
@@ -264,7 +271,7 @@ def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Pat
         listener(TrialEnded(trial(2, state="complete")))
         # The time was up before this one had ended.
         listener(EpochFinished(trial(1, number=1)))
-        listener(SeedsStarted(1))
+        listener(RetrainingsStarted("anew", 2))
         listener(StageStarted(1, 2, 3, ()))
         listener(TrialEnded(trial(3, state="complete")))
         listener(TrialEnded(trial(3, number=1, state="complete")))

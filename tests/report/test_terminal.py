@@ -15,8 +15,9 @@ from grcf_ray.search.events import (
     Event,
     FinalistsHeld,
     FinalistSkipped,
+    ModelMeasured,
+    RetrainingsStarted,
     SearchStarted,
-    SeedsStarted,
     StageEnded,
     StageStarted,
     TrialBroke,
@@ -267,17 +268,39 @@ def test_what_becomes_of_the_finalists_is_told(capsys: pytest.CaptureFixture[str
 def test_retrainings_are_counted_anew(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
     lines = lines_of(1, {1: (3, 2), 2: (3, 2)})
     told(capsys, lines, StageStarted(1, 3, 2, ()), TrialEnded(trial(0, 0.9, 0.9, state="complete")))
-    assert told(capsys, lines, SeedsStarted(2), StageStarted(1, 4, 2, ()), TrialStarted(trial(0))) == [
-        "Training the winner and the starting point anew under 2 fresh seeds",
-        "Stage 1: retrainings, 4 trials of up to 2 epochs, maximise validation PairwiseAcc",
+    assert told(
+        capsys,
+        lines,
+        RetrainingsStarted("Both anew under 2 seeds", 4),
+        StageStarted(1, 4, 2, ()),
+        TrialStarted(trial(0)),
+    ) == [
+        "Both anew under 2 seeds",
+        "Stage 1: 4 trials of 2 epochs",
         "12:34:56  stage 1   0/4  trial 0  started",
     ]
     # One more epoch of this trial and three whole trials, then four of Stage 2: 15 epochs.
     assert told(capsys, lines, EpochFinished(trial(0, 0.5))) == [
-        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  best 0.5000  ETA 2 min"
+        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  ETA 2 min"
     ]
-    # What is measured are models of both arms: no winner is chosen.
+    # None is the best, nor a winner: nothing is chosen among them.
+    (line,) = told(capsys, lines, StageEnded(1))
+    assert line.startswith("Stage 1 done in ") and "best" not in line
     assert told(capsys, lines, WinnerFixed(trial(0, stage=2))) == []
+    # A search that follows, such as that of an ablation, has its own.
+    lines(SearchStarted(1, {1: (3, 2)}))
+    assert told(capsys, lines, StageStarted(1, 3, 2, ())) == [
+        "Stage 1: 3 trials of up to 2 epochs, maximise validation PairwiseAcc"
+    ]
+
+
+def test_measuring_says_how_long_it_will_take(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = lines_of(1, {1: (3, 2)})
+    assert told(capsys, lines, ModelMeasured(0, 3)) == ["Measuring 3 models on valid and test"]
+    clock[0] += 40
+    assert told(capsys, lines, ModelMeasured(1, 3)) == ["12:34:56  measured 1/3  ETA 80 s"]
+    clock[0] += 40
+    assert told(capsys, lines, ModelMeasured(3, 3)) == ["12:34:56  measured 3/3  ETA 0 s"]
 
 
 def test_failures_are_listed_by_cause_with_the_command_that_runs_one_again(

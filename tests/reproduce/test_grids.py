@@ -134,14 +134,15 @@ def test_complexity_of_a_run_is_its_configurations(make_lab: MakeLab, monkeypatc
 
     asked: list[Any] = []
 
-    def described(config: Any, dataset: str, *, threads: int) -> str:
-        asked.append((config, dataset))
+    def described(config: Any, dataset: str, *, task: str, dims: Any, threads: int) -> str:
+        asked.append((config, dataset, task, dims))
         return "described"
 
     monkeypatch.setattr(complexity, "complexity", described)
     lab = make_lab()
     assert _outcome(EXPERIMENTS["complexity"], lab) == "described"
-    assert asked == [(lab.config, "tiny")]
+    dims = {"audio": lab.store.info.audio_dim, "vision": lab.store.info.vision_dim}
+    assert asked == [(lab.config, "tiny", "regression", dims)]
 
 
 def _another(backbone: Path, folder: Path) -> None:

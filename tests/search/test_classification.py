@@ -15,6 +15,7 @@ import pytest
 from grcf_ray import console
 from grcf_ray.metrics import classification_metrics
 from grcf_ray.report.view import RunView
+from grcf_ray.reproduce.catalog import EXPERIMENTS
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
 from grcf_ray.train.__main__ import app as train
@@ -112,6 +113,35 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     assert list(direct["stages"]) == ["stage2"]
     curve = RunRecord(place_at(tmp_path / "runs" / "n-direct")).trials(2)[0].curve
     assert all(m["loss/total"] == m["loss/bce"] for m in curve)
+
+
+@pytest.mark.slow
+def test_the_papers_experiments_of_two_classes(
+    run: Run, ray_session: None, words: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that two classes admit, by one command; the others are named."""
+    from grcf_ray.reproduce.__main__ import app
+
+    code, _, err = run(*words)
+    assert code == 0, err
+    folder = tmp_path / "runs" / "n"
+    with pytest.raises(SystemExit) as ended:
+        console.run(app, ["all", "--from", str(folder), "--seeds", "1", "--json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    found = {outcome["name"]: outcome for outcome in json.loads(out)}
+    left_out = {"margins", "stability", "importance", "transfer"}
+    assert left_out == {line.split()[0] for line in err.splitlines() if " is left out: " in line}
+    assert found.keys() == EXPERIMENTS.keys() - left_out
+    for name in found:
+        assert (folder / "reproduce" / name / "index.html").stat().st_size
+    ablation = {table["name"]: [row["title"] for row in table["rows"]] for table in found["ablation"]["tables"]}
+    assert set(ablation) == {"bce", "acc2", "f1_positive", "auroc"}
+    # Two classes have no ordinal groups, and so no dynamic margin.
+    assert ablation["bce"] == ["Full model", "w/o advantage weighting", "w/o Stage 1", "w/o Stage 2", "direct MAE"]
+    hard = {table["name"]: table["rows"] for table in found["hard-pairs"]["tables"]}
+    assert all("mean" not in row or row["mean"] is None for row in hard["modalities"])
+    assert any("need features of vision (the data have none)" in note for note in found["hard-pairs"]["notes"])
 
 
 def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from grcf_ray.data.store import Store
-from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
+from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.seeds import (
     SeedTrials,
@@ -178,7 +178,7 @@ def test_retraining(finished: Callable[..., tuple[Search, TrialRecord]], store: 
     with pytest.raises(KeyboardInterrupt):
         retrain(search, winner, 1, store)
     record = seeds_record(search.record, f"stage2/{winner.number}")
-    assert isinstance(seen[0], SeedsStarted)
+    assert isinstance(seen[0], RetrainingsStarted)
     assert [t.state for t in record.trials(1)] == ["complete"] * 2
     assert [t.finished for t in record.trials(2)][:1] == [True]
     assert retrainings(search.record, f"stage2/{winner.number}") is None

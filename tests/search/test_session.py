@@ -15,7 +15,7 @@ import pytest
 
 from grcf_ray.data.store import Store
 from grcf_ray.search import stopping, winner
-from grcf_ray.search.events import Event, SeedsStarted, TrialEnded, TrialStarted
+from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import load_space
@@ -168,7 +168,7 @@ def test_trials_after_the_look_at_test_are_noted_once(session: Session) -> None:
 
 def test_retrainings_after_the_look_at_test_are_no_such_trials(session: Session) -> None:
     note = session._note_trials_after_test()
-    note(SeedsStarted(3))
+    note(RetrainingsStarted("anew", 6))
     note(TrialStarted(session.record.trials(2)[0]))
     assert "test_seen" not in session.record.read_run()
 
