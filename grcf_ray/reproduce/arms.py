@@ -12,13 +12,26 @@ import numpy as np
 from grcf_ray.metrics import METRIC_DIRECTIONS, split_metric, split_metrics
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import Scored
+from grcf_ray.reproduce.drawing import draw_differences
 from grcf_ray.reproduce.lab import Lab
+from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import FEW_SEEDS, Floats, Metric, compare, spread
 from grcf_ray.search.winner import finite_metrics
 from grcf_ray.tables import Column, Table
 
-__all__ = ["Measured", "Rescored", "arm_tables", "few_seeds", "figures", "full_arm", "head_metrics", "metric_of"]
+__all__ = [
+    "Measured",
+    "Rescored",
+    "arm_outcome",
+    "arm_tables",
+    "difference_pictures",
+    "few_seeds",
+    "figures",
+    "full_arm",
+    "head_metrics",
+    "metric_of",
+]
 
 _HEAD = {
     "mosi": ("mae", "corr", "pairwise_acc", "acc7", "acc2_non0", "f1_positive"),
@@ -32,7 +45,7 @@ _COLUMNS = (
     Column("deviation", "deviation", "{:.4f}"),
     Column("seeds", "seeds"),
     Column("difference", "difference", "{:+.4f}"),
-    Column("low", "from", "{:+.4f}"),
+    Column("low", "95 % from", "{:+.4f}"),
     Column("high", "to", "{:+.4f}"),
     Column("p", "p", "{:.3f}"),
     Column("p_holm", "p (Holm)", "{:.3f}"),
@@ -154,12 +167,52 @@ def arm_tables(
                 gain = found[arm.name]
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
             rows.append(row)
-        better = "lower" if METRIC_DIRECTIONS[name] == "min" else "higher"
         notes = [note for note in (few_seeds(len(shared)),) if note]
         notes += [f"undefined for the scores of {arm.title} under a seed, and not compared" for arm in lacking]
         columns = [c for c in _COLUMNS if c.key == "title" or any(row.get(c.key) is not None for row in rows)]
-        tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({better} is better)", columns, rows, notes))
+        tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({_better(name)} is better)", columns, rows, notes))
     return tables
+
+
+def arm_outcome(
+    lab: Lab,
+    arms: Sequence[Arm],
+    models: Mapping[str, Sequence[Measured]],
+    printed: Mapping[str, Mapping[str, float]] | None,
+    **about: Any,
+) -> Outcome:
+    """The outcome of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on."""
+    tables = arm_tables(lab, arms, models, paper=printed)
+    return Outcome(tables=tables, pictures=difference_pictures(tables), **about)
+
+
+def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
+    """The differences of `arm_tables` as a picture; none where nothing is compared."""
+    panels = [
+        {
+            "title": METRIC_TITLES[table.name],
+            "better": _better(table.name),
+            "reference": next(row["title"] for row in table.rows if "mean" in row),
+            "rows": [
+                {key: row[key] for key in ("title", "difference", "low", "high")}
+                for row in table.rows
+                if "difference" in row
+            ],
+        }
+        for table in tables
+    ]
+    panels = [panel for panel in panels if panel["rows"]]
+    if not panels:
+        return []
+    caption = (
+        f"Test, each row less {panels[0]['reference']}: mean over seeds, and the 95 % interval of the bootstrap over "
+        "seeds and utterances. Where an interval holds 0 the data do not tell the two apart."
+    )
+    return [Picture(name="differences", caption=caption, data={"panels": panels}, draw=draw_differences)]
+
+
+def _better(metric: str) -> str:
+    return "lower" if METRIC_DIRECTIONS[metric] == "min" else "higher"
 
 
 def _shared(models: Mapping[str, Sequence[Measured]], arms: Sequence[Arm]) -> list[int]:

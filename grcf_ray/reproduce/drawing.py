@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "draw_lines", "panels"]
+__all__ = ["COLOURS", "draw_differences", "draw_lines", "panels"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, the darkest first."""
@@ -44,4 +44,25 @@ def draw_lines(data: Mapping[str, Any]) -> Figure:
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend(fontsize="small")
+    return figure
+
+
+def draw_differences(data: Mapping[str, Any]) -> Figure:
+    """Panels of differences to a reference with their intervals, a line for each row, 0 marked.
+
+    data: `panels`, each with `title`, `better` (lower or higher) and `rows`: `title`, `difference`, `low` and `high`.
+    """
+    rows = max(len(panel["rows"]) for panel in data["panels"])
+    figure, axes = panels(len(data["panels"]), width=5.0, height=1.0 + 0.3 * rows)
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        places = range(len(panel["rows"]))
+        middle = [row["difference"] for row in panel["rows"]]
+        below = [row["difference"] - row["low"] for row in panel["rows"]]
+        above = [row["high"] - row["difference"] for row in panel["rows"]]
+        axis.axvline(0, color="#808080", lw=1)
+        axis.errorbar(middle, places, xerr=[below, above], fmt="o", ms=4, capsize=3, color=COLOURS[0])
+        axis.set_yticks(places, [row["title"] for row in panel["rows"]], fontsize="small", parse_math=False)
+        axis.set(title=f"{panel['title']} ({panel['better']} is better)", ylim=(len(panel["rows"]) - 0.5, -0.5))
+        axis.title.set_fontsize("medium")
+        axis.grid(alpha=0.3, axis="x")
     return figure

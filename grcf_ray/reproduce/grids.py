@@ -10,7 +10,7 @@ from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import arm_tables, few_seeds, head_metrics
+from grcf_ray.reproduce.arms import arm_outcome, few_seeds, head_metrics
 from grcf_ray.reproduce.drawing import draw_lines
 from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
@@ -44,12 +44,15 @@ def ablation(lab: Lab) -> Outcome:
             "with as many epochs altogether as the run's; direct MAE has the epochs of both stages in each trial.",
         ]
     models = lab.models(arms, "ablation")
-    return Outcome(
+    return arm_outcome(
+        lab,
+        arms,
+        models,
+        paper.ABLATION.get(lab.store.info.name),
         name="ablation",
         title=f"Ablation on {lab.store.info.name}, at the winner's parameters"
         + (" and retuned" if lab.options.retune else ""),
         paper="Table 3",
-        tables=arm_tables(lab, arms, models, paper=paper.ABLATION.get(lab.store.info.name)),
         notes=(
             *notes,
             "w/o Stage 2, at the winner's parameters, is the full model's own Stage 1 under the same seeds.",
@@ -84,11 +87,14 @@ def margins(lab: Lab) -> Outcome:
     names = ("overlap,5", "overlap,3", "overlap,7", "strict,5")
     arms = [Arm(name, name, {"ranking.groups": name}) for name in names]
     models = lab.models(arms, "margins")
-    return Outcome(
+    return arm_outcome(
+        lab,
+        arms,
+        models,
+        paper.GROUPS.get(lab.store.info.name),
         name="margins",
         title=f"Groups of the dynamic margin on {lab.store.info.name}",
         paper="Table 4",
-        tables=arm_tables(lab, arms, models, paper=paper.GROUPS.get(lab.store.info.name)),
         notes=("overlap,3 and overlap,7 have edges of our own: the paper prints none.",),
     )
 
@@ -115,16 +121,14 @@ def backbones(lab: Lab) -> Outcome:
     models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
     models |= lab.models(had, "backbones")
     printed = paper.BACKBONES.get(lab.store.info.name, {})
-    return Outcome(
+    return arm_outcome(
+        lab,
+        arms,
+        models,
+        {arm.name: of for arm in arms for name, of in printed.items() if _same(name, arm.name)},
         name="backbones",
         title=f"Text encoders on {lab.store.info.name}, with the winner's parameters",
         paper="Table 11",
-        tables=arm_tables(
-            lab,
-            arms,
-            models,
-            paper={arm.name: of for arm in arms for name, of in printed.items() if _same(name, arm.name)},
-        ),
         notes=(
             *notes,
             f"The parameters were searched with {_encoder(own)}, and the others have them as they are.",

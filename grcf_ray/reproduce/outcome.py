@@ -83,7 +83,7 @@ class Outcome:
             for picture in self.pictures
             for part in ("", f"![{picture.caption}](figure-{picture.name}.png)", "", picture.caption)
         ]
-        lines += ["", *self.notes] if self.notes else []
+        lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:

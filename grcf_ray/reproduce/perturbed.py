@@ -17,7 +17,7 @@ from grcf_ray import console
 from grcf_ray.data.frames import Frames
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import Rescored, arm_tables, few_seeds, figures, head_metrics
+from grcf_ray.reproduce.arms import Rescored, arm_outcome, few_seeds, figures, head_metrics
 from grcf_ray.reproduce.drawing import draw_lines
 from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
@@ -100,16 +100,14 @@ def modalities(lab: Lab) -> Outcome:
             score_N = reader.score({other: column for other, column in hidden.items() if other not in shown})
             measured[name].append(Rescored.of(lab, model.index, model.scored("test"), score_N))
     notes += [f"{_SHOWN[name]} cannot be had: the data have no {' and no '.join(of)}." for name, of in missing.items()]
-    return Outcome(
+    return arm_outcome(
+        lab,
+        [Arm(name, title) for name, title in _SHOWN.items()],
+        measured,
+        paper.MODALITIES.get(lab.store.info.name),
         name="modalities",
         title=f"Modalities shown to the full model on {lab.store.info.name}",
         paper="Table 10",
-        tables=arm_tables(
-            lab,
-            [Arm(name, title) for name, title in _SHOWN.items()],
-            measured,
-            paper=paper.MODALITIES.get(lab.store.info.name),
-        ),
         notes=[
             *notes,
             "The models are trained once, with all modalities. One that is taken away counts as missing in every "

@@ -21,7 +21,7 @@ from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import Store, find_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import Measured, Rescored, arm_tables
+from grcf_ray.reproduce.arms import Measured, Rescored, arm_outcome
 from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome
 from grcf_ray.reproduce.pool import Arm, configured, entry_of
@@ -74,11 +74,14 @@ def transfer(lab: Lab) -> Outcome:
     ]
     if here.info.label_range != lab.store.info.label_range:
         notes.append("Label ranges differ: scores, margins and the model's reach are scaled from the one to the other.")
-    return Outcome(
+    return arm_outcome(
+        own,
+        arms,
+        models,
+        _printed(there_name, here_name),
         name="transfer",
         title=f"From {there_name} to {here_name}, measured on {here_name}",
         paper="Table 9",
-        tables=arm_tables(own, arms, models, paper=_printed(there_name, here_name)),
         notes=[
             *notes,
             *(f"{note[:1].upper()}{note[1:]}." for note in fitted.notes()),

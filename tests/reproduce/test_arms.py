@@ -10,7 +10,7 @@ import pytest
 
 from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Scored
-from grcf_ray.reproduce.arms import Rescored, arm_tables, figures
+from grcf_ray.reproduce.arms import Rescored, arm_tables, difference_pictures, figures
 from grcf_ray.reproduce.pool import Arm
 
 LABELS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
@@ -46,3 +46,17 @@ def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
     assert corr.rows[2]["mean"] == pytest.approx(np.mean(expected))
     full = [of.metrics["test"]["corr"] for of in models["full"]]
     assert corr.rows[2]["difference"] == pytest.approx(np.mean(expected) - np.mean(full))
+
+    (picture,) = difference_pictures([mae, corr])
+    assert [(panel["title"], panel["better"]) for panel in picture.data["panels"]] == [
+        ("MAE", "lower"),
+        ("Corr", "higher"),
+    ]
+    assert [[row["title"] for row in panel["rows"]] for panel in picture.data["panels"]] == [["Flat", "Near"], ["Near"]]
+    figure = picture.draw(picture.data)
+    for axis, panel in zip(figure.axes, picture.data["panels"], strict=False):
+        ((line, _, (bars,)),) = axis.containers
+        assert line.get_xdata().tolist() == [row["difference"] for row in panel["rows"]]
+        ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
+        assert np.allclose(ends, [[row["low"], row["high"]] for row in panel["rows"]])
+    assert difference_pictures([]) == []

@@ -96,4 +96,5 @@ def test_numbers_are_whole_in_json_and_cells_are_cells_in_markdown(tmp_path: Pat
     assert answer["versions"] == {"torch": "2"} and answer["pictures"]["lines"]["panels"][0]["lines"] == [LINE]
     lines = files["result.md"].read_text().splitlines()
     assert "| a\\|b | 2.0000 | - |" in lines and "![Mean & bars](figure-lines.png)" in lines
+    assert lines[-1] == "- One <note>."
     assert "0.6123" in files["result.tex"].read_text() and r"\toprule" in files["result.tex"].read_text()
