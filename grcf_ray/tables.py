@@ -8,7 +8,10 @@ from typing import Any
 
 from grcf_ray.console import print_table
 
-__all__ = ["Column", "Table"]
+__all__ = ["P_VALUE", "Column", "Table"]
+
+P_VALUE = "p"
+"""The format of a p-value: three digits, and <0.001 for less."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,7 @@ class Table:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The rows as text, `-` for what a row does not have."""
-        return [
-            tuple(c.format.format(row[c.key]) if row.get(c.key) is not None else "-" for c in self.columns)
-            for row in self.rows
-        ]
+        return [tuple(_cell(row.get(column.key), column.format) for column in self.columns) for row in self.rows]
 
     def markdown(self) -> str:
         """Title, table and notes, as Markdown."""
@@ -76,6 +76,14 @@ class Table:
         print_table([column.title for column in self.columns], self.cells())
         for note in self.notes:
             print(f"{note[:1].upper()}{note[1:]}.")
+
+
+def _cell(value: Any, format: str) -> str:
+    if value is None:
+        return "-"
+    if format == P_VALUE:
+        return "<0.001" if value < 0.0005 else f"{value:.3f}"
+    return format.format(value)
 
 
 _LATEX = {

@@ -18,7 +18,7 @@ from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import FEW_SEEDS, Floats, Metric, compare, spread
 from grcf_ray.search.winner import finite_metrics
-from grcf_ray.tables import Column, Table
+from grcf_ray.tables import P_VALUE, Column, Table
 
 __all__ = [
     "Measured",
@@ -47,8 +47,8 @@ _COLUMNS = (
     Column("difference", "difference", "{:+.4f}"),
     Column("low", "95 % from", "{:+.4f}"),
     Column("high", "to", "{:+.4f}"),
-    Column("p", "p", "{:.3f}"),
-    Column("p_holm", "p (Holm)", "{:.3f}"),
+    Column("p", "p", P_VALUE),
+    Column("p_holm", "p (Holm)", P_VALUE),
 )
 
 

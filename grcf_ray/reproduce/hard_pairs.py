@@ -36,7 +36,7 @@ from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.statistics import spread
 from grcf_ray.search.winner import available_threads
-from grcf_ray.tables import Column, Table
+from grcf_ray.tables import P_VALUE, Column, Table
 from grcf_ray.train.export import SavedModel, load_model
 from grcf_ray.train.stage import use_deterministic_torch
 
@@ -319,13 +319,13 @@ def _ols_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Se
         (
             Column("title", "variable"),
             Column("paper coefficient", "paper", "{:.4g}"),
-            Column("paper p", "paper p", "{:.3f}"),
+            Column("paper p", "paper p", P_VALUE),
             Column("coefficient", "coefficient", "{:.4g}"),
             Column("deviation", "deviation", "{:.4g}"),
             Column("error", "std. err.", "{:.4g}"),
             Column("t", "t", "{:.3f}"),
-            Column("p", "p", "{:.3f}"),
-            Column("permuted", "p permuted", "{:.3f}"),
+            Column("p", "p", P_VALUE),
+            Column("permuted", "p permuted", P_VALUE),
             Column("n", "pairs"),
             Column("seeds", "seeds"),
         ),
@@ -482,7 +482,7 @@ def _rank_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, S
             Column("paper", "paper", "{:.4f}"),
             Column("mean", "correlation", "{:.4f}"),
             Column("deviation", "deviation", "{:.4f}"),
-            Column("permuted", "p permuted", "{:.3f}"),
+            Column("permuted", "p permuted", P_VALUE),
             Column("pairs", "pairs"),
         ),
         rows,

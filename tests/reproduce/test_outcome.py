@@ -10,7 +10,7 @@ from typing import Any
 from grcf_ray.reproduce.drawing import draw_lines
 from grcf_ray.reproduce.outcome import Outcome, Picture, write_outcome
 from grcf_ray.storage import place_at
-from grcf_ray.tables import Column, Table
+from grcf_ray.tables import P_VALUE, Column, Table
 
 LINE = {"name": "a < b", "x": [0, 1], "y": [0.5, 1.0], "error": [0.1, 0.0]}
 OUTCOME = Outcome(
@@ -21,8 +21,11 @@ OUTCOME = Outcome(
         Table(
             "mae",
             "MAE | <lower>",
-            (Column("title", "row"), Column("mean", "mean", "{:.4f}"), Column("p", "p", "{:.3f}")),
-            [{"title": "<script>alert(1)</script>", "mean": 0.61234567, "p": None}, {"title": "a|b", "mean": 2.0}],
+            (Column("title", "row"), Column("mean", "mean", "{:.4f}"), Column("p", "p", P_VALUE)),
+            [
+                {"title": "<script>alert(1)</script>", "mean": 0.61234567, "p": None},
+                {"title": "a|b", "mean": 2.0, "p": 4e-9},
+            ],
             ["few < many"],
         )
     ],
@@ -95,6 +98,6 @@ def test_numbers_are_whole_in_json_and_cells_are_cells_in_markdown(tmp_path: Pat
     assert answer["tables"][0]["rows"][0]["mean"] == 0.61234567
     assert answer["versions"] == {"torch": "2"} and answer["pictures"]["lines"]["panels"][0]["lines"] == [LINE]
     lines = files["result.md"].read_text().splitlines()
-    assert "| a\\|b | 2.0000 | - |" in lines and "![Mean & bars](figure-lines.png)" in lines
+    assert "| a\\|b | 2.0000 | <0.001 |" in lines and "![Mean & bars](figure-lines.png)" in lines
     assert lines[-1] == "- One <note>."
     assert "0.6123" in files["result.tex"].read_text() and r"\toprule" in files["result.tex"].read_text()
