@@ -13,6 +13,8 @@ __all__ = ["COLOURS", "draw_differences", "draw_lines", "panels"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, the darkest first."""
+_ASIDE = 0.012
+"""How far lines are put side by side, as a share of their width."""
 
 
 def panels(number: int, *, columns: int = 2, width: float = 4.5, height: float = 3.2) -> tuple[Figure, list[Axes]]:
@@ -31,19 +33,29 @@ def panels(number: int, *, columns: int = 2, width: float = 4.5, height: float =
 def draw_lines(data: Mapping[str, Any]) -> Figure:
     """Panels of lines with error bars.
 
-    data: `panels`, each with `title`, `x_title`, `y_title` and `lines`: `name`, `x`, `y` and `error` (or None).
+    data: `panels`, each with `title`, `x_title`, `y_title` and `lines`, the same ones in all panels: `name`, `x`, `y`
+    and `error`.
     """
     figure, axes = panels(len(data["panels"]))
     for axis, panel in zip(axes, data["panels"], strict=True):
         lines: Sequence[Mapping[str, Any]] = panel["lines"]
-        for colour, line in zip(COLOURS, lines, strict=False):
+        for place, (colour, line) in enumerate(zip(COLOURS, lines, strict=False)):
+            # Side by side, so that no bar hides another.
+            aside = (place - (len(lines) - 1) / 2) * _ASIDE * (max(line["x"]) - min(line["x"]))
             axis.errorbar(
-                line["x"], line["y"], yerr=line["error"], label=line["name"], color=colour, marker="o", ms=3, capsize=2
+                [x + aside for x in line["x"]],
+                line["y"],
+                yerr=line["error"],
+                label=line["name"],
+                color=colour,
+                marker="o",
+                ms=3,
+                capsize=2,
             )
         axis.set(title=panel["title"], xlabel=panel["x_title"], ylabel=panel["y_title"])
         axis.grid(alpha=0.3)
-        if len(lines) > 1:
-            axis.legend(fontsize="small")
+    if len(data["panels"][0]["lines"]) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
@@ -64,5 +76,6 @@ def draw_differences(data: Mapping[str, Any]) -> Figure:
         axis.set_yticks(places, [row["title"] for row in panel["rows"]], fontsize="small", parse_math=False)
         axis.set(title=f"{panel['title']} ({panel['better']} is better)", ylim=(len(panel["rows"]) - 0.5, -0.5))
         axis.title.set_fontsize("medium")
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3, axis="x")
     return figure

@@ -64,7 +64,8 @@ def noise(lab: Lab) -> Outcome:
     else:
         notes.append(
             "The paper does not say where its noise is added. After standardisation σ is a share of each feature's "
-            "deviation over the training rows; raw values may reach hundreds, where 0.3 is next to nothing."
+            "deviation over the training rows; of raw values some reach hundreds, where 0.3 is next to nothing, and "
+            "others stay below a hundredth, where 0.01 leaves nothing of them."
         )
     notes.append(
         f"Means over {DRAWS} draws of the noise and the seeds; deviations over seeds, of the draws' means. The noise "
