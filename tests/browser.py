@@ -12,9 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-__all__ = ["browser", "severe"]
+__all__ = ["FLAGS", "browser", "severe"]
 
-_FLAGS = (
+FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -36,7 +36,7 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
         pytest.skip(f"{' and '.join(missing)} not installed")
     options = ChromeOptions()
     options.binary_location = found["chromium"] or ""
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1280,900"):
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1280,900"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = Chrome(options=options, service=ChromeService(found["chromedriver"]))

@@ -197,7 +197,8 @@ def importance(lab: Lab) -> Outcome:
         tables.append(_importance_table(data, stage, metric))
         shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
     if not shown:
-        raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes]))
+        asked = "A search with --set search.pruning=false stops none early."
+        raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes, asked]))
     picture = Picture(
         name="importance",
         caption="Share of each parameter by random forest, mean and deviation over forests of several seeds; of the "

@@ -24,6 +24,7 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.events import SearchStarted, StageStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
+from tests.browser import FLAGS
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -34,15 +35,7 @@ pytestmark = pytest.mark.page
 
 STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 OBJECTIVES = {1: "best/pairwise_acc", 2: "best/mae"}
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+WEBGL = (
     # The projector draws in WebGL, here without a GPU.
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
@@ -139,7 +132,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for flag in (*FLAGS, *WEBGL, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
