@@ -93,6 +93,9 @@ _LATEX = {
     "±": r"$\pm$",
     "<": "$<$",
     ">": "$>$",
+    "σ": r"$\sigma$",
+    "λ": r"$\lambda$",
+    "²": "$^2$",
 }
 _LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
 

@@ -126,7 +126,7 @@ def mae_loss(score_B: Tensor, label_B: Tensor) -> Tensor:
 
 
 def advantage_weight(gap_P: Tensor, eps: float = 1e-8) -> Tensor:
-    """w_ij = ReLU(-A_ij) of eq. 7, standardised over the pairs given: [P], in the gaps' dtype.
+    """w_ij = ReLU(-A_ij) of eq. 9, standardised over the pairs given: [P], in the gaps' dtype.
 
     gap_P: [P] score_i - score_j over s_i > s_j. 0 where all gaps are equal.
     """

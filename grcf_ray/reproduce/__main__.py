@@ -68,13 +68,15 @@ def reproduce(
         return
     if name != "all" and name not in EXPERIMENTS:
         raise ConfigError(f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))}; `list` names them")
-    options = Options(retune=retune, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
+    options = Options(retune=retune, backbone=backbone, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
     options.check(name)
     if name == "complexity" and run is None:
         if dataset is None:
             raise ConfigError("complexity needs the data set whose features the model takes: --dataset NAME")
         _show([_complexity(dataset, backbone)], json, None)
         return
+    if backbone is not None:
+        raise ConfigError("--backbone is for complexity without a run; a run has its own")
     _from_run(name, _chosen(name, run, dataset, storage), data, seeds, options, as_json=json)
 
 
@@ -109,7 +111,7 @@ def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None
 
 
 def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, options: Options, *, as_json: bool) -> None:
-    from grcf_ray.errors import ConfigError, DataError
+    from grcf_ray.errors import ConfigError, DataError, NoWinnerError
     from grcf_ray.report.terminal import ProgressLines
     from grcf_ray.reproduce.catalog import EXPERIMENTS
     from grcf_ray.reproduce.lab import Lab
@@ -127,21 +129,21 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
     )
     if name != "all":
         outcome = lab.noted(_outcome(EXPERIMENTS[name], lab))
-        write_outcome(outcome, record.place / "reproduce" / name)
+        write_outcome(outcome, record.place / "reproduce" / outcome.name)
         _show([outcome], as_json, record.place / "reproduce")
         return
     outcomes = []
     for experiment in EXPERIMENTS.values():
         try:
             outcome = lab.noted(_outcome(experiment, lab))
-        except (ConfigError, DataError) as error:
-            # Those that the data do not admit are named, and the others run.
+        except (ConfigError, DataError, NoWinnerError) as error:
+            # Those that the data do not admit, or that came to nothing, are named, and the others run.
             console.progress(f"{experiment.name} is left out: {error}")
             continue
         # What comes after it may take hours, or fail.
         write_outcome(outcome, record.place / "reproduce" / outcome.name)
         outcomes.append(outcome)
-    _show(outcomes, as_json, record.place / "reproduce")
+    _show(outcomes, as_json, record.place / "reproduce", several=True)
 
 
 def _outcome(experiment: Experiment, lab: Lab) -> Outcome:
@@ -161,7 +163,7 @@ def _outcome(experiment: Experiment, lab: Lab) -> Outcome:
     return found
 
 
-def _show(outcomes: list[Outcome], as_json: bool, place: Place | None) -> None:
+def _show(outcomes: list[Outcome], as_json: bool, place: Place | None, *, several: bool = False) -> None:
     import json
 
     from grcf_ray.report.terminal import typed
@@ -175,7 +177,7 @@ def _show(outcomes: list[Outcome], as_json: bool, place: Place | None) -> None:
         if place is not None:
             print(f"\nPage: {typed(place / outcome.name / 'index.html')}")
     if as_json:
-        print(json.dumps(answers[0] if len(answers) == 1 else answers, indent=2, ensure_ascii=False))
+        print(json.dumps(answers if several else answers[0], indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

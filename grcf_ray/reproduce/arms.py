@@ -16,7 +16,7 @@ from grcf_ray.reproduce.drawing import draw_differences
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
-from grcf_ray.reproduce.statistics import FEW_SEEDS, Floats, Metric, compare, spread
+from grcf_ray.reproduce.statistics import FEW_SEEDS, Difference, Floats, Metric, compare, corrected, spread
 from grcf_ray.search.winner import finite_metrics
 from grcf_ray.tables import P_VALUE, Column, Table
 
@@ -124,13 +124,13 @@ def arm_tables(
 ) -> list[Table]:
     """A table for each metric, a row for each arm; the first arm that has models is the reference.
 
-    Differences are over the seeds under which all arms were trained. An arm without models, one that cannot be had
-    here, has the paper's figure alone; one for whose scores a metric is undefined has no difference in it. `paper`:
-    figures by arm and metric.
+    An arm's differences are over the seeds under which it and the reference were trained. An arm without models, one
+    that cannot be had here, has the paper's figure alone; one for whose scores a metric is undefined has no difference
+    in it. `paper`: figures by arm and metric.
     """
     had = [arm for arm in arms if models[arm.name]]
     reference, *others = had
-    shared = _shared(models, had)
+    seeds = max(len(models[arm.name]) for arm in had)
     tables = []
     for name in metrics or head_metrics(lab):
         # A metric is undefined for some scores, such as a correlation of a model whose scores are all the same.
@@ -138,16 +138,8 @@ def arm_tables(
             arm.name: [of[name] for model in models[arm.name] if name in (of := model.metrics["test"])] for arm in had
         }
         lacking = [arm for arm in had if len(values[arm.name]) < len(models[arm.name])]
-        compared = [arm for arm in others if arm not in lacking]
-        found = {}
-        if shared and compared and reference not in lacking:
-            found = compare(
-                _scores(models[reference.name], shared),
-                {arm.name: _scores(models[arm.name], shared) for arm in compared},
-                models[reference.name][0].scored("test").label_N,
-                metric_of(lab, name),
-                seed=lab.config.seed,
-            )
+        compared = [arm for arm in others if arm not in lacking and reference not in lacking]
+        found = _differences(lab, name, models, reference, compared)
         rows = []
         for arm in arms:
             row: dict[str, Any] = {
@@ -167,7 +159,12 @@ def arm_tables(
                 gain = found[arm.name]
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
             rows.append(row)
-        notes = [note for note in (few_seeds(len(shared)),) if note]
+        notes = [note for note in (few_seeds(min(len(models[arm.name]) for arm in had)),) if note]
+        notes += [
+            f"{arm.title}: {seeds - len(models[arm.name])} of {seeds} trainings came to nothing"
+            for arm in had
+            if len(models[arm.name]) < seeds
+        ]
         notes += [f"undefined for the scores of {arm.title} under a seed, and not compared" for arm in lacking]
         columns = [c for c in _COLUMNS if c.key == "title" or any(row.get(c.key) is not None for row in rows)]
         tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({_better(name)} is better)", columns, rows, notes))
@@ -183,7 +180,16 @@ def arm_outcome(
 ) -> Outcome:
     """The outcome of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on."""
     tables = arm_tables(lab, arms, models, paper=printed)
-    return Outcome(tables=tables, pictures=difference_pictures(tables), **about)
+    pictures = difference_pictures(tables)
+    if pictures:
+        reference = pictures[0].data["panels"][0]["reference"]
+        about["notes"] = [
+            *about["notes"],
+            f"Difference: to {reference} under the same seeds. 95 %: bootstrap over seeds and test utterances, widened "
+            "for few seeds by Student's t, each row by itself. p: paired t test over seeds. p (Holm): corrected over "
+            "the rows of the table; a claim needs it to be small.",
+        ]
+    return Outcome(tables=tables, pictures=pictures, **about)
 
 
 def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
@@ -205,8 +211,8 @@ def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
     if not panels:
         return []
     caption = (
-        f"Test, each row less {panels[0]['reference']}: mean over seeds, and the 95 % interval of the bootstrap over "
-        "seeds and utterances. Where an interval holds 0 the data do not tell the two apart."
+        f"Test, each row less {panels[0]['reference']}: mean over seeds, and the 95 % interval over seeds and "
+        "utterances, each row by itself. Where an interval holds 0 the data do not tell the two apart."
     )
     return [Picture(name="differences", caption=caption, data={"panels": panels}, draw=draw_differences)]
 
@@ -215,10 +221,25 @@ def _better(metric: str) -> str:
     return "lower" if METRIC_DIRECTIONS[metric] == "min" else "higher"
 
 
-def _shared(models: Mapping[str, Sequence[Measured]], arms: Sequence[Arm]) -> list[int]:
-    """The seeds under which every arm was trained."""
-    sets = [{model.index for model in models[arm.name]} for arm in arms]
-    return sorted(set.intersection(*sets))
+def _differences(
+    lab: Lab, name: str, models: Mapping[str, Sequence[Measured]], reference: Arm, arms: Sequence[Arm]
+) -> dict[str, Difference]:
+    """The arms less the reference, each over the seeds that it shares with it; Holm's correction over all of them."""
+    ours = {model.index for model in models[reference.name]}
+    by_seeds: dict[tuple[int, ...], list[Arm]] = {}
+    for arm in arms:
+        if both := tuple(sorted(ours & {model.index for model in models[arm.name]})):
+            by_seeds.setdefault(both, []).append(arm)
+    found: dict[str, Difference] = {}
+    for shared, of in by_seeds.items():
+        found |= compare(
+            _scores(models[reference.name], shared),
+            {arm.name: _scores(models[arm.name], shared) for arm in of},
+            models[reference.name][0].scored("test").label_N,
+            metric_of(lab, name),
+            seed=lab.config.seed,
+        )
+    return corrected(found)
 
 
 def _scores(models: Sequence[Measured], indices: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm, configured
 from grcf_ray.reproduce.retuned import retuned_arm
-from grcf_ray.reproduce.statistics import spread
+from grcf_ray.reproduce.statistics import Spread, spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
@@ -41,15 +41,16 @@ def ablation(lab: Lab) -> Outcome:
         arms = [arms[0], *(of for arm in arms[1:] for of in (arm, retuned_arm(lab, arm, arm.name)))]
         notes = [
             "Rows have the winner's parameters (the paper's way) or, retuned, those that a search of their own found "
-            "with as many epochs altogether as the run's; direct MAE has the epochs of both stages in each trial.",
+            "with as many epochs altogether as the run's, early stops aside; direct MAE has the epochs of both stages "
+            "in each trial.",
         ]
     models = lab.models(arms, "ablation")
     return arm_outcome(
         lab,
         arms,
         models,
-        paper.ABLATION.get(lab.store.info.name),
-        name="ablation",
+        lab.printed(paper.ABLATION),
+        name="ablation-retuned" if lab.options.retune else "ablation",
         title=f"Ablation on {lab.store.info.name}, at the winner's parameters"
         + (" and retuned" if lab.options.retune else ""),
         paper="Table 3",
@@ -84,6 +85,8 @@ def margins(lab: Lab) -> Outcome:
     """Table 4: ordinal groups of the dynamic margin."""
     if lab.store.info.task == "classification":
         raise ConfigError("margins compares ordinal groups, which two classes do not have")
+    if not (lab.config.stage1.epochs or lab.config.stage2.group_weight):
+        raise ConfigError("margins compares ordinal groups of the ranking loss, with which this run does not train")
     names = ("overlap,5", "overlap,3", "overlap,7", "strict,5")
     arms = [Arm(name, name, {"ranking.groups": name}) for name in names]
     models = lab.models(arms, "margins")
@@ -91,7 +94,7 @@ def margins(lab: Lab) -> Outcome:
         lab,
         arms,
         models,
-        paper.GROUPS.get(lab.store.info.name),
+        lab.printed(paper.GROUPS),
         name="margins",
         title=f"Groups of the dynamic margin on {lab.store.info.name}",
         paper="Table 4",
@@ -120,7 +123,7 @@ def backbones(lab: Lab) -> Outcome:
         raise ConfigError(" ".join(notes))
     models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
     models |= lab.models(had, "backbones")
-    printed = paper.BACKBONES.get(lab.store.info.name, {})
+    printed = lab.printed(paper.BACKBONES)
     return arm_outcome(
         lab,
         arms,
@@ -155,7 +158,10 @@ def stability(lab: Lab) -> Outcome:
     """Figure 8: the weights of the ranking loss and of the regularisation, one at a time."""
     if lab.store.info.task == "classification":
         raise ConfigError("stability varies the weights of Stage 1's ranking losses, which two classes do not have")
+    if not lab.config.stage1.epochs:
+        raise ConfigError("stability varies the weights of Stage 1's losses, and this run has no Stage 1")
     metrics = [name for name in head_metrics(lab) if name not in ("pairwise_acc",)]
+    printed = lab.printed(paper.STABILITY)
     sweeps = {"stage1.group_weight": ("λ1", LAMBDA1), "stage1.reg_weight": ("λ2", LAMBDA2)}
     arms = {
         path: [Arm(f"{path}={value:g}", f"{symbol} = {value:g}", {path: value}) for value in values]
@@ -164,47 +170,47 @@ def stability(lab: Lab) -> Outcome:
     models = lab.models([arm for of in arms.values() for arm in of], "stability")
     tables, plots = [], []
     for path, (symbol, values) in sweeps.items():
+        # By metric and split, over the seeds of each value.
+        over = {
+            (name, split): [_over(models[arm.name], split, name) for arm in arms[path]]
+            for name in metrics
+            for split in ("valid", "test")
+        }
+        columns = [Column("title", symbol)]
+        rows: list[dict[str, Any]] = [{"title": f"{value:g}", "value": value} for value in values]
+        for (name, split), figures in over.items():
+            if split == "test" and any(name in printed.get((path, value), {}) for value in values):
+                columns.append(Column(f"paper {name}", f"paper {METRIC_TITLES[name]}", "{:.3f}"))
+            columns.append(Column(f"{split} {name}", f"{split} {METRIC_TITLES[name]}", "{:.4f}"))
+            columns.append(Column(f"{split} {name} deviation", "deviation", "{:.4f}"))
+            for row, value, figure in zip(rows, values, figures, strict=True):
+                row[f"paper {name}"] = printed.get((path, value), {}).get(name)
+                if figure:
+                    row |= {f"{split} {name}": figure.mean, f"{split} {name} deviation": figure.deviation}
+        for row, arm in zip(rows, arms[path], strict=True):
+            row["seeds"] = len(models[arm.name])
+        trained = min(len(models[arm.name]) for arm in arms[path])
         tables.append(
             Table(
                 path,
-                f"{symbol} ({path}), mean over seeds",
+                f"{symbol} ({path}), over seeds",
+                (*columns, Column("seeds", "seeds")),
+                rows,
                 (
-                    Column("title", "row"),
-                    *(
-                        Column(f"{split} {name}", f"{split} {METRIC_TITLES[name]}", "{:.4f}")
-                        for name in metrics
-                        for split in ("valid", "test")
-                    ),
+                    f"valid is what a setting may be chosen by; the winner has {flatten(lab.config)[path]:g}",
+                    *(note for note in (few_seeds(trained),) if note),
                 ),
-                [
-                    {
-                        "title": arm.title,
-                        **{
-                            f"{split} {name}": spread([m.metrics[split][name] for m in models[arm.name]]).mean
-                            for name in metrics
-                            for split in ("valid", "test")
-                        },
-                    }
-                    for arm in arms[path]
-                ],
-                (f"valid is what a setting may be chosen by; the winner has {flatten(lab.config)[path]:g}",),
             )
         )
-        for name in metrics:
-            lines = []
-            for split in ("valid", "test"):
-                figures = [spread([m.metrics[split][name] for m in models[arm.name]]) for arm in arms[path]]
-                lines.append(
-                    {
-                        "name": split,
-                        "x": list(values),
-                        "y": [figure.mean for figure in figures],
-                        "error": [figure.deviation or 0.0 for figure in figures],
-                    }
-                )
-            plots.append(
-                {"title": METRIC_TITLES[name], "x_title": symbol, "y_title": METRIC_TITLES[name], "lines": lines}
-            )
+        plots += [
+            {
+                "title": METRIC_TITLES[name],
+                "x_title": symbol,
+                "y_title": METRIC_TITLES[name],
+                "lines": [_line(split, values, over[name, split]) for split in ("valid", "test")],
+            }
+            for name in metrics
+        ]
     picture = Picture(
         name="stability",
         caption="Mean over seeds, bars of one deviation. The paper's Figure 8 shows test alone.",
@@ -217,5 +223,21 @@ def stability(lab: Lab) -> Outcome:
         paper="Figure 8",
         tables=tables,
         pictures=[picture],
-        notes=tuple(note for note in (few_seeds(lab.seeds),) if note),
     )
+
+
+def _over(models: Sequence[Model], split: str, name: str) -> Spread | None:
+    """A figure over the models that have it."""
+    values = [of[name] for model in models if name in (of := model.metrics[split])]
+    return spread(values) if values else None
+
+
+def _line(name: str, values: Sequence[float], figures: Sequence[Spread | None]) -> dict[str, Any]:
+    """A line of `draw_lines` through the values that have a figure."""
+    known = [(value, figure) for value, figure in zip(values, figures, strict=True) if figure]
+    return {
+        "name": name,
+        "x": [value for value, _ in known],
+        "y": [figure.mean for _, figure in known],
+        "error": [figure.deviation or 0.0 for _, figure in known],
+    }

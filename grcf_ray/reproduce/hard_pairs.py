@@ -71,7 +71,7 @@ class WeighedPairs:
 
     @cached_property
     def weight_P(self) -> Floats:
-        """The loss's own weight, eq. 7, or eq. 19 of two classes, over all these pairs together."""
+        """The loss's own weight, eq. 9, or eq. 19 of two classes, over all these pairs together."""
         gap_P = torch.from_numpy(_gaps(self.score_N, self.pairs_P2))
         weigh = separation_weight if self.task == "classification" else advantage_weight
         weight_P: Floats = weigh(gap_P).numpy()
@@ -150,6 +150,7 @@ def hard_pairs(lab: Lab) -> Outcome:
         tables.append(_share_table(lab, found, subsets))
         pictures.append(_near_picture(found))
     tables += [_count_table(lab, found, subsets), _odds_table(lab, found), _rank_table(lab, found, subsets)]
+    tables.append(_share_of_the_whole(found))
     if seen:
         pictures.append(_conflict_picture(found) if task == "regression" else _quadrant_picture(found))
     pairs = len(found[0].pairs_P2)
@@ -164,7 +165,7 @@ def hard_pairs(lab: Lab) -> Outcome:
             f"of them have different labels"
             + (f", of which {pairs} are drawn, each as likely as any other (seed {_SEED})." if total > pairs else "."),
             "The weight is the loss's own, over all these pairs together: "
-            + ("eq. 19." if task == "classification" else "eq. 7."),
+            + ("eq. 19." if task == "classification" else "eq. 9."),
             *_missing(lab, seen),
             *(
                 (
@@ -173,6 +174,8 @@ def hard_pairs(lab: Lab) -> Outcome:
                     "A modality is in conflict where its two scores are in the opposite order of the labels (equal "
                     "scores are not); two are at odds where they order the pair differently. The paper defines "
                     "neither.",
+                    "Where one modality decides the whole model's scores, its conflicts are the model's own errors, "
+                    "and those are what the weight measures: the last table says how near each alone is to the whole.",
                 )
                 if seen
                 else ()
@@ -276,7 +279,7 @@ def _columns(title: str, subsets: Mapping[str, Any], *more: Column) -> tuple[Col
 
 def _ols_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]], closeness: str) -> Table:
     """The weight on nearness and conflicts: coefficients over seeds, and both kinds of p."""
-    printed = paper.CONFLICTS.get(lab.store.info.name, {})
+    printed = lab.printed(paper.CONFLICTS)
     rows: list[dict[str, Any]] = []
     for subset, of in subsets.items():
         fits = [_fitted(pairs, index, closeness) for pairs, index in zip(found, of, strict=True)]
@@ -366,7 +369,7 @@ def _fitted(pairs: WeighedPairs, index: Ints, closeness: str) -> tuple[Fit | Non
 
 def _share_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]) -> Table:
     """Which modalities are in conflict, as shares of the pairs that add up to 1."""
-    printed = paper.CONFLICTS.get(lab.store.info.name, {}).get("shares", {})
+    printed = lab.printed(paper.CONFLICTS).get("shares", {})
     shares = {
         subset: [conflict_shares(pairs, index) for pairs, index in zip(found, of, strict=True)]
         for subset, of in subsets.items()
@@ -401,7 +404,7 @@ def conflict_shares(pairs: WeighedPairs, index_P: Ints) -> dict[tuple[str, ...],
 
 def _count_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]) -> Table:
     """Table 7: mean weight by conflict count, with how many pairs have it."""
-    printed = paper.CONFLICTS.get(lab.store.info.name, {})
+    printed = lab.printed(paper.CONFLICTS)
     rows = []
     for count in range(len(_LETTERS) + 1):
         row: dict[str, Any] = {
@@ -434,7 +437,7 @@ def _mean(values: Floats) -> float | None:
 
 def _odds_table(lab: Lab, found: Sequence[WeighedPairs]) -> Table:
     """Table 8: mean weight by whether text and another modality are at odds."""
-    printed = paper.CONFLICTS.get(lab.store.info.name, {}).get("modalities", {})
+    printed = lab.printed(paper.CONFLICTS).get("modalities", {})
     rows = []
     for name in ("vision", "audio"):
         for odds in (False, True):
@@ -456,7 +459,7 @@ def _odds_table(lab: Lab, found: Sequence[WeighedPairs]) -> Table:
 
 
 def _rank_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]) -> Table:
-    printed = paper.CONFLICTS.get(lab.store.info.name, {}).get("spearman")
+    printed = lab.printed(paper.CONFLICTS).get("spearman")
     theirs = "all" if lab.store.info.task == "classification" else "top 5 %"
     rows = []
     for subset, of in subsets.items():
@@ -484,6 +487,28 @@ def _rank_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, S
             Column("deviation", "deviation", "{:.4f}"),
             Column("permuted", "p permuted", P_VALUE),
             Column("pairs", "pairs"),
+        ),
+        rows,
+    )
+
+
+def _share_of_the_whole(found: Sequence[WeighedPairs]) -> Table:
+    """How far each modality alone orders the pairs as the whole model does."""
+    rows = []
+    for name in found[0].alone:
+        gaps = [(_gaps(pairs.alone[name], pairs.pairs_P2), _gaps(pairs.score_N, pairs.pairs_P2)) for pairs in found]
+        over = _over([rank_correlation(alone_P, whole_P) for alone_P, whole_P in gaps])
+        same = _over([float((np.sign(alone_P) == np.sign(whole_P)).mean()) for alone_P, whole_P in gaps])
+        rows.append({"title": name, **over, "same": same["mean"], "same deviation": same["deviation"]})
+    return Table(
+        "alone",
+        "How near a modality alone is to the whole model, all pairs",
+        (
+            Column("title", "modality"),
+            Column("mean", "Spearman of the differences", "{:.4f}"),
+            Column("deviation", "deviation", "{:.4f}"),
+            Column("same", "pairs in the same order", "{:.1%}"),
+            Column("same deviation", "deviation", "{:.1%}"),
         ),
         rows,
     )

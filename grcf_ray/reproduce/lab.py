@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -18,9 +19,10 @@ from grcf_ray.data.store import Store
 from grcf_ray.errors import DataError, NoWinnerError
 from grcf_ray.metrics import Protocol
 from grcf_ray.report.view import RunView, Scored
+from grcf_ray.reproduce.catalog import EXPERIMENTS
 from grcf_ray.reproduce.options import Options
 from grcf_ray.reproduce.outcome import Outcome
-from grcf_ray.reproduce.pool import Arm, Entry, Pool, PoolTrials, configured, entry_of, shape_name, shape_of, space_of
+from grcf_ray.reproduce.pool import Arm, Entry, Pool, configured, entry_of, shape_name, shape_of, space_of
 from grcf_ray.search.events import Listener, RetrainingsStarted, SearchStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import cluster_nodes
@@ -30,7 +32,7 @@ from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import recorded_space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.search.winner import versions
+from grcf_ray.search.winner import trial_name, versions
 from grcf_ray.storage import Place
 from grcf_ray.train.assemble import prepare_features
 
@@ -91,6 +93,17 @@ class Lab:
         """What is known of the data set; None for one of the user's own."""
         return find(self.store.info.name)
 
+    def printed(self, table: Mapping[str, Any]) -> Any:
+        """What a table of the paper, by data set, has of this one; {} for others, or for other tasks made of it."""
+        facts = self.facts
+        return table.get(facts.name, {}) if facts and facts.task == self.store.info.task else {}
+
+    @property
+    def printed_results(self) -> Mapping[str, float]:
+        """What the paper's main tables have of GRCF on this data set."""
+        results: Mapping[str, float] = self.printed({self.facts.name: self.facts.paper_results} if self.facts else {})
+        return results
+
     @property
     def protocol(self) -> Protocol:
         """Whose metrics the data set uses."""
@@ -122,13 +135,15 @@ class Lab:
     def noted(self, outcome: Outcome) -> Outcome:
         """The outcome with where it comes from."""
         info = self.store.info
+        assert self.view.winner is not None
         about = {
             "command": self.command,
             "date": now(),
-            "run": self.record.place.name,
+            "run": f"{self.record.place.name}, winner {trial_name(self.view.winner)}",
             "data": f"{info.name}, fingerprint {info.fingerprint}",
             "backbone": self.config.model.backbone,
-            "seeds": self.seeds,
+            "seeds": self.seeds if EXPERIMENTS[outcome.experiment].trains else "",
+            "test": "trials of the search were run after test had been read" if self.view.run.get("test_seen") else "",
             "not comparable with the paper": "; ".join(self.view.metrics["not_comparable"])
             if self.view.metrics
             else "",
@@ -139,8 +154,9 @@ class Lab:
     def models(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Model]]:
         """Every arm's models by seed, trained and measured where the run lacks them.
 
-        A training that diverges under a seed leaves its arm with a model less. Reading test is noted in the winner's
-        provenance under the experiment's name.
+        A training that diverges under a seed leaves its arm with a model less; NoWinnerError where the first arm, with
+        which the others are compared, has none. Reading test is noted in the winner's provenance under the experiment's
+        name.
         """
         found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
         by_shape: dict[str, list[Arm]] = {}
@@ -159,8 +175,8 @@ class Lab:
                 for (arm, entry), place in zip(wanted, places, strict=True):
                     if place is not None:
                         found[arm.name].append(Model(arm.name, entry.index, place))
-        if empty := [arm.title for arm in arms if not found[arm.name]]:
-            raise NoWinnerError(f"no training of {', '.join(empty)} came to its end; the record: {self.record}")
+        if not found[arms[0].name]:
+            raise NoWinnerError(f"no training of {arms[0].title} came to its end; the record: {self.record}")
         return found
 
     def _train(self, pool: Pool, config: RunConfig, wanted: Sequence[tuple[Arm, Entry]], experiment: str) -> None:
@@ -174,7 +190,8 @@ class Lab:
         number = len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
         search |= {"search.stage1_trials": number, "search.stage2_trials": number, "search.finalists": number}
-        search["search.pruning"] = False
+        # An arm that diverges under every seed must not keep the others from being trained.
+        search |= {"search.pruning": False, "search.failures_in_a_row": number + 1}
         room = find_room(cluster_nodes(), config, [number])
         torch.set_num_threads(os.cpu_count() or 1)
         job = Search(
@@ -185,7 +202,7 @@ class Lab:
             concurrent=room.concurrent,
             listeners=self.listeners,
             stop=self._stop,
-            retrainings=PoolTrials(self.config.seed, pool.entries),
+            retrainings=pool.given(self.config.seed, [entry for _, entry in wanted]),
         )
         budgets: dict[int, tuple[int, int]] = {
             stage: (number, (config.stage1 if stage == 1 else config.stage2).epochs) for stage in job.stages

@@ -9,13 +9,21 @@ from grcf_ray.errors import ConfigError
 
 __all__ = ["Options"]
 
-_FOR = {"retune": "ablation", "backbones": "backbones", "onto": "transfer", "onto_data": "transfer"}
+_FOR = {
+    "retune": "ablation",
+    "backbone": "complexity",
+    "backbones": "backbones",
+    "onto": "transfer",
+    "onto_data": "transfer",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Each is one experiment's."""
 
+    backbone: str | None = None
+    """complexity: the text encoder, without a run."""
     retune: bool = False
     """ablation: search each ablation anew as well."""
     backbones: tuple[str, ...] = ()

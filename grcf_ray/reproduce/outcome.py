@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from grcf_ray.report.markup import Markup, element
 from grcf_ray.report.markup import table as table_element
+from grcf_ray.reproduce.catalog import EXPERIMENTS
 from grcf_ray.storage import Place
 from grcf_ray.tables import Table
 
@@ -38,6 +39,7 @@ class Outcome:
     """One experiment's result."""
 
     name: str
+    """Of its folder: the experiment's, with a suffix where its options make it another."""
     title: str
     paper: str
     """The tables and figures of the paper that it stands beside."""
@@ -49,6 +51,11 @@ class Outcome:
     """Command, data, versions, seeds."""
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Every figure behind the tables."""
+
+    @property
+    def experiment(self) -> str:
+        """The experiment, without the suffix."""
+        return max((name for name in EXPERIMENTS if self.name.startswith(name)), key=len)
 
     def print(self) -> None:
         """Title, tables and notes on standard output."""
@@ -87,8 +94,10 @@ class Outcome:
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
-        """The tables, to be put into a paper."""
-        return "\n\n".join(table.latex() for table in self.tables) + "\n"
+        """The tables, to be put into a paper; what has to be said of them as comments."""
+        about = [f"{key}: {_shown(value)}" for key, value in self.about.items()]
+        comments = [f"% {line}" for text in (*about, *self.notes) for line in text.splitlines()]
+        return "\n".join([*comments, "", "\n\n".join(table.latex() for table in self.tables), ""])
 
 
 def write_outcome(outcome: Outcome, place: Place) -> None:

@@ -105,7 +105,7 @@ def modalities(lab: Lab) -> Outcome:
         lab,
         [Arm(name, title) for name, title in _SHOWN.items()],
         measured,
-        paper.MODALITIES.get(lab.store.info.name),
+        lab.printed(paper.MODALITIES),
         name="modalities",
         title=f"Modalities shown to the full model on {lab.store.info.name}",
         paper="Table 10",
@@ -195,14 +195,16 @@ def _noisy(
 def _noise_table(
     lab: Lab, way: str, found: Mapping[float, Sequence[Sequence[Mapping[str, float]]]], metrics: Sequence[str]
 ) -> Table:
-    printed = paper.NOISE.get(lab.store.info.name, {})
+    printed = lab.printed(paper.NOISE)
     rows = []
     for sigma in SIGMAS:
         row: dict[str, Any] = {"title": f"{sigma:g}", "sigma": sigma}
         for name in metrics:
             row[f"paper {name}"] = printed.get(row["title"], {}).get(name)
-            if sigma in found:
-                figure = spread([float(np.mean([draw[name] for draw in draws])) for draws in found[sigma]])
+            # A correlation is undefined where all scores are the same.
+            whole = [draws for draws in found.get(sigma, ()) if all(name in draw for draw in draws)]
+            if whole:
+                figure = spread([float(np.mean([draw[name] for draw in draws])) for draws in whole])
                 row |= {name: figure.mean, f"deviation {name}": figure.deviation, "seeds": len(figure.values)}
         rows.append(row)
     columns = [Column("title", "σ")]
@@ -225,9 +227,9 @@ def _noise_picture(tables: Sequence[Table], metrics: Sequence[str]) -> Picture:
             lines[name].append(
                 {
                     "name": _WAYS[table.name],
-                    "x": list(SIGMAS),
-                    "y": [row[name] for row in table.rows],
-                    "error": [row[f"deviation {name}"] or 0.0 for row in table.rows],
+                    "x": [row["sigma"] for row in table.rows if name in row],
+                    "y": [row[name] for row in table.rows if name in row],
+                    "error": [row[f"deviation {name}"] or 0.0 for row in table.rows if name in row],
                 }
             )
     panels = [

@@ -28,7 +28,7 @@ from grcf_ray.reproduce.grids import ablation_arms
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.statistics import spread
-from grcf_ray.tables import Column, Table
+from grcf_ray.tables import P_VALUE, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,8 +49,12 @@ def tsne(lab: Lab) -> Outcome:
     models = lab.models(arms, "tsne")
     task, label_range = lab.store.info.task, lab.store.info.label_range
     shown, rows, notes = [], [], []
+    by_seed: dict[str, dict[int, float]] = {}
     for letter, arm in zip("abcde", arms, strict=False):
         of = models[arm.name]
+        if not of:
+            notes.append(f"{arm.title}: no training came to its end.")
+            continue
         scored = [model.scored("test") for model in of]
         found = projection_data(scored[0], task, label_range)
         if found is None:
@@ -58,11 +62,16 @@ def tsne(lab: Lab) -> Outcome:
         else:
             shown.append(found | {"title": f"({letter}) {arm.title}", "index": of[0].index})
         figures = [cluster_figures(one.state_ND, _cases(one, lab)) for one in scored]
-        row: dict[str, Any] = {"name": arm.name, "title": arm.title, "paper": paper.CLUSTERS.get(arm.name)}
+        by_seed[arm.name] = {
+            model.index: figure["silhouette"] for model, figure in zip(of, figures, strict=True) if figure
+        }
+        row: dict[str, Any] = {"name": arm.name, "title": arm.title, "paper": lab.printed(paper.CLUSTERS).get(arm.name)}
         for name in ("silhouette", "ratio"):
             if values := [figure[name] for figure in figures if figure is not None]:
                 over = spread(values)
                 row |= {name: over.mean, f"{name} deviation": over.deviation, f"{name} values": values}
+        if arm.name != "full":
+            row |= _paired(by_seed["full"], by_seed[arm.name])
         rows.append(row | {"seeds": len(figures)})
     if not shown:
         raise ConfigError("t-SNE needs five test utterances and more whose representations differ")
@@ -83,16 +92,19 @@ def tsne(lab: Lab) -> Outcome:
             Column("title", "model"),
             Column("silhouette", "silhouette", "{:.3f}"),
             Column("silhouette deviation", "deviation", "{:.3f}"),
+            Column("difference", "less full", "{:+.3f}"),
+            Column("p", "p", P_VALUE),
             Column("ratio", "within / between", "{:.3f}"),
             Column("ratio deviation", "deviation", "{:.3f}"),
             Column("seeds", "seeds"),
-            Column("paper", "the paper sees"),
+            *([Column("paper", "the paper sees")] if lab.printed(paper.CLUSTERS) else []),
         ),
         rows,
         [
             "both are of z_final itself, by Euclidean distance, and not of the projection",
             f"silhouette: mean over {who}, against all others; 1 lies apart and close together, 0 is mixed",
             "within / between: mean distance among them by mean distance to the others; below 1 is a cluster",
+            "less full: silhouette less that of the full model under the same seeds; p: paired t test, uncorrected",
             *(note for note in (few_seeds(min(len(of) for of in models.values())),) if note),
         ],
     )
@@ -112,6 +124,19 @@ def tsne(lab: Lab) -> Outcome:
         pictures=[picture],
         notes=notes,
     )
+
+
+def _paired(reference: Mapping[int, float], ours: Mapping[int, float]) -> dict[str, float]:
+    """The mean difference over the seeds of both, and the p of a paired t test where it has one."""
+    from scipy import stats
+
+    gains = [ours[index] - reference[index] for index in sorted(ours.keys() & reference.keys())]
+    if not gains:
+        return {}
+    found = {"difference": float(np.mean(gains))}
+    if len(gains) > 1 and np.ptp(gains) > 0:
+        found["p"] = float(stats.ttest_1samp(gains, 0).pvalue)
+    return found
 
 
 def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) -> dict[str, float] | None:
@@ -194,7 +219,7 @@ def importance(lab: Lab) -> Outcome:
             continue
         if warning := importance_warning(data):
             notes.append(f"Stage {stage}: {warning[0].lower()}{warning[1:]}")
-        tables.append(_importance_table(data, stage, metric))
+        tables.append(_importance_table(data, stage, metric, lab.printed(paper.IMPORTANCE).get(stage)))
         shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
     if not shown:
         asked = "A search with --set search.pruning=false stops none early."
@@ -213,20 +238,21 @@ def importance(lab: Lab) -> Outcome:
         tables=tables,
         pictures=[picture],
         notes=(
-            *(f"The paper, Stage {stage}: {said}." for stage, (_, said) in paper.IMPORTANCE.items()),
-            "The paper searched all parameters of a stage on CMU-MOSI; a parameter that this search held fixed has no "
-            "row.",
+            "The paper searched all parameters of a stage; a parameter that this search held fixed has no row.",
             *notes,
         ),
     )
 
 
-def _importance_table(data: Mapping[str, Any], stage: Literal[1, 2], metric: str) -> Table:
-    path, _ = paper.IMPORTANCE[stage]
+def _importance_table(
+    data: Mapping[str, Any], stage: Literal[1, 2], metric: str, printed: tuple[str, str] | None
+) -> Table:
+    """printed: the parameter that the paper names, and what it says of it."""
+    named, said = printed or (None, None)
     rows = [
         {
             "title": parameter,
-            "paper": "first" if parameter == path else None,
+            "paper": said if parameter == named else None,
             **{name: found["mean"][index] for name, found in data["methods"].items()},
             "spread": data["methods"]["forest"]["spread"][index],
         }
@@ -240,7 +266,7 @@ def _importance_table(data: Mapping[str, Any], stage: Literal[1, 2], metric: str
         f"Stage {stage}: share in the differences of validation {metric}",
         (
             Column("title", "parameter"),
-            Column("paper", "paper"),
+            *([Column("paper", "the paper says")] if printed else []),
             Column("forest", METHODS["forest"], "{:.1%}"),
             Column("spread", "deviation", "{:.1%}"),
             *(Column(name, title, "{:.1%}") for name, title in METHODS.items() if name != "forest"),
@@ -275,7 +301,7 @@ def curves(lab: Lab) -> Outcome:
             known = [value for value in values if value is not None]
             if known:
                 row = {"title": term, "first": known[0], "last": known[-1], "low": min(known), "high": max(known)}
-                rows.append(row | {"paper": paper.CURVES.get((stage, term))})
+                rows.append(row | {"paper": lab.printed(paper.CURVES).get((stage, term))})
         tables.append(
             Table(
                 f"stage{stage}",
@@ -286,7 +312,7 @@ def curves(lab: Lab) -> Outcome:
                     Column("last", "last", "{:.4f}"),
                     Column("low", "lowest", "{:.4f}"),
                     Column("high", "highest", "{:.4f}"),
-                    Column("paper", "the paper sees"),
+                    *([Column("paper", "the paper sees")] if lab.printed(paper.CURVES) else []),
                 ),
                 rows,
                 ("terms are before their weights; total is weighted",),
@@ -347,7 +373,7 @@ def scatter(lab: Lab) -> Outcome:
     scored = lab.view.scored("test")
     if scored is None or lab.view.metrics is None:
         raise ConfigError("the run has no predictions of its winner on record; a search of this version writes them")
-    recorded, printed = lab.view.metrics["test"], lab.facts.paper_results if lab.facts else {}
+    recorded, printed = lab.view.metrics["test"], lab.printed_results
     label_range = lab.store.info.label_range
     two = lab.store.info.task == "classification"
     if two:

@@ -106,11 +106,20 @@ class PoolTrials:
     seed: int
     """The run's."""
     entries: Sequence[Entry]
+    wanted: Sequence[Entry]
+    """Those that are asked for now."""
+    begun: Sequence[int]
+    """Of Stage 2's trials on record, in their order, the entries."""
 
     def params(self, stage: Literal[1, 2], finalists: Sequence[Any]) -> list[dict[str, Any]]:
-        """The parameters of a stage's trials; in Stage 2 one for each that came through Stage 1."""
+        """The parameters of a stage's trials; in Stage 2 of those that have begun and those that are wanted.
+
+        An experiment that was given up in Stage 2 leaves entries that nobody asks for any more.
+        """
         if stage == 2 and finalists:
-            return [{**self.entries[int(number)].params[2], "finalist": str(number)} for number in finalists]
+            through = [int(number) for number in finalists]
+            new = [n for n in through if n not in self.begun and self.entries[n] in self.wanted]
+            return [{**self.entries[n].params[2], "finalist": str(n)} for n in (*self.begun, *new)]
         return [dict(entry.params[stage]) for entry in self.entries]
 
     def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
@@ -129,21 +138,31 @@ class Pool:
             self.entries = [Entry.from_json(value) for value in (record.place / "entries.json").read_json()]
 
     def add(self, wanted: Sequence[Entry]) -> None:
-        """Put entries on the list that are not there yet; written before anything is trained."""
-        before = len(self.entries)
+        """Put entries on the list that are not there yet; written before anything is trained.
+
+        Those at its end that no trial has begun with are taken off: an experiment that was given up wanted them.
+        """
+        before = list(self.entries)
+        if any(entry not in before for entry in wanted):
+            first = [trial.number for trial in self.record.trials(1)]
+            del self.entries[1 + max([*first, *self.begun()], default=-1) :]
         for entry in wanted:
             if entry not in self.entries:
                 self.entries.append(entry)
-        if len(self.entries) > before:
+        if self.entries != before:
             (self.record.place / "entries.json").write_json([entry.as_json() for entry in self.entries])
+
+    def begun(self) -> list[int]:
+        """Of Stage 2's trials on record, in their order, the numbers of their entries."""
+        return [_entry_number(trial) for trial in self.record.trials(2)]
+
+    def given(self, seed: int, wanted: Sequence[Entry]) -> PoolTrials:
+        """The trials of a search for these entries. seed: the run's."""
+        return PoolTrials(seed, self.entries, wanted, self.begun())
 
     def trials(self, stage: Literal[1, 2], wanted: Sequence[Entry]) -> list[TrialRecord | None]:
         """Of each of these entries the trial that trained it in a stage, None where none has ended well."""
-        ended = {
-            int(trial.params.get("finalist", trial.number)): trial
-            for trial in self.record.trials(stage)
-            if trial.state == "complete"
-        }
+        ended = {_entry_number(trial): trial for trial in self.record.trials(stage) if trial.state == "complete"}
         return [ended.get(self.entries.index(entry)) for entry in wanted]
 
     def trained(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[TrialRecord]:
@@ -157,8 +176,14 @@ class Pool:
 
     def _trials_of(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[TrialRecord | None]:
         entries = [entry for _, entry in wanted]
-        by_stage = {stage: self.trials(stage, entries) for stage in {arm.stage for arm, _ in wanted}}
-        return [by_stage[arm.stage][number] for number, (arm, _) in enumerate(wanted)]
+        # Where the shape trains Stage 1 alone, its model is what any arm ends as.
+        stages: list[Literal[1, 2]] = [1 if self.last == 1 else arm.stage for arm, _ in wanted]
+        by_stage = {stage: self.trials(stage, entries) for stage in set(stages)}
+        return [by_stage[stage][number] for number, stage in enumerate(stages)]
+
+
+def _entry_number(trial: TrialRecord) -> int:
+    return int(trial.params.get("finalist", trial.number))
 
 
 def configured(base: RunConfig, arm: Arm) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Ablations that are searched anew: each by a search of its own, for what the run's own search has cost.
+"""Ablations that are searched anew: each by a search of its own, of as many epochs as the run's own had.
 
 They lie below the run that they start from, `reproduce/retuned/<ablation>/`, and are runs like any other.
 """
@@ -24,7 +24,7 @@ __all__ = ["retuned_arm", "retuned_space"]
 
 
 def retuned_space(space: Space, ablation: str) -> Space:
-    """What the search of an ablation varies; it has as many epochs altogether as both stages of the space.
+    """What the search of an ablation varies; it has as many epochs altogether as both stages of the space, stops aside.
 
     Without Stage 1, Stage 2 searches what Stage 1 searched of model, pairs and margins too.
     """
@@ -43,9 +43,17 @@ def retuned_space(space: Space, ablation: str) -> Space:
     return own
 
 
+def spent(lab: Lab) -> Space:
+    """What the run searched, with the trials that it had in each stage: fewer than asked for where its time was up."""
+    asked = grown(lab.record, lab.space)
+    budgets = flatten(asked.config())
+    had = {f"search.stage{stage}_trials": len(trials) for stage, trials in lab.view.trials.items() if trials}
+    return asked.with_settings({path: min(number, budgets[path]) for path, number in had.items()})
+
+
 def retuned_arm(lab: Lab, arm: Arm, ablation: str) -> Arm:
     """The ablation's arm with the parameters that its own search finds; a search that has ended is not run again."""
-    space = retuned_space(grown(lab.record, lab.space), ablation)
+    space = retuned_space(spent(lab), ablation)
     record = RunRecord(lab.record.place / "reproduce" / "retuned" / ablation)
     session = Session(
         record=record,

@@ -79,10 +79,11 @@ def transfer(lab: Lab) -> Outcome:
         arms,
         models,
         _printed(there_name, here_name),
-        name="transfer",
+        name=f"transfer-{here_name}",
         title=f"From {there_name} to {here_name}, measured on {here_name}",
         paper="Table 9",
         notes=[
+            f"Measured on {here_name}, fingerprint {here.info.fingerprint}.",
             *notes,
             *(f"{note[:1].upper()}{note[1:]}." for note in fitted.notes()),
             f"Every row has the parameters of the winner on {there_name}; a search on {here_name} may find better "

@@ -264,7 +264,7 @@ def measure_models(job: Search, trials: Sequence[TrialRecord], store: Store, run
     for trial, place in missing:
         own = config_of(job.space, record, trial)
         export_winner(record, trial, own, job.features, store, protocol, to=f"models/{place.name}")
-    below = str(record).removeprefix(f"{run}/").split("/")[0]
+    below = str(record).removeprefix(f"{run}/")
     note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker

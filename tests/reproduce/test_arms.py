@@ -60,3 +60,23 @@ def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
         ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
         assert np.allclose(ends, [[row["low"], row["high"]] for row in panel["rows"]])
     assert difference_pictures([]) == []
+
+
+def test_an_arm_that_lost_seeds_is_compared_over_those_it_has_and_no_other_is() -> None:
+    rng = np.random.default_rng(1)
+    arms = [Arm("full", "Full"), Arm("lost", "Lost"), Arm("whole", "Whole"), Arm("gone", "Gone")]
+    scores = {arm.name: LABELS + rng.normal(size=(5, len(LABELS))) for arm in arms}
+    kept = {"full": range(5), "lost": (1, 4), "whole": range(5), "gone": ()}
+    models = {name: [model(index, scores[name][index]) for index in indices] for name, indices in kept.items()}
+    (mae,) = arm_tables(LAB, arms, models, metrics=("mae",))
+    rows = {row["name"]: row for row in mae.rows}
+    error = {name: np.abs(of - LABELS).mean(axis=1) for name, of in scores.items()}
+    assert rows["lost"]["difference"] == pytest.approx(np.mean([error["lost"][i] - error["full"][i] for i in (1, 4)]))
+    assert rows["whole"]["difference"] == pytest.approx((error["whole"] - error["full"]).mean())
+    # Both are in one family.
+    p = sorted([rows["lost"]["p"], rows["whole"]["p"]])
+    assert sorted([rows["lost"]["p_holm"], rows["whole"]["p_holm"]]) == pytest.approx(
+        [min(1, 2 * p[0]), max(min(1, 2 * p[0]), p[1])]
+    )
+    assert "Lost: 3 of 5 trainings came to nothing" in mae.notes and "mean" not in rows["gone"]
+    assert any("too few seeds for a claim: 2" in note for note in mae.notes)

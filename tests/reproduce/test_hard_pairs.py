@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from grcf_ray.data.datasets import find
 from grcf_ray.errors import ConfigError
 from grcf_ray.reproduce.dyads import differing_pairs
 from grcf_ray.reproduce.hard_pairs import WeighedPairs, conflict_shares, hard_pairs, unimodal_scores
+from tests.reproduce.fake_lab import FakeLab
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -166,7 +168,8 @@ def lab_of(tiny_store: Store, folders: Sequence[Path], *, name: str, task: str, 
         label = pa.array([float(value > 0) for value in table["label"].to_pylist()], pa.float32())
         table = table.set_column(table.column_names.index("label"), "label", label)
     models = {"full": [Model("full", index, place_at(folder)) for index, folder in enumerate(folders)]}
-    return SimpleNamespace(
+    return FakeLab(
+        facts=find(name),
         models=lambda arms, experiment: models,
         config=SimpleNamespace(stage2=SimpleNamespace(epochs=1)),
         store=SimpleNamespace(

@@ -98,7 +98,8 @@ def test_reading_test_is_on_record(make_lab: MakeLab, copied: Path) -> None:
     make_lab().models([arms()[0]], "margins")
     reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
     assert [read["command"] for read in reads][:2] == ["search", "reproduce test"]
-    assert any(name.startswith("reproduce/stage2/") for name in reads[1]["models"])
+    (shape,) = [name for name in reads[1]["models"] if name.endswith("stage2/0") and "epochs-0" not in name][:1]
+    assert shape.startswith("reproduce/models/tiny-bert-epochs-")
 
 
 def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, copied: Path, tmp_path: Path) -> None:
@@ -128,6 +129,68 @@ def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, cop
     }
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_experiment_that_was_given_up_is_not_trained_by_the_next(
+    stage: int, make_lab: MakeLab, recorded: Any, tmp_path: Path
+) -> None:
+    """Many arms are asked for and stopped in one of the stages; then one arm is trained, and nothing but it."""
+    from grcf_ray.reproduce.pool import Arm
+    from grcf_ray.search.events import TrialEnded, TrialStarted
+
+    many = [Arm(f"{value}", f"{value}", {"stage1.reg_weight": value}) for value in (0.2, 0.3, 0.4)]
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    started: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, TrialEnded) and event.trial.stage == stage:
+            cut._stop.request()
+
+    def count(event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            started.append(f"{event.trial.stage}/{event.trial.number}")
+
+    cut = make_lab(folder, listeners=(interrupt,), seeds=2)
+    with pytest.raises(KeyboardInterrupt):
+        cut.models(many, "stability")
+    begun = {of: sum(len(_record(cut, name).trials(of)) for name in _shapes(cut)) for of in (1, 2)}
+    assert begun[stage] < 6
+    (model,) = make_lab(folder, listeners=(count,), seeds=1).models([arms()[0]], "main")["full"]
+    assert model.metrics["test"]
+    # Both stages of its own, and of the others those that were cut short.
+    new = [name for name in started if int(name[2:]) >= begun[int(name[0])]]
+    assert new == [f"1/{begun[1]}", f"2/{begun[2]}"] and len(started) <= 4
+
+
+def test_arms_that_come_to_nothing_leave_the_others(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+    """One arm diverges under every seed: the rest is trained and measured; without the reference nothing is said."""
+    from grcf_ray.errors import NoWinnerError
+    from grcf_ray.reproduce.pool import Arm
+
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    wild = Arm("wild", "wild", {"stage1.head_lr": 1e30, "stage1.encoder_lr": 1e30})
+    lab = make_lab(folder)
+    models = lab.models([arms()[0], wild], "test")
+    assert [model.index for model in models["full"]] == [0, 1] and models["wild"] == []
+    with pytest.raises(NoWinnerError, match="no training of wild"):
+        lab.models([wild], "test")
+
+
+def test_what_the_paper_prints_is_of_its_data_and_task(make_lab: MakeLab) -> None:
+    import dataclasses
+
+    table = {"mosi": {"mae": 0.5}}
+    lab = make_lab()
+    assert lab.printed(table) == {}
+    info = dataclasses.replace(lab.store.info, name="mosi")
+    own = lab.on(dataclasses.replace(lab.store, info=info), lab.config, lab.record.place)
+    assert own.printed(table) == {"mae": 0.5} and own.printed_results["mae"] == 0.581
+    classes = dataclasses.replace(info, task="classification")
+    own = lab.on(dataclasses.replace(lab.store, info=classes), lab.config, lab.record.place)
+    assert own.printed(table) == {} and not own.printed_results
+
+
 def test_a_run_without_a_winner_is_refused(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
     from grcf_ray.errors import DataError
 
@@ -136,6 +199,10 @@ def test_a_run_without_a_winner_is_refused(make_lab: MakeLab, recorded: Any, tmp
     shutil.rmtree(folder / "best")
     with pytest.raises(DataError, match="start from its winner"):
         make_lab(folder)
+
+
+def _shapes(lab: Lab) -> list[str]:
+    return (lab.record.place / "reproduce" / "models").names()
 
 
 def _record(lab: Lab, folder: str) -> Any:

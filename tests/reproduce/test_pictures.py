@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from grcf_ray.report.view import Scored
 from grcf_ray.reproduce.pictures import cluster_figures, tsne
+from tests.reproduce.fake_lab import FakeLab
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def test_importance_is_the_reports(
     for table, data in zip(found["tables"], expected.values(), strict=True):
         assert [row["title"] for row in table["rows"]] == data["parameters"]
         assert [row["forest"] for row in table["rows"]] == data["methods"]["forest"]["mean"]
-    first = {row["title"] for table in found["tables"] for row in table["rows"] if row["paper"] == "first"}
-    assert first <= {"stage1.encoder_lr", "stage2.boundary_weight"}
+    # What the paper says is of MOSI.
+    assert all(row["paper"] is None for table in found["tables"] for row in table["rows"])
     assert any("may be chance" in note for note in found["notes"]), "so few trials are warned of"
 
 
@@ -117,10 +119,11 @@ def test_tsne_has_a_panel_and_figures_for_each_ablation(
     assert [panel["title"][:3] for panel in panels] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
     rows = found["tables"][0]["rows"]
     assert [row["name"] for row in rows] == ["full", "no-advantage", "static-margin", "no-stage1", "no-stage2"]
-    cases = [point["label"] for point in panels[0]["points"] if point["case"]]
-    assert all(label < -2 for label in cases)
+    points = panels[0]["points"]
+    assert [point["case"] for point in points] == [point["label"] < -2 for point in points]
     # The tiny test split has one such utterance or none, which is no cluster.
-    assert len(cases) < 2 and all("silhouette" not in row and row["seeds"] == 2 for row in rows)
+    assert sum(point["case"] for point in points) < 2
+    assert all("silhouette" not in row and row["seeds"] == 2 for row in rows)
     assert any("cluster takes two" in note for note in found["notes"])
     reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
     assert reads[-1]["command"] == "reproduce tsne"
@@ -144,7 +147,8 @@ def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
         return SimpleNamespace(index=seed, scored=lambda split: {"test": scored}[split])
 
     label_range = (-3.0, 3.0) if task == "regression" else (0.0, 1.0)
-    lab: Any = SimpleNamespace(
+    lab: Any = FakeLab(
+        facts=None,
         models=models,
         config=SimpleNamespace(stage1=SimpleNamespace(epochs=1), stage2=SimpleNamespace(epochs=1)),
         store=SimpleNamespace(info=SimpleNamespace(name="tiny", task=task, label_range=label_range)),
@@ -158,6 +162,10 @@ def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
     assert rows["full"]["silhouette"] > 0.9 and rows["full"]["ratio"] < 0.1
     assert abs(rows["no-stage1"]["silhouette"]) < 0.3 and 0.7 < rows["no-stage1"]["ratio"] < 1.3
     assert rows["full"]["silhouette"] == pytest.approx(np.mean(rows["full"]["silhouette values"]))
+    gains = np.subtract(rows["no-stage1"]["silhouette values"], rows["full"]["silhouette values"])
+    assert rows["no-stage1"]["difference"] == pytest.approx(gains.mean())
+    assert rows["no-stage1"]["p"] == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
+    assert "difference" not in rows["full"]
     (picture,) = outcome.pictures
     assert [panel["index"] for panel in picture.data["panels"]] == [2] * len(rows)
     figure = picture.draw(json.loads(json.dumps(picture.data)))

@@ -68,6 +68,31 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 85 <= covered <= 100
 
 
+def test_intervals_of_five_seeds_cover_the_truth() -> None:
+    """Seeds differ and utterances do too; the truth is a difference of 0."""
+    rng, covered, plain = np.random.default_rng(3), 0, 0
+    for trial in range(120):
+        label_N = np.zeros(40)
+        ours_SN = 10 + rng.normal(size=(5, 1)) + 0.5 * rng.normal(size=(5, 40))
+        theirs_SN = np.full((5, 40), 10.0)
+        found = compare(theirs_SN, {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        covered += found.low <= 0 <= found.high
+        low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        plain += low <= 0 <= high
+    assert covered >= 110 > plain
+
+
+def test_the_interval_is_the_bootstraps_widened_as_students_is() -> None:
+    rng = np.random.default_rng(4)
+    label_N = rng.normal(size=30)
+    theirs_SN, ours_SN = rng.normal(size=(2, 5, 30))
+    found = compare(theirs_SN, {"a": ours_SN}, label_N, mae, seed=1)["a"]
+    low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=1)["a"]
+    wider = 2.7764 / 1.95996 * math.sqrt(5 / 4)
+    assert (found.mean - found.low) / (found.mean - low) == pytest.approx(wider, rel=1e-4)
+    assert (found.high - found.mean) / (high - found.mean) == pytest.approx(wider, rel=1e-4)
+
+
 def test_bootstrap_leaves_undefined_draws_out_and_refuses_other_shapes() -> None:
     def of_both_classes(score_N: np.ndarray, label_N: np.ndarray) -> float:
         return mae(score_N, label_N) if np.ptp(label_N) > 0 else math.nan

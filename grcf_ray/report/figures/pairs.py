@@ -35,7 +35,7 @@ def hardest_pairs_data(scored: Scored, task: Task) -> dict[str, Any]:
     """The pairs of different labels whose scores are the furthest in the wrong order, or the least in the right one.
 
     Of all pairs of the split; of a larger one, of the pairs of the utterances that `spread_rows` takes. `higher` is
-    the one of the higher label. The weight is the ranking loss's, eq. 7, or eq. 19 of two classes, over all these
+    the one of the higher label. The weight is the ranking loss's, eq. 9, or eq. 19 of two classes, over all these
     pairs together.
     """
     rows = spread_rows(scored.label_N)
