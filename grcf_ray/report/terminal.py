@@ -98,7 +98,7 @@ class ProgressLines:
             self._trials = {stage: {} for stage in event.budgets}
         elif isinstance(event, RetrainingsStarted):
             self._retraining = True
-            self._budgets = {stage: (event.trials, epochs) for stage, (_, epochs) in self._budgets.items()}
+            self._budgets = {stage: (event.trials[stage], epochs) for stage, (_, epochs) in self._budgets.items()}
             self._trials = {stage: {} for stage in self._budgets}
             progress(event.what)
         elif isinstance(event, StageStarted):

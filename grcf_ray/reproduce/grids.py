@@ -35,14 +35,16 @@ _TITLES = {
 def ablation(lab: Lab) -> Outcome:
     """Table 3: what each part of the method is worth, at the winner's parameters and, where asked, retuned."""
     arms = ablation_arms(lab)
-    notes = ["Every row has the winner's parameters (the paper's way); direct MAE has the epochs of both stages."]
+    direct = _titles(lab)["direct-mae"]
+    epochs = f"{direct} has the epochs of both stages, and w/o Stage 1 those of Stage 2 alone."
+    notes = [f"Every row has the winner's parameters (the paper's way); {epochs}"]
     if lab.options.retune:
         # The full model is what the run's own search found.
         arms = [arms[0], *(of for arm in arms[1:] for of in (arm, retuned_arm(lab, arm, arm.name)))]
         notes = [
             "Rows have the winner's parameters (the paper's way) or, retuned, those that a search of their own found "
-            "with as many epochs altogether as the run's, early stops aside; direct MAE has the epochs of both stages "
-            "in each trial.",
+            "with as many epochs altogether as the run's, early stops aside, which for w/o Stage 1 are more trials; "
+            f"{direct} has the epochs of both stages in each trial.",
         ]
     models = lab.models(arms, "ablation")
     return arm_outcome(
@@ -66,19 +68,24 @@ def ablation_arms(lab: Lab) -> list[Arm]:
     config = lab.config
     if not (config.stage1.epochs and config.stage2.epochs):
         raise ConfigError("the ablations take parts from a search of both stages; this run has one")
-    arms = []
+    arms, titles = [], _titles(lab)
     for name, settings in ABLATIONS.items():
         if name == "static-margin" and lab.store.info.task == "classification":
             continue
         if name == "no-stage2":
-            arms.append(Arm(name, _TITLES[name], {}, stage=1))
+            arms.append(Arm(name, titles[name], {}, stage=1))
             continue
         more: Mapping[str, Any] = {}
         if name == "direct-mae":
             # For the cost of both stages.
             more = {"stage2.epochs": config.stage1.epochs + config.stage2.epochs}
-        arms.append(Arm(name, _TITLES[name], {**settings, **more}))
+        arms.append(Arm(name, titles[name], {**settings, **more}))
     return arms
+
+
+def _titles(lab: Lab) -> dict[str, str]:
+    """The ablations' titles; of two classes the loss beside the ranking is the cross-entropy."""
+    return {**_TITLES, **({"direct-mae": "direct BCE"} if lab.store.info.task == "classification" else {})}
 
 
 def margins(lab: Lab) -> Outcome:

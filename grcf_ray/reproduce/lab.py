@@ -187,7 +187,7 @@ class Lab:
         if not pool.record.exists:
             pool.record.write_run({"state": "running"})
         connect()
-        number = len(pool.entries)
+        entries, number = [entry for _, entry in wanted], len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
         search |= {"search.stage1_trials": number, "search.stage2_trials": number, "search.finalists": number}
         # An arm that diverges under every seed must not keep the others from being trained.
@@ -202,15 +202,16 @@ class Lab:
             concurrent=room.concurrent,
             listeners=self.listeners,
             stop=self._stop,
-            retrainings=pool.given(self.config.seed, [entry for _, entry in wanted]),
+            retrainings=pool.given(self.config.seed, entries),
         )
         budgets: dict[int, tuple[int, int]] = {
             stage: (number, (config.stage1 if stage == 1 else config.stage2).epochs) for stage in job.stages
         }
+        left: dict[int, int] = {stage: pool.trials(stage, entries).count(None) for stage in job.stages}
         rows = ", ".join(dict.fromkeys(arm.title for arm, _ in wanted))
         for listener in self.listeners:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
-            listener(RetrainingsStarted(f"{experiment}: {rows}; {self.seeds} seeds each", number))
+            listener(RetrainingsStarted(f"{experiment}: {rows}; {self.seeds} seeds each", left))
         job.run()
         measure_models(job, pool.trained(wanted), self.store, self.record, f"reproduce {experiment}")
 

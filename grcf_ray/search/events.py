@@ -105,8 +105,8 @@ class RetrainingsStarted:
 
     what: str
     """What is trained, for people."""
-    trials: int
-    """Of each stage, at most."""
+    trials: Mapping[int, int]
+    """By stage, how many there are to train at most."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     )
     what = f"Training the winner and the starting point anew under {seeds} fresh seeds"
     for listener in search.listeners:
-        listener(RetrainingsStarted(what, 2 * seeds))
+        listener(RetrainingsStarted(what, dict.fromkeys((1, 2), 2 * seeds)))
     job.run()
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]

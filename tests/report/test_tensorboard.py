@@ -271,7 +271,7 @@ def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Pat
         listener(TrialEnded(trial(2, state="complete")))
         # The time was up before this one had ended.
         listener(EpochFinished(trial(1, number=1)))
-        listener(RetrainingsStarted("anew", 2))
+        listener(RetrainingsStarted("anew", {1: 2, 2: 2}))
         listener(StageStarted(1, 2, 3, ()))
         listener(TrialEnded(trial(3, state="complete")))
         listener(TrialEnded(trial(3, number=1, state="complete")))

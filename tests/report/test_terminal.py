@@ -271,7 +271,7 @@ def test_retrainings_are_counted_anew(capsys: pytest.CaptureFixture[str], clock:
     assert told(
         capsys,
         lines,
-        RetrainingsStarted("Both anew under 2 seeds", 4),
+        RetrainingsStarted("Both anew under 2 seeds", {1: 4, 2: 4}),
         StageStarted(1, 4, 2, ()),
         TrialStarted(trial(0)),
     ) == [

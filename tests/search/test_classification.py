@@ -138,7 +138,7 @@ def test_the_papers_experiments_of_two_classes(
     ablation = {table["name"]: [row["title"] for row in table["rows"]] for table in found["ablation"]["tables"]}
     assert set(ablation) == {"bce", "acc2", "f1_positive", "auroc"}
     # Two classes have no ordinal groups, and so no dynamic margin.
-    assert ablation["bce"] == ["Full model", "w/o advantage weighting", "w/o Stage 1", "w/o Stage 2", "direct MAE"]
+    assert ablation["bce"] == ["Full model", "w/o advantage weighting", "w/o Stage 1", "w/o Stage 2", "direct BCE"]
     hard = {table["name"]: table["rows"] for table in found["hard-pairs"]["tables"]}
     assert all("mean" not in row or row["mean"] is None for row in hard["modalities"])
     assert any("need features of vision (the data have none)" in note for note in found["hard-pairs"]["notes"])

@@ -168,7 +168,7 @@ def test_trials_after_the_look_at_test_are_noted_once(session: Session) -> None:
 
 def test_retrainings_after_the_look_at_test_are_no_such_trials(session: Session) -> None:
     note = session._note_trials_after_test()
-    note(RetrainingsStarted("anew", 6))
+    note(RetrainingsStarted("anew", {1: 6, 2: 6}))
     note(TrialStarted(session.record.trials(2)[0]))
     assert "test_seen" not in session.record.read_run()
 
