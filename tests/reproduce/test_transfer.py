@@ -164,4 +164,4 @@ def test_the_command(copied: Path, other: Store, ray_session: None, capsys: pyte
     assert ended.value.code == 0, err
     answer = json.loads(out)
     assert [row["title"] for row in answer["tables"][0]["rows"]] == ROWS
-    assert (copied / "reproduce" / "transfer" / "result.json").exists()
+    assert (copied / "reproduce" / "transfer-other" / "result.json").exists()
