@@ -130,6 +130,7 @@ def test_an_experiment_that_is_killed_goes_on(
     assert before and not list((cut / "reproduce").glob("*/result.json"))
 
     assert answer(cut)["tables"] == expected["tables"]
+    assert list((cut / "reproduce").glob(f"{name}-*/result.json"))
     after = trials(cut)
     assert {path: after[path]["ended"] for path in before} == {path: trial["ended"] for path, trial in before.items()}
     assert after.keys() == trials(whole).keys()

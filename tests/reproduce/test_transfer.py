@@ -152,16 +152,3 @@ def test_what_cannot_be_transferred_is_refused(
     with pytest.raises(SystemExit) as ended:
         console.run(app, ["transfer", "--from", str(copied), "--onto", "tiny", "--onto-data", str(recorded.data)])
     assert ended.value.code == 2 and "these very data" in capsys.readouterr().err
-
-
-def test_the_command(copied: Path, other: Store, ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
-    from grcf_ray.reproduce.__main__ import app
-
-    words = ["transfer", "--from", str(copied), "--onto", "other", "--onto-data", str(other.folder), "--seeds", "1"]
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, [*words, "--json"])
-    out, err = capsys.readouterr()
-    assert ended.value.code == 0, err
-    answer = json.loads(out)
-    assert [row["title"] for row in answer["tables"][0]["rows"]] == ROWS
-    assert (copied / "reproduce" / "transfer-other" / "result.json").exists()
