@@ -39,9 +39,10 @@ def draw_lines(data: Mapping[str, Any]) -> Figure:
     figure, axes = panels(len(data["panels"]))
     for axis, panel in zip(axes, data["panels"], strict=True):
         lines: Sequence[Mapping[str, Any]] = panel["lines"]
+        width = max((max(line["x"]) - min(line["x"]) for line in lines if line["x"]), default=0)
         for place, (colour, line) in enumerate(zip(COLOURS, lines, strict=False)):
             # Side by side, so that no bar hides another.
-            aside = (place - (len(lines) - 1) / 2) * _ASIDE * (max(line["x"]) - min(line["x"]))
+            aside = (place - (len(lines) - 1) / 2) * _ASIDE * width
             axis.errorbar(
                 [x + aside for x in line["x"]],
                 line["y"],
@@ -69,8 +70,9 @@ def draw_differences(data: Mapping[str, Any]) -> Figure:
     for axis, panel in zip(axes, data["panels"], strict=True):
         places = range(len(panel["rows"]))
         middle = [row["difference"] for row in panel["rows"]]
-        below = [row["difference"] - row["low"] for row in panel["rows"]]
-        above = [row["high"] - row["difference"] for row in panel["rows"]]
+        # A few utterances may have an interval beside the mean.
+        below = [max(0, row["difference"] - row["low"]) for row in panel["rows"]]
+        above = [max(0, row["high"] - row["difference"]) for row in panel["rows"]]
         axis.axvline(0, color="#808080", lw=1)
         axis.errorbar(middle, places, xerr=[below, above], fmt="o", ms=4, capsize=3, color=COLOURS[0])
         axis.set_yticks(places, [row["title"] for row in panel["rows"]], fontsize="small", parse_math=False)

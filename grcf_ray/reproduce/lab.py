@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from grcf_ray import console
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
 from grcf_ray.data.store import Store
@@ -212,7 +213,11 @@ class Lab:
         for listener in self.listeners:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
             listener(RetrainingsStarted(f"{experiment}: {rows}; {self.seeds} seeds each", left))
-        job.run()
+        try:
+            job.run()
+        except NoWinnerError as error:
+            # Other shapes may have arms that end well.
+            console.progress(str(error))
         measure_models(job, pool.trained(wanted), self.store, self.record, f"reproduce {experiment}")
 
     @contextlib.contextmanager

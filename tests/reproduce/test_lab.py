@@ -170,9 +170,12 @@ def test_arms_that_come_to_nothing_leave_the_others(make_lab: MakeLab, recorded:
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
     wild = Arm("wild", "wild", {"stage1.head_lr": 1e30, "stage1.encoder_lr": 1e30})
-    lab = make_lab(folder)
-    models = lab.models([arms()[0], wild], "test")
-    assert [model.index for model in models["full"]] == [0, 1] and models["wild"] == []
+    rates = {f"stage2.{name}": 1e30 for name in ("head_lr", "encoder_top_lr", "encoder_base_lr")}
+    # In a search of its own, in which nothing ends well.
+    alone = Arm("alone", "alone", {**rates, "stage1.epochs": 0})
+    lab = make_lab(folder, seeds=1)
+    models = lab.models([arms()[0], wild, alone], "test")
+    assert [model.index for model in models["full"]] == [0] and models["wild"] == models["alone"] == []
     with pytest.raises(NoWinnerError, match="no training of wild"):
         lab.models([wild], "test")
 
