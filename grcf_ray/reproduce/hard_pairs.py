@@ -287,7 +287,7 @@ def _ols_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Se
         for name, title in (("const", "const"), ("proximity", "score proximity"), ("conflict", "conflict count")):
             known = [(fit, p) for fit, p in fits if fit is not None and name in fit.coefficient]
             row: dict[str, Any] = {"subset": subset, "title": f"{subset}: {title}", "seeds": len(known)}
-            row |= {f"paper {key}": theirs.get(key, {}).get(name) for key in ("coefficient", "p")}
+            row |= {f"paper {key}": theirs.get(key, {}).get(name) for key in ("coefficient", "t", "p")}
             if known:
                 coefficient = _over([fit.coefficient[name] for fit, _ in known])
                 row |= {"coefficient": coefficient["mean"], "deviation": coefficient["deviation"]}
@@ -322,6 +322,7 @@ def _ols_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Se
         (
             Column("title", "variable"),
             Column("paper coefficient", "paper", "{:.4g}"),
+            Column("paper t", "paper t", "{:.3f}"),
             Column("paper p", "paper p", P_VALUE),
             Column("coefficient", "coefficient", "{:.4g}"),
             Column("deviation", "deviation", "{:.4g}"),

@@ -103,6 +103,54 @@ def test_ablation_has_a_second_column_that_is_searched_anew(
     assert "trial" not in err.lower(), "nothing is searched or trained twice"
 
 
+def test_stability_is_of_each_weight_by_itself(make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grcf_ray.reproduce import grids
+    from grcf_ray.reproduce.pool import Arm
+
+    monkeypatch.setattr(grids, "LAMBDA1", (0.6, 1.3))
+    monkeypatch.setattr(grids, "LAMBDA2", (0.04,))
+    lab = make_lab()
+    outcome = grids.stability(lab)
+    assert [table.name for table in outcome.tables] == ["stage1.group_weight", "stage1.reg_weight"]
+    assert [[row["value"] for row in table.rows] for table in outcome.tables] == [[0.6, 1.3], [0.04]]
+    (arm,) = lab.models([Arm("again", "again", {"stage1.group_weight": 1.3})], "test").values()
+    row = outcome.tables[0].rows[1]
+    for split in ("valid", "test"):
+        figures = [model.metrics[split]["mae"] for model in arm]
+        assert row[f"{split} mae"] == pytest.approx(sum(figures) / 2)
+        assert row[f"{split} mae deviation"] == pytest.approx(abs(figures[0] - figures[1]) / 2**0.5)
+    assert all(any("too few seeds for a claim: 2" in note for note in table.notes) for table in outcome.tables)
+    panels = outcome.pictures[0].data["panels"]
+    assert [line["x"] for panel in panels[:1] for line in panel["lines"]] == [[0.6, 1.3]] * 2
+    assert outcome.pictures[0].draw(outcome.pictures[0].data)
+
+
+def test_margins_differ_by_their_groups_alone(make_lab: MakeLab) -> None:
+    from grcf_ray.reproduce.arms import full_arm
+    from grcf_ray.reproduce.grids import margins
+
+    lab = make_lab()
+    mae = rows(next(table for table in margins(lab).tables if table.name == "mae"))
+    assert list(mae) == ["overlap,5", "overlap,3", "overlap,7", "strict,5"]
+    # The winner's own groups are the first row's: the same models.
+    assert lab.config.ranking.groups == "overlap,5"
+    full = [model.metrics["test"]["mae"] for model in lab.models([full_arm(lab)], "test")["full"]]
+    assert mae["overlap,5"]["values"] == full and "difference" not in mae["overlap,5"]
+    assert all(row["values"] != full and "difference" in row for name, row in mae.items() if name != "overlap,5")
+
+
+def test_weights_and_groups_that_a_run_does_not_train_with_are_not_compared(make_lab: MakeLab) -> None:
+    from grcf_ray.reproduce.grids import margins, stability
+    from grcf_ray.reproduce.pool import Arm, configured
+
+    lab = make_lab()
+    lab.config = configured(lab.config, Arm("direct", "direct", {"stage1.epochs": 0, "stage2.group_weight": 0.0}))
+    with pytest.raises(ConfigError, match="no Stage 1"):
+        stability(lab)
+    with pytest.raises(ConfigError, match="does not train"):
+        margins(lab)
+
+
 def test_backbones_that_cannot_be_had_are_named(make_lab: MakeLab, tiny_backbone: Path, tmp_path: Path) -> None:
     from grcf_ray.reproduce.grids import backbones
     from grcf_ray.reproduce.options import Options
