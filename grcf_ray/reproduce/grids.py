@@ -175,41 +175,33 @@ def stability(lab: Lab) -> Outcome:
         for path, (symbol, values) in sweeps.items()
     }
     models = lab.models([arm for of in arms.values() for arm in of], "stability")
-    tables, plots = [], []
+    tables, pictures = [], []
     for path, (symbol, values) in sweeps.items():
-        # By metric and split, over the seeds of each value.
+        swept = [models[arm.name] for arm in arms[path]]
         over = {
-            (name, split): [_over(models[arm.name], split, name) for arm in arms[path]]
-            for name in metrics
-            for split in ("valid", "test")
+            (name, split): [_over(of, split, name) for of in swept] for name in metrics for split in ("valid", "test")
         }
-        columns = [Column("title", symbol)]
-        rows: list[dict[str, Any]] = [{"title": f"{value:g}", "value": value} for value in values]
-        for (name, split), figures in over.items():
-            if split == "test" and any(name in printed.get((path, value), {}) for value in values):
-                columns.append(Column(f"paper {name}", f"paper {METRIC_TITLES[name]}", "{:.3f}"))
-            columns.append(Column(f"{split} {name}", f"{split} {METRIC_TITLES[name]}", "{:.4f}"))
-            columns.append(Column(f"{split} {name} deviation", "deviation", "{:.4f}"))
-            for row, value, figure in zip(rows, values, figures, strict=True):
-                row[f"paper {name}"] = printed.get((path, value), {}).get(name)
-                if figure:
-                    row |= {f"{split} {name}": figure.mean, f"{split} {name} deviation": figure.deviation}
-        for row, arm in zip(rows, arms[path], strict=True):
-            row["seeds"] = len(models[arm.name])
-        trained = min(len(models[arm.name]) for arm in arms[path])
-        tables.append(
-            Table(
-                path,
-                f"{symbol} ({path}), over seeds",
-                (*columns, Column("seeds", "seeds")),
-                rows,
-                (
-                    f"valid is what a setting may be chosen by; the winner has {flatten(lab.config)[path]:g}",
-                    *(note for note in (few_seeds(trained),) if note),
-                ),
-            )
-        )
-        plots += [
+        notes = [f"the winner has {flatten(lab.config)[path]:g}"]
+        notes += [note for note in (few_seeds(min(map(len, swept))),) if note]
+        for split, title in (("valid", "valid, by which a setting may be chosen"), ("test", "test")):
+            columns = [Column("title", symbol)]
+            rows: list[dict[str, Any]] = [
+                {"title": f"{value:g}", "value": value, "seeds": len(of)}
+                for value, of in zip(values, swept, strict=True)
+            ]
+            for name in metrics:
+                theirs_V = [printed.get((path, value), {}).get(name) if split == "test" else None for value in values]
+                if any(theirs_V):
+                    columns.append(Column(f"paper {name}", "paper", "{:.3f}"))
+                columns.append(Column(name, METRIC_TITLES[name], "{:.4f}"))
+                columns.append(Column(f"{name} deviation", "deviation", "{:.4f}"))
+                for row, theirs, figure in zip(rows, theirs_V, over[name, split], strict=True):
+                    row[f"paper {name}"] = theirs
+                    if figure:
+                        row |= {name: figure.mean, f"{name} deviation": figure.deviation}
+            columns.append(Column("seeds", "seeds"))
+            tables.append(Table(f"{path} {split}", f"{symbol} ({path}): {title}", columns, rows, notes))
+        panels = [
             {
                 "title": METRIC_TITLES[name],
                 "x_title": symbol,
@@ -218,18 +210,20 @@ def stability(lab: Lab) -> Outcome:
             }
             for name in metrics
         ]
-    picture = Picture(
-        name="stability",
-        caption="Mean over seeds, bars of one deviation. The paper's Figure 8 shows test alone.",
-        data={"panels": plots},
-        draw=draw_lines,
-    )
+        pictures.append(
+            Picture(
+                name=path.rpartition(".")[2].replace("_", "-"),
+                caption=f"{symbol}: mean over seeds, bars of one deviation. The paper's Figure 8 shows test alone.",
+                data={"panels": panels},
+                draw=draw_lines,
+            )
+        )
     return Outcome(
         name="stability",
         title=f"Stability of the loss weights on {lab.store.info.name}",
         paper="Figure 8",
         tables=tables,
-        pictures=[picture],
+        pictures=pictures,
     )
 
 

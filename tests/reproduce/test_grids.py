@@ -111,18 +111,21 @@ def test_stability_is_of_each_weight_by_itself(make_lab: MakeLab, monkeypatch: p
     monkeypatch.setattr(grids, "LAMBDA2", (0.04,))
     lab = make_lab()
     outcome = grids.stability(lab)
-    assert [table.name for table in outcome.tables] == ["stage1.group_weight", "stage1.reg_weight"]
-    assert [[row["value"] for row in table.rows] for table in outcome.tables] == [[0.6, 1.3], [0.04]]
+    tables = {table.name: table.rows for table in outcome.tables}
+    assert {name: [row["value"] for row in of] for name, of in tables.items()} == {
+        **{f"stage1.group_weight {split}": [0.6, 1.3] for split in ("valid", "test")},
+        **{f"stage1.reg_weight {split}": [0.04] for split in ("valid", "test")},
+    }
     (arm,) = lab.models([Arm("again", "again", {"stage1.group_weight": 1.3})], "test").values()
-    row = outcome.tables[0].rows[1]
     for split in ("valid", "test"):
+        row = tables[f"stage1.group_weight {split}"][1]
         figures = [model.metrics[split]["mae"] for model in arm]
-        assert row[f"{split} mae"] == pytest.approx(sum(figures) / 2)
-        assert row[f"{split} mae deviation"] == pytest.approx(abs(figures[0] - figures[1]) / 2**0.5)
+        assert row["mae"] == pytest.approx(sum(figures) / 2)
+        assert row["mae deviation"] == pytest.approx(abs(figures[0] - figures[1]) / 2**0.5)
     assert all(any("too few seeds for a claim: 2" in note for note in table.notes) for table in outcome.tables)
-    panels = outcome.pictures[0].data["panels"]
-    assert [line["x"] for panel in panels[:1] for line in panel["lines"]] == [[0.6, 1.3]] * 2
-    assert outcome.pictures[0].draw(outcome.pictures[0].data)
+    first, _ = outcome.pictures
+    assert [line["x"] for line in first.data["panels"][0]["lines"]] == [[0.6, 1.3]] * 2
+    assert first.draw(first.data)
 
 
 def test_margins_differ_by_their_groups_alone(make_lab: MakeLab) -> None:
