@@ -180,7 +180,7 @@ def hard_pairs(lab: Lab) -> Outcome:
                 if seen
                 else ()
             ),
-            *(note for note in (few_seeds(len(models)),) if note),
+            *(f"{note[:1].upper()}{note[1:]}." for note in (few_seeds(len(models)),) if note),
         ),
     )
 

@@ -218,7 +218,9 @@ class Lab:
         except NoWinnerError as error:
             # Other shapes may have arms that end well.
             console.progress(str(error))
-        measure_models(job, pool.trained(wanted), self.store, self.record, f"reproduce {experiment}")
+        below = str(pool.record).removeprefix(f"{self.record}/")
+        trained = pool.trained(wanted)
+        measure_models(job, trained, self.store, self.record, f"reproduce {experiment}", below=below)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

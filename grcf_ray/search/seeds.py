@@ -98,7 +98,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     job.run()
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
-    measure_models(job, ended, store, run, "search --seeds")
+    measure_models(job, ended, store, run, "search --seeds", below="seeds")
     models = [_entry(record, trial) for trial in ended]
     metrics = {
         "winner": trial_name(winner),
@@ -250,10 +250,12 @@ def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
     return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **metrics}
 
 
-def measure_models(job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord, command: str) -> None:
+def measure_models(
+    job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord, command: str, *, below: str
+) -> None:
     """Export and measure the models that are not measured yet, as many at a time as the cluster holds.
 
-    Reading test is noted in the provenance of the run's winner, under `command`.
+    Reading test is noted in the provenance of the run's winner, under `command`, with the trials' names below `below`.
     """
     record, config = job.record, job.config
     places = [(trial, model_place(record, trial, last=job.stages[-1])) for trial in trials]
@@ -264,7 +266,6 @@ def measure_models(job: Search, trials: Sequence[TrialRecord], store: Store, run
     for trial, place in missing:
         own = config_of(job.space, record, trial)
         export_winner(record, trial, own, job.features, store, protocol, to=f"models/{place.name}")
-    below = str(record).removeprefix(f"{run}/")
     note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker
