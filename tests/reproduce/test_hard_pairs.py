@@ -199,7 +199,7 @@ def test_regression_beside_table_6(make_model: MakeModel, tiny_store: Store) -> 
     pairs = rows_of(outcome, "weights")["pairs"]["all mean"]
     assert sum(counts[count]["all pairs"] for count in range(4)) == pytest.approx(pairs)
     assert {picture.name for picture in outcome.pictures} == {"proximity", "conflicts"}
-    assert any("too few seeds" in note for note in outcome.notes)
+    assert any("Too few seeds" in note for note in outcome.notes)
     for picture in outcome.pictures:
         picture.draw(json.loads(json.dumps(picture.data)))
 
