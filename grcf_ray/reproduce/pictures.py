@@ -27,7 +27,7 @@ from grcf_ray.reproduce.drawing import COLOURS, panels
 from grcf_ray.reproduce.grids import ablation_arms
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
-from grcf_ray.reproduce.statistics import spread
+from grcf_ray.reproduce.statistics import paired_p, spread
 from grcf_ray.tables import P_VALUE, Column, Table
 
 if TYPE_CHECKING:
@@ -126,17 +126,10 @@ def tsne(lab: Lab) -> Outcome:
     )
 
 
-def _paired(reference: Mapping[int, float], ours: Mapping[int, float]) -> dict[str, float]:
+def _paired(reference: Mapping[int, float], ours: Mapping[int, float]) -> dict[str, float | None]:
     """The mean difference over the seeds of both, and the p of a paired t test where it has one."""
-    from scipy import stats
-
-    gains = [ours[index] - reference[index] for index in sorted(ours.keys() & reference.keys())]
-    if not gains:
-        return {}
-    found = {"difference": float(np.mean(gains))}
-    if len(gains) > 1 and np.ptp(gains) > 0:
-        found["p"] = float(stats.ttest_1samp(gains, 0).pvalue)
-    return found
+    gain_S = np.array([ours[index] - reference[index] for index in sorted(ours.keys() & reference.keys())])
+    return {"difference": float(gain_S.mean()), "p": paired_p(gain_S)} if len(gain_S) else {}
 
 
 def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) -> dict[str, float] | None:
