@@ -66,6 +66,9 @@ def opened(browser: Chrome, page: Path, *, theme: str = "light", width: int = 12
         {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
     browser.get(page.as_uri())
+    # Chromedriver now and then takes the empty page before this one for the one it has to wait for.
+    loaded = "return [location.href, document.readyState]"
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(loaded) == [page.as_uri(), "complete"])
 
 
 def page_of(folder: Path) -> Path:
@@ -118,6 +121,18 @@ def test_every_figure_is_drawn_from_the_disk_alone(browser: Chrome, recorded: Re
         assert drawings and points, name
     assert severe(browser) == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_whoever_asks_for_a_figure_that_is_being_drawn_waits_for_it(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html")
+    slowly = """
+    const drawn = Plotly.newPlot;
+    Plotly.newPlot = (...figure) => new Promise((done) => setTimeout(done, 300)).then(() => drawn(...figure));
+    report.drawAll();
+    """
+    assert browser.execute_async_script(slowly + DRAWN) is None
+    every = browser.find_elements(By.CSS_SELECTOR, ".plot")
+    assert all(plot.find_elements(By.CSS_SELECTOR, "svg.main-svg") for plot in every)
 
 
 def test_figures_are_drawn_as_they_come_into_view(browser: Chrome, finished: Run) -> None:

@@ -92,14 +92,16 @@ def test_predictions_of_a_model_are_those_of_its_figures(make_lab: MakeLab) -> N
             assert {name: found[name] for name in model.metrics[split]} == dict(model.metrics[split])
 
 
-def test_reading_test_is_on_record(make_lab: MakeLab, copied: Path) -> None:
+def test_reading_test_is_on_record(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
     import json
 
-    make_lab().models([arms()[0]], "margins")
-    reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
-    assert [read["command"] for read in reads][:2] == ["search", "reproduce test"]
-    (shape,) = [name for name in reads[1]["models"] if name.endswith("stage2/0") and "epochs-0" not in name][:1]
-    assert shape.startswith("reproduce/models/tiny-bert-epochs-")
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    make_lab(folder).models([arms()[2]], "margins")
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
+    assert [read["command"] for read in reads] == ["search", "reproduce margins"]
+    assert len(reads[1]["models"]) == 2
+    assert all(name.startswith("reproduce/models/tiny-bert-epochs-") for name in reads[1]["models"])
 
 
 def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, copied: Path, tmp_path: Path) -> None:

@@ -51,23 +51,28 @@
     return kept in templates ? kept : system.matches ? "dark" : "light";
   };
   const plots = () => [...document.querySelectorAll(".plot")];
+  const drawings = new Map();
   const wear = (theme) => {
     root.dataset.theme = theme;
     const button = document.getElementById("theme");
     if (button) button.setAttribute("aria-pressed", String(theme === "dark"));
     return Promise.all(
-      plots().filter((plot) => plot.dataset.drawn).map((plot) => Plotly.relayout(plot, {template: templates[theme]}))
+      [...drawings].map(([plot, drawing]) => drawing.then(() => Plotly.relayout(plot, {template: templates[theme]})))
     );
   };
   wear(chosen());
 
-  const draw = (plot) => {
-    if (plot.dataset.drawn) return Promise.resolve();
-    plot.dataset.drawn = "true";
+  const begin = async (plot) => {
     const written = plot.parentElement.querySelector("script[data-figure]").textContent;
     const figure = JSON.parse(written);
     const layout = {autosize: true, ...figure.layout, template: templates[root.dataset.theme]};
-    return Plotly.newPlot(plot, figure.data, layout, CONFIG);
+    await Plotly.newPlot(plot, figure.data, layout, CONFIG);
+    plot.dataset.drawn = "true";
+  };
+  // Whoever asks for a figure that is being drawn waits for that drawing.
+  const draw = (plot) => {
+    if (!drawings.has(plot)) drawings.set(plot, begin(plot));
+    return drawings.get(plot);
   };
   const drawAll = () => Promise.all(plots().map(draw));
 
