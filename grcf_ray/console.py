@@ -16,7 +16,7 @@ from grcf_ray.errors import GrcfError
 
 _NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%)?")
 
-__all__ = ["make_app", "print_table", "progress", "run", "size", "table_lines", "width"]
+__all__ = ["make_app", "print_table", "progress", "run", "sentence", "size", "table_lines", "width"]
 
 
 def make_app(help: str) -> typer.Typer:
@@ -58,6 +58,11 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
 def progress(line: str) -> None:
     """A line on standard error; standard output is kept for the answer."""
     print(line, file=sys.stderr, flush=True)
+
+
+def sentence(note: str) -> str:
+    """A note as it is said by itself: with a capital and a full stop."""
+    return f"{note[:1].upper()}{note[1:]}."
 
 
 def size(count: float) -> str:

@@ -89,7 +89,7 @@ def evaluate(
         ],
     )
     for note in notes:
-        print(note[:1].upper() + note[1:] + ".")
+        print(console.sentence(note))
     if same is not None:
         print("Exactly as recorded." if same else "Not as recorded: another machine type, or other versions.")
 

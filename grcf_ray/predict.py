@@ -146,7 +146,7 @@ def predict(
     speed = f"{duration(seconds)}, {shape.rows / seconds:.0f} rows/s"
     print(f"{shape.rows} rows scored ({speed}): {target}")
     for note in notes:
-        print(note[:1].upper() + note[1:] + ".")
+        print(console.sentence(note))
 
 
 @contextlib.contextmanager

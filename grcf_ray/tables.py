@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from grcf_ray.console import print_table
+from grcf_ray.console import print_table, sentence
 
 __all__ = ["P_VALUE", "Column", "Table"]
 
@@ -42,7 +42,7 @@ class Table:
         alignment = ["---", *["---:"] * (len(self.columns) - 1)]
         rows = [tuple(column.title for column in self.columns), alignment, *self.cells()]
         lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-        notes = ["", *(f"- {note[:1].upper()}{note[1:]}." for note in self.notes)] if self.notes else []
+        notes = ["", *(f"- {sentence(note)}" for note in self.notes)] if self.notes else []
         return "\n".join([f"## {self.title}", "", *lines, *notes])
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Table:
         print(f"\n{self.title}\n")
         print_table([column.title for column in self.columns], self.cells())
         for note in self.notes:
-            print(f"{note[:1].upper()}{note[1:]}.")
+            print(sentence(note))
 
 
 def _cell(value: Any, format: str) -> str:

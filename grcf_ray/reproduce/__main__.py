@@ -115,7 +115,6 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
     from grcf_ray.report.terminal import ProgressLines
     from grcf_ray.reproduce.catalog import EXPERIMENTS
     from grcf_ray.reproduce.lab import Lab
-    from grcf_ray.reproduce.outcome import write_outcome
     from grcf_ray.search.opening import recorded_store
 
     command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])
@@ -128,22 +127,26 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
         options=options,
     )
     if name != "all":
-        outcome = lab.noted(_outcome(EXPERIMENTS[name], lab))
-        write_outcome(outcome, record.place / "reproduce" / outcome.name)
-        _show([outcome], as_json, record.place / "reproduce")
+        _show([_written(EXPERIMENTS[name], lab)], as_json, record.place / "reproduce")
         return
     outcomes = []
     for experiment in EXPERIMENTS.values():
         try:
-            outcome = lab.noted(_outcome(experiment, lab))
+            # Each is written when it is there: what comes after it may take hours, or fail.
+            outcomes.append(_written(experiment, lab))
         except (ConfigError, DataError, NoWinnerError) as error:
             # Those that the data do not admit, or that came to nothing, are named, and the others run.
             console.progress(f"{experiment.name} is left out: {error}")
-            continue
-        # What comes after it may take hours, or fail.
-        write_outcome(outcome, record.place / "reproduce" / outcome.name)
-        outcomes.append(outcome)
     _show(outcomes, as_json, record.place / "reproduce", several=True)
+
+
+def _written(experiment: Experiment, lab: Lab) -> Outcome:
+    """The experiment's outcome, written beside the run."""
+    from grcf_ray.reproduce.outcome import write_outcome
+
+    outcome = lab.noted(_outcome(experiment, lab), trains=experiment.trains)
+    write_outcome(outcome, lab.record.place / "reproduce" / outcome.name)
+    return outcome
 
 
 def _outcome(experiment: Experiment, lab: Lab) -> Outcome:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from grcf_ray.config import Task
+from grcf_ray.console import sentence
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.frames import Frames
 from grcf_ray.errors import ConfigError
@@ -180,7 +181,7 @@ def hard_pairs(lab: Lab) -> Outcome:
                 if seen
                 else ()
             ),
-            *(f"{note[:1].upper()}{note[1:]}." for note in (few_seeds(len(models)),) if note),
+            *(sentence(note) for note in (few_seeds(len(models)),) if note),
         ),
     )
 

@@ -20,13 +20,13 @@ from grcf_ray.data.store import Store
 from grcf_ray.errors import DataError, NoWinnerError
 from grcf_ray.metrics import Protocol
 from grcf_ray.report.view import RunView, Scored
-from grcf_ray.reproduce.catalog import EXPERIMENTS
 from grcf_ray.reproduce.options import Options
 from grcf_ray.reproduce.outcome import Outcome
 from grcf_ray.reproduce.pool import Arm, Entry, Pool, configured, entry_of, shape_name, shape_of, space_of
 from grcf_ray.search.events import Listener, RetrainingsStarted, SearchStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import cluster_nodes
+from grcf_ray.search.opening import check_encoder, encoder_of
 from grcf_ray.search.preflight import connect, find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import measure_models
@@ -130,11 +130,13 @@ class Lab:
 
     def pool(self, arm: Arm) -> Pool:
         """Where the models of an arm are."""
-        config = configured(self.config, arm)
+        return self._pool(configured(self.config, arm))
+
+    def _pool(self, config: RunConfig) -> Pool:
         return Pool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
 
-    def noted(self, outcome: Outcome) -> Outcome:
-        """The outcome with where it comes from."""
+    def noted(self, outcome: Outcome, *, trains: bool) -> Outcome:
+        """The outcome with where it comes from. trains: whether seeds of its own have a part in it."""
         info = self.store.info
         assert self.view.winner is not None
         about = {
@@ -143,7 +145,7 @@ class Lab:
             "run": f"{self.record.place.name}, winner {trial_name(self.view.winner)}",
             "data": f"{info.name}, fingerprint {info.fingerprint}",
             "backbone": self.config.model.backbone,
-            "seeds": self.seeds if EXPERIMENTS[outcome.experiment].trains else "",
+            "seeds": self.seeds if trains else "",
             "test": "trials of the search were run after test had been read" if self.view.run.get("test_seen") else "",
             "not comparable with the paper": "; ".join(self.view.metrics["not_comparable"])
             if self.view.metrics
@@ -160,18 +162,19 @@ class Lab:
         name.
         """
         found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
-        by_shape: dict[str, list[Arm]] = {}
+        by_shape: dict[str, list[tuple[Arm, RunConfig]]] = {}
         for arm in arms:
-            by_shape.setdefault(shape_name(shape_of(configured(self.config, arm))), []).append(arm)
+            config = configured(self.config, arm)
+            by_shape.setdefault(shape_name(shape_of(config)), []).append((arm, config))
         with self.held():
             for of in by_shape.values():
-                configs = [(arm, configured(self.config, arm)) for arm in of]
-                wanted = [(arm, entry_of(config, index)) for arm, config in configs for index in range(self.seeds)]
-                pool = self.pool(of[0])
+                wanted = [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)]
+                config = of[0][1]
+                pool = self._pool(config)
                 pool.add([entry for _, entry in wanted])
                 places = pool.models(wanted)
                 if None in places:
-                    self._train(pool, configs[0][1], wanted, experiment)
+                    self._train(pool, config, wanted, experiment)
                     places = pool.models(wanted)
                 for (arm, entry), place in zip(wanted, places, strict=True):
                     if place is not None:
@@ -185,8 +188,10 @@ class Lab:
 
         config: any entry's.
         """
+        for record in (self.record, pool.record):
+            check_encoder(record, config)
         if not pool.record.exists:
-            pool.record.write_run({"state": "running"})
+            pool.record.write_run({"state": "running", "encoder": encoder_of(config)})
         connect()
         entries, number = [entry for _, entry in wanted], len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}

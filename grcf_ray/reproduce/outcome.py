@@ -11,9 +11,9 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.console import sentence
 from grcf_ray.report.markup import Markup, element
 from grcf_ray.report.markup import table as table_element
-from grcf_ray.reproduce.catalog import EXPERIMENTS
 from grcf_ray.storage import Place
 from grcf_ray.tables import Table
 
@@ -51,11 +51,6 @@ class Outcome:
     """Command, data, versions, seeds."""
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Every figure behind the tables."""
-
-    @property
-    def experiment(self) -> str:
-        """The experiment, without the suffix."""
-        return max((name for name in EXPERIMENTS if self.name.startswith(name)), key=len)
 
     def print(self) -> None:
         """Title, tables and notes on standard output."""
@@ -150,7 +145,7 @@ def _page(outcome: Outcome, pictures: Sequence[tuple[Picture, str]]) -> str:
             element("h2", table.title),
             table_element(heads, table.cells(), caption=table.title, hidden_caption=True),
         ]
-        parts += [element("p", f"{note[:1].upper()}{note[1:]}.") for note in table.notes]
+        parts += [element("p", sentence(note)) for note in table.notes]
     for picture, content in pictures:
         image = element("img", alt=picture.caption, src=f"data:image/png;base64,{content}")
         parts.append(element("figure", image, element("figcaption", picture.caption)))

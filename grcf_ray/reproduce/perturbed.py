@@ -145,7 +145,7 @@ def _full_model(lab: Lab) -> tuple[Arm, list[str]]:
     """The full model with every modality that the data have, and what has to be said of it."""
     seen, info = lab.config.model.modalities, lab.store.info
     has = [name for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None]
-    notes = [f"{note[:1].upper()}{note[1:]}." for note in (few_seeds(lab.seeds),) if note]
+    notes = [console.sentence(note) for note in (few_seeds(lab.seeds),) if note]
     if seen == "all" or all(name in seen for name in has):
         return Arm("full", "Full model"), notes
     notes.append(

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.console import sentence
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import Store, find_data
 from grcf_ray.errors import ConfigError
@@ -85,7 +86,7 @@ def transfer(lab: Lab) -> Outcome:
         notes=[
             f"Measured on {here_name}, fingerprint {here.info.fingerprint}.",
             *notes,
-            *(f"{note[:1].upper()}{note[1:]}." for note in fitted.notes()),
+            *map(sentence, fitted.notes()),
             f"Every row has the parameters of the winner on {there_name}; a search on {here_name} may find better "
             "ones.",
             "Zero-shot has the features standardised as the model's training data were. Where Stage 2 is trained here "

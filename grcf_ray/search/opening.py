@@ -19,7 +19,9 @@ from grcf_ray.storage import Place, place_at
 __all__ = [
     "FREE",
     "GROWING",
+    "check_encoder",
     "differences",
+    "encoder_of",
     "find_run",
     "finished_run",
     "grown",
@@ -109,6 +111,29 @@ def differences(run: dict[str, Any], space: Space, store: Store) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in FREE and key not in GROWING
     ]
+
+
+def encoder_of(config: RunConfig) -> dict[str, str]:
+    """What run.json says of the text encoder that the trials begin with, as `encoder`."""
+    # Torch and transformers, which whoever asks for runs has no use for.
+    from grcf_ray.train.assemble import backbone_sha256
+
+    return {"name": config.model.backbone, "weights_sha256": backbone_sha256(config.model.backbone)}
+
+
+def check_encoder(record: RunRecord, config: RunConfig) -> None:
+    """ConfigError where the encoder's weights are others than those that the record's trials began with.
+
+    Runs of the first releases do not say which they were.
+    """
+    before = record.read_run().get("encoder") if record.exists else None
+    if before is None or before["name"] != config.model.backbone:
+        return
+    if encoder_of(config) != before:
+        raise ConfigError(
+            f"{before['name']} has other weights than when {record} was begun, whose trials would not compare with "
+            "new ones; put the old ones back, or begin another run: --name NAME"
+        )
 
 
 def recorded_store(record: RunRecord, data: Path | None) -> Store:

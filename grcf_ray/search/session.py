@@ -25,7 +25,7 @@ from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchSt
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
-from grcf_ray.search.opening import GROWING
+from grcf_ray.search.opening import GROWING, check_encoder, encoder_of
 from grcf_ray.search.preflight import Room, check_disk, connect, find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import retrain
@@ -107,6 +107,7 @@ class Session:
                 "train.device = cuda, but trials are given no GPU: --gpus-per-worker 1, or a share of one"
             )
         resolve_backbone(config.model.backbone)
+        check_encoder(self.record, config)
         connect()
         nodes = cluster_nodes()
         room = find_room(nodes, config, [trials for trials, _ in self.budgets.values()])
@@ -201,6 +202,7 @@ class Session:
                     "fingerprint": self.store.info.fingerprint,
                     "label_range": list(self.store.info.label_range),
                 },
+                "encoder": encoder_of(self.config),
                 "versions": versions(),
             }
         )

@@ -164,6 +164,24 @@ def test_an_experiment_that_was_given_up_is_not_trained_by_the_next(
     assert new == [f"1/{begun[1]}", f"2/{begun[2]}"] and len(started) <= 4
 
 
+@pytest.mark.parametrize("whose", ["run", "pool"])
+def test_an_encoder_with_other_weights_trains_nothing(
+    whose: str, make_lab: MakeLab, recorded: Any, tmp_path: Path
+) -> None:
+    """Arms would be compared that began with different encoders under one name."""
+    from grcf_ray.errors import ConfigError
+
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    lab = make_lab(folder, seeds=1)
+    record = lab.record if whose == "run" else lab.pool(arms()[2]).record
+    encoder = lab.record.read_run()["encoder"]
+    record.write_run({**(record.read_run() if record.exists else {}), "encoder": {**encoder, "weights_sha256": "0"}})
+    with pytest.raises(ConfigError, match="has other weights than when"):
+        lab.models([arms()[2]], "test")
+    assert lab.pool(arms()[2]).record.trials(1) == []
+
+
 def test_arms_that_come_to_nothing_leave_the_others(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
     """One arm diverges under every seed: the rest is trained and measured; without the reference nothing is said."""
     from grcf_ray.errors import NoWinnerError

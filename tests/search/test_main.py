@@ -408,6 +408,28 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(
     assert tree(recorded.folder) == before
 
 
+def test_an_encoder_with_other_weights_is_refused(run: Run, recorded: Recorded, tmp_path: Path) -> None:
+    """Its folder has the name that it had; what lies there is another encoder."""
+    from grcf_ray.search.opening import encoder_of
+    from grcf_ray.search.space import load_space
+
+    argv, words = list(recorded.argv), ["--stage1-trials", "9"]
+    space = load_space(Path(argv[argv.index("--space") + 1]))
+    record = json.loads((recorded.folder / "run.json").read_text())
+    assert record["encoder"] == encoder_of(space.config())
+    folder = tmp_path / "recorded"
+    shutil.copytree(recorded.folder, folder)
+    record["encoder"]["weights_sha256"] = "0" * 64
+    (folder / "run.json").write_text(json.dumps(record))
+    argv[argv.index("--storage") + 1] = str(tmp_path)
+    before = tree(folder)
+    code, out, err = run(*argv, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {record['encoder']['name']} has other weights than when {folder} was begun")
+    assert "--name NAME" in err
+    assert tree(folder) == before
+
+
 def test_the_same_number_written_otherwise_is_the_same_setting(
     run: Run, recorded: Recorded, tiny_space: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,16 @@ import pytest
 from grcf_ray.config import flatten
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ConfigError
-from grcf_ray.search.opening import FREE, GROWING, differences, find_run, grown, runs_place
+from grcf_ray.search.opening import (
+    FREE,
+    GROWING,
+    check_encoder,
+    differences,
+    encoder_of,
+    find_run,
+    grown,
+    runs_place,
+)
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import Space, load_space
 from grcf_ray.storage import Place, place_at
@@ -119,6 +128,34 @@ def test_force_takes_the_first_name_that_is_free_or_ones_own(runs: Place, space:
     assert find_run(runs, "n", seven, store, force=True).place.name == "n-3"
     assert find_run(runs, "n", space.with_settings({"seed": 8}), store, force=True).place.name == "n-2"
     assert find_run(runs, "n", space, store, force=True).place.name == "n"
+
+
+def test_an_encoder_is_known_by_its_weights(runs: Place, tiny_backbone: Path, space: Space, tmp_path: Path) -> None:
+    """Not by its folder alone; runs that do not say what they began with are gone on with."""
+    from safetensors.numpy import load_file, save_file
+
+    from grcf_ray.train.assemble import template
+
+    folder, record = tmp_path / "encoder", RunRecord(runs / "n")
+    shutil.copytree(tiny_backbone, folder)
+    config = space.with_settings({"model.backbone": str(folder)}).config()
+    record.update_run(encoder=encoder_of(config))
+    check_encoder(record, config)
+    check_encoder(RunRecord(runs / "new"), config)
+    weights = load_file(folder / "model.safetensors")
+    first = weights[min(weights)]
+    first.flat[0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # As another process sees it.
+    template.cache_clear()
+    with pytest.raises(ConfigError, match=r"has other weights than when .*n was begun"):
+        check_encoder(record, config)
+    # Another encoder is a difference of settings.
+    check_encoder(record, space.config())
+    run = record.read_run()
+    del run["encoder"]
+    record.write_run(run)
+    check_encoder(record, config)
 
 
 def test_where_runs_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
