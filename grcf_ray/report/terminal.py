@@ -195,6 +195,7 @@ def summarise_view(view: RunView) -> dict[str, Any]:
     winner = run.get("winner")
     return {
         "run": str(record),
+        "uri": record.place.uri,
         "report": str(record.place / REPORT) if (record.place / REPORT).exists() else None,
         "state": run["state"],
         "command": run["starts"][-1]["command"],
@@ -251,7 +252,7 @@ def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         if stage["best"]:
             rows = [(str(best["trial"]), figure(best["objective"])) for best in stage["best"]]
             yield from table_lines(("trial", f"valid {METRIC_TITLES[stage['best'][0]['metric']]}"), rows)
-        yield from failure_lines(number, stage["failures"], summary["run"])
+        yield from failure_lines(number, stage["failures"], summary["uri"])
     yield f"\nWinner: trial {summary['winner']['trial']}"
     yield from params_lines(summary["winner"]["params"])
     yield ""
@@ -276,7 +277,8 @@ def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nModel:  {place}/best\nRecord: {records}"
     if summary["report"]:
         yield f"Report: {typed(summary['report'])}"
-    yield f"Next:   python -m grcf_ray.evaluate {place}\n        tensorboard --logdir {place}/tensorboard"
+    yield f"Next:   python -m grcf_ray.evaluate {shlex.quote(typed(summary['uri']))}"
+    yield f"        tensorboard --logdir {shlex.quote(f'{place}/tensorboard')}"
 
 
 def states_line(states: Mapping[TrialState, int]) -> str:

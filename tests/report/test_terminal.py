@@ -220,6 +220,21 @@ def test_result_names_the_winner_its_settings_its_places_and_the_next_commands(
     assert max(map(len, out.splitlines())) <= 120
 
 
+def test_the_next_commands_can_be_typed_as_they_stand(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    """With spaces in the run's folder, and with the endpoint that an object store is asked by."""
+    print_result(summary_of(recorded, run="my runs/a", uri="my runs/a"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "Next:   python -m grcf_ray.evaluate 'my runs/a'",
+        "        tensorboard --logdir 'my runs/a/tensorboard'",
+    ]
+    store = "s3://bucket/runs/a"
+    print_result(summary_of(recorded, run=store, uri=f"{store}?endpoint_override=host:9000"))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"Model:  {store}/best" in lines
+    assert lines[-2] == f"Next:   python -m grcf_ray.evaluate '{store}?endpoint_override=host:9000'"
+
+
 def test_summary_counts_states_and_cost(recorded: Recorded) -> None:
     record = RunRecord(place_at(recorded.folder))
     trials = [*record.trials(1), *record.trials(2)]
