@@ -1,8 +1,7 @@
-"""Ablations searched anew, and other text encoders."""
+"""Spaces of ablations that are searched anew, margins, stability, and other text encoders."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from grcf_ray import console
 from grcf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,17 +22,6 @@ MakeLab = Callable[..., "Lab"]
 
 def rows(table: Table) -> dict[str, Any]:
     return {row["title"]: row for row in table.rows}
-
-
-@pytest.fixture(scope="module")
-def brief(copied: Path) -> Path:
-    """The recorded run as if it had had two trials in Stage 1 and one in Stage 2."""
-    run = json.loads((copied / "run.json").read_text())
-    budget = {"search.stage1_trials": 2, "search.stage2_trials": 1, "search.finalists": 1}
-    run["settings"] |= budget
-    run["space"]["fixed"] |= budget
-    (copied / "run.json").write_text(json.dumps(run))
-    return copied
 
 
 def test_retuned_spaces_cost_what_the_runs_own_does(make_lab: MakeLab) -> None:
@@ -57,50 +44,6 @@ def test_retuned_spaces_cost_what_the_runs_own_does(make_lab: MakeLab) -> None:
         assert its.stage2.epochs or not own.stage2
     without = retuned_space(space, "no-stage1")
     assert "ranking.intra_margin" in without.stage2 and "stage1.head_lr" not in without.stage2
-
-
-def test_ablation_has_a_second_column_that_is_searched_anew(
-    brief: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_session: None
-) -> None:
-    from grcf_ray.config import ABLATIONS
-    from grcf_ray.reproduce import grids
-    from grcf_ray.reproduce.__main__ import app
-
-    # Without either stage; the others are searched as the run itself was.
-    monkeypatch.setattr(grids, "ABLATIONS", {name: ABLATIONS[name] for name in ("full", "no-stage1", "no-stage2")})
-
-    def ablation() -> Any:
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, ["ablation", "--from", str(brief), "--seeds", "1", "--retune", "--json"])
-        out, err = capsys.readouterr()
-        assert ended.value.code == 0, err
-        return json.loads(out), err
-
-    answer, _ = ablation()
-    mae = next(table for table in answer["tables"] if table["name"] == "mae")
-    assert [row["title"] for row in mae["rows"]] == [
-        "Full model",
-        *("w/o Stage 1", "w/o Stage 1, retuned"),
-        *("w/o Stage 2", "w/o Stage 2, retuned"),
-    ]
-    for name in ("no-stage1", "no-stage2"):
-        place = brief / "reproduce" / "retuned" / name
-        run = json.loads((place / "run.json").read_text())
-        assert run["state"] == "finished"
-        assert {path: run["settings"][path] for path in ABLATIONS[name]} == dict(ABLATIONS[name])
-        # What the search found is what the row was trained with.
-        found = json.loads((place / "best" / "provenance.json").read_text())["params"]
-        trained = [
-            {**entry["stage1"], **entry["stage2"]}
-            for file in (brief / "reproduce" / "models").glob("*/entries.json")
-            for entry in json.loads(file.read_text())
-        ]
-        assert any(found.items() <= entry.items() for entry in trained)
-    reads = json.loads((brief / "best" / "provenance.json").read_text())["test_reads"]
-    assert "reproduce/retuned/no-stage1" in {name for read in reads for name in read["models"]}
-    again, err = ablation()
-    assert again["tables"] == answer["tables"]
-    assert "trial" not in err.lower(), "nothing is searched or trained twice"
 
 
 def test_stability_is_of_each_weight_by_itself(make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-KEPT = ("full", "no-advantage")
-"""The ablations that are searched anew: with both stages, and in little time."""
+KEPT = ("full", "no-stage1", "no-stage2")
+"""The ablations: those that are searched anew in little time, each in the other stage."""
 DRIVER = f"""
 import sys
 from grcf_ray import console
@@ -85,7 +85,7 @@ def inputs(recorded: Recorded, tmp_path: Path, name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
-        ("ablation", "retuned/no-advantage/stage2/trials/0000.json"),
+        ("ablation", "retuned/no-stage2/stage1/trials/0000.json"),
         ("transfer", "transfer/*/stage1-there/*/stage2/trials/0000.json"),
     ],
 )
@@ -120,6 +120,8 @@ def test_an_experiment_that_is_killed_goes_on(
         run["space"]["fixed"] |= budget
         (folder / "run.json").write_text(json.dumps(run))
     expected = answer(whole)
+    if name == "ablation":
+        check_retuned(whole, expected)
 
     with started(*words, "--from", str(cut)) as process:
         wait_for(
@@ -134,3 +136,29 @@ def test_an_experiment_that_is_killed_goes_on(
     after = trials(cut)
     assert {path: after[path]["ended"] for path in before} == {path: trial["ended"] for path, trial in before.items()}
     assert after.keys() == trials(whole).keys()
+
+
+def check_retuned(run: Path, answer: Any) -> None:
+    """Each ablation has a row beside its own with the parameters that a search of its own found."""
+    from grcf_ray.config import ABLATIONS
+
+    mae = next(table for table in answer["tables"] if table["name"] == "mae")
+    assert [row["title"] for row in mae["rows"]] == [
+        "Full model",
+        *("w/o Stage 1", "w/o Stage 1, retuned"),
+        *("w/o Stage 2", "w/o Stage 2, retuned"),
+    ]
+    trained = [
+        {**entry["stage1"], **entry["stage2"]}
+        for file in (run / "reproduce" / "models").glob("*/entries.json")
+        for entry in json.loads(file.read_text())
+    ]
+    for name in ("no-stage1", "no-stage2"):
+        place = run / "reproduce" / "retuned" / name
+        searched = json.loads((place / "run.json").read_text())
+        assert searched["state"] == "finished"
+        assert {path: searched["settings"][path] for path in ABLATIONS[name]} == dict(ABLATIONS[name])
+        found = json.loads((place / "best" / "provenance.json").read_text())["params"]
+        assert any(found.items() <= entry.items() for entry in trained)
+    reads = json.loads((run / "best" / "provenance.json").read_text())["test_reads"]
+    assert "reproduce/retuned/no-stage1" in {name for read in reads for name in read["models"]}
