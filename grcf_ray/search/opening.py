@@ -132,7 +132,7 @@ def check_encoder(record: RunRecord, config: RunConfig) -> None:
     if encoder_of(config) != before:
         raise ConfigError(
             f"{before['name']} has other weights than when {record} was begun, whose trials would not compare with "
-            "new ones; put the old ones back, or begin another run: --name NAME"
+            "new ones; put the old ones back, or search anew under another name: --name NAME"
         )
 
 
