@@ -251,7 +251,8 @@ def test_compare_says_what_differs_and_makes_no_claim_of_one_seed(command: Comma
     run = record_of(runs / "other").read_run()
     settings = run["settings"] | {"search.stage1_trials": 9, "train.clip_norm": 2.0}
     space = run["space"] | {"stage2": {"stage2.head_lr": {"low": 1e-4, "high": 1e-3, "log": True, "start": 1e-3}}}
-    change(runs / "other", settings=settings, space=space, versions=run["versions"] | {"torch": "9.9"})
+    encoder = run["encoder"] | {"weights_sha256": "before"}
+    change(runs / "other", settings=settings, space=space, versions=run["versions"] | {"torch": "9.9"}, encoder=encoder)
     path = runs / "other/best/metrics.json"
     metrics = json.loads(path.read_text())
     path.write_text(json.dumps(metrics | {"test": {"mae": 0.25}}))
@@ -263,6 +264,7 @@ def test_compare_says_what_differs_and_makes_no_claim_of_one_seed(command: Comma
             "stage2.encoder_top_lr": ["0.0001 to 0.01, log", None],
             "stage2.head_lr": ["0.0001 to 0.01, log", "0.0001 to 0.001, log"],
         },
+        "encoder": {"weights": [run["encoder"]["weights_sha256"], "before"]},
         "versions": {"torch": [run["versions"]["torch"], "9.9"]},
     }
     mae = metrics["test"]["mae"]
@@ -274,6 +276,7 @@ def test_compare_says_what_differs_and_makes_no_claim_of_one_seed(command: Comma
     assert code == 0
     rows = [line.split() for line in narrow(out)]
     assert ["train.clip_norm", "1", "2"] in rows
+    assert ["encoder:", "weights", run["encoder"]["weights_sha256"], "before"] in rows
     assert ["MAE", f"{mae:.4f}", "0.2500", f"{mae - 0.25:+.4f}"] in rows
     same = command("compare", "runs/recorded", "runs/recorded")[1]
     assert "Data, budget, settings, space and versions are the same." in same

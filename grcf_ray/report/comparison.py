@@ -18,6 +18,7 @@ _ROOM, _GAP = 24, 2
 """Columns that a parameter may take beside another, and between two."""
 _NAMES = {
     "data": "data: {}",
+    "encoder": "encoder: {}",
     "budget": "budget: {}",
     "settings": "{}",
     "space": "{} (searched)",
@@ -29,10 +30,10 @@ _NAMES = {
 def compare_runs(one: RunView, other: RunView) -> dict[str, Any]:
     """Both runs as plain data; every difference is the first minus the second.
 
-    `differences`: of data, budget, settings, space and versions, what the two have otherwise. `params`: of the winners.
-    `valid`, `test`: metrics, each with `difference` where both have it and read the same data. `seeds`: the paired
-    retrainings of both winners (see `search.seeds.paired`), None where there is nothing to pair. `claim`: what may be
-    said of the difference.
+    `differences`: of data, encoder, budget, settings, space and versions, what the two have otherwise. `params`: of the
+    winners. `valid`, `test`: metrics, each with `difference` where both have it and read the same data. `seeds`: the
+    paired retrainings of both winners (see `search.seeds.paired`), None where there is nothing to pair. `claim`: what
+    may be said of the difference.
     """
     views = (one, other)
     facts = [_facts(view) for view in views]
@@ -128,6 +129,7 @@ def _facts(view: RunView) -> dict[str, dict[str, Any]]:
         "budget": {f"stage {stage}": f"{trials} x {epochs} epochs" for stage, (trials, epochs) in stages.items()},
         "settings": {key: value for key, value in run["settings"].items() if key not in counted},
         "space": {path: _dimension(value) for stage in ("stage1", "stage2") for path, value in space[stage].items()},
+        "encoder": {"weights": run["encoder"]["weights_sha256"] if "encoder" in run else None},
         "versions": dict(run.get("versions", {})),
     }
 

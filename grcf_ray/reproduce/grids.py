@@ -123,6 +123,7 @@ def backbones(lab: Lab) -> Outcome:
         try:
             # What keeps an encoder from being trained here is found out before any is trained.
             prepare_features(lab.store, configured(lab.config, arm))
+            lab.check_encoders([arm])
             had.append(arm)
         except ConfigError as error:
             notes.append(f"{arm.title} cannot be had here: {error}.")

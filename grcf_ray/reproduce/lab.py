@@ -25,8 +25,8 @@ from grcf_ray.reproduce.outcome import Outcome
 from grcf_ray.reproduce.pool import Arm, Entry, Pool, configured, entry_of, shape_name, shape_of, space_of
 from grcf_ray.search.events import Listener, RetrainingsStarted, SearchStarted
 from grcf_ray.search.lease import Lease
-from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.opening import check_encoder, encoder_of
+from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
+from grcf_ray.search.opening import check_encoder, note_encoder
 from grcf_ray.search.preflight import connect, find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import measure_models
@@ -162,48 +162,71 @@ class Lab:
         name.
         """
         found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
-        by_shape: dict[str, list[tuple[Arm, RunConfig]]] = {}
-        for arm in arms:
-            config = configured(self.config, arm)
-            by_shape.setdefault(shape_name(shape_of(config)), []).append((arm, config))
         with self.held():
-            for of in by_shape.values():
-                wanted = [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)]
-                config = of[0][1]
-                pool = self._pool(config)
+            self.check_encoders(arms)
+            for pool, config, wanted in self._pools(arms):
                 pool.add([entry for _, entry in wanted])
-                places = pool.models(wanted)
-                if None in places:
+                if not pool.has(wanted):
                     self._train(pool, config, wanted, experiment)
-                    places = pool.models(wanted)
-                for (arm, entry), place in zip(wanted, places, strict=True):
+                for (arm, entry), place in zip(wanted, pool.models(wanted), strict=True):
                     if place is not None:
                         found[arm.name].append(Model(arm.name, entry.index, place))
         if not found[arms[0].name]:
             raise NoWinnerError(f"no training of {arms[0].title} came to its end; the record: {self.record}")
         return found
 
+    def check_encoder(self, config: RunConfig | None = None) -> None:
+        """ConfigError where the text encoder is no longer what the run began with. config: of another encoder."""
+        otherwise = "start from a search with these (--name NAME)"
+        check_encoder(self.record, config or self.config, otherwise=otherwise)
+
+    def check_encoders(self, arms: Sequence[Arm]) -> None:
+        """ConfigError where models are to be trained that begin with another encoder than those they belong with."""
+        for pool, config, wanted in self._pools(arms):
+            if not pool.has(wanted):
+                self.check_encoder(config)
+                check_encoder(pool.record, config, otherwise=f"remove {pool.record} to train its models anew")
+
+    def _pools(self, arms: Sequence[Arm]) -> list[tuple[Pool, RunConfig, list[tuple[Arm, Entry]]]]:
+        """Where the arms' models are, the configuration of any of them, and which they are under every seed."""
+        by_shape: dict[str, list[tuple[Arm, RunConfig]]] = {}
+        for arm in arms:
+            config = configured(self.config, arm)
+            by_shape.setdefault(shape_name(shape_of(config)), []).append((arm, config))
+        return [
+            (
+                self._pool(of[0][1]),
+                of[0][1],
+                [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)],
+            )
+            for of in by_shape.values()
+        ]
+
     def _train(self, pool: Pool, config: RunConfig, wanted: Sequence[tuple[Arm, Entry]], experiment: str) -> None:
         """Train all of a pool's entries that are not yet, and measure the models that are wanted.
 
         config: any entry's.
         """
-        for record in (self.record, pool.record):
-            check_encoder(record, config)
         if not pool.record.exists:
-            pool.record.write_run({"state": "running", "encoder": encoder_of(config)})
+            pool.record.write_run({"state": "running"})
+        note_encoder(pool.record, config)
+        if config.model.backbone == self.config.model.backbone:
+            note_encoder(self.record, config)
         connect()
         entries, number = [entry for _, entry in wanted], len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
         search |= {"search.stage1_trials": number, "search.stage2_trials": number, "search.finalists": number}
         # An arm that diverges under every seed must not keep the others from being trained.
         search |= {"search.pruning": False, "search.failures_in_a_row": number + 1}
-        room = find_room(cluster_nodes(), config, [number])
+        nodes = cluster_nodes()
+        room, memory = find_room(nodes, config, [number]), check_nodes(nodes, config, self.record.place)
+        features = prepare_features(self.store, config)
+        check_memory(features.train.nbytes + features.valid.nbytes, memory)
         torch.set_num_threads(os.cpu_count() or 1)
         job = Search(
             record=pool.record,
             space=space_of(shape_of(config), search, pool.entries, self.store.info.name),
-            features=prepare_features(self.store, config),
+            features=features,
             protocol=self.protocol,
             concurrent=room.concurrent,
             listeners=self.listeners,

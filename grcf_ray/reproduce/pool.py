@@ -169,6 +169,10 @@ class Pool:
         """The trials that ended as these models, where they have ended well."""
         return [trial for trial in self._trials_of(wanted) if trial is not None]
 
+    def has(self, wanted: Sequence[tuple[Arm, Entry]]) -> bool:
+        """Whether all of these models are there."""
+        return all(entry in self.entries for _, entry in wanted) and None not in self.models(wanted)
+
     def models(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[Place | None]:
         """Where each of these models lies, None where it was not trained or is not measured yet."""
         places = [trial and model_place(self.record, trial, last=self.last) for trial in self._trials_of(wanted)]

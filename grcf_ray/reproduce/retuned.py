@@ -66,10 +66,13 @@ def retuned_arm(lab: Lab, arm: Arm, ablation: str) -> Arm:
         listeners=lab.listeners,
     )
     if not session.finished():
+        # Before hours of search, whose parameters would be those of another encoder.
+        lab.check_encoder()
         console.progress(f"Searching {arm.title} anew")
+        room = session.check()
         # Its winner is measured too, once it is fixed.
         note_test_read(lab.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
-        session.run(session.check())
+        session.run(room)
     winner = RunView.read(record).winner
     assert winner is not None
     base = flatten(lab.config)

@@ -25,6 +25,7 @@ __all__ = [
     "find_run",
     "finished_run",
     "grown",
+    "note_encoder",
     "recorded_store",
     "run_name",
     "runs_place",
@@ -121,10 +122,16 @@ def encoder_of(config: RunConfig) -> dict[str, str]:
     return {"name": config.model.backbone, "weights_sha256": backbone_sha256(config.model.backbone)}
 
 
-def check_encoder(record: RunRecord, config: RunConfig) -> None:
+def note_encoder(record: RunRecord, config: RunConfig) -> None:
+    """Say in run.json what the trials begin with. Runs of the first releases did not: they are held to today's."""
+    if "encoder" not in record.read_run():
+        record.update_run(encoder=encoder_of(config))
+
+
+def check_encoder(record: RunRecord, config: RunConfig, *, otherwise: str) -> None:
     """ConfigError where the encoder's weights are others than those that the record's trials began with.
 
-    Runs of the first releases do not say which they were.
+    otherwise: what may be done but to bring the old ones back.
     """
     before = record.read_run().get("encoder") if record.exists else None
     if before is None or before["name"] != config.model.backbone:
@@ -132,7 +139,7 @@ def check_encoder(record: RunRecord, config: RunConfig) -> None:
     if encoder_of(config) != before:
         raise ConfigError(
             f"{before['name']} has other weights than when {record} was begun, whose trials would not compare with "
-            "new ones; put the old ones back, or search anew under another name: --name NAME"
+            f"new ones; bring the old ones back, or {otherwise}"
         )
 
 

@@ -21,11 +21,12 @@ from grcf_ray.errors import ClusterError, ConfigError, faults_message
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
+from grcf_ray.search.direct import DIRECT
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
-from grcf_ray.search.opening import GROWING, check_encoder, encoder_of
+from grcf_ray.search.opening import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.preflight import Room, check_disk, connect, find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import retrain
@@ -107,7 +108,7 @@ class Session:
                 "train.device = cuda, but trials are given no GPU: --gpus-per-worker 1, or a share of one"
             )
         resolve_backbone(config.model.backbone)
-        check_encoder(self.record, config)
+        self._check_encoder()
         connect()
         nodes = cluster_nodes()
         room = find_room(nodes, config, [trials for trials, _ in self.budgets.values()])
@@ -187,6 +188,7 @@ class Session:
         if record.exists:
             run = record.read_run()
             record.write_run({**run, "state": "running", "settings": settings, "starts": [*run["starts"], started]})
+            note_encoder(record, self.config)
             return
         record.write_space(yaml.safe_dump(self.space.as_dict(), sort_keys=False))
         record.write_run(
@@ -245,6 +247,13 @@ class Session:
             raise ConfigError(
                 f"{place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
             ) from error
+
+    def _check_encoder(self) -> None:
+        """ConfigError where the run, or the baseline that it will stand beside, began with another encoder."""
+        place = self.record.place
+        other = place.name.removesuffix(DIRECT) if place.name.endswith(DIRECT) else place.name + DIRECT
+        for record in (self.record, RunRecord(place.beside(other))):
+            check_encoder(record, self.config, otherwise="search anew under another name: --name NAME")
 
     def _check_modalities(self) -> None:
         """ConfigError where the space names audio or vision that the data lack: it would search nothing."""

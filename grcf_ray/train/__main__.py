@@ -128,7 +128,7 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
     import tempfile
 
     from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
-    from grcf_ray.search.opening import recorded_store
+    from grcf_ray.search.opening import encoder_of, recorded_store
     from grcf_ray.search.replay import epochs_to_repeat, find_trial, other_versions, replay_job, unlike
     from grcf_ray.storage import place_at
     from grcf_ray.train.assemble import prepare_features
@@ -153,7 +153,12 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
                 if "failure" not in result:
                     console.progress(_line(job.stage, epochs, result["curve"][-1]))
     if differences := unlike(trial, result):
-        versions = other_versions(record.read_run()["versions"])
+        described = record.read_run()
+        versions = other_versions(described["versions"])
+        there, here = described.get("encoder"), encoder_of(config)
+        if there and there != here:
+            weights = f"{there['weights_sha256']} there, {here['weights_sha256']} here"
+            versions.append(f"weights of {here['name']}: {weights}")
         raise GrcfError(
             faults_message(f"{name} of {run} came out otherwise:", differences)
             + "\n"

@@ -37,6 +37,7 @@ def template(backbone: str) -> nn.Module:
     return load_backbone(backbone).requires_grad_(True).eval()
 
 
+@lru_cache(maxsize=1)
 def backbone_sha256(backbone: str) -> str:
     """Of the pretrained weights, of which every process has to have the same."""
     return _weights_sha256(template(backbone))

@@ -35,6 +35,10 @@ return [...document.querySelectorAll(".plot")].map((plot) => [
   plot.querySelectorAll(".point, .points path, .js-line, .bars path, .hm image, canvas").length,
 ]);
 """
+SLOWLY = """
+const drawn = Plotly.newPlot;
+Plotly.newPlot = (...figure) => new Promise((done) => setTimeout(done, 300)).then(() => drawn(...figure));
+"""
 COLOURS = """
 const style = getComputedStyle(document.body);
 const plot = document.querySelector(".plot[data-drawn] svg.main-svg");
@@ -125,12 +129,7 @@ def test_every_figure_is_drawn_from_the_disk_alone(browser: Chrome, recorded: Re
 
 def test_whoever_asks_for_a_figure_that_is_being_drawn_waits_for_it(browser: Chrome, finished: Run) -> None:
     opened(browser, finished.folder / "report.html")
-    slowly = """
-    const drawn = Plotly.newPlot;
-    Plotly.newPlot = (...figure) => new Promise((done) => setTimeout(done, 300)).then(() => drawn(...figure));
-    report.drawAll();
-    """
-    assert browser.execute_async_script(slowly + DRAWN) is None
+    assert browser.execute_async_script(f"{SLOWLY} report.drawAll(); {DRAWN}") is None
     every = browser.find_elements(By.CSS_SELECTOR, ".plot")
     assert all(plot.find_elements(By.CSS_SELECTOR, "svg.main-svg") for plot in every)
 
@@ -152,6 +151,42 @@ def test_printing_draws_every_figure(browser: Chrome, finished: Run) -> None:
     WebDriverWait(browser, 30).until(lambda _: browser.execute_script(COLOURS)[0] == "rgb(255, 255, 255)")
     browser.execute_script("dispatchEvent(new Event('afterprint'))")
     assert browser.execute_script(COLOURS)[0] == "rgb(17, 17, 17)"
+
+
+def test_paper_that_does_not_wait_is_light_and_leaves_the_page_dark(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html", theme="dark")
+    script = f"""
+    {SLOWLY}
+    dispatchEvent(new Event('beforeprint'));
+    const paper = getComputedStyle(document.body).backgroundColor;
+    dispatchEvent(new Event('afterprint'));
+    const done = arguments[arguments.length - 1];
+    report.drawAll().then(() => setTimeout(() => {{
+      const drawn = [...document.querySelectorAll(".plot")].map((plot) => plot._fullLayout.paper_bgcolor);
+      done([paper, getComputedStyle(document.body).backgroundColor, ...new Set(drawn)]);
+    }}, 500));
+    """
+    paper, page, *figures = browser.execute_async_script(script)
+    assert (paper, page) == ("rgb(255, 255, 255)", "rgb(17, 17, 17)")
+    assert figures == ["#111111"]
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_others(browser: Chrome, finished: Run) -> None:
+    """It is told, and drawn when it is asked for again."""
+    opened(browser, finished.folder / "report.html")
+    script = """
+    const drawn = Plotly.newPlot;
+    const failing = [...document.querySelectorAll(".plot")].at(-1);
+    Plotly.newPlot = (plot, ...figure) => plot === failing ? Promise.reject(new Error("odd")) : drawn(plot, ...figure);
+    const done = arguments[arguments.length - 1];
+    report.drawAll().then(() => done(null), (fault) => { Plotly.newPlot = drawn; done(fault.message); });
+    """
+    assert browser.execute_async_script(script) == "odd"
+    browser.find_element(By.ID, "theme").click()
+    assert browser.execute_async_script(DRAWN) is None
+    every = browser.find_elements(By.CSS_SELECTOR, ".plot")
+    assert all(plot.find_elements(By.CSS_SELECTOR, "svg.main-svg") for plot in every)
+    assert "odd" in severe(browser)[0]
 
 
 def test_numbers_on_the_page_are_the_records(browser: Chrome, recorded: Recorded) -> None:

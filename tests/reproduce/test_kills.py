@@ -136,6 +136,7 @@ def test_an_experiment_that_is_killed_goes_on(
     after = trials(cut)
     assert {path: after[path]["ended"] for path in before} == {path: trial["ended"] for path, trial in before.items()}
     assert after.keys() == trials(whole).keys()
+    assert answer(cut)["tables"] == expected["tables"] and trials(cut) == after, "nothing is left to train"
 
 
 def check_retuned(run: Path, answer: Any) -> None:

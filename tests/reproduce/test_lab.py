@@ -177,9 +177,26 @@ def test_an_encoder_with_other_weights_trains_nothing(
     record = lab.record if whose == "run" else lab.pool(arms()[2]).record
     encoder = lab.record.read_run()["encoder"]
     record.write_run({**(record.read_run() if record.exists else {}), "encoder": {**encoder, "weights_sha256": "0"}})
+    remedy = "start from a search with these" if whose == "run" else "remove .*/reproduce/models/"
+    with pytest.raises(ConfigError, match=f"has other weights than when .* bring the old ones back, or {remedy}"):
+        # Found out before the first shape is trained, whichever of them it is.
+        lab.models([arms()[3], arms()[2]], "test")
+    assert all(_record(lab, name).trials(stage) == [] for name in _shapes(lab) for stage in (1, 2))
+
+
+def test_an_encoder_with_other_weights_is_not_searched_with(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+    from grcf_ray.errors import ConfigError
+    from grcf_ray.reproduce.retuned import retuned_arm
+
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    lab = make_lab(folder, seeds=1)
+    lab.record.update_run(encoder={**lab.record.read_run()["encoder"], "weights_sha256": "0"})
+    reads = (folder / "best" / "provenance.json").read_bytes()
     with pytest.raises(ConfigError, match="has other weights than when"):
-        lab.models([arms()[2]], "test")
-    assert lab.pool(arms()[2]).record.trials(1) == []
+        retuned_arm(lab, arms()[3], "no-stage1")
+    assert not (folder / "reproduce").exists()
+    assert (folder / "best" / "provenance.json").read_bytes() == reads
 
 
 def test_arms_that_come_to_nothing_leave_the_others(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:

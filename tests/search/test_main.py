@@ -423,11 +423,15 @@ def test_an_encoder_with_other_weights_is_refused(run: Run, recorded: Recorded, 
     (folder / "run.json").write_text(json.dumps(record))
     argv[argv.index("--storage") + 1] = str(tmp_path)
     before = tree(folder)
-    code, out, err = run(*argv, *words)
-    assert (code, out) == (2, "")
-    assert err.startswith(f"error: {record['encoder']['name']} has other weights than when {folder} was begun")
-    assert "--name NAME" in err
-    assert tree(folder) == before
+    # Nor may a baseline that is compared with it begin with another one.
+    for more in (words, ["--direct", "--name", "recorded-direct"]):
+        code, out, err = run(*argv, *more)
+        assert (code, out) == (2, "")
+        (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+        assert line.startswith(f"error: {record['encoder']['name']} has other weights than when {folder} was begun")
+        assert "--name NAME" in line
+        assert tree(folder) == before
+    assert not (tmp_path / "recorded-direct").exists()
 
 
 def test_the_same_number_written_otherwise_is_the_same_setting(

@@ -20,6 +20,7 @@ from grcf_ray.search.opening import (
     encoder_of,
     find_run,
     grown,
+    note_encoder,
     runs_place,
 )
 from grcf_ray.search.record import RunRecord
@@ -131,31 +132,36 @@ def test_force_takes_the_first_name_that_is_free_or_ones_own(runs: Place, space:
 
 
 def test_an_encoder_is_known_by_its_weights(runs: Place, tiny_backbone: Path, space: Space, tmp_path: Path) -> None:
-    """Not by its folder alone; runs that do not say what they began with are gone on with."""
+    """Not by its folder alone."""
     from safetensors.numpy import load_file, save_file
 
-    from grcf_ray.train.assemble import template
+    from grcf_ray.train.assemble import backbone_sha256, template
 
     folder, record = tmp_path / "encoder", RunRecord(runs / "n")
     shutil.copytree(tiny_backbone, folder)
     config = space.with_settings({"model.backbone": str(folder)}).config()
     record.update_run(encoder=encoder_of(config))
-    check_encoder(record, config)
-    check_encoder(RunRecord(runs / "new"), config)
+    check_encoder(record, config, otherwise="go")
+    check_encoder(RunRecord(runs / "new"), config, otherwise="go")
     weights = load_file(folder / "model.safetensors")
     first = weights[min(weights)]
     first.flat[0] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     # As another process sees it.
     template.cache_clear()
+    backbone_sha256.cache_clear()
     with pytest.raises(ConfigError, match=r"has other weights than when .*n was begun"):
-        check_encoder(record, config)
+        check_encoder(record, config, otherwise="go")
     # Another encoder is a difference of settings.
-    check_encoder(record, space.config())
+    check_encoder(record, space.config(), otherwise="go")
+    # A run of the first releases is gone on with, and held to what it goes on with.
     run = record.read_run()
     del run["encoder"]
     record.write_run(run)
-    check_encoder(record, config)
+    check_encoder(record, config, otherwise="go")
+    note_encoder(record, config)
+    note_encoder(record, space.config())
+    assert record.read_run()["encoder"] == encoder_of(config)
 
 
 def test_where_runs_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -96,10 +96,12 @@ def test_other_figures_are_named(copied: Path, capsys: pytest.CaptureFixture[str
     assert versions == "The versions are the same."
 
     change_run(copied, lambda run: run["versions"].update(torch="1.0", machine="riscv"))
+    change_run(copied, lambda run: run["encoder"].update(weights_sha256="before"))
     assert replay(copied, "stage1/0") == 1
     err = capsys.readouterr().err
     assert "\n  machine: riscv there, " in err
     assert "\n  torch: 1.0 there, " in err
+    assert "tiny-bert: before there, " in err
 
 
 def test_divergence_is_reproduced(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

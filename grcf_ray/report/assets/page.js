@@ -57,7 +57,10 @@
     const button = document.getElementById("theme");
     if (button) button.setAttribute("aria-pressed", String(theme === "dark"));
     return Promise.all(
-      [...drawings].map(([plot, drawing]) => drawing.then(() => Plotly.relayout(plot, {template: templates[theme]})))
+      [...drawings].map(([plot, drawing]) => drawing.then(
+        () => Plotly.relayout(plot, {template: templates[theme]}),
+        () => null
+      ))
     );
   };
   wear(chosen());
@@ -71,7 +74,13 @@
   };
   // Whoever asks for a figure that is being drawn waits for that drawing.
   const draw = (plot) => {
-    if (!drawings.has(plot)) drawings.set(plot, begin(plot));
+    if (!drawings.has(plot)) {
+      drawings.set(plot, begin(plot));
+      drawings.get(plot).catch((fault) => {
+        drawings.delete(plot);
+        console.error(fault);
+      });
+    }
     return drawings.get(plot);
   };
   const drawAll = () => Promise.all(plots().map(draw));
@@ -159,7 +168,9 @@
     plots().forEach((plot) => seen.observe(plot));
     addEventListener("beforeprint", () => {
       showAll.forEach((show) => show());
-      drawAll().then(() => wear("light"));
+      // First the theme: paper takes the page as it is when this returns, and so may afterprint come before the drawings.
+      wear("light");
+      drawAll();
     });
     addEventListener("afterprint", () => wear(chosen()));
   });
