@@ -176,7 +176,10 @@ class Lab:
         return found
 
     def check_encoder(self, config: RunConfig | None = None) -> None:
-        """ConfigError where the text encoder is no longer what the run began with. config: of another encoder."""
+        """ConfigError where the text encoder is no longer what the run began with.
+
+        config: an arm's; by default the winner's.
+        """
         otherwise = "start from a search with these (--name NAME)"
         check_encoder(self.record, config or self.config, otherwise=otherwise)
 

@@ -17,7 +17,7 @@ from grcf_ray import console
 from grcf_ray.config import RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store
-from grcf_ray.errors import ClusterError, ConfigError, faults_message
+from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
@@ -250,10 +250,12 @@ class Session:
 
     def _check_encoder(self) -> None:
         """ConfigError where the run, or the baseline that it will stand beside, began with another encoder."""
-        place = self.record.place
+        place, otherwise = self.record.place, "search anew under another name: --name NAME"
+        check_encoder(self.record, self.config, otherwise=otherwise)
         other = place.name.removesuffix(DIRECT) if place.name.endswith(DIRECT) else place.name + DIRECT
-        for record in (self.record, RunRecord(place.beside(other))):
-            check_encoder(record, self.config, otherwise="search anew under another name: --name NAME")
+        # One that cannot be read is compared with nothing either.
+        with contextlib.suppress(DataError, OSError, LookupError, ValueError):
+            check_encoder(RunRecord(place.beside(other)), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:
         """ConfigError where the space names audio or vision that the data lack: it would search nothing."""
