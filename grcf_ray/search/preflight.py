@@ -28,6 +28,8 @@ __all__ = ["Room", "check_disk", "connect", "find_room", "needed_bytes"]
 
 _KIND = "accelerator_type:"
 """Begins the name of the resource that marks a node's kind of GPU."""
+_REPORT_BYTES = 16 * 10**6
+"""Room for a run's page, of which there are two while it is replaced (5 MB each), and for TensorBoard's events."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,24 +168,25 @@ def _named(name: str, amount: float | None = None) -> str:
 
 
 def check_disk(place: Place, config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> None:
-    """ClusterError where the run's disk has no room for the checkpoints of a search; object storage has no end."""
+    """ClusterError where the run's disk has no room for a search and its report; object storage has no end."""
     if place.local is None:
         return
     folder = next(path for path in (place.local, *place.local.parents) if path.exists())
     stats = [path.stat() for path in place.local.rglob("*.safetensors")]
     # Second names of a file take no room.
     held = sum({stat.st_ino: stat.st_size for stat in stats}.values())
-    needed, free = needed_bytes(config, info, concurrent=concurrent, seeds=seeds) - held, shutil.disk_usage(folder).free
+    checkpoints = needed_bytes(config, info, concurrent=concurrent, seeds=seeds)
+    needed, free = max(0, checkpoints - held) + _REPORT_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise ClusterError(
-            f"{place}: the search needs about {console.size(needed)} more for checkpoints, and its disk has "
-            f"{console.size(free)} left. Free some, give another place (--storage DIR), or lower --concurrent or "
+            f"{place}: the search needs about {console.size(needed)} more for checkpoints and its report, and its disk "
+            f"has {console.size(free)} left. Free some, give another place (--storage DIR), or lower --concurrent or "
             "--finalists"
         )
 
 
 def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> int:
-    """Bytes that the files of a search take at most at a time.
+    """Bytes that the checkpoints and models of a search take at most at a time.
 
     A running trial has four checkpoints (last, previous, best, and one in the making), each with both of Adam's
     moments; an ended one that may be chosen has one. Finalists are bare weights, and so are the winner and the models

@@ -195,7 +195,7 @@ def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: Store) -
 
 
 def test_a_disk_without_room_is_refused_with_what_lacks(
-    asked: list[Path], tiny_space: Path, tiny_store: Store, tmp_path: Path
+    asked: list[Path], tiny_space: Path, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the nearest folder that exists; what the run already holds is not asked for again."""
     config = load_space(tiny_space).config()
@@ -203,14 +203,17 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     with pytest.raises(ClusterError) as caught:
         check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
-    assert str(caught.value).startswith(f"{run}: the search needs about 2.3 MB more for checkpoints, and its disk has ")
+    assert "the search needs about 18.3 MB more for checkpoints and its report, and its disk has " in str(caught.value)
     assert "--storage DIR" in str(caught.value)
     assert asked == [tmp_path]
     held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"
     held.parent.mkdir(parents=True)
-    held.write_bytes(bytes(needs(config, tiny_store) - 10**6))
-    check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
+    held.write_bytes(bytes(needs(config, tiny_store)))
+    with pytest.raises(ClusterError, match=r"needs about 16\.0 MB more .* has 1\.0 MB left"):
+        check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert asked[-1] == run
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 16 * 10**6))
+    check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     with pytest.raises(ClusterError):
         check_disk(place_at(run), config, tiny_store.info, concurrent=2, seeds=0)
 
