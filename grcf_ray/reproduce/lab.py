@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,6 +59,17 @@ class Model:
     def scored(self, split: str) -> Scored:
         """Its scores of valid or test."""
         return Scored.read(self.place / "predictions" / f"{split}.parquet")
+
+
+class _Share(NamedTuple):
+    """What is wanted of a pool."""
+
+    pool: Pool
+    config: RunConfig
+    """Any of its arms'."""
+    wanted: Sequence[tuple[Arm, Entry]]
+    places: Sequence[Place | None]
+    """Where each of these models lies, None where it is yet to be trained or measured."""
 
 
 class Lab:
@@ -163,12 +174,15 @@ class Lab:
         """
         found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
         with self.held():
-            self.check_encoders(arms)
-            for pool, config, wanted in self._pools(arms):
-                pool.add([entry for _, entry in wanted])
-                if not pool.has(wanted):
-                    self._train(pool, config, wanted, experiment)
-                for (arm, entry), place in zip(wanted, pool.models(wanted), strict=True):
+            shares = self._shares(arms)
+            self._check(shares)
+            for share in shares:
+                places = share.places
+                if None in places:
+                    share.pool.add([entry for _, entry in share.wanted])
+                    self._train(share, experiment)
+                    places = share.pool.models(share.wanted)
+                for (arm, entry), place in zip(share.wanted, places, strict=True):
                     if place is not None:
                         found[arm.name].append(Model(arm.name, entry.index, place))
         if not found[arms[0].name]:
@@ -185,31 +199,31 @@ class Lab:
 
     def check_encoders(self, arms: Sequence[Arm]) -> None:
         """ConfigError where models are to be trained that begin with another encoder than those they belong with."""
-        for pool, config, wanted in self._pools(arms):
-            if not pool.has(wanted):
+        self._check(self._shares(arms))
+
+    def _check(self, shares: Sequence[_Share]) -> None:
+        for pool, config, _, places in shares:
+            if None in places:
                 self.check_encoder(config)
                 check_encoder(pool.record, config, otherwise=f"remove {pool.record} to train its models anew")
 
-    def _pools(self, arms: Sequence[Arm]) -> list[tuple[Pool, RunConfig, list[tuple[Arm, Entry]]]]:
-        """Where the arms' models are, the configuration of any of them, and which they are under every seed."""
+    def _shares(self, arms: Sequence[Arm]) -> list[_Share]:
+        """What the arms want of each pool, under every seed."""
         by_shape: dict[str, list[tuple[Arm, RunConfig]]] = {}
         for arm in arms:
             config = configured(self.config, arm)
             by_shape.setdefault(shape_name(shape_of(config)), []).append((arm, config))
-        return [
-            (
-                self._pool(of[0][1]),
-                of[0][1],
-                [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)],
-            )
-            for of in by_shape.values()
-        ]
+        shares = []
+        for of in by_shape.values():
+            _, config = of[0]
+            pool = self._pool(config)
+            wanted = [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)]
+            shares.append(_Share(pool, config, wanted, pool.models(wanted)))
+        return shares
 
-    def _train(self, pool: Pool, config: RunConfig, wanted: Sequence[tuple[Arm, Entry]], experiment: str) -> None:
-        """Train all of a pool's entries that are not yet, and measure the models that are wanted.
-
-        config: any entry's.
-        """
+    def _train(self, share: _Share, experiment: str) -> None:
+        """Train all of a pool's entries that are not yet, and measure the models that are wanted."""
+        pool, config, wanted, _ = share
         if not pool.record.exists:
             pool.record.write_run({"state": "running"})
         note_encoder(pool.record, config)

@@ -163,15 +163,11 @@ class Pool:
     def trials(self, stage: Literal[1, 2], wanted: Sequence[Entry]) -> list[TrialRecord | None]:
         """Of each of these entries the trial that trained it in a stage, None where none has ended well."""
         ended = {_entry_number(trial): trial for trial in self.record.trials(stage) if trial.state == "complete"}
-        return [ended.get(self.entries.index(entry)) for entry in wanted]
+        return [ended.get(self.entries.index(entry)) if entry in self.entries else None for entry in wanted]
 
     def trained(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[TrialRecord]:
         """The trials that ended as these models, where they have ended well."""
         return [trial for trial in self._trials_of(wanted) if trial is not None]
-
-    def has(self, wanted: Sequence[tuple[Arm, Entry]]) -> bool:
-        """Whether all of these models are there."""
-        return all(entry in self.entries for _, entry in wanted) and None not in self.models(wanted)
 
     def models(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[Place | None]:
         """Where each of these models lies, None where it was not trained or is not measured yet."""

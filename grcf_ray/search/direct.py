@@ -6,8 +6,9 @@ import dataclasses
 
 from grcf_ray.config import ABLATIONS
 from grcf_ray.search.space import Space
+from grcf_ray.storage import Place
 
-__all__ = ["DIRECT", "direct_space"]
+__all__ = ["DIRECT", "both_sides", "direct_space"]
 
 DIRECT = "-direct"
 """What the name of the baseline's run ends with; the rest is that of the two-stage run."""
@@ -41,3 +42,9 @@ def direct_space(space: Space) -> Space:
         stage1={},
         stage2={**model, **searched},
     )
+
+
+def both_sides(place: Place) -> dict[str, Place]:
+    """Where the two-stage search and the baseline beside it lie. place: either's."""
+    name = place.name.removesuffix(DIRECT)
+    return {"two-stage": place.beside(name), "direct": place.beside(name + DIRECT)}

@@ -15,7 +15,7 @@ import ray
 
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import Store
-from grcf_ray.search.direct import DIRECT
+from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
@@ -158,8 +158,7 @@ def against_baseline(record: RunRecord) -> dict[str, Any] | None:
     Their winners' retrainings, paired by seed: `gain` is two-stage minus direct on test, so below zero is better for
     MAE. None where either has no retrainings.
     """
-    name = record.place.name.removesuffix(DIRECT)
-    places = {"two-stage": record.place.beside(name), "direct": record.place.beside(name + DIRECT)}
+    places = both_sides(record.place)
     found = {}
     for side, place in places.items():
         try:

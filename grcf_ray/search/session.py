@@ -21,7 +21,7 @@ from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
-from grcf_ray.search.direct import DIRECT
+from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
@@ -250,12 +250,12 @@ class Session:
 
     def _check_encoder(self) -> None:
         """ConfigError where the run, or the baseline that it will stand beside, began with another encoder."""
-        place, otherwise = self.record.place, "search anew under another name: --name NAME"
+        otherwise = "search anew under another name: --name NAME"
         check_encoder(self.record, self.config, otherwise=otherwise)
-        other = place.name.removesuffix(DIRECT) if place.name.endswith(DIRECT) else place.name + DIRECT
-        # One that cannot be read is compared with nothing either.
-        with contextlib.suppress(DataError, OSError, LookupError, ValueError):
-            check_encoder(RunRecord(place.beside(other)), self.config, otherwise=otherwise)
+        for place in both_sides(self.record.place).values():
+            # One that cannot be read is compared with nothing either.
+            with contextlib.suppress(DataError, OSError, LookupError, ValueError):
+                check_encoder(RunRecord(place), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:
         """ConfigError where the space names audio or vision that the data lack: it would search nothing."""
