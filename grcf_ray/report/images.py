@@ -3,63 +3,30 @@
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from grcf_ray.config import Task
+from grcf_ray.report.figures.confusion import confusion_data
 from grcf_ray.report.view import Scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["classes_of", "confusion", "png_values"]
+__all__ = ["png_values"]
 
 _INCHES, _DPI = (4.4, 3.9), 160
 _RGBA = 4
 _DARK = 0.6
 """Share of a row from which a cell is so dark that its number is written in white."""
-_WHOLE_LABELS = (4, 10)
-"""Widths of label ranges, from and to, in which labels are rounded to whole ones; others are cut in `_PARTS`."""
-_PARTS = 5
-
-
-def classes_of(
-    value_N: NDArray[np.float64], *, label_range: tuple[float, float]
-) -> tuple[NDArray[np.int64], list[str]]:
-    """The class of each value in label units, and the classes' names: whole labels, or equal parts of their range."""
-    low, high = label_range
-    if _WHOLE_LABELS[0] <= high - low <= _WHOLE_LABELS[1]:
-        first, last = int(np.ceil(low)), int(np.floor(high))
-        return np.clip(np.round(value_N), first, last).astype(np.int64) - first, [
-            f"{label:+d}" if low < 0 and label else str(label) for label in range(first, last + 1)
-        ]
-    edges = np.linspace(low, high, _PARTS + 1)
-    names = [f"{left:.3g} to {right:.3g}" for left, right in itertools.pairwise(edges)]
-    return np.searchsorted(edges[1:-1], value_N, side="right").astype(np.int64), names
-
-
-def confusion(scored: Scored, *, task: Task, label_range: tuple[float, float]) -> tuple[NDArray[np.int64], list[str]]:
-    """[K, K] utterances by class of the label (rows) and of the score (columns), and the names of the K classes."""
-    if task == "classification":
-        names = ["negative", "positive"]
-        label_N = (scored.label_N > sum(label_range) / 2).astype(np.int64)
-        score_N = (scored.score_N > 0).astype(np.int64)
-    else:
-        label_N, names = classes_of(scored.label_N, label_range=label_range)
-        score_N, _ = classes_of(scored.score_N, label_range=label_range)
-    counts_KK = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts_KK, (label_N, score_N), 1)
-    return counts_KK, names
 
 
 def png_values(scored: Scored, split: str, *, task: Task, label_range: tuple[float, float]) -> list[Summary.Value]:
     """Both images of a split as TensorBoard has them, tags `predictions/<split>` and `confusion/<split>`."""
-    counts_KK, names = confusion(scored, task=task, label_range=label_range)
+    crossed = confusion_data(scored, task, label_range)
 
     def predictions(axes: Axes) -> None:
         if task == "classification":
@@ -72,7 +39,7 @@ def png_values(scored: Scored, split: str, *, task: Task, label_range: tuple[flo
         _image(
             f"confusion/{split}",
             f"Best model, {split}: confusion",
-            lambda axes: _draw_confusion(axes, counts_KK, names),
+            lambda axes: _draw_confusion(axes, crossed),
         ),
     ]
 
@@ -96,7 +63,8 @@ def _draw_logits(axes: Axes, scored: Scored, center: float) -> None:
     axes.legend(frameon=False)
 
 
-def _draw_confusion(axes: Axes, counts_KK: NDArray[np.int64], names: Sequence[str]) -> None:
+def _draw_confusion(axes: Axes, crossed: Mapping[str, Any]) -> None:
+    counts_KK, names = np.array(crossed["counts"]), crossed["classes"]
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts_KK):
