@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalPlace", "Place", "RemotePlace", "place_at"]
 
+_DAMAGED = 3
+"""Equal readings in a row after which what is no JSON is taken for damaged."""
 _READERS = 16
 """Small files of object storage that are fetched at a time: each takes a round trip."""
 _KEYS = re.compile(r"[^/@]*:(?!\d+/)[^@]*@")
@@ -112,15 +114,17 @@ class Place(ABC):
 
     def read_json(self) -> Any:
         """A JSON file's content. FileNotFoundError where there is none, DataError where it is not JSON."""
-        content = self.read_bytes()
+        content, same = self.read_bytes(), 1
         while True:
             try:
                 return json.loads(content)
             except ValueError as error:
-                # pyarrow asks for an object's size, then for so many bytes: one that grows in between comes cut short.
-                before, content = content, self.read_bytes()
-                if content == before:
+                # pyarrow asks for an object's size, then for so many bytes: one that grows in between comes cut short,
+                # and where two that are written in turn meet two readings so, cut short alike.
+                if same == _DAMAGED:
                     raise DataError(f"{self}: not JSON ({error})") from error
+                before, content = content, self.read_bytes()
+                same = same + 1 if content == before else 1
 
     def read_jsons(self, names: Sequence[str]) -> list[Any]:
         """The content of several JSON files of this folder."""

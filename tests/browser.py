@@ -1,7 +1,8 @@
-"""A fixture of its own file: headless Chromium, for the tests marked page."""
+"""Headless Chromium, for the tests marked page."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-__all__ = ["FLAGS", "browser", "severe"]
+__all__ = ["browser", "chromium", "severe", "text_of"]
 
-FLAGS = (
+_FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -24,11 +25,13 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+_SCRIPT_S = 300
+"""For a script of the tests, in seconds: all figures of a page are drawn in some."""
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """A browser that has never been used, 1280 by 900, in the light theme."""
+@contextlib.contextmanager
+def chromium(folder: Path, *flags: str) -> Iterator[Chrome]:
+    """A browser that has never been used, which keeps its things in a folder; without one the test is skipped."""
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
     found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
@@ -36,12 +39,27 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
         pytest.skip(f"{' and '.join(missing)} not installed")
     options = ChromeOptions()
     options.binary_location = found["chromium"] or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1280,900"):
+    for flag in (*_FLAGS, f"--user-data-dir={folder}", *flags):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = Chrome(options=options, service=ChromeService(found["chromedriver"]))
-    yield driver
-    driver.quit()
+    driver.set_script_timeout(_SCRIPT_S)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    """A browser of its own, 1280 by 900, in the light theme."""
+    with chromium(tmp_path / "browser", "--window-size=1280,900") as driver:
+        yield driver
+
+
+def text_of(driver: Chrome) -> str:
+    """What the page shows by now, which is nothing before it has a body."""
+    return str(driver.execute_script("return document.body ? document.body.innerText : ''"))
 
 
 def severe(driver: Chrome) -> list[str]:

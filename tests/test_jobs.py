@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from waiting import PATIENCE_S, wait_for
+from waiting import JOB_S, PATIENCE_S, free_port, wait_for
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
@@ -26,13 +25,6 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 pytestmark = pytest.mark.cluster
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def processes_of(folder: Path, token: str) -> list[int]:
@@ -101,7 +93,7 @@ def search(*words: str, options: Sequence[str] = ()) -> list[str]:
 
 def submit(environment: dict[str, str], *words: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     command = search(*words, options=options)
-    return subprocess.run(command, cwd=ROOT, env=environment, timeout=500, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=JOB_S, capture_output=True, text=True)
 
 
 def job(environment: dict[str, str], *words: str) -> str:
@@ -157,8 +149,9 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
     """Submitted without waiting and followed, as from a laptop that may be shut; its data are the cluster's."""
     run = Path(cluster["GRCF_RUNS"]) / "long"
     words = ["--dataset", "tiny", "--space", str(tiny_space), "--name", "long", "--stage1-trials", "2"]
-    for setting in ("pairs.pairs_per_epoch=3072", "stage2.epochs=0", "search.ridge_baseline=false"):
-        words += ["--set", setting]
+    # Epochs enough for the stop to come before the end.
+    settings = ("pairs.pairs_per_epoch=3072", "stage1.epochs=8", "stage2.epochs=0", "search.ridge_baseline=false")
+    words += [word for setting in settings for word in ("--set", setting)]
     sent = submit(cluster, *words, options=["--no-wait", "--submission-id", "first"])
     assert sent.returncode == 0, sent.stderr
     log = tmp_path / "log"
@@ -206,7 +199,7 @@ def test_two_clusters_of_one_machine_do_not_clash(
             )
             for environment, more in ((cluster, ["--workers", "2"]), (other, []))
         ]
-        said = [process.communicate(timeout=PATIENCE_S)[0] for process in begun]
+        said = [process.communicate(timeout=JOB_S)[0] for process in begun]
     assert [process.returncode for process in begun] == [0, 0], "\n\n".join(said)
     assert "1 node(s), 2 CPUs, 0 GPUs; 1 trials at a time, 2 workers of 1 CPU each" in said[0]
     assert "1 node(s), 1 CPUs, 0 GPUs; 1 trials at a time, 1 CPU each" in said[1]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from waiting import wait_for
+from browser import text_of
+from waiting import free_port, wait_for
 
 from grcf_ray import console
 from grcf_ray.report.watching import Watch, snapshot_lines
@@ -27,6 +28,8 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
     from tests.conftest import Recorded
 
 EVIL = "\x1b[31m=cmd|' /C calc'!A0<script>\u202e"
@@ -697,16 +700,11 @@ def test_runs_in_object_storage(command: Command, recorded: Recorded, s3: str, t
 
 
 @pytest.mark.page
-def test_optuna_dashboard_shows_both_stages(command: Command, runs: Path, tmp_path: Path) -> None:
-    import socket
-
-    from selenium import webdriver
+def test_optuna_dashboard_shows_both_stages(command: Command, runs: Path, tmp_path: Path, browser: Chrome) -> None:
     from selenium.webdriver.common.by import By
 
     assert command("export", "runs/recorded", "--to", f"sqlite:///{tmp_path}/trials.db")[0] == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).with_name("optuna-dashboard")
     server = subprocess.Popen(
         [program, f"sqlite:///{tmp_path}/trials.db", "--host", "127.0.0.1", "--port", str(port)],
@@ -733,26 +731,14 @@ def test_optuna_dashboard_shows_both_stages(command: Command, runs: Path, tmp_pa
             assert [trial["number"] for trial in found["trials"]] == [trial.number for trial in ours]
             # The dashboard gives values as they are.
             assert [trial["values"] for trial in found["trials"]] == [[trial.objective] for trial in ours]
-        options = webdriver.ChromeOptions()
-        options.binary_location = "/usr/bin/chromium"
-        for flag in (
-            *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "window-size=1400,1000"),
-            *("disable-background-networking", "disable-component-update", "disable-sync"),
-            f"user-data-dir={tmp_path / 'chromium'}",
-        ):
-            options.add_argument(f"--{flag}")
-        browser = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
-        try:
+        for name in studies:
             browser.get(f"http://127.0.0.1:{port}/dashboard")
-            for name in studies:
-                wait_for(lambda name=name: name in browser.find_element(By.TAG_NAME, "body").text, name)
-            for name, study in studies.items():
-                browser.get(f"http://127.0.0.1:{port}/dashboard/studies/{study['study_id']}")
-                wait_for(lambda name=name: name in browser.find_element(By.TAG_NAME, "body").text, name)
-                wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .scatterlayer"), "a history")
-                browser.save_screenshot(str(tmp_path / f"{name}.png"))
-        finally:
-            browser.quit()
+            wait_for(lambda name=name: name in text_of(browser), name)
+        for name, study in studies.items():
+            browser.get(f"http://127.0.0.1:{port}/dashboard/studies/{study['study_id']}")
+            wait_for(lambda name=name: name in text_of(browser), name)
+            wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .scatterlayer"), "a history")
+            browser.save_screenshot(str(tmp_path / f"{name}.png"))
     finally:
         server.terminate()
         server.wait()

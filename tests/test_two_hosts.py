@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hosts import ROOT, Host, Network, lacking
-from waiting import PATIENCE_S, wait_for
+from waiting import JOB_S, wait_for
 
 from tests.conftest import TINY_SPACE
 
@@ -150,7 +150,7 @@ def test_what_is_wrong_with_any_node_is_said_before_anything_is_trained(cluster:
     """Runs that would lie on each host's own disk, and workers that would meet on the loopback interface."""
     settings = {"GRCF_RUNS": "/tmp/runs", "GLOO_SOCKET_IFNAME": "lo"}
     job = cluster.submit(*words(cluster, "refused", "--workers", "2"), settings=settings)
-    said, _ = job.communicate(timeout=PATIENCE_S)
+    said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode != 0
     assert "Job entrypoint command failed with exit code 5" in said
     loopback = "GLOO_SOCKET_IFNAME=lo names the loopback interface"
@@ -173,7 +173,7 @@ def test_a_search_on_both_hosts_outlives_one(cluster: Cluster) -> None:
 
     wait_for(both, "trials on both hosts")
     cluster.network.cut("beta")
-    said, _ = job.communicate(timeout=PATIENCE_S)
+    said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode == 0, said
     lost = [trial for trial in whole(run) if trial["failures"]]
     assert len(lost) == 1
@@ -207,12 +207,12 @@ def test_a_trial_over_two_hosts_waits_for_the_lost_one(cluster: Cluster, tmp_pat
     )
     wait_for(lambda: any(trial["failures"] for trial in trials(run)), "the loss on record")
     cluster.join()
-    said, _ = job.communicate(timeout=PATIENCE_S)
+    said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode == 0, said
     found = whole(run, [1])
     assert [len(trial["failures"]) for trial in found if trial["failures"]] == [1]
 
-    _, faults = undisturbed.communicate(timeout=PATIENCE_S)
+    _, faults = undisturbed.communicate(timeout=JOB_S)
     assert undisturbed.returncode == 0, faults
     assert [essence(trial) for trial in found] == [essence(trial) for trial in trials(alone)]
     winners = [json.loads((folder / "run.json").read_text())["winner"] for folder in (run, alone)]

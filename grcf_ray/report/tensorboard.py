@@ -95,9 +95,15 @@ class TensorBoardListener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            self.close()
+        except OSError:
+            # What broke the search off is told, and not that the same full disk takes no last event either.
+            if error is None:
+                raise
+        finally:
+            if self._scratch:
+                shutil.rmtree(self._scratch, ignore_errors=True)
 
     def finish(self, view: RunView) -> None:
         """Show what the best model makes of a split, which is test once the search has read it, valid until then.

@@ -70,9 +70,9 @@ def opened(browser: Chrome, page: Path, *, theme: str = "light", width: int = 12
         {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
     browser.get(page.as_uri())
-    # Chromedriver now and then takes the empty page before this one for the one it has to wait for.
-    loaded = "return [location.href, document.readyState]"
-    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(loaded) == [page.as_uri(), "complete"])
+    # Chromedriver now and then takes the page before this one for the one it has to wait for.
+    loaded = "return [location.href, document.readyState, !window.left]"
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(loaded) == [page.as_uri(), "complete", True])
 
 
 def page_of(folder: Path) -> Path:
@@ -223,7 +223,10 @@ def test_both_themes_are_worn_by_all_and_remembered(browser: Chrome, finished: R
     WebDriverWait(browser, 20).until(lambda _: browser.execute_script(COLOURS)[2] == paper[other])
     assert browser.execute_script(COLOURS)[0] == paper[other]
     assert button.get_attribute("aria-pressed") == str(other == "dark").lower()
+    browser.execute_script("window.left = true;")
     browser.refresh()
+    new = "return document.readyState === 'complete' && !window.left"
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(new))
     assert browser.execute_script(COLOURS)[0] == paper[other]
     assert severe(browser) == []
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +11,10 @@ import pytest
 from report.predictions import write_predictions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from grcf_ray.config import flatten
+from grcf_ray.errors import ClusterError
 from grcf_ray.report.tensorboard import TAGS, TensorBoardListener, best_so_far
 from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
@@ -352,3 +356,27 @@ def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
     assert len(place.names()) == 2
     with (record.place / "tensorboard" / "stage1" / "summary").reading_folder() as folder:
         assert [step for step, _ in scalars(folder)["search/best_by_trials"]] == [1]
+
+
+def test_a_full_disk_is_told_by_what_broke_off(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events that were still to be written fail a second time when the listener is closed."""
+    record = copied(recorded, tmp_path / "full")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def search() -> None:
+        with TensorBoardListener(record) as listener:
+            listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}))
+            listener(EpochFinished(trial(1)))
+            monkeypatch.setattr(RecordWriter, "write", refuse)
+            # TensorBoard's thread, which writes, ends with the fault too.
+            monkeypatch.setattr(threading, "excepthook", lambda _: None)
+            with pytest.raises(OSError, match="No space left"):
+                listener(EpochFinished(trial(2)))
+            raise ClusterError("can no longer be written")
+
+    with pytest.raises(ClusterError, match="can no longer be written"):
+        search()

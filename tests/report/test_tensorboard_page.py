@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from browser import chromium, severe
 from report.predictions import write_predictions
 from waiting import wait_for
 
@@ -24,7 +25,6 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.events import SearchStarted, StageStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
-from tests.browser import FLAGS
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -50,7 +50,7 @@ const walk = node => {
   if (node.contentDocument?.body) walk(node.contentDocument.body);
   node.childNodes.forEach(walk);
 };
-walk(document.body);
+if (document.body) walk(document.body);
 return parts.join(" ");
 """
 """All text of the page, that of its components and frames included."""
@@ -71,6 +71,8 @@ class Server:
 
     def __init__(self, logdir: Path, log: Path, runs: int) -> None:
         words = ["-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--load_fast=false"]
+        # It answers once it has read everything.
+        words += ["--reload_task=blocking", "--reload_interval=0"]
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, *words], stdout=output, stderr=output, start_new_session=True
@@ -127,30 +129,20 @@ def server(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS, *WEBGL, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("chromium"), *WEBGL) as driver:
+        yield driver
 
 
-def shown(browser: Chrome, server: Server, tab: str, *texts: str) -> str:
-    """The text of a tab, once it has these texts."""
+def shown(browser: Chrome, server: Server, tab: str, *texts: str) -> None:
+    """Open a tab, and wait until it has these texts."""
     browser.get("about:blank")
     browser.get(f"{server.url}/#{tab}")
 
-    def seen() -> str | None:
-        found: str = browser.execute_script(SEEN)
-        return found if all(text in found for text in texts) else None
+    def lacking() -> list[str]:
+        seen: str = browser.execute_script(SEEN)
+        return [text for text in texts if text not in seen]
 
-    text: str = wait_for(seen, f"{tab} to show {texts}")
-    return text
+    wait_for(lambda: not lacking(), f"{tab} to show {texts}")
 
 
 def sessions(server: Server) -> dict[str, dict[str, Any]]:
@@ -205,16 +197,13 @@ def test_the_projector_has_a_line_for_each_utterance(server: Server, record: Run
 
 def test_every_tab_shows_the_search(server: Server, browser: Chrome, record: RunRecord) -> None:
     shown(browser, server, "timeseries", "recorded/tensorboard/stage1/0000", "/mae", "/overshoot")
-    rows = shown(browser, server, "hparams", "stage2/4 recorded", "best valid/pairwise_acc", "ranking.base_margin")
-    for stage in STAGES:
-        for trial in record.trials(stage):
-            assert f"stage{stage}/{trial.number} recorded" in rows
-            assert trial.objective is not None
-            assert f"{trial.objective:.5g}" in rows
+    trials = [trial for stage in STAGES for trial in record.trials(stage)]
+    names = [f"stage{trial.stage}/{trial.number} recorded" for trial in trials]
+    objectives = [f"{trial.objective:.5g}" for trial in trials]
+    shown(browser, server, "hparams", "best valid/pairwise_acc", "ranking.base_margin", *names, *objectives)
     shown(browser, server, "images", "predictions/test", "confusion/test")
     wait_for(lambda: browser.execute_script(IMAGES).count([704, 624]) == 2, "both images")
     shown(browser, server, "projector", "z_final of test", "16x8", "utterances.tsv")
     # No text of an utterance has run.
     assert browser.title == "TensorBoard"
-    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert not severe
+    assert severe(browser) == []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import load_file
+from waiting import JOB_S
 
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.events import EpochFinished, Event
@@ -138,7 +139,7 @@ def test_a_disk_that_fills_and_one_that_is_read_only(small_disk: Path, recorded:
         return subprocess.Popen([sys.executable, "-m", "grcf_ray.search", *words], stderr=subprocess.PIPE, text=True)
 
     def ended(driver: subprocess.Popen[str]) -> tuple[int, str]:
-        err = driver.communicate(timeout=300)[1]
+        err = driver.communicate(timeout=JOB_S)[1]
         return driver.returncode, err.splitlines()[-1]
 
     def left() -> int:
