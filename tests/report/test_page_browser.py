@@ -69,6 +69,7 @@ def opened(browser: Chrome, page: Path, *, theme: str = "light", width: int = 12
         "Network.emulateNetworkConditions",
         {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
+    browser.execute_script("window.left = true;")
     browser.get(page.as_uri())
     # Chromedriver now and then takes the page before this one for the one it has to wait for.
     loaded = "return [location.href, document.readyState, !window.left]"
