@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * JOB_S)]
 
 
 def processes_of(folder: Path, token: str) -> list[int]:

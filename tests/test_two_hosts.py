@@ -24,7 +24,7 @@ from tests.conftest import TINY_SPACE
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * JOB_S)]
 
 TRIALS, EPOCHS = {1: 4, 2: 3}, 2
 """Of each stage, and of each trial."""

@@ -39,7 +39,7 @@ def png_values(scored: Scored, split: str, *, task: Task, label_range: tuple[flo
         _image(
             f"confusion/{split}",
             f"Best model, {split}: confusion",
-            lambda axes: _draw_confusion(axes, crossed),
+            lambda axes: _draw_confusion(axes, crossed, "class" if task == "classification" else "Acc7's class"),
         ),
     ]
 
@@ -63,7 +63,7 @@ def _draw_logits(axes: Axes, scored: Scored, center: float) -> None:
     axes.legend(frameon=False)
 
 
-def _draw_confusion(axes: Axes, crossed: Mapping[str, Any]) -> None:
+def _draw_confusion(axes: Axes, crossed: Mapping[str, Any], kind: str) -> None:
     counts_KK, names = np.array(crossed["counts"]), crossed["classes"]
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
@@ -72,7 +72,7 @@ def _draw_confusion(axes: Axes, crossed: Mapping[str, Any]) -> None:
         axes.text(column, row, str(count), ha="center", va="center", color=ink)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="class of the score", ylabel="class of the label (shade: share of its row)")
+    axes.set(xlabel=f"{kind} of the score", ylabel=f"{kind} of the label (shade: share of row)")
 
 
 def _image(tag: str, title: str, draw: Callable[[Axes], None]) -> Summary.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -11,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +30,8 @@ __all__ = ["Room", "check_disk", "connect", "find_room", "needed_bytes"]
 
 _KIND = "accelerator_type:"
 """Begins the name of the resource that marks a node's kind of GPU."""
-_REPORT_BYTES = 16 * 10**6
-"""Room for a run's page, of which there are two while it is replaced (5 MB each), and for TensorBoard's events."""
+_REPORT_BYTES = 24 * 10**6
+"""Room for a run's page, of which there are two while it is replaced (6 MB each), and for what TensorBoard reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +174,26 @@ def check_disk(place: Place, config: RunConfig, info: TableInfo, *, concurrent: 
     if place.local is None:
         return
     folder = next(path for path in (place.local, *place.local.parents) if path.exists())
-    stats = [path.stat() for path in place.local.rglob("*.safetensors")]
-    # Second names of a file take no room.
-    held = sum({stat.st_ino: stat.st_size for stat in stats}.values())
-    checkpoints = needed_bytes(config, info, concurrent=concurrent, seeds=seeds)
-    needed, free = max(0, checkpoints - held) + _REPORT_BYTES, shutil.disk_usage(folder).free
+    needed = needed_bytes(config, info, concurrent=concurrent, seeds=seeds) + _REPORT_BYTES - _held_bytes(place.local)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise ClusterError(
             f"{place}: the search needs about {console.size(needed)} more for checkpoints and its report, and its disk "
             f"has {console.size(free)} left. Free some, give another place (--storage DIR), or lower --concurrent or "
             "--finalists"
         )
+
+
+def _held_bytes(run: Path) -> int:
+    """Bytes of all files of a run; a second name of a file takes no room."""
+    sizes = {}
+    for folder, _, names in os.walk(run):
+        for name in names:
+            # Another search may have the run, and replace what it wrote.
+            with contextlib.suppress(FileNotFoundError):
+                stat = Path(folder, name).stat()
+                sizes[stat.st_ino] = stat.st_size
+    return sum(sizes.values())
 
 
 def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> int:

@@ -252,10 +252,10 @@ class Session:
         """ConfigError where the run, or the baseline that it will stand beside, began with another encoder."""
         otherwise = "search anew under another name: --name NAME"
         check_encoder(self.record, self.config, otherwise=otherwise)
-        for place in both_sides(self.record.place).values():
-            # One that cannot be read is compared with nothing either.
-            with contextlib.suppress(DataError, OSError, LookupError, ValueError):
-                check_encoder(RunRecord(place), self.config, otherwise=otherwise)
+        (other,) = [side for side in both_sides(self.record.place).values() if side.name != self.record.place.name]
+        # One that cannot be read is compared with nothing either.
+        with contextlib.suppress(DataError, OSError, LookupError, ValueError):
+            check_encoder(RunRecord(other), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:
         """ConfigError where the space names audio or vision that the data lack: it would search nothing."""

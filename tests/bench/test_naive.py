@@ -174,16 +174,19 @@ def test_time_of_a_worker_that_was_killed() -> None:
 
     @ray.remote
     class Burner:
+        def begin(self) -> None:
+            """Here once Ray has started its process."""
+
         def burn(self) -> None:
             exec(BURN.format(seconds=time.process_time() + 2))
 
+    burner = Burner.remote()
+    ray.get(burner.begin.remote())
     with CpuClock() as clock:
-        burner = Burner.remote()
         ray.get(burner.burn.remote())
         ray.kill(burner)
         time.sleep(1)
-    # The start of Ray's processes comes on top.
-    assert 1.5 < clock.shares["workers"] < 30
+    assert 1.5 < clock.shares["workers"] < 8
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.conftest import Recorded
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL_MIB = 24
+SMALL_MIB = 32
 """Room for a search of the tiny model, whose trials take about 1 MiB, and for its report, not for much else."""
 
 
@@ -130,6 +130,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * JOB_S)
 def test_a_disk_that_fills_and_one_that_is_read_only(small_disk: Path, recorded: Recorded) -> None:
     """The search ends with one clear message, and goes on without a loss when there is room again."""
     words = [*recorded.argv]

@@ -203,16 +203,16 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     with pytest.raises(ClusterError) as caught:
         check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
-    assert "the search needs about 18.3 MB more for checkpoints and its report, and its disk has " in str(caught.value)
+    assert str(caught.value).startswith(f"{run}: the search needs about 26.3 MB more for checkpoints and its report, ")
     assert "--storage DIR" in str(caught.value)
     assert asked == [tmp_path]
     held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"
     held.parent.mkdir(parents=True)
     held.write_bytes(bytes(needs(config, tiny_store)))
-    with pytest.raises(ClusterError, match=r"needs about 16\.0 MB more .* has 1\.0 MB left"):
+    with pytest.raises(ClusterError, match=r"needs about 24\.0 MB more .* has 1\.0 MB left"):
         check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert asked[-1] == run
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 16 * 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 24 * 10**6))
     check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
     with pytest.raises(ClusterError):
         check_disk(place_at(run), config, tiny_store.info, concurrent=2, seeds=0)
