@@ -64,10 +64,11 @@ def _draw_logits(axes: Axes, scored: Scored, center: float) -> None:
 
 
 def _draw_confusion(axes: Axes, crossed: Mapping[str, Any], kind: str) -> None:
-    counts_KK, names = np.array(crossed["counts"]), crossed["classes"]
-    share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
+    names = crossed["classes"]
+    # A row without utterances has no shares.
+    share_KK = np.nan_to_num(np.array(crossed["shares"], dtype=float))
     axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts_KK):
+    for (row, column), count in np.ndenumerate(np.array(crossed["counts"])):
         ink = "white" if share_KK[row, column] > _DARK else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=ink)
     axes.set_xticks(range(len(names)), names)

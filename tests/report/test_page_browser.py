@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,13 @@ def opened(browser: Chrome, page: Path, *, theme: str = "light", width: int = 12
         "Network.emulateNetworkConditions",
         {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
     )
+    arrive(browser, page, lambda: browser.get(page.as_uri()))
+
+
+def arrive(browser: Chrome, page: Path, go: Callable[[], None]) -> None:
+    """Wait for the page that a step leads to: chromedriver now and then takes the one before it for that."""
     browser.execute_script("window.left = true;")
-    browser.get(page.as_uri())
-    # Chromedriver now and then takes the page before this one for the one it has to wait for.
+    go()
     loaded = "return [location.href, document.readyState, !window.left]"
     WebDriverWait(browser, 30).until(lambda _: browser.execute_script(loaded) == [page.as_uri(), "complete", True])
 
@@ -224,10 +229,7 @@ def test_both_themes_are_worn_by_all_and_remembered(browser: Chrome, finished: R
     WebDriverWait(browser, 20).until(lambda _: browser.execute_script(COLOURS)[2] == paper[other])
     assert browser.execute_script(COLOURS)[0] == paper[other]
     assert button.get_attribute("aria-pressed") == str(other == "dark").lower()
-    browser.execute_script("window.left = true;")
-    browser.refresh()
-    new = "return document.readyState === 'complete' && !window.left"
-    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(new))
+    arrive(browser, page, browser.refresh)
     assert browser.execute_script(COLOURS)[0] == paper[other]
     assert severe(browser) == []
 

@@ -190,6 +190,7 @@ class TestSoundGroup:
     ) -> None:
         run(group, new_job("first"))
         before = workers()
+        assert len(before) == 2
         turnarounds = []
         for number in range(5):
             started = time.perf_counter()
@@ -287,7 +288,7 @@ def test_nothing_outlives_the_holder(shared: ray.ObjectRef[Features], new_job: N
     in_trial = PlacementGroupSchedulingStrategy(trial, placement_group_capture_child_tasks=True)
     holder: Any = ray.remote(Holder).options(num_cpus=0, scheduling_strategy=in_trial)  # type: ignore[attr-defined]
     pid = ray.get(holder.remote([shared]).run.remote(new_job("held")))
-    workers()
+    assert len(workers()) == 2
     assert sorted(len(group["bundles"]) for group in groups()) == [1, 2]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not processes(), processes)
