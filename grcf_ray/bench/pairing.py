@@ -18,7 +18,8 @@ from grcf_ray.data.features import Features
 from grcf_ray.search.preflight import connect
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
-from grcf_ray.train.stage import objective_value, use_deterministic_torch
+from grcf_ray.train.curve import objective_value
+from grcf_ray.train.stage import use_deterministic_torch
 
 if TYPE_CHECKING:
     from grcf_ray.bench.parts import Setup

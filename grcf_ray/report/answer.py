@@ -11,7 +11,7 @@ from grcf_ray.report.markup import Markup, element, figure, joined, section, tab
 from grcf_ray.report.standing import DIED, budgets, time_left
 from grcf_ray.report.terminal import METRIC_TITLES, duration, remarks, summarise_view, typed
 from grcf_ray.report.view import RunView
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 __all__ = ["STATES", "answer", "measured"]
 

@@ -20,7 +20,7 @@ from grcf_ray.config import Task, flatten, reads
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Dimension, Range, Space, recorded_space
 from grcf_ray.search.stages import config_of
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 __all__ = ["Study", "best_tag", "session_end"]
 

@@ -19,7 +19,7 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.proposals import distributions, outcome
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import recorded_space
-from grcf_ray.train.stage import DIRECTIONS
+from grcf_ray.train.curve import DIRECTIONS
 
 __all__ = ["export_studies", "study_name"]
 

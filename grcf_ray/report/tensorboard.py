@@ -39,7 +39,7 @@ from grcf_ray.search.events import (
     TrialStarted,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.train.stage import DIRECTIONS, best_epoch, objective_name
+from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name
 
 __all__ = ["TAGS", "TensorBoardListener", "best_so_far"]
 

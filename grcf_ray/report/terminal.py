@@ -33,7 +33,7 @@ from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, TrialState, rank
 from grcf_ray.search.seeds import against_baseline, retrainings
 from grcf_ray.storage import Place
-from grcf_ray.train.stage import DIRECTIONS, objective_name, objective_value
+from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
 
 __all__ = [
     "METRIC_TITLES",

@@ -32,7 +32,7 @@ from grcf_ray.report.terminal import (
 )
 from grcf_ray.report.trials import trial_rows, trials_table
 from grcf_ray.report.view import RunView
-from grcf_ray.train.stage import DIRECTIONS
+from grcf_ray.train.curve import DIRECTIONS
 
 __all__ = ["command_lines", "text_report"]
 

@@ -14,7 +14,7 @@ from grcf_ray.report.standing import standing_of
 from grcf_ray.report.terminal import METRIC_TITLES, STATE_TITLES, again, duration, figure, one_line, setting
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.train.stage import DIRECTIONS
+from grcf_ray.train.curve import DIRECTIONS
 
 __all__ = [
     "named_trial",

@@ -20,7 +20,7 @@ from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.errors import DataError, reason
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.storage import Place
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 __all__ = ["RunView", "Scored"]
 

@@ -17,7 +17,7 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.seeds import seeds_record
-from grcf_ray.train.stage import DIRECTIONS, objective_value
+from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 __all__ = ["Look", "Watch", "snapshot_lines", "watch"]
 

@@ -13,7 +13,7 @@ from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train.assemble import template, text_vectors
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 __all__ = ["ridge_metrics"]
 

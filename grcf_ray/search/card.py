@@ -20,7 +20,7 @@ from grcf_ray.data.schema import SPLITS, TableInfo
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.seeds import retrainings
-from grcf_ray.train.stage import DIRECTIONS, objective_name
+from grcf_ray.train.curve import DIRECTIONS, objective_name
 
 __all__ = ["escaped", "model_card", "write_card"]
 

@@ -10,7 +10,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from grcf_ray.config import SearchConfig
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.train.stage import DIRECTIONS, objective_value
+from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 __all__ = ["build_scheduler"]
 

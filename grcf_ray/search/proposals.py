@@ -22,7 +22,7 @@ from grcf_ray.config import config_faults
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
-from grcf_ray.train.stage import DIRECTIONS, objective_value
+from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 __all__ = ["Proposals", "distributions", "outcome", "startup_trials"]
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from grcf_ray.errors import DataError
 from grcf_ray.storage import Place
-from grcf_ray.train.stage import DIRECTIONS, best_epoch, finite, objective_value
+from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
 
 __all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now", "rank"]
 

@@ -16,7 +16,8 @@ from grcf_ray.metrics import Protocol
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
-from grcf_ray.train.stage import StageLoop, choose_device, objective_value, use_deterministic_torch
+from grcf_ray.train.curve import objective_value
+from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
 
 __all__ = ["JobRunner", "StageJob", "open_loop"]
 

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from grcf_ray.config import RunConfig, Task, TrainConfig
+from grcf_ray.config import RunConfig, TrainConfig
 from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
@@ -30,24 +30,18 @@ from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.storage import Place
 from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from grcf_ray.train.curve import best_epoch, finite
 from grcf_ray.train.gradient_cache import EncodedTwice, average_gradients
 from grcf_ray.train.objectives import choose_losses
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
 
 __all__ = [
-    "DIRECTIONS",
     "StageLoop",
-    "best_epoch",
     "choose_device",
-    "objective_name",
-    "objective_value",
     "predict",
     "stage_seed",
     "use_deterministic_torch",
 ]
-
-DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
-"""Which way each stage's objective improves."""
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 
@@ -353,28 +347,6 @@ class StageLoop:
         return int(best["epoch"])
 
 
-def objective_name(stage: int, task: Task) -> str:
-    """The validation metric that a stage is judged by (appendix C.3), without its split."""
-    if stage == 1:
-        return "pairwise_acc"
-    return "bce" if task == "classification" else "mae"
-
-
-def objective_value(stage: int, metrics: Mapping[str, Any]) -> float | None:
-    """What an epoch is judged by; None where it is undefined."""
-    task: Task = "classification" if "valid/bce" in metrics else "regression"
-    value: float | None = metrics.get(f"valid/{objective_name(stage, task)}")
-    return value
-
-
-def best_epoch(stage: int, curve: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The metrics of the epoch of the best objective, the earliest of equals; None where none has one."""
-    sign = 1 if DIRECTIONS[stage] == "min" else -1
-    scored = [(objective_value(stage, metrics), metrics) for metrics in curve]
-    usable = [(sign * value, metrics["epoch"], metrics) for value, metrics in scored if value is not None]
-    return min(usable, key=lambda entry: entry[:2])[2] if usable else None
-
-
 @torch.no_grad()
 def predict(
     model: GrcfModel,
@@ -444,11 +416,3 @@ def use_deterministic_torch(threads: int) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     # Nothing reads memory before it is written; to fill it costs time all the same.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def finite(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curve with None for what is undefined (a correlation of constant scores), as JSON needs it."""
-    return [
-        {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in metrics.items()}
-        for metrics in curve
-    ]

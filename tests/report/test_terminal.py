@@ -27,7 +27,7 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import place_at
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded

@@ -9,7 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from grcf_ray.config import SearchConfig
 from grcf_ray.search.halving import build_scheduler
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 EPOCHS = 9
 SEARCH = SearchConfig(reduction_factor=3.0)

@@ -14,7 +14,7 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 EPOCHS = 4
 SPACE: dict[str, Dimension] = {

@@ -10,7 +10,7 @@ import pytest
 from grcf_ray.errors import DataError
 from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, rank
 from grcf_ray.storage import LocalPlace, place_at
-from grcf_ray.train.stage import objective_name
+from grcf_ray.train.curve import objective_name
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded

@@ -23,16 +23,8 @@ from grcf_ray.errors import ClusterError, DataError, DivergedError
 from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train import stage as stage_module
 from grcf_ray.train.checkpoint import read_checkpoint
-from grcf_ray.train.stage import (
-    StageLoop,
-    choose_device,
-    finite,
-    objective_name,
-    objective_value,
-    predict,
-    stage_seed,
-    use_deterministic_torch,
-)
+from grcf_ray.train.curve import finite, objective_name, objective_value
+from grcf_ray.train.stage import StageLoop, choose_device, predict, stage_seed, use_deterministic_torch
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewLoop

@@ -13,7 +13,7 @@ from grcf_ray.report.plot import Plot
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.train.stage import objective_value
+from grcf_ray.train.curve import objective_value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -16,7 +16,7 @@ from grcf_ray.report.plot import Plot
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, rank
-from grcf_ray.train.stage import DIRECTIONS
+from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

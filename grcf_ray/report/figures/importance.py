@@ -24,7 +24,7 @@ from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Space
-from grcf_ray.train.stage import DIRECTIONS
+from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from optuna import Study
