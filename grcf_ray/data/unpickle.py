@@ -2,24 +2,38 @@
 
 A pickle is a program. This one reader admits the few functions that arrays and containers are put together with, each
 replaced by one of our own that checks what it is given, and refuses every other by its name. numpy's own are left out
-as well: its dtype believes what a file says of an object's memory.
+as well: its dtype believes what a file says of an object's memory. What a file becomes is bounded by its size: neither
+arrays without bytes, nor parts that it names over and over, may take more memory than a multiple of it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import mmap
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from grcf_ray.errors import DataError
 
 __all__ = ["RefusedError", "read_pickle", "repaired_text"]
+
+# Calls make each byte of a file into so many at most: a pointer for each object of an array, which one byte can name,
+# and the copies that texts of Python 2 go through.
+_MADE = 16
+# Parts that a file names again count each time, since tables copy them: real files share words and labels.
+_REPEATED = 100
+_SMALL = 1 << 24
+"""Bytes that any file may become, however small it is."""
+_MOST_DIMENSIONS = 32
+_LARGEST_KEY = 1 << 60
+"""Larger numbers can share one hash, which makes a dict of them slow without end."""
 
 
 class RefusedError(DataError):
@@ -38,7 +52,9 @@ def read_pickle(path: Path) -> Any:
         # As memory: a length that is damaged then reads to the end of the file and no further.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                return _Reader(content).load()
+                value = _Reader(content).load()
+                _check_weight(value, _SMALL + _REPEATED * len(content))
+                return value
             except RefusedError as error:
                 raise RefusedError(f"{path}: refused, nothing of it was run: {error}") from error
             # Whatever damaged bytes can bring about, such as a key that is a list.
@@ -85,7 +101,10 @@ class _Array(np.ndarray[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, content = state
         shape, dtype = _shape(shape), _dtype(kind)
-        count = int(np.prod(shape, dtype=object))
+        count = math.prod(shape)
+        # What takes no byte of the file could be of any size.
+        if (not dtype.itemsize and count > 1) or (not count and max((*shape, dtype.itemsize)) > _SMALL >> 8):
+            raise ValueError(f"an array of type {dtype} and shape {shape} without a byte")
         if dtype.hasobject:
             if not isinstance(content, list) or len(content) != count:
                 raise ValueError(f"an array of shape {shape} without its {count} objects")
@@ -168,9 +187,22 @@ def _items(content: Any = ()) -> Any:
     return content
 
 
+def _keys(content: Any) -> Any:
+    """The members of a set, or the keys of a dict, which must be hashed in no time."""
+    for key in content:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, (str, bytes, int, float, complex, type(None))) for part in parts):
+            raise RefusedError(f"a key that is a {type(key).__name__} of containers")
+        if any(isinstance(part, int) and abs(part) >= _LARGEST_KEY for part in parts):
+            raise RefusedError("a key that is a number of more than 60 bits")
+    return content
+
+
 def _pairs(*content: Any) -> dict[Any, Any]:
     # The pairs of an ordered one, or the factory of the missing, which nobody calls.
-    return dict(content[0]) if content and isinstance(content[0], list) else {}
+    pairs = [(key, value) for key, value in content[0]] if content and isinstance(content[0], list) else []
+    _keys(key for key, _ in pairs)
+    return dict(pairs)
 
 
 _NUMPY = {
@@ -181,8 +213,8 @@ _NUMPY = {
     "numpy.ndarray": _NDARRAY,
 }
 _CONTAINERS: dict[str, Callable[..., Any]] = {
-    "set": lambda *content: set(_items(*content)),
-    "frozenset": lambda *content: frozenset(_items(*content)),
+    "set": lambda *content: set(_keys(_items(*content))),
+    "frozenset": lambda *content: frozenset(_keys(_items(*content))),
     "list": lambda *content: list(_items(*content)),
     "tuple": lambda *content: tuple(_items(*content)),
     "dict": _pairs,
@@ -204,21 +236,34 @@ _ADMITTED: dict[str, Any] = {
 }
 
 
+_TENSORS = "it holds PyTorch tensors: load it with PyTorch, turn each tensor into an array with .numpy(), and pickle that again"
+_CONTAINER_TYPES = (list, tuple, set, frozenset, dict)
+_POINTER = 8
+
+
+def _counting(opcode: bytes) -> Callable[[_Reader], None]:
+    return lambda reader: reader._counted(opcode)
+
+
 class _Reader(pickle._Unpickler):
     """Python's unpickler in Python: its memory grows with what is read, not with the numbers that a file names."""
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
-    """Both are set by `load`."""
+    pop_mark: Callable[[], list[Any]]
+    stack: list[Any]
+    """All are set by `load`."""
 
     def __init__(self, content: mmap.mmap) -> None:
         super().__init__(content, encoding="latin-1")
+        self._left = _SMALL + _MADE * len(content)
 
     def find_class(self, module: str, name: str) -> Any:
         """Our function of this name, or a refusal."""
         full = f"{module}.{name}"
         if full not in _ADMITTED:
-            raise RefusedError(f"it asks for {full}, which is neither an array nor a container")
+            way_out = f"; {_TENSORS}" if module.partition(".")[0] == "torch" else ""
+            raise RefusedError(f"it asks for {full}, which is neither an array nor a container{way_out}")
         return _ADMITTED[full]
 
     def load_bytearray8(self) -> None:
@@ -226,11 +271,111 @@ class _Reader(pickle._Unpickler):
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+    def load_setitem(self) -> None:
+        """One pair of a dict, and of nothing else: an array would spread it over its elements."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put(self.stack[-1], [key, value])
+
+    def load_setitems(self) -> None:
+        """Pairs of a dict."""
+        pairs = self.pop_mark()
+        self._put(self.stack[-1], pairs)
+
+    def load_dict(self) -> None:
+        """A dict, and its pairs."""
+        made: dict[Any, Any] = {}
+        self._put(made, self.pop_mark())
+        self.append(made)
+
+    def load_additems(self) -> None:
+        """Members of a set."""
+        members = _keys(self.pop_mark())
+        if not isinstance(self.stack[-1], set):
+            raise TypeError(self.stack[-1])
+        self.stack[-1].update(members)
+
+    def load_frozenset(self) -> None:
+        """A frozen set of members."""
+        members = frozenset(_keys(self.pop_mark()))
+        self.append(members)
+
+    def _put(self, target: Any, pairs: list[Any]) -> None:
+        if not isinstance(target, dict):
+            raise TypeError(target)
+        target.update(zip(_keys(pairs[::2]), pairs[1::2], strict=True))
+
+    def _counted(self, opcode: bytes) -> None:
+        """Do what an opcode does, and count what its call made, which its arguments may not have taken from the file."""
+        pickle._Unpickler.dispatch[opcode[0]](cast(Any, self))
+        self._left -= _own_weight(self.stack[-1])
+        if self._left < 0:
+            raise RefusedError("it makes far more out of its parts than it holds")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        **{code[0]: _counting(code) for code in (pickle.REDUCE, pickle.BUILD, pickle.INST, pickle.OBJ)},
+    }
+
+
+def _own_weight(value: Any) -> int:
+    """Bytes that a value takes, about, without what its members take."""
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, (str, bytes, bytearray)):
+        return len(value)
+    return _POINTER * len(value) if isinstance(value, _CONTAINER_TYPES) else 0
+
+
+def _members(value: Any) -> Iterable[Any]:
+    """What a container or an array of objects holds."""
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist() if _holds_objects(value) else ()
+    if isinstance(value, dict):
+        return itertools.chain(value, value.values())
+    return value if isinstance(value, _CONTAINER_TYPES) else ()
+
+
+def _check_weight(value: Any, most: int) -> None:
+    """RefusedError where a value takes more bytes than `most` once its parts are copied wherever they are named.
+
+    Each container is weighed once, after its members; one that holds itself is not weighed again within itself.
+    """
+    weights = {id(value): _own_weight(value)}
+    unfinished = [(value, iter(_members(value)))]
+    while unfinished:
+        part, members = unfinished[-1]
+        for member in members:
+            if not isinstance(member, _CONTAINER_TYPES) and not _holds_objects(member):
+                weights[id(part)] += _own_weight(member)
+            elif id(member) in weights:
+                weights[id(part)] += weights[id(member)]
+            else:
+                weights[id(member)] = _own_weight(member)
+                unfinished.append((member, iter(_members(member))))
+                break
+        else:
+            unfinished.pop()
+            if unfinished:
+                weights[id(unfinished[-1][0])] += weights[id(part)]
+        # As it grows: the weight of parts within parts has no end.
+        if weights[id(part)] > most:
+            raise RefusedError("it names its parts so often that they would take far more memory than the file")
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.hasobject
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("a shape that is none")
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"the shape {shape!r}")
     return shape
 

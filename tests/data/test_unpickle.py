@@ -228,6 +228,64 @@ def test_a_length_that_a_file_names_takes_no_room(tmp_path: Path) -> None:
         assert peak < 1 << 20
 
 
+def array_of(code: str, shape: bytes, content: bytes = b"C\x00") -> bytes:
+    """The opcodes of an array: its type's code, its shape as opcodes, its content as opcodes."""
+    kind = b"cnumpy\ndtype\n(X" + struct.pack("<I", len(code)) + code.encode() + b"K\x00K\x01tR"
+    kind += b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
+    return head + b"(K\x01" + shape + kind + b"\x89" + content + b"tb"
+
+
+def long_text(length: int) -> bytes:
+    return b"X" + struct.pack("<I", length) + b"x" * length
+
+
+def bombs() -> dict[str, bytes]:
+    """Pickles of a few kilobytes, which would take gigabytes or hours."""
+    nine = b"B" + struct.pack("<I", 9000) + b"x" * 9000
+    many, none = b"J\x80\xc3\xc9\x01", b"K\x00"
+    laughs = b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(60))
+    nested = b"Nq\x00" + laughs
+    colliding = b"}(" + b"".join(pickle.dumps(n * (2**61 - 1), 2)[2:-1] + b"N" for n in range(1, 99)) + b"u."
+    parts = {
+        "bytes of no length": array_of("S0", b"(" + many + b"t"),
+        "texts of no length": array_of("U0", b"(" + many + b"t"),
+        "objects that are none": array_of("O8", b"(" + many + none + b"t", b"]"),
+        "a wide text that is none": array_of("S999999999", b"(" + none + b"t"),
+        "a text encoded again": b"c_codecs\nencode\nq\x00" + long_text(9000) + b"q\x01](" + ENCODED * 9000 + b"e",
+        "a list copied again": b"c__builtin__\ntuple\nq\x00](" + b"N" * 9000 + b"eq\x01](" + COPIED * 9000 + b"e",
+        "an array named again": b"](" + array_of("S9000", b"(K\x01t", nine) + b"q\x02" + b"h\x02" * 90_000 + b"e",
+        "a text named again": long_text(9000) + b"q\x02](" + b"h\x02" * 90_000 + b"e",
+        "lists within lists": nested,
+        "keys within keys": b"}](" + nested + b"e0h\x3cNs",
+        "keys of one hash": colliding[:-1],
+    }
+    return {name: b"\x80\x02" + content + b"." for name, content in parts.items()}
+
+
+ENCODED = b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R"
+COPIED = b"h\x00h\x01\x85R"
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_a_small_pickle_takes_little_memory(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, bombs()[name])
+    tracemalloc.start()
+    with pytest.raises(DataError):
+        read_pickle(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 26
+
+
+def test_parts_may_be_shared_and_hold_themselves(tmp_path: Path) -> None:
+    shared = np.zeros((50, 74), np.float32)
+    itself: list[Any] = [shared]
+    itself.append(itself)
+    found = read_pickle(write(tmp_path, pickle.dumps([itself, *[shared] * 200])))
+    assert found[0][1] is found[0] and found[0][0] is found[200]
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_chance_gives_data_or_a_data_error(protocol: int, tmp_path: Path) -> None:
     """Bytes flipped, cut out and put in: no other error, and no call of anything that is not ours."""
