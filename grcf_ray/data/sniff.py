@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import pickletools
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from grcf_ray.errors import DataError
 
-__all__ = ["Start", "begins_with", "check_kind", "files_of", "is_hdf5", "only_pickle", "pickle_start"]
+__all__ = ["Start", "begins_with", "check_kind", "files_of", "folder_faults", "is_hdf5", "only_pickle", "pickle_start"]
 
 Start = tuple[str, ...]
 """How a pickle begins, see `pickle_start`."""
@@ -20,17 +21,32 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _PICKLE = (b"\x80", b"(dp", b"(lp", b"}", b"]")
 _START = 1 << 16
 _TOKENS = 64
+_ZIP = "a zip archive: unpack it, and give the folder"
+_TORCH = "a file of PyTorch (.pt): load it with PyTorch, make arrays of its tensors with .numpy(), and pickle them"
 _WRONG = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run git lfs pull, or download the file"),
     (b"<!doctype html", "a web page, such as a download's error: download the file again, signed in where it asks"),
     (b"<html", "a web page, such as a download's error: download the file again, signed in where it asks"),
-    (b"pk\x03\x04", "a zip archive: unpack it, and give the folder"),
+    (b"pk\x03\x04", _ZIP),
     (b"\x1f\x8b", "a gzip archive: unpack it first"),
     (b"bzh", "a bzip2 archive: unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
     (b"rar!", "a RAR archive: unpack it first"),
     (b"\xfd7zxz", "an xz archive: unpack it first"),
+    (b"\x93numpy", "an array of numpy (.npy): put it into a table or a pickle with ids, splits, texts and labels"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook: save its sheet as CSV in UTF-8"),
+    # The number that PyTorch's older files begin with.
+    (b"\x80\x02\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19", _TORCH),
 )
+# What archives of a kind hold, by the ends of their files' names.
+_ARCHIVES = (
+    ("xl/workbook.xml", "an Excel workbook (.xlsx): save its sheet as CSV in UTF-8"),
+    (".npy", "an archive of numpy (.npz): put its arrays into a table or a pickle with ids, splits, texts and labels"),
+    ("data.pkl", _TORCH),
+)
+_PROSE = {".txt", ".md", ".rst", ".html", ".htm", ".log"}
+_PICKLES = {".pkl", ".pickle", ".p"}
+_HDF5S = {".csd", ".h5", ".hdf5", ".hdf"}
 
 
 def check_kind(path: Path) -> None:
@@ -41,7 +57,40 @@ def check_kind(path: Path) -> None:
         raise DataError(f"{path}: the file is empty: download it again")
     for start, what in _WRONG:
         if head.startswith(start):
-            raise DataError(f"{path}: {what}")
+            raise DataError(f"{path}: {_archive(path) if what is _ZIP else what}")
+
+
+def _archive(path: Path) -> str:
+    """What a zip archive is: other programs keep their files in such ones."""
+    names: list[str] = []
+    # Where it is damaged it is an archive all the same.
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return next((what for end, what in _ARCHIVES if any(name.endswith(end) for name in names)), _ZIP)
+
+
+def folder_faults(folder: Path, used: Collection[Path], *, unused: str = "") -> list[str]:
+    """What is wrong with the files of a recognised folder that its importer does not use, each named.
+
+    Those that cannot be read: downloads that went wrong, and what is not of the kind that its name says. unused: what
+    is wrong with HDF5 files and pickles that can be; empty where nothing is. Hidden files and prose are not looked at.
+    """
+    faults = []
+    for path in files_of(folder):
+        if path in used or path.name.startswith(".") or path.suffix.lower() in _PROSE:
+            continue
+        try:
+            check_kind(path)
+        except DataError as error:
+            faults.append(f"{error}; or move it out of the folder")
+            continue
+        suffix, hdf5, pickled = path.suffix.lower(), is_hdf5(path), bool(pickle_start(path))
+        for suffixes, kind in ((_HDF5S, "HDF5"), (_PICKLES, "a pickle")):
+            if suffix in suffixes and not (hdf5 or pickled):
+                faults.append(f"{path}: not {kind}, as its name says: download it again, or move it out of the folder")
+        if unused and (hdf5 or pickled):
+            faults.append(f"{path}: {unused}")
+    return faults
 
 
 def files_of(source: Path) -> list[Path]:

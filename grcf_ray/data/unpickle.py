@@ -236,7 +236,7 @@ _ADMITTED: dict[str, Any] = {
 }
 
 
-_TENSORS = "it holds PyTorch tensors: load it with PyTorch, turn each tensor into an array with .numpy(), and pickle that again"
+_TENSORS = "it holds PyTorch tensors: load it with PyTorch, make arrays of them with .numpy(), and pickle it again"
 _CONTAINER_TYPES = (list, tuple, set, frozenset, dict)
 _POINTER = 8
 
@@ -305,7 +305,7 @@ class _Reader(pickle._Unpickler):
         target.update(zip(_keys(pairs[::2]), pairs[1::2], strict=True))
 
     def _counted(self, opcode: bytes) -> None:
-        """Do what an opcode does, and count what its call made, which its arguments may not have taken from the file."""
+        """Do what an opcode does, and count what its call made: it may be a copy of what the file has once."""
         pickle._Unpickler.dispatch[opcode[0]](cast(Any, self))
         self._left -= _own_weight(self.stack[-1])
         if self._left < 0:

@@ -260,6 +260,64 @@ def test_sequences_of_other_names_are_known_by_their_content(tmp_path: Path) -> 
     assert import_source(source, OWN)[0].to_pylist() == aligned(files)
 
 
+@pytest.mark.parametrize("name", [WORDS, LABELS, AUDIO, VISION])
+def test_a_root_of_any_name_keeps_its_role(tmp_path: Path, name: str) -> None:
+    files = made_up()
+    files[name] = ("renamed", files[name][1])
+    assert import_source(write_all(tmp_path / "own", files), OWN)[0].to_pylist() == aligned(files)
+
+
+def test_moseis_covarep_is_known_as_its_file_spells_it_and_by_its_width(tmp_path: Path) -> None:
+    for place, (root, width) in enumerate([("COAVAREP", 5), ("renamed", 74)]):
+        files = made_up()
+        wide = {video: (np.resize(rows, (len(rows), width)), when) for video, (rows, when) in files[AUDIO][1].items()}
+        del files[AUDIO]
+        files["download.csd"] = (root, wide)
+        table, info = import_source(write_all(tmp_path / str(place), files), OWN)
+        assert info.audio_dim == width
+        files[AUDIO] = files.pop("download.csd")
+        assert table.to_pylist() == aligned(files)
+
+
+@pytest.mark.parametrize("width", [5, 300])
+def test_a_sequence_that_nothing_tells_is_an_error_unless_it_is_to_be_left_out(tmp_path: Path, width: int) -> None:
+    files = made_up()
+    wide = {video: (np.ones((len(rows), width)), when) for video, (rows, when) in files.pop(AUDIO)[1].items()}
+    source = write_all(tmp_path / "own", files | {"prosody.csd": ("pitch", wide)})
+    message = refusal(source)
+    assert "prosody.csd: nothing tells what 'pitch', rows of" in message and "--variant known" in message
+    table, info = import_source(source, dataclasses.replace(OWN, variant="known"))
+    assert "audio" not in table.column_names
+    assert "not used: pitch (prosody.csd)" in info.notes
+
+
+DOWNLOADS = {
+    "a web page": b"<!DOCTYPE html><html>Quota exceeded</html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "the file is empty": b"",
+    "a zip archive": b"PK\x03\x04",
+    "a gzip archive": b"\x1f\x8b\x08",
+}
+
+
+@pytest.mark.parametrize("what", DOWNLOADS)
+def test_downloads_that_went_wrong_are_named(folder: Path, what: str) -> None:
+    for name in (AUDIO, VISION):
+        (folder / name).write_bytes(DOWNLOADS[what])
+    found = faults(refusal(folder))
+    assert [line.partition(f": {what}")[0] for line in found] == [str(folder / name) for name in (AUDIO, VISION)]
+
+
+def test_what_aligners_write_between_words_is_no_word(tmp_path: Path) -> None:
+    files = made_up()
+    plain = aligned(files)
+    for video, (words, times) in files[WORDS][1].items():
+        other = words.astype("S20")
+        other[2], other[5], other[9] = b" sp ", b"NW", b"NW sp"
+        files[WORDS][1][video] = (other, times)
+    assert import_source(write_all(tmp_path / "own", files), OWN)[0].to_pylist() == plain
+
+
 def test_text_alone_is_enough(tmp_path: Path) -> None:
     files = made_up()
     table, info = import_source(write_all(tmp_path / "own", {name: files[name] for name in (WORDS, LABELS)}), OWN)
@@ -389,11 +447,22 @@ def other_hdf5(folder: Path) -> None:
         file.create_group("words").create_dataset("v0", data=np.ones(2))
 
 
-def test_other_files_are_ignored(folder: Path, tmp_path: Path) -> None:
+def test_every_file_of_the_folder_is_accounted_for(folder: Path, tmp_path: Path) -> None:
     other_hdf5(folder)
     (folder / "readme.csd").write_text("no HDF5")
+    for name in ("readme.md", ".hidden.csd", "notes.txt", "run.sh"):
+        (folder / name).write_text("see the paper")
     assert [path.name for path in csd.files(folder)] == [AUDIO, LABELS, VISION, WORDS]
-    assert import_source(folder, OWN)[0].to_pylist() == aligned(made_up())
+    found = faults(refusal(folder))
+    assert [line.partition(": ")[0] for line in found] == [
+        str(folder / name) for name in ("features.csd", "group.csd", "one.csd", "readme.csd")
+    ]
+    known = dataclasses.replace(OWN, variant="known")
+    assert refusal(folder, known) == (
+        f"{folder / 'readme.csd'}: not HDF5, as its name says: download it again, or move it out of the folder"
+    )
+    (folder / "readme.csd").unlink()
+    assert import_source(folder, known)[0].to_pylist() == aligned(made_up())
     (tmp_path / "other").mkdir()
     other_hdf5(tmp_path / "other")
     assert csd.files(tmp_path / "other") == []
@@ -418,10 +487,11 @@ def replace(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
         change(file[next(iter(file))])
 
 
-@pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/x"), h5py.SoftLink("/COVAREP/data/v1")])
+@pytest.mark.parametrize("link", [h5py.ExternalLink("links/other.h5", "/x"), h5py.SoftLink("/COVAREP/data/v1")])
 @pytest.mark.parametrize("at", ["data", "data/v0", "data/v0/features", "data/v1/intervals"])
 def test_links_are_refused(folder: Path, link: Any, at: str) -> None:
-    with h5py.File(folder / "other.h5", "w") as file:
+    (folder / "links").mkdir()
+    with h5py.File(folder / "links" / "other.h5", "w") as file:
         file.create_dataset("x/y", data=np.ones((70, 5)))
 
     def relink(root: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,31 @@ def test_downloads_that_went_wrong(content: bytes, says: str, tmp_path: Path) ->
     for source in (path, tmp_path):
         with pytest.raises(DataError, match=f"mosi.pkl: {says}"):
             find_importer(source)
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        ("xl/workbook.xml", "an Excel workbook .*CSV in UTF-8"),
+        ("audio.npy", "an archive of numpy"),
+        ("model/data.pkl", "a file of PyTorch .*numpy"),
+        ("data.csv", "a zip archive: unpack it"),
+    ],
+)
+def test_archives_that_are_files_of_programs(member: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, b"")
+    with pytest.raises(DataError, match=f"data: {says}"):
+        find_importer(path)
+
+
+def test_older_files_of_pytorch_and_single_arrays(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a file of PyTorch"):
+        check_kind(write(tmp_path, pickle.dumps(0x1950A86A20F9469CFC6C, 2)))
+    np.save(tmp_path / "audio.npy", ROWS)
+    with pytest.raises(DataError, match="an array of numpy"):
+        check_kind(tmp_path / "audio.npy")
 
 
 def test_anything_else_is_no_such_kind(tmp_path: Path) -> None:

@@ -30,23 +30,46 @@ from grcf_ray.data.frames import joined
 from grcf_ray.data.hdf5 import dataset, is_text, member, opened, reading
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
-from grcf_ray.data.sniff import check_kind, files_of, is_hdf5
+from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import repaired_text
 from grcf_ray.errors import DataError, data_error, tried
 
 __all__ = ["VARIANTS", "files", "read"]
 
-VARIANTS: dict[str, str] = {}
-
-# Parts of a root group's name without its punctuation: first the paper's features, then other ones.
-_NAMES = {
-    "labels": ("opinionsegmentlabel", "sentimentlabel", "alllabel", "label"),
-    "words": ("word", ""),
-    "audio": ("covarep", "opensmile"),
-    "vision": ("facet41", "facet", "openface2", "openface"),
+_KNOWN = "known"
+VARIANTS: dict[str, str] = {
+    "whole": "every sequence of the folder is used, or known not to be needed",
+    _KNOWN: "sequences of no known kind are left out",
 }
-_NEVER = {"labels": ("emotion",), "words": ("label", "phon")}
+
+# Parts of a name without its punctuation, and the role that each tells, the first of these that a name has: the
+# features of the paper before other ones, MOSEI's COVAREP as its file spells it, and None for what is not needed.
+_PARTS = (
+    ("covarep", "audio"),
+    ("coavarep", "audio"),
+    ("opensmile", "audio"),
+    ("facet41", "vision"),
+    ("facet", "vision"),
+    ("openface2", "vision"),
+    ("openface", "vision"),
+    ("phon", None),
+    ("glove", None),
+    ("vector", None),
+    ("emotion", None),
+    ("opinionsegmentlabel", "labels"),
+    ("sentimentlabel", "labels"),
+    ("alllabel", "labels"),
+    ("label", "labels"),
+    ("acoustic", "audio"),
+    ("audio", "audio"),
+    ("visual", "vision"),
+    ("vision", "vision"),
+    ("word", "words"),
+)
+_WIDTHS = {74: "audio", 35: "vision", 47: "vision", 713: "vision"}
+"""Of COVAREP, FACET 4.2, FACET 4.1 and OpenFace 2."""
+_ROLES = ("labels", "words", *MODALITIES)
 _NEEDED = {
     "labels": "labels, such as CMU_MOSI_Opinion_Labels.csd",
     "words": "words (features of text), such as CMU_MOSI_TimestampedWords.csd",
@@ -55,8 +78,11 @@ _NO_FOLDS = (
     "no file says which videos are for training and which for testing: put folds.json beside the sequences, "
     '{"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK\'s own, such as cmu_mosi_std_folds.py'
 )
+_LEAVE_OUT = f"move it out of the folder, or give --variant {_KNOWN}"
+_RENAME = "name its file after its kind (covarep, opensmile, facet, openface, labels)"
 _MOST_LABELS = 7
-_PAUSE = "sp"
+_NO_WORDS = {"sp", "NW"}
+"""A pause, and no word: what aligners write between words."""
 # The SDK's: what is shorter is no overlap.
 _SECONDS = 1e-5
 _HEAD = 1 << 16
@@ -87,12 +113,17 @@ def read(source: Path, variant: str = "") -> RawTable:
             check_kind(source)
         raise DataError(f"{source}: no computational sequence, an HDF5 file with one group that has data in it")
     folds_path = _folds_file(source)
+    problems: list[str] = []
+    if source.is_dir():
+        unused = "" if variant == _KNOWN else f"no computational sequence: {_LEAVE_OUT}"
+        problems = folder_faults(source, [*paths, *([folds_path] if folds_path else [])], unused=unused)
     with ExitStack() as stack:
-        sequences = _opened(source, paths, stack)
+        sequences = _opened(source, paths, stack, problems)
         if source.is_file():
             raise DataError(f"{source}: one sequence alone; give the folder that has the others, and the folds")
-        chosen, notes = _roles(sequences)
+        chosen, notes, unknown = _roles(sequences)
         problems = [f"no sequence of {what}" for role, what in _NEEDED.items() if role not in chosen]
+        problems += unknown if variant != _KNOWN else []
         if "labels" in chosen and any("[" in video for video in chosen["labels"].videos):
             problems.append(
                 "its labels are of utterances already, not of videos: give the files as they are downloaded"
@@ -104,7 +135,7 @@ def read(source: Path, variant: str = "") -> RawTable:
         folds = _read_folds(folds_path)
         notes += _fold_notes(folds, chosen["labels"])
         table, lacking = _aligned(source, chosen, folds)
-    labels, *others = (chosen[role].path for role in _NAMES if role in chosen)
+    labels, *others = (chosen[role].path for role in _ROLES if role in chosen)
     notes += [f"{what}: {count}" for what, count in lacking.items() if count]
     return RawTable(
         table=table,
@@ -112,6 +143,16 @@ def read(source: Path, variant: str = "") -> RawTable:
         word_aligned=True,
         notes=tuple(notes),
     )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a sequence is: its role, None where none needs it, and its rank among those of that role."""
+
+    role: str | None
+    rank: int
+    named: bool
+    """Whether a name tells it, not its content alone."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +181,18 @@ class _Sequence:
             name = roots[0].encode("utf-8", "replace").decode()
             return cls(path, name, data, videos, is_text(features.dtype), _width(features))
 
-    def rank(self, role: str) -> int | None:
-        """Its place among those that can have a role, the lowest first; None where it cannot."""
-        name = re.sub("[^a-z0-9]", "", self.name.lower())
-        if self.is_text != (role == "words") or any(part in name for part in _NEVER.get(role, ())):
-            return None
-        if role == "words" and self.width > 1:
-            return None
-        rank = next((rank for rank, part in enumerate(_NAMES[role]) if part in name), None)
-        if role == "labels" and rank is None and self.width <= _MOST_LABELS:
-            return len(_NAMES[role]) if self.rank("audio") is self.rank("vision") is None else None
-        return rank
+    def place(self) -> _Place | None:
+        """What it is: as its root's name says, else its file's, else its width; None where nothing tells it."""
+        named = [place for place in (_named(self.name, 0), _named(self.path.stem, len(_PARTS))) if place]
+        if self.is_text:
+            # Of texts, only words are needed; whatever their name, unless it is that of something else.
+            other = self.width > 1 or any(place.role != "words" for place in named[:1])
+            return _Place(None if other else "words", named[0].rank if named else 2 * len(_PARTS), True)
+        named = [place for place in named if place.role != "words"]
+        if named:
+            return named[0]
+        role = _WIDTHS.get(self.width, "labels" if self.width <= _MOST_LABELS else None)
+        return _Place(role, 2 * len(_PARTS), False) if role else None
 
     def read(self, video: str) -> tuple[npt.NDArray[Any], Spans] | None:
         """Features [n, d] and intervals of a video, None where it has no row; DataError where they are amiss."""
@@ -188,8 +230,7 @@ def _is_sequence(path: Path) -> bool | None:
         return None
 
 
-def _opened(source: Path, paths: Iterable[Path], stack: ExitStack) -> list[_Sequence]:
-    problems: list[str] = []
+def _opened(source: Path, paths: Iterable[Path], stack: ExitStack, problems: list[str]) -> list[_Sequence]:
     found = [
         tried(problems, lambda path: _Sequence.of(path, stack.enter_context(opened(path))), path) for path in paths
     ]
@@ -202,20 +243,34 @@ def _width(dataset: Any) -> int:
     return int(dataset.shape[1]) if len(dataset.shape) > 1 else 1
 
 
-def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[str]]:
-    """The best sequence for each role that any has, and notes on those that have none."""
+def _named(name: str, rank: int) -> _Place | None:
+    """What a name tells of a sequence; rank: that of the first part."""
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    found = next((place for place, (part, _) in enumerate(_PARTS) if part in plain), None)
+    return None if found is None else _Place(_PARTS[found][1], rank + found, True)
+
+
+def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[str], list[str]]:
+    """The best sequence for each role that any has, notes, and what is wrong with those of which nothing tells it."""
+    places = [one.place() for one in sequences]
     chosen: dict[str, _Sequence] = {}
-    for role in _NAMES:
-        ranked = [(rank, index) for index, one in enumerate(sequences) if (rank := one.rank(role)) is not None]
+    for role in _ROLES:
+        ranked = [(place.rank, index) for index, place in enumerate(places) if place and place.role == role]
         if ranked:
             chosen[role] = sequences[min(ranked)[1]]
+    left = [(one, place) for one, place in zip(sequences, places, strict=True) if one not in chosen.values()]
     notes = ["the words of an utterance are those whose middle lies in its label's interval"]
     notes.append(", ".join(f"{role} from {one.name} ({one.path.name})" for role, one in chosen.items()))
-    if unused := [f"{one.name} ({one.path.name})" for one in sequences if one not in chosen.values()]:
-        notes.append(f"not used: {', '.join(unused)}")
+    if left:
+        notes.append("not used: " + ", ".join(f"{one.name} ({one.path.name})" for one, _ in left))
     if "labels" in chosen and (width := chosen["labels"].width) > 1:
         notes.append(f"the label is the first of {width} columns of {chosen['labels'].name}")
-    return chosen, notes
+    unknown = [
+        f"{one.path.name}: nothing tells what {one.name!r}, rows of {one.width} values, is: {_RENAME}, {_LEAVE_OUT}"
+        for one, place in left
+        if not place or not place.named
+    ]
+    return chosen, notes, unknown
 
 
 def _folds_file(source: Path) -> Path | None:
@@ -332,7 +387,7 @@ def _words(features_N1: npt.NDArray[Any], spans_N2: Spans) -> tuple[list[str], S
     words, places = [], []
     for place in np.argsort(spans_N2[:, 0], kind="stable").tolist():
         text = repaired_text(features_N1[place, 0])
-        parts = text.split() if text != _PAUSE else []
+        parts = [part for part in text.split() if part not in _NO_WORDS]
         words += parts
         places += [place] * len(parts)
     return words, spans_N2[places]
