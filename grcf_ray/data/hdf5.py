@@ -49,6 +49,9 @@ def member(group: Any, name: str, kind: Any, *, called: str = "") -> Any:
     found = group[name]
     if not isinstance(found, kind):
         raise DataError(f"{called} is no {kind.__name__.lower()}")
+    if h5py.h5o.get_info(found.id).rc > 1:
+        # What is there once would take its memory each time.
+        raise DataError(f"{called} has more than one name in the file")
     return found
 
 

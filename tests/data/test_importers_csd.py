@@ -318,6 +318,22 @@ def test_what_aligners_write_between_words_is_no_word(tmp_path: Path) -> None:
     assert import_source(write_all(tmp_path / "own", files), OWN)[0].to_pylist() == plain
 
 
+def test_a_small_file_cannot_become_a_large_table(folder: Path) -> None:
+    def overlap(root: Any) -> None:
+        for part, values in (("features", np.zeros((9000, 1))), ("intervals", np.tile([0.0, 99.0], (9000, 1)))):
+            del root[f"data/v0/{part}"]
+            root.create_dataset(f"data/v0/{part}", data=values, compression="gzip")
+
+    def share(root: Any) -> None:
+        del root["data/v1"]
+        root["data/v1"] = root["data/v0"]
+
+    replace(folder, LABELS, overlap)
+    assert refusal(folder).startswith("video 'v0': its labels' intervals lie over each other")
+    replace(folder, LABELS, share)
+    assert "has more than one name in the file" in refusal(folder)
+
+
 def test_text_alone_is_enough(tmp_path: Path) -> None:
     files = made_up()
     table, info = import_source(write_all(tmp_path / "own", {name: files[name] for name in (WORDS, LABELS)}), OWN)

@@ -85,6 +85,8 @@ _NO_WORDS = {"sp", "NW"}
 """A pause, and no word: what aligners write between words."""
 # The SDK's: what is shorter is no overlap.
 _SECONDS = 1e-5
+_LARGEST_OVERLAP = 50
+"""Utterances that each word of a video may be in, on average."""
 _HEAD = 1 << 16
 _JSON_FOLDS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:train|valid|validation|val|dev|test)"\s*:\s*\[')
 _SDK_FOLDS = re.compile(
@@ -341,7 +343,7 @@ def _aligned(
             found = _read_all(video, chosen, problems)
             if "labels" in found:
                 lacking.update(f"videos without {role}" for role in chosen if role not in found)
-                lacking.update(_add_utterances(columns, video, found))
+                lacking.update(tried(problems, _add_utterances, columns, video, found) or {})
         columns["split"] = [split] * len(columns["id"])
         tables.append(_table(columns, {role: chosen[role].width for role in MODALITIES if role in chosen}))
     if problems:
@@ -359,15 +361,22 @@ def _read_all(
 def _add_utterances(
     columns: dict[str, list[Any]], video: str, found: Mapping[str, tuple[npt.NDArray[Any], Spans]]
 ) -> Counter[str]:
-    """Those of one video, in order of time; returns how many of their words lack a row of each modality."""
+    """Those of one video, in order of time; returns how many of their words lack a row of each modality.
+
+    DataError where far more words are in utterances than were said: the text of a small file has no end then.
+    """
     label_ND, label_N2 = found["labels"]
     words, word_W2 = _words(*found["words"]) if "words" in found else ([], np.empty((0, 2)))
     rows = {role: _word_rows(*found[role], word_W2) for role in MODALITIES if role in found}
     lacking: Counter[str] = Counter()
     middle_W = word_W2.mean(axis=1)
+    left = _LARGEST_OVERLAP * (len(words) + _LARGEST_OVERLAP)
     for place in np.argsort(label_N2[:, 0], kind="stable").tolist():
         start, end = label_N2[place]
         inside = np.flatnonzero((middle_W >= start) & (middle_W < end))
+        left -= len(inside)
+        if left < 0:
+            raise DataError(f"video {video!r}: its labels' intervals lie over each other, and share all its words")
         columns["id"].append(f"{video}[{place}]")
         columns["text"].append(" ".join(words[word] for word in inside))
         columns["label"].append(float(label_ND[place, 0]))
