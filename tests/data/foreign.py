@@ -36,6 +36,15 @@ STRANGE += [np.array(["a"] * 5), np.array([b"x"]), np.array([None] * 4), [np.one
 STRANGE += [((), None, None), (None,) * 4, ("x", None, None, None)]
 """Values that may stand where others should."""
 
+DOWNLOADS = {
+    "a web page": b"<!DOCTYPE html><html>Quota exceeded</html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "the file is empty": b"",
+    "a zip archive": b"PK\x03\x04",
+    "a gzip archive": b"\x1f\x8b\x08",
+}
+"""Files that are not what was to be downloaded, by what is said of them."""
+
 _T = TypeVar("_T")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-from data.foreign import OWN, VARIANTS, faults, real_file, refusal, spoiled, survivors
+from data.foreign import DOWNLOADS, OWN, VARIANTS, faults, real_file, refusal, spoiled, survivors
 
 from grcf_ray.data.importers import ImportOptions, csd, find_importer, import_source
 
@@ -289,15 +289,6 @@ def test_a_sequence_that_nothing_tells_is_an_error_unless_it_is_to_be_left_out(t
     table, info = import_source(source, dataclasses.replace(OWN, variant="known"))
     assert "audio" not in table.column_names
     assert "not used: pitch (prosody.csd)" in info.notes
-
-
-DOWNLOADS = {
-    "a web page": b"<!DOCTYPE html><html>Quota exceeded</html>",
-    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "the file is empty": b"",
-    "a zip archive": b"PK\x03\x04",
-    "a gzip archive": b"\x1f\x8b\x08",
-}
 
 
 @pytest.mark.parametrize("what", DOWNLOADS)

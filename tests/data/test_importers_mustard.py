@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from data.foreign import STRANGE, VARIANTS, faults, real_file, spoiled, survivors, write_pickle
+from data.foreign import DOWNLOADS, STRANGE, VARIANTS, faults, real_file, spoiled, survivors, write_pickle
 
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source, mustard
 from grcf_ray.data.raw import RawTable
@@ -437,6 +437,20 @@ def test_an_id_is_no_path_into_a_file(folder: Path) -> None:
     raw = mustard.read(folder)
     assert not raw.faults
     assert raw.table["vision"].null_count == 1
+
+
+@pytest.mark.parametrize("what", DOWNLOADS)
+@pytest.mark.parametrize("name", [FOLDS, AUDIO, VISION])
+def test_downloads_that_went_wrong_are_named(folder: Path, name: str, what: str) -> None:
+    (folder / name).write_bytes(DOWNLOADS[what])
+    assert f"{folder / name}: {what}" in refusal(folder)
+
+
+def test_a_file_of_no_known_kind_may_be_the_modality_that_is_missing(folder: Path) -> None:
+    write_pickle(folder / "features.p", {"x": np.ones((2, 3))})
+    accepted(mustard.read(folder))
+    (folder / AUDIO).unlink()
+    assert "not MUStARD's, and there is no file of audio features" in refusal(folder)
 
 
 def test_all_damaged_files_are_named_at_once(folder: Path) -> None:

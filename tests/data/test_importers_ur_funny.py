@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from data.foreign import STRANGE, VARIANTS, dumped, faults, refusal, spoiled, survivors
+from data.foreign import DOWNLOADS, STRANGE, VARIANTS, dumped, faults, refusal, spoiled, survivors
 
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source, ur_funny
 
@@ -376,6 +376,20 @@ def test_a_wrong_structure_is_named(folder: Path, name: str, change: Callable[[A
     message = refusal(folder, FORCED)
     assert message.startswith(f"{folder / name}: {says}")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("what", DOWNLOADS)
+@pytest.mark.parametrize("name", NAMES)
+def test_downloads_that_went_wrong_are_named(folder: Path, name: str, what: str) -> None:
+    (folder / name).write_bytes(DOWNLOADS[what])
+    assert f"{folder / name}: {what}" in refusal(folder, FORCED)
+
+
+def test_a_file_of_no_known_kind_may_be_the_modality_that_is_missing(folder: Path) -> None:
+    write(folder, {"features.pkl": {"x": np.ones((2, 3))}})
+    import_source(folder, MINE)
+    (folder / COVAREP).unlink()
+    assert "not UR-FUNNY's, and there are 1 files of features of 2" in refusal(folder, FORCED)
 
 
 def test_all_damaged_files_are_named_at_once(folder: Path) -> None:

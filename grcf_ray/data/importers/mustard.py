@@ -24,7 +24,7 @@ from grcf_ray.data.cells import Cells, class_of, is_unicode, lacking, shown
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
-from grcf_ray.data.sniff import check_kind, files_of, is_hdf5, pickle_start
+from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5, pickle_start
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
 
@@ -43,6 +43,7 @@ _NO_FOLDS = (
     "a fold needs split_indices.p of MUStARD's authors (data/ of https://github.com/soujanyaporia/MUStARD), and no "
     f"file begins like it: put it there, or take --variant {_BY_SHOW}, which works without"
 )
+_MOVE = "download it again, or move it out of the folder to import without them"
 _HEAD = 1 << 14
 _ITEMS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"[^"]*"\s*:\s*\{')
 _KEYS = re.compile(rb'"([^"\\]*)"\s*:\s*\{')
@@ -70,12 +71,14 @@ def read(source: Path, variant: str = "") -> RawTable:
         raise DataError(
             f"{source}: no sarcasm_data.json of MUStARD, which is a dict of items with utterance and sarcasm"
         )
+    lacking_files = " and ".join(_KINDS[kind] for kind in ("audio", "vision") if not found[kind])
+    unused = f"not MUStARD's, and there is no file of {lacking_files}: {_MOVE}" if lacking_files else ""
+    problems = folder_faults(_folder(source), list(itertools.chain(*found.values())), unused=unused)
     if variant == _BY_SHOW:
         del found["folds"]
     paths = {kind: _only(source, kind, found[kind]) for kind in found if found[kind]}
     items = _read_items(paths["items"])
     cells = Cells()
-    problems: list[str] = []
     columns = _columns(items, cells)
     shows = [item.get("show") for item in items.values()]
     if variant == _BY_SHOW:
@@ -99,8 +102,7 @@ def read(source: Path, variant: str = "") -> RawTable:
 
 def _found(source: Path) -> dict[str, list[Path]]:
     """The files of each kind; nothing where none has items, or where the source is a file of no kind."""
-    folder = source if source.is_dir() else source.parent
-    kinds = {path: _kind(path) for path in files_of(folder)}
+    kinds = {path: _kind(path) for path in files_of(_folder(source))}
     found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
     if not found["items"]:
         return {}
@@ -110,6 +112,10 @@ def _found(source: Path) -> dict[str, list[Path]]:
     if not (source.is_dir() or any(source in paths for paths in found.values())):
         return {}
     return {kind: [source] if source in paths else paths for kind, paths in found.items()}
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
 
 
 def _kind(path: Path) -> str:

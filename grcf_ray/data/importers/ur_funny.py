@@ -11,6 +11,7 @@ A source is a folder, or one of these files, which stands for the folder that it
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, lacking, shown,
 from grcf_ray.data.frames import Frames, Rows, joined
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
 from grcf_ray.data.schema import MODALITIES
-from grcf_ray.data.sniff import check_kind, files_of, pickle_start
+from grcf_ray.data.sniff import check_kind, files_of, folder_faults, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import Fault
@@ -48,6 +49,7 @@ _FEATURES = {json.dumps(f"{part}_features") for part in _PARTS}
 _LANGUAGE = {json.dumps(f"{part}_{what}") for part in _PARTS for what in ("embedding_indexes", "intervals")}
 _LANGUAGE |= {'"punchline_sentence"', '"context_sentences"'}
 _AUDIO_WIDTH, _VISION_WIDTH = 81, 371
+_MOVE = "download it again, or move it out of the folder to import without them"
 _ORIGIN = "https://github.com/ROC-HCI/UR-FUNNY has them all"
 
 
@@ -69,9 +71,8 @@ def files(source: Path) -> list[Path]:
 def read(source: Path, variant: str = "") -> RawTable:
     """Read the samples of the folds, in their order; DataError with every file that is missing or damaged."""
     found = _found(source)
-    _check_files(source, found)
+    problems = _file_faults(source, found)
     language, labels, folds = (found[kind][0] for kind in _NEEDED)
-    problems: list[str] = []
     cells = Cells()
     names = tried(problems, _read_folds, folds) or {}
     ids = [name for fold in names.values() for name in fold]
@@ -101,13 +102,16 @@ def read(source: Path, variant: str = "") -> RawTable:
 
 def _found(source: Path) -> dict[str, list[Path]]:
     """The files of each kind; nothing where the source is a file of none, or where all are labels, or all are folds."""
-    folder = source if source.is_dir() else source.parent
-    kinds = {path: _kind(path) for path in files_of(folder)}
+    kinds = {path: _kind(path) for path in files_of(_folder(source))}
     present = set(kinds.values()) - {""}
     if present <= {"labels"} or present <= {"folds"} or not (source.is_dir() or kinds.get(source)):
         return {}
     found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
     return {kind: [source] if source in paths and kind != "features" else paths for kind, paths in found.items()}
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
 
 
 def _kind(path: Path) -> str:
@@ -131,23 +135,32 @@ def _is_id(token: str) -> bool:
     return token == "int" or token.startswith('"')
 
 
-def _check_files(source: Path, found: Mapping[str, Sequence[Path]]) -> None:
+def _file_faults(source: Path, found: Mapping[str, Sequence[Path]]) -> list[str]:
+    """What is wrong with the other files of the folder; DataError where one is missing, or there are too many."""
     if not found:
         if source.is_file():
             check_kind(source)
         raise DataError(
             f"{source}: not the pickles of UR-FUNNY, such as {' or '.join(_KINDS[kind] for kind in _NEEDED)}"
         )
+    count = len(found["features"])
+    unused = f"not UR-FUNNY's, and there are {count} files of features of 2: {_MOVE}" if count < 2 else ""
+    problems = folder_faults(_folder(source), list(itertools.chain(*found.values())), unused=unused)
     lacking = [_KINDS[kind] for kind in _NEEDED if not found[kind]]
     if lacking:
         names = ", ".join(f"{path.name} ({kind})" for kind, paths in found.items() for path in paths)
-        raise DataError(
+        problems.append(
             f"{source}: no file begins as UR-FUNNY's {' and '.join(lacking)} should; {_ORIGIN}. Found: {names}"
         )
-    for kind, most in {**dict.fromkeys(_NEEDED, 1), "features": 2}.items():
-        if len(found[kind]) > most:
-            names = ", ".join(path.name for path in found[kind])
-            raise DataError(f"{source}: several files begin as UR-FUNNY's {_KINDS[kind]} should: {names}. Keep {most}")
+    mosts = {**dict.fromkeys(_NEEDED, 1), "features": 2}
+    if many := next((kind for kind in _KINDS if len(found[kind]) > mosts[kind]), None):
+        names = ", ".join(path.name for path in found[many])
+        problems.append(
+            f"{source}: several files begin as UR-FUNNY's {_KINDS[many]} should: {names}. Keep {mosts[many]}"
+        )
+    if lacking or many:
+        raise data_error(source, problems, named=True)
+    return problems
 
 
 def _read_folds(path: Path) -> dict[str, list[str]]:
