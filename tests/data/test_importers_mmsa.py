@@ -108,7 +108,7 @@ def check(table: pa.Table, samples: dict[str, list[Sample]] = MADE_UP) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-@pytest.mark.parametrize(("lengths", "front"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("lengths", "front"), [(False, False), (False, True), (True, False), (True, True)])
 def test_padding_is_taken_off(tmp_path: Path, protocol: int, lengths: bool, front: bool) -> None:
     path = write(tmp_path, content_of(lengths=lengths, front=front), protocol)
     table, info = import_source(path, OWN)
@@ -116,9 +116,7 @@ def test_padding_is_taken_off(tmp_path: Path, protocol: int, lengths: bool, fron
     assert info.splits == {"train": 12, "valid": 4, "test": 6}
     assert (info.audio_dim, info.vision_dim, info.word_aligned) == (AUDIO_DIM, VISION_DIM, False)
     assert len(info.sources) == 1
-    how = (
-        "by audio_lengths" if lengths else "where it is zero, at the end, or at the front of what does not end in zeros"
-    )
+    how = "by audio_lengths" if lengths else "where it is zero, at both ends"
     assert mmsa.read(path).notes == (
         "raw_text is tokenised anew: text and text_bert, BERT's vectors and ids, are not used",
         f"audio: padding is taken off {how}",
@@ -200,8 +198,71 @@ def test_lengths_that_do_not_fit_are_not_believed(tmp_path: Path) -> None:
         split["audio_lengths"] = [1] * len(split["id"])
     table, info = import_source(write(tmp_path, content), OWN)
     check(table)
-    assert any(note.startswith("audio: 22 sequences are not zero beyond their length") for note in info.notes)
-    assert any(note.startswith("vision: 16 sequences are not zero beyond their length") for note in info.notes)
+    assert any(note.startswith("audio: 22 sequences do not fit their length") for note in info.notes)
+    assert not any(note.startswith("vision:") and "do not fit" in note for note in info.notes)
+
+
+def test_the_side_of_the_padding_is_where_the_zeros_lie(tmp_path: Path) -> None:
+    """Rows of zeros belong to a sequence where its length says so, such as frames without a face."""
+    for front in (False, True):
+        samples = {split: samples_of(split, len(rows)) for split, rows in MADE_UP.items()}
+        for rows in samples.values():
+            for one in rows:
+                for sequence in (one.audio, one.vision):
+                    sequence[-1:], sequence[:1] = (0, sequence[:1]) if front else (sequence[-1:], 0)
+        # Its zeros fit either side.
+        middle = samples["train"][0]
+        middle.audio = np.zeros((5, AUDIO_DIM), np.float32)
+        middle.audio[2] = 1
+        table, info = import_source(write(tmp_path, content_of(samples, lengths=True, front=front)), OWN)
+        check(table, samples)
+        assert not any("do not fit" in note for note in info.notes)
+
+
+def test_aligned_sequences_lose_the_zeros_of_both_ends(tmp_path: Path) -> None:
+    content = content_of()
+    for split in content.values():
+        for name in ("audio", "vision"):
+            split[name] = np.pad(split[name], ((0, 0), (1, 1), (0, 0)))
+    check(import_source(write(tmp_path, content), OWN)[0])
+
+
+def test_lengths_beyond_a_cut_array_are_clipped_and_counted(tmp_path: Path) -> None:
+    content = content_of(lengths=True)
+    content["train"]["audio_lengths"][1] = 375
+    content["test"]["audio_lengths"][0] = 10
+    table, info = import_source(write(tmp_path, content), OWN)
+    check(table)
+    assert (
+        "audio: 2 sequences are shorter than their length; rows of zeros are taken off them at both ends" in info.notes
+    )
+
+
+@pytest.mark.parametrize("empty", ["nan", float("nan"), np.float64("nan")])
+def test_a_text_that_was_an_empty_cell_is_empty(tmp_path: Path, empty: Any) -> None:
+    content = content_of()
+    content["train"]["raw_text"][2] = empty
+    content["test"]["raw_text"] = np.array([*content["test"]["raw_text"][:5], empty])
+    table, info = import_source(write(tmp_path, content), OWN)
+    texts = [one.text for split in SPLITS for one in MADE_UP[split]]
+    texts[2] = texts[21] = ""
+    assert table["text"].to_pylist() == texts
+    assert any(note.startswith("text: 2 utterances whose text is nan") for note in info.notes)
+
+
+def test_ids_may_be_whole_numbers(tmp_path: Path) -> None:
+    content = content_of()
+    content["train"]["id"], content["test"]["id"] = list(range(12)), np.arange(12, 18)
+    table, _ = import_source(write(tmp_path, content), OWN)
+    assert table["id"].to_pylist()[:12] + table["id"].to_pylist()[16:] == [str(number) for number in range(18)]
+
+
+def test_a_missing_valid_split_is_drawn(tmp_path: Path) -> None:
+    content = {split: packed(samples_of(split, rows)) for split, rows in (("train", 240), ("test", 6))}
+    table, info = import_source(write(tmp_path, content), OWN)
+    assert info.splits["train"] + info.splits["valid"] == 240 and 20 <= info.splits["valid"] <= 30
+    assert any("no valid split given" in note for note in info.notes)
+    assert table.num_rows == 246
 
 
 def test_rows_beyond_a_length_are_left_out(tmp_path: Path) -> None:
@@ -296,7 +357,8 @@ def change(split: str, column: str, value: Any) -> Callable[[dict[str, Any]], No
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda content: content.pop("valid"), "the split valid is missing"),
+        (lambda content: content.pop("train"), "the split train is missing"),
+        (lambda content: content.update(valid=[1]), "the split valid is no dict of columns"),
         (lambda content: content.update(test=[1]), "the split test is no dict of columns"),
         (lambda content: content["train"].pop("id"), "train: missing id; present: raw_text, audio, vision, text, "),
         (lambda content: content["test"].pop("vision"), "test: missing vision; present: raw_text, audio, id, "),
@@ -346,15 +408,16 @@ def test_a_wrong_structure_is_named(tmp_path: Path, damage: Callable[[Any], Any]
 
 def test_all_that_is_wrong_with_the_structure_is_named_at_once(tmp_path: Path) -> None:
     content = content_of()
-    del content["valid"]
+    del content["valid"]["id"]
     content["train"] |= {"audio": 1, "regression_labels": [1.0]}
     del content["test"]["raw_text"]
     path = write(tmp_path, content)
     assert refusal(path).splitlines() == [
         f"{path}: 4 faults",
-        "  the split valid is missing",
         "  train: regression_labels has 1 rows, where id has 12",
         "  train: audio is of type int, not an array of numbers",
+        "  valid: missing id; present: raw_text, audio, vision, text, text_bert, annotations, classification_labels, "
+        "regression_labels",
         "  test: missing raw_text; present: audio, vision, id, text, text_bert, annotations, classification_labels, "
         "regression_labels",
     ]
@@ -388,12 +451,11 @@ def test_all_faults_of_all_rows_are_named_at_once(tmp_path: Path) -> None:
     train["regression_labels"] = ["nice", None, float("nan"), 4, True, 10**400, [1, 2], *[0.5] * 5]
     valid["raw_text"][2] = 3.5
     valid["id"][3] = b"valid0$_$0"
-    test["audio_lengths"][0] = 10
     test["vision_lengths"] = [-1, 2.5, "x", 3, 3, 3]
     test["id"][5] = "\ud800"
     found = refusal(write(tmp_path, content)).splitlines()
     assert found == [
-        "unaligned_50.pkl: 14 faults",
+        "unaligned_50.pkl: 13 faults",
         "  train row 1 (id train0$_$0): regression_labels 'nice' is not a number",
         "  train row 2 (id train0$_$1): regression_labels is missing",
         "  train row 3 (id train1$_$2): label is missing",
@@ -403,11 +465,10 @@ def test_all_faults_of_all_rows_are_named_at_once(tmp_path: Path) -> None:
         "  train row 7 (id train3$_$6): regression_labels (a list of 2) is not a number",
         "  valid row 3 (id valid1$_$2): raw_text 3.5 is not a text",
         "  valid row 4 (id valid0$_$0): valid row 1 has the same id",
-        "  test row 1 (id test0$_$0): audio_lengths is 10, where a sequence has 9 rows",
-        "  test row 1 (id test0$_$0): vision_lengths is -1, where a sequence has 8 rows",
-        "  test row 2 (id test0$_$1): vision_lengths is 2.5, where a sequence has 8 rows",
+        "  test row 1 (id test0$_$0): vision_lengths is -1, not a number of rows",
+        "  test row 2 (id test0$_$1): vision_lengths is 2.5, not a number of rows",
         "  test row 3 (id test1$_$2): vision_lengths 'x' is not a number",
-        "  test row 6 (id None): id '\\ud800' is not a text",
+        "  test row 6 (id None): id '\\ud800' is not a text or a whole number",
     ]
 
 
@@ -471,7 +532,7 @@ def trimmed(rows: Rows) -> Rows:
     return rows[filled[0] : filled[-1] + 1] if filled else rows[:0]
 
 
-@pytest.mark.parametrize(("lengths", "front"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("lengths", "front"), [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_real_sequences_come_back(
     tmp_path: Path, real: dict[str, list[Sample]], lengths: bool, front: bool, protocol: int

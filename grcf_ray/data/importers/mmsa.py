@@ -3,6 +3,8 @@
 A dict of the splits train, valid and test, each a dict of columns of N rows: id (`video$_$clip`), raw_text,
 regression_labels, audio and vision [N, L, D], and audio_lengths and vision_lengths [N] where the features are not
 aligned. Aligned features follow BERT's subwords, so neither kind has a row for each word. Other columns are ignored.
+
+Sequences are padded with rows of zeros, at their end or, as MMSA-FET can do it, at their start.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, kind_of, shown
+from grcf_ray.data.cells import Cells, alone, id_of, kind_of, number_of, shown
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
@@ -42,8 +44,12 @@ _NO_TEXTS = (
     "it has no texts (raw_text), only vectors of words (text), as files of MFN and of the Multimodal Transformer do. "
     "Needed is aligned_50.pkl or unaligned_50.pkl of MMSA, or the mosi.pkl or mosei.pkl that MAG-BERT reads"
 )
-_ZEROS = "at the end, or at the front of what does not end in zeros"
-_MISFIT = f"are not zero beyond their length; zeros are taken off them {_ZEROS}"
+_ZEROS = "at both ends"
+_MISFIT = f"{{}} sequences do not fit their length; rows of zeros are taken off them {_ZEROS}"
+_CUT = f"{{}} sequences are shorter than their length; rows of zeros are taken off them {_ZEROS}"
+_NO_TEXT = "nan"
+"""What pandas makes of an empty cell, and numpy a word."""
+_EMPTY = f"text: {{}} utterances whose text is {_NO_TEXT} have none, since an empty one is written like this"
 
 
 def files(source: Path) -> list[Path]:
@@ -63,21 +69,18 @@ def read(source: Path, variant: str = "") -> RawTable:
     ]
     # Frees what is not used, most of the file.
     content.clear()
-    tables: list[pa.Table] = []
+    tables: dict[str, pa.Table] = {}
     cells = Cells()
     rows = 0
-    for split in SPLITS:
-        tables.append(_table(split, columns.pop(split), cells, rows))
-        rows += tables[-1].num_rows
+    for split in list(columns):
+        tables[split] = _table(split, columns.pop(split), cells, rows)
+        rows += tables[split].num_rows
     return SplitTable(
-        table=pa.concat_tables(tables),
+        table=pa.concat_tables(tables.values()),
         files=((path, rows),),
         faults=tuple(cells.faults),
-        notes=(
-            *notes,
-            *(f"{name}: {count} sequences {_MISFIT}" for name, count in sorted(cells.counts.items()) if count),
-        ),
-        splits=tuple((split, table.num_rows) for split, table in zip(SPLITS, tables, strict=True)),
+        notes=(*notes, *(what.format(count) for what, count in sorted(cells.counts.items()) if count)),
+        splits=tuple((split, table.num_rows) for split, table in tables.items()),
     )
 
 
@@ -88,7 +91,7 @@ def _begins_as_mmsa(start: Start) -> bool:
 
 
 def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
-    """The columns in use of each split, all of the right form and as many rows."""
+    """The columns in use of each split, all of the right form and as many rows; valid may be missing."""
     if not isinstance(content, dict) or not any(isinstance(content.get(split), dict) for split in SPLITS):
         raise DataError(
             f"{path}: not an MMSA pickle, which is a dict of the splits {', '.join(SPLITS)}, each a dict of columns"
@@ -96,6 +99,8 @@ def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
     problems = []
     columns: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
+        if split == "valid" and split not in content:
+            continue
         if not isinstance(content.get(split), dict):
             problems.append(f"the split {split} is " + ("no dict of columns" if split in content else "missing"))
             continue
@@ -168,11 +173,20 @@ def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.
     def read(parse: Callable[[str, str, Any], _T], column: str, key: str) -> list[_T]:
         return [parse(column, key, cell) for cell in cells.each(_values(columns.pop(key)), start)]
 
-    ids = read(cells.text, "id", "id")
+    def id_(column: str, key: str, cell: Any) -> str | None:
+        return cells.read(column, key, cell, id_of, "a text or a whole number")
+
+    def text(column: str, key: str, cell: Any) -> str | None:
+        if alone(cell) != _NO_TEXT and not _is_nan(cell):
+            return cells.text(column, key, cell)
+        cells.counts[_EMPTY] += 1
+        return ""
+
+    ids = read(id_, "id", "id")
     table = {
         "id": ids,
         "split": [split] * len(ids),
-        "text": read(cells.text, "text", "raw_text"),
+        "text": read(text, "text", "raw_text"),
         "label": read(cells.number, "label", "regression_labels"),
         "video_id": [name.partition(_CLIP)[0] if name and _CLIP in name else None for name in ids],
     }
@@ -182,37 +196,53 @@ def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.
         lengths = read(cells.number, name, key) if key in columns else None
         length_N = None if lengths is None else _whole(name, lengths, columns[name].shape[1], cells, start)
         arrays[name], count = _unpadded(columns.pop(name), length_N)
-        cells.counts[name] += count
+        cells.counts[f"{name}: {_MISFIT}"] += count
     return pa.table(arrays)
 
 
+def _is_nan(cell: Any) -> bool:
+    number = number_of(cell)
+    return number is not None and np.isnan(number)
+
+
 def _whole(name: str, lengths: Sequence[float | None], most: int, cells: Cells, start: int) -> npt.NDArray[np.int64]:
-    """[N] rows of each sequence, with a fault where there cannot be as many."""
+    """[N] rows of each sequence, -1 where it was cut to fewer; a fault where it is no number of rows."""
     length_N = np.zeros(len(lengths), np.int64)
     for row, length in enumerate(cells.each(lengths, start)):
-        if length is not None and 0 <= length <= most and length.is_integer():
+        if length is None:
+            continue
+        if not (length >= 0 and length.is_integer()):
+            cells.fault(name, f"{name}_lengths is {length:g}, not a number of rows")
+        elif length <= most:
             length_N[row] = length
-        elif length is not None:
-            cells.fault(name, f"{name}_lengths is {length:g}, where a sequence has {most} rows")
+        else:
+            length_N[row] = -1
+            cells.counts[f"{name}: {_CUT}"] += 1
     return length_N
 
 
 def _unpadded(array: npt.NDArray[Any], length_N: npt.NDArray[np.int64] | None) -> tuple[pa.Array, int]:
     """Sequences without their padding, null where nothing is left, and how many did not fit their lengths.
 
-    A length counts from the front. Without one, or where the very last row lies beyond it and is not zero, rows of
-    zeros are taken off: those at the end, or those at the front where there are none at the end. A sequence of
-    nothing but zeros is null.
+    The padding is at the side where all rows beyond the length are zero, or at that of most sequences where they are
+    at both. A sequence that starts with a row and ends in zeros may have more rows than its length: they are left out.
+    Any other one, and one without a length (None, or -1), loses the rows of zeros at both ends, as does what is aligned
+    to subwords, whose first and last token have no row. A sequence of nothing but zeros is null.
     """
     filled_NL = np.asarray(array.any(axis=2))
     most = filled_NL.shape[1]
-    ends_filled_N = filled_NL[:, -1]
-    start_N = np.where(ends_filled_N, filled_NL.argmax(axis=1), 0)
-    stop_N = most - filled_NL[:, ::-1].argmax(axis=1)
+    start_N, stop_N = filled_NL.argmax(axis=1), most - filled_NL[:, ::-1].argmax(axis=1)
     misfit_N = np.zeros(len(array), bool)
     if length_N is not None:
-        misfit_N = ends_filled_N & (length_N < most)
-        start_N, stop_N = np.where(misfit_N, start_N, 0), np.where(misfit_N, stop_N, length_N)
+        told_N = (length_N >= 0) & filled_NL.any(axis=1)
+        ends_N, starts_N = told_N & (stop_N <= length_N), told_N & (start_N >= most - length_N)
+        mostly_starts = int((starts_N & ~ends_N).sum()) > int((ends_N & ~starts_N).sum())
+        at_start_N = starts_N & (mostly_starts | ~ends_N)
+        longer_N = told_N & ~ends_N & ~starts_N & (length_N > 0) & filled_NL[:, 0] & ~filled_NL[:, -1]
+        at_end_N = (ends_N & ~at_start_N) | longer_N
+        misfit_N = told_N & ~at_start_N & ~at_end_N
+        start_N = np.where(at_start_N, most - length_N, np.where(at_end_N, 0, start_N))
+        stop_N = np.where(at_end_N, length_N, np.where(at_start_N, most, stop_N))
     stop_N[~filled_NL.any(axis=1)] = 0
     position_L = np.arange(most)
     kept_NL = (position_L >= start_N[:, None]) & (position_L < stop_N[:, None])
