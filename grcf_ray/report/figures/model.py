@@ -187,7 +187,7 @@ def _pairs(view: RunView, scored: Scored) -> Plot | None:
     data = hardest_pairs_data(scored, view.task)
     if not data["pairs"]:
         return None
-    equation = 19 if view.task == "classification" else 7
+    equation = 19 if view.task == "classification" else 9
     return Plot(
         name="hardest-pairs",
         title="The hardest pairs",

@@ -342,6 +342,14 @@ def test_scoreboard_has_what_is_on_record() -> None:
 
 
 class TestPlots:
+    @pytest.mark.parametrize(("task", "equation"), [("regression", 9), ("classification", 19)])
+    def test_the_weight_of_pairs_is_the_papers_by_its_number(
+        self, tmp_path: Path, task: Literal["regression", "classification"], equation: int
+    ) -> None:
+        plots = model_plots(view_of(tmp_path, scored_of(60, task), task))
+        caption = next(plot.caption for plot in plots if plot.name == "hardest-pairs")
+        assert f"eq. {equation}," in caption
+
     def test_of_the_recorded_run(self, recorded: Recorded) -> None:
         view = RunView.read(RunRecord(place_at(recorded.folder)))
         plots = {plot.name: plot for plot in model_plots(view)}
