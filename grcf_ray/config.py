@@ -19,6 +19,7 @@ from grcf_ray.errors import ConfigError, faults_message
 
 __all__ = [
     "ABLATIONS",
+    "DROPOUTS",
     "ClassesConfig",
     "FeatureConfig",
     "ModelConfig",
@@ -195,6 +196,10 @@ class Stage2Config:
     """Weight of the ranking loss."""
     boundary_weight: NonNegative = 2e-2
     """Weight of the boundary loss."""
+    fusion_dropout: Probability | None = None
+    """Dropout after the fusion layer in Stage 2; by default that of Stage 1, model.fusion_dropout."""
+    unified_dropout: Probability | None = None
+    """Dropout after the unified encoder in Stage 2; by default that of Stage 1, model.unified_dropout."""
     start: Literal["best", "last"] = "best"
     """Which Stage 1 checkpoint it starts from: the best validation PairwiseAcc, or the last epoch."""
 
@@ -271,6 +276,16 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
+    def model_in(self, stage: Literal[1, 2]) -> ModelConfig:
+        """The network as a stage trains it: Stage 2 may have dropouts of its own."""
+        if stage == 1:
+            return self.model
+        own = {name: getattr(self.stage2, name) for name in DROPOUTS}
+        return dataclasses.replace(self.model, **{name: rate for name, rate in own.items() if rate is not None})
+
+
+DROPOUTS = ("fusion_dropout", "unified_dropout")
+"""The model's settings that `stage2` may have values of its own for."""
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "full": {},

@@ -11,6 +11,7 @@ from grcf_ray.report.markup import Markup, element, figure, joined, section, tab
 from grcf_ray.report.standing import DIED, budgets, time_left
 from grcf_ray.report.terminal import METRIC_TITLES, duration, remarks, summarise_view, typed
 from grcf_ray.report.view import RunView
+from grcf_ray.search.direct import INHERITED
 from grcf_ray.train.curve import objective_name
 
 __all__ = ["STATES", "answer", "measured"]
@@ -81,6 +82,7 @@ def _result(view: RunView) -> Iterator[Markup]:
             {"Two stages": against["two-stage"], f"{alone} alone": against["direct"]},
             against["gain"],
         )
+        yield element("p", INHERITED)
     yield _usage(view)
     yield element(
         "details",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from grcf_ray.config import Task
@@ -14,6 +15,7 @@ from grcf_ray.console import progress, table_lines
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.standing import seconds_left
 from grcf_ray.report.view import RunView
+from grcf_ray.search.direct import INHERITED
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -323,6 +325,7 @@ def baseline_lines(against: Mapping[str, Any], alone: str, *, width: int | None 
     yield f"Two stages against {alone} alone, both searches' winners under {against['seeds']} seeds, on test:"
     titles = ("two stages", f"{alone} alone")
     yield from arms_lines(titles, against["two-stage"], against["direct"], against["gain"], width=width)
+    yield from wrap(INHERITED, width) if width else (INHERITED,)
 
 
 def arms_lines(

@@ -17,6 +17,7 @@ from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm, configured
 from grcf_ray.reproduce.retuned import retuned_arm
 from grcf_ray.reproduce.statistics import Spread, spread
+from grcf_ray.search.direct import INHERITED
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
@@ -45,6 +46,7 @@ def ablation(lab: Lab) -> Outcome:
             "Rows have the winner's parameters (the paper's way) or, retuned, those that a search of their own found "
             "with as many epochs altogether as the run's, early stops aside, which for w/o Stage 1 are more trials; "
             f"{direct} has the epochs of both stages in each trial.",
+            INHERITED,
         ]
     models = lab.models(arms, "ablation")
     return arm_outcome(

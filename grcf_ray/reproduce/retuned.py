@@ -12,7 +12,7 @@ from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.report.view import RunView
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.pool import Arm
-from grcf_ray.search.direct import direct_space
+from grcf_ray.search.direct import ONE_DROPOUT, direct_space
 from grcf_ray.search.opening import grown
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.session import Session
@@ -35,6 +35,7 @@ def retuned_space(space: Space, ablation: str) -> Space:
     epochs = first * search.stage1_trials + second * search.stage2_trials
     if ablation == "no-stage1":
         inherited = {path: dim for path, dim in own.stage1.items() if not path.startswith("stage1.")}
+        own = own.with_settings(ONE_DROPOUT)
         own = dataclasses.replace(own, stage1={}, stage2={**inherited, **own.stage2})
         return own.with_settings({"search.stage2_trials": round(epochs / second)})
     if ablation == "no-stage2":

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from grcf_ray.config import ABLATIONS
+from grcf_ray.config import ABLATIONS, DROPOUTS
 from grcf_ray.search.space import Space
 from grcf_ray.storage import Place
 
-__all__ = ["DIRECT", "both_sides", "direct_space"]
+__all__ = ["DIRECT", "INHERITED", "ONE_DROPOUT", "both_sides", "direct_space"]
 
 DIRECT = "-direct"
 """What the name of the baseline's run ends with; the rest is that of the two-stage run."""
+
+INHERITED = (
+    "Modalities, where they are searched: Stage 2 inherits those that Stage 1's ranking chose, and the baseline "
+    "searches its own."
+)
+"""What has to be said beside the comparison of the two searches."""
+
+ONE_DROPOUT: Mapping[str, Any] = {f"stage2.{name}": None for name in DROPOUTS}
+"""Leaves a search of one stage with one dropout of each kind, the model's."""
 
 _SEARCHED = ("stage2.head_lr", "stage2.encoder_top_lr", "stage2.encoder_base_lr", "stage2.weight_decay")
 
 
 def direct_space(space: Space) -> Space:
     """The baseline's space: Stage 2's learning rates and weight decay, and what Stage 1 searches of model and batch.
+
+    Its one stage has one dropout of each kind, which is searched in Stage 1's range, as its modalities are. The
+    two-stage search's Stage 2 may search its own dropouts (`stage2.fusion_dropout`), but it inherits the modalities.
 
     A trial has as many epochs as both stages together, and the search as many as theirs, so that it encodes as many
     utterances; everything else is the two-stage search's own.
@@ -36,6 +50,7 @@ def direct_space(space: Space) -> Space:
             **space.fixed,
             **start,
             **ABLATIONS["direct-mae"],
+            **ONE_DROPOUT,
             "stage2.epochs": first + second,
             "search.stage2_trials": max(1, round(epochs / max(1, first + second))),
         },

@@ -207,7 +207,9 @@ def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[s
         return [f"can only be fixed: {FIXED_ONLY[path]}"]
     if not path.startswith(tuple(allowed)):
         where = " and ".join(f"{section}*" for section in allowed)
-        return [f"cannot be searched in {stage}, which searches {where}"]
+        own = f"stage2.{path.partition('.')[2]}"
+        hint = f"; Stage 2 searches its own as {own}" if stage == "stage2" and own in known_paths() else ""
+        return [f"cannot be searched in {stage}, which searches {where}{hint}"]
     if path in parts["fixed"]:
         return ["is fixed as well; it can be fixed or searched"]
     return []

@@ -50,7 +50,7 @@ def open_loop(job: StageJob, features: Features) -> StageLoop:
     use_deterministic_torch(job.threads)
     config = build_config(job.settings)
     seen = select_modalities(features, config.model.modalities)
-    model = initial_model(config.model, seen, seed=job.seed)
+    model = initial_model(config.model_in(job.stage), seen, seed=job.seed)
     if job.initial is not None:
         load_weights(place_at(job.initial), model, sha256=job.initial_sha256)
     loop = StageLoop(

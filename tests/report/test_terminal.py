@@ -347,6 +347,7 @@ def test_retrainings_stand_side_by_side(recorded: Recorded, capsys: pytest.Captu
     print_result(summary_of(recorded, seeds=seeds))
     out = capsys.readouterr().out
     assert "Trained anew under 3 seeds, on test (mean and deviation):" in out
+    assert "Stage 2 inherits" in out
     assert "MAE     0.7000 ± 0.0200  0.7500 ± 0.0200  -0.0500 [-0.0700, -0.0300]" in out
     # Of one seed there is neither a deviation nor an interval.
     single = {"mean": 0.7, "deviation": None, "half_width": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from grcf_ray.config import ABLATIONS, flatten
-from grcf_ray.search.direct import direct_space
-from grcf_ray.search.space import Choice, Space, load_space, recorded_space, space_for
+from grcf_ray.reproduce.retuned import retuned_space
+from grcf_ray.search.direct import ONE_DROPOUT, direct_space
+from grcf_ray.search.space import Choice, Range, Space, load_space, recorded_space, space_for
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
@@ -65,6 +67,18 @@ def test_it_searches_model_batch_and_stage_2s_learning_rates(space: Space) -> No
     assert all(direct.stage2[path] == {**space.stage1, **space.stage2}[path] for path in direct.stage2)
 
 
+def test_its_one_stage_has_one_dropout_of_each_kind(space: Space) -> None:
+    """The baseline searches Stage 1's; the two-stage search's Stage 2 may search or fix others."""
+    both = dataclasses.replace(space, stage2={**space.stage2, "stage2.fusion_dropout": Range(0.0, 0.5, False, 0.3)})
+    for two in (both, both.with_settings({"stage2.fusion_dropout": 0.4})):
+        direct = direct_space(two)
+        assert "stage2.fusion_dropout" not in direct.stage2
+        assert direct.config({"model.fusion_dropout": 0.25}).model_in(2).fusion_dropout == 0.25
+        alone = retuned_space(two, "no-stage1")
+        assert "stage2.fusion_dropout" not in alone.stage2
+        assert alone.config({"model.fusion_dropout": 0.25}).model_in(2).fusion_dropout == 0.25
+
+
 @pytest.mark.parametrize("dataset", ["mosi", "mosei", "sims_v2"])
 def test_the_rest_is_the_two_stage_searchs_starting_point(dataset: str) -> None:
     space = space_for(dataset, None)
@@ -74,7 +88,7 @@ def test_the_rest_is_the_two_stage_searchs_starting_point(dataset: str) -> None:
     assert not [path for path in direct.stage2 if path.endswith(("mae_weight", "group_weight", "boundary_weight"))]
     before, after = flatten(space.config()), flatten(direct.config())
     changed = {path for path, value in after.items() if value != before[path]}
-    assert changed <= {*ABLATIONS["direct-mae"], "stage2.epochs", "search.stage2_trials"}
+    assert changed <= {*ABLATIONS["direct-mae"], *ONE_DROPOUT, "stage2.epochs", "search.stage2_trials"}
     assert {path: after[path] for path in ABLATIONS["direct-mae"]} == ABLATIONS["direct-mae"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from grcf_ray.config import _CLASSIFICATION, _REGRESSION, check_margins, known_paths, parse_assignments, reads
+from grcf_ray.config import _CLASSIFICATION, _REGRESSION, DROPOUTS, check_margins, known_paths, parse_assignments, reads
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.space import Choice, Range, Space, load_space, space_for
@@ -28,6 +28,9 @@ TABLE_13: dict[str, tuple[float, float, float]] = {
     "stage1.reg_margin": (1, 1, 0.3),
     "stage1.boundary_weight": (1e-3, 5e-4, 0.2),
     "stage2.epochs": (5, 9, 18),
+    # The table has one dropout of each kind.
+    "stage2.fusion_dropout": (0.4, 0.2, 0.3),
+    "stage2.unified_dropout": (0.2, 0.5, 0.5),
     "stage2.weight_decay": (1e-2, 4e-3, 5e-3),
     "stage2.head_lr": (1e-4, 4e-5, 1e-4),
     "stage2.encoder_top_lr": (4e-5, 2e-5, 6e-5),
@@ -175,6 +178,20 @@ def test_words_like_1e_5_are_numbers(tmp_path: Path) -> None:
     assert isinstance(dimension.low, float)
     fixed = load(tmp_path, "dataset: own\nfixed: {stage1.encoder_lr: 1e-5}\n")
     assert fixed.config().stage1.encoder_lr == 1e-5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_stage_2_searches_its_own_dropouts_where_stage_1_searches_them(path: Path) -> None:
+    space = load_space(path)
+    for name in DROPOUTS:
+        assert space.stage2.get(f"stage2.{name}") == space.stage1.get(f"model.{name}")
+
+
+def test_the_models_dropout_in_stage_2_names_stage_2s(tmp_path: Path) -> None:
+    wrong = SMALL + "  model.fusion_dropout: {low: 0.0, high: 0.5, start: 0.1}\n"
+    (fault,) = faults_of(tmp_path, wrong)
+    assert "model.fusion_dropout" in fault
+    assert fault.endswith("stage2.fusion_dropout")
 
 
 def test_settings_fix_what_was_searched(tmp_path: Path) -> None:
