@@ -1,4 +1,4 @@
-"""Where derived files go, and atomic writes: beside, fsync, rename.
+"""Atomic writes: beside, fsync, rename.
 
 A reader sees the old file or the new one, never a part.
 """
@@ -15,12 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "file_sha256", "link_or_copy", "replacing", "write_json", "write_text"]
-
-
-def cache_folder() -> Path:
-    """What can be made again lies here: `$GRCF_CACHE`, else `~/.cache/grcf_ray`."""
-    return Path(os.environ.get("GRCF_CACHE") or Path.home() / ".cache" / "grcf_ray").absolute()
+__all__ = ["file_sha256", "link_or_copy", "replacing", "sync", "write_json", "write_text"]
 
 
 @contextmanager
@@ -30,22 +25,22 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(beside)
         beside.replace(path)
-        _sync_folder(path.parent)
+        # Makes the rename outlive a power cut, where the file system knows how.
+        with suppress(OSError):
+            sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut, where the file system knows how."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,10 @@ class Place(ABC):
     @abstractmethod
     def make_private(self) -> None:
         """Make the folder, readable by its owner alone where the storage has owners."""
+
+    @abstractmethod
+    def share(self) -> None:
+        """Open the folder to others as the user's mask has it, where the storage has owners."""
 
     def write_text(self, text: str) -> None:
         """The text as the whole content of the file."""
@@ -221,6 +226,15 @@ class LocalPlace(Place):
         with contextlib.suppress(FileExistsError):
             self._path.mkdir(mode=0o700)
 
+    def share(self) -> None:
+        """As in `Place`."""
+        # A process can read its mask only by setting it, for all of its threads; a new folder follows it.
+        like = self._path / f".{uuid.uuid4().hex}"
+        like.mkdir()
+        mode = like.stat().st_mode
+        like.rmdir()
+        self._path.chmod(mode)
+
 
 class RemotePlace(Place):
     """An object, or a prefix of objects, in storage that pyarrow opens: s3://, gs:// and so on."""
@@ -330,6 +344,9 @@ class RemotePlace(Place):
 
     def make_private(self) -> None:
         """Nothing: there are no folders, and who reads a bucket is said there."""
+
+    def share(self) -> None:
+        """Nothing: who reads a bucket is said there."""
 
     @staticmethod
     def _transfer(source: str, to: Any, target: str, of: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from grcf_ray import files
-from grcf_ray.files import cache_folder, file_sha256, link_or_copy, replacing, write_json, write_text
+from grcf_ray.files import file_sha256, link_or_copy, replacing, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -122,12 +122,3 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     content = bytes(index % 251 for index in range(size))
     (tmp_path / "a").write_bytes(content)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
-
-
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRCF_CACHE", "relative")
-    assert cache_folder() == tmp_path / "relative"
-    monkeypatch.delenv("GRCF_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "grcf_ray"

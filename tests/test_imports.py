@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = {
     "errors": 0,
     "files": 1,
+    "cache": 1,
     "memory": 1,
     "storage": 1,
     "config": 1,

@@ -235,6 +235,19 @@ class TestLocal:
         assert stat.S_IMODE(place.local.stat().st_mode) == 0o700
         assert stat.S_IMODE(place.local.parent.stat().st_mode) & 0o055
 
+    @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o007, 0o770), (0o077, 0o700)])
+    def test_a_shared_folder_follows_the_mask(self, tmp_path: Path, mask: int, mode: int) -> None:
+        place = place_at(tmp_path / "runs" / "one")
+        assert place.local is not None
+        before = os.umask(mask)
+        try:
+            place.make_private()
+            place.share()
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(place.local.stat().st_mode) == mode
+        assert list(place.local.iterdir()) == []
+
     def test_paths_are_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", "/home/someone")

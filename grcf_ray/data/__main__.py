@@ -209,6 +209,28 @@ def list_() -> None:
         print(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
 
 
+@app.command()
+def cache(
+    clear: bool = typer.Option(False, "--clear", help="Remove all of it, unless a process uses it."),
+) -> None:
+    """Show where the cache lies and what it takes: imports that a command made by itself, and features.
+
+    It is made again when it is needed. GRCF_CACHE puts it elsewhere; the default is ~/.cache/grcf_ray.
+
+    \b
+    Examples:
+      python -m grcf_ray.data cache
+      python -m grcf_ray.data cache --clear
+    """
+    from grcf_ray.cache import cache_folder, clear_cache, usage
+
+    parts = clear_cache() if clear else usage()
+    print(f"{'removed from' if clear else 'cache'} {cache_folder()}\n")
+    rows = [(part.kind, part.entries, console.size(part.nbytes)) for part in parts]
+    total = ("total", sum(part.entries for part in parts), console.size(sum(part.nbytes for part in parts)))
+    console.print_table(("what", "entries", "size"), [*rows, total])
+
+
 def _opened(data: str) -> Store:
     """The store in a folder, or of a data set by its name."""
     from grcf_ray.data.store import Store, find_data

@@ -6,24 +6,23 @@ vision, D and A widths), so that memory mapping and Ray's object store can both 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grcf_ray import console
+from grcf_ray.cache import adding, cache_entry, locked, making, unreadable
 from grcf_ray.config import FeatureConfig, Task
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.tokens import tokenize
-from grcf_ray.files import cache_folder
+from grcf_ray.errors import DamagedError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +42,10 @@ __all__ = [
 
 BLOCK = 65_536
 """Rows that are taken at a time."""
+_HASHED = 1 << 20
+"""Bytes that are hashed at a time."""
+_THREADS = 4
+"""Files that are checked at a time: hashing leaves the interpreter free."""
 LABEL_DECIMALS = 4
 """Labels are compared after rounding to 1e-4: a float32 1.8 is below 1.8."""
 
@@ -169,19 +172,47 @@ class Features:
 def build_features(
     store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, *, cache: Path | None = None
 ) -> Features:
-    """Features of the train and valid splits, from the cache where they lie there already.
+    """Features of the train and valid splits, from the cache where they lie there whole, else built now.
 
-    The test split is not opened: `build_split` makes its features once a winner is fixed.
+    The test split is not opened: `build_split` makes its features once a winner is fixed. ClusterError where the cache
+    cannot be read or written.
     """
-    key = _key(store, tokenizer, settings)
-    folder = (cache or cache_folder() / "features") / key
-    if not (folder / "features.json").exists():
+    digest = _digest(store, tokenizer, settings)
+    folder = cache_entry("features", digest)
+    folder = folder if cache is None else cache / folder.name
+    with locked(folder):
+        if folder.exists():
+            try:
+                return _open(folder, store)
+            except DamagedError as error:
+                console.progress(f"The cached features are damaged ({error}); building them again")
         _build(store, tokenizer, settings, folder)
-    meta = json.loads((folder / "features.json").read_text())
+        return _open(folder, store)
+
+
+def _open(folder: Path, store: Store) -> Features:
+    """Features from the cache. DamagedError where a file is not the one that was written, or is missing."""
+    try:
+        meta = json.loads((folder / "features.json").read_bytes())
+        said = hashlib.sha256(json.dumps(meta["content"]).encode()).hexdigest()
+    except PermissionError as error:
+        raise unreadable(folder, error) from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DamagedError(f"{folder / 'features.json'} cannot be read: {error}") from error
+    if said != meta.get("sha256"):
+        raise DamagedError(f"{folder / 'features.json'} is not what was written")
+    meta = meta["content"]
+    paths = [folder / split / f"{name}.npy" for split in ("train", "valid") for name in meta["arrays"][split]]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        arrays = dict(zip(paths, pool.map(_load, paths), strict=True))
+    train, valid = (
+        _split_of({path.stem: array for path, array in arrays.items() if path.parent.name == split})
+        for split in ("train", "valid")
+    )
     low, high = store.info.label_range
     return Features(
-        train=_open_split(folder / "train"),
-        valid=_open_split(folder / "valid"),
+        train=train,
+        valid=valid,
         standardisers={
             name: Standardiser(np.array(mean, np.float32), np.array(deviation, np.float32))
             for name, (mean, deviation) in meta["standardisers"].items()
@@ -189,7 +220,7 @@ def build_features(
         pad_token_id=meta["pad_token_id"],
         center=(low + high) / 2,
         half_range=(high - low) / 2,
-        key=key,
+        key=folder.name,
         folder=str(folder),
         task=store.info.task,
         word_aligned=store.info.word_aligned,
@@ -265,19 +296,60 @@ def lowercases(store: Store, settings: FeatureConfig) -> bool:
 
 
 def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """The array of this name in a features folder, memory-mapped; computed and stored the first time."""
+    """The array of this name in the folder of a split of features, memory-mapped.
+
+    It is computed and stored the first time, and again where its file is damaged.
+    """
     path = folder / f"{name}.npy"
-    if not path.exists():
-        beside = path.with_name(f".{name}.{uuid.uuid4().hex}.npy")
-        np.save(beside, compute())
-        beside.replace(path)
-    return _mapped(path)
+    with locked(folder.parent):
+        if path.exists():
+            try:
+                return _load(path)
+            except DamagedError as error:
+                console.progress(f"The cached features are damaged ({error}); computing them again")
+        array = compute()
+        with adding(path) as beside:
+            _save(beside, array)
+        return _load(path)
 
 
-def _mapped(path: Path) -> NDArray[Any]:
-    """The array of a file, read page by page as it is used, and shared by the processes of a machine."""
-    # A plain view of the map: Ray's object store copies a subclass of ndarray into every process.
-    return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """Write an array, and behind it the SHA-256 of what it takes, which numpy does not look at."""
+    with path.open("wb") as file:
+        np.save(file, array)
+    digest = _sha256(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(digest)
+
+
+def _load(path: Path) -> NDArray[Any]:
+    """The array of a file, read page by page as it is used, and shared by the processes of a machine.
+
+    DamagedError where it is not what `_save` wrote.
+    """
+    length = hashlib.sha256().digest_size
+    try:
+        size = path.stat().st_size - length
+        with path.open("rb") as file:
+            file.seek(max(0, size))
+            written = file.read()
+        if size < 0 or _sha256(path, size) != written:
+            raise DamagedError(f"{path} is not what was written")
+        # A plain view of the map: Ray's object store copies a subclass of ndarray into every process.
+        return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _sha256(path: Path, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in range(0, size, _HASHED):
+            digest.update(file.read(min(_HASHED, size - start)))
+    return digest.digest()
 
 
 def _rows(table: pa.Table, name: str) -> Ragged | None:
@@ -297,7 +369,7 @@ def _width(rows: Ragged | None) -> int | None:
     return int(rows.values.shape[1]) if rows is not None and len(rows.values) else None
 
 
-def _key(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig) -> str:
+def _digest(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     # How the last call cut and padded, no rule of the tokenizer's.
@@ -307,10 +379,10 @@ def _key(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConf
         type(tokenizer).__name__,
         json.dumps(rules, sort_keys=True),
         json.dumps(dataclasses.asdict(settings)),
-        "2",
+        "3",
     ]
     parts += [str(store.info.label_range), str(lowercases(store, settings))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, folder: Path) -> None:
@@ -321,8 +393,8 @@ def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureCo
             if (rows := _rows(train, name)) is not None:
                 standardisers[name] = Standardiser.fit(rows.values)
     low, high = store.info.label_range
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
+    names: dict[str, list[str]] = {}
+    with making(folder) as beside:
         for split, table in (("train", train), ("valid", store.read("valid"))):
             features = build_split(
                 table,
@@ -333,19 +405,18 @@ def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureCo
                 standardisers=standardisers,
                 word_aligned=store.info.word_aligned,
             )
-            (beside / split).mkdir(parents=True)
-            for name, array in _arrays(features).items():
-                np.save(beside / split / f"{name}.npy", array)
-        meta = {
+            arrays = _arrays(features)
+            (beside / split).mkdir()
+            for name, array in arrays.items():
+                _save(beside / split / f"{name}.npy", array)
+            names[split] = list(arrays)
+        content = {
+            "arrays": names,
             "pad_token_id": tokenizer.pad_token_id or 0,
             "standardisers": {k: (s.mean_A.tolist(), s.deviation_A.tolist()) for k, s in standardisers.items()},
         }
-        (beside / "features.json").write_text(json.dumps(meta))
-        # Another process may have built the same features meanwhile: theirs are as good.
-        with contextlib.suppress(OSError):
-            os.rename(beside, folder)  # noqa: PTH104 - Path.rename would replace an empty folder
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        (beside / "features.json").write_text(json.dumps({"content": content, "sha256": sha256}))
 
 
 def _arrays(features: SplitFeatures) -> dict[str, NDArray[Any]]:
@@ -360,15 +431,14 @@ def _arrays(features: SplitFeatures) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _open_split(folder: Path) -> SplitFeatures:
-    def array(name: str) -> NDArray[Any]:
-        return _mapped(folder / f"{name}.npy")
+def _split_of(arrays: Mapping[str, NDArray[Any]]) -> SplitFeatures:
+    """The inverse of `_arrays`."""
 
     def ragged(name: str) -> Ragged | None:
-        if not (folder / f"{name}.values.npy").exists():
+        if f"{name}.values" not in arrays:
             return None
-        return Ragged(array(f"{name}.values"), array(f"{name}.offsets"))
+        return Ragged(arrays[f"{name}.values"], arrays[f"{name}.offsets"])
 
     tokens = ragged("tokens")
     assert tokens is not None
-    return SplitFeatures(array("label_N"), tokens, ragged("audio"), ragged("vision"))
+    return SplitFeatures(arrays["label_N"], tokens, ragged("audio"), ragged("vision"))

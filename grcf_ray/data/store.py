@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from grcf_ray import __version__
+from grcf_ray import __version__, console
+from grcf_ray.cache import cache_entry, locked, making
 from grcf_ray.data import datasets
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.schema import SPLITS, Source, TableInfo
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.files import cache_folder, write_json
+from grcf_ray.files import sync, write_json
 
 __all__ = ["Store", "check_replaceable", "find_data", "is_store", "usual_folders", "write_store"]
 
@@ -60,6 +61,14 @@ class Store:
 
     def read(self, split: str) -> pa.Table:
         """The rows of one split; no other file is opened. DataError where the file is not the one written."""
+        return pq.read_table(self._checked(split), partitioning=None)
+
+    def check(self) -> None:
+        """DataError where a split's file is not the one written."""
+        for split in SPLITS:
+            self._checked(split)
+
+    def _checked(self, split: str) -> Path:
         file = self.files[split]
         path = self.folder / file.name
         try:
@@ -71,7 +80,7 @@ class Store:
                 f"{path} changed since its import: SHA-256 {now.sha256[:12]}, expected {file.sha256[:12]}. "
                 "Import the data set again"
             )
-        return pq.read_table(path, partitioning=None)
+        return path
 
 
 def is_store(folder: Path) -> bool:
@@ -79,11 +88,10 @@ def is_store(folder: Path) -> bool:
     return (folder / _INDEX).is_file()
 
 
-def write_store(folder: Path, table: pa.Table, info: TableInfo, *, replace: bool = True) -> Store:
+def write_store(folder: Path, table: pa.Table, info: TableInfo) -> Store:
     """Write a store as a whole or not at all, in place of the store that the folder may hold.
 
-    With `replace` false that one stays: it is for stores named by their content, which another process may have
-    written by now. A folder that holds anything else is refused: nobody's files are ever replaced.
+    A folder that holds anything else is refused: nobody's files are ever replaced.
     """
     folder = folder.resolve()
     check_replaceable(folder)
@@ -91,7 +99,7 @@ def write_store(folder: Path, table: pa.Table, info: TableInfo, *, replace: bool
     try:
         beside.mkdir(parents=True)
         _fill(beside, table, info)
-        _move_in(beside, folder, replace)
+        _move_in(beside, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder} ({error.strerror})") from error
     finally:
@@ -155,10 +163,18 @@ def _imported(source: Path, options: ImportOptions) -> Store:
         options.binarize,
         content,
     ]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    folder = cache_folder() / "tables" / key[:24]
-    if not is_store(folder):
-        return write_store(folder, *import_source(source, options), replace=False)
+    folder = cache_entry("tables", hashlib.sha256(json.dumps(parts).encode()).hexdigest())
+    with locked(folder):
+        if folder.exists():
+            try:
+                store = Store.open(folder)
+                store.check()
+                return store
+            except DataError as error:
+                console.progress(f"The cached import is damaged ({error}); importing {source} again")
+        table, info = import_source(source, options)
+        with making(folder) as beside:
+            _fill(beside, table, info)
     return Store.open(folder)
 
 
@@ -182,31 +198,21 @@ def _fill(folder: Path, table: pa.Table, info: TableInfo) -> None:
         path = folder / f"{split}.parquet"
         pq.write_table(table.filter(pc.equal(table["split"], split)), path)
         files[split] = asdict(Source.of(path))
-        _fsync(path)
+        sync(path)
     write_json(folder / _INDEX, {"info": info.to_json(), "files": files})
-    _fsync(folder)
+    sync(folder)
 
 
-def _move_in(new: Path, folder: Path, replace: bool) -> None:
+def _move_in(new: Path, folder: Path) -> None:
     """Put `new` in the folder's place; what stood there comes back if that fails."""
     aside = new.with_name(new.name + ".old")
-    if folder.exists() and replace:
+    if folder.exists():
         folder.rename(aside)
     try:
         new.rename(folder)
-    except BaseException as error:
+    except BaseException:
         if aside.exists():
             aside.rename(folder)
-        kept = not replace and isinstance(error, OSError) and is_store(folder)
-        if not kept:
-            raise
+        raise
     shutil.rmtree(aside, ignore_errors=True)
-    _fsync(folder.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder.parent)

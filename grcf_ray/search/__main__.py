@@ -58,6 +58,9 @@ def search(
     storage: str | None = typer.Option(
         None, metavar="DIR|URI", help="Where runs go, such as s3://bucket/runs; default $GRCF_RUNS, then ./runs."
     ),
+    shared: bool = typer.Option(
+        False, "--shared", help="Let others read the run, as your umask allows; without it, you alone."
+    ),
     time_budget: str | None = typer.Option(
         None,
         metavar="TIME",
@@ -132,6 +135,7 @@ def search(
         seeds,
         reopen,
         budget,
+        shared=shared,
         dry_run=dry_run,
         calibrate=calibrate,
         as_json=json,
@@ -146,6 +150,7 @@ def _run(
     reopen: bool,
     time_budget: float | None,
     *,
+    shared: bool,
     dry_run: bool,
     calibrate: bool,
     as_json: bool,
@@ -164,6 +169,7 @@ def _run(
             seeds=seeds,
             reopen=reopen,
             time_budget=time_budget,
+            shared=shared,
             command=shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]]),
             listeners=(ProgressLines(), tensorboard, page),
         )

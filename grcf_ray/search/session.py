@@ -64,6 +64,8 @@ class Session:
     time_budget: float | None
     command: str
     listeners: Sequence[Listener] = ()
+    shared: bool = False
+    """Let others read the run, as the user's mask has it."""
 
     @property
     def config(self) -> RunConfig:
@@ -241,6 +243,8 @@ class Session:
         place = self.record.place
         try:
             place.make_private()
+            if self.shared:
+                place.share()
             if place.local is not None:
                 tempfile.TemporaryFile(dir=place.local).close()
         except OSError as error:

@@ -126,6 +126,27 @@ def test_store_is_not_imported_again(run: Run) -> None:
     assert "data/own is imported already" in err
 
 
+def test_cache_is_shown_and_cleared(run: Run, tmp_path: Path) -> None:
+    for kind, size in (("tables", 3000), ("features", 2_000_000)):
+        entry = tmp_path / "cache" / kind / ("0123456789ab" * 2)
+        entry.mkdir(parents=True)
+        (entry / "file").write_bytes(bytes(size))
+    (tmp_path / "cache" / "mine").touch()
+    code, out, _ = run("cache")
+    assert code == 0
+    assert f"cache {tmp_path / 'cache'}" in out
+    assert [line.split() for line in out.splitlines()[-3:]] == [
+        ["tables", "1", "0.0", "MB"],
+        ["features", "1", "2.0", "MB"],
+        ["total", "2", "2.0", "MB"],
+    ]
+    code, out, _ = run("cache", "--clear")
+    assert (code, "removed" in out) == (0, True)
+    assert run("cache")[1].splitlines()[-1].split() == ["total", "0", "0.0", "MB"]
+    assert (tmp_path / "cache" / "mine").exists()
+    assert (tmp_path / "own.csv").exists()
+
+
 def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
     run("import", "own.csv", "--dataset", "own", "--label-range", "1", "5")
     run("import", "own.csv", "--dataset", "mosi")

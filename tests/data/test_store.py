@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 import threading
 from pathlib import Path
 
@@ -177,6 +178,27 @@ def test_find_imports_foreign_files_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_data("own", source, (0, 5)).folder != store.folder
     source.write_text(CSV.replace("a,train,x,1", "a,train,x,4"))
     assert find_data("own", source, (1, 5)).info.fingerprint != store.info.fingerprint
+
+
+def test_damaged_cached_import_is_made_again_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "own.csv"
+    source.write_text(CSV)
+    store = find_data("own", source, (1, 5))
+    assert capsys.readouterr().err == ""
+    for damage in (lambda path: path.write_bytes(bytes(path.stat().st_size)), lambda path: path.unlink()):
+        for name in ("test.parquet", "dataset.json"):
+            damage(store.folder / name)
+            assert find_data("own", source, (1, 5)) == store
+            assert name in capsys.readouterr().err or name == "dataset.json"
+            assert store.read("test")["id"].to_pylist() == ["c"]
+
+
+def test_cached_import_is_its_users_alone(tmp_path: Path) -> None:
+    source = tmp_path / "own.csv"
+    source.write_text(CSV)
+    folder = find_data("own", source, (1, 5)).folder
+    for path in (tmp_path / "cache", folder.parent, folder, *folder.iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_find_imports_foreign_files_of_the_usual_folder(tmp_path: Path) -> None:
