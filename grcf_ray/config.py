@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from grcf_ray.errors import ConfigError, faults_message
+from grcf_ray.plain_yaml import DECIMAL, read_yaml
 
 __all__ = [
     "ABLATIONS",
@@ -44,12 +46,22 @@ __all__ = [
 ]
 
 Task = Literal["regression", "classification"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-# YAML reads the words yes and no as true and false.
+
+
+def _number(value: Any) -> Any:
+    # Left to itself, pydantic takes true for 1, and 010 and 1_000 for numbers.
+    if isinstance(value, bool) or (isinstance(value, str) and not DECIMAL.fullmatch(value.strip())):
+        raise PydanticCustomError("decimal", "Input should be a number in decimal digits")
+    return value
+
+
+Digits = BeforeValidator(_number)
+Positive = Annotated[float, Digits, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Digits, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Digits, Field(ge=0, lt=1)]
+Count = Annotated[int, Digits, Field(ge=0)]
+PositiveCount = Annotated[int, Digits, Field(ge=1)]
+# Runs of the first releases have true and false on record for the words yes and no.
 Word = BeforeValidator(lambda value: ("yes" if value else "no") if isinstance(value, bool) else value)
 
 
@@ -57,7 +69,7 @@ Word = BeforeValidator(lambda value: ("yes" if value else "no") if isinstance(va
 class FeatureConfig:
     """What is computed once from the utterance table and shared by all trials."""
 
-    max_tokens: Annotated[int, Field(ge=4)] = 128
+    max_tokens: Annotated[int, Digits, Field(ge=4)] = 128
     """Subwords an utterance is cut to, special tokens counted; of its context the oldest go first."""
     standardise: bool = True
     """Give audio and vision columns zero mean and unit deviation, by the training split's rows."""
@@ -210,7 +222,7 @@ class TrainConfig:
 
     clip_norm: Positive = 1.0
     """Gradient norm that a step is clipped to."""
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_fraction: Probability = 0.0
     """Share of the steps with a rising learning rate, before the cosine."""
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Arithmetic of the forward pass; auto is bfloat16 autocast on CUDA, float32 elsewhere."""
@@ -242,7 +254,7 @@ class SearchConfig:
     """Stop trials early by ASHA."""
     grace_epochs: PositiveCount = 1
     """Epochs that every trial may run before ASHA judges it."""
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    reduction_factor: Annotated[float, Digits, Field(gt=1)] = 3.0
     """ASHA keeps one in this many trials at each rung."""
     hang_minutes: Positive = 120.0
     """Minutes without the end of an epoch after which a trial counts as hung: its process is killed."""
@@ -426,8 +438,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             faults.append(f"{assignment!r}: should be PATH=VALUE, as in stage1.encoder_lr=1e-5")
             continue
         try:
-            values[path.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[path.strip()] = read_yaml(text, "").content
+        except ConfigError:
             faults.append(f"{assignment!r}: the value is not a YAML scalar")
     faults += config_faults(values)
     if faults:

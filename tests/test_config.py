@@ -141,6 +141,23 @@ def test_section_is_no_setting() -> None:
     assert config_faults({"seed.run": 3})[0].startswith("seed.run: no such setting")
 
 
+NUMBERS = [
+    path
+    for path, default in flatten(RunConfig()).items()
+    if default is None or (isinstance(default, (int, float)) and not isinstance(default, bool))
+]
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "010", "0x10", "0o17", "1:30", "1_000", "1e", "''", "+-1"])
+@pytest.mark.parametrize("path", [path for path in NUMBERS if path != "search.accelerator_type"])
+def test_numbers_are_in_decimal_digits(path: str, word: str) -> None:
+    """YAML 1.1 takes some of these for numbers, and pydantic others: 010 for 8, 1:30 for 90, true for 1."""
+    with pytest.raises(ConfigError) as caught:
+        parse_assignments([f"{path}={word}"])
+    assert path in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
 @pytest.mark.parametrize("word", ["1e-5", "1.0e-5", "0.00001", "1E-5"])
 def test_numbers_that_yaml_takes_for_words(word: str) -> None:
     values = parse_assignments([f"stage1.encoder_lr={word}"])

@@ -14,6 +14,7 @@ RANKS = {
     "errors": 0,
     "files": 1,
     "cache": 1,
+    "plain_yaml": 1,
     "memory": 1,
     "storage": 1,
     "config": 1,

@@ -20,11 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from grcf_ray.config import RunConfig, Task, build_config, check_margins, config_faults, known_paths, nearest
+from grcf_ray.config import RunConfig, Task, build_config, check_margins, config_faults, flatten, known_paths, nearest
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
+from grcf_ray.plain_yaml import LARGEST, PlainYaml, read_yaml
 
 __all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "recorded_space", "shipped_space", "space_for"]
 
@@ -130,14 +129,13 @@ def recorded_space(content: Mapping[str, Any], source: str) -> Space:
 def load_space(path: Path) -> Space:
     """A space file. ConfigError lists every fault of the file at once."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1).decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such search space; those that ship: {', '.join(_shipped())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    return _parse(content, str(path))
+    return _parse(read_yaml(text, str(path)), str(path))
 
 
 def space_for(dataset: str, path: Path | None) -> Space:
@@ -169,32 +167,38 @@ def _shipped() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
-def _parse(content: Any, source: str) -> Space:
+def _parse(read: PlainYaml, source: str) -> Space:
+    content = read.content
+
+    def at(*keys: str) -> str:
+        return f" (line {read.lines[keys]})" if keys in read.lines else ""
+
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: should be a mapping with dataset, fixed, stage1 and stage2")
     sections = ("dataset", "fixed", "stage1", "stage2")
-    faults = [f"{key}: no such section{nearest(str(key), sections)}" for key in content if key not in sections]
+    faults = [f"{key}: no such section{nearest(key, sections)}{at(key)}" for key in content if key not in sections]
     parts: dict[str, dict[str, Any]] = {}
     for name in sections[1:]:
         part = content.get(name) or {}
         if not isinstance(part, dict):
-            faults.append(f"{name}: should be a mapping of settings")
+            faults.append(f"{name}: should be a mapping of settings{at(name)}")
             part = {}
-        parts[name] = {str(path): value for path, value in part.items()}
+        parts[name] = part
     if not isinstance(content.get("dataset"), str):
         faults.append("dataset: missing, the name of the data set that the space is for")
-    faults += [f"fixed: {fault}" for fault in config_faults(parts["fixed"])]
+    for fault in config_faults(parts["fixed"]):
+        path = next(path for path in parts["fixed"] if fault.startswith((f"{path} = ", f"{path}:")))
+        faults.append(f"fixed: {fault}{at('fixed', path)}")
     dimensions: dict[str, dict[str, Dimension]] = {"stage1": {}, "stage2": {}}
     for stage in ("stage1", "stage2"):
         allowed = STAGE1_SECTIONS if stage == "stage1" else STAGE2_ONLY
         for path, value in parts[stage].items():
             found = _path_faults(path, stage, allowed, parts)
             if not found:
-                dimension, found = _dimension(value)
+                dimension, found = _dimension(path, value)
                 if dimension is not None and not found:
-                    found = _value_faults(path, dimension)
                     dimensions[stage][path] = dimension
-            faults += [f"{stage}: {path}: {fault}" for fault in found]
+            faults += [f"{stage}: {path}: {fault}{at(stage, path)}" for fault in found]
     if faults:
         raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults, limit=len(faults)))
     return Space(content["dataset"], parts["fixed"], dimensions["stage1"], dimensions["stage2"], source)
@@ -215,43 +219,47 @@ def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[s
     return []
 
 
-def _dimension(value: Any) -> tuple[Dimension | None, list[str]]:
+def _dimension(path: str, value: Any) -> tuple[Dimension | None, list[str]]:
     if not isinstance(value, dict):
         return None, ["should be {low, high, log, start} or {choices, start}"]
-    if "choices" in value:
-        return _choice(value)
-    return _range(value)
+    return _choice(path, value) if "choices" in value else _range(path, value)
 
 
-def _choice(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
+def _choice(path: str, value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
     faults = [f"{key}: unknown; a choice has choices and start" for key in value.keys() - {"choices", "start"}]
     choices = value["choices"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, (str, int, float)) for c in choices):
         return None, [*faults, "choices: should be a list of two or more words or numbers"]
-    if value.get("start") not in choices:
-        faults.append(f"start = {value.get('start')!r}: should be one of the choices {choices}")
-    return Choice(tuple(choices), value.get("start", choices[0])), faults
+    if unfit := _unfit(path, choices):
+        return None, [*faults, *unfit]
+    # As the setting has them, so that yes is true, and 1 and 1.0 are the same.
+    choices = [_typed(path, choice) for choice in choices]
+    faults += [f"choices: {one!r} is listed twice" for one in dict.fromkeys(choices) if choices.count(one) > 1]
+    start: Any = value.get("start")
+    if not _unfit(path, [start]):
+        start = _typed(path, start)
+    if start not in choices:
+        faults.append(f"start = {start!r}: should be one of the choices {choices}")
+        return None, faults
+    return Choice(tuple(choices), start), faults
 
 
-def _range(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
+def _range(path: str, value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
     faults = [
         f"{key}: unknown; a range has low, high, log and start"
         for key in sorted(value.keys() - {"low", "high", "log", "start"})
     ]
     numbers: dict[str, float] = {}
     for key in ("low", "high", "start"):
-        try:
-            # YAML reads 1e-5, without a point, as a word.
-            number = float(value[key])
-        except KeyError:
+        number = value.get(key)
+        if key not in value:
             faults.append(f"{key}: missing")
-        except (TypeError, ValueError):
-            faults.append(f"{key} = {value[key]!r}: should be a number")
+        elif isinstance(number, bool) or not isinstance(number, (int, float)):
+            faults.append(f"{key} = {number!r}: should be a number in decimal digits")
+        elif not math.isfinite(number):
+            faults.append(f"{key} = {number}: should be a finite number")
         else:
-            if math.isfinite(number):
-                numbers[key] = number
-            else:
-                faults.append(f"{key} = {number}: should be a finite number")
+            numbers[key] = float(number)
     log = value.get("log", False)
     if not isinstance(log, bool):
         faults.append(f"log = {log!r}: should be true or false")
@@ -264,10 +272,13 @@ def _range(value: Mapping[str, Any]) -> tuple[Dimension | None, list[str]]:
         faults.append(f"start = {start:g}: lies outside [{low:g}, {high:g}]")
     if log is True and low <= 0:
         faults.append(f"low = {low:g}: should be positive where log is true")
-    return Range(low, high, bool(log), start), faults
-
-
-def _value_faults(path: str, dimension: Dimension) -> list[str]:
     # A setting of a type and bounds of its own admits a range if it admits both ends.
-    values = dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high, dimension.start)
+    return Range(low, high, bool(log), start), faults or _unfit(path, (low, high, start))
+
+
+def _unfit(path: str, values: Sequence[Any]) -> list[str]:
     return [fault.removeprefix(f"{path} = ") for value in values for fault in config_faults({path: value})]
+
+
+def _typed(path: str, value: Any) -> Any:
+    return flatten(build_config({path: value}))[path]

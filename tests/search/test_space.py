@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,80 @@ def test_choices_keep_their_types(tmp_path: Path) -> None:
     )
     assert space.stage1["pairs.redraw"] == Choice((True, False), True)
     assert space.config({"pairs.redraw": False, "pairs.pairs_per_group": 16}).pairs.pairs_per_group == 16
+
+
+def test_choices_are_numbers_where_ranges_have_them(tmp_path: Path) -> None:
+    space = load(
+        tmp_path,
+        "dataset: own\nstage1:\n  stage1.head_lr: {choices: [1e-4, 1E-3, '1e-2'], start: 1e-3}\n"
+        "  pairs.redraw: {choices: [yes, no], start: no}\n",
+    )
+    assert space.stage1["stage1.head_lr"] == Choice((1e-4, 1e-3, 1e-2), 1e-3)
+    assert space.stage1["pairs.redraw"] == Choice((True, False), False)
+    assert space.config().stage1.head_lr == 1e-3
+
+
+def test_faults_name_their_line(tmp_path: Path) -> None:
+    text = """dataset: own
+fixed:
+  stage1.epochs: yes
+  stage2.epochs: 010
+  seed: 1:30
+stage1:
+  stage1.head_lr: {choices: [1e-4, 0.0001], start: 1e-4}
+  pairs.pairs_per_group: {choices: [true, 8], start: 8}
+  stage1.encoder_lr: {low: 010, high: 20, start: 15}
+stage2:
+  stage2.head_lr: 3
+extra: {}
+"""
+    expected = [("extra", 12), ("seed = '1:30'", 5), ("stage1.epochs = 'yes'", 3), ("stage2.epochs = '010'", 4)]
+    expected += [("stage1.head_lr: choices: 0.0001", 7), ("pairs.pairs_per_group: True", 8)]
+    expected += [("stage1.encoder_lr: low = '010'", 9), ("stage2.head_lr", 11)]
+    faults = faults_of(tmp_path, text)
+    assert len(faults) == len(expected)
+    for fault, (what, line) in zip(faults, expected, strict=True):
+        assert what in fault
+        assert fault.endswith(f"(line {line})")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("dataset: own\ndataset: mosi\n", (1, 2)),
+        ("dataset: own\nfixed:\n  seed: 1\n  stage1.epochs: 2\n  seed: 3\n", (3, 5)),
+        ("dataset: own\nstage1:\n  stage1.head_lr: {low: 1, high: 2,\n    low: 3, start: 1}\n", (3, 4)),
+    ],
+)
+def test_a_repeated_key_is_refused_with_its_lines(tmp_path: Path, text: str, lines: tuple[int, int]) -> None:
+    (fault,) = faults_of(tmp_path, text)
+    assert all(f"line {line}" in fault for line in lines)
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz"))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (BOMB, "line 1"),
+        ("dataset: own\nfixed: {seed: *none}", "line 2"),
+        ("dataset: own\nfixed: {seed: !!int 010}", "line 2"),
+        ("dataset: !!python/name:os.system x", "line 1"),
+        ("[" * 30_000, "16"),
+        ("fixed:\n" + "".join(" " * (i + 1) + "a:\n" for i in range(200)), "16"),
+        ("dataset: own # " + "x" * 40_000, "32 KiB"),
+        ("dataset: own\n  fixed: x", "line 2"),
+        ("? [a]\n: b", "line 1"),
+        ("a: 1\n---\na: 2", "line 2"),
+        ("dataset: \x00", "not YAML"),
+    ],
+)
+def test_yaml_that_is_not_plain_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert word in str(caught.value)
+    assert str(tmp_path / "space.yaml") in str(caught.value)
 
 
 def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
