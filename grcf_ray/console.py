@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 import shutil
@@ -15,8 +17,28 @@ import typer
 from grcf_ray.errors import GrcfError
 
 _NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%)?")
+_CODES = re.compile(
+    # C0 without the line feed, DEL and C1; separators of lines and overrides of direction; halves of letters.
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_ASCII = dict(zip("▁▂▃▄▅▆▇█░•─│└–×“”‘’", "_.:-=+*#.o-|+-x\"\"''", strict=True)) | {"±": "+-", "…": "..."}
+"""What charts and sentences have, for terminals that have ASCII alone."""
+_ERRORS = "grcf_ray"
+"""The name of `_encodable` among Python's handlers of encoding errors."""
 
-__all__ = ["make_app", "print_table", "progress", "run", "sentence", "size", "table_lines", "width"]
+__all__ = [
+    "make_app",
+    "print_json",
+    "print_table",
+    "printable",
+    "progress",
+    "run",
+    "say",
+    "sentence",
+    "size",
+    "table_lines",
+    "width",
+]
 
 
 def make_app(help: str) -> typer.Typer:
@@ -36,6 +58,11 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
 
     `--debug`, anywhere among the arguments, or GRCF_DEBUG=1 adds the traceback.
     """
+    codecs.register_error(_ERRORS, _encodable)
+    for stream in (sys.stdout, sys.stderr):
+        # A letter that the terminal's encoding lacks must not end a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("GRCF_DEBUG") == "1"
     try:
@@ -44,7 +71,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            progress(traceback.format_exc().rstrip())
         if isinstance(error, GrcfError):
             progress(f"error: {error}")
             sys.exit(error.exit_code)
@@ -55,9 +82,38 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def printable(text: str) -> str:
+    """The text with escapes, such as `\\x1b`, for codes that would command a terminal; line feeds stay.
+
+    Data, names of files and errors of other programs reach the terminal through this alone.
+    """
+    return _CODES.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _encodable(error: UnicodeError) -> tuple[str, int]:
+    """In the place of letters that the terminal's encoding lacks: ASCII that looks like them, or their escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    escaped = (_ASCII.get(letter) or letter.encode("unicode_escape").decode() for letter in letters)
+    return "".join(escaped), error.end
+
+
 def progress(line: str) -> None:
     """A line on standard error; standard output is kept for the answer."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def say(text: str = "") -> None:
+    """A line, or several, of the answer, on standard output."""
+    print(printable(text))
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """An answer as JSON on standard output, in ASCII. ValueError for NaN, which JSON lacks."""
+    import json
+
+    print(json.dumps(value, indent=indent, allow_nan=False))
 
 
 def sentence(note: str) -> str:
@@ -71,8 +127,8 @@ def size(count: float) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on standard output, numbers to the right; off a terminal it is neither coloured nor cut."""
-    print("\n".join(table_lines(header, rows)))
+    """A table on standard output, numbers to the right; it is as wide as a terminal, and off one it is not cut."""
+    say("\n".join(table_lines(header, rows)))
 
 
 def width() -> int:
@@ -81,24 +137,24 @@ def width() -> int:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> list[str]:
-    """A table's lines. width: columns that it has to fit; then, as off a terminal, it is not coloured."""
+    """A table's lines, a row a line where it fits. width: columns that it has to fit."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else _in_line(str(cell)) for cell in row] for row in rows]
+    table = Table(box=None, pad_edge=False)
     for column, name in enumerate(header):
-        numeric = all(_NUMBER.fullmatch(str(row[column])) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    terminal = width is None and sys.stdout.isatty()
-    console = Console(
-        markup=False,
-        highlight=False,
-        emoji=False,
-        width=None if terminal else width or 1000,
-        color_system="auto" if terminal else None,
-    )
+        numeric = all(_NUMBER.fullmatch(row[column]) for row in cells)
+        table.add_column(_in_line(name), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    console = Console(markup=False, highlight=False, emoji=False, width=width, color_system=None)
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _in_line(text: str) -> str:
+    return printable(text).replace("\n", " ")

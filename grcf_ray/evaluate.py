@@ -41,8 +41,6 @@ def evaluate(
       python -m grcf_ray.evaluate runs/demo-all-MiniLM-L6-v2-seed42 --split valid --json
       python -m grcf_ray.evaluate runs/mosei-deberta-v3-base-seed42 --on mosi --fit-features
     """
-    import json as json_library
-
     from grcf_ray.data.schema import SPLITS
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError, DataError
@@ -78,7 +76,7 @@ def evaluate(
     same = metrics == before if before else None
     if json:
         answer = {"split": split, "metrics": metrics, "as_recorded": same}
-        print(json_library.dumps(answer if on is None else {**answer, "on": on, "notes": notes}, indent=2))
+        console.print_json(answer if on is None else {**answer, "on": on, "notes": notes})
         return
     console.print_table(
         ("metric", split, "recorded") if on is None else ("metric", f"{on}, {split}"),
@@ -89,9 +87,9 @@ def evaluate(
         ],
     )
     for note in notes:
-        print(console.sentence(note))
+        console.say(console.sentence(note))
     if same is not None:
-        print("Exactly as recorded." if same else "Not as recorded: another machine type, or other versions.")
+        console.say("Exactly as recorded." if same else "Not as recorded: another machine type, or other versions.")
 
 
 if __name__ == "__main__":

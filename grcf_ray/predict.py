@@ -80,7 +80,6 @@ def predict(
       python -m grcf_ray.predict best --input mosi.pkl --output scores.jsonl --device cuda
     """
     import dataclasses
-    import json as json_library
 
     import torch
 
@@ -141,12 +140,12 @@ def predict(
     if json:
         done: dict[str, Any] = {"rows": shape.rows, "output": str(target), "seeds": len(again), "notes": notes}
         done |= {"device": on.type, "seconds": seconds, "rows_per_s": shape.rows / seconds}
-        print(json_library.dumps(done, indent=2))
+        console.print_json(done)
         return
     speed = f"{duration(seconds)}, {shape.rows / seconds:.0f} rows/s"
-    print(f"{shape.rows} rows scored ({speed}): {target}")
+    console.say(f"{shape.rows} rows scored ({speed}): {target}")
     for note in notes:
-        print(console.sentence(note))
+        console.say(console.sentence(note))
 
 
 @contextlib.contextmanager

@@ -56,9 +56,9 @@ def list_(
         console.progress(f"{place} holds no runs")
     rows = sorted_runs(select(rows, [*filter_, *([f"state={state}"] if state else [])]), sort, reverse=reverse)
     if json:
-        _print_json(rows)
+        console.print_json(rows)
     elif rows:
-        print("\n".join(catalogue_lines(rows, width=console.width())))
+        console.say("\n".join(catalogue_lines(rows, width=console.width())))
 
 
 @app.command()
@@ -94,15 +94,15 @@ def show(
         if found is None:
             raise ConfigError(f"--trial {trial}: the run has no such one; they are named stage1/0, stage2/7 and so on")
         if json:
-            _print_json(trial_facts(view, found))
+            console.print_json(trial_facts(view, found))
         else:
-            print("\n".join(trial_lines(view, found, width=width)))
+            console.say("\n".join(trial_lines(view, found, width=width)))
         return
     tables = shown_trials(view, _stages(stage), filters=filter_, sort=sort, reverse=reverse)
     if json:
-        _print_json({**run_facts(view), "trials": [row for rows in tables.values() for row in rows]})
+        console.print_json({**run_facts(view), "trials": [row for rows in tables.values() for row in rows]})
     else:
-        print("\n".join(run_lines(view, tables, columns=columns, width=width)))
+        console.say("\n".join(run_lines(view, tables, columns=columns, width=width)))
 
 
 @app.command()
@@ -125,9 +125,9 @@ def compare(
 
     found = compare_runs(_opened(one), _opened(other))
     if json:
-        _print_json(found)
+        console.print_json(found)
     else:
-        print("\n".join(comparison_lines(found, width=console.width())))
+        console.say("\n".join(comparison_lines(found, width=console.width())))
 
 
 @app.command()
@@ -206,12 +206,6 @@ def _opened(run: str) -> RunView:
 
 def _stages(stage: int | None) -> tuple[Literal[1, 2], ...]:
     return (1,) if stage == 1 else (2,) if stage == 2 else (1, 2)
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 if __name__ == "__main__":

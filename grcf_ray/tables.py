@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from grcf_ray.console import print_table, sentence
+from grcf_ray.console import print_table, say, sentence
 
 __all__ = ["P_VALUE", "Column", "Table"]
 
@@ -72,10 +72,10 @@ class Table:
 
     def print(self) -> None:
         """Title, table and notes on standard output."""
-        print(f"\n{self.title}\n")
+        say(f"\n{self.title}\n")
         print_table([column.title for column in self.columns], self.cells())
         for note in self.notes:
-            print(sentence(note))
+            say(sentence(note))
 
 
 def _cell(value: Any, format: str) -> str:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import ast
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -87,7 +91,6 @@ def test_table_is_plain_off_a_terminal_and_not_cut(capsys: pytest.CaptureFixture
     assert lines[1].split() == ["a[b]", "12", "0.500"]
     assert lines[2].split() == ["x" * 300, "3", "-"]
     assert lines[0].startswith("name")
-    assert "\x1b" not in "".join(lines)
 
 
 def test_closed_pipe_is_no_internal_error() -> None:
@@ -111,3 +114,51 @@ def test_closed_pipe_is_no_internal_error() -> None:
 )
 def test_sizes_are_as_people_read_them(count: float, words: str) -> None:
     assert console.size(count) == words
+
+
+HOSTILE = "\x1b[2J\x07\r\x7f\x9b31m\u202eevil\u2066\u2028\t\udc80"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda: console.progress(HOSTILE),
+        lambda: console.say(HOSTILE),
+        lambda: console.print_table([HOSTILE], [(HOSTILE,)]),
+        lambda: exit_code(app_that(DataError(HOSTILE))),
+        lambda: exit_code(app_that(ValueError(HOSTILE)), "--debug"),
+        lambda: console.print_json({HOSTILE: HOSTILE}),
+    ],
+)
+def test_no_text_commands_the_terminal(capsys: pytest.CaptureFixture[str], written: Callable[[], None]) -> None:
+    written()
+    out = "".join(capsys.readouterr())
+    assert "evil" in out
+    assert all(line.isprintable() for line in out.split("\n"))
+
+
+def test_lines_and_letters_of_any_script_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "two\nlines, Zürich, 电影, עברית, 👩\u200d👧"
+    console.say(text)
+    assert capsys.readouterr().out == text + "\n"
+    assert console.printable("a\x1bb\u202ec") == "a\\x1bb\\u202ec"
+
+
+def test_text_leaves_for_the_terminal_through_the_console() -> None:
+    package = Path(console.__file__).parent
+    # The latter is a process that answers the one that started it.
+    free = {package / "console.py", package / "bench" / "naive.py"}
+    for path in set(package.rglob("*.py")) - free:
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], path
+
+
+def test_letters_that_the_terminal_lacks_end_no_command() -> None:
+    code = (
+        "from grcf_ray import console\napp = console.make_app('x')\n@app.command()\n"
+        "def main() -> None:\n    console.say('\\u2588\\u2591 1 \\xb1 2 \\xe9')\n"
+        "    console.progress('\\u2581\\xe9')\nconsole.run(app)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"#. 1 +- 2 \\xe9\n", b"_\\xe9\n")

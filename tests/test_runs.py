@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Recorded
 
+ASCII = {**os.environ, "PYTHONIOENCODING": "ascii"}
 EVIL = "\x1b[31m=cmd|' /C calc'!A0<script>\u202e"
 Command = Callable[..., tuple[int, str, str]]
 
@@ -122,6 +123,15 @@ def test_list_tells_a_broken_run_by_one_line_and_goes_on(command: Command, runs:
     assert len([line for line in narrow(out) if line.startswith(("cut: ", "empty: ", "list: ", "newer: "))]) == 4
     (row,) = answer(command, "list", "--json", "--state", "finished")
     assert row["run"] == "recorded"
+
+
+def test_broken_runs_alone_are_listed(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "run.json").write_text('{"state": "fin')
+    code, out, err = command("list", "--storage", str(tmp_path))
+    assert (code, err) == (0, "")
+    (line,) = narrow(out)
+    assert line.startswith("cut: ")
 
 
 def test_list_tells_a_search_that_died_from_one_at_work(command: Command, runs: Path) -> None:
@@ -742,3 +752,11 @@ def test_optuna_dashboard_shows_both_stages(command: Command, runs: Path, tmp_pa
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.parametrize("words", [["runs", "watch"], ["runs", "show"], ["report", "--text"]])
+def test_a_terminal_that_has_ascii_alone_is_enough(words: list[str], runs: Path) -> None:
+    argv = [sys.executable, "-m", f"grcf_ray.{words[0]}", *words[1:], "runs/recorded"]
+    done = subprocess.run(argv, env=ASCII, capture_output=True, text=True, encoding="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "recorded" in done.stdout

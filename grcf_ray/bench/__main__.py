@@ -133,10 +133,10 @@ def bench(
         (out / f"{study or 'parts'}.json").write_text(answer + "\n", encoding="utf-8")
         (out / f"{study or 'parts'}.md").write_text(_markdown(study or "parts", about, tables), encoding="utf-8")
     if json:
-        print(answer)
+        console.say(answer)
         return
     for key, value in about.items():
-        print(f"{key + ':':12} {_shown(value)}")
+        console.say(f"{key + ':':12} {_shown(value)}")
     for table in tables:
         table.print()
 

@@ -120,8 +120,6 @@ def inspect(
       python -m grcf_ray.data inspect mosi
       python -m grcf_ray.data inspect data/mosi --html mosi.html
     """
-    import json as json_library
-
     from grcf_ray.data.frames import Frames
     from grcf_ray.files import write_text
     from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection, read_open
@@ -133,7 +131,7 @@ def inspect(
         write_text(page, draw_inspection(found))
         console.progress(f"page: {page}")
     if json:
-        print(json_library.dumps(found, indent=2, ensure_ascii=False))
+        console.print_json(found)
         return
     _summarise(store, tables)
     print_inspection(found)
@@ -148,7 +146,7 @@ def inspect(
         if name in rows.column_names:
             header.append(f"{name} rows")
             columns.append(Frames.of(rows[name]).lengths_N.tolist())
-    print()
+    console.say()
     console.print_table(header, list(zip(*columns, strict=True)))
 
 
@@ -206,7 +204,7 @@ def list_() -> None:
                 rows.append((info.name, "own data", f"{low:g} to {high:g}", sizes, "-", str(folder)))
     console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "here"], rows)
     for facts in absent:
-        print(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
+        console.say(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
 
 
 @app.command()
@@ -250,12 +248,12 @@ def _summarise(store: Store, tables: Mapping[str, pa.Table] | None = None) -> No
     low, high = info.label_range
     dims = {name: dim for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None}
     features = ", ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
-    print(f"data set     {info.name}: {info.task}, labels {low:g} to {high:g}, language {info.language}")
-    print(f"modalities   text{features and ', '}{features}")
-    print(f"fingerprint  {info.fingerprint}")
+    console.say(f"data set     {info.name}: {info.task}, labels {low:g} to {high:g}, language {info.language}")
+    console.say(f"modalities   text{features and ', '}{features}")
+    console.say(f"fingerprint  {info.fingerprint}")
     sources = [f"{source.name} (SHA-256 {source.sha256[:12]})" for source in info.sources]
-    print(f"sources      {', '.join(sources)}")
-    print(f"folder       {store.folder}\n")
+    console.say(f"sources      {', '.join(sources)}")
+    console.say(f"folder       {store.folder}\n")
     header = [
         "split",
         "utterances",
@@ -277,7 +275,7 @@ def _summarise(store: Store, tables: Mapping[str, pa.Table] | None = None) -> No
         rows.append([split, count, *figures, *missing])
     console.print_table(header, rows)
     for note in info.notes:
-        print(f"note: {note}")
+        console.say(f"note: {note}")
 
 
 def _short(text: str) -> str:

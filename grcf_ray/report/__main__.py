@@ -30,8 +30,6 @@ def report(
       python -m grcf_ray.report runs/demo-all-MiniLM-L6-v2-seed42 --text
       python -m grcf_ray.report s3://bucket/runs/mosi --out mosi.html
     """
-    import json as json_library
-
     from grcf_ray.errors import ConfigError
     from grcf_ray.report.page import DATA, report_data, sections, write_report
     from grcf_ray.report.terminal import typed
@@ -48,13 +46,13 @@ def report(
     if text:
         from grcf_ray.report.text import text_report
 
-        print(text_report(RunView.read(record)), end="")
+        console.say(text_report(RunView.read(record)).rstrip("\n"))
     elif json:
         view = RunView.read(record)
-        print(json_library.dumps(report_data(view, sections(view)), indent=2, allow_nan=False))
+        console.print_json(report_data(view, sections(view)))
     else:
         page = write_report(record, page=target)
-        print(f"Report: {typed(page)}")
+        console.say(f"Report: {typed(page)}")
 
 
 if __name__ == "__main__":

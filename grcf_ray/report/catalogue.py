@@ -42,8 +42,9 @@ def list_runs(runs: Place) -> list[dict[str, Any]]:
 
 def sorted_runs(rows: Sequence[Row], column: str, *, reverse: bool = False) -> list[Row]:
     """The rows by a column: of metrics the best first, of times the latest, of all else the smallest."""
-    if not rows:
-        return []
+    # A broken run has next to no columns: beside others it comes last, and alone it is no reason to refuse one.
+    if not any(row["state"] != BROKEN for row in rows):
+        return list(rows)
     name = column_named(column, columns_of(rows))
     metric = name.rpartition("/")[2] if name.startswith("test/") else None
     if name == "objective":

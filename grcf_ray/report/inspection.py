@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike
 
-from grcf_ray.console import print_table
+from grcf_ray.console import print_table, printable, say
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, TableInfo
 from grcf_ray.data.store import Store
@@ -61,17 +61,17 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     for split in OPEN_SPLITS:
         part = found[split]
         most = max((count for *_, count in part["histogram"]), default=0)
-        print(f"\nlabels of {split}")
+        say(f"\nlabels of {split}")
         for low, high, count in part["histogram"]:
             bar = "█" * round(_BAR * count / max(1, most))
-            print(f"{_span(low, high):>16}  {count:>6}  {bar}".rstrip())
-    print("\nlengths")
+            say(f"{_span(low, high):>16}  {count:>6}  {bar}".rstrip())
+    say("\nlengths")
     print_table(_LENGTHS_HEADER, _lengths(found))
     if features := _features(found):
-        print("\nfeatures")
+        say("\nfeatures")
         print_table(_FEATURES_HEADER, features)
     if found["train"]["groups"]:
-        print(f"\nordinal groups ({_GROUPS}), which overlap")
+        say(f"\nordinal groups ({_GROUPS}), which overlap")
         spans = [_span(low, high) for low, high, _ in found["train"]["groups"]]
         counts = [[str(count) for *_, count in found[split]["groups"]] for split in OPEN_SPLITS]
         print_table(("labels", *OPEN_SPLITS), list(zip(spans, *counts, strict=True)))
@@ -80,7 +80,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
 def draw_inspection(found: Mapping[str, Any]) -> str:
     """The figures as one HTML page."""
     sizes = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found["notes"])
+    notes = "".join(f"<li>{html.escape(printable(note))}</li>" for note in found["notes"])
     charts = []
     for split in OPEN_SPLITS:
         charts.append(_bars(f"Labels of {split}", found[split]["histogram"]))

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from grcf_ray.console import printable
+
 __all__ = ["Markup", "element", "figure", "joined", "script_json", "section", "table"]
 
 _EMPTY = frozenset({"img", "input", "meta"})
@@ -29,7 +31,7 @@ def element(tag: str, *content: object, **attributes: object) -> Markup:
     True stands alone, one that is None or False is left out.
     """
     written = "".join(
-        f" {name.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
+        f" {name.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_escaped(value)}"')
         for name, value in attributes.items()
         if value is not None and value is not False
     )
@@ -40,9 +42,12 @@ def element(tag: str, *content: object, **attributes: object) -> Markup:
 
 def joined(parts: Iterable[object]) -> Markup:
     """The parts one after the other, with what is not Markup escaped, and None left out."""
-    return Markup(
-        "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts if part is not None)
-    )
+    return Markup("".join(part if isinstance(part, Markup) else _escaped(part) for part in parts if part is not None))
+
+
+def _escaped(text: object) -> str:
+    # A browser obeys overrides of direction as a terminal does.
+    return html.escape(printable(str(text)))
 
 
 def figure(value: object, format: str = ".4f") -> Markup:

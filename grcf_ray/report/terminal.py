@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from grcf_ray.config import Task
-from grcf_ray.console import progress, table_lines
+from grcf_ray.console import printable, progress, say, table_lines
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.standing import seconds_left
 from grcf_ray.report.view import RunView
@@ -243,8 +242,7 @@ def summarise_view(view: RunView) -> dict[str, Any]:
 def print_result(summary: Mapping[str, Any]) -> None:
     """The final tables, on standard output."""
     for line in _result_lines(summary):
-        print(line)
-    sys.stdout.flush()
+        say(line)
 
 
 def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -391,8 +389,8 @@ def metric_lines(summary: Mapping[str, Any], *, width: int | None = None) -> lis
 
 
 def one_line(text: object, room: int = 70) -> str:
-    """A text from data as a line has room for it, without control codes; the record has the whole."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    """A text from data as a line has room for it, with escapes for control codes; the record has the whole."""
+    plain = printable(str(text)).replace("\n", " ")
     return plain if len(plain) <= room else f"{plain[: room - 3]}..."
 
 

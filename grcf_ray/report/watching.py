@@ -93,7 +93,7 @@ def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
 
     seen = Watch(record)
     if once or not sys.stdout.isatty():
-        print("\n".join(snapshot_lines(seen.look(), width=console.width())))
+        console.say("\n".join(snapshot_lines(seen.look(), width=console.width())))
         return
     terminal = Console(markup=False, highlight=False, emoji=False)
     # Drawn at each look and at no other time.
@@ -101,7 +101,7 @@ def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
         while True:
             look = seen.look()
             lines = snapshot_lines(look, width=terminal.width, height=terminal.height - 1)
-            live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
+            live.update(Text(console.printable("\n".join(lines)), no_wrap=True), refresh=True)
             if look.standing.state != "running":
                 return
             time.sleep(every)

@@ -167,8 +167,6 @@ def _outcome(experiment: Experiment, lab: Lab) -> Outcome:
 
 
 def _show(outcomes: list[Outcome], as_json: bool, place: Place | None, *, several: bool = False) -> None:
-    import json
-
     from grcf_ray.report.terminal import typed
 
     answers: list[dict[str, Any]] = []
@@ -178,9 +176,9 @@ def _show(outcomes: list[Outcome], as_json: bool, place: Place | None, *, severa
             continue
         outcome.print()
         if place is not None:
-            print(f"\nPage: {typed(place / outcome.name / 'index.html')}")
+            console.say(f"\nPage: {typed(place / outcome.name / 'index.html')}")
     if as_json:
-        print(json.dumps(answers if several else answers[0], indent=2, ensure_ascii=False))
+        console.print_json(answers if several else answers[0])
 
 
 if __name__ == "__main__":

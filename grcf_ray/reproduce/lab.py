@@ -98,7 +98,7 @@ class Lab:
         self.config: RunConfig = config_of(self.space, record, self.view.winner)
         """The winner's configuration."""
         self._models = record.place / "reproduce" / "models"
-        self._stop = Stop(last_words=lambda how: print(f"{how}; to go on: {command}", file=sys.stderr, flush=True))
+        self._stop = Stop(last_words=lambda how: console.progress(f"{how}; to go on: {command}"))
 
     @property
     def facts(self) -> DatasetFacts | None:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from grcf_ray.console import sentence
+from grcf_ray.console import say, sentence
 from grcf_ray.report.markup import Markup, element
 from grcf_ray.report.markup import table as table_element
 from grcf_ray.storage import Place
@@ -54,13 +54,13 @@ class Outcome:
 
     def print(self) -> None:
         """Title, tables and notes on standard output."""
-        print(f"{self.title} ({self.paper})")
+        say(f"{self.title} ({self.paper})")
         for table in self.tables:
             table.print()
         if self.notes:
-            print()
+            say()
         for note in self.notes:
-            print(note)
+            say(note)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, numbers in full."""

@@ -118,7 +118,7 @@ def search(
     if direct:
         chosen = direct_space(chosen)
     if print_config:
-        print(to_yaml(chosen.config()), end="")
+        console.say(to_yaml(chosen.config()).rstrip("\n"))
         return
     budget = parse_duration(time_budget) if time_budget else None
     from grcf_ray.data.store import find_data
@@ -221,7 +221,6 @@ def _print_plan(session: Session, room: Room) -> None:
 
 def _print_calibration(session: Session, as_json: bool) -> None:
     import contextlib
-    import json
 
     from grcf_ray.errors import ClusterError
     from grcf_ray.search.calibration import suggestion
@@ -233,7 +232,7 @@ def _print_calibration(session: Session, as_json: bool) -> None:
     if best is None:
         raise ClusterError(f"no trial could be timed: {ways[0].fault}")
     if as_json:
-        print(json.dumps({"ways": [vars(way) for way in ways], "suggested": vars(best)}))
+        console.print_json({"ways": [vars(way) for way in ways], "suggested": vars(best)}, indent=None)
         return
     one = ways[0].rate
     console.print_table(
@@ -251,17 +250,15 @@ def _print_calibration(session: Session, as_json: bool) -> None:
     )
     each, of = (f"--gpus-per-worker {best.gpus:g}", "GPU") if best.gpus else (f"--cpus-per-worker {best.cpus}", "node")
     alone = "" if best.gpus or best.trials > 1 else " --concurrent 1"
-    print(f"Suggested: {each}{alone}, {best.trials} trial{'s' * (best.trials > 1)} at a time on a {of}")
+    console.say(f"Suggested: {each}{alone}, {best.trials} trial{'s' * (best.trials > 1)} at a time on a {of}")
 
 
 def _print(record: RunRecord, as_json: bool) -> None:
-    import json
-
     from grcf_ray.report.terminal import print_result, summarise
 
     summary = summarise(record)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        console.print_json(summary)
     else:
         print_result(summary)
 

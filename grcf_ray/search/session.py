@@ -18,6 +18,7 @@ from grcf_ray.config import RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
+from grcf_ray.files import cache_folder
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
@@ -47,6 +48,8 @@ __all__ = ["Session"]
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)
 """A full, failing or vanished disk. Errors of object storage have no number."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)
+"""What only writing meets. NumPy's own error of a full disk has no number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,16 @@ class Session:
         protocol = datasets.protocol_of(store.info.name, store.info.task)
         torch.set_num_threads(os.cpu_count() or 1)
         console.progress("Preparing features")
-        features = prepare_features(store, config)
+        try:
+            features = prepare_features(store, config)
+        except OSError as error:
+            cache = cache_folder()
+            if error.errno not in _FULL and not str(error.filename or "").startswith(str(cache)):
+                raise
+            raise ClusterError(
+                f"{cache} cannot be written ({error.strerror or error}), and features are kept there. Make room in it, "
+                f"or name another folder: GRCF_CACHE=DIR {self.command}"
+            ) from error
         check_memory(features.train.nbytes + features.valid.nbytes, room.memory)
         self._open_record()
         self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task))

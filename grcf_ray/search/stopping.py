@@ -6,12 +6,12 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from grcf_ray.console import progress
 from grcf_ray.errors import ConfigError
 
 __all__ = ["STAGE_SHARES", "Stop", "parse_duration"]
@@ -73,7 +73,7 @@ class Stop:
             raise KeyboardInterrupt
         # It may come in the middle of another line.
         with contextlib.suppress(RuntimeError):
-            print("Stopping: trials end where they are. Ctrl-C again stops at once", file=sys.stderr, flush=True)
+            progress("Stopping: trials end where they are. Ctrl-C again stops at once")
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self._leave("Terminated")

@@ -106,7 +106,7 @@ def train(
     asked = ({"model.backbone": backbone} if backbone else {}) | parse_assignments(set_)
     config = build_config({**start, **ABLATIONS[ablation], **asked})
     if print_config:
-        print(to_yaml(config), end="")
+        console.say(to_yaml(config).rstrip("\n"))
     elif print_model:
         _print_model(config, dataset, data, label_range)
     else:
@@ -165,10 +165,10 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
             + (faults_message("What it was recorded with:", versions) if versions else "The versions are the same.")
         )
     if trial.error is not None:
-        print(f"Recorded: {trial.state} in epoch {trial.epoch + 1}, {trial.cause}: {trial.error}")
-        print(f"Now: {result.get('failure', 'it went on')}")
+        console.say(f"Recorded: {trial.state} in epoch {trial.epoch + 1}, {trial.cause}: {trial.error}")
+        console.say(f"Now: {result.get('failure', 'it went on')}")
     epochs_again = f"{trial.epoch} epoch{'s' if trial.epoch != 1 else ''}"
-    print(f"Reproduced: {name}, {trial.state}, {epochs_again}, every figure the same")
+    console.say(f"Reproduced: {name}, {trial.state}, {epochs_again}, every figure the same")
 
 
 def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range: tuple[float, float] | None) -> None:
@@ -271,7 +271,7 @@ def _train(config: RunConfig, sharing: SearchConfig, store: Store, out: Path, th
     with _runner(features, sharing) as runner:
         for job, epochs in jobs:
             _run(runner, job, epochs)
-    print(f"checkpoints: {out}")
+    console.say(f"checkpoints: {out}")
 
 
 def _stage_jobs(
@@ -354,7 +354,7 @@ def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> None:
         if result["epoch"] > found or noted:
             console.progress(_line(job.stage, epochs, result["curve"][-1]))
     best = read_state(folder / "best.safetensors")["curve"][-1]
-    print(f"{name}: best epoch {best['epoch']}, " + ", ".join(_figures(best)))
+    console.say(f"{name}: best epoch {best['epoch']}, " + ", ".join(_figures(best)))
 
 
 def _epochs_found(folder: Place) -> int:

@@ -19,6 +19,7 @@ import pytest
 from synthetic_run import HOSTILE, Run
 
 from grcf_ray import console
+from grcf_ray.console import printable
 from grcf_ray.errors import DataError
 from grcf_ray.report import page as page_module
 from grcf_ray.report.__main__ import app
@@ -250,7 +251,7 @@ def test_strings_of_the_data_are_text(tmp_path: Path) -> None:
     assert kinds["hostile"] == kinds["plain"]
     assert "img" not in kinds["hostile"]
     for section in ("header", "section-answer", "section-failures", "section-provenance"):
-        assert HOSTILE in pages["hostile"].texts[section], section
+        assert printable(HOSTILE) in pages["hostile"].texts[section], section
     assert all(
         len(page.json_of()) == len([a for t, a in page.elements if "type" in a and t == "script"])
         for page in pages.values()
@@ -412,8 +413,8 @@ def test_the_table_that_goes_with_a_figure_is_shown(tmp_path: Path, monkeypatch:
     )
     monkeypatch.setattr(page_module, "search_plots", lambda view: [plot])
     page = page_of(run.record)
-    assert page.tables["Pairs"] == [["text", HOSTILE], [HOSTILE, "0.123456789"]]
-    assert page.texts[first.name].count(HOSTILE) == 4
+    assert page.tables["Pairs"] == [["text", printable(HOSTILE)], [printable(HOSTILE), "0.123456789"]]
+    assert page.texts[first.name].count(printable(HOSTILE)) == 4
 
 
 def test_the_command_writes_the_page_and_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -264,7 +264,7 @@ def test_a_broken_trial_is_told_with_its_cause(capsys: pytest.CaptureFixture[str
     lines = lines_of(1, {1: (1000, 2)})
     failures = [{"attempt": 1, "cause": "process died", "error": "ActorDiedError: \x1b[31mthe actor", "time": ""}]
     assert told(capsys, lines, TrialBroke(trial(0, 0.5, failures=failures))) == [
-        "12:34:56  stage 1   0/1000  trial 0  broke off, starts again: process died: ActorDiedError:  [31mthe actor"
+        "12:34:56  stage 1   0/1000  trial 0  broke off, starts again: process died: ActorDiedError: \\x1b[31mthe actor"
     ]
     failures[0]["error"] = "x" * 500
     (line,) = told(capsys, lines, TrialBroke(trial(0, 0.5, failures=failures)))

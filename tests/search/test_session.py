@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grcf_ray.data.store import Store
+from grcf_ray.errors import ClusterError
 from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
+from grcf_ray.search.preflight import Room
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import load_space
-from grcf_ray.search.stopping import STAGE_SHARES
+from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import place_at
 from tests.search.conftest import listen
@@ -155,6 +158,16 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path) -> None:
         session.record.update_run(state=state)
         assert not again()
     assert not again(record=RunRecord(place_at(tmp_path / "nothing")))
+
+
+def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("GRCF_CACHE", "/cache/of/this/test")
+    monkeypatch.setattr("grcf_ray.search.session.prepare_features", full)
+    with pytest.raises(ClusterError, match=r"/cache/of/this/test.*No space left.*GRCF_CACHE"):
+        session._search(Room(nodes=1, cpus=1, gpus=0, concurrent=1, notes=()), Stop())
 
 
 def test_trials_after_the_look_at_test_are_noted_once(session: Session) -> None:
