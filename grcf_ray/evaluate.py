@@ -43,10 +43,11 @@ def evaluate(
     """
     from grcf_ray.data.schema import SPLITS
     from grcf_ray.data.store import find_data
-    from grcf_ray.errors import ConfigError, DataError
+    from grcf_ray.errors import ConfigError
     from grcf_ray.report.terminal import METRIC_TITLES
     from grcf_ray.search.opening import recorded_store
     from grcf_ray.search.record import RunRecord
+    from grcf_ray.search.saved import no_model, open_model
     from grcf_ray.search.transfer import measure_on
     from grcf_ray.search.winner import measure, note_test_read
     from grcf_ray.storage import place_at
@@ -54,25 +55,25 @@ def evaluate(
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: choose from {', '.join(SPLITS)}")
     record = RunRecord(place_at(run, check=True))
-    described = record.read_run()
+    record.read_run()
     best = record.place / "best"
     try:
         recorded = (best / "metrics.json").read_json()
     except FileNotFoundError as error:
-        raise DataError(f"{run} has no best model yet: its search is {described['state']}") from error
+        raise no_model(record) from error
     if on is None and (label_range is not None or fit_features):
         raise ConfigError("--label-range and --fit-features are for another data set: --on NAME")
     store = recorded_store(record, data) if on is None else find_data(on, data, label_range)
+    model = open_model(best)
     if split == "test":
         note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", [recorded["trial"]])
     before: dict[str, float] = recorded.get(split, {}) if on is None else {}
     notes: list[str] = []
-    with best.reading_folder() as model:
-        rows, threads = store.read(split), recorded["threads"]
-        if on is None:
-            metrics = measure(model, rows, threads=threads)
-        else:
-            metrics, notes = measure_on(model, rows, store.info, threads=threads, fit=fit_features)
+    rows, threads = store.read(split), recorded["threads"]
+    if on is None:
+        metrics = measure(model, rows, threads=threads)
+    else:
+        metrics, notes = measure_on(model, rows, store.info, threads=threads, fit=fit_features)
     same = metrics == before if before else None
     if json:
         answer = {"split": split, "metrics": metrics, "as_recorded": same}

@@ -23,6 +23,7 @@ from grcf_ray.data.store import find_data, write_store
 from grcf_ray.evaluate import app
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.train.export import load_model
+from grcf_ray.train.manifest import write_manifest
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -110,6 +111,7 @@ def test_the_model_needs_neither_the_backbone_nor_the_rest_of_the_run(
     settings = json.loads(config.read_text())
     settings["settings"]["model.backbone"] = "/nowhere/at/all"
     config.write_text(json.dumps(settings))
+    write_manifest(config.parent)
     code, out, _ = run(tmp_path / "run")
     assert code == 0
     assert out.endswith("Exactly as recorded.\n")
@@ -147,6 +149,10 @@ def test_an_unfinished_run_says_so(copy: Path, run: Run) -> None:
     code, out, err = run(copy)
     assert (code, out) == (3, "")
     assert err == f"error: {copy} has no best model yet: its search is interrupted\n"
+    (copy / "run.json").write_text(json.dumps(described))
+    code, out, err = run(copy)
+    assert (code, out) == (3, "")
+    assert described["starts"][-1]["command"] in err
 
 
 def test_what_is_no_run(tmp_path: Path, run: Run) -> None:
@@ -166,13 +172,15 @@ def test_tampered_weights_are_refused(copy: Path, damage: str, run: Run) -> None
         weights.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
     code, out, err = run(copy)
     assert (code, out) == (3, "")
-    assert err == f"error: {weights}: missing, or not the file that was written\n"
+    assert err.startswith(f"error: {weights.parent}: ") and err.count("model.safetensors") == 1
+    assert reads_of(copy) == ["search"], "a damaged model reads nothing"
 
 
 def test_changed_figures_are_called_so(copy: Path, run: Run) -> None:
     metrics = recorded_metrics(copy)
     metrics["test"]["mae"] += 1e-12
     (copy / "best" / "metrics.json").write_text(json.dumps(metrics))
+    write_manifest(copy / "best")
     code, out, _ = run(copy)
     assert code == 0
     assert out.splitlines()[-1].startswith("Not as recorded")

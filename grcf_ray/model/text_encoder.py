@@ -353,7 +353,7 @@ def _harmless(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _harmless(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if not _FOREIGN_CODE.fullmatch(key)
+        if not _FOREIGN_CODE.fullmatch(str(key))
     }
 
 
@@ -386,7 +386,7 @@ def _integers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             if isinstance(entry, dict):
                 yield from _integers(entry)
             elif isinstance(entry, int) and not isinstance(entry, bool):
-                yield name, entry
+                yield str(name), entry
 
 
 def _read_config(name: str, source: str) -> dict[str, Any]:

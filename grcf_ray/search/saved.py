@@ -10,7 +10,7 @@ from grcf_ray.storage import Place, place_at
 from grcf_ray.train import export
 from grcf_ray.train.export import SavedModel
 
-__all__ = ["find_model", "load_model", "open_model", "retrained_models"]
+__all__ = ["find_model", "load_model", "no_model", "open_model", "retrained_models"]
 
 
 def load_model(where: str | Path) -> SavedModel:
@@ -32,14 +32,22 @@ def find_model(place: Place) -> Place:
         raise DataError(f"{place}: neither a run, which has a run.json, nor a saved model, which has a config.json")
     best = place / "best"
     if not (best / "config.json").exists():
-        raise DataError(f"{place} has no best model yet: its search is {RunRecord(place).read_run()['state']}")
+        raise no_model(RunRecord(place))
     return best
 
 
+def no_model(record: RunRecord) -> DataError:
+    """Why a run has no best model, and what to do about it."""
+    run = record.read_run()
+    if run["state"] != "finished":
+        return DataError(f"{record} has no best model yet: its search is {run['state']}")
+    return DataError(f"{record}: best/ is gone; the search's command makes it again: {run['starts'][-1]['command']}")
+
+
 def open_model(place: Place) -> SavedModel:
-    """A model that `export.save_model` wrote, from a folder or from object storage."""
+    """A model that `export.save_model` wrote, verified, from a folder or from object storage."""
     with place.reading_folder() as folder:
-        return export.load_model(folder)
+        return export.load_model(folder, where=str(place))
 
 
 def retrained_models(place: Place) -> list[Place]:

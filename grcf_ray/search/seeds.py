@@ -18,10 +18,12 @@ from grcf_ray.data.store import Store
 from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.saved import open_model
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
-from grcf_ray.search.winner import export_winner, measure, note_test_read, trial_name
+from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
 from grcf_ray.storage import Place, place_at
+from grcf_ray.train.manifest import extend_manifest
 from grcf_ray.train.stage import stage_seed
 
 __all__ = [
@@ -281,9 +283,10 @@ def measure_models(
 
 def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:
     place = place_at(uri)
-    with place.reading_folder() as folder:
-        metrics = {
-            split: measure(folder, ray.get(table), threads=threads, keep=place / "predictions" / f"{split}.parquet")
-            for split, table in tables.items()
-        }
+    saved = open_model(place)
+    metrics = {
+        split: measure(saved, ray.get(table), threads=threads, keep=place / "predictions" / f"{split}.parquet")
+        for split, table in tables.items()
+    }
     (place / "metrics.json").write_json(metrics)
+    extend_manifest(place, MEASURED)

@@ -30,7 +30,7 @@ from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.preflight import Room, check_disk, connect, find_room
 from grcf_ray.search.record import RunRecord, now
-from grcf_ray.search.seeds import retrain
+from grcf_ray.search.seeds import retrain, retrainings
 from grcf_ray.search.space import Choice, Space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
@@ -86,12 +86,19 @@ class Session:
         return {stage: (trials, epochs) for stage, trials, epochs in stages if epochs}
 
     def finished(self) -> bool:
-        """Whether the record holds all that is asked for."""
+        """Whether the record holds all that is asked for: the search, its best model, and the retrainings."""
         if not self.record.exists or self.reopen:
             return False
         run = self.record.read_run()
         same = all(run["settings"][key] == value for key, value in flatten(self.config).items() if key in GROWING)
-        return bool(run["state"] == "finished" and same and run.get("seeds", 0) >= self.seeds)
+        if not (run["state"] == "finished" and same and run.get("seeds", 0) >= self.seeds):
+            return False
+        if not measured(self.record, run.get("winner", "")):
+            console.progress(
+                f"{self.record.place / 'best'} is gone or not whole: the winner is saved and measured again"
+            )
+            return False
+        return not self.seeds or retrainings(self.record, run["winner"]) is not None
 
     def check(self) -> Room:
         """How the trials fit the cluster, which is joined. What can never run is refused here."""
@@ -181,7 +188,7 @@ class Session:
             reopen=self.reopen,
         )
         winner = job.run()
-        if not measured(record, winner):
+        if not measured(record, trial_name(winner)):
             winner_config = config_of(self.space, record, winner)
             export_winner(record, winner, winner_config, features, store, protocol)
             measure_winner(record, winner, winner_config, features, store, facts, protocol)

@@ -326,7 +326,11 @@ def config_of(space: Space, record: RunRecord, trial: TrialRecord) -> RunConfig:
     own = {path: value for path, value in trial.params.items() if path != "finalist"}
     if "finalist" not in trial.params:
         return space.config(own)
-    inherited = (record.finalist_folder(int(trial.params["finalist"])) / "trial.json").read_json()["params"]
+    place = record.finalist_folder(int(trial.params["finalist"])) / "trial.json"
+    try:
+        inherited = place.read_json()["params"]
+    except FileNotFoundError as error:
+        raise DamagedError(f"{place}: missing, and stage{trial.stage}/{trial.number} inherits its settings") from error
     return space.config({**inherited, **own})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.metrics import split_metrics
 from grcf_ray.search.winner import finite_metrics
-from grcf_ray.train.export import SavedModel, load_model
+from grcf_ray.train.export import SavedModel
 from grcf_ray.train.stage import use_deterministic_torch
 
 __all__ = ["Rows", "fit_features", "measure_on", "score_on"]
@@ -36,7 +35,7 @@ class Rows(Protocol):
 
 
 def measure_on(
-    folder: Path, table: pa.Table, info: TableInfo, *, threads: int, fit: bool
+    saved: SavedModel, table: pa.Table, info: TableInfo, *, threads: int, fit: bool
 ) -> tuple[dict[str, float], list[str]]:
     """Metrics of a saved model on rows of another data set, under that one's protocol; and what was done to get them.
 
@@ -44,7 +43,7 @@ def measure_on(
     what differs. ConfigError where the tasks differ. Scores are scaled from the one label range to the other.
     """
     use_deterministic_torch(threads)
-    score_N, notes = score_on(load_model(folder), table, info, fit=fit)
+    score_N, notes = score_on(saved, table, info, fit=fit)
     low, high = info.label_range
     metrics = split_metrics(
         score_N,

@@ -22,20 +22,24 @@ from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
 from grcf_ray.data.schema import split_sizes
 from grcf_ray.data.store import Store
+from grcf_ray.errors import DataError
 from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.record import RunRecord, TrialRecord, now
+from grcf_ray.search.saved import open_model
 from grcf_ray.storage import Place
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
-from grcf_ray.train.export import load_model, save_model
+from grcf_ray.train.export import SavedModel, save_model
+from grcf_ray.train.manifest import MANIFEST, extend_manifest, is_complete
 from grcf_ray.train.stage import use_deterministic_torch
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "MEASURED",
     "available_threads",
     "comparability",
     "export_winner",
@@ -49,6 +53,9 @@ __all__ = [
     "versions",
 ]
 
+MEASURED = ("predictions/valid.parquet", "predictions/test.parquet", "metrics.json")
+"""What a saved model is given when it is measured, beside what `save_model` writes."""
+
 
 def export_winner(
     record: RunRecord,
@@ -60,15 +67,19 @@ def export_winner(
     *,
     to: str = "best",
 ) -> Place:
-    """Write `best/`, or another folder of the run: the winner's model on its own, and where it comes from."""
-    assert winner.checkpoint is not None
+    """Write `best/`, or another folder of the run: the winner's model on its own, and where it comes from.
+
+    DataError where the winner's checkpoint is gone: what the folder holds stays as it is then.
+    """
     place = record.at(to)
-    # The figures of the model that was here before would be taken for this one's.
-    for name in ("metrics.json", "predictions", "README.md"):
-        (place / name).delete()
+    if winner.checkpoint is None:
+        raise DataError(f"{record}: {trial_name(winner)} has no checkpoint, of which {place} could be made")
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
     load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
+    # The figures of the model that was here before would be taken for this one's.
+    for name in (MANIFEST, "metrics.json", "predictions", "README.md"):
+        (place / name).delete()
     with place.writing_folder() as folder:
         save_model(
             folder,
@@ -82,7 +93,7 @@ def export_winner(
         )
     provenance = place / "provenance.json"
     # A search that was cut off after its look at test looks again; the first look stays on record.
-    reads = provenance.read_json()["test_reads"] if provenance.exists() else []
+    reads = provenance.read_json()["test_reads"] if provenance.exists() else _lost_reads(record) if to == "best" else []
     provenance.write_json(
         {
             "trial": trial_name(winner),
@@ -106,14 +117,13 @@ def trial_name(trial: TrialRecord) -> str:
     return f"stage{trial.stage}/{trial.number}"
 
 
-def measure(folder: Path, table: pa.Table, *, threads: int, keep: Place | None = None) -> dict[str, float]:
+def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: Place | None = None) -> dict[str, float]:
     """Metrics of a saved model on a split's rows, on the CPU in float32.
 
     The same threads on the same machine type give the same bits. keep: a Parquet file to be written of what the
     metrics were computed from, in the table's order: id, text, label, score, and the state before the head.
     """
     use_deterministic_torch(threads)
-    saved = load_model(folder)
     low, high = saved.label_range
     label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
     if keep is None:
@@ -141,16 +151,19 @@ def measure_winner(
     facts: DatasetFacts | None,
     protocol: Protocol,
 ) -> dict[str, Any]:
-    """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`."""
+    """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`.
+
+    The manifest, with all of them in it, is written last.
+    """
     place = record.place / "best"
     threads = available_threads()
+    saved = open_model(place)
     note_test_read(place, "search", [trial_name(winner)])
     table = store.read("test")
-    with place.reading_folder() as folder:
-        valid, test = (
-            measure(folder, rows, threads=threads, keep=place / "predictions" / f"{split}.parquet")
-            for split, rows in (("valid", store.read("valid")), ("test", table))
-        )
+    valid, test = (
+        measure(saved, rows, threads=threads, keep=place / "predictions" / f"{split}.parquet")
+        for split, rows in (("valid", store.read("valid")), ("test", table))
+    )
     metrics = {
         "trial": trial_name(winner),
         "valid": valid,
@@ -163,21 +176,33 @@ def measure_winner(
     if config.search.ridge_baseline:
         metrics["baselines"] = [_ridge(features, table, store, config, protocol)]
     (place / "metrics.json").write_json(metrics)
+    extend_manifest(place, MEASURED)
     return metrics
 
 
-def measured(record: RunRecord, winner: TrialRecord) -> bool:
-    """Whether `best/` holds this trial and what it scores on test, so that nothing need be read again."""
+def measured(record: RunRecord, winner: str) -> bool:
+    """Whether `best/` holds this trial, whole, and what it scores on test, so that nothing need be read again."""
+    place = record.place / "best"
     try:
-        return bool((record.place / "best" / "metrics.json").read_json()["trial"] == trial_name(winner))
+        trial = (place / "metrics.json").read_json()["trial"]
     except FileNotFoundError:
         return False
+    return bool(trial == winner) and is_complete(place, ["metrics.json", "provenance.json"])
 
 
 def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
-    """Append to the model's provenance that these models are about to be measured on the test split."""
+    """Append to the model's provenance that these models are about to be measured on the test split.
+
+    DataError where the provenance is gone: test is not read then.
+    """
     path = place / "provenance.json"
-    provenance = path.read_json()
+    try:
+        provenance = path.read_json()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: missing, and each reading of test is noted there; run the search's command again, which makes "
+            f"{place.name} anew"
+        ) from error
     read = {"time": now(), "command": command, "models": list(models), "argv": sys.argv[1:]}
     path.write_json({**provenance, "test_reads": [*provenance["test_reads"], read]})
 
@@ -185,7 +210,15 @@ def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
 def test_was_read(record: RunRecord) -> bool:
     """Whether the run has looked at the test split."""
     path = record.place / "best" / "provenance.json"
-    return path.exists() and bool(path.read_json()["test_reads"])
+    return bool(path.read_json()["test_reads"] if path.exists() else _lost_reads(record))
+
+
+def _lost_reads(record: RunRecord) -> list[dict[str, Any]]:
+    """The looks at test of a run whose `best/` is gone, as far as run.json knows: the winner is named after one."""
+    run = record.read_run()
+    if "winner" not in run:
+        return []
+    return [{"time": run.get("ended", "unknown"), "command": "search, best/ lost since", "models": [run["winner"]]}]
 
 
 def available_threads() -> int:

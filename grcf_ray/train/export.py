@@ -3,6 +3,7 @@
 model.safetensors     every weight, the text encoder's too
 config.json           settings, dims, label range, standardisation, the backbone's configuration
 tokenizer/            the backbone's tokenizer
+manifest.json         a SHA-256 of each file, verified before any of them is used (see `manifest`)
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from grcf_ray import console
 from grcf_ray.config import RunConfig, Task, build_config, flatten
 from grcf_ray.data.features import Features, Standardiser, build_split
-from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message, reason
 from grcf_ray.files import file_sha256, replacing, write_json
 from grcf_ray.metrics import Protocol
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
-from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer
+from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
+from grcf_ray.train.manifest import MANIFEST, check_manifest, write_manifest
 from grcf_ray.train.stage import predict
 
 if TYPE_CHECKING:
@@ -34,7 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SavedModel", "load_model", "save_model"]
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no manifest, and a checksum of the weights alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +142,10 @@ def save_model(
 ) -> None:
     """Write a model for `load_model`. features: those it was trained on, for their statistics."""
     folder.mkdir(parents=True, exist_ok=True)
+    # What lies here from before is no model until all of this one is written.
+    (folder / MANIFEST).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder / "tokenizer")
-    weights = folder / "model.safetensors"
-    with replacing(weights) as beside:
+    with replacing(folder / "model.safetensors") as beside:
         save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, beside)
     write_json(
         folder / "config.json",
@@ -157,54 +163,120 @@ def save_model(
                 name: {"mean": s.mean_A.tolist(), "deviation": s.deviation_A.tolist()}
                 for name, s in features.standardisers.items()
             },
-            "weights_sha256": file_sha256(weights),
         },
     )
+    write_manifest(folder)
 
 
-def load_model(folder: Path) -> SavedModel:
-    """A model that `save_model` wrote, on the CPU in eval mode. DataError where the folder is damaged."""
+def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
+    """A model that `save_model` wrote, on the CPU in eval mode.
+
+    where: what messages call the folder, where it is a copy. DataError where the folder is damaged: the files are
+    verified first, then the sizes that config.json gives are compared with the weights, before anything is built.
+    """
+    where = where or str(folder)
+    whole = check_manifest(folder, where)
     try:
         saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         version = int(saved["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: no saved model: config.json cannot be read ({error})") from error
+        raise DataError(f"{where}: no saved model: config.json cannot be read ({error})") from error
     if version > FORMAT:
-        raise DataError(f"{folder}: written by a newer grcf_ray; upgrade to read it")
+        raise DataError(f"{where}: written by a newer grcf_ray; upgrade to read it")
     weights = folder / "model.safetensors"
-    if not weights.exists() or file_sha256(weights) != saved["weights_sha256"]:
-        raise DataError(f"{weights}: missing, or not the file that was written")
-    config = build_config(saved["settings"], source=str(folder / "config.json"))
-    low, high = saved["label_range"]
-    task: Task = saved.get("task", "regression")
-    model = build_model(
-        backbone_from_config(saved["backbone"]),
-        config.model,
-        task=task,
-        audio_dim=saved["modality_dims"].get("audio"),
-        vision_dim=saved["modality_dims"].get("vision"),
-        half_range=(high - low) / 2,
+    if not whole:
+        _check_unlisted(weights, saved, version, where)
+    try:
+        return _loaded(folder, saved)
+    except GrcfError as error:
+        raise DataError(f"{where}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: config.json describes no model ({type(error).__name__}: {reason(error)})") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise DataError(f"{where}: model.safetensors does not fit config.json ({reason(error)})") from error
+
+
+def _check_unlisted(weights: Path, saved: dict[str, Any], version: int, where: str) -> None:
+    """A folder without a manifest: an earlier version's, whose weights can be verified, or one that is cut off."""
+    if version > 1:
+        raise DataError(
+            f"{where}: has no {MANIFEST}, so it is not whole; take a whole copy, or run the search's command again"
+        )
+    if not weights.exists() or file_sha256(weights) != saved.get("weights_sha256"):
+        raise DataError(f"{where}: model.safetensors is missing, or not the file that was written")
+    console.progress(
+        f"note: {where} was saved by an earlier version: its weights are verified, its other files are not"
     )
-    try:
-        state = load_file(weights)
-        model.to(state["head.0.weight"].dtype).load_state_dict(state)
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        raise DataError(f"{weights}: does not fit config.json ({error})") from error
-    try:
-        tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    except ConfigError as error:
-        raise DataError(f"{folder / 'tokenizer'}: missing, or damaged") from error
+
+
+def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
+    """The model that a folder's config.json describes; LookupError, TypeError and so on where it describes none."""
+    weights, backbone = folder / "model.safetensors", saved["backbone"]
+    shapes = tensor_shapes(weights)
+    if faults := size_faults(backbone, shapes):
+        raise DataError(faults_message("model.safetensors does not fit config.json", faults))
+    config = build_config(saved["settings"], source="config.json")
+    low, high = (float(bound) for bound in saved["label_range"])
+    task: Task = saved.get("task", "regression")
+    dims: dict[str, int] = saved["modality_dims"]
+
+    def build() -> GrcfModel:
+        return build_model(
+            backbone_from_config(backbone),
+            config.model,
+            task=task,
+            audio_dim=dims.get("audio"),
+            vision_dim=dims.get("vision"),
+            half_range=(high - low) / 2,
+        )
+
+    # Shapes alone, which take no memory: what is built next is as large as the weights are.
+    with torch.device("meta"):
+        _check_shapes({name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}, shapes)
+    state = load_file(weights)
+    model = build()
+    model.to(state["head.0.weight"].dtype).load_state_dict(state)
     return SavedModel(
         model=model.eval(),
-        tokenizer=tokenizer,
+        tokenizer=_load_tokenizer(folder / "tokenizer"),
         config=config,
         label_range=(low, high),
         protocol=saved["protocol"],
-        standardisers={
-            name: Standardiser(np.array(s["mean"], np.float32), np.array(s["deviation"], np.float32))
-            for name, s in saved["standardisers"].items()
-        },
-        lowercase=saved["lowercase"],
+        standardisers=_standardisers(saved["standardisers"], dims, needed=config.features.standardise),
+        lowercase=bool(saved["lowercase"]),
         task=task,
-        word_aligned=saved.get("word_aligned", False),
+        word_aligned=bool(saved.get("word_aligned", False)),
     )
+
+
+def _check_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """DataError where the weights are not those that config.json describes."""
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        faults = [f"{name}: {found.get(name, 'missing')} instead of {wanted.get(name, 'nothing')}" for name in odd]
+        raise DataError(faults_message("model.safetensors does not fit config.json", faults, limit=3))
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(str(folder))
+    except ConfigError as error:
+        raise DataError(f"tokenizer: missing, or damaged ({error})") from error
+
+
+def _standardisers(
+    saved: dict[str, dict[str, list[float]]], dims: dict[str, int], *, needed: bool
+) -> dict[str, Standardiser]:
+    """The statistics of each modality. DataError where they are not as wide as the rows, or divide by nothing."""
+    found = {}
+    for name, statistics in saved.items():
+        mean_A, deviation_A = (np.array(statistics[key], np.float32) for key in ("mean", "deviation"))
+        shape = (dims.get(name, len(mean_A)),)
+        if mean_A.shape != shape or deviation_A.shape != shape:
+            raise DataError(f"config.json: standardisers.{name} has not the {shape[0]} columns of {name}")
+        if not (np.isfinite(mean_A).all() and np.isfinite(deviation_A).all() and (deviation_A > 0).all()):
+            raise DataError(f"config.json: standardisers.{name} has values that are not finite, or a deviation of 0")
+        found[name] = Standardiser(mean_A, deviation_A)
+    if lacking := sorted(dims.keys() - found.keys()) if needed else []:
+        raise DataError(f"config.json: standardisers has no {', '.join(lacking)}")
+    return found

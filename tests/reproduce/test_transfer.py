@@ -89,8 +89,9 @@ def test_rows_start_where_they_say_and_are_trained_once(make_lab: MakeLab, copie
 
     (there,) = lab().models([Arm("there", "there")], "test")["there"]
     with there.place.reading_folder() as folder:
-        expected, _ = measure_on(folder, other.read("test"), other.info, threads=1, fit=True)
-        dims = load_model(folder).model.modality_dims
+        model = load_model(folder)
+    expected, _ = measure_on(model, other.read("test"), other.info, threads=1, fit=True)
+    dims = model.model.modality_dims
     assert found[ROWS[1]]["values"] == [expected["mae"]]
 
     source = lab().pool(Arm("there", "there")).record

@@ -170,6 +170,48 @@ def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pyt
         session._search(Room(nodes=1, cpus=1, gpus=0, concurrent=1, notes=()), Stop())
 
 
+def test_a_search_whose_best_model_is_gone_is_not_finished(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = Path(str(session.record.place / "best"))
+    (best / "model.safetensors").unlink()
+    assert not session.finished()
+    assert str(best) in capsys.readouterr().err
+    shutil.rmtree(best)
+    assert not session.finished()
+    assert winner.test_was_read(session.record)
+
+
+def test_a_search_whose_retrainings_are_gone_is_not_finished(session: Session) -> None:
+    session.record.update_run(seeds=3)
+    assert session.finished(), "nobody asks for them"
+    assert not dataclasses.replace(session, seeds=3).finished()
+
+
+def test_the_winner_is_saved_and_measured_again_from_the_record(
+    run: Run, recorded: Recorded, ray_session: None, tmp_path: Path
+) -> None:
+    """The same command, with best/ gone: the same figures, and both looks at test on record; then without the way."""
+    folder = Path(shutil.copytree(recorded.folder, tmp_path / "recorded"))
+    argv = list(recorded.argv)
+    argv[argv.index("--storage") + 1] = str(tmp_path)
+    shutil.rmtree(folder / "best")
+    code, out, err = run(*argv)
+    assert code == 0, err
+    assert json.loads(out)["test"] == json.loads(recorded.out)["test"]
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
+    assert [read["command"] for read in reads] == ["search, best/ lost since", "search"]
+    assert "test_seen" not in json.loads((folder / "run.json").read_text())
+
+    trial = json.loads((folder / "run.json").read_text())["winner"].replace("/", "/trials/000")
+    checkpoint = json.loads((folder / f"{trial}.json").read_text())["checkpoint"]
+    shutil.rmtree(folder / "best")
+    (folder / checkpoint).unlink()
+    code, out, err = run(*argv)
+    assert (code, out) == (3, "")
+    assert f"error: {folder / checkpoint}: no such checkpoint" in err
+
+
 def test_trials_after_the_look_at_test_are_noted_once(session: Session) -> None:
     note = session._note_trials_after_test()
     (trial, *_) = session.record.trials(2)

@@ -73,33 +73,33 @@ def test_what_narrow_rows_are_filled_with(tmp_path: Path, tiny_backbone: Path, s
 @pytest.mark.parametrize("follows", [True, False], ids=["the model's rows follow words", "the data's do"])
 def test_rows_that_follow_words_where_the_others_do_not(tmp_path: Path, tiny_backbone: Path, follows: bool) -> None:
     own, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (follows, not follows))
-    folder = model_of(tmp_path / "best", tiny_backbone, own)
+    model = load_model(model_of(tmp_path / "best", tiny_backbone, own))
     table = other.read("test")
     with pytest.raises(DataError) as caught:
-        measure_on(folder, table, other.info, threads=1, fit=False)
+        measure_on(model, table, other.info, threads=1, fit=False)
     assert str(caught.value) == (MODEL_FOLLOWS if follows else DATA_FOLLOW)
-    metrics, notes = measure_on(folder, table, other.info, threads=1, fit=True)
+    metrics, notes = measure_on(model, table, other.info, threads=1, fit=True)
     assert notes == [
         "rows of audio are taken as they are: the model was trained on rows that follow words"
         if follows
         else "rows of audio are given by word, to each subword its word's: the model was trained on rows that follow "
         "no words"
     ]
-    saved = dataclasses.replace(load_model(folder), word_aligned=not follows)
+    saved = dataclasses.replace(model, word_aligned=not follows)
     assert metrics["mae"] == pytest.approx(np.abs(saved.score(table) - [0.4, -1.2]).mean(), abs=1e-4)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_rows_alike_are_no_difference(tmp_path: Path, tiny_backbone: Path, aligned: bool) -> None:
     store = store_of(tmp_path / "own", word_aligned=aligned)
-    folder = model_of(tmp_path / "best", tiny_backbone, store)
-    assert measure_on(folder, store.read("test"), store.info, threads=1, fit=False)[1] == []
+    model = load_model(model_of(tmp_path / "best", tiny_backbone, store))
+    assert measure_on(model, store.read("test"), store.info, threads=1, fit=False)[1] == []
 
 
 def test_rows_that_nobody_reads_are_no_difference(tmp_path: Path, tiny_backbone: Path) -> None:
     """Of a model of text alone; and of data without audio, which are refused for that alone."""
     own, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (True, False))
-    textual = model_of(tmp_path / "textual", tiny_backbone, own, model__modalities="text")
+    textual = load_model(model_of(tmp_path / "textual", tiny_backbone, own, model__modalities="text"))
     assert measure_on(textual, other.read("test"), other.info, threads=1, fit=False)[1] == []
     bare = store_of(tmp_path / "bare", word_aligned=False, audio=False)
     saved = load_model(model_of(tmp_path / "best", tiny_backbone, own))

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from grcf_ray.data.store import Store
+from grcf_ray.errors import DataError
 from grcf_ray.metrics import regression_metrics
 from grcf_ray.report.view import RunView, Scored
 from grcf_ray.search import winner as winner_module
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import config_of
-from grcf_ray.search.winner import export_winner, measure, measure_winner, measured
+from grcf_ray.search.winner import MEASURED, export_winner, measure, measure_winner, measured, trial_name
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model
@@ -29,10 +30,16 @@ if TYPE_CHECKING:
     from tests.conftest import Recorded
 
 SPLITS = ("valid", "test")
+MODEL = {"config.json", "model.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
 
 
 def predictions(folder: Path, split: str) -> Path:
     return folder / "best" / "predictions" / f"{split}.parquet"
+
+
+def listed(folder: Path) -> set[str]:
+    """The files of the manifest."""
+    return set(json.loads((folder / "best" / "manifest.json").read_text())["files"])
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
@@ -78,9 +85,10 @@ def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(SavedModel, "_predict", count)
     threads = metrics_of(recorded.folder)["threads"]
     keep = place_at(tmp_path / "kept" / "valid.parquet")
-    figures = measure(recorded.folder / "best", table, threads=threads, keep=keep)
+    saved = load_model(recorded.folder / "best")
+    figures = measure(saved, table, threads=threads, keep=keep)
     assert len(passes) == 1
-    assert figures == measure(recorded.folder / "best", table, threads=threads)
+    assert figures == measure(saved, table, threads=threads)
     assert pq.read_table(tmp_path / "kept" / "valid.parquet").equals(
         pq.read_table(predictions(recorded.folder, "valid"))
     )
@@ -105,16 +113,47 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
     arguments = (record, best, config, features, store)
     export_winner(*arguments, "mosi")
     assert not (folder / "best" / "predictions").exists()
+    assert listed(folder) == MODEL
 
     with monkeypatch.context() as patch:
         patch.setattr(winner_module, "comparability", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure_winner(*arguments, None, "mosi")
-    assert not measured(record, best)
+    assert not measured(record, trial_name(best))
     assert RunView.read(record).shown_split == "valid"
     for split in SPLITS:
         assert pq.read_table(predictions(folder, split)).equals(pq.read_table(predictions(recorded.folder, split)))
 
     figures = measure_winner(*arguments, None, "mosi")
     assert [figures[split] for split in SPLITS] == [metrics_of(recorded.folder)[split] for split in SPLITS]
-    assert measured(record, best) and not measured(record, other)
+    assert listed(folder) == MODEL | set(MEASURED)
+    assert measured(record, trial_name(best)) and not measured(record, trial_name(other))
+
+
+@pytest.mark.parametrize("gone", ["manifest.json", "metrics.json", "provenance.json", "tokenizer/tokenizer.json"])
+def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path: Path, gone: str) -> None:
+    """Predictions may be left out: they hold texts."""
+    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
+    record = RunRecord(place_at(folder))
+    winner = record.read_run()["winner"]
+    shutil.rmtree(folder / "best" / "predictions")
+    assert measured(record, winner)
+    (folder / "best" / gone).unlink()
+    assert measured(record, winner) == (gone == "manifest.json")
+
+
+def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
+    recorded: Recorded, tiny_space: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
+    record, store = RunRecord(place_at(folder)), Store.open(recorded.data)
+    best = record.ranked(2)[0]
+    config = config_of(load_space(tiny_space), record, best)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    path = folder / str(best.checkpoint)
+    path.unlink()
+    with pytest.raises(DataError, match="no such checkpoint"):
+        export_winner(record, best, config, prepare_features(store, config), store, "mosi")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == {
+        name: content for name, content in before.items() if name != path
+    }

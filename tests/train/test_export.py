@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,9 +18,12 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.schema import conform
 from grcf_ray.data.store import Store
 from grcf_ray.errors import DataError
+from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model, save_model
+from grcf_ray.train.manifest import extend_manifest, write_manifest
 from grcf_ray.train.stage import StageLoop, predict
 
 if TYPE_CHECKING:
@@ -144,30 +148,27 @@ def test_lower_casing_is_part_of_the_model(folder: Path, trained: StageLoop, tin
     assert not np.array_equal(load_model(folder).score(upper), load_model(folder).score(table))
 
 
-def rewritten(folder: Path, **changes: Any) -> None:
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | changes))
-
-
-def tamper(folder: Path) -> None:
-    content = bytearray((folder / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (tamper, "model.safetensors: missing, or not the file that was written"),
+        (lambda folder: flipped(folder / "model.safetensors"), "model.safetensors: not the file that was written"),
+        (lambda folder: flipped(folder / "config.json"), "config.json: not the file that was written"),
+        (lambda folder: flipped(folder / "tokenizer/tokenizer.json"), "tokenizer/tokenizer.json: not the file"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: missing"),
-        (lambda folder: (folder / "config.json").unlink(), "no saved model: config.json cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{"), "no saved model: config.json cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "no saved model: config.json cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "no saved model: config.json cannot be read"),
-        (lambda folder: rewritten(folder, format=99), "written by a newer grcf_ray; upgrade"),
-        (lambda folder: rewritten(folder, modality_dims={"audio": 5}), r"model.safetensors: does not fit config.json"),
-        (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer: missing, or damaged"),
-        (lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(), "tokenizer: missing, or damaged"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: missing"),
+        (lambda folder: (folder / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json: missing"),
+        (lambda folder: (folder / "tokenizer/special_tokens_map.json").write_text("{}"), "not in manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": 3}'), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": {}}'), "config.json: not in manifest.json"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer/tokenizer.json: missing"),
     ],
 )
 def test_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
@@ -176,6 +177,116 @@ def test_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: Callabl
     damage(tmp_path / "best")
     with pytest.raises(DataError, match=message):
         load_model(tmp_path / "best")
+
+
+def test_what_is_no_part_of_the_model_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card is its owner's, who may add a licence, and leave out predictions, which hold texts."""
+    best = tmp_path / "best"
+    shutil.copytree(folder, best)
+    (best / "predictions").mkdir()
+    (best / "predictions" / "test.parquet").write_text("texts")
+    extend_manifest(place_at(best), ["predictions/test.parquet"])
+    (best / "README.md").write_text("mine")
+    load_model(best)
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(best / "predictions")
+    (best / "LICENSE").write_text("free")
+    load_model(best)
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {best}: LICENSE is not in manifest.json",
+        f"note: {best}: predictions/test.parquet is missing",
+    ]
+    (best / "predictions").mkdir()
+    (best / "predictions" / "test.parquet").write_text("other texts")
+    with pytest.raises(DataError, match=r"predictions/test\.parquet: not the file that was written"):
+        load_model(best)
+
+
+def test_a_model_of_the_first_format_opens_with_a_note(
+    folder: Path, tmp_path: Path, tiny_store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "best"
+    shutil.copytree(folder, best)
+    (best / "manifest.json").unlink()
+    values = json.loads((best / "config.json").read_text())
+    sha256 = hashlib.sha256((best / "model.safetensors").read_bytes()).hexdigest()
+    (best / "config.json").write_text(json.dumps({**values, "format": 1, "weights_sha256": sha256}))
+    table = tiny_store.read("valid")
+    np.testing.assert_array_equal(load_model(best).score(table), load_model(folder).score(table))
+    assert capsys.readouterr().err.startswith(f"note: {best} was saved by an earlier version")
+    flipped(best / "model.safetensors")
+    with pytest.raises(DataError, match=r"model\.safetensors is missing, or not the file that was written"):
+        load_model(best)
+
+
+STATISTICS = {"mean": [0.0] * 3, "deviation": [1.0] * 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (None, "config.json cannot be read"),
+        ([1], "config.json cannot be read"),
+        ({"format": "new"}, "config.json cannot be read"),
+        ({"format": 99}, "written by a newer grcf_ray; upgrade"),
+        ({"modality_dims": {"audio": 5}}, "model.safetensors does not fit config.json"),
+        ({"modality_dims": {"audio": 10**9, "vision": 3}}, "model.safetensors does not fit config.json"),
+        ({"modality_dims": {"audio": "wide"}}, "config.json describes no model"),
+        ({"backbone": {"model_type": "own"}}, "config.json describes no model"),
+        ({"backbone": 7}, "config.json describes no model"),
+        ({"settings": {"seed": "many"}}, "seed = 'many'"),
+        ({"label_range": [3]}, "config.json describes no model"),
+        ({"standardisers": {}}, "standardisers has no audio, vision"),
+        ({"standardisers": {"audio": {"mean": [1.0], "deviation": [1.0] * 5}}}, "has not the 5 columns of audio"),
+        ({"standardisers": {"audio": {"mean": [0.0] * 5, "deviation": [1.0]}}}, "has not the 5 columns of audio"),
+        ({"standardisers": {"vision": {**STATISTICS, "deviation": [1.0, 0.0, 1.0]}}}, "a deviation of 0"),
+        ({"standardisers": {"vision": {**STATISTICS, "mean": [1.0, float("nan"), 1.0]}}}, "not finite"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, changes: Any, message: str) -> None:
+    """Whoever wrote it: the manifest is right. Nothing is broadcast."""
+    shutil.copytree(folder, tmp_path / "best")
+    path = tmp_path / "best" / "config.json"
+    values = {**json.loads(path.read_text()), **changes} if isinstance(changes, dict) else changes
+    path.write_text("{" if changes is None else json.dumps(values))
+    write_manifest(tmp_path / "best")
+    with pytest.raises(DataError, match=message):
+        load_model(tmp_path / "best")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 10**6},
+        {"num_hidden_layers": 10**5},
+        {"num_hidden_layers": 900},
+        {"vocab_size": 10**9},
+        {"vocab_size": 10**4},
+        {"num_labels": 10**9},
+    ],
+)
+def test_a_hostile_size_allocates_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
+) -> None:
+    """Some are beyond what the weights can be; of the others the shapes alone are built."""
+    shutil.copytree(folder, tmp_path / "best")
+    path = tmp_path / "best" / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "backbone": {**values["backbone"], **sizes}}))
+    write_manifest(tmp_path / "best")
+    built = []
+
+    def build(*arguments: Any, **named: Any) -> Any:
+        model = build_model(*arguments, **named)
+        built.append(next(model.parameters()).device.type)
+        return model
+
+    monkeypatch.setattr("grcf_ray.train.export.build_model", build)
+    with pytest.raises(DataError, match="does not fit"):
+        load_model(tmp_path / "best")
+    assert built in ([], ["meta"])
 
 
 @pytest.mark.parametrize("name", ["text", "audio", "vision"])

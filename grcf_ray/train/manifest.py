@@ -1,0 +1,103 @@
+"""The manifest of a saved model: `manifest.json`, with a SHA-256 of each of its files, written last.
+
+Two files may change later and are not in it: README.md, the card, which its owner may edit; and provenance.json, which
+grows with each read of the test split. No score and no figure is computed from either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from grcf_ray import console
+from grcf_ray.errors import DamagedError, faults_message
+from grcf_ray.files import file_sha256, write_json
+from grcf_ray.storage import Place
+
+__all__ = ["MANIFEST", "check_manifest", "extend_manifest", "is_complete", "write_manifest"]
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_MAY_CHANGE = ("README.md", "provenance.json")
+_REMEDY = "take a whole copy, or delete the folder and run the search's command again"
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of all files of a folder, in place of the one that it may have."""
+    files = {name: file_sha256(folder / name) for name in _names(folder)}
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def extend_manifest(place: Place, names: Sequence[str]) -> None:
+    """Note further files of a saved model, `/` between folder and name; the others are not read again."""
+    files = dict((place / MANIFEST).read_json()["files"])
+    for name in names:
+        with _file(place, name).reading() as path:
+            files[name] = file_sha256(path)
+    (place / MANIFEST).write_json({"format": FORMAT, "files": files})
+
+
+def check_manifest(folder: Path, where: str) -> bool:
+    """Compare a folder's files with its manifest; False where it has none.
+
+    where: what messages call the folder. DamagedError names each file that is not the one that was written, each that
+    the model is missing, and each that lies in its tokenizer without being listed: there a library reads files by
+    name. What else is missing, such as predictions that were not passed on, or was added, such as a licence, is named
+    on standard error.
+    """
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = files.items()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{where}: {MANIFEST} cannot be read ({error}); {_REMEDY}") from error
+    present = set(_names(folder))
+    odd = dict.fromkeys(files.keys() - present, "missing")
+    odd |= dict.fromkeys(present - files.keys(), f"not in {MANIFEST}")
+    faults = {name: what for name, what in odd.items() if _is_needed(name)}
+    for name, sha256 in listed:
+        if name in present and file_sha256(folder / name) != sha256:
+            faults[name] = "not the file that was written"
+    if faults:
+        lines = [f"{name}: {what}" for name, what in sorted(faults.items())]
+        raise DamagedError(faults_message(f"{where}: not the model that was written; {_REMEDY}:", lines))
+    for name, what in sorted(odd.items()):
+        console.progress(f"note: {where}: {name} is {what}")
+    return True
+
+
+def is_complete(place: Place, others: Sequence[str]) -> bool:
+    """Whether a folder has every file that its model is loaded from, and the `others`; their content is not read.
+
+    Where it is an earlier version's, which wrote no manifest, its tokenizer is looked for as a folder.
+    """
+    try:
+        files = (place / MANIFEST).read_json()["files"]
+    except FileNotFoundError:
+        needed = ["model.safetensors", "config.json", "tokenizer"]
+    else:
+        needed = [name for name in files if _is_needed(name)]
+    return all(_file(place, name).exists() for name in (*needed, *others))
+
+
+def _file(place: Place, name: str) -> Place:
+    for part in name.split("/"):
+        place = place / part
+    return place
+
+
+def _is_needed(name: str) -> bool:
+    """Whether a model is loaded from this file, or would be."""
+    return name in ("model.safetensors", "config.json") or name.startswith("tokenizer/")
+
+
+def _names(folder: Path) -> list[str]:
+    """The files that a manifest lists, by their paths in the folder; hidden ones are left out."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in paths
+        if path.as_posix() not in (MANIFEST, *_MAY_CHANGE) and not any(part.startswith(".") for part in path.parts)
+    )
