@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from grcf_ray import console
+from grcf_ray.cache import cache_folder
 from grcf_ray.config import RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
-from grcf_ray.files import cache_folder
 from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
