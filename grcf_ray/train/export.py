@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -57,13 +59,14 @@ class SavedModel:
     task: Task
     word_aligned: bool
 
-    def score(self, rows: pa.Table | Sequence[str]) -> NDArray[np.float64]:
+    def score(self, rows: Any) -> NDArray[np.float64]:
         """[N] scores in the order of the rows: in label units, or logits of the positive class.
 
-        rows: an utterance table, of which neither ids nor labels are read, or texts alone for a model that needs no
-        more. DataError names what is missing. Computed where the model is: on the CPU, unless it was moved.
+        rows: a pyarrow table, a pandas DataFrame, or dictionaries with a key for each column, of which neither ids nor
+        labels are read; or texts alone for a model that needs no more. DataError says what is missing, which row is at
+        fault, or that it is none of these. Computed where the model is: on the CPU, unless it was moved.
         """
-        return self._predict(rows if isinstance(rows, pa.Table) else self._table_of(rows))
+        return self._predict(self._table_of(rows))
 
     def describe(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """[N] scores as in `score`, and of the same pass z_final [N, D], the representation before the head."""
@@ -98,23 +101,60 @@ class SavedModel:
             return np.zeros(0)
         return self.score_features(self.features_of(table), state_ND)
 
-    def _table_of(self, texts: Sequence[str]) -> pa.Table:
-        """Texts as a table; DataError where they are none, or where the model needs more."""
+    def _table_of(self, rows: Any) -> pa.Table:
+        """Rows in any of the forms that `score` takes as a table; of what else it is, DataError."""
+        if isinstance(rows, pa.Table):
+            return rows
+        if isinstance(rows, pa.RecordBatch):
+            return pa.Table.from_batches([rows])
+        pandas = sys.modules.get("pandas")
+        if pandas is not None and isinstance(rows, pandas.DataFrame):
+            _check_unique(list(rows.columns))
+            return self._table_from({name: rows[name].tolist() for name in self._wanted if name in rows.columns})
+        # A text is a sequence of texts too: its letters. A dictionary is one of its keys.
+        if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+            raise DataError(f"{_TAKES}, not {type(rows).__name__}")
+        # What can be read only once is read here, and not checked away.
+        listed = list(rows)
+        if listed and all(isinstance(row, Mapping) for row in listed):
+            present = [name for name in self._wanted if any(name in row for row in listed)]
+            return self._table_from({name: [row.get(name) for row in listed] for name in present})
         if dims := self.model.modality_dims:
             more = " and ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
             raise DataError(
-                f"the model was trained with {more} beside the text: give a pyarrow table with the columns "
-                f"{', '.join(['text', *dims])}"
+                f"the model was trained with {more} beside the text: give a pyarrow table, a DataFrame or dictionaries "
+                f"with the columns {', '.join(['text', *dims])}"
             )
-        # A text is a sequence of texts too: its letters. What can be read only once is read here, and not checked away.
-        listed = [] if isinstance(texts, str) else list(texts)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in listed):
-            raise DataError("score takes a list of texts, or a pyarrow table with a text column")
-        return pa.table({"text": pa.array(listed, pa.string())})
+        return self._table_from({"text": listed})
+
+    @property
+    def _wanted(self) -> list[str]:
+        """The columns that the model may read."""
+        return ["text", *self.model.modality_dims, "context"]
+
+    def _table_from(self, columns: Mapping[str, list[Any]]) -> pa.Table:
+        """Columns of Python values as a table; DataError names the first row that holds another kind."""
+        if "text" not in columns:
+            raise DataError("the rows have no text column, and the model was trained with text")
+        made = {}
+        for name, cells in columns.items():
+            dim = self.model.modality_dims.get(name)
+            if dim is not None:
+                kind = pa.list_(pa.list_(pa.float32(), dim))
+                made[name] = pa.array([_frames(cell, dim, name, row) for row, cell in enumerate(cells, 1)], kind)
+            elif name == "context":
+                made[name] = pa.array([_strings(cell, row) for row, cell in enumerate(cells, 1)], pa.list_(pa.string()))
+            else:
+                for row, cell in enumerate(cells, 1):
+                    if not isinstance(cell, str):
+                        raise DataError(f"{_TAKES}; row {row} has {cell!r:.40} for a text")
+                made[name] = pa.array(cells, pa.string())
+        return pa.table(made)
 
     def _needed(self, table: pa.Table) -> pa.Table:
         """The columns that the model reads, as it was trained with them."""
         columns = {}
+        _check_unique(table.column_names)
         for name, dim in {"text": None, **self.model.modality_dims}.items():
             if name not in table.column_names:
                 raise DataError(f"the table has no {name} column, and the model was trained with {name}")
@@ -124,9 +164,49 @@ class SavedModel:
             except pa.ArrowException as error:
                 needs = "strings" if dim is None else f"lists of rows of {dim} numbers"
                 raise DataError(f"the table's {name} column does not hold {needs}, as the model needs") from error
+        if columns["text"].null_count:
+            raise DataError(f"row {pc.index(columns['text'].is_null(), True).as_py() + 1} of the table has no text")
         if "context" in table.column_names:
             columns["context"] = table["context"].cast(pa.list_(pa.string()))
         return pa.table(columns)
+
+
+_TAKES = "score takes a list of texts, a list of dictionaries, a DataFrame or a pyarrow table"
+
+
+def _check_unique(names: Sequence[str]) -> None:
+    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise DataError(f"the table has more than one column named {', '.join(twice)}")
+
+
+def _is_missing(cell: Any) -> bool:
+    """None, or the NaN that pandas has in its place."""
+    return cell is None or (isinstance(cell, float) and cell != cell)
+
+
+def _frames(cell: Any, dim: int, name: str, row: int) -> list[list[float]] | None:
+    """Rows of a modality as lists, from lists or an array; None where the sample lacks them."""
+    if _is_missing(cell):
+        return None
+    try:
+        values = np.asarray([np.asarray(frame, np.float32) for frame in cell], np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"row {row}: {name} is not a list of rows of {dim} numbers") from error
+    if len(values) and values.shape[1:] != (dim,):
+        raise DataError(f"row {row}: {name} is not a list of rows of {dim} numbers")
+    return values.tolist() if len(values) else []
+
+
+def _strings(cell: Any, row: int) -> list[str] | None:
+    """What was said before, as a list; None where nothing was."""
+    if _is_missing(cell):
+        return None
+    if isinstance(cell, str) or not isinstance(cell, Iterable):
+        raise DataError(f"row {row}: context is not a list of strings")
+    listed = list(cell)
+    if not all(isinstance(said, str) for said in listed):
+        raise DataError(f"row {row}: context is not a list of strings")
+    return listed
 
 
 def save_model(
