@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from grcf_ray.data.raw import RAW_SCHEMA, SplitTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.data.sniff import Start
 from grcf_ray.data.splits import SPLIT_ALIASES
-from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.errors import DataError, data_error
 
-__all__ = ["Form", "first_sample", "is_array", "is_text_array", "read_samples"]
+__all__ = ["Form", "first_sample", "is_array", "is_array_of", "samples_table"]
 
 _ARRAYS = ("._reconstruct", "._frombuffer", ".scalar")
 _THEIR_NAMES = {"train": "train", "valid": "dev", "test": "test"}
@@ -51,18 +50,29 @@ def is_array(token: str) -> bool:
     return token.endswith(_ARRAYS)
 
 
-def is_text_array(start: Start) -> bool:
-    """Whether tokens begin with an array or scalar of texts or of objects."""
+def is_array_of(start: Start, kinds: str) -> bool:
+    """Whether tokens begin with an array or scalar of one of these kinds, as numpy writes them: texts are `USO`."""
     if not start or not is_array(start[0]):
         return False
     codes = (token.strip('"<>=|') for token in start if token.startswith('"'))
-    kinds = [code[0] for code in codes if code[1:].isdigit()]
-    return bool(kinds) and kinds[0] in "USO"
+    found = [code[0] for code in codes if code[1:].isdigit()]
+    return bool(found) and found[0] in kinds
 
 
-def read_samples(path: Path, form: Form, *, notes: Iterable[str] = (), word_aligned: bool = False) -> SplitTable:
-    """Read a pickle into a table; DataError names every split and sample of another form, and all faults beside."""
-    content = read_pickle(path)
+def samples_table(
+    path: Path,
+    content: Any,
+    form: Form,
+    *,
+    files: Mapping[str, Path] | None = None,
+    notes: Iterable[str] = (),
+    word_aligned: bool = False,
+) -> SplitTable:
+    """A table from what a pickle holds, which it takes apart; valid may be missing.
+
+    files: the file of each split, by its name in the content, where there are several, of the folder `path`.
+    DataError names every split and sample of another form, and all faults beside.
+    """
     names, problems = _split_names(path, content, form)
     notes = [*notes, *_left_out(content, names.values())]
     cells = Cells()
@@ -82,7 +92,7 @@ def read_samples(path: Path, form: Form, *, notes: Iterable[str] = (), word_alig
         raise DataError(f"{path}: not {form.name}: none of its {len(rows)} samples is {form.sample}")
     raw = SplitTable(
         table=_table(rows, cells),
-        files=((path, len(rows)),),
+        files=((path, len(rows)),) if files is None else tuple((files[name], count) for name, count in counts),
         faults=tuple(sorted(cells.faults, key=lambda fault: fault.row)),
         word_aligned=word_aligned,
         notes=(*notes, *(f"{what}: {count}" for what, count in sorted(cells.counts.items()) if count)),
@@ -109,11 +119,11 @@ def _split_names(path: Path, content: Any, form: Form) -> tuple[dict[str, str], 
         )
     problems = []
     for split, found in names.items():
-        if not found:
+        if not found and split != "valid":
             problems.append(f"the split {_THEIR_NAMES[split]} is missing")
         elif len(found) > 1:
             problems.append(f"{' and '.join(found)} are names of one split")
-        elif found[0] not in lists:
+        elif found and found[0] not in lists:
             problems.append(f"the split {found[0]} is {kind_of(content[found[0]])}, not a list of samples")
     return {split: found[0] for split, found in names.items() if len(found) == 1 and found[0] in lists}, problems
 

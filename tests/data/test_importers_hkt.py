@@ -281,7 +281,8 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda content: content.pop("dev"), "{path}: the split dev is missing"),
+        (lambda content: content.pop("train"), "{path}: the split train is missing"),
+        (lambda content: content.pop("dev"), "there is no valid split, and the 12 training utterances allow one"),
         (lambda content: content.update(test={}), "{path}: the split test is of type dict, not a list of samples"),
         (put("dev", 1, lambda one: one[:3]), f"{{path}}: dev row 2 is a tuple of 3, not {SHAPE}"),
         (put("dev", 1, lambda one: (*one, 0)), f"{{path}}: dev row 2 is a tuple of 5, not {SHAPE}"),
@@ -362,16 +363,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[Any], Any], sa
 
 def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     content = content_of(made_up())
-    del content["dev"]
+    del content["train"]
     content["test"][3] = (1, 2)
     change("test", 2, "label", "x")(content)
-    change("train", 1, "visual", np.ones((4, 3)))(content)
+    change("dev", 1, "visual", np.ones((4, 3)))(content)
     path = write(tmp_path, content)
     assert refusal(path, OWN).splitlines() == [
         f"{path}: 4 faults",
-        "  the split dev is missing",
+        "  the split train is missing",
         f"  test row 4 is a tuple of 2, not {SHAPE}",
-        "  train row 2 (id 1): p_visual is of shape (4, 3), not rows of 91 values",
+        "  dev row 2 (id 101): p_visual is of shape (4, 3), not rows of 91 values",
         "  test row 3 (id 202): label 'x' is not a number",
     ]
 

@@ -290,10 +290,72 @@ def test_an_older_file_of_the_name_says_which_is_needed(tmp_path: Path, content:
 
 
 def test_the_first_release_has_numbers_for_words(tmp_path: Path) -> None:
-    path = write(tmp_path, each("words", lambda words: [7] * len(words)))
-    assert refusal(path).startswith(f"{path}: its words are numbers, to be looked up in the word2id.pickle of MAG-BERT")
-    path = write(tmp_path, each("words", lambda words: np.arange(len(words))))
-    assert "words is an array of numbers of shape (3,), not a list of texts" in refusal(path, FORCED)
+    for form in (lambda words: [7] * len(words), lambda words: np.arange(len(words))):
+        path = write(tmp_path, each("words", form))
+        assert refusal(path).startswith(f"{path}: its words are numbers, to be looked up in the word2id.pickle of MAG-")
+
+
+def misa(samples: Samples, *, mmim: bool = False) -> dict[str, Any]:
+    """As MISA writes the samples, or MMIM, whose features have rows of their own."""
+    content = {}
+    for split, rows in samples.items():
+        content[split] = [
+            (
+                ([], one.visual, one.acoustic[:1], one.words, np.int64(9), np.int64(9))
+                if mmim
+                else (np.arange(len(one.words)), one.visual, one.acoustic, one.words),
+                np.array([[one.label]], np.float32),
+                one.id,
+            )
+            for one in rows
+            if one.acoustic is not None
+        ]
+    return content
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("mmim", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_lists_of_misa_and_mmim(tmp_path: Path, whole: bool, mmim: bool, protocol: int) -> None:
+    content = misa(made_up(), mmim=mmim)
+    for split, rows in ({"mosi": content} if whole else content).items():
+        write(tmp_path, rows, protocol, f"{split}.pkl")
+    assert find_importer(tmp_path) is mag
+    table, info = import_source(tmp_path, OWN)
+    samples = made_up()
+    for one in (one for rows in samples.values() for one in rows if mmim):
+        assert one.acoustic is not None
+        one.acoustic = one.acoustic[:1]
+    check(table, samples)
+    assert info.word_aligned != mmim
+    assert any("sequences of their own" in note for note in info.notes) == mmim
+    assert [source.name for source in info.sources] == (["mosi.pkl"] if whole else ["train.pkl", "dev.pkl", "test.pkl"])
+    if not whole:
+        assert import_source(tmp_path / "dev.pkl", OWN)[0].equals(table)
+
+
+def test_a_list_of_misa_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for split, rows in misa(made_up()).items():
+        write(tmp_path, rows, name=f"{split}.pkl")
+    for bad in (b"<html>Quota exceeded</html>", b"no pickle", pickle.dumps(["a"])):
+        (tmp_path / "dev.pkl").write_bytes(bad)
+        assert refusal(tmp_path).startswith(f"{tmp_path / 'dev.pkl'}: ")
+    (tmp_path / "dev.pkl").unlink()
+    (tmp_path / "test.pkl").unlink()
+    assert refusal(tmp_path) == f"{tmp_path}: the split test is missing"
+
+
+def test_a_missing_dev_split_is_drawn(tmp_path: Path) -> None:
+    content = content_of({"train": samples_of("train", 240), "test": samples_of("test", 6)})
+    _, info = import_source(write(tmp_path, content), OWN)
+    assert info.splits["train"] + info.splits["valid"] == 240 and info.splits["valid"] >= 20
+
+
+def test_segments_may_be_whole_numbers(tmp_path: Path) -> None:
+    content = content_of(made_up())
+    for row in range(12):
+        put("train", row, lambda sample, row=row: (*sample[:2], row))(content)
+    assert import_source(write(tmp_path, content), OWN)[0]["id"].to_pylist()[:12] == [str(row) for row in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +398,8 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda content: content.pop("dev"), "{path}: the split dev is missing"),
+        (lambda content: content.pop("train"), "{path}: the split train is missing"),
+        (lambda content: content.pop("dev"), "there is no valid split, and the 12 training utterances allow one"),
         (lambda content: content.pop("test"), "{path}: the split test is missing"),
         (lambda content: content.update(valid=[]), "{path}: dev and valid are names of one split"),
         (lambda content: content.update(dev="abc"), "{path}: the split dev is of type str, not a list of samples"),
@@ -403,7 +466,10 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
         (change("dev", 0, "label", None), "mosi.pkl: dev row 1 (id dev_0[0]): label is missing"),
         (change("dev", 0, "label", np.nan), "mosi.pkl: dev row 1 (id dev_0[0]): label is missing"),
         (change("dev", 0, "label", 3.5), "mosi.pkl: dev row 1 (id dev_0[0]): label 3.5 lies outside [-3, 3]"),
-        (change("dev", 0, "segment", 7), "mosi.pkl: dev row 1 (id None): segment 7 is not a text"),
+        (
+            change("dev", 0, "segment", 7.5),
+            "mosi.pkl: dev row 1 (id None): segment 7.5 is not a text or a whole number",
+        ),
         (change("dev", 0, "segment", ""), "mosi.pkl: dev row 1 (id ): id is missing"),
         (change("dev", 0, "segment", "dev_0[1]"), "mosi.pkl: dev row 2 (id dev_0[1]): dev row 1 has the same id"),
     ],
@@ -426,17 +492,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, damage: Callable[[Any], Any], sa
 
 def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     content = content_of(made_up())
-    del content["dev"]
+    del content["test"]
     content["train"][3] = "no sample"
     change("train", 2, "label", "x")(content)
-    change("test", 5, "acoustic", np.ones((4, 3)))(content)
+    change("dev", 3, "acoustic", np.ones((1, 3)))(content)
     path = write(tmp_path, content)
     assert refusal(path).splitlines() == [
         f"{path}: 4 faults",
-        "  the split dev is missing",
+        "  the split test is missing",
         f"  train row 4 is of type str, not {SHAPE}",
         "  train row 3 (id train_1[2]): label 'x' is not a number",
-        "  test row 6 (id test_2[5]): audio has rows of 3 values, where most have 5",
+        "  dev row 4 (id dev_1[3]): audio has rows of 3 values, where most have 5",
     ]
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from grcf_ray.data.cells import Cells, alone, id_of, items, kind_of, number_of, shown, text_of
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.samples import Form, first_sample, is_array, is_text_array, read_samples
+from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, samples_table
 from grcf_ray.data.sniff import Start, begins_with, only_pickle
+from grcf_ray.data.unpickle import read_pickle
 
 __all__ = ["VARIANTS", "files", "read"]
 
@@ -40,7 +41,8 @@ def files(source: Path) -> list[Path]:
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read one pickle; DataError names every split and sample of another form."""
-    return read_samples(only_pickle(source, files(source), _FORM.name), _FORM, notes=_NOTES)
+    path = only_pickle(source, files(source), _FORM.name)
+    return samples_table(path, read_pickle(path), _FORM, notes=_NOTES)
 
 
 def _begins_as_hkt(start: Start) -> bool:
@@ -49,7 +51,7 @@ def _begins_as_hkt(start: Start) -> bool:
         # Bytes that Python 3 wrote for Python 2 are a call with the text and its encoding.
         sample = (*sample[1:2], *(token for token in sample[2:] if token != '"latin1"'))
     if sample and sample[0].endswith("scalar"):
-        return is_text_array(sample)
+        return is_array_of(sample, "USO")
     has_text = bool(sample) and (sample[0] == "bytes" or sample[0].startswith('"'))
     return has_text and (len(sample) == 1 or sample[1] == "none" or is_array(sample[1]))
 

@@ -1,8 +1,12 @@
-"""Pickles of MAG-BERT, `mosi.pkl` and `mosei.pkl`, which ITHP and others use too.
+"""Pickles of MAG-BERT, `mosi.pkl` and `mosei.pkl`, which ITHP and others use too, and those of MISA and MMIM.
 
 A dict of the splits train, dev and test, each a list of samples ((words, visual, acoustic), label, segment): L words,
 visual [L, d] and acoustic [L, d], a number, and `video[i]`. Audio and vision thus have a row for each word. As MAG-BERT
 tokenises a word with its row, a word with white space in it becomes several with the same row, and an empty one none.
+
+MISA and MMIM have such a list for each split, as train.pkl, dev.pkl and test.pkl, or in one dict. Their samples begin
+with (ids, visual, acoustic, words, ...): ids of a vocabulary of their own, or nothing, and the words after the
+features. Those of MISA have a row for each word; those of MMIM are sequences of their own.
 """
 
 from __future__ import annotations
@@ -11,21 +15,28 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grcf_ray.data.cells import Cells, items, kind_of, shown, text_of
+import numpy as np
+
+from grcf_ray.data.cells import Cells, id_of, items, kind_of, shown, text_of
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.samples import Form, first_sample, is_array, is_text_array, read_samples
-from grcf_ray.data.sniff import Start, begins_with, only_pickle, pickle_start
+from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, samples_table
+from grcf_ray.data.sniff import Start, begins_with, files_of, folder_faults, only_pickle, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
-from grcf_ray.errors import DataError
+from grcf_ray.data.unpickle import read_pickle
+from grcf_ray.data.validation import alignment_faults
+from grcf_ray.errors import DataError, data_error
 
 __all__ = ["VARIANTS", "files", "read"]
 
 VARIANTS: dict[str, str] = {}
 
 _MODALITIES = (("vision", "visual"), ("audio", "acoustic"))
+_MEMBERS = 3
+_UNALIGNED = "audio and vision are sequences of their own: not all have a row for each word"
 _OLD_KEYS = ("facet", "covarep", "glove", "opensmile", "emotient", "output_label")
 _SEGMENT = re.compile(r"(.+)\[[^\[\]]*\]", re.DOTALL)
 _NEEDED = "Needed is the mosi.pkl or mosei.pkl that MAG-BERT reads, or aligned_50.pkl of MMSA"
@@ -40,32 +51,99 @@ _NUMBERED = f"its words are numbers, to be looked up in the word2id.pickle of MA
 
 
 def files(source: Path) -> list[Path]:
-    """The pickles that begin as MAG-BERT's; where there are none, older ones of the same name, for `read` to refuse."""
-    return begins_with(source, _begins_as_mag) or begins_with(source, _begins_as_older)
+    """The pickles that begin as MAG-BERT's or MISA's; else older ones of the same name, for `read` to refuse."""
+    whole = begins_with(source, lambda start: _begins_as_mag(first_sample(start)))
+    return whole or list(_split_files(source).values()) or begins_with(source, _begins_as_older)
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read one pickle; DataError names every split and sample of another form, and says what an older file is."""
-    path = only_pickle(source, files(source), _FORM.name)
+    """Read one pickle, or one for each split; DataError names every split and sample of another form.
+
+    It says what an older file is.
+    """
+    if source.is_file() and begins_with(source, lambda start: _begins_as_mag(first_sample(start))):
+        split_files = {}
+    else:
+        split_files = _split_files(source)
+    found = files(source)
+    if split_files and set(found) == set(split_files.values()):
+        folder = _folder(source)
+        _check_others(folder, found)
+        return _table(folder, {name: read_pickle(path) for name, path in split_files.items()}, split_files)
+    path = only_pickle(source, found, _FORM.name)
     start = pickle_start(path)
     if _begins_as_older(start):
         raise DataError(f"{path}: {_OLD}")
-    if _begins_as_mag(start) and first_sample(start)[:2] == ("list", "int"):
-        raise DataError(f"{path}: {_NUMBERED}")
     if start[:3:2] == ("dict", "dict") and _key(start[1]) in SPLIT_ALIASES:
         raise DataError(f"{path}: {_COLUMNS}")
-    return read_samples(path, _FORM, word_aligned=True)
+    return _table(path, read_pickle(path), None)
 
 
-def _begins_as_mag(start: Start) -> bool:
-    """A sample that begins with a list of words and, if the start goes so far, an array; or with an array of texts."""
-    sample = first_sample(start)
+def _table(path: Path, content: Any, split_files: dict[str, Path] | None) -> RawTable:
+    first = _first_content(content)
+    if first is not None and len(first) == _MEMBERS and _are_numbers(first[0]):
+        raise DataError(f"{path}: {_NUMBERED}")
+    raw = samples_table(path, content, _FORM, files=split_files, word_aligned=True)
+    if first is None or len(first) <= _MEMBERS or not any(alignment_faults(raw.table)):
+        return raw
+    return replace(raw, word_aligned=False, notes=(*raw.notes, _UNALIGNED))
+
+
+def _first_content(content: Any) -> Sequence[Any] | None:
+    """What the first sample has beside its label and segment; None where it is no sample."""
+    if not isinstance(content, dict):
+        return None
+    lists = [rows for rows in content.values() if isinstance(rows, (list, tuple)) and rows]
+    sample = lists[0][0] if lists else None
+    first = sample[0] if isinstance(sample, (list, tuple)) and sample else None
+    return first if isinstance(first, (list, tuple)) else None
+
+
+def _are_numbers(words: Any) -> bool:
+    if isinstance(words, np.ndarray):
+        return words.dtype.kind in "iu"
+    return isinstance(words, (list, tuple)) and bool(words) and all(type(word) is int for word in words)
+
+
+def _split_files(source: Path) -> dict[str, Path]:
+    """The lists of a folder by the names of their splits; a file that is one stands for its folder."""
+    found = {
+        path.stem: path
+        for path in files_of(_folder(source))
+        if path.stem.lower() in SPLIT_ALIASES and _is_list(pickle_start(path))
+    }
+    return found if source.is_dir() or source in found.values() else {}
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _is_list(start: Start) -> bool:
+    return start[:1] == ("list",) and _begins_as_mag(start[1:])
+
+
+def _check_others(folder: Path, found: Sequence[Path]) -> None:
+    """DataError where a file of the folder cannot be read, or is of a split and no list of samples."""
+    problems = folder_faults(folder, found)
+    problems += [
+        f"{path}: not a list of {_FORM.sample}"
+        for path in files_of(folder)
+        if path not in found and path.stem.lower() in SPLIT_ALIASES and pickle_start(path)
+    ]
+    if problems:
+        raise data_error(folder, problems, named=True)
+
+
+def _begins_as_mag(sample: Start) -> bool:
+    """A sample that begins with words, or numbers of words: a list, which an array follows if the start goes so far.
+
+    Or with an array of them.
+    """
     if sample[:1] != ("list",):
-        return is_text_array(sample) and not sample[0].endswith("scalar")
+        return is_array_of(sample, "USOiu") and not sample[0].endswith("scalar")
     after = list(itertools.dropwhile(_is_word, sample[1:]))
-    if len(after) == len(sample) - 1:
-        return is_text_array(sample[1:])
-    return not after or after[0] == "none" or is_array(after[0])
+    return len(sample) == 1 or not after or after[0] == "none" or is_array(after[0])
 
 
 def _is_word(token: str) -> bool:
@@ -86,22 +164,27 @@ def _key(token: str) -> str:
 
 def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
     content, label, segment = sample
-    name = cells.text("id", "segment", segment)
+    name = cells.read("id", "segment", segment, id_of, "a text or a whole number")
     video = _SEGMENT.fullmatch(name or "")
     row = {"id": name, "label": cells.number("label", "label", label), "video_id": video and video[1]}
-    if not isinstance(content, (list, tuple)) or len(content) != 3:
+    if not isinstance(content, (list, tuple)) or len(content) < _MEMBERS:
         cells.fault("text", f"(words, visual, acoustic) is {kind_of(content)}")
         return row
-    if (words := _words(content[0], cells)) is None:
+    # MISA and MMIM have the words last, and first only what stands for them.
+    aligned = len(content) == _MEMBERS
+    if (words := _words(content[0 if aligned else _MEMBERS], cells)) is None:
         return row
     text = " ".join(words)
     # The place in the file of every word, where that is not its own.
     places = None if text.split() == words else _places(words, cells)
     row["text"] = text if places is None else " ".join(text.split())
-    for (column, name), array in zip(_MODALITIES, content[1:], strict=True):
+    for (column, name), array in zip(_MODALITIES, content[1:_MEMBERS], strict=True):
         rows = cells.rows(column, name, array)
         if rows is not None and len(rows) != len(words):
-            cells.fault(column, f"{name} has {len(rows)} rows for {len(words)} words")
+            if aligned:
+                cells.fault(column, f"{name} has {len(rows)} rows for {len(words)} words")
+            else:
+                row[column] = rows
         elif rows is not None and places != []:
             row[column] = rows if places is None else rows[places]
     return row
