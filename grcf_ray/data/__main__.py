@@ -70,10 +70,10 @@ def import_(
 
     \b
     Formats:
-      table      Parquet or CSV of one's own
-      mag        pickles of MAG-BERT: mosi.pkl, mosei.pkl
+      table      Parquet, CSV, TSV or JSON Lines (.jsonl) of one's own
+      mag        pickles of MAG-BERT: mosi.pkl, mosei.pkl; of MISA and MMIM: train.pkl, dev.pkl, test.pkl
       mmsa       pickles of MMSA: MOSI, MOSEI, CH-SIMS, CH-SIMS v2; aligned or not
-      csd        a folder of CMU-MultimodalSDK's .csd files, with the folds
+      csd        a folder of CMU-MultimodalSDK's .csd files, with the folds; --variant known leaves out other ones
       mustard    a folder with MUStARD's sarcasm_data.json; --variant fold-1 ... fold-5, speaker-independent
       ur_funny   a folder with the pickles of UR-FUNNY v2
       hkt        pickles of HKT: MUStARD, UR-FUNNY

@@ -50,11 +50,14 @@ class DatasetFacts:
     """Where people get that file."""
 
 
-_TABLE = "a Parquet or CSV table with the columns id, split, text, label and, where there are any, audio, vision"
+_TABLE = (
+    "a table (Parquet, CSV, TSV, JSON Lines) with the columns id, split, text, label and, where there are any, audio, "
+    "vision"
+)
 _CONTEXT_TABLE = f"{_TABLE}, context (what was said before, a list)"
 _CMU_NEEDS = (
-    "{name}.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd files with their folds, or "
-    f"{_TABLE}"
+    "{name}.pkl of MAG-BERT, the pickles of MISA or MMIM, aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd "
+    f"files with their folds, or {_TABLE}"
 )
 _CMU_OBTAIN = (
     "MAG-BERT: https://github.com/WasifurRahman/BERT_multimodal_transformer, "
@@ -127,7 +130,11 @@ _FACTS = {
             task="regression",
             label_range=(-1.0, 1.0),
             language="zh",
-            splits=({"train": 2722, "valid": 647, "test": 1034},),
+            # Files in use differ by one training utterance.
+            splits=(
+                {"train": 2722, "valid": 647, "test": 1034},
+                {"train": 2721, "valid": 647, "test": 1034},
+            ),
             default_backbone="bert-base-chinese",
             audio_dim=25,
             vision_dim=177,

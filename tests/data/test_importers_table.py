@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from data.foreign import OWN, VARIANTS, real_file, refusal, spoiled, survivors
+from data.foreign import DOWNLOADS, OWN, VARIANTS, real_file, refusal, spoiled, survivors
 
 from grcf_ray import console
 from grcf_ray.data.__main__ import app
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
+from grcf_ray.data.importers import table as table_format
 from grcf_ray.data.store import Store
 from grcf_ray.errors import ConfigError, DataError
 
@@ -89,6 +90,124 @@ def test_parquet_of_any_list_type(tmp_path: Path, kind: Any) -> None:
     assert got["id"].to_pylist() == ["1", "2", "3"]
     assert got["audio"].to_pylist() == audio.to_pylist()
     assert info.audio_dim == 2
+
+
+VIEWS = [
+    pa.list_view(pa.list_view(pa.float32())),
+    pa.list_view(pa.list_(pa.float32(), 2)),
+    pa.large_list_view(pa.list_(pa.float64())),
+    pa.list_(pa.list_view(pa.int16())),
+]
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_parquet_of_list_views(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "own.parquet"
+    audio = pa.array([[[1, 2]], None, [[3, 4], [5, 6]]], kind)
+    said = pa.array([["a", "b"], None, []], pa.list_view(pa.string()))
+    columns = {"id": [1, 2, 3], "split": ["train", "val", "test"], "text": list("xyz"), "label": [1, 2, 3]}
+    pq.write_table(pa.table(columns | {"audio": audio, "context": said}), path)
+    table, _ = import_source(path, OWN)
+    assert table["audio"].to_pylist() == [[[1, 2]], None, [[3, 4], [5, 6]]]
+    assert table["context"].to_pylist() == [["a", "b"], None, None]
+    (part, _), *_ = table_format.stream(path, ["text", "audio"], 3)
+    part.validate(full=True)
+    assert part["audio"].to_pylist() == audio.to_pylist()
+
+
+def test_parquet_of_dictionaries_and_views_of_texts(tmp_path: Path) -> None:
+    path = tmp_path / "own.parquet"
+    columns: dict[str, Any] = {
+        "id": pa.array(["a", "b", "c"]).dictionary_encode(),
+        "split": pa.array(["train", "val", "test"]).dictionary_encode(),
+        "text": pa.array(["x", "", "x"]).cast(pa.large_string()).dictionary_encode(),
+        "label": pa.array(["1", "2.5", "-3"], pa.string_view()),
+        "audio": pa.array(["[[1, 2]]", None, "[[3, 4]]"], pa.string_view()),
+    }
+    pq.write_table(pa.table(columns), path)
+    table, _ = import_source(path, OWN)
+    assert table["text"].to_pylist() == ["x", "", "x"]
+    assert table["label"].to_pylist() == [1, 2.5, -3]
+    assert table["audio"].to_pylist() == [[[1, 2]], None, [[3, 4]]]
+
+
+def test_tsv(tmp_path: Path) -> None:
+    text = 'id\tsplit\ttext\tlabel\taudio\n1\ttrain\tgood, or so\t1.5\t[[1, 2]]\n2\tdev\t"a ""b"""\t0\t\n'
+    path = write(tmp_path / "own.tsv", f"{text}3\ttest\tc\t-3\t\n")
+    table, info = import_source(path, OWN)
+    assert table["text"].to_pylist() == ["good, or so", 'a "b"', "c"]
+    assert table["audio"].to_pylist() == [[[1, 2]], None, None]
+    assert [source.name for source in info.sources] == ["own.tsv"]
+    assert [part["text"].to_pylist() for part, _ in table_format.stream(path, ["text"], 2)] == [
+        ["good, or so", 'a "b"'],
+        ["c"],
+    ]
+
+
+LINES: list[dict[str, Any]] = [
+    {"id": 7, "split": "train", "text": "ünï 文", "label": 1.5, "audio": [[1, 2.5]], "context": ["before"], "mood": {}},
+    {"text": "so", "label": -3, "split": "dev", "id": "b", "context": []},
+    {"id": "c", "split": "test", "text": "", "label": 0, "audio": None, "video_id": 10**30},
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson"])
+@pytest.mark.parametrize("ascii_alone", [True, False])
+def test_json_lines(tmp_path: Path, suffix: str, ascii_alone: bool) -> None:
+    lines = [json.dumps(line, ensure_ascii=ascii_alone) for line in LINES]
+    path = write(tmp_path / f"own.{suffix}", "\ufeff" + "\n\n".join(lines))
+    table, _ = import_source(path, OWN)
+    assert table.to_pydict() == {
+        "id": ["7", "b", "c"],
+        "split": ["train", "valid", "test"],
+        "text": ["ünï 文", "so", ""],
+        "label": [1.5, -3, 0],
+        "audio": [[[1, 2.5]], None, None],
+        "context": [["before"], None, None],
+    }
+    parts = [part for part, _ in table_format.stream(path, ["text", "audio"], 2)]
+    assert [part["text"].to_pylist() for part in parts] == [["ünï 文", "so"], [""]]
+    assert parts[0].column_names == ["text", "audio"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2: Expecting"),
+        ("[1]", "line 2: not an object"),
+        ('{"id": 1, "id": 2}', "line 2: a name stands twice"),
+        ('{"id": 1.5}', "line 2: id is 1.5, not a text or a whole number"),
+        ('{"text": ["a"]}', "line 2: text is (a list of 1), not a text"),
+        ('{"text": "\\ud800"}', "line 2: text has half of a character"),
+        ("[" * 10**5, "line 2: "),
+        (
+            '{"id": "b", "split": "test", "text": "x", "label": true}',
+            "own.jsonl: row 2 (id b): label 'true' is not a number",
+        ),
+        (
+            '{"id": "b", "split": "test", "text": "x", "audio": [1]}',
+            "row 2 (id b): audio '[1]' is not a JSON list of rows",
+        ),
+    ],
+)
+def test_lines_that_are_no_rows_are_named(tmp_path: Path, line: str, says: str) -> None:
+    first = {"id": "a", "split": "train", "text": "x", "label": 1}
+    path = write(tmp_path / "own.jsonl", f"{json.dumps(first)}\n{line}\n")
+    message = refusal(path)
+    assert says in message
+    assert "own.jsonl" in message
+
+
+def test_missing_columns_of_json_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", '{"id": 1, "text": "x"}\n')
+    assert refusal(path) == f"{path}: missing columns label; present: id, text"
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.jsonl"])
+@pytest.mark.parametrize("what", DOWNLOADS)
+def test_downloads_that_went_wrong(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_bytes(DOWNLOADS[what])
+    assert refusal(tmp_path / name).startswith(f"{tmp_path / name}: {what}")
 
 
 def test_folder_with_a_file_per_split(tmp_path: Path) -> None:

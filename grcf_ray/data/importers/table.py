@@ -1,26 +1,29 @@
-"""Tables of our own layout: a Parquet or CSV file, or a folder of them.
+"""Tables of our own layout: a Parquet, CSV, TSV or JSON Lines file, or a folder of them.
 
 Columns in any order: id, text, label; split, unless files are named train, valid and test; optionally audio
-and vision (lists of feature rows), context (list of strings) and video_id. In CSV the lists are JSON. Other
-columns are ignored.
+and vision (lists of feature rows), context (list of strings) and video_id. In CSV and TSV the lists are JSON. A
+line of JSON Lines is an object, a row with its columns. Other columns are ignored.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from grcf_ray.data.cells import is_unicode, shown
 from grcf_ray.data.frames import FRAMES
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.schema import MODALITIES
-from grcf_ray.data.sniff import files_of
+from grcf_ray.data.sniff import check_kind, files_of
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.validation import Fault
 from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
@@ -29,9 +32,12 @@ __all__ = ["VARIANTS", "files", "read", "stream"]
 
 VARIANTS: dict[str, str] = {}
 
-_SUFFIXES = {".parquet", ".csv"}
+_JSON_LINES = {".jsonl", ".ndjson"}
+_SUFFIXES = {".parquet", ".csv", ".tsv", *_JSON_LINES}
 _REQUIRED = ("id", "split", "text", "label")
 _NUMBERS = ("label", *MODALITIES)
+_NAMES = ("id", "video_id")
+_ROWS_AT_A_TIME = 1000
 # A CSV row with features in it can be long, and must fit one block of Arrow's reader.
 _LARGEST_BLOCK = 1 << 30
 _CELL_SHOWN = 40
@@ -75,7 +81,12 @@ def stream(path: Path, columns: Collection[str], rows: int) -> Iterator[tuple[pa
     columns: those to read of `RAW_SCHEMA`. `text` must be there; any of the others may be missing. Rows of faults are
     counted within their part.
     """
-    batches = _parquet_batches(path, columns, rows) if _is_parquet(path) else _csv_batches(path, columns)
+    if _is_parquet(path):
+        batches = _parquet_batches(path, columns, rows)
+    elif path.suffix.lower() in _JSON_LINES:
+        batches = _json_batches(path, columns, rows)
+    else:
+        batches = _csv_batches(path, columns)
     any_rows = False
     for batch in batches:
         table = pa.Table.from_batches([batch])
@@ -99,6 +110,63 @@ def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterato
         raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
 
+def _json_batches(
+    path: Path, columns: Collection[str], rows: int, *, required: Collection[str] = ("text",)
+) -> Iterator[pa.RecordBatch]:
+    """The rows, up to `rows` at a time, each cell as CSV has it: lists and numbers are written out."""
+    _check_encoding(path)
+    faults: list[str] = []
+    present: dict[str, None] = {}
+    for number, line in _json_lines(path):
+        try:
+            present |= dict.fromkeys(_json_cells(line))
+        except (ValueError, RecursionError) as error:
+            faults.append(f"line {number}: {reason(error)}")
+    if faults:
+        raise data_error(path, faults)
+    _check_columns(path, list(present), required)
+    schema = pa.schema({name: pa.string() for name in RAW_SCHEMA.names if name in present and name in columns})
+    lines = (_json_cells(line) for _, line in _json_lines(path))
+    while part := list(itertools.islice(lines, rows)):
+        yield pa.RecordBatch.from_pylist(part, schema)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _json_cells(line: str) -> dict[str, str | None]:
+    """The columns that we know of an object, as texts; ValueError where it is none, or no text stands where one should.
+
+    ValueError too where a column is there twice.
+    """
+    value = json.loads(line, object_pairs_hook=_unique)
+    if not isinstance(value, dict):
+        raise ValueError('not an object, such as {"id": ..., "text": ...}')
+    cells: dict[str, str | None] = {}
+    for name in RAW_SCHEMA.names:
+        if name not in value:
+            continue
+        cell = value[name]
+        if cell is None or isinstance(cell, str):
+            cells[name] = cell
+            if cell is not None and not is_unicode(cell):
+                raise ValueError(f"{name} has half of a character")
+        elif name in _WRITTEN or (name in _NAMES and type(cell) is int):
+            cells[name] = json.dumps(cell)
+        else:
+            raise ValueError(f"{name} is {shown(cell)}, not a text{' or a whole number' if name in _NAMES else ''}")
+    return cells
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
 def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
     _check_encoding(path)
     broken: list[Any] = []
@@ -110,7 +178,7 @@ def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatc
     block = min(path.stat().st_size + 1, _STREAMED_BLOCK)
     options = {
         "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=block),
-        "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+        "parse_options": _parse_options(path, skip),
     }
     try:
         with pyarrow.csv.open_csv(path, **options) as reader:
@@ -133,7 +201,19 @@ def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatc
 
 
 def _read_file(path: Path) -> tuple[pa.Table, list[Fault]]:
-    return _typed(path, _select(path, _read_parquet(path) if _is_parquet(path) else _read_csv(path)))
+    if _is_parquet(path):
+        table = _read_parquet(path)
+    elif path.suffix.lower() in _JSON_LINES:
+        table = _read_json(path)
+    else:
+        table = _read_csv(path)
+    return _typed(path, _select(path, table))
+
+
+def _read_json(path: Path) -> pa.Table:
+    required = [name for name in _REQUIRED if name != "split" or path.stem.lower() not in SPLIT_ALIASES]
+    batches = list(_json_batches(path, RAW_SCHEMA.names, _ROWS_AT_A_TIME, required=required))
+    return pa.Table.from_batches(batches)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -166,7 +246,7 @@ def _read_csv(path: Path) -> pa.Table:
             path,
             # One thread, or Arrow does not count rows.
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=block),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+            parse_options=_parse_options(path, skip),
             convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string())),
         )
     except (pa.ArrowException, OSError) as error:
@@ -176,12 +256,19 @@ def _read_csv(path: Path) -> pa.Table:
     return table
 
 
+def _parse_options(path: Path, skip: Callable[[Any], str]) -> Any:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    return pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
+
+
 def _misfits(path: Path, broken: list[Any]) -> DataError:
     lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
     return DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
 
 
 def _check_encoding(path: Path) -> None:
+    """DataError where a file of text is none, or of another encoding."""
+    check_kind(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -218,6 +305,10 @@ def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
         column, wanted = table[name], RAW_SCHEMA.field(name).type
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_string_view(column.type):
+            column = column.cast(pa.large_string())
+        if _has_views(column.type):
+            column = pa.chunked_array([_plain_lists(chunk) for chunk in column.chunks])
         is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         if is_text and name in _WRITTEN:
             column, found = _parsed(column, name, wanted)
@@ -230,6 +321,25 @@ def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
                 raise DataError(f"{path}: column {name} is of type {column.type}, needs {wanted}") from error
         columns[name] = column
     return pa.table(columns), faults
+
+
+def _has_views(kind: Any) -> bool:
+    views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return bool(views or (_is_nested(kind) and _has_views(kind.value_type)))
+
+
+def _plain_lists(array: Any) -> Any:
+    """Lists of any kind as those that have offsets: Arrow's own cast of list views makes arrays that are not valid."""
+    if not _is_nested(array.type):
+        return array
+    lengths = pc.fill_null(pc.list_value_length(array).cast(pa.int64()), 0)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))]), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, _plain_lists(array.flatten()), mask=array.is_null())
+
+
+def _is_nested(kind: Any) -> bool:
+    # Not structs and maps, which have no values of one type.
+    return pa.types.is_nested(kind) and hasattr(kind, "value_type") and not pa.types.is_map(kind)
 
 
 def _parsed(column: pa.ChunkedArray, name: str, wanted: Any) -> tuple[pa.ChunkedArray, list[Fault]]:
