@@ -56,7 +56,7 @@ _TABLE = (
 )
 _CONTEXT_TABLE = f"{_TABLE}, context (what was said before, a list)"
 _CMU_NEEDS = (
-    "{name}.pkl of MAG-BERT, the pickles of MISA or MMIM, aligned_50.pkl or unaligned_50.pkl of MMSA, a folder of .csd "
+    "{name}.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA, the pickles of MISA or MMIM, a folder of .csd "
     f"files with their folds, or {_TABLE}"
 )
 _CMU_OBTAIN = (
