@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import typer
 
+from grcf_ray import __version__
 from grcf_ray.errors import GrcfError
 
 _NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%)?")
@@ -56,7 +57,7 @@ def make_app(help: str) -> typer.Typer:
 def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit: the one place where an exception becomes a message and an exit code.
 
-    `--debug`, anywhere among the arguments, or GRCF_DEBUG=1 adds the traceback.
+    `--debug`, anywhere among the arguments, or GRCF_DEBUG=1 adds the traceback; `--version` prints the version alone.
     """
     codecs.register_error(_ERRORS, _encodable)
     for stream in (sys.stdout, sys.stderr):
@@ -64,6 +65,9 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in argv:
+        print(f"grcf_ray {__version__}")
+        sys.exit(0)
     debug = "--debug" in argv or os.environ.get("GRCF_DEBUG") == "1"
     try:
         app([word for word in argv if word != "--debug"])

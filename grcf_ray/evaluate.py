@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from grcf_ray import console
+from grcf_ray.data.datasets import spelled
 
 app = console.make_app("Measure the best model of a run again.")
 
@@ -22,7 +23,9 @@ def evaluate(
     split: str = typer.Option(
         "test", metavar="NAME", help="train, valid or test; reading test is noted in provenance."
     ),
-    on: str | None = typer.Option(None, metavar="NAME", help="Another data set to measure the model on."),
+    on: str | None = typer.Option(
+        None, metavar="NAME", callback=spelled, help="Another data set to measure the model on."
+    ),
     label_range: tuple[float, float] | None = typer.Option(
         None, metavar="A B", help="With --on: lowest and highest label of your own data."
     ),

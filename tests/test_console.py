@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from grcf_ray import console
+from grcf_ray import __version__, console
 from grcf_ray.errors import ClusterError, ConfigError, DataError, GrcfError, NoWinnerError
 
 
@@ -52,6 +53,18 @@ def test_each_error_has_its_exit_code(
     out, err = capsys.readouterr()
     assert out == "answer 2\n"
     assert err == ("error: why\n" if isinstance(error, GrcfError) else "")
+
+
+COMMANDS = ["search", "train", "data", "predict", "evaluate", "runs", "report", "reproduce", "bench"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_version(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = importlib.import_module(f"grcf_ray.{command}")
+    if hasattr(app, "__path__"):
+        app = importlib.import_module(f"grcf_ray.{command}.__main__")
+    assert exit_code(app.app, "--version") == 0
+    assert capsys.readouterr().out == f"grcf_ray {__version__}\n"
 
 
 def test_unexpected_error_is_internal_and_hints_at_debug(capsys: pytest.CaptureFixture[str]) -> None:

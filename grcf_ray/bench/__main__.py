@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from grcf_ray import console
+from grcf_ray.data.datasets import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ STUDIES = ("end-to-end", "growth", "pairing", "pruning", "scheduler")
 
 @app.command()
 def bench(
-    dataset: str = typer.Option("mosi", metavar="NAME", help="A known data set, or your own."),
+    dataset: str = typer.Option("mosi", metavar="NAME", callback=spelled, help="A known data set, or your own."),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="Its files; default $GRCF_DATA/NAME, then ./data/NAME."
     ),

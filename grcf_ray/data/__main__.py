@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from grcf_ray import console
+from grcf_ray.data.datasets import spelled
 
 # Help must be quick, so that pyarrow is imported by the command that needs it.
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class Kind(str, enum.Enum):
 @app.command("import")
 def import_(
     source: Path = typer.Argument(..., help="A file, or a folder of files."),
-    dataset: str = typer.Option(..., metavar="NAME", help="A known data set, or a name for your own data."),
+    dataset: str = typer.Option(
+        ..., metavar="NAME", callback=spelled, help="A known data set, or a name for your own data."
+    ),
     format: str = typer.Option("auto", metavar="NAME", help="One of the formats below; auto goes by the content."),
     variant: str = typer.Option("", metavar="NAME", help="How to read it, where there are several ways: a fold."),
     label_range: tuple[float, float] | None = typer.Option(
@@ -55,6 +58,7 @@ def import_(
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Folder to write; default $GRCF_DATA/NAME, else data/NAME."
     ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other data of the same name."),
 ) -> None:
     """Read foreign files, check every row, write a store.
 
@@ -82,7 +86,7 @@ def import_(
     (lists of feature rows), context (list of strings) and video_id. A folder may hold a file per split.
     """
     from grcf_ray.data.importers import ImportOptions, import_source
-    from grcf_ray.data.store import check_replaceable, is_store, usual_folders, write_store
+    from grcf_ray.data.store import check_replaceable, check_same, is_store, usual_folders, write_store
     from grcf_ray.errors import ConfigError
 
     if is_store(source):
@@ -100,7 +104,10 @@ def import_(
         binarize=binarize,
     )
     console.progress(f"reading {source}")
-    _summarise(write_store(folder, *import_source(source, options, out=out)))
+    table, info = import_source(source, options, out=out)
+    if not overwrite:
+        check_same(folder, info)
+    _summarise(write_store(folder, table, info))
 
 
 @app.command()
@@ -234,7 +241,7 @@ def _opened(data: str) -> Store:
     from grcf_ray.data.store import Store, find_data
 
     folder = Path(data)
-    return Store.open(folder) if folder.is_dir() else find_data(data)
+    return Store.open(folder) if folder.is_dir() else find_data(spelled(data) or data)
 
 
 def _summarise(store: Store, tables: Mapping[str, pa.Table] | None = None) -> None:

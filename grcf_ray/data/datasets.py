@@ -9,7 +9,7 @@ from typing import Literal
 
 from grcf_ray.errors import ConfigError
 
-__all__ = ["DatasetFacts", "find", "get", "names", "unknown_message"]
+__all__ = ["DatasetFacts", "find", "get", "names", "spelled", "unknown_message"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +232,11 @@ def get(name: str) -> DatasetFacts:
     if name not in _FACTS:
         raise ConfigError(unknown_message(name))
     return _FACTS[name]
+
+
+def spelled(name: str | None) -> str | None:
+    """A data set's name as it is filed: known ones are known in any case, `MOSI` is `mosi`."""
+    return name.lower() if name is not None and name.lower() in _FACTS else name
 
 
 def find(name: str) -> DatasetFacts | None:

@@ -20,11 +20,11 @@ from grcf_ray import __version__, console
 from grcf_ray.cache import cache_entry, locked, making
 from grcf_ray.data import datasets
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
-from grcf_ray.data.schema import SPLITS, Source, TableInfo
+from grcf_ray.data.schema import SPLITS, Source, TableInfo, split_sizes
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.files import sync, write_json
 
-__all__ = ["Store", "check_replaceable", "find_data", "is_store", "usual_folders", "write_store"]
+__all__ = ["Store", "check_replaceable", "check_same", "find_data", "is_store", "usual_folders", "write_store"]
 
 _INDEX = "dataset.json"
 _OWN_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
@@ -189,6 +189,21 @@ def check_replaceable(folder: Path) -> None:
     foreign = sorted(found - _OWN_FILES if _INDEX in found else found)
     if foreign:
         raise ConfigError(f"{folder} holds other files ({', '.join(foreign[:3])}). Give another folder: --out DIR")
+
+
+def check_same(folder: Path, info: TableInfo) -> None:
+    """DataError where a folder holds a store of other content, which would be lost."""
+    try:
+        before = Store.open(folder).info
+    except DataError:
+        # None, or one that nothing can read.
+        return
+    if before.fingerprint != info.fingerprint:
+        raise DataError(
+            f"{folder} holds other data: {before.name}, {split_sizes(before.splits)} utterances, fingerprint "
+            f"{before.fingerprint[:12]}; these are {info.name}, {split_sizes(info.splits)}, {info.fingerprint[:12]}. "
+            "Replace them with --overwrite, or give another folder: --out DIR"
+        )
 
 
 def _fill(folder: Path, table: pa.Table, info: TableInfo) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from grcf_ray import console
+from grcf_ray.data.datasets import spelled
 
 if TYPE_CHECKING:
     from grcf_ray.reproduce.catalog import Experiment
@@ -25,7 +26,9 @@ app = console.make_app("Run the paper's experiments from a finished search.")
 @app.command()
 def reproduce(
     name: str = typer.Argument(..., help="An experiment; `list` names them, `all` runs all that the data admit."),
-    dataset: str | None = typer.Option(None, metavar="NAME", help="Data set whose finished search is taken."),
+    dataset: str | None = typer.Option(
+        None, metavar="NAME", callback=spelled, help="Data set whose finished search is taken."
+    ),
     run: str | None = typer.Option(None, "--from", metavar="RUN", help="The search to start from: a folder or a URI."),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
@@ -35,7 +38,9 @@ def reproduce(
     backbones: list[str] = typer.Option(
         [], metavar="NAME|DIR", help="backbones: a text encoder to train with; may be repeated; default the paper's."
     ),
-    onto: str | None = typer.Option(None, metavar="NAME", help="transfer: the data set that the models are taken to."),
+    onto: str | None = typer.Option(
+        None, metavar="NAME", callback=spelled, help="transfer: the data set that the models are taken to."
+    ),
     onto_data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="transfer: its files; default $GRCF_DATA/NAME, then ./data/NAME."
     ),

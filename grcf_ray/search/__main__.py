@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from grcf_ray import console
+from grcf_ray.data.datasets import spelled
 
 # Help must be quick: torch, Ray and the rest are imported once the arguments are parsed.
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ app = console.make_app("Search both stages of GRCF and evaluate the winner once 
 @app.command()
 def search(
     dataset: str = typer.Option(
-        ..., metavar="NAME", help="A known data set (python -m grcf_ray.data list), or your own."
+        ..., metavar="NAME", callback=spelled, help="A known data set (python -m grcf_ray.data list), or your own."
     ),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="Its files; default $GRCF_DATA/NAME, then ./data/NAME."
@@ -94,7 +95,7 @@ def search(
       python -m grcf_ray.search --dataset mosi --time-budget 2h --seeds 5 --storage s3://bucket/runs
 
     The same command again goes on with an interrupted run; a larger --stage1-trials or --stage2-trials extends one.
-    --debug shows tracebacks.
+    --debug shows tracebacks, --version the version; so does every command.
     """
     from grcf_ray.config import check_read, parse_assignments, to_yaml
     from grcf_ray.search.direct import DIRECT, direct_space

@@ -19,6 +19,13 @@ __all__ = ["STAGE_SHARES", "Stop", "parse_duration"]
 STAGE_SHARES = {1: 0.5, 2: 0.97}
 """Share of a time budget at which a stage hands on what it has; the rest is for saving the winner and reading test."""
 
+_DURATION = re.compile(
+    r"\s*".join(
+        rf"(?:(\d+(?:\.\d+)?)\s*(?:{unit}))?" for unit in ("h|hrs?|hours?", "m|mins?|minutes?", "s|secs?|seconds?")
+    ),
+    re.IGNORECASE,
+)
+
 
 class Stop:
     """Whether a search should end: asked by a signal, or at the end of its time.
@@ -88,8 +95,8 @@ class Stop:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `2h`, `90m`, `1h30m`, `45s` or `0m`. ConfigError for anything else."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    """Seconds of `2h`, `90m`, `3min`, `1h 30m`, `45 seconds` or `0m`. ConfigError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
     if not match or not any(match.groups()):
         raise ConfigError(f"--time-budget {text}: should be a time such as 2h, 90m or 1h30m")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from grcf_ray import console
+from grcf_ray.data.datasets import spelled
 
 if TYPE_CHECKING:
     from grcf_ray.config import RunConfig, SearchConfig
@@ -26,7 +27,7 @@ app = console.make_app("Train one configuration through both stages.")
 
 @app.command()
 def train(
-    dataset: str | None = typer.Option(None, metavar="NAME", help="A known data set, or your own."),
+    dataset: str | None = typer.Option(None, metavar="NAME", callback=spelled, help="A known data set, or your own."),
     data: Path | None = typer.Option(
         None, metavar="FILE|DIR", help="Its files; default $GRCF_DATA/NAME, then ./data/NAME."
     ),

@@ -13,6 +13,11 @@ METRICS = {"mae", "corr", "pairwise_acc", "acc7", "acc5", "acc3", "acc2_non0", "
 }
 
 
+def test_known_names_are_known_in_any_case() -> None:
+    names = ["MOSI", "Sims_V2", "mosi", "Reviews", None]
+    assert [datasets.spelled(name) for name in names] == ["mosi", "sims_v2", "mosi", "Reviews", None]
+
+
 def test_papers_main_tables_are_recorded_as_fractions() -> None:
     assert datasets.get("mosi").paper_results == {
         "acc7": 0.493,

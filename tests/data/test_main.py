@@ -126,6 +126,32 @@ def test_store_is_not_imported_again(run: Run) -> None:
     assert "data/own is imported already" in err
 
 
+def test_known_names_are_known_in_any_case(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("import", "own.csv", "--dataset", "MOSI")
+    assert (code, "data set     mosi:" in out) == (0, True)
+    assert (tmp_path / "data" / "mosi" / "dataset.json").exists()
+    assert "data set     mosi:" in run("inspect", "Mosi")[1]
+    assert run("verify", "MoSi")[0] == 0
+
+
+def test_other_data_of_the_same_name_are_not_replaced(run: Run, tmp_path: Path) -> None:
+    words = ("import", "own.csv", "--dataset", "own", "--label-range", "0", "5")
+    assert run(*words)[0] == 0
+    assert run(*words)[0] == 0
+    folder = tmp_path / "data" / "own"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "own.csv").write_text(CSV.replace("secret,3", "secret,4"))
+    code, out, err = run(*words)
+    assert (code, out) == (3, "")
+    assert "--overwrite" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["own"]
+    assert run(*words, "--overwrite")[0] == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} != before
+    (folder / "dataset.json").write_text("{")
+    assert run(*words)[0] == 0
+
+
 def test_cache_is_shown_and_cleared(run: Run, tmp_path: Path) -> None:
     for kind, size in (("tables", 3000), ("features", 2_000_000)):
         entry = tmp_path / "cache" / kind / ("0123456789ab" * 2)

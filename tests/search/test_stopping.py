@@ -47,13 +47,16 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1h1m1s", 3661), (" 0.5h ", 1800), ("0m", 0)],
+    [
+        *[("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1h1m1s", 3661), (" 0.5h ", 1800), ("0m", 0)],
+        *[("3min", 180), ("2 h", 7200), ("90 S", 90), ("1 hour 30 minutes", 5400), ("2hrs5mins", 7500), ("1sec", 1)],
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "2", "h", "-1h", "1d", "30m1h", "2 h", "1.h", "nan", "infh"])
+@pytest.mark.parametrize("text", ["", "2", "h", "-1h", "1d", "30m1h", "2 x", "2hm", "1 30m", "1.h", "nan", "infh"])
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--time-budget .*: should be a time such as 2h, 90m or 1h30m"):
         parse_duration(text)
