@@ -66,7 +66,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors=_ERRORS)
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--version" in argv:
-        print(f"grcf_ray {__version__}")
+        say(f"grcf_ray {__version__}")
         sys.exit(0)
     debug = "--debug" in argv or os.environ.get("GRCF_DEBUG") == "1"
     try:

@@ -230,7 +230,7 @@ def cache(
     from grcf_ray.cache import cache_folder, clear_cache, usage
 
     parts = clear_cache() if clear else usage()
-    print(f"{'removed from' if clear else 'cache'} {cache_folder()}\n")
+    console.say(f"{'removed from' if clear else 'cache'} {cache_folder()}\n")
     rows = [(part.kind, part.entries, console.size(part.nbytes)) for part in parts]
     total = ("total", sum(part.entries for part in parts), console.size(sum(part.nbytes for part in parts)))
     console.print_table(("what", "entries", "size"), [*rows, total])

@@ -192,7 +192,7 @@ def test_the_models_dropout_in_stage_2_names_stage_2s(tmp_path: Path) -> None:
     wrong = SMALL + "  model.fusion_dropout: {low: 0.0, high: 0.5, start: 0.1}\n"
     (fault,) = faults_of(tmp_path, wrong)
     assert "model.fusion_dropout" in fault
-    assert fault.endswith("stage2.fusion_dropout")
+    assert "searches its own as stage2.fusion_dropout" in fault
 
 
 def test_settings_fix_what_was_searched(tmp_path: Path) -> None:
