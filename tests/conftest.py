@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grcf_ray.cluster  # noqa: F401  before any test imports Ray
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -182,7 +184,7 @@ def tiny_features(tiny_store: Store, tiny_backbone: Path, tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def ray_session() -> None:
     """Ray on this machine, started once; it ends with the process."""
-    from grcf_ray.search.preflight import connect
+    from grcf_ray.cluster import connect
 
     connect()
 

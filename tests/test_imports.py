@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = {
     "errors": 0,
+    "cluster": 1,
     "files": 1,
     "cache": 1,
     "plain_yaml": 1,
@@ -34,7 +36,8 @@ RANKS = {
     "runs": 7,
 }
 """Rooms from the bottom up. A room imports from its own and from lower ones."""
-WITH_RAY = (PACKAGE / "train" / "distributed.py", PACKAGE / "train" / "backend.py")
+DOOR = PACKAGE / "cluster.py"
+WITH_RAY = (DOOR, PACKAGE / "train" / "distributed.py", PACKAGE / "train" / "backend.py")
 """Where Ray is imported outside the search and the benchmarks."""
 
 
@@ -80,6 +83,18 @@ def test_ray_and_optuna_stay_in_their_rooms(path: Path) -> None:
         assert "ray" not in libraries
     if room(path) not in ("search", "report", "bench"):
         assert "optuna" not in libraries
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_ray_is_imported_behind_its_door(path: Path) -> None:
+    """What Ray reads when it is imported is set by then."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    door = [number for number, line in enumerate(lines) if re.match(r" *(import|from) grcf_ray\.cluster\b", line)]
+    ray = [number for number, line in enumerate(lines) if re.match(r" *(import|from) ray\b", line)]
+    top = [number for number in ray if not lines[number].startswith(" ")]
+    if path != DOOR:
+        assert not ray or door
+        assert not top or door[0] < top[0]
 
 
 def test_every_module_has_a_rank() -> None:

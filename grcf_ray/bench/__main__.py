@@ -75,6 +75,8 @@ def bench(
     import tempfile
     import time
 
+    import grcf_ray.cluster  # noqa: F401  before Ray
+
     import ray
     import torch
 

@@ -101,8 +101,10 @@ class Stage:
 
 def naive_tables(setup: Setup) -> list[Table]:
     """CPU time of the search that the space describes, and what it would be without what makes it fast."""
+    from grcf_ray.cluster import connect
+
     from grcf_ray.search.nodes import cluster_nodes
-    from grcf_ray.search.preflight import connect, find_room
+    from grcf_ray.search.preflight import find_room
     from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import place_at
 

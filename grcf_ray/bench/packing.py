@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from grcf_ray.cluster import connect
+
 import ray
 
 from grcf_ray.bench.measure import Timing
@@ -12,7 +14,6 @@ from grcf_ray.bench.step import SMALL_STEP
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.store import Store
 from grcf_ray.search.calibration import Crew, Way
-from grcf_ray.search.preflight import connect
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 

@@ -9,13 +9,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.cluster import connect
+
 import ray
 
 from grcf_ray.bench.measure import PAIRED, paired
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.features import Features
-from grcf_ray.search.preflight import connect
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.curve import objective_value

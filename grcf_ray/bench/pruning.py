@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.cluster import connect
+
 from optuna.trial import TrialState as OptunaState
 
 from grcf_ray.bench.measure import PAIRED, paired
@@ -17,7 +19,7 @@ from grcf_ray.config import flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import connect, find_room
+from grcf_ray.search.preflight import find_room
 from grcf_ray.search.proposals import Proposals
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import Range, Space

@@ -7,13 +7,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.cluster import connect
+
 from ray import tune
 
 from grcf_ray.bench.resident import STATUS, resident
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.search.events import Event, TrialEnded
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import connect, find_room
+from grcf_ray.search.preflight import find_room
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.stages import Search
 from grcf_ray.search.trial import Shared

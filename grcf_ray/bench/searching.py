@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grcf_ray.cluster import connect
+
 import torch
 
 from grcf_ray.bench.step import new_loop
@@ -26,7 +28,7 @@ from grcf_ray.search.events import (
     TrialStarted,
 )
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import connect, find_room
+from grcf_ray.search.preflight import find_room
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search

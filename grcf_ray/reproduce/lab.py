@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from grcf_ray.cluster import connect
+
 import torch
 
 from grcf_ray import console
@@ -27,7 +29,7 @@ from grcf_ray.search.events import Listener, RetrainingsStarted, SearchStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import check_encoder, note_encoder
-from grcf_ray.search.preflight import connect, find_room
+from grcf_ray.search.preflight import find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import recorded_space

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import grcf_ray.cluster  # noqa: F401  before Ray
+
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from grcf_ray.config import SearchConfig

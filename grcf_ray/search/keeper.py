@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import grcf_ray.cluster  # noqa: F401  before Ray
+
 import ray
 from ray import tune
 

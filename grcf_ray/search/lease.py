@@ -139,6 +139,8 @@ class Lease:
 
     def join_cluster(self) -> None:
         """Hold the run's name in the Ray cluster too, once it is joined. ConfigError where another search has it."""
+        import grcf_ray.cluster  # noqa: F401  before Ray
+
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grcf_ray.cluster
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

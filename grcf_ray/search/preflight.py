@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 import os
 import shutil
-import signal
-import socket
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +21,7 @@ from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
 from grcf_ray.search.nodes import Memory, Node
 from grcf_ray.storage import Place
 
-__all__ = ["Room", "check_disk", "connect", "find_room", "needed_bytes"]
+__all__ = ["Room", "check_disk", "find_room", "needed_bytes"]
 
 _KIND = "accelerator_type:"
 """Begins the name of the resource that marks a node's kind of GPU."""
@@ -47,50 +42,6 @@ class Room:
     """What the user should know before the search starts."""
     memory: Mapping[str, Memory] = dataclasses.field(default_factory=dict)
     """What each of several nodes has for shared objects."""
-
-
-def connect() -> None:
-    """Join the cluster that this process was started for, else start one on this machine."""
-    # Read by Ray when it is imported. Trials' relative paths are the user's; Tune's own printing is replaced by ours.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # The record is the truth: signals are the search's own, and Tune's snapshots of itself are for nobody.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        # A cluster of this machine alone is nobody else's: by this switch, named after where it is the default, Ray
-        # listens on the loopback interface and on no other.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray
-
-    # It logs the traceback of every trial that fails; the record has them, and the terminal a line each.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not address:
-        quiet |= {"address": "local", "include_dashboard": False}
-    try:
-        if address:
-            _knock(address)
-        ray.init(**quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address or '(unset)'}: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler prints its stack and aborts.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _knock(address: str) -> None:
-    """OSError at once where nobody listens: Ray itself waits for minutes, or ends the process."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def find_room(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) -> Room:

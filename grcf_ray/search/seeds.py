@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import grcf_ray.cluster  # noqa: F401  before Ray
+
 import numpy as np
 import ray
 

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from grcf_ray.cluster import connect
+
 import torch
 import yaml
 
@@ -28,7 +30,7 @@ from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import GROWING, check_encoder, encoder_of, note_encoder
-from grcf_ray.search.preflight import Room, check_disk, connect, find_room
+from grcf_ray.search.preflight import Room, check_disk, find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import retrain, retrainings
 from grcf_ray.search.space import Choice, Space

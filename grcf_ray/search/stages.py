@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import grcf_ray.cluster  # noqa: F401  before Ray
+
 import ray
 from ray import tune
 

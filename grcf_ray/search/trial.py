@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import grcf_ray.cluster  # noqa: F401  before Ray
+
 import ray
 from ray import tune
 

@@ -242,8 +242,10 @@ def _join_cluster(config: RunConfig, sharing: SearchConfig, out: Place) -> None:
     if config.train.device == "cuda" and not sharing.gpus_per_worker:
         raise ConfigError("train.device = cuda, but the workers are given no GPU: --gpus-per-worker 1")
 
+    from grcf_ray.cluster import connect
+
     from grcf_ray.search.nodes import check_nodes, cluster_nodes
-    from grcf_ray.search.preflight import connect, find_room
+    from grcf_ray.search.preflight import find_room
 
     connect()
     nodes, shared = cluster_nodes(), dataclasses.replace(config, search=sharing)

@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import grcf_ray.cluster  # noqa: F401  before Ray
+
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -249,7 +251,9 @@ def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], inte
         TorchTrainer(
             _work,
             train_loop_config=config,
-            torch_config=MeetingConfig(backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo", interfaces=interfaces),
+            torch_config=MeetingConfig(
+                backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo", interfaces=interfaces, folder=scratch
+            ),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus > 0,

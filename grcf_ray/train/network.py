@@ -1,4 +1,7 @@
-"""The network interface on which workers of several machines meet: chosen or asked for, never the loopback one."""
+"""The network interface on which workers of several machines meet: chosen or asked for, never the loopback one.
+
+Those of a Ray of one machine alone meet on the loopback interface, and on no other.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Mapping
 
 from grcf_ray.errors import ClusterError
 
-__all__ = ["choose_interfaces", "named_interfaces"]
+__all__ = ["choose_interfaces", "named_interfaces", "private_interfaces"]
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Which interface gloo and NCCL take. Left alone, gloo takes that of the host's name: often the loopback one."""
@@ -27,6 +30,14 @@ def choose_interfaces(address: str, named: Mapping[str, str]) -> dict[str, str]:
     """
     held = _addresses()
     return {name: _checked(name, named[name], held) if name in named else _holder(address, held) for name in VARIABLES}
+
+
+def private_interfaces(address: str) -> dict[str, str]:
+    """A value for each of `VARIABLES` that keeps workers to their node, if its address in Ray is a loopback one."""
+    if not ipaddress.ip_address(address).is_loopback:
+        return {}
+    found = next((name for name, addresses in _addresses().items() if address in addresses), None)
+    return dict.fromkeys(VARIABLES, found) if found else {}
 
 
 def _holder(address: str, held: Mapping[str, list[str]]) -> str:

@@ -31,9 +31,9 @@ RIVAL = {"host": "elsewhere", "pid": 7, "started": "2026-11-23T00:20:11+00:00", 
 HOLD = """
 import os, sys
 from pathlib import Path
+from grcf_ray.cluster import connect
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.opening import find_run
-from grcf_ray.search.preflight import connect
 from grcf_ray.storage import place_at
 
 with Lease(place_at(Path(sys.argv[1])), "the other") as lease:

@@ -200,6 +200,16 @@ class TestSoundGroup:
         assert workers() == before
         record_property("turnaround", [round(seconds, 3) for seconds in turnarounds])
 
+    def test_all_processes_listen_on_the_loopback_interface_alone(self, group: WorkerGroup, new_job: NewJob) -> None:
+        # Not above: processes of Ray's import this file too, and do not find it.
+        from listeners import listening, reachable
+
+        run(group, new_job("listened"))
+        found = listening()
+        for part in ("gcs_server", "raylet", "Agent", "Mailbox", "RayTrainWorker"):
+            assert any(part in title for title, _ in found), part
+        assert reachable(found) == []
+
     def test_known_failures_are_results(self, group: WorkerGroup, new_job: NewJob, tmp_path: Path) -> None:
         before = workers()
         wild = run(group, new_job("wild", stage1__head_lr=1e30))

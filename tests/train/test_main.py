@@ -14,10 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from grcf_ray import console
+from grcf_ray import cluster, console
 from grcf_ray.config import ABLATIONS
 from grcf_ray.data.store import Store
-from grcf_ray.search import preflight
 from grcf_ray.storage import place_at
 from grcf_ray.train import checkpoint, distributed
 from grcf_ray.train.__main__ import app
@@ -383,7 +382,7 @@ def test_more_workers_than_groups_are_refused_before_ray_starts(
     def unwanted() -> None:
         raise AssertionError("Ray is started")
 
-    monkeypatch.setattr(preflight, "connect", unwanted)
+    monkeypatch.setattr(cluster, "connect", unwanted)
     assert train("--workers", "3") == 2
     assert "--workers 3: a step has pairs.groups_per_step = 2 groups" in capsys.readouterr().err
     assert train("--workers", "2", "--set", "train.device=cuda") == 2

@@ -1,4 +1,4 @@
-"""Workers of several machines meet where their node is known to Ray, or where they are told to; never on loopback."""
+"""Workers of several machines meet at their node's address in Ray or as told; those of a private Ray on loopback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray  # noqa: F401  carries psutil where none is installed
 
 from grcf_ray.errors import ClusterError
 from grcf_ray.train import network
-from grcf_ray.train.network import choose_interfaces, named_interfaces
+from grcf_ray.train.network import choose_interfaces, named_interfaces, private_interfaces
 
 Entry = namedtuple("Entry", "family address")
 MACHINE = {
@@ -79,3 +79,9 @@ def test_what_is_set_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_this_machine_is_read() -> None:
     assert "127.0.0.1" in network._addresses()["lo"]
+
+
+@pytest.mark.usefixtures("_machine")
+def test_workers_of_a_private_ray_stay_on_the_loopback_interface() -> None:
+    assert private_interfaces("127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    assert private_interfaces("10.0.0.4") == {}
