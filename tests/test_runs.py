@@ -225,7 +225,7 @@ def test_show_has_all_of_one_trial(command: Command, runs: Path) -> None:
     assert code == 0
     lines = narrow(out)
     rows = [line.split() for line in lines]
-    assert lines[0].startswith(f"Trial {name}: finished, valid MAE {trial.objective:.4f} at epoch")
+    assert lines[0].startswith(f"Trial {name}: complete, valid MAE {trial.objective:.4f} at epoch")
     assert ["ranking.base_margin", f"{finalist.params['ranking.base_margin']:.4g}", "its", "finalist"] in rows
     for metrics in trial.curve:
         assert any(line.split()[:1] in ([f"{metrics['epoch']}"], [f"{metrics['epoch']}*"]) for line in lines)

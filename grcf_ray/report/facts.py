@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from grcf_ray.report.markup import Markup, element, figure, script_json, section, table
-from grcf_ray.report.standing import budgets
-from grcf_ray.report.terminal import METRIC_TITLES, STATE_TITLES, again, duration
+from grcf_ray.report.standing import budgets, shown_state, standing_of
+from grcf_ray.report.terminal import METRIC_TITLES, again, duration
 from grcf_ray.report.view import RunView
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import TrialRecord
@@ -60,7 +60,7 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
 
     kind: `count`, `figure` (four decimals are shown) or `setting`.
     """
-    of = view.trials[stage]
+    of, standing = view.trials[stage], standing_of(view.record, view.run)
     paths = list(dict.fromkeys(path for trial in of for path in trial.params))
     columns = [
         ("Trial", "count"),
@@ -76,7 +76,7 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
         "rows": [
             [
                 trial.number,
-                STATE_TITLES[trial.state],
+                shown_state(trial, standing),
                 trial.objective,
                 trial.epoch,
                 trial.seconds,

@@ -53,6 +53,7 @@ class PageListener:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._began:
+            progress("Writing the report")
             self._write(going_on=error is not None)
 
     def _write(self, *, going_on: bool) -> None:

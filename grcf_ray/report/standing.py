@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from grcf_ray.report.view import RunView
@@ -18,7 +18,10 @@ __all__ = [
     "budgets",
     "concurrent_trials",
     "last_change",
+    "pace",
+    "seconds_after",
     "seconds_left",
+    "shown_state",
     "standing_of",
     "time_left",
 ]
@@ -51,6 +54,15 @@ def standing_of(record: RunRecord, run: Mapping[str, Any]) -> Standing:
     return Standing("running", held, run)
 
 
+def shown_state(trial: TrialRecord, standing: Standing) -> str:
+    """The state of a trial as people read it: the record's, or `unfinished` of a trial that no search is running.
+
+    A trial that is on record as running goes on when its search does.
+    """
+    running = standing.state == "running" and trial.stage not in standing.run.get("cut", [])
+    return "unfinished" if trial.state == "running" and not running else trial.state
+
+
 def budgets(run: Mapping[str, Any]) -> dict[Literal[1, 2], tuple[int, int]]:
     """Trials and epochs of each stage that has epochs, by run.json."""
     settings = run["settings"]
@@ -77,21 +89,28 @@ def concurrent_trials(trials: Iterable[TrialRecord]) -> int:
     return max(1, most)
 
 
+def pace(trials: Iterable[TrialRecord]) -> float | None:
+    """Seconds of an epoch, the mean of those so far; None before the first."""
+    seen = list(trials)
+    epochs = sum(trial.epoch for trial in seen)
+    return sum(trial.seconds for trial in seen) / epochs if epochs else None
+
+
 def seconds_left(
     trials: Mapping[int, Iterable[TrialRecord]],
     budgets: Mapping[Literal[1, 2], tuple[int, int]] | Mapping[int, tuple[int, int]],
     stage: int,
     concurrent: int,
-) -> float | None:
-    """Seconds that are left of this stage and those after it, from the epochs so far; None before the first.
+    *,
+    epoch_seconds: float,
+    limits: Mapping[int, float] | None = None,
+) -> float:
+    """Seconds that are left of this stage and those after it.
 
-    trials: of each stage in `budgets`, the trials and epochs that each may have. concurrent: trials at a time.
+    trials: of each stage in `budgets`, the trials and epochs that each may have. concurrent: trials at a time. limits:
+    seconds until each stage hands on what it has, by a time budget.
     """
     of = {each: list(trials[each]) for each in budgets}
-    epochs_run = sum(trial.epoch for seen in of.values() for trial in seen)
-    if not epochs_run:
-        return None
-    per_epoch = sum(trial.seconds for seen in of.values() for trial in seen) / epochs_run
     left = 0.0
     for later, (budget, epochs) in budgets.items():
         if later < stage:
@@ -100,21 +119,59 @@ def seconds_left(
         # Trials to come are as long as those that ended and one of full length: the first to end are the shortest.
         length = (sum(trial.epoch for trial in ended) + epochs) / (len(ended) + 1)
         running = [trial for trial in of[later] if not trial.finished]
-        left += max(0, budget - len(ended) - len(running)) * length
-        left += sum(max(1.0, length - trial.epoch) for trial in running)
-    return left * per_epoch / concurrent
+        epochs_left = max(0, budget - len(ended) - len(running)) * length
+        epochs_left += sum(max(1.0, length - trial.epoch) for trial in running)
+        left += epochs_left * epoch_seconds / concurrent
+        if limits is not None and later in limits:
+            left = min(left, limits[later])
+    return left
 
 
-def time_left(view: RunView) -> float | None:
-    """Seconds that the search still takes, by its record; None where nothing can be said or nothing is left."""
-    stages = budgets(view.run)
-    unfinished = [
-        stage for stage, (budget, _) in stages.items() if sum(t.finished for t in view.trials[stage]) < budget
-    ]
-    if not unfinished:
-        return None
+def seconds_after(
+    budgets: Mapping[Literal[1, 2], tuple[int, int]] | Mapping[int, tuple[int, int]],
+    concurrent: int,
+    *,
+    models: float,
+    seeds: int,
+    epoch_seconds: float,
+) -> float:
+    """Seconds that follow the stages: models to be measured, and retrainings under fresh seeds with their measuring.
+
+    A model is taken to be measured in the time of an epoch.
+    """
+    retrainings = 2 * seeds * (1 + sum(epochs for _, epochs in budgets.values()))
+    return (models + retrainings / concurrent) * epoch_seconds
+
+
+def time_left(view: RunView, retrainings: Mapping[int, Iterable[TrialRecord]] | None = None) -> float | None:
+    """Seconds that the search still takes, by its record; None before its first epoch.
+
+    With what follows the stages, where the search was asked for it. retrainings: the trials of `--seeds`, by stage.
+    """
+    run, stages = view.run, budgets(view.run)
     everything = [trial for trials in view.trials.values() for trial in trials]
-    return seconds_left(view.trials, stages, unfinished[0], concurrent_trials(everything))
+    epoch_seconds, concurrent = pace(everything), concurrent_trials(everything)
+    if epoch_seconds is None or not stages:
+        return None
+    seeds: int = run["starts"][-1].get("seeds", 0)
+    if retrainings is not None and any(retrainings.values()):
+        again = {stage: (2 * seeds, epochs) for stage, (_, epochs) in stages.items()}
+        left = seconds_left(retrainings, again, min(again), concurrent, epoch_seconds=epoch_seconds)
+        return left + 2 * seeds * epoch_seconds / concurrent
+    open_ = [
+        stage
+        for stage, (budget, _) in stages.items()
+        if stage not in run.get("cut", []) and sum(t.finished for t in view.trials[stage]) < budget
+    ]
+    left = 0.0
+    if open_:
+        limits = {int(stage): _seconds_until(time) for stage, time in run["starts"][-1].get("stage_ends", {}).items()}
+        left = seconds_left(view.trials, stages, open_[0], concurrent, epoch_seconds=epoch_seconds, limits=limits)
+    return left + seconds_after(stages, concurrent, models=1, seeds=seeds, epoch_seconds=epoch_seconds)
+
+
+def _seconds_until(time: str) -> float:
+    return max(0.0, (datetime.fromisoformat(time) - datetime.now(timezone.utc)).total_seconds())
 
 
 def last_change(view: RunView) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -12,7 +13,7 @@ from typing import Any
 from grcf_ray.config import Task
 from grcf_ray.console import printable, progress, say, table_lines
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.standing import seconds_left
+from grcf_ray.report.standing import Standing, pace, seconds_after, seconds_left, shown_state, standing_of
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct import INHERITED
 from grcf_ray.search.events import (
@@ -25,25 +26,25 @@ from grcf_ray.search.events import (
     SearchStarted,
     StageEnded,
     StageStarted,
+    StepStarted,
     TrialBroke,
     TrialEnded,
     TrialStarted,
     WinnerFixed,
 )
 from grcf_ray.search.faults import failures_by_cause
-from grcf_ray.search.record import RunRecord, TrialRecord, TrialState, rank
-from grcf_ray.search.seeds import against_baseline, retrainings
+from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
 
 __all__ = [
     "METRIC_TITLES",
     "REPORT",
-    "STATE_TITLES",
     "ProgressLines",
     "again",
     "arms_lines",
     "baseline_lines",
+    "count_states",
     "duration",
     "failure_line",
     "failure_lines",
@@ -63,13 +64,6 @@ __all__ = [
 
 REPORT = "report.html"
 """The page of a run, in it."""
-STATE_TITLES = {
-    "complete": "finished",
-    "pruned": "stopped",
-    "diverged": "diverged",
-    "failed": "failed",
-    "running": "unfinished",
-}
 
 
 def duration(seconds: float) -> str:
@@ -81,27 +75,33 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLines:
-    """A line on standard error for each event of a trial, with what is left."""
+    """A line on standard error for each event of a trial and each step after them, with what is left of all."""
 
     def __init__(self) -> None:
         self._concurrent = 1
         self._budgets: dict[int, tuple[int, int]] = {}
         self._trials: dict[int, dict[int, TrialRecord]] = {}
-        self._stage_start = self._measuring_start = time.monotonic()
+        self._stage_start = self._measuring_start = self._start = time.monotonic()
         self._retraining = False
+        self._models, self._seeds = 1, 0
+        """Models to be measured, and seeds to train anew under, once the stages have ended."""
+        self._seconds: Mapping[int, float] = {}
+        self._pace: float | None = None
         self._task: Task = "regression"
 
     def __call__(self, event: Event) -> None:
         """Print the event."""
         if isinstance(event, SearchStarted):
-            self._retraining = False
+            self._retraining, self._start = False, time.monotonic()
+            self._models, self._seeds, self._seconds, self._pace = 1, event.seeds, event.seconds, None
             self._concurrent, self._budgets, self._task = event.concurrent, dict(event.budgets), event.task
             self._trials = {stage: {} for stage in event.budgets}
         elif isinstance(event, RetrainingsStarted):
             self._retraining = True
+            self._models, self._seeds, self._seconds = max(event.trials.values()), 0, {}
             self._budgets = {stage: (event.trials[stage], epochs) for stage, (_, epochs) in self._budgets.items()}
             self._trials = {stage: {} for stage in self._budgets}
-            progress(event.what)
+            progress("  ".join([event.what, *self._eta(min(self._budgets))]))
         elif isinstance(event, StageStarted):
             self._stage_start = time.monotonic()
             self._budgets[event.stage] = event.budget, event.epochs
@@ -113,13 +113,10 @@ class ProgressLines:
             progress(f"Stage {event.stage}: {event.budget} trials{goal}{done}")
         elif isinstance(event, (TrialStarted, EpochFinished, TrialBroke, TrialEnded)):
             self._trials[event.trial.stage][event.trial.number] = event.trial
+            self._pace = pace(trial for of in self._trials.values() for trial in of.values()) or self._pace
             self._line(event)
         elif isinstance(event, StageEnded):
-            best = self._best(event.stage)
-            if best is not None:
-                found = f": best trial {best.number}, {self._objective(event.stage)} {best.objective:.4f}"
-                taken = duration(time.monotonic() - self._stage_start)
-                progress(f"Stage {event.stage} done in {taken}{'' if self._retraining else found}")
+            self._ended(event)
         elif isinstance(event, FinalistsHeld):
             numbers = ", ".join(str(trial.number) for trial in event.trials)
             progress(f"Stage 1 has better trials than those that Stage 2 started from: {numbers}. --reopen searches on")
@@ -128,15 +125,31 @@ class ProgressLines:
         elif isinstance(event, ModelMeasured):
             self._measured(event)
         elif isinstance(event, WinnerFixed) and not self._retraining:
-            progress(f"Winner: trial stage{event.trial.stage}/{event.trial.number}. Measuring it on the test split")
+            progress(f"Winner: trial stage{event.trial.stage}/{event.trial.number}")
+        elif isinstance(event, StepStarted):
+            self._models = event.models
+            progress("  ".join([time.strftime("%H:%M:%S"), event.what, *self._eta(None)]))
+
+    def _ended(self, event: StageEnded) -> None:
+        best, taken = self._best(event.stage), duration(time.monotonic() - self._stage_start)
+        found = ""
+        if best is not None and not self._retraining:
+            found = f": best trial {best.number}, {self._objective(event.stage)} {best.objective:.4f}"
+        if event.cut:
+            of = self._budgets[event.stage][0]
+            how = f"ended by the time budget after {taken}, {event.cut} of {of} trials unfinished"
+            progress(f"Stage {event.stage} {how}{found}")
+        elif best is not None:
+            progress(f"Stage {event.stage} done in {taken}{found}")
 
     def _measured(self, event: ModelMeasured) -> None:
+        self._models = event.total - event.done
         if not event.done:
             self._measuring_start = time.monotonic()
             progress(f"Measuring {event.total} models on valid and test")
             return
-        left = (time.monotonic() - self._measuring_start) / event.done * (event.total - event.done)
-        progress(f"{time.strftime('%H:%M:%S')}  measured {event.done}/{event.total}  ETA {duration(left)}")
+        left = (time.monotonic() - self._measuring_start) / event.done * self._models
+        progress("  ".join([time.strftime("%H:%M:%S"), f"measured {event.done}/{event.total}", *_eta(left)]))
 
     def _line(self, event: TrialStarted | EpochFinished | TrialBroke | TrialEnded) -> None:
         trial = event.trial
@@ -150,9 +163,9 @@ class ProgressLines:
             last = trial.failures[-1]
             what = f"broke off, starts again: {last['cause']}: {last['error']}"
         elif trial.error:
-            what = f"{STATE_TITLES[trial.state]}, {trial.cause}: {trial.error}"
+            what = f"{trial.state}, {trial.cause}: {trial.error}"
         else:
-            what = f"epoch {trial.epoch}/{epochs} {STATE_TITLES[trial.state]}"
+            what = f"epoch {trial.epoch}/{epochs} {trial.state}"
         value = objective_value(trial.stage, trial.curve[-1]) if trial.curve else None
         parts = [
             time.strftime("%H:%M:%S"),
@@ -160,13 +173,12 @@ class ProgressLines:
             f"trial {trial.number}",
             f"{what:<18}",
         ]
-        best, left = self._best(trial.stage), self._left(trial.stage)
+        best = self._best(trial.stage)
         if value is not None and not isinstance(event, TrialStarted):
             parts.append(f"{self._objective(trial.stage)} {value:.4f}")
         if best is not None and not self._retraining:
             parts.append(f"best {best.objective:.4f}")
-        if left is not None:
-            parts.append(f"ETA {duration(left)}")
+        parts += self._eta(trial.stage)
         if trial.error or isinstance(event, TrialBroke):
             # An error fills its line.
             progress(one_line("  ".join(parts[:4]), 120).rstrip())
@@ -179,9 +191,32 @@ class ProgressLines:
     def _best(self, stage: int) -> TrialRecord | None:
         return next(iter(rank(self._trials[stage].values())), None)
 
-    def _left(self, stage: int) -> float | None:
-        seen = {number: trials.values() for number, trials in self._trials.items()}
-        return seconds_left(seen, self._budgets, stage, self._concurrent)
+    def _eta(self, stage: int | None) -> list[str]:
+        """What is left from this stage on, or from the stages' end on."""
+        if self._pace is None:
+            return []
+        left = 0.0
+        if stage is not None:
+            gone = time.monotonic() - self._start
+            left = seconds_left(
+                {number: trials.values() for number, trials in self._trials.items()},
+                self._budgets,
+                stage,
+                self._concurrent,
+                epoch_seconds=self._pace,
+                limits={number: max(0.0, seconds - gone) for number, seconds in self._seconds.items()},
+            )
+        # Several are measured side by side.
+        models = self._models / self._concurrent if self._retraining else self._models
+        left += seconds_after(
+            self._budgets, self._concurrent, models=models, seeds=self._seeds, epoch_seconds=self._pace
+        )
+        return _eta(left)
+
+
+def _eta(left: float) -> list[str]:
+    """The words for what is left, never 0 s; none where only work follows that no estimate has."""
+    return [f"ETA {duration(max(1.0, left))}"] if left else []
 
 
 def summarise(record: RunRecord) -> dict[str, Any]:
@@ -191,7 +226,10 @@ def summarise(record: RunRecord) -> dict[str, Any]:
 
 def summarise_view(view: RunView) -> dict[str, Any]:
     """As `summarise`; of a search that has no winner yet, what it has."""
-    record, run, stages = view.record, view.run, view.trials
+    # Ray comes with it, which the other readers of a record do without.
+    from grcf_ray.search.seeds import against_baseline, retrainings
+
+    record, run, stages, standing = view.record, view.run, view.trials, standing_of(view.record, view.run)
     metrics = view.metrics or {}
     winner = run.get("winner")
     return {
@@ -205,7 +243,7 @@ def summarise_view(view: RunView) -> dict[str, Any]:
         "stages": {
             f"stage{stage}": {
                 "trials": len(trials),
-                "states": {state: sum(t.state == state for t in trials) for state in sorted({t.state for t in trials})},
+                "states": count_states(trials, standing),
                 "best": [
                     {
                         "trial": t.number,
@@ -281,9 +319,14 @@ def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"        tensorboard --logdir {shlex.quote(f'{place}/tensorboard')}"
 
 
-def states_line(states: Mapping[TrialState, int]) -> str:
-    """How many trials are in which state: 3 finished, 11 stopped."""
-    return ", ".join(f"{count} {STATE_TITLES[state]}" for state, count in states.items())
+def count_states(trials: Sequence[TrialRecord], standing: Standing) -> dict[str, int]:
+    """How many trials are in which state, the states in the order of their names."""
+    return dict(sorted(Counter(shown_state(trial, standing) for trial in trials).items()))
+
+
+def states_line(states: Mapping[str, int]) -> str:
+    """How many trials are in which state: 3 complete, 11 pruned."""
+    return ", ".join(f"{count} {state}" for state, count in states.items())
 
 
 def params_lines(params: Mapping[str, Any], *, width: int | None = None) -> list[str]:

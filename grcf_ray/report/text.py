@@ -18,6 +18,7 @@ from grcf_ray.report.terminal import (
     METRIC_TITLES,
     again,
     baseline_lines,
+    count_states,
     duration,
     failure_line,
     figure,
@@ -125,7 +126,7 @@ def _stage(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
         return
     budget, epochs = budgets(view.run)[stage]
     metric = METRIC_TITLES[view.objective(stage)]
-    states = {state: sum(trial.state == state for trial in trials) for state in sorted({t.state for t in trials})}
+    states = count_states(trials, standing_of(view.record, view.run))
     yield f"Stage {stage}: {len(trials)} of {budget} trials ({states_line(states)})"
     yield f"of up to {epochs} epochs, {DIRECTIONS[stage]}imise validation {metric}"
     yield ""

@@ -10,8 +10,8 @@ from rich.cells import cell_len
 
 from grcf_ray.console import table_lines
 from grcf_ray.report.selection import Row, column_named, columns_of, select, sorted_by
-from grcf_ray.report.standing import standing_of
-from grcf_ray.report.terminal import METRIC_TITLES, STATE_TITLES, again, duration, figure, one_line, setting
+from grcf_ray.report.standing import shown_state, standing_of
+from grcf_ray.report.terminal import METRIC_TITLES, again, duration, figure, one_line, setting
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.train.curve import DIRECTIONS
@@ -42,7 +42,7 @@ def trial_rows(view: RunView, stage: Literal[1, 2]) -> list[dict[str, Any]]:
     Parameters stand under their paths, those that it inherits of its finalist too; the metrics of its best epoch under
     `best/` and their name. Numbers are the record's.
     """
-    rows = []
+    rows, standing = [], standing_of(view.record, view.run)
     for trial in view.trials[stage]:
         params = view.params(trial)
         finalist = params.pop("finalist", None)
@@ -51,7 +51,7 @@ def trial_rows(view: RunView, stage: Literal[1, 2]) -> list[dict[str, Any]]:
                 "trial": f"stage{stage}/{trial.number}",
                 "stage": stage,
                 "number": trial.number,
-                "state": trial.state,
+                "state": shown_state(trial, standing),
                 "metric": view.objective(stage),
                 "objective": trial.objective,
                 "epochs": trial.epoch,
@@ -166,6 +166,7 @@ def trial_facts(view: RunView, trial: TrialRecord) -> dict[str, Any]:
     return {
         "trial": name,
         **{key: value for key, value in vars(trial).items() if key not in ("stage", "schema_version")},
+        "state": shown_state(trial, standing_of(view.record, view.run)),
         "metric": view.objective(trial.stage),
         "objective": trial.objective,
         "best": trial.best,
@@ -180,7 +181,7 @@ def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
     metric = METRIC_TITLES[facts["metric"]]
     best = "" if trial.best is None else f" at epoch {trial.best['epoch']}"
     lines = [
-        f"Trial {facts['trial']}: {STATE_TITLES[trial.state]}, valid {metric} {figure(trial.objective)}{best}",
+        f"Trial {facts['trial']}: {facts['state']}, valid {metric} {figure(trial.objective)}{best}",
         f"Started {trial.started or '-'}, ended {trial.ended or '-'}",
         f"Attempt {trial.attempt}, seed {trial.seed}; {trial.epoch} epochs, {duration(trial.seconds)}, "
         f"{trial.utterance_passes:.1f} passes over train",

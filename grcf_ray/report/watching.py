@@ -11,8 +11,8 @@ from typing import Literal
 
 from grcf_ray import console
 from grcf_ray.report.characters import bar, sparkline
-from grcf_ray.report.standing import DIED, Standing, budgets, standing_of, time_left
-from grcf_ray.report.terminal import METRIC_TITLES, duration, figure, one_line, states_line, typed
+from grcf_ray.report.standing import DIED, Standing, budgets, shown_state, standing_of, time_left
+from grcf_ray.report.terminal import METRIC_TITLES, count_states, duration, figure, one_line, states_line, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord
@@ -116,14 +116,17 @@ def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
         state = f"running for {duration((datetime.now(timezone.utc) - begun).total_seconds())}"
     lines = [one_line(f"{view.record.place.name}: {state}", width)]
     for stage, (budget, _) in stages.items():
-        lines += ["", *_stage_lines(view, stage, budget, width)]
+        lines += ["", *_stage_lines(view, look.standing, stage, budget, width)]
     if look.retraining:
         first, second = (_done(look.retrainings[stage]) for stage in (1, 2))
         lines += ["", f"Winner and starting point trained anew: {first} trials of stage 1, {second} of stage 2 ended"]
-    elif look.standing.state == "running" and (left := time_left(view)) is not None:
+    if look.standing.state == "running" and (left := time_left(view, look.retrainings)) is not None:
         lines += ["", f"Left: about {duration(left)}"]
     trials = look.retrainings if look.retraining else view.trials
-    if running := [trial for of in trials.values() for trial in of if not trial.finished]:
+    running = [trial for of in trials.values() for trial in of if not trial.finished]
+    if not look.retraining:
+        running = [trial for trial in running if shown_state(trial, look.standing) == "running"]
+    if running and look.standing.state == "running":
         lines += ["", *_running_lines(view, running, stages, width, max(1, height - len(lines) - _LEFT_ALONE))]
     if failures := _failure_lines([trial for of in trials.values() for trial in of], width):
         lines += ["", *failures]
@@ -135,12 +138,13 @@ def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
     return lines
 
 
-def _stage_lines(view: RunView, stage: Literal[1, 2], budget: int, width: int) -> list[str]:
+def _stage_lines(view: RunView, standing: Standing, stage: Literal[1, 2], budget: int, width: int) -> list[str]:
     trials, metric = view.trials[stage], METRIC_TITLES[view.objective(stage)]
     done = _done(trials)
-    counts = {state: sum(trial.state == state for trial in trials) for state in dict.fromkeys(t.state for t in trials)}
-    states = f"  {states_line(counts)}" if counts else ""
+    states = f"  {states_line(count_states(trials, standing))}" if trials else ""
     lines = [one_line(f"Stage {stage}  {bar(done / budget, width=_BAR_ROOM)}  {done}/{budget}{states}", width)]
+    if stage in standing.run.get("cut", []):
+        lines.append("  ended by the time budget")
     if ranked := view.ranked(stage):
         lines.append(f"  best  {metric} {figure(ranked[0].objective)}, trial {ranked[0].number}")
         objectives = [trial.objective for trial in trials]

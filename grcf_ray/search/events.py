@@ -20,6 +20,7 @@ __all__ = [
     "SearchStarted",
     "StageEnded",
     "StageStarted",
+    "StepStarted",
     "TrialBroke",
     "TrialEnded",
     "TrialStarted",
@@ -36,6 +37,10 @@ class SearchStarted:
     budgets: Mapping[int, tuple[int, int]]
     """Trials and epochs of each stage."""
     task: Task = "regression"
+    seeds: int = 0
+    """Fresh seeds that the winner and the starting point are trained under when the search has ended."""
+    seconds: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """Seconds until each stage hands on what it has, by the time budget; empty without one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +84,11 @@ class TrialEnded:
 
 @dataclasses.dataclass(frozen=True)
 class StageEnded:
-    """Every trial of a stage has ended."""
+    """No trial of a stage will run in this search."""
 
     stage: Literal[1, 2]
+    cut: int = 0
+    """Trials of its budget that the time budget left unfinished or did not begin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,16 @@ class ModelMeasured:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepStarted:
+    """Something that trains nothing is about to be done with the models that were trained."""
+
+    what: str
+    """As a noun phrase of what is done: "saving the winner's model"."""
+    models: int = 0
+    """Models that are still to be measured, before any retrainings."""
+
+
+@dataclasses.dataclass(frozen=True)
 class WinnerFixed:
     """Validation has chosen; the test split is read only after this."""
 
@@ -132,6 +149,7 @@ Event = (
     | TrialBroke
     | TrialEnded
     | StageEnded
+    | StepStarted
     | FinalistsHeld
     | FinalistSkipped
     | RetrainingsStarted

@@ -18,7 +18,7 @@ import ray
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import Store
 from grcf_ray.search.direct import both_sides
-from grcf_ray.search.events import ModelMeasured, RetrainingsStarted
+from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.saved import open_model
 from grcf_ray.search.space import Space
@@ -266,6 +266,8 @@ def measure_models(
     if not missing:
         return
     protocol = protocol_of(store.info.name, store.info.task)
+    for listener in job.listeners:
+        listener(StepStarted(f"saving {len(missing)} models", len(missing)))
     for trial, place in missing:
         own = config_of(job.space, record, trial)
         export_winner(record, trial, own, job.features, store, protocol, to=f"models/{place.name}")

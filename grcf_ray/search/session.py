@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from grcf_ray.cluster import connect
 
@@ -25,7 +26,7 @@ from grcf_ray.model.text_encoder import resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
 from grcf_ray.search.direct import both_sides
-from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, TrialStarted
+from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
@@ -35,7 +36,7 @@ from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.seeds import retrain, retrainings
 from grcf_ray.search.space import Choice, Space
 from grcf_ray.search.stages import Search, config_of
-from grcf_ray.search.stopping import Stop
+from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import (
     export_winner,
     measure_winner,
@@ -176,8 +177,11 @@ class Session:
                 f"or name another folder: GRCF_CACHE=DIR {self.command}"
             ) from error
         check_memory(features.train.nbytes + features.valid.nbytes, room.memory)
-        self._open_record()
-        self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task))
+        seconds = {
+            stage: left for stage in self.budgets if (left := stop.seconds_until(STAGE_SHARES[stage])) is not None
+        }
+        self._open_record(seconds)
+        self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task, self.seeds, seconds))
         listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners
         job = Search(
             record=record,
@@ -192,25 +196,35 @@ class Session:
         winner = job.run()
         if not measured(record, trial_name(winner)):
             winner_config = config_of(self.space, record, winner)
+            self._tell(StepStarted("saving the winner's model", 1))
             export_winner(record, winner, winner_config, features, store, protocol)
-            measure_winner(record, winner, winner_config, features, store, facts, protocol)
+            self._tell(StepStarted("measuring it on valid and test", 1))
+            measure_winner(record, winner, winner_config, features, store, facts, protocol, step=self._step)
         record.update_run(winner=trial_name(winner))
+        self._step("keeping the finalists' scores")
         keep_finalists(record, self.space, features, store)
+        self._step("writing the model card")
         write_card(record, store.info)
         complete = job.complete
         if self.seeds:
             complete &= retrain(job, winner, self.seeds, store)["complete"]
+            self._step("writing the model card")
             write_card(record, store.info)
         seeds = max(self.seeds, record.read_run().get("seeds", 0))
         record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
 
-    def _open_record(self) -> None:
-        """Begin run.json, or note in it that the run goes on."""
-        record, started = self.record, {"time": now(), "command": self.command}
+    def _open_record(self, seconds: Mapping[int, float]) -> None:
+        """Begin run.json, or note in it that the run goes on. seconds: until each stage hands on, by a time budget."""
+        record, started = self.record, {"time": now(), "command": self.command, "seeds": self.seeds}
+        if seconds:
+            begun = datetime.datetime.now(datetime.timezone.utc)
+            ends = {str(stage): begun + datetime.timedelta(seconds=left) for stage, left in seconds.items()}
+            started["stage_ends"] = {stage: end.isoformat(timespec="seconds") for stage, end in ends.items()}
         settings = flatten(self.config)
         if record.exists:
             run = record.read_run()
-            record.write_run({**run, "state": "running", "settings": settings, "starts": [*run["starts"], started]})
+            starts = [*run["starts"], started]
+            record.write_run({**run, "state": "running", "settings": settings, "starts": starts, "cut": []})
             note_encoder(record, self.config)
             return
         record.write_space(yaml.safe_dump(self.space.as_dict(), sort_keys=False))
@@ -254,6 +268,9 @@ class Session:
                 self.record.update_run(test_seen=True)
 
         return note
+
+    def _step(self, what: str) -> None:
+        self._tell(StepStarted(what))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:

@@ -153,7 +153,11 @@ class Search:
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
             self._fit(stage, proposals, scheduler, keeper, budget)
         self.record.export_trials(stage)
-        self._tell(StageEnded(stage))
+        cut = 0 if self.retrainings else max(0, budget - sum(t.finished for t in self.record.trials(stage)))
+        if cut:
+            # Trials that were cut off are on record as running, to go on when there is more time.
+            self.record.update_run(cut=sorted({*self.record.read_run().get("cut", []), stage}))
+        self._tell(StageEnded(stage, cut))
 
     def _time_is_up(self, stage: Literal[1, 2]) -> bool:
         # The budget is the search's: searches are compared by it, and so many retrainings were asked for.

@@ -46,7 +46,13 @@ class Stop:
 
     def time_is_up(self, share: float) -> bool:
         """Whether this share of the time budget has gone by."""
-        return self._budget is not None and time.monotonic() - self._started >= share * self._budget
+        return self.seconds_until(share) == 0
+
+    def seconds_until(self, share: float) -> float | None:
+        """Seconds until this share of the time budget has gone by, 0 once it has; None without a budget."""
+        if self._budget is None:
+            return None
+        return max(0.0, self._started + share * self._budget - time.monotonic())
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:

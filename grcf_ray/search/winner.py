@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,10 +150,12 @@ def measure_winner(
     store: Store,
     facts: DatasetFacts | None,
     protocol: Protocol,
+    *,
+    step: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`.
 
-    The manifest, with all of them in it, is written last.
+    The manifest, with all of them in it, is written last. step: is told what is done after the winner has been measured.
     """
     place = record.place / "best"
     threads = available_threads()
@@ -174,6 +176,7 @@ def measure_winner(
         "baselines": [],
     }
     if config.search.ridge_baseline:
+        step("fitting the ridge baseline")
         metrics["baselines"] = [_ridge(features, table, store, config, protocol)]
     (place / "metrics.json").write_json(metrics)
     extend_manifest(place, MEASURED)

@@ -20,6 +20,7 @@ from grcf_ray.search.events import (
     SearchStarted,
     StageEnded,
     StageStarted,
+    StepStarted,
     TrialBroke,
     TrialEnded,
     TrialStarted,
@@ -89,17 +90,18 @@ def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str], clock: list[f
         "Stage 1: 4 trials of up to 2 epochs, maximise validation PairwiseAcc",
         "12:34:56  stage 1   0/4  trial 0  started",
     ]
-    # Left: this trial's second epoch, 3 trials of 2 epochs, then 2 of 5; 10 s each, two trials at a time.
+    # Left: this trial's second epoch, 3 trials of 2 epochs, then 2 of 5; 10 s each, two trials at a time. And to
+    # measure the winner, as long as an epoch.
     assert told(capsys, lines, EpochFinished(trial(0, 0.5))) == [
-        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  best 0.5000  ETA 85 s"
+        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  best 0.5000  ETA 2 min"
     ]
     # Trials to come are as long as one of 2 epochs and the one of 2 that ended.
     assert told(capsys, lines, TrialEnded(trial(0, 0.5, 0.75, state="complete"))) == [
-        "12:34:56  stage 1   1/4  trial 0  epoch 2/2 finished  PairwiseAcc 0.7500  best 0.7500  ETA 80 s"
+        "12:34:56  stage 1   1/4  trial 0  epoch 2/2 complete  PairwiseAcc 0.7500  best 0.7500  ETA 2 min"
     ]
     # Now one of 2, one of 1 and one of 2: 5/3 each.
     assert told(capsys, lines, TrialEnded(trial(1, 0.25, state="pruned"))) == [
-        "12:34:56  stage 1   2/4  trial 1  epoch 1/2 stopped   PairwiseAcc 0.2500  best 0.7500  ETA 67 s"
+        "12:34:56  stage 1   2/4  trial 1  epoch 1/2 pruned    PairwiseAcc 0.2500  best 0.7500  ETA 77 s"
     ]
     assert told(capsys, lines, TrialStarted(trial(2, 0.9, attempt=2)))[0].startswith(
         "12:34:56  stage 1   2/4  trial 2  goes on (attempt 2)"
@@ -111,9 +113,38 @@ def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str], clock: list[f
     ]
     told(capsys, lines, TrialEnded(trial(0, 0.9, 0.8, stage=2, state="pruned")))
     (line,) = told(capsys, lines, TrialEnded(trial(1, 0.7, 0.95, stage=2, state="pruned")))
-    assert "MAE 0.9500  best 0.7000  ETA 0 s" in line
-    assert told(capsys, lines, WinnerFixed(trial(1, stage=2))) == [
-        "Winner: trial stage2/1. Measuring it on the test split"
+    assert "MAE 0.9500  best 0.7000  ETA 10 s" in line
+    assert told(capsys, lines, WinnerFixed(trial(1, stage=2))) == ["Winner: trial stage2/1"]
+
+
+def test_the_seeds_and_each_step_before_them_are_left(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = ProgressLines()
+    lines(SearchStarted(2, {1: (1, 2), 2: (1, 3)}, seeds=2))
+    told(capsys, lines, StageStarted(1, 1, 2, ()), TrialEnded(trial(0, 0.5, 0.75, state="complete")))
+    told(capsys, lines, StageStarted(2, 1, 3, ()))
+    ended = trial(0, 0.9, 0.8, 0.7, stage=2, state="complete")
+    # Four models of five epochs and their measuring, two at a time, are twelve epochs; the winner's measuring is one.
+    (line,) = told(capsys, lines, TrialEnded(ended))
+    assert line.endswith("best 0.7000  ETA 2 min")
+    assert told(capsys, lines, WinnerFixed(ended), StepStarted("saving it", 1), StepStarted("writing the card")) == [
+        "Winner: trial stage2/0",
+        "12:34:56  saving it  ETA 2 min",
+        "12:34:56  writing the card  ETA 2 min",
+    ]
+    assert told(capsys, lines, RetrainingsStarted("Both anew", {1: 4, 2: 4})) == ["Both anew  ETA 2 min"]
+    # Work that no estimate has may follow: nothing is said rather than 0 s.
+    assert told(capsys, lines, StepStarted("writing the card")) == ["12:34:56  writing the card"]
+
+
+def test_a_time_budget_bounds_what_is_left(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = ProgressLines()
+    lines(SearchStarted(1, {1: (50, 2), 2: (50, 2)}, seconds={1: 40.0, 2: 60.0}))
+    clock[0] += 20
+    (_, line) = told(capsys, lines, StageStarted(1, 50, 2, ()), EpochFinished(trial(0, 0.5)))
+    assert line.endswith("ETA 50 s")
+    clock[0] += 20
+    assert told(capsys, lines, StageEnded(1, cut=50)) == [
+        "Stage 1 ended by the time budget after 20 s, 50 of 50 trials unfinished: best trial 0, PairwiseAcc 0.5000"
     ]
 
 
@@ -125,7 +156,7 @@ def test_what_is_recorded_counts(capsys: pytest.CaptureFixture[str], clock: list
     ]
     # One epoch of trial 1 and two of trial 2.
     (line,) = told(capsys, lines, TrialStarted(trial(1, 0.6, attempt=2)))
-    assert line.endswith("trial 1  goes on (attempt 2)  best 0.7500  ETA 30 s")
+    assert line.endswith("trial 1  goes on (attempt 2)  best 0.7500  ETA 40 s")
 
 
 @pytest.mark.parametrize("state", ["diverged", "failed"])
@@ -290,13 +321,14 @@ def test_retrainings_are_counted_anew(capsys: pytest.CaptureFixture[str], clock:
         StageStarted(1, 4, 2, ()),
         TrialStarted(trial(0)),
     ) == [
-        "Both anew under 2 seeds",
+        "Both anew under 2 seeds  ETA 3 min",
         "Stage 1: 4 trials of 2 epochs",
-        "12:34:56  stage 1   0/4  trial 0  started",
+        "12:34:56  stage 1   0/4  trial 0  started             ETA 3 min",
     ]
-    # One more epoch of this trial and three whole trials, then four of Stage 2: 15 epochs.
+    # One more epoch of this trial and three whole trials, then four of Stage 2: 15 epochs; and four models to
+    # measure.
     assert told(capsys, lines, EpochFinished(trial(0, 0.5))) == [
-        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  ETA 2 min"
+        "12:34:56  stage 1   0/4  trial 0  epoch 1/2           PairwiseAcc 0.5000  ETA 3 min"
     ]
     # None is the best, nor a winner: nothing is chosen among them.
     (line,) = told(capsys, lines, StageEnded(1))
@@ -315,7 +347,7 @@ def test_measuring_says_how_long_it_will_take(capsys: pytest.CaptureFixture[str]
     clock[0] += 40
     assert told(capsys, lines, ModelMeasured(1, 3)) == ["12:34:56  measured 1/3  ETA 80 s"]
     clock[0] += 40
-    assert told(capsys, lines, ModelMeasured(3, 3)) == ["12:34:56  measured 3/3  ETA 0 s"]
+    assert told(capsys, lines, ModelMeasured(3, 3)) == ["12:34:56  measured 3/3"]
 
 
 def test_failures_are_listed_by_cause_with_the_command_that_runs_one_again(

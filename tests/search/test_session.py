@@ -61,8 +61,12 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     assert code == 0, err
     folder = tmp_path / "runs" / "n"
     described = json.loads((folder / "run.json").read_text())
-    assert described["state"] == "time is up"
+    assert (described["state"], described["cut"]) == ("time is up", [1, 2])
+    assert set(described["starts"][0]["stage_ends"]) == {"1", "2"}
     assert described["winner"] == "stage2/0"
+    for stage, left_out in ((1, 1), (2, 2)):
+        (line,) = [line for line in err.splitlines() if line.startswith(f"Stage {stage} ended by the time budget")]
+        assert f"{left_out} of 3 trials unfinished" in line
     last = out.rstrip().splitlines()
     (told,) = [line for line in last if line.startswith("The time was up before every trial had ended. To go on: ")]
     assert told.endswith(described["starts"][0]["command"])
@@ -79,6 +83,7 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     assert (summary["state"], summary["test_seen_before_selection_ended"]) == ("finished", True)
     described = json.loads((folder / "run.json").read_text())
     assert (described["state"], described["test_seen"], len(described["starts"])) == ("finished", True, 2)
+    assert (described["cut"], "stage_ends" in described["starts"][1]) == ([], False)
     for stage in (1, 2):
         assert [(t.number, t.state) for t in record.trials(stage)] == [(k, "complete") for k in range(3)]
     # The trials of Stage 2 name finalists of this list, so it may only grow.

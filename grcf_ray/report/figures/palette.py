@@ -29,8 +29,8 @@ class Mark:
 
 
 MARKS: dict[TrialState, Mark] = {
-    "complete": Mark("finished", BLUE, "circle"),
-    "pruned": Mark("stopped early", OCHRE, "triangle-down-open"),
+    "complete": Mark("complete", BLUE, "circle"),
+    "pruned": Mark("pruned", OCHRE, "triangle-down-open"),
     "running": Mark("unfinished", GREEN, "square-open"),
     "diverged": Mark("diverged", ORANGE, "x-thin-open"),
     "failed": Mark("failed", PURPLE, "cross-thin-open"),

@@ -112,7 +112,7 @@ def draw_slices(data: Mapping[str, Any]) -> Figure:
                     y=[group["objective"] for group in panel["trend"]],
                     customdata=[group["trials"] for group in panel["trend"]],
                     mode="lines+markers" if choices is None else "markers",
-                    name="median of finished",
+                    name="median of complete",
                     legendgroup="trend",
                     showlegend="trend" not in seen,
                     line={"color": GREY, "width": 2},
@@ -136,11 +136,9 @@ def slices_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
         name=f"slices-stage{stage}",
         title=f"Stage {stage}: {metric} against each parameter",
         caption=f"Validation {metric} of each trial's best epoch against one parameter at a time, the others varying "
-        "along; the line joins medians of groups of finished trials. The search tries more where it is good, so a thin "
+        "along; the line joins medians of groups of complete trials. The search tries more where it is good, so a thin "
         "region may be unexplored, not bad.",
-        summary=f"Range of the medians of {metric}: {ranges}."
-        if moved
-        else "Too few trials have finished for a trend.",
+        summary=f"Range of the medians of {metric}: {ranges}." if moved else "Too few trials are complete for a trend.",
         data=data,
         draw=draw_slices,
     )
