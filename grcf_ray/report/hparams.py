@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata
@@ -57,7 +57,8 @@ class Study:
         """The columns for trials of these stages: first what is searched and all of them have, and their objective.
 
         A view of trials side by side leaves out those without a value. Of several experiments that TensorBoard finds,
-        it takes one: so each has all settings and both objectives.
+        it takes one, be it of a run of the other task: so each has all settings and the objectives of both tasks, its
+        own first.
         """
         searched = set.intersection(
             *({name for name, info in self._infos[stage].items() if info.differs} for stage in stages)
@@ -68,7 +69,9 @@ class Study:
             column.CopyFrom(info)
             column.differs = name in searched or (name == "stage" and len(stages) > 1)
             infos.append(column)
-        names = [objective_name(stage, self.task) for stage in sorted((1, 2), key=lambda stage: stage not in stages)]
+        ordered = sorted((1, 2), key=lambda stage: stage not in stages)
+        tasks = sorted(get_args(Task), key=lambda task: task != self.task)
+        names = dict.fromkeys(objective_name(stage, task) for task in tasks for stage in ordered)
         metrics = [
             api_pb2.MetricInfo(
                 name=api_pb2.MetricName(tag=best_tag(name)),

@@ -160,17 +160,17 @@ def test_an_experiment_names_what_is_searched_and_the_objective(recorded: Record
     folder = recorded.folder / "tensorboard"
     space = recorded_space(RunRecord(place_at(recorded.folder)).read_run()["space"], "space")
     first, metrics = columns(folder / "stage1" / "summary")
-    assert metrics == ["best/pairwise_acc", "best/mae"]
+    assert metrics == ["best/pairwise_acc", "best/mae", "best/bce"]
     assert first.keys() == space.stage1.keys()
     interval = first["stage1.head_lr"].domain_interval
     assert (interval.min_value, interval.max_value) == (1e-4, 1e-2)
     choices = [value.string_value for value in first["model.modalities"].domain_discrete.values]
     assert choices == ["all", "text", "text+audio"]
     second, metrics = columns(folder / "stage2" / "summary")
-    assert metrics == ["best/mae", "best/pairwise_acc"]
+    assert metrics == ["best/mae", "best/pairwise_acc", "best/bce"]
     assert second.keys() == {*space.stage1, *space.stage2, "finalist"}
     both, metrics = columns(folder)
-    assert metrics == ["best/pairwise_acc", "best/mae"]
+    assert metrics == ["best/pairwise_acc", "best/mae", "best/bce"]
     # What every row has.
     assert both.keys() == {*space.stage1, "stage"}
 
