@@ -24,6 +24,7 @@ __all__ = [
     "DROPOUTS",
     "ClassesConfig",
     "FeatureConfig",
+    "MetricsConfig",
     "ModelConfig",
     "PairConfig",
     "RankingConfig",
@@ -231,6 +232,15 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """How a model is measured, on every split."""
+
+    ties: Literal["drop", "literal"] = "drop"
+    """PairwiseAcc, eq. 28, where labels or scores are equal: leave out pairs of equal labels and count equal scores as
+    wrong, or take the equation as printed, under which the figure depends on the order of the rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """The budget of a search and how trials are proposed and stopped."""
 
@@ -261,7 +271,7 @@ class SearchConfig:
     failures_in_a_row: PositiveCount = 5
     """Trials that fail one after the other until the search is given up."""
     ridge_baseline: bool = False
-    """Fit ridge regression on the frozen text vectors, for the final table."""
+    """Fit ridge regression, or of two classes logistic regression, on the frozen text vectors, for the final table."""
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -286,6 +296,7 @@ class RunConfig:
     stage1: Stage1Config = dataclasses.field(default_factory=Stage1Config)
     stage2: Stage2Config = dataclasses.field(default_factory=Stage2Config)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 
     def model_in(self, stage: Literal[1, 2]) -> ModelConfig:

@@ -5,7 +5,9 @@ Shapes: N utterances. scikit-learn is imported where it is used, so that importi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,19 +16,21 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "METRIC_DIRECTIONS",
     "METRIC_TITLES",
+    "Classes",
     "Direction",
     "Protocol",
     "Ties",
+    "acc_whole_note",
+    "classes_of",
     "classification_metrics",
     "pairwise_accuracy",
     "regression_metrics",
-    "seven_classes",
     "split_metric",
     "split_metrics",
 ]
 
 Direction = Literal["max", "min"]
-Protocol = Literal["mosi", "sims", "binary"]
+Protocol = Literal["mosi", "sims", "own", "binary"]
 Ties = Literal["drop", "literal"]
 
 Floats = NDArray[np.floating[Any]]
@@ -42,6 +46,7 @@ _MAXIMISED = (
     "pairwise_acc",
     "acc7",
     "acc5",
+    "acc_whole",
     "acc3",
     "acc2",
     "acc2_non0",
@@ -74,6 +79,7 @@ METRIC_TITLES: Mapping[str, str] = {
     "acc2": "Acc2",
     "acc7": "Acc7",
     "acc5": "Acc5",
+    "acc_whole": "Acc (whole labels)",
     "acc3": "Acc3",
     "acc2_non0": "Acc2 (non-zero)",
     "acc2_has0": "Acc2 (has zero)",
@@ -85,8 +91,14 @@ METRIC_TITLES: Mapping[str, str] = {
 }
 """What people call those that are shown to them, in the order in which they are."""
 
+_NATIVE_LIMITS = {"mosi": 3.0, "sims": 1.0}
+"""Half of the label range that a protocol was made for, which its classes are decided on."""
 _SIMS_ACC3_EDGES = (-0.1, 0.1)
 _SIMS_ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)
+_EXACT_DECIMALS = 6
+"""Of a label on the scale of whole labels: beyond are the remains of a float32, or of a sum."""
+_MOST_WHOLE_LABELS = 11
+"""Of more, an accuracy would be of classes that nobody annotates with."""
 
 
 def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop") -> float:
@@ -121,36 +133,55 @@ def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop
 
 
 def split_metrics(
-    score_N: ArrayLike, label_N: ArrayLike, *, protocol: Protocol, limit: float, center: float = 0.0
+    score_N: ArrayLike,
+    label_N: ArrayLike,
+    *,
+    protocol: Protocol,
+    limit: float,
+    center: float = 0.0,
+    origin: float = 0.0,
+    ties: Ties = "drop",
 ) -> dict[str, float]:
     """The metrics of a data set's protocol: those of the logits under "binary", of predicted sentiment otherwise.
 
-    score_N: [N], logits under "binary", else in label units. label_N, limit, center: as in `regression_metrics`.
+    score_N: [N], logits under "binary", else in label units. label_N, limit, center, origin: as in
+    `regression_metrics`; ties: as in `pairwise_accuracy`.
     """
     if protocol == "binary":
-        return classification_metrics(score_N, np.asarray(label_N) > center)
-    return regression_metrics(score_N, label_N, protocol=protocol, limit=limit, center=center)
+        return classification_metrics(score_N, np.asarray(label_N) > center, ties=ties)
+    return regression_metrics(score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties)
 
 
 def split_metric(
-    name: str, score_N: ArrayLike, label_N: ArrayLike, *, protocol: Protocol, limit: float, center: float = 0.0
+    name: str,
+    score_N: ArrayLike,
+    label_N: ArrayLike,
+    *,
+    protocol: Protocol,
+    limit: float,
+    center: float = 0.0,
+    origin: float = 0.0,
+    ties: Ties = "drop",
 ) -> float:
     """One of `split_metrics`, without the time for the others; nan where it is absent there."""
     if protocol == "binary":
-        found = _of_classes(score_N, np.asarray(label_N) > center)
+        found = _of_classes(score_N, np.asarray(label_N) > center, ties)
     else:
-        found = _of_regression(score_N, label_N, protocol=protocol, limit=limit, center=center, ties="drop")
+        found = _of_regression(
+            score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties
+        )
     return found[name]() if name in found else float("nan")
 
 
-def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike) -> dict[str, float]:
+def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike, *, ties: Ties = "drop") -> dict[str, float]:
     """Metrics of two classes; shares, not percentages.
 
     logit_N: [N], finite; positive_N: [N], whether each is of the positive class. `bce` (eq. 26), `acc2` with
     `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0, and where both classes are there `auroc` and
-    `pairwise_acc` over the pairs of both (eq. 28), which differ by half the share of equal logits.
+    `pairwise_acc` (eq. 28, see `pairwise_accuracy`). With ties "drop" that is over the pairs of both classes, and the
+    two differ by half the share of equal logits.
     """
-    return {name: figure() for name, figure in _of_classes(logit_N, positive_N).items()}
+    return {name: figure() for name, figure in _of_classes(logit_N, positive_N, ties).items()}
 
 
 def regression_metrics(
@@ -160,38 +191,41 @@ def regression_metrics(
     protocol: Protocol,
     limit: float | None = None,
     center: float = 0.0,
+    origin: float = 0.0,
     ties: Ties = "drop",
 ) -> dict[str, float]:
     """Metrics of predicted sentiment, by the conventions of a family of data sets; shares, not percentages.
 
     score_N, label_N: [N], finite, in label units, the labels in [center - limit, center + limit]. `limit`
-    is by default the protocol's own, 3 for "mosi" and 1 for "sims". On another range classes are decided on
-    (value - center) * own / limit; errors stay in label units.
+    is by default the protocol's own, 3 for "mosi" and 1 for "sims"; "own" has none. On another range the classes of
+    "mosi" and "sims" are decided on (value - center) * own / limit; errors stay in label units. `origin` is the
+    label that 0 stands for, where scores and labels are given less a constant.
 
-    Both protocols: `mae`, `corr` (nan where scores or labels are constant), `pairwise_acc` (see
+    All protocols: `mae`, `corr` (nan where scores or labels are constant), `pairwise_acc` (see
     `pairwise_accuracy`) and, with the labels equal to `center` left out, `acc2_non0` with its `f1_positive`,
     `f1_weighted` and `f1_macro`, on value > center. A key whose utterances or pairs do not exist is absent.
 
-    "mosi" (MOSI, MOSEI and other ranges) adds `mae_nonzero` and `corr_nonzero` (labels other than
-    `center`), `acc7` and `acc5` (rounded half to even, after clipping to +-3 and +-2), and `acc2_has0` with
-    its `f1_*_has0` (all utterances, value >= center).
+    "mosi" (MOSI and MOSEI) and "own" (any other data) add `mae_nonzero` and `corr_nonzero` (labels other than
+    `center`) and `acc2_has0` with its `f1_*_has0` (all utterances, value >= center). Their accuracies of more classes
+    differ: "mosi" has `acc7` and `acc5` (rounded half to even, after clipping to +-3 and +-2), "own" has `acc_whole`
+    (clipped to the range and rounded to its whole labels), which is absent where `classes_of` gives None.
 
     "sims" (CH-SIMS and v2) clips scores and labels to the range first, as MMSA does, for all but
     `pairwise_acc`, and adds `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all
     utterances, value > center).
     """
-    found = _of_regression(score_N, label_N, protocol=protocol, limit=limit, center=center, ties=ties)
+    found = _of_regression(score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties)
     return {name: figure() for name, figure in found.items()}
 
 
-def _of_classes(logit_N: ArrayLike, positive_N: ArrayLike) -> dict[str, Figure]:
+def _of_classes(logit_N: ArrayLike, positive_N: ArrayLike, ties: Ties) -> dict[str, Figure]:
     """What `classification_metrics` gives, each still to be computed."""
     positive = np.asarray(positive_N, dtype=bool)
     logit, label = _checked(logit_N, positive)
     figures: dict[str, Figure] = {"bce": lambda: float((np.logaddexp(0, logit) - label * logit).mean())}
     figures |= _binary(logit > 0, positive, acc="acc2")
     if np.ptp(label) > 0:
-        figures["pairwise_acc"] = lambda: pairwise_accuracy(logit, label)
+        figures["pairwise_acc"] = lambda: pairwise_accuracy(logit, label, ties)
         figures["auroc"] = lambda: _auroc(logit, positive)
     return figures
 
@@ -203,13 +237,21 @@ def _auroc(logit_N: Floats, positive_N: Bools) -> float:
 
 
 def _of_regression(
-    score_N: ArrayLike, label_N: ArrayLike, *, protocol: Protocol, limit: float | None, center: float, ties: Ties
+    score_N: ArrayLike,
+    label_N: ArrayLike,
+    *,
+    protocol: Protocol,
+    limit: float | None,
+    center: float,
+    origin: float,
+    ties: Ties,
 ) -> dict[str, Figure]:
     """What `regression_metrics` gives, each still to be computed."""
-    _check_choice("protocol", protocol, ("mosi", "sims"))
+    _check_choice("protocol", protocol, (*_NATIVE_LIMITS, "own"))
     whole, truth = _checked(score_N, label_N)
-    own_limit = 3.0 if protocol == "mosi" else 1.0
-    limit = own_limit if limit is None else limit
+    limit = _NATIVE_LIMITS.get(protocol) if limit is None else limit
+    if limit is None:
+        raise ValueError(f"protocol='{protocol}': give limit, half of the label range")
     figures: dict[str, Figure] = {}
     if np.ptp(truth) > 0:
         figures["pairwise_acc"] = lambda: pairwise_accuracy(whole, truth, ties)
@@ -218,35 +260,89 @@ def _of_regression(
         score, label = (np.clip(value, center - limit, center + limit) for value in (whole, truth))
     figures |= {"mae": lambda: _mae(score, label), "corr": lambda: _corr(score, label)}
 
-    # The field's code decides classes in float32, where a label that was stored as 0.1 is the edge 0.1.
-    scale = np.float32(own_limit / limit)
-    p, y = ((v.astype(np.float32) - np.float32(center)) * scale for v in (score, label))
+    p, y = (_scaled(value, protocol, limit, center) for value in (score, label))
     non0 = y != 0
     if non0.any():
         figures |= _binary(p[non0] > 0, y[non0] > 0, acc="acc2_non0")
-    if protocol == "mosi":
-        if non0.any():
-            figures["mae_nonzero"] = lambda: _mae(score[non0], label[non0])
-            figures["corr_nonzero"] = lambda: _corr(score[non0], label[non0])
-        figures["acc7"] = lambda: _agreement(*(seven_classes(v, limit=limit, center=center) for v in (score, label)))
-        figures["acc5"] = lambda: _agreement(*(np.round(np.clip(v, -2, 2)) for v in (p, y)))
-        figures |= _binary(p >= 0, y >= 0, acc="acc2_has0", suffix="_has0")
-    else:
+    classes = classes_of(protocol, limit=limit, center=center, origin=origin)
+    if classes is not None:
+        figures[classes.metric] = lambda: _agreement(classes.index(score), classes.index(label))
+    if protocol == "sims":
         figures["acc3"] = lambda: _agreement(*(_right_closed(v, _SIMS_ACC3_EDGES) for v in (p, y)))
-        figures["acc5"] = lambda: _agreement(*(_right_closed(v, _SIMS_ACC5_EDGES) for v in (p, y)))
         figures |= _binary(p > 0, y > 0, acc="acc2_mmsa", suffix="_mmsa")
+        return figures
+    if non0.any():
+        figures["mae_nonzero"] = lambda: _mae(score[non0], label[non0])
+        figures["corr_nonzero"] = lambda: _corr(score[non0], label[non0])
+    if protocol == "mosi":
+        figures["acc5"] = lambda: _agreement(*(np.round(np.clip(v, -2, 2)) for v in (p, y)))
+    figures |= _binary(p >= 0, y >= 0, acc="acc2_has0", suffix="_has0")
     return figures
 
 
-def seven_classes(value_N: ArrayLike, *, limit: float, center: float = 0.0) -> Ints:
-    """[N] the class of each score or label that Acc7 compares, -3 to 3: rounded half to even, after clipping.
+@dataclass(frozen=True)
+class Classes:
+    """The classes that an accuracy compares."""
 
-    value_N: [N], in label units; limit, center: as in `regression_metrics`.
+    metric: str
+    """Key of the accuracy."""
+    names: tuple[str, ...]
+    """In ascending order of the labels."""
+    index: Callable[[ArrayLike], Ints]
+    """[N] positions in `names` of the scores, or of the labels, [N] in label units."""
+
+
+def classes_of(protocol: Protocol, *, limit: float, center: float = 0.0, origin: float = 0.0) -> Classes | None:
+    """The finest classes that a regression protocol compares; None where there are none.
+
+    "mosi" compares the seven of Acc7 and "sims" the five of Acc5, on any range as `regression_metrics` has it. "own"
+    compares the whole labels of the range: none where there are fewer than two of them, or more than eleven.
     """
-    value = np.asarray(value_N, dtype=np.float64)
-    scaled = (value.astype(np.float32) - np.float32(center)) * np.float32(3.0 / limit)
-    classes: Ints = np.round(np.clip(scaled, -3, 3)).astype(np.int64)
-    return classes
+    if protocol == "mosi":
+
+        def seven(value_N: ArrayLike) -> Ints:
+            scaled_N = _scaled(value_N, protocol, limit, center)
+            rounded_N: Ints = np.round(np.clip(scaled_N, -3, 3)).astype(np.int64) + 3
+            return rounded_N
+
+        return Classes("acc7", tuple(f"{value:+d}" if value else "0" for value in range(-3, 4)), seven)
+    if protocol == "sims":
+        names = ("negative", "weakly negative", "neutral", "weakly positive", "positive")
+        return Classes("acc5", names, lambda v: _right_closed(_scaled(v, protocol, limit, center), _SIMS_ACC5_EDGES))
+    middle = origin + center
+    low, high = math.ceil(round(middle - limit, _EXACT_DECIMALS)), math.floor(round(middle + limit, _EXACT_DECIMALS))
+    if protocol != "own" or not 1 <= high - low < _MOST_WHOLE_LABELS:
+        return None
+
+    def nearest(value_N: ArrayLike) -> Ints:
+        label_N = np.round(np.asarray(value_N, dtype=np.float64) + origin, _EXACT_DECIMALS)
+        rounded_N: Ints = np.round(np.clip(label_N, low, high)).astype(np.int64) - low
+        return rounded_N
+
+    signed = "+d" if low < 0 else "d"
+    return Classes("acc_whole", tuple(f"{v:{signed}}" if v else "0" for v in range(low, high + 1)), nearest)
+
+
+def acc_whole_note(label_range: tuple[float, float]) -> str:
+    """Which classes `acc_whole` has on labels of this range."""
+    low, high = label_range
+    classes = classes_of("own", limit=(high - low) / 2, center=(low + high) / 2)
+    names = classes.names if classes else ()
+    return (
+        f"{METRIC_TITLES['acc_whole']}: scores and labels rounded to the nearest of {len(names)} labels, "
+        f"{', '.join(names)}."
+    )
+
+
+def _scaled(value_N: ArrayLike, protocol: Protocol, limit: float, center: float) -> NDArray[np.float32]:
+    """Values less the center, on the range that the protocol decides classes on.
+
+    The field's code decides them in float32, where a label that was stored as 0.1 is the edge 0.1.
+    """
+    scale = np.float32(_NATIVE_LIMITS.get(protocol, limit) / limit)
+    value = np.asarray(value_N, dtype=np.float64).astype(np.float32)
+    scaled_N: NDArray[np.float32] = (value - np.float32(center)) * scale
+    return scaled_N
 
 
 def _inversions(order_N: Ints) -> int:

@@ -15,9 +15,12 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from grcf_ray.metrics import (
     METRIC_DIRECTIONS,
     Ties,
+    acc_whole_note,
+    classes_of,
     classification_metrics,
     pairwise_accuracy,
     regression_metrics,
+    split_metric,
     split_metrics,
 )
 
@@ -33,6 +36,10 @@ SIMS_KEYS = {
     *("acc2_non0", "f1_positive", "f1_weighted", "f1_macro"),
     *("acc2_mmsa", "f1_positive_mmsa", "f1_weighted_mmsa", "f1_macro_mmsa"),
 }
+
+
+OWN_KEYS = MOSI_KEYS - {"acc7", "acc5"} | {"acc_whole"}
+CLASS_KEYS = {"bce", "acc2", "f1_positive", "f1_weighted", "f1_macro", "auroc", "pairwise_acc"}
 
 
 def brute_force(score: Floats, label: Floats, ties: Ties) -> float:
@@ -155,6 +162,80 @@ def test_acc7_and_acc5_round_half_to_even_after_clipping() -> None:
     assert regression_metrics([3.4, 0.0], [2.0, 0.0], protocol="mosi")["acc7"] == 0.5
 
 
+def test_swapped_whole_labels_are_errors() -> None:
+    """Stars of 1 and 2 that always change places: both are in one class of Acc5, and both are wrong here."""
+    stars = np.array([1.0, 2.0, 1.0, 2.0, 5.0])
+    swapped = np.array([2.0, 1.0, 2.0, 1.0, 5.0])
+    ours = regression_metrics(swapped, stars, protocol="own", limit=2.0, center=3.0)
+    assert ours["acc_whole"] == 0.2
+    assert not ours.keys() & {"acc7", "acc5"}
+    # What the classes of [-3, 3] would make of it.
+    assert regression_metrics(swapped, stars, protocol="mosi", limit=2.0, center=3.0)["acc5"] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("low", "high"), [(1, 5), (0, 10), (-4, 4), (0, 1), (2, 5)])
+def test_metrics_of_own_data_match_scikit_learn_and_scipy(seed: int, low: int, high: int) -> None:
+    limit, center = (high - low) / 2, (high + low) / 2
+    score, label = predictions(seed, limit=limit)
+    label = np.round(label.astype(float) + center, 4)
+    score = score.astype(float) + center
+    ours = regression_metrics(score, label, protocol="own", limit=limit, center=center)
+    assert set(ours) == OWN_KEYS
+    whole = [np.round(np.clip(value, low, high)).astype(int) for value in (label, score)]
+    assert ours["acc_whole"] == accuracy_score(*whole)
+    non0 = label != center
+    expected = {
+        "mae": mean_absolute_error(label, score),
+        "corr": pearsonr(score, label).statistic,
+        "mae_nonzero": mean_absolute_error(label[non0], score[non0]),
+        "corr_nonzero": pearsonr(score[non0], label[non0]).statistic,
+        "pairwise_acc": brute_force(score, label, "drop"),
+        "acc2_non0": accuracy_score(label[non0] > center, score[non0] > center),
+        "acc2_has0": accuracy_score(label >= center, score >= center),
+    }
+    for average, key in (("binary", "positive"), ("weighted", "weighted"), ("macro", "macro")):
+        expected[f"f1_{key}"] = f1_score(label[non0] > center, score[non0] > center, average=average)
+        expected[f"f1_{key}_has0"] = f1_score(label >= center, score >= center, average=average)
+    assert {key: ours[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+    # As training has them: less the center, in float32.
+    less = regression_metrics(
+        score - center, (label - center).astype(np.float32), protocol="own", limit=limit, origin=center
+    )
+    assert less == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "names"),
+    [
+        (1.0, 5.0, ["1", "2", "3", "4", "5"]),
+        (-1.5, 2.0, ["-1", "0", "+1", "+2"]),
+        (0.0, 10.0, [str(value) for value in range(11)]),
+        # Sums of the middle and the half range that come out beside the whole label.
+        (1.0, 5.3, ["1", "2", "3", "4", "5"]),
+        (0.1, 3.0, ["1", "2", "3"]),
+        (0.0, 11.0, None),
+        (0.0, 100.0, None),
+        (0.2, 1.8, None),
+        (0.2, 0.8, None),
+    ],
+)
+def test_whole_labels_are_those_of_the_range(low: float, high: float, names: list[str] | None) -> None:
+    limit, center = (high - low) / 2, (low + high) / 2
+    classes = classes_of("own", limit=limit, center=center)
+    assert (None if classes is None else list(classes.names)) == names
+    ours = regression_metrics([low, high], [low, high], protocol="own", limit=limit, center=center)
+    assert ("acc_whole" in ours) == (names is not None)
+    if classes is not None:
+        assert classes.index([low - 9, high + 9]).tolist() == [0, len(classes.names) - 1]
+        assert f"{len(classes.names)} labels, {', '.join(classes.names)}." in acc_whole_note((low, high))
+
+
+def test_own_data_need_their_range() -> None:
+    with pytest.raises(ValueError, match="give limit"):
+        regression_metrics([0.0, 1.0], [0.0, 1.0], protocol="own")
+
+
 def mmsa_class(value: float, edges: list[float]) -> int:
     """MMSA's rule: clip to [-1, 1], then the bin (edges[i], edges[i + 1]] that holds the value."""
     value = min(max(value, -1.0), 1.0)
@@ -274,8 +355,9 @@ def test_unknown_choices_are_listed() -> None:
         regression_metrics([0.0, 1.0], [0.0, 1.0], protocol="mosei")  # type: ignore[arg-type]
 
 
-def test_every_metric_has_a_direction() -> None:
-    assert set(METRIC_DIRECTIONS) >= MOSI_KEYS | SIMS_KEYS
+def test_every_metric_has_a_direction_and_is_held_against_another_code() -> None:
+    """The tests above and below hold all keys of each protocol against scikit-learn, scipy or a rule by hand."""
+    assert set(METRIC_DIRECTIONS) == MOSI_KEYS | SIMS_KEYS | OWN_KEYS | CLASS_KEYS
     assert {key for key, direction in METRIC_DIRECTIONS.items() if direction == "min"} == {
         "mae",
         "mae_nonzero",
@@ -308,7 +390,10 @@ def test_classification_metrics_are_scikit_learns(seed: int) -> None:
     pairs = [(p, n) for p in logit_N[positive_N] for n in logit_N[~positive_N]]
     assert found["pairwise_acc"] == pytest.approx(sum(p > n for p, n in pairs) / len(pairs))
     assert found["auroc"] - found["pairwise_acc"] == pytest.approx(sum(p == n for p, n in pairs) / len(pairs) / 2)
-    assert set(found) <= set(METRIC_DIRECTIONS)
+    assert set(found) == CLASS_KEYS
+    literal = classification_metrics(logit_N, positive_N, ties="literal")
+    assert literal.pop("pairwise_acc") == pytest.approx(brute_force(logit_N, positive_N.astype(float), "literal"))
+    assert literal == {name: value for name, value in found.items() if name != "pairwise_acc"}
 
 
 def test_classification_metrics_of_one_class_and_of_large_logits() -> None:
@@ -327,3 +412,16 @@ def test_the_protocol_chooses_the_metrics() -> None:
     assert split_metrics(score_N, label_N, protocol="sims", limit=1.0) == regression_metrics(
         score_N, label_N, protocol="sims", limit=1.0
     )
+    assert split_metrics(score_N, label_N, protocol="own", limit=1.0, origin=2.0) == regression_metrics(
+        score_N, label_N, protocol="own", limit=1.0, origin=2.0
+    )
+
+
+@pytest.mark.parametrize("protocol", ["mosi", "sims", "own", "binary"])
+def test_one_metric_is_that_of_all_of_them(protocol: Any) -> None:
+    score_N, label_N = predictions(0, count=40, limit=1.0)
+    for ties in ("drop", "literal"):
+        found = split_metrics(score_N, label_N, protocol=protocol, limit=1.0, ties=ties)
+        for name, value in found.items():
+            assert split_metric(name, score_N, label_N, protocol=protocol, limit=1.0, ties=ties) == value
+    assert math.isnan(split_metric("nosuch", score_N, label_N, protocol=protocol, limit=1.0))

@@ -376,7 +376,14 @@ def _validate(loop: StageLoop, length: int) -> dict[str, float]:
         scores.append(loop.model.score(loop.model.encode(batch.to(loop.device, loop.dtype))))
     loop.model.train()
     score_N = torch.cat(scores).double().cpu().numpy()
-    return split_metrics(score_N, valid.label_N, protocol=loop.protocol, limit=features.half_range)
+    return split_metrics(
+        score_N,
+        valid.label_N,
+        protocol=loop.protocol,
+        limit=features.half_range,
+        origin=features.center,
+        ties=loop.config.metrics.ties,
+    )
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from grcf_ray.config import Task
+from grcf_ray.metrics import METRIC_TITLES, Protocol
 from grcf_ray.report.figures.confusion import confusion_data
 from grcf_ray.report.view import Scored
 
@@ -24,24 +24,26 @@ _DARK = 0.6
 """Share of a row from which a cell is so dark that its number is written in white."""
 
 
-def png_values(scored: Scored, split: str, *, task: Task, label_range: tuple[float, float]) -> list[Summary.Value]:
-    """Both images of a split as TensorBoard has them, tags `predictions/<split>` and `confusion/<split>`."""
-    crossed = confusion_data(scored, task, label_range)
+def png_values(
+    scored: Scored, split: str, *, protocol: Protocol, label_range: tuple[float, float]
+) -> list[Summary.Value]:
+    """The images of a split as TensorBoard has them, tags `predictions/<split>` and `confusion/<split>`.
+
+    There is no confusion where the protocol compares no classes on this label range.
+    """
+    crossed = confusion_data(scored, protocol, label_range)
 
     def predictions(axes: Axes) -> None:
-        if task == "classification":
+        if protocol == "binary":
             _draw_logits(axes, scored, sum(label_range) / 2)
         else:
             _draw_scores(axes, scored, label_range)
 
-    return [
-        _image(f"predictions/{split}", f"Best model, {split}: scores against labels", predictions),
-        _image(
-            f"confusion/{split}",
-            f"Best model, {split}: confusion",
-            lambda axes: _draw_confusion(axes, crossed, "class" if task == "classification" else "Acc7's class"),
-        ),
-    ]
+    images = [_image(f"predictions/{split}", f"Best model, {split}: scores against labels", predictions)]
+    if crossed is not None:
+        title = f"Best model, {split}: {METRIC_TITLES[crossed['metric']]} {crossed['right']:.4f}"
+        images.append(_image(f"confusion/{split}", title, lambda axes: _draw_confusion(axes, crossed)))
+    return images
 
 
 def _draw_scores(axes: Axes, scored: Scored, label_range: tuple[float, float]) -> None:
@@ -63,7 +65,7 @@ def _draw_logits(axes: Axes, scored: Scored, center: float) -> None:
     axes.legend(frameon=False)
 
 
-def _draw_confusion(axes: Axes, crossed: Mapping[str, Any], kind: str) -> None:
+def _draw_confusion(axes: Axes, crossed: Mapping[str, Any]) -> None:
     names = crossed["classes"]
     # A row without utterances has no shares.
     share_KK = np.nan_to_num(np.array(crossed["shares"], dtype=float))
@@ -73,7 +75,7 @@ def _draw_confusion(axes: Axes, crossed: Mapping[str, Any], kind: str) -> None:
         axes.text(column, row, str(count), ha="center", va="center", color=ink)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel=f"{kind} of the score", ylabel=f"{kind} of the label (shade: share of row)")
+    axes.set(xlabel="class of the score", ylabel="class of the label (shade: share of row)")
 
 
 def _image(tag: str, title: str, draw: Callable[[Axes], None]) -> Summary.Value:

@@ -122,7 +122,7 @@ class TensorBoardListener:
         if scored is None:
             return
         step = sum(trial.finished for trials in view.trials.values() for trial in trials)
-        values = png_values(scored, split, task=view.task, label_range=view.label_range)
+        values = png_values(scored, split, protocol=view.protocol, label_range=view.label_range)
         self._folder("best").add(values, step)
         self._close("best")
         shown: dict[str, tuple[str, Scored]] = {split: (f"z_final of {split}", scored)}

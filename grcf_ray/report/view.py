@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.errors import DataError, reason
-from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.metrics import Protocol
+from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in, rank
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import objective_name
 
@@ -101,6 +102,11 @@ class RunView:
         """Lowest and highest label."""
         low, high = self.run["data"]["label_range"]
         return float(low), float(high)
+
+    @property
+    def protocol(self) -> Protocol:
+        """Whose metrics the run's figures are."""
+        return protocol_in(self.run)
 
     def objective(self, stage: Literal[1, 2]) -> str:
         """The validation metric that a stage is judged by, as `terminal.METRIC_TITLES` knows it."""

@@ -18,11 +18,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import DataError
+from grcf_ray.metrics import Protocol
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
 
-__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now", "rank"]
+__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now", "protocol_in", "rank"]
 
 SCHEMA_VERSION = 1
 
@@ -32,6 +34,14 @@ TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
 def now() -> str:
     """The time, as the record has it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def protocol_in(run: Mapping[str, Any]) -> Protocol:
+    """Whose metrics the figures of a run are. run: run.json."""
+    data = run["data"]
+    # Runs of the first releases do not say; all of their data that had no other metrics had MOSI's.
+    found: Protocol = data.get("metrics") or protocol_of(data["name"], data.get("task", "regression"))
+    return "mosi" if found == "own" and "metrics" not in data else found
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grcf_ray.config import RunConfig
-from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.keeper import stage_job
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in
 from grcf_ray.search.seeds import seeds_record
 from grcf_ray.search.space import recorded_space
 from grcf_ray.search.stages import config_of
@@ -49,8 +48,7 @@ def replay_job(run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: Pl
     described = run.read_run()
     space = recorded_space(described["space"], f"{run}/space.yaml")
     config = config_of(space, holder, trial)
-    protocol = protocol_of(described["data"]["name"], described["data"].get("task", "regression"))
-    return stage_job(holder, trial, config=config, protocol=protocol, folder=folder.uri), config
+    return stage_job(holder, trial, config=config, protocol=protocol_in(described), folder=folder.uri), config
 
 
 def epochs_to_repeat(trial: TrialRecord) -> int:

@@ -32,7 +32,7 @@ from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.preflight import Room, check_disk, find_room
-from grcf_ray.search.record import RunRecord, now
+from grcf_ray.search.record import RunRecord, now, protocol_in
 from grcf_ray.search.seeds import retrain, retrainings
 from grcf_ray.search.space import Choice, Space
 from grcf_ray.search.stages import Search, config_of
@@ -163,7 +163,6 @@ class Session:
     def _search(self, room: Room, stop: Stop) -> None:
         record, config, store = self.record, self.config, self.store
         facts = datasets.find(store.info.name)
-        protocol = datasets.protocol_of(store.info.name, store.info.task)
         torch.set_num_threads(os.cpu_count() or 1)
         console.progress("Preparing features")
         try:
@@ -181,6 +180,7 @@ class Session:
             stage: left for stage in self.budgets if (left := stop.seconds_until(STAGE_SHARES[stage])) is not None
         }
         self._open_record(seconds)
+        protocol = protocol_in(record.read_run())
         self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task, self.seeds, seconds))
         listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners
         job = Search(
@@ -240,6 +240,7 @@ class Session:
                     "task": self.store.info.task,
                     "fingerprint": self.store.info.fingerprint,
                     "label_range": list(self.store.info.label_range),
+                    "metrics": datasets.protocol_of(self.store.info.name, self.store.info.task),
                 },
                 "encoder": encoder_of(self.config),
                 "versions": versions(),

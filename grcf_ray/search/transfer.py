@@ -51,6 +51,7 @@ def measure_on(
         protocol=protocol_of(info.name, info.task),
         limit=(high - low) / 2,
         center=(low + high) / 2,
+        ties=saved.config.metrics.ties,
     )
     return finite_metrics(metrics), notes
 

@@ -138,6 +138,7 @@ def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: Place | N
             protocol=saved.protocol,
             limit=(high - low) / 2,
             center=(low + high) / 2,
+            ties=saved.config.metrics.ties,
         )
     )
 

@@ -289,7 +289,12 @@ class StageLoop:
         if not np.isfinite(score_N).all():
             raise DivergedError(f"the model's scores are no longer finite after epoch {self.epoch + 1}")
         metrics = split_metrics(
-            score_N, self.features.valid.label_N, protocol=self.protocol, limit=self.features.half_range
+            score_N,
+            self.features.valid.label_N,
+            protocol=self.protocol,
+            limit=self.features.half_range,
+            origin=self.features.center,
+            ties=self.config.metrics.ties,
         )
         return {f"valid/{name}": value for name, value in metrics.items()}
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,16 +15,23 @@ def scored(label: list[float], score: list[float]) -> Scored:
     return Scored(id_N=names, text_N=names, label_N=np.array(label), score_N=np.array(score), state_ND=states)
 
 
-@pytest.mark.parametrize(("task", "label_range"), [("classification", (0, 1)), ("regression", (-3, 3))])
-def test_images_are_as_large_as_they_say(task: str, label_range: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "label_range"), [("binary", (0, 1)), ("mosi", (-3, 3)), ("sims", (-1, 1)), ("own", (-2, 5))]
+)
+def test_images_are_as_large_as_they_say(protocol: Any, label_range: tuple[float, float]) -> None:
     import io
 
     from matplotlib.image import imread
 
-    values = png_values(scored([0, 1, 1], [-2, 1, 5]), "valid", task=task, label_range=label_range)  # type: ignore[arg-type]
+    values = png_values(scored([0, 1, 1], [-2, 1, 5]), "valid", protocol=protocol, label_range=label_range)
     assert [value.tag for value in values] == ["predictions/valid", "confusion/valid"]
     for value in values:
         pixels = imread(io.BytesIO(value.image.encoded_image_string))
         assert pixels.shape[:2] == (value.image.height, value.image.width)
         # It is not blank.
         assert np.ptp(pixels) > 0
+
+
+def test_labels_without_classes_have_no_confusion() -> None:
+    values = png_values(scored([0, 50, 100], [-2, 51, 120]), "test", protocol="own", label_range=(0, 100))
+    assert [value.tag for value in values] == ["predictions/test"]

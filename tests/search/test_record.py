@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from grcf_ray.errors import DataError
-from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, rank
+from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, protocol_in, rank
 from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train.curve import objective_name
 
@@ -181,3 +181,20 @@ def test_the_recorded_trials_are_json_without_nan(recorded: Recorded) -> None:
             json.loads(path.read_text(), parse_constant=refuse)
             for path in sorted((recorded.folder / f"stage{stage}" / "trials").glob("*.json"))
         ]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"name": "reviews", "task": "regression", "metrics": "own"}, "own"),
+        # Runs of the first releases do not say: all but SIMS had the accuracies of MOSI, and still have them on record.
+        ({"name": "reviews", "task": "regression"}, "mosi"),
+        ({"name": "reviews"}, "mosi"),
+        ({"name": "demo", "task": "regression"}, "mosi"),
+        ({"name": "mosei", "task": "regression"}, "mosi"),
+        ({"name": "sims_v2", "task": "regression"}, "sims"),
+        ({"name": "mosi", "task": "classification"}, "binary"),
+    ],
+)
+def test_whose_metrics_a_run_has(data: dict[str, Any], expected: str) -> None:
+    assert protocol_in({"data": data}) == expected

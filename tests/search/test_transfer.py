@@ -17,6 +17,7 @@ from grcf_ray.data.store import Store, write_store
 from grcf_ray.errors import DataError
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.transfer import fit_features, measure_on
+from grcf_ray.search.winner import measure
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.export import load_model, save_model
 
@@ -114,3 +115,17 @@ def test_all_that_differs_is_said_at_once(tmp_path: Path, tiny_backbone: Path) -
     with pytest.raises(DataError) as caught:
         fit_features(other.read("test"), other.info, saved, asked=False)
     assert str(caught.value) == f"audio has rows of 4 values, and the model takes 3; {MODEL_FOLLOWS}"
+
+
+@pytest.mark.parametrize(("ties", "expected"), [("drop", 1.0), ("literal", 2 / 3)])
+def test_a_model_is_measured_by_its_runs_reading_of_ties(
+    tmp_path: Path, tiny_backbone: Path, ties: str, expected: float
+) -> None:
+    """Scores in descending order, of which the first two have one label: eq. 28 as printed takes that for an error."""
+    store = store_of(tmp_path / "own", word_aligned=False)
+    folder = model_of(tmp_path / "best", tiny_backbone, store, metrics__ties=ties)
+    table = store.read("train")
+    table = table.take(np.argsort(-load_model(folder).score(table)))
+    table = table.set_column(table.column_names.index("label"), "label", pa.array([1.0, 1.0, 0.0], pa.float32()))
+    assert measure(folder, table, threads=1)["pairwise_acc"] == pytest.approx(expected)
+    assert measure_on(folder, table, store.info, threads=1, fit=False)[0]["pairwise_acc"] == pytest.approx(expected)

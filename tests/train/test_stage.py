@@ -20,6 +20,7 @@ from grcf_ray.config import TrainConfig
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
 from grcf_ray.errors import ClusterError, DataError, DivergedError
+from grcf_ray.metrics import Ties, pairwise_accuracy
 from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train import stage as stage_module
 from grcf_ray.train.checkpoint import read_checkpoint
@@ -474,6 +475,29 @@ def test_predict_scores_each_utterance_in_the_splits_order(new_loop: NewLoop, ti
         alone = loop.model([batch], torch.zeros(1, dtype=torch.int64))
         assert score == pytest.approx(alone.item(), rel=1e-12)
     assert score_N.dtype == np.float64 and np.ptp(score_N) > 0.01
+
+
+def test_validation_takes_the_runs_reading_of_ties(new_loop: NewLoop, tiny_features: Features) -> None:
+    valid = dataclasses.replace(tiny_features.valid, label_N=np.sign(tiny_features.valid.label_N))
+    features = dataclasses.replace(tiny_features, valid=valid)
+    readings: tuple[Ties, ...] = ("drop", "literal")
+    found = []
+    for ties in readings:
+        loop = new_loop(features=features, metrics__ties=ties)
+        score_N = predict(loop.model, features, valid, device=torch.device("cpu"), token_budget=64)
+        found.append(loop._validate()["valid/pairwise_acc"])
+        assert found[-1] == pairwise_accuracy(score_N, valid.label_N, ties)
+    assert found[0] != found[1]
+
+
+def test_validation_knows_the_whole_labels_of_the_range(new_loop: NewLoop, tiny_features: Features) -> None:
+    """On labels from 1 to 6, which training has less 3.5."""
+    valid = dataclasses.replace(tiny_features.valid, label_N=np.round(tiny_features.valid.label_N) / 3 * 2.5)
+    loop = new_loop(features=dataclasses.replace(tiny_features, valid=valid, center=3.5, half_range=2.5))
+    loop.protocol = "own"
+    score_N = predict(loop.model, loop.features, valid, device=torch.device("cpu"), token_budget=64)
+    whole = [np.round(np.clip(value + 3.5, 1, 6)) for value in (score_N, valid.label_N)]
+    assert loop._validate()["valid/acc_whole"] == np.mean(whole[0] == whole[1])
 
 
 def test_predict_of_an_empty_split(new_loop: NewLoop, tiny_features: Features) -> None:

@@ -1,4 +1,4 @@
-"""Which class is taken for which: the seven that Acc7 compares, or the two of a classification."""
+"""Which class is taken for which: those that the data set's accuracy compares, such as the seven of Acc7."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grcf_ray.config import Task
-from grcf_ray.metrics import seven_classes
+from grcf_ray.metrics import Protocol, classes_of
 from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE
 from grcf_ray.report.view import Scored
@@ -22,24 +21,27 @@ _PALE = "#eaf1f7"
 """Opaque, so that plotly chooses a colour for the text that is read on it, whatever the page's theme."""
 
 
-def confusion_data(scored: Scored, task: Task, label_range: tuple[float, float]) -> dict[str, Any]:
+def confusion_data(scored: Scored, protocol: Protocol, label_range: tuple[float, float]) -> dict[str, Any] | None:
     """`counts`: a row for each true class, a column for each predicted one. `shares`: of a row; None where it is empty.
 
-    `right`: the share of all that lies on the diagonal, Acc7 or Acc2.
+    `metric`: the accuracy that compares these classes; `right`: that accuracy, the share of all on the diagonal. None
+    where the protocol compares none on this range, as `metrics.classes_of` has it.
     """
     low, high = label_range
     center, limit = (low + high) / 2, (high - low) / 2
-    if task == "classification":
-        names = ["negative", "positive"]
+    if protocol == "binary":
+        metric, names = "acc2", ["negative", "positive"]
         truth_N, prediction_N = (scored.label_N > center).astype(int), (scored.score_N > 0).astype(int)
     else:
-        names = [f"{value:+d}" if value else "0" for value in range(-3, 4)]
-        truth_N, prediction_N = (
-            seven_classes(value_N, limit=limit, center=center) + 3 for value_N in (scored.label_N, scored.score_N)
-        )
+        classes = classes_of(protocol, limit=limit, center=center)
+        if classes is None:
+            return None
+        metric, names = classes.metric, list(classes.names)
+        truth_N, prediction_N = classes.index(scored.label_N), classes.index(scored.score_N)
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (truth_N, prediction_N), 1)
     return {
+        "metric": metric,
         "classes": names,
         "counts": counts.tolist(),
         "shares": [(row / row.sum()).tolist() if row.sum() else [None] * len(row) for row in counts],

@@ -112,15 +112,18 @@ def _agreement(view: RunView, scored: Scored) -> Plot:
     )
 
 
-def _confusion(view: RunView, scored: Scored) -> Plot:
-    data = confusion_data(scored, view.task, view.label_range)
+def _confusion(view: RunView, scored: Scored) -> Plot | None:
+    data = confusion_data(scored, view.protocol, view.label_range)
+    if data is None:
+        return None
     low, high = view.label_range
     scaled = "" if (low, high) == (-3, 3) else f" of [{low:g}, {high:g}] brought to [-3, 3]"
-    classes = (
-        "both classes"
-        if view.task == "classification"
-        else f"the seven classes of Acc7, labels{scaled} rounded to whole ones"
-    )
+    classes = {
+        "acc2": "both classes",
+        "acc5": "the five classes of Acc5",
+        "acc7": f"the seven classes of Acc7, labels{scaled} rounded to whole ones",
+        "acc_whole": f"the whole labels from {data['classes'][0]} to {data['classes'][-1]}, the nearest of each label",
+    }[data["metric"]]
     right = sum(row[index] for index, row in enumerate(data["counts"]))
     return Plot(
         name="confusion",

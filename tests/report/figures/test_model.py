@@ -16,7 +16,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from grcf_ray.losses.groups import OrdinalGroups
-from grcf_ray.metrics import classification_metrics, regression_metrics
+from grcf_ray.metrics import Protocol, classification_metrics, regression_metrics
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.confusion import confusion_data
 from grcf_ray.report.figures.errors import calibration_data, group_errors_data
@@ -69,7 +69,7 @@ def view_of(
     pq.write_table(pa.table(columns), path)
     return RunView(
         record=RunRecord(place_at(folder)),
-        run={"data": {"task": task, "label_range": list(label_range)}, **run},
+        run={"data": {"name": "own", "task": task, "label_range": list(label_range)}, **run},
         trials={1: [], 2: []},
         metrics={
             "trial": "stage2/0",
@@ -86,10 +86,16 @@ def view_of(
     )
 
 
+def crossed(scored: Scored, protocol: Protocol, label_range: tuple[float, float] = MOSI) -> dict[str, Any]:
+    data = confusion_data(scored, protocol, label_range)
+    assert data is not None
+    return data
+
+
 class TestConfusion:
     def test_seven_classes_are_those_of_acc7(self) -> None:
         scored = scored_of(300)
-        data = confusion_data(scored, "regression", MOSI)
+        data = crossed(scored, "mosi")
         truth, prediction = (
             np.round(np.clip(value.astype(np.float32), -3, 3)) for value in (scored.label_N, scored.score_N)
         )
@@ -103,24 +109,48 @@ class TestConfusion:
         scored = dataclasses.replace(
             scored_of(4), label_N=np.array([0.5, 1.5, -2.5, 3.0]), score_N=np.array([-0.5, 9.0, -9.0, 2.5])
         )
-        counts = np.array(confusion_data(scored, "regression", MOSI)["counts"])
+        counts = np.array(crossed(scored, "mosi")["counts"])
         assert [tuple(cell) for cell in np.argwhere(counts)] == [(1, 0), (3, 3), (5, 6), (6, 5)]
 
-    def test_another_range_is_scaled(self) -> None:
+    def test_own_data_have_a_class_for_each_whole_label(self) -> None:
+        """One and two stars that change places are two errors, each in a cell of its own."""
+        stars = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+        scored = dataclasses.replace(scored_of(5), label_N=stars, score_N=np.array([2.0, 1.0, 3.2, 4.4, 9.0]))
+        data = crossed(scored, "own", (1.0, 5.0))
+        assert data["classes"] == ["1", "2", "3", "4", "5"]
+        cells = [tuple(cell) for cell in np.argwhere(np.array(data["counts"]))]
+        assert cells == [(0, 1), (1, 0), (2, 2), (3, 3), (4, 4)]
+        figures = regression_metrics(scored.score_N, stars, protocol="own", limit=2.0, center=3.0)
+        assert (data["metric"], data["right"]) == ("acc_whole", figures["acc_whole"])
+
+    def test_a_run_of_the_first_releases_keeps_the_classes_that_its_figures_are_of(self) -> None:
         """On [1, 5] the centre is 3, and 4 is half the way up: class 1.5, which rounds to 2."""
         scored = dataclasses.replace(scored_of(2), label_N=np.array([3.0, 4.0]), score_N=np.array([3.2, 5.0]))
-        counts = np.array(confusion_data(scored, "regression", (1.0, 5.0))["counts"])
+        counts = np.array(crossed(scored, "mosi", (1.0, 5.0))["counts"])
         assert [tuple(cell) for cell in np.argwhere(counts)] == [(3, 3), (5, 6)]
+
+    def test_five_classes_are_those_of_sims(self) -> None:
+        scored = dataclasses.replace(
+            scored_of(5), label_N=np.array([-0.8, -0.7, 0.0, 0.2, 1.0]), score_N=np.array([-0.6, -0.7, 0.1, 0.8, 2.0])
+        )
+        data = crossed(scored, "sims", (-1.0, 1.0))
+        cells = [tuple(cell) for cell in np.argwhere(np.array(data["counts"]))]
+        assert cells == [(0, 0), (0, 1), (2, 2), (3, 4), (4, 4)]
+        figures = regression_metrics(scored.score_N, scored.label_N, protocol="sims")
+        assert (data["metric"], data["right"]) == ("acc5", figures["acc5"])
+
+    def test_a_range_of_many_whole_labels_has_no_classes(self) -> None:
+        assert confusion_data(scored_of(5), "own", (0.0, 100.0)) is None
 
     def test_two_classes(self) -> None:
         scored = scored_of(50, "classification")
-        data = confusion_data(scored, "classification", (0.0, 1.0))
+        data = crossed(scored, "binary", (0.0, 1.0))
         assert data["counts"] == confusion_matrix(scored.label_N > 0.5, scored.score_N > 0).tolist()
         assert data["right"] == classification_metrics(scored.score_N, scored.label_N > 0.5)["acc2"]
 
     def test_an_empty_row_has_no_shares(self) -> None:
         scored = dataclasses.replace(scored_of(1), label_N=np.array([0.0]), score_N=np.array([1.0]))
-        shares = confusion_data(scored, "regression", MOSI)["shares"]
+        shares = crossed(scored, "mosi")["shares"]
         assert shares[3] == [0, 0, 0, 0, 1, 0, 0] and shares[0] == [None] * 7
 
 
@@ -164,7 +194,7 @@ class TestErrors:
         view = view_of(tmp_path, scored)
         view = dataclasses.replace(
             view,
-            run={"data": {"task": "regression", "label_range": [-1.0, 1.0]}},
+            run={"data": {"name": "own", "task": "regression", "label_range": [-1.0, 1.0]}},
             provenance={"trial": "stage2/0", "settings": settings},
         )
         data = next(plot for plot in model_plots(view) if plot.name == "errors-by-group").data
@@ -364,7 +394,7 @@ class TestPlots:
         assert view.metrics is not None
         test = view.metrics["test"]
         assert plots["truth-and-prediction"].data["recorded"] == {"mae": test["mae"], "corr": test["corr"]}
-        assert plots["confusion"].data["right"] == test["acc7"]
+        assert plots["confusion"].data["right"] == test["acc_whole"]
         pairs = plots["hardest-pairs"].data
         assert 1 - pairs["wrong"] / pairs["pairs"] == pytest.approx(test["pairwise_acc"], abs=1e-12)
         for plot in plots.values():
@@ -402,7 +432,7 @@ class TestPlots:
     def test_labels_of_another_range_are_said_to_be_scaled(self, tmp_path: Path) -> None:
         scored = scored_of(60)
         view = view_of(tmp_path, dataclasses.replace(scored, label_N=scored.label_N / 3))
-        other = {"task": "regression", "label_range": [-1.0, 1.0]}
+        other = {"name": "own", "task": "regression", "label_range": [-1.0, 1.0]}
         for found, scaled in ((view, False), (dataclasses.replace(view, run={"data": other}), True)):
             caption = next(plot.caption for plot in model_plots(found) if plot.name == "confusion")
             assert ("labels of [-1, 1] brought to [-3, 3] rounded" in caption) == scaled
