@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from grcf_ray.console import sentence
 from grcf_ray.report.markup import Markup, element, figure, joined, section, table
 from grcf_ray.report.standing import DIED, budgets, time_left
 from grcf_ray.report.terminal import METRIC_TITLES, duration, remarks, summarise_view, typed
 from grcf_ray.report.view import RunView
+from grcf_ray.search.baseline import baseline_kind
 from grcf_ray.search.direct import INHERITED
+from grcf_ray.search.seeds import few_retrainings, few_seeds
 from grcf_ray.train.curve import objective_name
 
 __all__ = ["STATES", "answer", "measured"]
@@ -43,7 +46,7 @@ def _result(view: RunView) -> Iterator[Markup]:
     summary = summarise_view(view)
     name = objective_name(2, view.task)
     title, trials = METRIC_TITLES[name], sum(map(len, view.trials.values()))
-    paper, ridge = summary["paper"], next(iter(summary["baselines"]), None)
+    paper, baseline = summary["paper"], next(iter(summary["baselines"]), None)
     yield element(
         "p",
         "Trial ",
@@ -54,7 +57,7 @@ def _result(view: RunView) -> Iterator[Markup]:
         class_="lead",
     )
     cards = [(f"{title}, test", summary["test"].get(name)), (f"{title}, valid", summary["valid"].get(name))]
-    cards += [(f"{_kind(ridge)}, test", ridge["test"].get(name))] if ridge else []
+    cards += [(f"{baseline_kind(baseline).capitalize()}, test", baseline["test"].get(name))] if baseline else []
     cards += [("Paper, test", paper.get(name))] if paper else []
     yield element(
         "dl",
@@ -73,6 +76,7 @@ def _result(view: RunView) -> Iterator[Markup]:
             {"Winner": arms["winner"]["test"], "Starting point": arms["start"]["test"]},
             summary["seeds"]["gain"],
         )
+        yield from _few(few_retrainings(summary["seeds"]))
     if summary["against_baseline"]:
         against, alone = summary["against_baseline"], METRIC_TITLES[name]
         yield element("h3", f"Two stages against {alone} alone")
@@ -83,6 +87,7 @@ def _result(view: RunView) -> Iterator[Markup]:
             against["gain"],
         )
         yield element("p", INHERITED)
+        yield from _few(few_seeds(against["seeds"]))
     yield _usage(view)
     yield element(
         "details",
@@ -98,24 +103,18 @@ def _result(view: RunView) -> Iterator[Markup]:
 
 def _remarks(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from remarks(summary)
-    name = objective_name(2, summary["task"])
-    for baseline in summary["baselines"]:
-        ours, theirs = summary["test"].get(name), baseline["test"].get(name)
-        if ours is not None and theirs is not None and theirs < ours:
-            yield f"{_kind(baseline)} has the better test {METRIC_TITLES[name]}."
     if not summary["seeds"]:
         yield "One seed: the gain over the starting point is not known (--seeds N)."
 
 
-def _kind(baseline: Mapping[str, Any]) -> str:
-    """What a baseline is, without what it reads: ridge regression, or of two classes logistic regression."""
-    kind: str = baseline["name"].partition(" on ")[0]
-    return kind.capitalize()
+def _few(warning: str | None) -> Iterator[Markup]:
+    if warning:
+        yield element("p", sentence(warning))
 
 
 def _figures_table(summary: Mapping[str, Any]) -> Markup:
     columns = {"Valid": summary["valid"], "Test": summary["test"]}
-    columns |= {"Ridge, test": summary["baselines"][0]["test"]} if summary["baselines"] else {}
+    columns |= {f"{baseline_kind(of).capitalize()}, test": of["test"] for of in summary["baselines"][:1]}
     columns |= {"Paper, test": summary["paper"]} if summary["paper"] else {}
     rows = [
         (title, *(figure(of.get(name)) for of in columns.values()))

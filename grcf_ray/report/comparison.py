@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
-from grcf_ray.console import table_lines
+from grcf_ray.console import sentence, table_lines
 from grcf_ray.report.standing import budgets
 from grcf_ray.report.terminal import METRIC_TITLES, arms_lines, duration, figure, one_line, setting, typed
 from grcf_ray.report.view import RunView
-from grcf_ray.search.seeds import paired, retrainings
+from grcf_ray.search.seeds import few_seeds, paired, retrainings
 
 __all__ = ["compare_runs", "comparison_lines"]
 
@@ -176,7 +176,9 @@ def _claim(one: RunView, other: RunView, same_data: bool) -> tuple[dict[str, Any
     pairs = paired(models)
     if pairs["seeds"] < 2:
         return None, "The winners were trained anew under fewer than two seeds that they share: no claim."
-    return pairs, "Paired by seed; an interval that holds 0 is no difference that these seeds show."
+    claim = "Paired by seed; an interval that holds 0 is no difference that these seeds show."
+    few = few_seeds(pairs["seeds"])
+    return pairs, f"{claim} {sentence(few)}" if few else claim
 
 
 def _signed(value: float | None) -> str:

@@ -11,10 +11,12 @@ from textwrap import wrap
 from typing import Any
 
 from grcf_ray.config import Task
-from grcf_ray.console import printable, progress, say, table_lines
-from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.console import printable, progress, say, sentence, table_lines
+from grcf_ray.data.datasets import TWO_READINGS
+from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
 from grcf_ray.report.standing import Standing, pace, seconds_after, seconds_left, shown_state, standing_of
 from grcf_ray.report.view import RunView
+from grcf_ray.search.baseline import baseline_kind, baseline_remarks
 from grcf_ray.search.direct import INHERITED
 from grcf_ray.search.events import (
     EpochFinished,
@@ -34,6 +36,7 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.seeds import against_baseline, few_retrainings, few_seeds, retrainings
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
 
@@ -227,7 +230,6 @@ def summarise(record: RunRecord) -> dict[str, Any]:
 def summarise_view(view: RunView) -> dict[str, Any]:
     """As `summarise`; of a search that has no winner yet, what it has."""
     # Ray comes with it, which the other readers of a record do without.
-    from grcf_ray.search.seeds import against_baseline, retrainings
 
     record, run, stages, standing = view.record, view.run, view.trials, standing_of(view.record, view.run)
     metrics = view.metrics or {}
@@ -239,6 +241,7 @@ def summarise_view(view: RunView) -> dict[str, Any]:
         "state": run["state"],
         "command": run["starts"][-1]["command"],
         "task": view.task,
+        "label_range": list(view.label_range),
         "winner": {"trial": winner, "params": view.winner_params} if winner else None,
         "stages": {
             f"stage{stage}": {
@@ -359,6 +362,8 @@ def seeds_lines(seeds: Mapping[str, Any], *, width: int | None = None) -> Iterat
     winner, start = (seeds["arms"][arm]["test"] for arm in ("winner", "start"))
     yield f"Trained anew under {seeds['seeds']} seeds, on test (mean and deviation):"
     yield from arms_lines(("winner", "starting point"), winner, start, seeds["gain"], width=width)
+    if few := few_retrainings(seeds):
+        yield sentence(few)
 
 
 def baseline_lines(against: Mapping[str, Any], alone: str, *, width: int | None = None) -> Iterator[str]:
@@ -367,6 +372,8 @@ def baseline_lines(against: Mapping[str, Any], alone: str, *, width: int | None 
     titles = ("two stages", f"{alone} alone")
     yield from arms_lines(titles, against["two-stage"], against["direct"], against["gain"], width=width)
     yield from wrap(INHERITED, width) if width else (INHERITED,)
+    if few := few_seeds(against["seeds"]):
+        yield sentence(few)
 
 
 def arms_lines(
@@ -406,19 +413,22 @@ def remarks(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"Validation figures are optimistic: the best of {trials} trials."
     if summary["test_seen_before_selection_ended"]:
         yield "Test was seen before selection ended: the search went on after its figures had been read."
-    for baseline in summary["baselines"]:
-        yield f"Ridge: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation."
+    if "acc_whole" in summary["test"]:
+        yield acc_whole_note(summary["label_range"])
+    yield from baseline_remarks(summary["baselines"], summary["test"], summary["task"])
     if summary["paper"] and summary["not_comparable"]:
         yield f"Paper: not comparable: {'; '.join(summary['not_comparable'])}."
     elif summary["paper"]:
         yield "Paper: one seed."
+    if {"acc2_non0", "acc2_mmsa"} <= summary["paper"].keys():
+        yield TWO_READINGS
 
 
 def metric_lines(summary: Mapping[str, Any], *, width: int | None = None) -> list[str]:
-    """The winner's figures on valid and test, beside the ridge's and the paper's."""
+    """The winner's figures on valid and test, beside the baseline's and the paper's."""
     baselines = summary["baselines"]
     header = ["metric", "valid", "test"]
-    header += ["ridge, test"] if baselines else []
+    header += [f"{baseline_kind(baselines[0])}, test"] if baselines else []
     header += ["paper, test"] if summary["paper"] else []
     rows = []
     for name, title in METRIC_TITLES.items():

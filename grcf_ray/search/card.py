@@ -15,11 +15,13 @@ from typing import Any
 import yaml
 
 from grcf_ray.config import RunConfig, flatten
+from grcf_ray.console import sentence
 from grcf_ray.data import datasets
 from grcf_ray.data.schema import SPLITS, TableInfo
-from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
+from grcf_ray.search.baseline import baseline_kind, baseline_remarks
 from grcf_ray.search.record import RunRecord
-from grcf_ray.search.seeds import retrainings
+from grcf_ray.search.seeds import few_retrainings, retrainings
 from grcf_ray.train.curve import DIRECTIONS, objective_name
 
 __all__ = ["escaped", "model_card", "write_card"]
@@ -52,7 +54,7 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
         _use(info, saved, settings),
         _data(info, provenance),
         _training(run, info, provenance, settings, counts),
-        _evaluation(run, metrics, provenance, sum(counts.values())),
+        _evaluation(run, info, metrics, provenance, sum(counts.values())),
         *([_seeds(seeds)] if seeds else []),
         _again(run, record.place.name, provenance),
         _citation(info),
@@ -241,10 +243,14 @@ def _training(
     )
 
 
-def _evaluation(run: Mapping[str, Any], metrics: Mapping[str, Any], provenance: Mapping[str, Any], trials: int) -> str:
-    baselines, paper = metrics["baselines"], metrics["paper"]
-    header = ["metric", "valid", "test", *(["ridge, test"] if baselines else []), *(["paper, test"] if paper else [])]
-    others = [*(baseline["test"] for baseline in baselines[:1]), *([paper] if paper else [])]
+def _evaluation(
+    run: Mapping[str, Any], info: TableInfo, metrics: Mapping[str, Any], provenance: Mapping[str, Any], trials: int
+) -> str:
+    paper = metrics["paper"]
+    baselines = [{**baseline, "name": escaped(baseline["name"])} for baseline in metrics["baselines"][:1]]
+    header = ["metric", "valid", "test", *(f"{baseline_kind(baseline)}, test" for baseline in baselines)]
+    header += ["paper, test"] if paper else []
+    others = [*(baseline["test"] for baseline in baselines), *([paper] if paper else [])]
     rows = [
         (
             METRIC_TITLES.get(key, f"`{key}`"),
@@ -261,19 +267,21 @@ def _evaluation(run: Mapping[str, Any], metrics: Mapping[str, Any], provenance: 
         remarks.append(
             f"The test split was read {times}, first at {escaped(reads[0]['time'])}, after the winner was fixed."
         )
-    remarks += [
-        f"Ridge: {escaped(baseline['name'])} of the same encoder, alpha {baseline['alpha']:g} by validation."
-        for baseline in baselines[:1]
-    ]
+    if "acc_whole" in metrics["test"]:
+        remarks.append(acc_whole_note(info.label_range))
+    remarks += baseline_remarks(baselines, metrics["test"], info.task)
     if paper:
         reasons = "; ".join(escaped(reason) for reason in metrics["not_comparable"])
         remarks.append(f"Paper: not comparable: {reasons}." if reasons else "Paper: one seed.")
+    if {"acc2_non0", "acc2_mmsa"} <= paper.keys():
+        remarks.append(datasets.TWO_READINGS)
     return "\n".join(["## Evaluation", "", *_table(header, rows), "", *(f"- {remark}" for remark in remarks), ""])
 
 
 def _seeds(seeds: Mapping[str, Any]) -> str:
     """The retrainings: mean and deviation of both arms on test, and the gain between them."""
     winner, start, gain = seeds["arms"]["winner"], seeds["arms"]["start"], seeds["gain"]
+    few = few_retrainings(seeds)
     rows = [
         (METRIC_TITLES.get(key, f"`{key}`"), _spread(figure), _spread(start["test"].get(key)), _interval(gain.get(key)))
         for key, figure in winner["test"].items()
@@ -289,6 +297,7 @@ def _seeds(seeds: Mapping[str, Any]) -> str:
             "",
             *_table(("metric", "these settings", "starting point", "difference, 95 % interval"), rows),
             "",
+            *([sentence(few), ""] if few else []),
         ]
     )
 

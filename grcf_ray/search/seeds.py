@@ -15,7 +15,6 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 import numpy as np
 import ray
 
-from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import Store
 from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
@@ -33,6 +32,8 @@ __all__ = [
     "SeedTrials",
     "against_baseline",
     "compare",
+    "few_retrainings",
+    "few_seeds",
     "fresh_seed",
     "measure_models",
     "model_place",
@@ -45,6 +46,8 @@ __all__ = [
 
 ARMS = ("winner", "start")
 
+_FEW_SEEDS = 5
+"""Below so many seeds nothing is claimed."""
 _FRESH = 3
 """Sets the seeds apart from those of the search's stages, 1 and 2."""
 
@@ -136,6 +139,16 @@ def compare(models: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
     pairs = [(by_arm["winner"][index], by_arm["start"][index]) for index in range(seeds) if _both(by_arm, index)]
     gains = [_difference(ours["test"], theirs["test"]) for ours, theirs in pairs]
     return {"arms": arms, "gain": _spread(gains)}
+
+
+def few_seeds(seeds: int) -> str | None:
+    """What has to be said of so few seeds; None where there are enough."""
+    return None if seeds >= _FEW_SEEDS else f"too few seeds for a claim: {seeds}, and {_FEW_SEEDS} are the least"
+
+
+def few_retrainings(seeds: Mapping[str, Any]) -> str | None:
+    """As `few_seeds`, of what `compare` found: the arm with the fewest models counts."""
+    return few_seeds(min(arm["trained"] for arm in seeds["arms"].values()))
 
 
 def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
@@ -265,12 +278,11 @@ def measure_models(
     missing = [(trial, place) for trial, place in places if not (place / "metrics.json").exists()]
     if not missing:
         return
-    protocol = protocol_of(store.info.name, store.info.task)
     for listener in job.listeners:
         listener(StepStarted(f"saving {len(missing)} models", len(missing)))
     for trial, place in missing:
         own = config_of(job.space, record, trial)
-        export_winner(record, trial, own, job.features, store, protocol, to=f"models/{place.name}")
+        export_winner(record, trial, own, job.features, store, job.protocol, to=f"models/{place.name}")
     note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker

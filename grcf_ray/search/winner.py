@@ -156,7 +156,8 @@ def measure_winner(
 ) -> dict[str, Any]:
     """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`.
 
-    The manifest, with all of them in it, is written last. step: is told what is done after the winner has been measured.
+    The manifest, with all of them in it, is written last. step: is told what is done after the winner has been
+    measured.
     """
     place = record.place / "best"
     threads = available_threads()

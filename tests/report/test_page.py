@@ -130,8 +130,9 @@ def test_the_answers_figures_are_the_records_to_the_last_digit(recorded: Recorde
     metrics = json.loads((recorded.folder / "best" / "metrics.json").read_text())
     rows = {row[0]: row[1:] for row in recorded_page.tables["The winner's figures"]}
     ridge = metrics["baselines"][0]["test"]
-    assert rows["Metric"] == ["Valid", "Test", "Ridge, test"]
-    for title, name in (("MAE", "mae"), ("Corr", "corr"), ("PairwiseAcc", "pairwise_acc"), ("Acc7", "acc7")):
+    assert rows["Metric"] == ["Valid", "Test", "Ridge regression, test"]
+    shown = {"MAE": "mae", "Corr": "corr", "PairwiseAcc": "pairwise_acc", "Acc (whole labels)": "acc_whole"}
+    for title, name in shown.items():
         assert [float(value) for value in rows[title]] == [metrics["valid"][name], metrics["test"][name], ridge[name]]
     text = recorded_page.texts["section-answer"]
     assert f"Trial {metrics['trial']}, the best of 11 by validation" in text
@@ -307,10 +308,10 @@ def test_a_search_that_goes_on_after_test_was_read_says_so(tmp_path: Path) -> No
 def test_the_paper_stands_beside_with_the_reasons(tmp_path: Path) -> None:
     page = page_of(Run(tmp_path / "run").start().trials(1, "c").trials(2, "c").finish().record)
     rows = {row[0]: row[1:] for row in page.tables["The winner's figures"]}
-    assert rows["Metric"] == ["Valid", "Test", "Ridge, test", "Paper, test"]
+    assert rows["Metric"] == ["Valid", "Test", "Ridge regression, test", "Paper, test"]
     assert rows["Corr"][1:] == ["0.8123456789", "–", "0.866"]
     assert "Paper: not comparable: backbone plain." in page.texts["section-answer"]
-    assert "Ridge regression has the better test MAE." in page.texts["section-answer"]
+    assert "Ridge regression has the better test MAE: 0.6000 against 0.7123." in page.texts["section-answer"]
 
 
 def test_the_baseline_of_two_classes_is_called_by_its_name(tmp_path: Path) -> None:
@@ -320,17 +321,20 @@ def test_the_baseline_of_two_classes_is_called_by_its_name(tmp_path: Path) -> No
     path.write_json({**path.read_json(), "baselines": [{**baseline, "test": {"mae": 0.5}}]})
     text = page_of(run.record).texts["section-answer"]
     assert "Logistic regression, test" in text
-    assert "Logistic regression has the better test MAE." in text
-    assert "Ridge regression" not in text
+    assert "Logistic regression has the better test MAE: 0.5000 against 0.7123." in text
+    assert "ridge" not in text.lower()
 
 
 def test_retrainings_are_told_by_mean_deviation_and_interval(tmp_path: Path) -> None:
     run = Run(tmp_path / "run").start().trials(1, "c").trials(2, "c").finish(seeds=3)
     one = {"mean": 0.7123456789, "deviation": 0.02, "half_width": 0.05}
-    seeds = {
+    seeds: dict[str, Any] = {
         "winner": "stage2/0",
         "seeds": 3,
-        "arms": {"winner": {"test": {"mae": one}}, "start": {"test": {"mae": {**one, "mean": 0.75}}}},
+        "arms": {
+            "winner": {"trained": 3, "test": {"mae": one}},
+            "start": {"trained": 3, "test": {"mae": {**one, "mean": 0.75}}},
+        },
         "gain": {"mae": {"mean": -0.0377, "deviation": 0.01, "half_width": 0.02}},
         "models": [],
     }
@@ -344,6 +348,11 @@ def test_retrainings_are_told_by_mean_deviation_and_interval(tmp_path: Path) -> 
         f"-0.0377 [{-0.0377 - 0.02!r}, {-0.0377 + 0.02!r}]",
     ]
     assert "One seed" not in page.texts["section-answer"]
+    assert "Too few seeds for a claim: 3, and 5 are the least." in page.texts["section-answer"]
+    for arm in seeds["arms"].values():
+        arm["trained"] = 5
+    (run.record.place / "seeds" / "metrics.json").write_json(seeds)
+    assert "oo few seeds" not in page_of(run.record).texts["section-answer"]
     assert dict(page.tables["Data, seeds and versions"])["Fresh seeds afterwards"] == "3"
 
 

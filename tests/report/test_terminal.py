@@ -211,14 +211,45 @@ def test_result_stands_beside_the_paper_with_its_reasons(
     out, err = capsys.readouterr()
     assert err == ""
     rows = {tuple(line.split()[:1]): line.split() for line in out.splitlines() if line}
-    assert rows["metric",] == ["metric", "valid", "test", "ridge,", "test", "paper,", "test"]
+    assert rows["metric",] == ["metric", "valid", "test", "ridge", "regression,", "test", "paper,", "test"]
     assert rows["MAE",] == ["MAE", "0.7100", "0.7200", "0.9000", "0.5810"]
     assert rows["Corr",] == ["Corr", "0.8000", "0.7900", "-", "0.8660"]
     assert rows["Acc2",] == ["Acc2", "(non-zero)", "-", "0.8500", "-", "0.9030"]
     assert "not comparable: backbone tiny-bert; no vision" in out
     assert "Validation figures are optimistic: the best of 11 trials." in out
-    assert "Ridge: ridge regression of the same encoder, alpha 0.1" in out
+    assert "Baseline: ridge regression of the same encoder, alpha 0.1" in out
+    assert "has the better" not in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "kind"), [("regression", "mae", "ridge"), ("classification", "bce", "logistic")]
+)
+def test_a_baseline_that_is_better_is_said_to_be(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], task: str, metric: str, kind: str
+) -> None:
+    baseline = {"name": f"{kind} regression on the frozen text vectors", "alpha": 1.0, "test": {metric: 0.6}}
+    summary = summary_of(recorded, task=task, baselines=[baseline], test={metric: 0.7})
+    print_result(summary)
+    out = capsys.readouterr().out
+    better = f"{kind.capitalize()} regression has the better test {metric.upper()}: 0.6000 against 0.7000."
+    assert better in out.splitlines()[-12:]
+    assert f"Baseline: {kind} regression on the frozen text vectors of the same encoder" in out
+    assert f"{kind} regression, test" in out
+    assert "ridge" not in out.lower() or kind == "ridge"
+    for equal in (0.7, 0.8):
+        print_result({**summary, "baselines": [{**baseline, "test": {metric: equal}}]})
+        assert "has the better" not in capsys.readouterr().out
+
+
+def test_own_labels_say_which_classes_their_accuracy_has(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_result(summary_of(recorded, test={"acc_whole": 0.54}, label_range=[1.0, 5.0], paper={}))
+    out = capsys.readouterr().out
+    assert "Acc (whole labels): scores and labels rounded to the nearest of 5 labels, 1, 2, 3, 4, 5." in out
+    print_result(summary_of(recorded, paper=dict(datasets.get("sims_v2").paper_results)))
+    assert datasets.TWO_READINGS in capsys.readouterr().out
 
 
 def test_result_without_a_paper_has_no_such_column(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,17 +404,21 @@ def test_retrainings_stand_side_by_side(recorded: Recorded, capsys: pytest.Captu
     one = {"mean": 0.7, "deviation": 0.02, "half_width": 0.05}
     seeds = {
         "seeds": 3,
-        "arms": {"winner": {"test": {"mae": one}}, "start": {"test": {"mae": {**one, "mean": 0.75}}}},
+        "arms": {
+            "winner": {"trained": 3, "test": {"mae": one}},
+            "start": {"trained": 5, "test": {"mae": {**one, "mean": 0.75}}},
+        },
         "gain": {"mae": {"mean": -0.05, "deviation": 0.01, "half_width": 0.02}},
     }
     print_result(summary_of(recorded, seeds=seeds))
     out = capsys.readouterr().out
     assert "Trained anew under 3 seeds, on test (mean and deviation):" in out
     assert "Stage 2 inherits" in out
+    assert "\nToo few seeds for a claim: 3, and 5 are the least.\n" in out
     assert "MAE     0.7000 ± 0.0200  0.7500 ± 0.0200  -0.0500 [-0.0700, -0.0300]" in out
     # Of one seed there is neither a deviation nor an interval.
     single = {"mean": 0.7, "deviation": None, "half_width": None}
-    arms = {arm: {"test": {"mae": single}} for arm in ("winner", "start")}
+    arms = {arm: {"trained": 1, "test": {"mae": single}} for arm in ("winner", "start")}
     seeds = {"seeds": 1, "arms": arms, "gain": {"mae": single}}
     print_result(summary_of(recorded, seeds=seeds))
     out = capsys.readouterr().out
@@ -401,8 +436,11 @@ def test_the_baseline_stands_beside_the_two_stages(recorded: Recorded, capsys: p
     print_result(summary_of(recorded, against_baseline=against))
     out = capsys.readouterr().out
     assert "Two stages against MAE alone, both searches' winners under 3 seeds, on test:" in out
+    assert "\nToo few seeds for a claim: 3, and 5 are the least.\n" in out
     assert "MAE     0.7000 ± 0.0200  0.7500 ± 0.0200  -0.0500 [-0.0700, -0.0300]" in out
     assert summary_of(recorded)["against_baseline"] is None
+    print_result(summary_of(recorded, against_baseline={**against, "seeds": 5}))
+    assert "oo few seeds" not in capsys.readouterr().out
 
 
 def test_an_unfinished_search_says_how_to_go_on(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:

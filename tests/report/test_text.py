@@ -82,7 +82,10 @@ def test_the_paper_and_the_seeds_stand_beside(record: RunRecord) -> None:
         "winner": record.read_run()["winner"],
         "seeds": 3,
         "models": [],
-        "arms": {"winner": {"test": {"mae": one}}, "start": {"test": {"mae": {**one, "mean": 0.75}}}},
+        "arms": {
+            "winner": {"trained": 3, "test": {"mae": one}},
+            "start": {"trained": 3, "test": {"mae": {**one, "mean": 0.75}}},
+        },
         "gain": {"mae": {"mean": -0.05, "deviation": 0.01, "half_width": 0.02}},
     }
     (record.place / "seeds" / "metrics.json").write_json(seeds)
@@ -92,6 +95,7 @@ def test_the_paper_and_the_seeds_stand_beside(record: RunRecord) -> None:
     assert f"Paper: not comparable: {'; '.join(why)}." in text
     assert "Trained anew under 3 seeds, on test (mean and deviation):" in lines
     assert "MAE     0.7000 ± 0.0200  0.7500 ± 0.0200  -0.0500 [-0.0700, -0.0300]" in lines
+    assert "Too few seeds for a claim: 3, and 5 are the least." in lines
     assert "One seed" not in text
 
 

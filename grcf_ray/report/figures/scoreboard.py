@@ -10,6 +10,7 @@ from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, ORANGE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.search.baseline import baseline_kind
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,10 +32,8 @@ def scoreboard_data(metrics: Mapping[str, Any], seeds: Mapping[str, Any] | None)
         if name not in metrics["test"]:
             continue
         found = [("valid", metrics["valid"].get(name), None), ("test", metrics["test"][name], None)]
-        # Of "ridge regression on the frozen text vectors", what a tick has room for.
         found += [
-            (f"{baseline['name'].partition(' on ')[0]}, test", baseline["test"].get(name), None)
-            for baseline in metrics["baselines"]
+            (f"{baseline_kind(baseline)}, test", baseline["test"].get(name), None) for baseline in metrics["baselines"]
         ]
         found += [("paper, test", metrics["paper"].get(name), None)]
         for arm, words in _ARMS.items() if seeds else ():
