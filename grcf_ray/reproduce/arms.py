@@ -9,14 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from grcf_ray.metrics import METRIC_DIRECTIONS, split_metric, split_metrics
+from grcf_ray.metrics import METRIC_DIRECTIONS, classes_of, split_metric, split_metrics
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import Scored
 from grcf_ray.reproduce.drawing import draw_differences
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
-from grcf_ray.reproduce.statistics import FEW_SEEDS, Difference, Floats, Metric, compare, corrected, spread
+from grcf_ray.reproduce.statistics import Difference, Floats, Metric, compare, corrected, spread
+from grcf_ray.search.seeds import few_seeds
 from grcf_ray.search.winner import finite_metrics
 from grcf_ray.tables import P_VALUE, Column, Table
 
@@ -26,7 +27,6 @@ __all__ = [
     "arm_outcome",
     "arm_tables",
     "difference_pictures",
-    "few_seeds",
     "figures",
     "full_arm",
     "head_metrics",
@@ -35,16 +35,22 @@ __all__ = [
 
 _HEAD = {
     "mosi": ("mae", "corr", "pairwise_acc", "acc7", "acc2_non0", "f1_positive"),
-    "sims": ("mae", "corr", "pairwise_acc", "acc5", "acc3", "acc2_mmsa", "f1_weighted_mmsa"),
+    "sims": (
+        *("mae", "corr", "pairwise_acc", "acc5", "acc3"),
+        *("acc2_non0", "f1_weighted", "acc2_mmsa", "f1_weighted_mmsa"),
+    ),
+    "own": ("mae", "corr", "pairwise_acc", "acc_whole", "acc2_non0", "f1_positive"),
     "binary": ("bce", "acc2", "f1_positive", "auroc"),
 }
 _COLUMNS = (
     Column("title", "row"),
     Column("paper", "paper", "{:.3f}"),
+    Column("paper change", "paper, change %", "{:+.2f}"),
     Column("mean", "mean", "{:.4f}"),
     Column("deviation", "deviation", "{:.4f}"),
     Column("seeds", "seeds"),
     Column("difference", "difference", "{:+.4f}"),
+    Column("change", "change %", "{:+.2f}"),
     Column("low", "95 % from", "{:+.4f}"),
     Column("high", "to", "{:+.4f}"),
     Column("p", "p", P_VALUE),
@@ -90,7 +96,14 @@ class Rescored:
 def figures(lab: Lab, score_N: Floats, label_N: Floats) -> dict[str, float]:
     """All metrics of the data set's protocol that are defined for these scores [N]."""
     return finite_metrics(
-        split_metrics(score_N, label_N, protocol=lab.protocol, limit=lab.half_range, center=lab.center)
+        split_metrics(
+            score_N,
+            label_N,
+            protocol=lab.protocol,
+            limit=lab.half_range,
+            center=lab.center,
+            ties=lab.config.metrics.ties,
+        )
     )
 
 
@@ -101,17 +114,22 @@ def full_arm(lab: Lab) -> Arm:
 
 def head_metrics(lab: Lab) -> tuple[str, ...]:
     """The metrics that the data set's tables show."""
-    return _HEAD[lab.protocol]
+    names = _HEAD[lab.protocol]
+    if lab.protocol == "own" and classes_of("own", limit=lab.half_range, center=lab.center) is None:
+        return tuple(name for name in names if name != "acc_whole")
+    return names
 
 
 def metric_of(lab: Lab, name: str) -> Metric:
     """A metric of the data set's protocol as a function of scores and labels [N]."""
-    return partial(split_metric, name, protocol=lab.protocol, limit=lab.half_range, center=lab.center)
-
-
-def few_seeds(seeds: int) -> str | None:
-    """What has to be said of so few seeds; None where there are enough."""
-    return None if seeds >= FEW_SEEDS else f"too few seeds for a claim: {seeds}, and {FEW_SEEDS} are the least"
+    return partial(
+        split_metric,
+        name,
+        protocol=lab.protocol,
+        limit=lab.half_range,
+        center=lab.center,
+        ties=lab.config.metrics.ties,
+    )
 
 
 def arm_tables(
@@ -120,13 +138,15 @@ def arm_tables(
     models: Mapping[str, Sequence[Measured]],
     *,
     paper: Mapping[str, Mapping[str, float]] | None = None,
+    changes: Mapping[str, Mapping[str, float]] | None = None,
     metrics: Sequence[str] = (),
 ) -> list[Table]:
     """A table for each metric, a row for each arm; the first arm that has models is the reference.
 
     An arm's differences are over the seeds under which it and the reference were trained. An arm without models, one
     that cannot be had here, has the paper's figure alone; one for whose scores a metric is undefined has no difference
-    in it. `paper`: figures by arm and metric.
+    in it. `paper`: figures by arm and metric. `changes`: as `paper`, the differences relative to the reference in per
+    cent; where it is given, ours stand beside.
     """
     had = [arm for arm in arms if models[arm.name]]
     reference, *others = had
@@ -147,6 +167,8 @@ def arm_tables(
                 "title": arm.title,
                 "paper": (paper or {}).get(arm.name, {}).get(name),
             }
+            if changes is not None:
+                row["paper change"] = changes.get(arm.name, {}).get(name)
             if values.get(arm.name):
                 figure = spread(values[arm.name])
                 row |= {
@@ -158,6 +180,8 @@ def arm_tables(
             if arm.name in found:
                 gain = found[arm.name]
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
+                if changes is not None:
+                    row["change"] = _change(gain.mean, name, models[reference.name], models[arm.name])
             rows.append(row)
         notes = [note for note in (few_seeds(min(len(models[arm.name]) for arm in had)),) if note]
         notes += [
@@ -176,10 +200,15 @@ def arm_outcome(
     arms: Sequence[Arm],
     models: Mapping[str, Sequence[Measured]],
     printed: Mapping[str, Mapping[str, float]] | None,
+    *,
+    changes: Mapping[str, Mapping[str, float]] | None = None,
     **about: Any,
 ) -> Outcome:
-    """The outcome of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on."""
-    tables = arm_tables(lab, arms, models, paper=printed)
+    """The outcome of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on.
+
+    changes: as `arm_tables` has it.
+    """
+    tables = arm_tables(lab, arms, models, paper=printed, changes=changes)
     pictures = difference_pictures(tables)
     if pictures:
         reference = pictures[0].data["panels"][0]["reference"]
@@ -215,6 +244,13 @@ def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
         "utterances, each row by itself. Where an interval holds 0 the data do not tell the two apart."
     )
     return [Picture(name="differences", caption=caption, data={"panels": panels}, draw=draw_differences)]
+
+
+def _change(difference: float, metric: str, reference: Sequence[Measured], arm: Sequence[Measured]) -> float | None:
+    """A difference in per cent of the reference's mean, under the seeds that the two share; None of a mean of 0."""
+    shared = {model.index for model in arm}
+    mean = spread([model.metrics["test"][metric] for model in reference if model.index in shared]).mean
+    return 100 * difference / mean if mean else None
 
 
 def _better(metric: str) -> str:

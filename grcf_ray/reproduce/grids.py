@@ -10,7 +10,7 @@ from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import arm_outcome, few_seeds, head_metrics
+from grcf_ray.reproduce.arms import arm_outcome, head_metrics
 from grcf_ray.reproduce.drawing import draw_lines
 from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
@@ -18,6 +18,7 @@ from grcf_ray.reproduce.pool import Arm, configured
 from grcf_ray.reproduce.retuned import retuned_arm
 from grcf_ray.reproduce.statistics import Spread, spread
 from grcf_ray.search.direct import INHERITED
+from grcf_ray.search.seeds import few_seeds
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
@@ -54,6 +55,7 @@ def ablation(lab: Lab) -> Outcome:
         arms,
         models,
         lab.printed(paper.ABLATION),
+        changes=lab.printed(paper.ABLATION_CHANGES),
         name="ablation-retuned" if lab.options.retune else "ablation",
         title=f"Ablation on {lab.store.info.name}, at the winner's parameters"
         + (" and retuned" if lab.options.retune else ""),

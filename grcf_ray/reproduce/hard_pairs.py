@@ -30,12 +30,13 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.losses.classification import separation_weight
 from grcf_ray.losses.regression import advantage_weight
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import few_seeds, full_arm
+from grcf_ray.reproduce.arms import full_arm
 from grcf_ray.reproduce.drawing import COLOURS, draw_lines, panels
 from grcf_ray.reproduce.dyads import Fit, Floats, Ints, differing_pairs, fit_ols, permuted_p, rank_correlation
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.statistics import spread
+from grcf_ray.search.seeds import few_seeds
 from grcf_ray.search.winner import available_threads
 from grcf_ray.tables import P_VALUE, Column, Table
 from grcf_ray.train.export import SavedModel, load_model
@@ -288,7 +289,8 @@ def _ols_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Se
         for name, title in (("const", "const"), ("proximity", "score proximity"), ("conflict", "conflict count")):
             known = [(fit, p) for fit, p in fits if fit is not None and name in fit.coefficient]
             row: dict[str, Any] = {"subset": subset, "title": f"{subset}: {title}", "seeds": len(known)}
-            row |= {f"paper {key}": theirs.get(key, {}).get(name) for key in ("coefficient", "t", "p")}
+            row |= {f"paper {key}": theirs.get(key, {}).get(name) for key in ("coefficient", "error", "t", "p")}
+            row["paper n"] = theirs.get("n")
             if known:
                 coefficient = _over([fit.coefficient[name] for fit, _ in known])
                 row |= {"coefficient": coefficient["mean"], "deviation": coefficient["deviation"]}
@@ -323,8 +325,10 @@ def _ols_table(lab: Lab, found: Sequence[WeighedPairs], subsets: Mapping[str, Se
         (
             Column("title", "variable"),
             Column("paper coefficient", "paper", "{:.4g}"),
+            Column("paper error", "paper std. err.", "{:.4g}"),
             Column("paper t", "paper t", "{:.3f}"),
             Column("paper p", "paper p", P_VALUE),
+            Column("paper n", "paper pairs"),
             Column("coefficient", "coefficient", "{:.4g}"),
             Column("deviation", "deviation", "{:.4g}"),
             Column("error", "std. err.", "{:.4g}"),

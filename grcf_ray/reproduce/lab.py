@@ -120,8 +120,10 @@ class Lab:
 
     @property
     def protocol(self) -> Protocol:
-        """Whose metrics the data set uses."""
-        return protocol_of(self.store.info.name, self.store.info.task)
+        """Whose metrics the data set uses; on the run's own data those that its figures on record are."""
+        info = self.store.info
+        own = info.name == self.view.run["data"]["name"]
+        return self.view.protocol if own else protocol_of(info.name, info.task)
 
     @property
     def half_range(self) -> float:

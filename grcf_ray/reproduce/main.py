@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from grcf_ray.metrics import METRIC_DIRECTIONS
+from grcf_ray.data.datasets import TWO_READINGS
+from grcf_ray.metrics import METRIC_DIRECTIONS, Ties, split_metric
 from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.report.view import Scored
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import few_seeds, full_arm, head_metrics
+from grcf_ray.reproduce.arms import full_arm, head_metrics
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome
 from grcf_ray.reproduce.statistics import spread
+from grcf_ray.search.seeds import few_seeds
 from grcf_ray.tables import Column, Table
 
 __all__ = ["main"]
+
+_TIES: Mapping[Ties, str] = {"drop": "PairwiseAcc (ties dropped)", "literal": "PairwiseAcc (eq. 28 as printed)"}
+"""Both readings of eq. 28, which stand in place of the one that the run was measured by."""
 
 
 def main(lab: Lab) -> Outcome:
@@ -26,24 +34,28 @@ def main(lab: Lab) -> Outcome:
     found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in baselines.items()}
     if printed:
         found["GRCF, the paper"] = printed
-    found["the search's winner, one seed"] = dict(lab.view.metrics["test"])
+    # A run of the first releases has no scores of its winner on record.
+    scored = lab.view.scored("test")
+    found["the search's winner, one seed"] = lab.view.metrics["test"] | (_both_ties(lab, scored) if scored else {})
+    tests = [{**model.metrics["test"], **_both_ties(lab, model.scored("test"))} for model in models]
     # What is undefined for one of the models, such as a correlation of constant scores, has no mean.
-    shared = set.intersection(*(set(model.metrics["test"]) for model in models))
-    over = {name: spread([model.metrics["test"][name] for model in models]) for name in shared}
+    shared = set.intersection(*map(set, tests))
+    over = {name: spread([test[name] for test in tests]) for name in shared}
     found[f"GRCF here, mean over seeds ({len(models)})"] = {name: figure.mean for name, figure in over.items()}
     found["± deviation"] = {name: figure.deviation for name, figure in over.items()}
 
-    metrics = list(head_metrics(lab))
+    titles = {**METRIC_TITLES, **{_key(ties): title for ties, title in _TIES.items()}}
+    metrics = [key for name in head_metrics(lab) for key in (map(_key, _TIES) if name == "pairwise_acc" else [name])]
     # The paper's baselines have the weighted F1 where GRCF has the positive class's.
     metrics += [name for figures in baselines.values() for name in figures if name not in metrics]
     metrics = list(dict.fromkeys(metrics))
-    falling = [METRIC_TITLES[name] for name in metrics if METRIC_DIRECTIONS[name] == "min"]
+    falling = [titles[name] for name in metrics if METRIC_DIRECTIONS.get(name) == "min"]
     result = Table(
         "results",
         f"{lab.facts.title if lab.facts else lab.store.info.name}, test",
         (
             Column("title", "method"),
-            *(Column(name, METRIC_TITLES[name], "{:.4f}") for name in metrics),
+            *(Column(name, titles[name], "{:.4f}") for name in metrics),
         ),
         [{"title": name, **{metric: figures.get(metric) for metric in metrics}} for name, figures in found.items()],
         [
@@ -62,13 +74,13 @@ def main(lab: Lab) -> Outcome:
         tables=tables,
         notes=(
             *(
-                ("Baselines: the three of the lowest MAE, as the paper prints them; it gives one seed, no deviation.",)
+                ("Baselines: all rows of the paper's table, as it prints them; it gives one seed, no deviation.",)
                 if baselines
                 else ()
             ),
             *(
                 ("The paper's one column F1 fits the weighted F1 of its baselines and the positive class's of GRCF.",)
-                if any("f1_weighted" in figures for figures in baselines.values())
+                if "f1_positive" in printed
                 else ()
             ),
             *(
@@ -77,12 +89,38 @@ def main(lab: Lab) -> Outcome:
                 else ()
             ),
             *(("The paper has no figures of this data set.",) if not printed else ()),
+            *((TWO_READINGS,) if "acc2_mmsa" in printed else ()),
             *(
-                ("The paper does not say how its Acc2 and F1 take zeros; ours are those of the field's code (MMSA).",)
-                if "acc2_mmsa" in printed
+                (
+                    "PairwiseAcc: eq. 28 as printed depends on the order of the rows where labels or scores tie. With "
+                    "ties dropped, pairs of equal labels are left out and equal scores are wrong. This run has "
+                    f"metrics.ties = {lab.config.metrics.ties}.",
+                )
+                if _key("drop") in metrics
                 else ()
             ),
             "Valid chose the configuration; no figure of test chose anything.",
         ),
-        data={"by seed": {model.index: dict(model.metrics["test"]) for model in models}},
+        data={"by seed": {model.index: test for model, test in zip(models, tests, strict=True)}},
     )
+
+
+def _key(ties: Ties) -> str:
+    return f"pairwise_acc_{ties}"
+
+
+def _both_ties(lab: Lab, scored: Scored) -> dict[str, float]:
+    """PairwiseAcc of a split's rows, in their order, under both readings; without those that are undefined."""
+    found = {
+        _key(ties): split_metric(
+            "pairwise_acc",
+            scored.score_N,
+            scored.label_N,
+            protocol=lab.protocol,
+            limit=lab.half_range,
+            center=lab.center,
+            ties=ties,
+        )
+        for ties in _TIES
+    }
+    return {key: value for key, value in found.items() if math.isfinite(value)}

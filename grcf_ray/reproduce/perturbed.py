@@ -17,12 +17,13 @@ from grcf_ray import console
 from grcf_ray.data.frames import Frames
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import Rescored, arm_outcome, few_seeds, figures, head_metrics
+from grcf_ray.reproduce.arms import Rescored, arm_outcome, figures, head_metrics
 from grcf_ray.reproduce.drawing import draw_lines
 from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import spread
+from grcf_ray.search.seeds import few_seeds
 from grcf_ray.search.winner import note_test_read
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import text_vectors

@@ -22,12 +22,12 @@ from grcf_ray.report.figures.projection import projection_data
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import Scored
 from grcf_ray.reproduce import paper
-from grcf_ray.reproduce.arms import few_seeds
 from grcf_ray.reproduce.drawing import COLOURS, panels
 from grcf_ray.reproduce.grids import ablation_arms
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.statistics import paired_p, spread
+from grcf_ray.search.seeds import few_seeds
 from grcf_ray.tables import P_VALUE, Column, Table
 
 if TYPE_CHECKING:

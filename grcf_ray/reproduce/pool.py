@@ -23,6 +23,8 @@ from grcf_ray.storage import Place
 
 __all__ = ["Arm", "Entry", "Pool", "PoolTrials", "configured", "entry_of", "shape_name", "shape_of", "space_of"]
 
+_LATER = {"metrics.ties": "drop"}
+"""Settings that came after the first release, with what every run had until then: those keep their folders' names."""
 _FIRST, _SECOND = tuple(STAGE1_SECTIONS), tuple(STAGE2_ONLY)
 
 
@@ -78,7 +80,7 @@ def shape_of(config: RunConfig) -> dict[str, Any]:
 
 def shape_name(shape: Mapping[str, Any]) -> str:
     """A folder's name for a shape: its epochs, its encoder, and a digest of the rest."""
-    text = json.dumps(shape, sort_keys=True)
+    text = json.dumps({key: value for key, value in shape.items() if _LATER.get(key) != value}, sort_keys=True)
     encoder = str(shape["model.backbone"]).rstrip("/").rpartition("/")[2]
     epochs = f"{shape['stage1.epochs']}-{shape['stage2.epochs']}"
     return f"{encoder}-epochs-{epochs}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

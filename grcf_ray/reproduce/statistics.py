@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "FEW_SEEDS",
     "Difference",
     "Spread",
     "bootstrap_intervals",
@@ -23,8 +22,6 @@ __all__ = [
     "spread",
 ]
 
-FEW_SEEDS = 5
-"""Below so many seeds nothing is claimed."""
 RESAMPLES = 1000
 
 Floats = NDArray[np.float64]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grcf_ray.config import MetricsConfig, RunConfig
 from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Scored
-from grcf_ray.reproduce.arms import Rescored, arm_tables, difference_pictures, figures
+from grcf_ray.reproduce.arms import Rescored, arm_tables, difference_pictures, figures, head_metrics, metric_of
 from grcf_ray.reproduce.pool import Arm
 
 LABELS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
-LAB: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=SimpleNamespace(seed=0))
+LAB: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=RunConfig(seed=0))
 
 
 def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
@@ -80,3 +81,33 @@ def test_an_arm_that_lost_seeds_is_compared_over_those_it_has_and_no_other_is() 
     )
     assert "Lost: 3 of 5 trainings came to nothing" in mae.notes and "mean" not in rows["gone"]
     assert any("too few seeds for a claim: 2" in note for note in mae.notes)
+
+
+def test_changes_in_per_cent_stand_beside_the_papers() -> None:
+    """Errors of 0.5 and 1 everywhere, which are 0.25 more and twice the reference's: 50 and 100 per cent."""
+    arms = [Arm("full", "Full"), Arm("half", "Half"), Arm("twice", "Twice")]
+    models = {
+        name: [model(index, LABELS + error) for index in range(2)]
+        for name, error in (("full", 0.5), ("half", 0.75), ("twice", 1.0))
+    }
+    (mae,) = arm_tables(LAB, arms, models, metrics=("mae",), changes={"half": {"mae": 12.5}})
+    assert [row.get("change") for row in mae.rows] == [None, pytest.approx(50), pytest.approx(100)]
+    assert [row["paper change"] for row in mae.rows] == [None, 12.5, None]
+    titles = [column.title for column in mae.columns]
+    assert titles.index("paper, change %") < titles.index("change %")
+    (plain,) = arm_tables(LAB, arms, models, metrics=("mae",))
+    assert not [column for column in plain.columns if "change" in column.key]
+
+
+def test_the_runs_reading_of_ties_is_what_arms_are_measured_by() -> None:
+    literal: Any = SimpleNamespace(**{**vars(LAB), "config": RunConfig(seed=0, metrics=MetricsConfig(ties="literal"))})
+    label_N, score_N = np.array([2.0, 1.0, 1.0]), np.zeros(3)
+    assert figures(LAB, score_N, label_N)["pairwise_acc"] == 0.0
+    assert figures(literal, score_N, label_N)["pairwise_acc"] == pytest.approx(1 / 3)
+    assert metric_of(literal, "pairwise_acc")(score_N, label_N) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("half_range", "shown"), [(2.0, True), (5.0, True), (50.0, False)])
+def test_tables_of_own_data_show_the_accuracy_that_their_range_has(half_range: float, shown: bool) -> None:
+    lab: Any = SimpleNamespace(protocol="own", half_range=half_range, center=3.0)
+    assert ("acc_whole" in head_metrics(lab)) == shown
