@@ -6,19 +6,22 @@ On a disk a write is a file beside, fsync and rename; in object storage it is on
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.errors import ConfigError, DamagedError, DataError
 from grcf_ray.files import link_or_copy, replacing
 
 if TYPE_CHECKING:
@@ -108,6 +111,14 @@ class Place(ABC):
     def share(self) -> None:
         """Open the folder to others as the user's mask has it, where the storage has owners."""
 
+    @abstractmethod
+    def rooted(self) -> Place:
+        """The same place, which may be a link itself; no write from it on follows a link inside it."""
+
+    @abstractmethod
+    def check_links(self) -> None:
+        """DataError that names a link in the folder, at any depth: what is written there would lie elsewhere."""
+
     def write_text(self, text: str) -> None:
         """The text as the whole content of the file."""
         with self.writing() as path:
@@ -122,8 +133,8 @@ class Place(ABC):
         content, same = self.read_bytes(), 1
         while True:
             try:
-                return json.loads(content)
-            except ValueError as error:
+                return json.loads(content, parse_constant=_no_number)
+            except (RecursionError, ValueError) as error:
                 # pyarrow asks for an object's size, then for so many bytes: one that grows in between comes cut short,
                 # and where two that are written in turn meet two readings so, cut short alike.
                 if same == _DAMAGED:
@@ -139,11 +150,79 @@ class Place(ABC):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-class LocalPlace(Place):
-    """A path on this machine, or on a disk that several share."""
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no JSON number")
+
+
+class _Root:
+    """The folder that places were opened at. It may be a link; nothing inside it is written or deleted through one."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen = False
+
+    def check(self, path: Path, kind: Callable[[int], bool] | None) -> None:
+        """DataError where `path` cannot be written or deleted as a file or folder of this root.
+
+        kind: what `path` itself may be where it exists, such as `stat.S_ISDIR`; None for anything but a link. The
+        folders between are folders or not there yet.
+        """
+        self.note()
+        inside = path
+        while inside != self.path:
+            # A path of another root, such as `beside`'s of the root itself, has been opened by its user.
+            if inside == inside.parent:
+                return
+            allowed = stat.S_ISDIR if inside != path else kind
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                mode = inside.lstat().st_mode
+                if stat.S_ISLNK(mode):
+                    raise _linked(inside)
+                if allowed is not None and not allowed(mode):
+                    raise _another_kind(inside, folder=allowed is stat.S_ISDIR)
+            inside = inside.parent
+
+    def forget(self) -> None:
+        """Let the folder be deleted, and made anew."""
+        self._seen = False
+
+    def note(self) -> None:
+        """DataError where the folder was there and is gone: to make it anew would divide what was moved with it."""
+        try:
+            mode = self.path.stat().st_mode
+        except FileNotFoundError as error:
+            if self._seen:
+                raise DataError(
+                    f"{self.path} was moved or deleted while this process was writing to it. Give it its name back, "
+                    "or go on where it lies now"
+                ) from error
+            return
+        if stat.S_ISDIR(mode):
+            self._seen = True
+
+
+def _linked(path: Path) -> DataError:
+    return DataError(
+        f"{path} is a link to {path.readlink()}, and links in a run are not followed for writing or deleting. "
+        "Put the file or folder itself in its place, or remove the link"
+    )
+
+
+def _another_kind(path: Path, *, folder: bool) -> DamagedError:
+    what = "a file where a folder" if folder else "a folder where a file"
+    return DamagedError(f"{path}: {what} should be; bring the run back from a copy, or move this away")
+
+
+class LocalPlace(Place):
+    """A path on this machine, or on a disk that several share.
+
+    The path that it was opened at is its root. What lies below is written and deleted only where no link leads, and
+    only while the root, once it was there, is there: DataError otherwise.
+    """
+
+    def __init__(self, path: Path, root: _Root | None = None) -> None:
         self._path = path
+        self._root = root or _Root(path)
 
     def __str__(self) -> str:
         return str(self._path)
@@ -164,11 +243,12 @@ class LocalPlace(Place):
         return self._path
 
     def __truediv__(self, name: str) -> LocalPlace:
-        return LocalPlace(self._path / name)
+        return LocalPlace(self._path / name, self._root)
 
     def beside(self, name: str) -> LocalPlace:
         """As in `Place`."""
-        return LocalPlace(self._path.with_name(name))
+        path = self._path.with_name(name)
+        return LocalPlace(path, None if self._path == self._root.path else self._root)
 
     def exists(self) -> bool:
         """As in `Place`."""
@@ -176,24 +256,44 @@ class LocalPlace(Place):
 
     def names(self) -> list[str]:
         """As in `Place`."""
-        if not self._path.is_dir():
+        try:
+            found = sorted(self._path.iterdir())
+        except FileNotFoundError as error:
+            if self._path.is_symlink():
+                raise _dangling(self._path) from error
             return []
-        return sorted(path.name for path in self._path.iterdir() if not path.name.startswith("."))
+        except NotADirectoryError as error:
+            raise _another_kind(self._path, folder=True) from error
+        return [path.name for path in found if not path.name.startswith(".")]
 
     def read_bytes(self) -> bytes:
         """As in `Place`."""
-        return self._path.read_bytes()
+        with self.reading() as path:
+            return path.read_bytes()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Path]:
-        """The path itself."""
-        if not self._path.exists():
-            raise FileNotFoundError(self._path)
+        """The path itself. DamagedError where it is no file."""
+        self._root.note()
+        try:
+            mode = self._path.stat().st_mode
+        except NotADirectoryError as error:
+            raise _another_kind(self._path.parent, folder=True) from error
+        except OSError as error:
+            if error.errno == errno.ELOOP or self._path.is_symlink():
+                raise _dangling(self._path) from error
+            raise
+        if not stat.S_ISREG(mode):
+            raise _another_kind(self._path, folder=False)
         yield self._path
 
-    def writing(self) -> contextlib.AbstractContextManager[Path]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
         """A path beside."""
-        return replacing(self._path)
+        self._root.check(self._path, stat.S_ISREG)
+        with replacing(self._path) as beside:
+            yield beside
+        self._root.note()
 
     @contextlib.contextmanager
     def reading_folder(self) -> Iterator[Path]:
@@ -205,16 +305,23 @@ class LocalPlace(Place):
     @contextlib.contextmanager
     def writing_folder(self) -> Iterator[Path]:
         """The path itself: what is written to it has to be whole file by file."""
+        self._root.check(self._path, stat.S_ISDIR)
         self._path.mkdir(parents=True, exist_ok=True)
+        self._root.note()
         yield self._path
 
     def copy_to(self, other: Place) -> None:
         """A second name where the disk allows: files are replaced, never changed, so it stays what it is."""
-        assert other.local is not None
-        link_or_copy(self._path, other.local)
+        assert isinstance(other, LocalPlace)
+        with self.reading() as path:
+            other._root.check(other._path, stat.S_ISREG)
+            link_or_copy(path, other._path)
 
     def delete(self) -> None:
         """As in `Place`."""
+        if self._path == self._root.path:
+            self._root.forget()
+        self._root.check(self._path, None)
         if self._path.is_dir():
             shutil.rmtree(self._path, ignore_errors=True)
         else:
@@ -222,9 +329,11 @@ class LocalPlace(Place):
 
     def make_private(self) -> None:
         """Folders above are made as the user's mask has it."""
+        self._root.check(self._path, stat.S_ISDIR)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self._path.mkdir(mode=0o700)
+        self._root.note()
 
     def share(self) -> None:
         """As in `Place`."""
@@ -234,6 +343,27 @@ class LocalPlace(Place):
         mode = like.stat().st_mode
         like.rmdir()
         self._path.chmod(mode)
+
+    def rooted(self) -> LocalPlace:
+        """As in `Place`."""
+        return LocalPlace(self._path)
+
+    def check_links(self) -> None:
+        """As in `Place`."""
+        folders = [self._path]
+        while folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.is_symlink():
+                        raise _linked(Path(entry.path))
+                    if entry.is_dir():
+                        folders.append(Path(entry.path))
+
+
+def _dangling(path: Path) -> DamagedError:
+    return DamagedError(
+        f"{path}: a link to {path.readlink()}, which is not there; bring the file back, or remove the link"
+    )
 
 
 class RemotePlace(Place):
@@ -347,6 +477,13 @@ class RemotePlace(Place):
 
     def share(self) -> None:
         """Nothing: who reads a bucket is said there."""
+
+    def rooted(self) -> RemotePlace:
+        """As it is: object storage has no links."""
+        return self
+
+    def check_links(self) -> None:
+        """Nothing: object storage has no links."""
 
     @staticmethod
     def _transfer(source: str, to: Any, target: str, of: Any) -> None:

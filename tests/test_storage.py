@@ -248,6 +248,78 @@ class TestLocal:
         assert stat.S_IMODE(place.local.stat().st_mode) == mode
         assert list(place.local.iterdir()) == []
 
+    @pytest.mark.parametrize("at", ["stage1", "stage1/trials", "stage1/trials/0007"])
+    def test_what_lies_behind_a_link_is_neither_written_nor_deleted(self, at: str, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        target = other.joinpath(*"stage1/trials/0007/file".removeprefix(at).strip("/").split("/"))
+        target.parent.mkdir(parents=True)
+        target.write_text("kept")
+        link = tmp_path / "run" / at
+        link.parent.mkdir(parents=True)
+        link.symlink_to(other)
+        folder = place_at(tmp_path / "run") / "stage1" / "trials" / "0007"
+        for act in (
+            lambda: (folder / "file").write_text("new"),
+            lambda: (folder / "file").delete(),
+            folder.delete,
+            folder.make_private,
+            lambda: folder.writing_folder().__enter__(),
+            lambda: (folder / "file").copy_to(folder / "copy"),
+        ):
+            with pytest.raises(DataError, match="is a link") as refused:
+                act()
+            assert str(link) in str(refused.value)
+        assert [path.read_text() for path in other.rglob("*") if path.is_file()] == ["kept"]
+
+    def test_a_link_in_a_files_place_is_refused_and_the_folder_itself_may_be_one(self, tmp_path: Path) -> None:
+        (tmp_path / "kept").write_text("kept")
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "run").symlink_to(tmp_path / "disk")
+        place = place_at(tmp_path / "run")
+        (place / "a" / "b").write_text("x")
+        place.check_links()
+        link = tmp_path / "disk" / "a" / "c"
+        link.symlink_to(tmp_path / "kept")
+        for act in ((place / "a" / "c").delete, lambda: (place / "a" / "c").write_text("new"), place.check_links):
+            with pytest.raises(DataError, match="a/c is a link"):
+                act()
+        assert (tmp_path / "kept").read_text() == "kept" and link.is_symlink()
+        with pytest.raises(DataError, match="run is a link"):
+            (place_at(tmp_path) / "run" / "x").write_text("x")
+        (place_at(tmp_path) / "run").rooted().beside("run").make_private()
+
+    def test_a_folder_that_is_moved_while_it_is_written_is_not_made_anew(self, tmp_path: Path) -> None:
+        place = place_at(tmp_path / "run")
+        (place / "a" / "b").write_text("x")
+        (tmp_path / "run").rename(tmp_path / "moved")
+        for act in (lambda: (place / "a" / "b").write_text("y"), (place / "a" / "b").read_bytes, place.make_private):
+            with pytest.raises(DataError, match="moved or deleted"):
+                act()
+        assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+    def test_another_kind_of_file_is_said(self, tmp_path: Path) -> None:
+        place = place_at(tmp_path)
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").write_text("x")
+        (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+        for act, said in (
+            ((place / "folder").read_json, "a folder where a file"),
+            (lambda: (place / "folder").write_text("x"), "a folder where a file"),
+            ((place / "file").names, "a file where a folder"),
+            ((place / "file" / "x").read_json, "a file where a folder"),
+            (lambda: (place / "file" / "x").write_text("x"), "a file where a folder"),
+            ((place / "nowhere").read_json, "not there"),
+            ((place / "nowhere").names, "not there"),
+        ):
+            with pytest.raises(DataError, match=said):
+                act()
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": NaN}', "", "\udcff"])
+    def test_what_is_no_json_is_said(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(DataError, match="not JSON"):
+            (place_at(tmp_path) / "a.json").read_json()
+
     def test_paths_are_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", "/home/someone")

@@ -46,6 +46,8 @@ class EventFolder:
         if not fresh:
             return
         if self._writer is None:
+            # Its writer is given a path: links and the like are looked for here.
+            self._place.make_private()
             self._files = self._place.local or Path(tempfile.mkdtemp(dir=self._scratch))
             self._writer = FileWriter(str(self._files))
         # One event of many values is written whole or not at all.

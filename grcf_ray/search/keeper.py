@@ -88,6 +88,8 @@ class RecordKeeper(tune.Callback):
         before = record.attempt_folder(trial)
         trial.attempt += 1
         folder = record.attempt_folder(trial)
+        # Here, where links show; the trial's process then notices if the run is moved before its first checkpoint.
+        folder.make_private()
         if known:
             # The new attempt goes on from a copy: a surviving process of the old one may still write to its own.
             for name in before.names():

@@ -83,7 +83,7 @@ def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool)
     """
     number = 1
     while True:
-        record = RunRecord(runs / (name if number == 1 else f"{name}-{number}"))
+        record = RunRecord((runs / (name if number == 1 else f"{name}-{number}")).rooted())
         try:
             changed = differences(record.read_run(), space, store) if record.exists else []
         except PermissionError as error:

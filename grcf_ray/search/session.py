@@ -253,8 +253,8 @@ class Session:
         console.progress(f"{how}; every finished epoch is kept. To go on: {self.command}")
 
     def _note_state(self, state: str) -> None:
-        # What ends the search may be that nothing can be written.
-        with contextlib.suppress(OSError):
+        # What ends the search may be that nothing can be written, or that the record is damaged or gone.
+        with contextlib.suppress(OSError, DataError):
             if self.record.exists:
                 self.record.update_run(state=state)
 
@@ -278,12 +278,13 @@ class Session:
             listener(event)
 
     def _make_folder(self) -> None:
-        """ConfigError where the run cannot be written, before anything is computed for it."""
+        """ConfigError where the run cannot be written, DataError where it holds links, before anything is computed."""
         place = self.record.place
         try:
             place.make_private()
             if self.shared:
                 place.share()
+            place.check_links()
             if place.local is not None:
                 tempfile.TemporaryFile(dir=place.local).close()
         except OSError as error:

@@ -285,7 +285,6 @@ def refuse(record: RunRecord, trial: TrialRecord) -> None:
     """Let the trial fail by itself: what it should go on from is of a newer release."""
     folder = record.attempt_folder(trial).local
     assert folder is not None
-    folder.mkdir(parents=True)
     digest = hashlib.sha256(REFUSED.encode()).hexdigest()
     save_file({}, folder / "last.safetensors", {"state": REFUSED, "sha256": digest})
 

@@ -251,19 +251,18 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
     def break_at_start(event: Event) -> None:
         if isinstance(event, TrialBroke):
             broke.append(event.trial.number)
+            path_of(search.record.attempt_folder(event.trial)).unlink()
         if isinstance(event, TrialStarted):
             number, attempt = event.trial.number, path_of(search.record.attempt_folder(event.trial))
             launches[number] += 1
             if number == 1:
                 # A disk that cannot be written: nothing that a trial knows how to report.
-                attempt.parent.mkdir(parents=True, exist_ok=True)
+                attempt.rmdir()
                 attempt.write_text("")
             elif number in (2, 4):
-                attempt.mkdir(parents=True)
                 digest = hashlib.sha256(NEWER.encode()).hexdigest()
                 save_file({}, attempt / "last.safetensors", {"state": NEWER, "sha256": digest})
             elif number == 3:
-                attempt.mkdir(parents=True)
                 (attempt / "last.safetensors").write_text("not a checkpoint")
 
     wild = dataclasses.replace(space, stage1={"stage1.head_lr": Choice((1e-3, 1e30), 1e30)})
