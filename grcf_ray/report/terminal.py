@@ -31,6 +31,7 @@ from grcf_ray.search.events import (
     StepStarted,
     TrialBroke,
     TrialEnded,
+    TrialsMissing,
     TrialStarted,
     WinnerFixed,
 )
@@ -123,6 +124,9 @@ class ProgressLines:
         elif isinstance(event, FinalistsHeld):
             numbers = ", ".join(str(trial.number) for trial in event.trials)
             progress(f"Stage 1 has better trials than those that Stage 2 started from: {numbers}. --reopen searches on")
+        elif isinstance(event, TrialsMissing):
+            numbers = ", ".join(map(str, event.numbers))
+            progress(f"Stage {event.stage}: the record lacks trials {numbers}; their numbers stay spent")
         elif isinstance(event, FinalistSkipped):
             progress(f"Trial stage1/{event.trial.number} is left out: {event.why}")
         elif isinstance(event, ModelMeasured):

@@ -24,6 +24,7 @@ __all__ = [
     "TrialBroke",
     "TrialEnded",
     "TrialStarted",
+    "TrialsMissing",
     "WinnerFixed",
 ]
 
@@ -52,6 +53,14 @@ class StageStarted:
     epochs: int
     trials: tuple[TrialRecord, ...]
     """What the record already holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialsMissing:
+    """The record lacks trials between others, as where their JSON was deleted. Their numbers stay spent."""
+
+    stage: Literal[1, 2]
+    numbers: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +154,7 @@ Event = (
     SearchStarted
     | StageStarted
     | TrialStarted
+    | TrialsMissing
     | EpochFinished
     | TrialBroke
     | TrialEnded

@@ -26,10 +26,11 @@ def keep_finalists(record: RunRecord, space: Space, features: Features, store: S
     A finalist whose weights are damaged by now is named and left out.
     """
     for number in record.read_run().get("finalists", []):
-        folder, trial = record.finalist_folder(int(number)), record.trial(1, int(number))
+        folder = record.finalist_folder(int(number))
         place = folder / "predictions" / "valid.parquet"
         if place.exists():
             continue
+        trial = record.trial(1, int(number))
         config = config_of(space, record, trial)
         seen = select_modalities(features, config.model.modalities)
         model = initial_model(config.model, seen, seed=trial.seed)

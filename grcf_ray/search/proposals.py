@@ -21,7 +21,7 @@ from optuna.trial import create_trial
 from ray.tune.search import Searcher
 
 from grcf_ray.config import config_faults
-from grcf_ray.errors import ConfigError
+from grcf_ray.errors import ConfigError, DataError, reason
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
 from grcf_ray.train.curve import DIRECTIONS, objective_value
@@ -114,7 +114,8 @@ class Proposals(Searcher):
 
     space: what is searched. starts: the parameters of the first trials. budget: how many trials there are in all.
     trials: the record so far: finished trials are told, unfinished ones are proposed again, first and under their
-    numbers. launch: called with number and parameters of each proposal; returns the configuration that the trial gets.
+    numbers; a number below theirs that the record lacks is spent, and no trial gets it again. launch: called with
+    number and parameters of each proposal; returns the configuration that the trial gets.
     """
 
     def __init__(
@@ -142,12 +143,16 @@ class Proposals(Searcher):
         direction: Literal["minimize", "maximize"] = "minimize" if DIRECTIONS[stage] == "min" else "maximize"
         self.study = optuna.create_study(direction=direction, sampler=self._sampler_for(0))
         """What has been proposed and told."""
-        for trial in trials:
-            if trial.finished:
+        recorded = {trial.number: trial for trial in trials}
+        for number in range(max(recorded, default=-1) + 1):
+            trial = recorded.get(number)
+            if trial is None:
+                self.study.add_trial(create_trial(state=OptunaState.FAIL))
+            elif trial.finished:
                 self.study.add_trial(self._told(trial))
             else:
-                self.study.enqueue_trial(trial.params)
-        for start in starts[len(trials) : budget]:
+                self.study.enqueue_trial(self._frozen(trial, state=OptunaState.WAITING).params)
+        for start in starts[len(self.study.get_trials(deepcopy=False)) : budget]:
             self.study.enqueue_trial(dict(start))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -192,9 +197,17 @@ class Proposals(Searcher):
 
     def _told(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
         state, curve, value = self.outcome(trial.curve, trial.state)
-        return create_trial(
-            state=state, value=value, params=trial.params, distributions=self._space, intermediate_values=curve
-        )
+        return self._frozen(trial, state=state, value=value, intermediate_values=curve)
+
+    def _frozen(self, trial: TrialRecord, **how: Any) -> optuna.trial.FrozenTrial:
+        """A recorded trial as Optuna has it. DataError where its parameters are not of the space."""
+        try:
+            return create_trial(params=trial.params, distributions=self._space, **how)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"stage{trial.stage}/trials/{trial.number:04d}.json: params do not fit the run's search space "
+                f"({reason(error)}); bring the file back from a copy"
+            ) from error
 
     def _next(self) -> optuna.Trial | None:
         """The next of those that wait, else a new one while the budget lasts."""

@@ -24,7 +24,17 @@ from grcf_ray.metrics import Protocol
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
 
-__all__ = ["SCHEMA_VERSION", "RunRecord", "TrialRecord", "TrialState", "now", "protocol_in", "rank"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "RunRecord",
+    "TrialRecord",
+    "TrialState",
+    "missing_numbers",
+    "now",
+    "protocol_in",
+    "rank",
+    "spent",
+]
 
 SCHEMA_VERSION = 1
 
@@ -111,8 +121,18 @@ class RunRecord:
 
     @property
     def exists(self) -> bool:
-        """Whether a run has been recorded here."""
-        return (self.place / "run.json").exists()
+        """Whether a run has been recorded here. DataError where there are trials of one without its run.json.
+
+        They would be taken for trials of whatever is searched here next, be it on other data.
+        """
+        if (self.place / "run.json").exists():
+            return True
+        if found := sorted({"stage1", "stage2", "finalists"} & set(self.place.names())):
+            raise DataError(
+                f"{self}: holds {', '.join(found)} of a run, but no run.json. Bring run.json back from a copy, "
+                "move the folder away, or give another name: --name NAME"
+            )
+        return False
 
     def read_run(self) -> dict[str, Any]:
         """The content of run.json. DataError where there is none, or a newer release wrote it."""
@@ -194,6 +214,21 @@ class RunRecord:
     def finalist_folder(self, number: int) -> Place:
         """Where a Stage 1 trial waits for Stage 2."""
         return self.place / "finalists" / f"{number:04d}"
+
+
+def missing_numbers(trials: Iterable[TrialRecord]) -> list[int]:
+    """Numbers of a stage below its last trial's that the record lacks, as where a trial's JSON was deleted.
+
+    They are spent: a trial that took such a number again would not be the one that others were proposed after.
+    """
+    numbers = {trial.number for trial in trials}
+    return [number for number in range(max(numbers, default=0)) if number not in numbers]
+
+
+def spent(trials: Iterable[TrialRecord]) -> int:
+    """How much of a stage's budget is spent: trials that have ended, and missing ones."""
+    trials = list(trials)
+    return sum(trial.finished for trial in trials) + len(missing_numbers(trials))
 
 
 def rank(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

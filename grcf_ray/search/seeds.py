@@ -18,7 +18,7 @@ import ray
 from grcf_ray.data.store import Store
 from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord, TrialRecord, spent
 from grcf_ray.search.saved import open_model
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
@@ -211,7 +211,7 @@ def _complete(job: Search) -> bool:
     budgets = dict.fromkeys(job.stages, job.config.search.stage1_trials)
     if job.stages == [1, 2]:
         budgets[2] = len(record.read_run().get("finalists", [])) or 1
-    return all(sum(trial.finished for trial in record.trials(stage)) >= budgets[stage] for stage in job.stages)
+    return all(spent(record.trials(stage)) >= budgets[stage] for stage in job.stages)
 
 
 def _both(by_arm: Mapping[str, Mapping[int, Any]], index: int) -> bool:

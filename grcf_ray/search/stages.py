@@ -25,13 +25,14 @@ from grcf_ray.search.events import (
     Listener,
     StageEnded,
     StageStarted,
+    TrialsMissing,
     WinnerFixed,
 )
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.halving import build_scheduler
 from grcf_ray.search.keeper import RecordKeeper
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
-from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.record import RunRecord, TrialRecord, missing_numbers, rank, spent
 from grcf_ray.search.space import Choice, Dimension, Space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
@@ -92,7 +93,7 @@ class Search:
         search = self.config.search
         second = max(search.stage2_trials, self.record.read_run().get("stage2_trials", 0))
         budgets = {1: search.stage1_trials, 2: second}
-        return all(sum(t.finished for t in self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
+        return all(spent(self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
 
     def run(self) -> TrialRecord:
         """Run what the record still lacks; the winner.
@@ -124,7 +125,9 @@ class Search:
             starts = self.retrainings.params(stage, finalist.choices if isinstance(finalist, Choice) else ())
             budget = len(starts)
         self._tell(StageStarted(stage, budget, epochs, tuple(trials)))
-        if sum(trial.finished for trial in trials) < budget and not self._time_is_up(stage):
+        if missing := missing_numbers(trials):
+            self._tell(TrialsMissing(stage, tuple(missing)))
+        if spent(trials) < budget and not self._time_is_up(stage):
             keeper = RecordKeeper(
                 self.record,
                 stage,
@@ -223,9 +226,9 @@ class Search:
         handed: list[str] = run.get("finalists", [])
         second = self.record.trials(2)
         budget = max(search.stage2_trials, run.get("stage2_trials", 0))
-        spent = sum(trial.finished for trial in second) >= budget
+        over = spent(second) >= budget
         ranked = self.record.ranked(1)
-        if spent and not self.reopen:
+        if over and not self.reopen:
             best = ranked[: search.finalists]
             if better := [trial for trial in best if str(trial.number) not in handed]:
                 self._tell(FinalistsHeld(tuple(better)))
@@ -238,7 +241,7 @@ class Search:
         if not handed + new:
             raise NoWinnerError(self._no_result(1))
         if new:
-            if spent:
+            if over:
                 budget += search.stage2_trials
             self.record.update_run(finalists=handed + new, stage2_trials=budget)
             self.record.export_trials(1)

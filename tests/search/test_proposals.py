@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from grcf_ray.config import build_config, check_margins
-from grcf_ray.errors import ConfigError
+from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.search.proposals import Proposals, distributions, startup_trials
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range
@@ -327,6 +327,40 @@ def test_margins_that_contradict_each_other_are_never_proposed(done: int) -> Non
     search = proposals(trials, space=space, feasible=feasible, n_startup_trials=8)
     for trial in run(search, 32, fates=lambda number: "complete"):
         assert trial.params["ranking.base_margin"] >= trial.params["ranking.intra_margin"]
+
+
+def test_a_number_that_the_record_lacks_stays_spent() -> None:
+    """What comes after is proposed under its own number, by its own sampler, and nothing runs twice."""
+    whole = proposals(budget=7)
+    trials = [run_trial(whole, str(number)) for number in range(5)]
+    holed = [trial for trial in trials if trial.number != 2]
+    holed[-1].state = "running"
+    search = proposals(holed, budget=7)
+    assert [trial.number for trial in search.study.get_trials() if trial.state != TrialState.WAITING] == [0, 1, 2, 3]
+    again = [run_trial(search, str(index)) for index in range(3)]
+    assert [trial.number for trial in again] == [4, 5, 6]
+    assert again[0].params == trials[4].params
+    assert search.suggest("over") == Searcher.FINISHED
+
+
+def test_starts_that_are_given_keep_their_numbers_beside_a_missing_one() -> None:
+    starts = [{**start_of(SPACE), "model.fusion_dropout": number / 10} for number in range(4)]
+    first = proposals(starts=starts, budget=4)
+    trials = [run_trial(first, str(number)) for number in range(2)]
+    search = proposals(trials[1:], starts=starts, budget=4)
+    assert [(t.number, t.params["model.fusion_dropout"]) for t in (run_trial(search, "a"), run_trial(search, "b"))] == [
+        (2, 0.2),
+        (3, 0.3),
+    ]
+
+
+@pytest.mark.parametrize("state", ["complete", "running"])
+@pytest.mark.parametrize("change", [{"model.fusion_dropout": 7.0}, {"model.modalities": "smell"}, {"more": 1}])
+def test_parameters_of_another_space_are_a_fault_of_the_record(state: Any, change: dict[str, Any]) -> None:
+    trial = run_trial(proposals(), "0")
+    trial.state, trial.params = state, {**trial.params, **change}
+    with pytest.raises(DataError, match=r"trials/0000\.json"):
+        proposals([trial])
 
 
 def test_a_space_without_a_feasible_setting_is_a_configuration_error() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from grcf_ray.errors import DataError
-from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, protocol_in, rank
+from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, missing_numbers, protocol_in, rank, spent
 from grcf_ray.storage import LocalPlace, place_at
 from grcf_ray.train.curve import objective_name
 
@@ -198,3 +198,27 @@ def test_the_recorded_trials_are_json_without_nan(recorded: Recorded) -> None:
 )
 def test_whose_metrics_a_run_has(data: dict[str, Any], expected: str) -> None:
     assert protocol_in({"data": data}) == expected
+
+
+def test_trials_without_a_run_json_are_nobodys(record: RunRecord, tmp_path: Path) -> None:
+    """They would be adopted by whatever is searched here next."""
+    assert not record.exists
+    record.write_space("a: 1")
+    assert not record.exists
+    record.write_trial(trial(0, 0.5))
+    with pytest.raises(DataError, match="stage1 of a run, but no run"):
+        record.exists  # noqa: B018
+
+
+def test_a_record_that_is_moved_is_not_begun_anew(record: RunRecord, tmp_path: Path) -> None:
+    record.write_trial(trial(0, 0.5))
+    (tmp_path / "run").rename(tmp_path / "other")
+    with pytest.raises(DataError, match="moved or deleted"):
+        record.write_trial(trial(1, 0.5))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_numbers_are_spent() -> None:
+    assert (missing_numbers([]), spent([])) == ([], 0)
+    trials = [trial(1, 0.5), trial(4, 0.5), trial(5, state="running")]
+    assert (missing_numbers(trials), spent(trials)) == ([0, 2, 3], 5)
