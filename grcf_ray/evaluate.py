@@ -51,6 +51,7 @@ def evaluate(
     from grcf_ray.search.opening import recorded_store
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.saved import no_model, open_model
+    from grcf_ray.search.schema import MetricsFile, read_file
     from grcf_ray.search.transfer import measure_on
     from grcf_ray.search.winner import measure, note_test_read
     from grcf_ray.storage import place_at
@@ -58,10 +59,10 @@ def evaluate(
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: choose from {', '.join(SPLITS)}")
     record = RunRecord(place_at(run, check=True))
-    record.read_run()
+    record.read_search()
     best = record.place / "best"
     try:
-        recorded = (best / "metrics.json").read_json()
+        recorded = read_file(best / "metrics.json", MetricsFile)
     except FileNotFoundError as error:
         raise no_model(record) from error
     if on is None and (label_range is not None or fit_features):

@@ -81,7 +81,17 @@ class Run:
             }
         )
         read = {"time": "2026-11-01T01:00:00+00:00", "command": "search", "models": [winner], "argv": [self.text]}
-        (best / "provenance.json").write_json({"trial": winner, "settings": self.settings, "test_reads": [read]})
+        (best / "provenance.json").write_json(
+            {
+                "trial": winner,
+                "params": {},
+                "seed": 0,
+                "settings": self.settings,
+                "data": {"name": self.text, "fingerprint": "0f" * 32, "sources": []},
+                "versions": {},
+                "test_reads": [read],
+            }
+        )
         for split in ("valid", "test"):
             self._predict(split)
         self.record.update_run(state="finished", winner=winner, **more)

@@ -417,7 +417,9 @@ def retrained(tiny_backbone: Path, tiny_store: Store, tmp_path: Path) -> Path:
         # Trials of Stage 2 are numbered in the order in which those of Stage 1 came through.
         params = {"finalist": str(number)}
         record.write_trial(TrialRecord(number=number, stage=2, attempt=1, params=params, seed=number, state="complete"))
-    (folder / "seeds" / "metrics.json").write_text(json.dumps({"winner": "stage2/4"}))
+    (folder / "seeds" / "metrics.json").write_text(
+        json.dumps({"winner": "stage2/4", "seeds": 3, "complete": True, "models": [], "arms": {}, "gain": {}})
+    )
     return folder
 
 

@@ -50,7 +50,7 @@ class Study:
     @classmethod
     def read(cls, record: RunRecord) -> Study:
         """From run.json."""
-        run = record.read_run()
+        run = record.read_search()
         return cls(record, recorded_space(run["space"], f"{record}/space.yaml"), run["data"].get("task", "regression"))
 
     def experiment(self, stages: Sequence[Literal[1, 2]]) -> Summary.Value:

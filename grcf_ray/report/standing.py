@@ -49,7 +49,7 @@ def standing_of(record: RunRecord, run: Mapping[str, Any]) -> Standing:
     held = is_held(record.place)
     if held is False:
         # A search writes how it ended before it gives the run up: what was read may be older than that.
-        run = record.read_run()
+        run = record.read_search()
         return Standing(DIED if run["state"] == "running" else run["state"], False, run)
     return Standing("running", held, run)
 
@@ -161,7 +161,7 @@ def time_left(view: RunView, retrainings: Mapping[int, Iterable[TrialRecord]] | 
     open_ = [
         stage
         for stage, (budget, _) in stages.items()
-        if stage not in run.get("cut", []) and sum(t.finished for t in view.trials[stage]) < budget
+        if stage not in run.get("cut", []) and spent(view.trials[stage]) < budget
     ]
     left = 0.0
     if open_:

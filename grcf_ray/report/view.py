@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
-from grcf_ray.errors import DataError, reason
+from grcf_ray.errors import DamagedError, reason
 from grcf_ray.metrics import Protocol
 from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in, rank
+from grcf_ray.search.schema import MetricsFile, ProvenanceFile, StoredFile, read_file
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import objective_name
 
 __all__ = ["RunView", "Scored"]
+
+_COLUMNS = ["id", "text", "label", "score", "state"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +43,25 @@ class Scored:
 
     @classmethod
     def read(cls, place: Place) -> Scored:
-        """FileNotFoundError where there is none, DataError where the file is damaged."""
-        try:
-            with place.reading() as path:
-                table = pq.read_table(path, columns=["id", "text", "label", "score", "state"])
-        except pa.ArrowException as error:
-            raise DataError(f"{place}: damaged ({reason(error)})") from error
-        state = table["state"].combine_chunks()
-        return cls(
-            id_N=table["id"].to_pylist(),
-            text_N=table["text"].to_pylist(),
-            # In float32 a label of 1.2 is none; the metrics are of 1.2.
-            label_N=np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
-            score_N=table["score"].to_numpy().astype(np.float64),
-            state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
-        )
+        """FileNotFoundError where there is none, DamagedError where the file is damaged."""
+        with place.reading() as path:
+            try:
+                table = pq.read_table(path, columns=_COLUMNS, partitioning=None, page_checksum_verification=True)
+                state = table["state"].combine_chunks()
+                found = cls(
+                    id_N=table["id"].to_pylist(),
+                    text_N=table["text"].to_pylist(),
+                    # In float32 a label of 1.2 is none; the metrics are of 1.2.
+                    label_N=np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
+                    score_N=table["score"].to_numpy().astype(np.float64),
+                    state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
+                )
+            # Arrow says some damage with errors of the system, and a flipped byte can make anything of a column.
+            except (pa.ArrowException, OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise DamagedError(f"{place}: damaged ({reason(error)}); bring it back from a copy") from error
+        if not all(np.isfinite(array).all() for array in (found.label_N, found.score_N, found.state_ND)):
+            raise DamagedError(f"{place}: damaged (numbers that are not finite); bring it back from a copy")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +83,18 @@ class RunView:
         """DataError where there is no run."""
         best = record.place / "best"
 
-        def found(name: str) -> Mapping[str, Any] | None:
+        def found(name: str, kind: type[StoredFile]) -> Mapping[str, Any] | None:
             try:
-                content: Mapping[str, Any] = (best / name).read_json()
+                return read_file(best / name, kind)
             except FileNotFoundError:
                 return None
-            return content
 
         return cls(
             record=record,
-            run=record.read_run(),
+            run=record.read_search(),
             trials={stage: record.trials(stage) for stage in (1, 2)},
-            metrics=found("metrics.json"),
-            provenance=found("provenance.json"),
+            metrics=found("metrics.json", MetricsFile),
+            provenance=found("provenance.json", ProvenanceFile),
         )
 
     @property

@@ -59,7 +59,7 @@ class Watch:
     def look(self) -> Look:
         """What the record has now. DataError where there is no run."""
         record = self._record
-        standing = self._checked(standing_of(record, record.read_run()))
+        standing = self._checked(standing_of(record, record.read_search()))
         self._trials = {stage: record.trials(stage, known) for stage, known in self._trials.items()}
         if winner := standing.run.get("winner"):
             again = seeds_record(record, winner)

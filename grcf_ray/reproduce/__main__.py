@@ -110,7 +110,7 @@ def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None
         assert dataset is not None
         return finished_run(runs_place(storage), dataset)
     record = RunRecord(place_at(run, check=True))
-    if dataset is not None and (searched := record.read_run()["data"]["name"]) != dataset:
+    if dataset is not None and (searched := record.read_search()["data"]["name"]) != dataset:
         raise ConfigError(f"{record} is a search of {searched}, not of {dataset}")
     return record
 

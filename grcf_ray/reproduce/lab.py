@@ -31,6 +31,7 @@ from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import check_encoder, note_encoder
 from grcf_ray.search.preflight import find_room
 from grcf_ray.search.record import RunRecord, now
+from grcf_ray.search.schema import ModelMetricsFile, read_file
 from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import recorded_space
 from grcf_ray.search.stages import Search, config_of
@@ -55,7 +56,7 @@ class Model:
     @cached_property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Its figures by split."""
-        metrics: Mapping[str, Mapping[str, float]] = (self.place / "metrics.json").read_json()
+        metrics: Mapping[str, Mapping[str, float]] = read_file(self.place / "metrics.json", ModelMetricsFile)
         return metrics
 
     def scored(self, split: str) -> Scored:

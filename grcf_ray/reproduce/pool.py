@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.schema import EntryFile, checked_list
 from grcf_ray.search.seeds import fresh_seed, model_place
 from grcf_ray.search.space import FIXED_ONLY, STAGE1_SECTIONS, STAGE2_ONLY, Choice, Space
 from grcf_ray.storage import Place
@@ -137,7 +138,7 @@ class Pool:
         self.record, self.last = record, last
         self.entries: list[Entry] = []
         with contextlib.suppress(FileNotFoundError):
-            self.entries = [Entry.from_json(value) for value in (record.place / "entries.json").read_json()]
+            self.entries = [Entry.from_json(value) for value in checked_list(record.place / "entries.json", EntryFile)]
 
     def add(self, wanted: Sequence[Entry]) -> None:
         """Put entries on the list that are not there yet; written before anything is trained.

@@ -207,9 +207,8 @@ def _hand_over(lab: Lab, taken: Lab, arms: tuple[Arm, Arm], stage: Literal[1, 2]
             digest = export_weights(
                 source.record.at(given.checkpoint), folder / "model.safetensors", sha256=given.checkpoint_sha256
             )
-            content = {"trial": number, "objective": first.objective, "params": trial.params, "sha256": digest}
-            (folder / "trial.json").write_json(content)
             trial.state, trial.curve, trial.seed = "complete", first.curve, first.seed
+            pool.record.write_finalist(trial, digest)
             trial.checkpoint, trial.checkpoint_sha256 = f"finalists/{number:04d}/model.safetensors", digest
             trial.notes = [f"trained on {lab.store.info.name}, the weights after stage {stage}"]
         # Last: where it is, the weights are.

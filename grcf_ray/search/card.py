@@ -21,6 +21,7 @@ from grcf_ray.data.schema import SPLITS, TableInfo
 from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
 from grcf_ray.search.baseline import baseline_kind, baseline_remarks
 from grcf_ray.search.record import RunRecord
+from grcf_ray.search.schema import MetricsFile, ProvenanceFile, read_file
 from grcf_ray.search.seeds import few_retrainings, retrainings
 from grcf_ray.train.curve import DIRECTIONS, objective_name
 
@@ -43,8 +44,12 @@ def write_card(record: RunRecord, info: TableInfo) -> None:
 def model_card(record: RunRecord, info: TableInfo) -> str:
     """The card of a run whose winner has been measured."""
     best = record.place / "best"
-    run = record.read_run()
-    metrics, provenance, saved = ((best / f"{name}.json").read_json() for name in ("metrics", "provenance", "config"))
+    run = record.read_search()
+    metrics, provenance = (
+        read_file(best / "metrics.json", MetricsFile),
+        read_file(best / "provenance.json", ProvenanceFile),
+    )
+    saved = (best / "config.json").read_json()
     seeds = retrainings(record, metrics["trial"])
     counts = {stage: len(record.trials(stage)) for stage in (1, 2)}
     # A setting that came after the run was begun had its default.

@@ -35,7 +35,7 @@ def keep_finalists(record: RunRecord, space: Space, features: Features, store: S
         seen = select_modalities(features, config.model.modalities)
         model = initial_model(config.model, seen, seed=trial.seed)
         try:
-            load_weights(folder / "model.safetensors", model, sha256=(folder / "trial.json").read_json()["sha256"])
+            load_weights(folder / "model.safetensors", model, sha256=record.read_finalist(int(number))["sha256"])
         except DamagedError as error:
             console.progress(f"Finalist {trial_name(trial)} cannot be shown: {error}")
             continue

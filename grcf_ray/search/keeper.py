@@ -205,7 +205,7 @@ def stage_job(record: RunRecord, trial: TrialRecord, *, config: RunConfig, proto
         protocol=protocol,
         folder=folder,
         initial=(initial / "model.safetensors").uri if initial else None,
-        initial_sha256=(initial / "trial.json").read_json()["sha256"] if initial else None,
+        initial_sha256=record.read_finalist(int(finalist))["sha256"] if finalist is not None else None,
         threads=search.cpus_per_worker,
         gpu=search.gpus_per_worker > 0,
         reported=trial.epoch,

@@ -59,8 +59,8 @@ def finished_run(runs: Place, dataset: str) -> RunRecord:
     for name in [name for name in runs.names() if not name.endswith(DIRECT)]:
         record = RunRecord(runs / name)
         # What a killed search or somebody's editor left of another run is no hindrance.
-        with contextlib.suppress(GrcfError, OSError, LookupError, TypeError, ValueError):
-            run = record.read_run()
+        with contextlib.suppress(GrcfError, OSError):
+            run = record.read_search()
             if run["data"]["name"] == dataset and run["state"] == "finished":
                 found[name] = record
     if not found:
@@ -85,7 +85,7 @@ def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool)
     while True:
         record = RunRecord((runs / (name if number == 1 else f"{name}-{number}")).rooted())
         try:
-            changed = differences(record.read_run(), space, store) if record.exists else []
+            changed = differences(record.read_search(), space, store) if record.exists else []
         except PermissionError as error:
             raise ConfigError(
                 f"{record} is another user's ({error.strerror}); give this one a name of its own: --name NAME"
@@ -103,9 +103,7 @@ def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool)
 
 def differences(run: dict[str, Any], space: Space, store: Store) -> list[str]:
     """What is asked for otherwise than the record has it, a line each: `key: before -> after`."""
-    # A setting that came after the run was begun had its default.
-    settings = {**flatten(RunConfig()), **run["settings"]}
-    before = {"data": run["data"]["fingerprint"], **settings, **_searched(run["space"])}
+    before = {"data": run["data"]["fingerprint"], **run["settings"], **_searched(run["space"])}
     after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
@@ -145,7 +143,7 @@ def check_encoder(record: RunRecord, config: RunConfig, *, otherwise: str) -> No
 
 def recorded_store(record: RunRecord, data: Path | None) -> Store:
     """The data that a run was searched on, from `data` or from where it read them. DataError where they are others."""
-    described = record.read_run()["data"]
+    described = record.read_search()["data"]
     name, folder = described["name"], Path(described["folder"])
     if data is None and not is_store(folder) and name not in datasets.names():
         raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
@@ -161,7 +159,7 @@ def grown(record: RunRecord, space: Space) -> Space:
     """The space with the budgets of the record where those are larger: a run is never cut short by a later start."""
     if not record.exists:
         return space
-    settings, asked = record.read_run()["settings"], flatten(space.config())
+    settings, asked = record.read_search()["settings"], flatten(space.config())
     return space.with_settings({key: max(settings[key], asked[key]) for key in GROWING})
 
 

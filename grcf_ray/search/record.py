@@ -18,9 +18,19 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import protocol_of
-from grcf_ray.errors import DataError
+from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import Protocol
+from grcf_ray.search.schema import (
+    SCHEMA_VERSION,
+    FinalistFile,
+    PartFile,
+    RunFile,
+    TrialFile,
+    checked,
+    read_file,
+)
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
 
@@ -35,8 +45,6 @@ __all__ = [
     "rank",
     "spent",
 ]
-
-SCHEMA_VERSION = 1
 
 TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
 
@@ -127,7 +135,7 @@ class RunRecord:
         """
         if (self.place / "run.json").exists():
             return True
-        if found := sorted({"stage1", "stage2", "finalists"} & set(self.place.names())):
+        if found := [name for name in ("stage1", "stage2", "finalists") if (self.place / name).exists()]:
             raise DataError(
                 f"{self}: holds {', '.join(found)} of a run, but no run.json. Bring run.json back from a copy, "
                 "move the folder away, or give another name: --name NAME"
@@ -135,13 +143,32 @@ class RunRecord:
         return False
 
     def read_run(self) -> dict[str, Any]:
-        """The content of run.json. DataError where there is none, or a newer release wrote it."""
+        """The content of run.json. DataError where there is none, where it is damaged, or a newer release wrote it."""
+        place = self.place / "run.json"
         try:
-            run: dict[str, Any] = (self.place / "run.json").read_json()
+            content = place.read_json()
         except FileNotFoundError as error:
             raise DataError(f"{self}: not a run directory, it has no run.json") from error
-        if run["schema_version"] > SCHEMA_VERSION:
-            raise DataError(f"{self}: written by a newer grcf_ray; upgrade to read it")
+        if not _is_search(content):
+            return checked(content, PartFile, place)
+        run = checked(content, RunFile, place)
+        # A setting that came after the run was begun had its default.
+        return {**run, "settings": {**flatten(RunConfig()), **run["settings"]}}
+
+    def lacks(self) -> list[str]:
+        """What the run.json of an earlier version does not say, and what is taken instead."""
+        content = (self.place / "run.json").read_json()
+        missing = {
+            "the task of its data, taken for regression": "task" in content["data"],
+            "the weights of its encoder, taken for those that are here": "encoder" in content,
+        }
+        return [what for what, said in missing.items() if not said] if content["schema_version"] == 1 else []
+
+    def read_search(self) -> dict[str, Any]:
+        """The content of the run.json of a search. DataError also where it is that of a part of one."""
+        run = self.read_run()
+        if not _is_search(run):
+            raise DataError(f"{self}: no search, its run.json says neither what was searched nor on which data")
         return run
 
     def write_run(self, run: Mapping[str, Any]) -> None:
@@ -182,13 +209,14 @@ class RunRecord:
 
     def trial(self, stage: int, number: int) -> TrialRecord:
         """One trial. DataError where there is no such one."""
+        place = self._trials_place(stage) / f"{number:04d}.json"
         try:
-            return TrialRecord(**(self._trials_place(stage) / f"{number:04d}.json").read_json())
+            return _trial(place.read_json(), place, stage)
         except FileNotFoundError as error:
             raise DataError(f"{self}: has no trial stage{stage}/{number}") from error
 
     def trials(self, stage: int, known: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
-        """The stage's trials by number.
+        """The stage's trials by number. DataError that names the first file that is not one.
 
         known: what was read before; of it trials that had ended are not read again. What may have changed of those is
         where their checkpoint lies.
@@ -196,7 +224,8 @@ class RunRecord:
         place = self._trials_place(stage)
         ended = {f"{trial.number:04d}.json": trial for trial in known if trial.finished}
         names = [name for name in place.names() if name.endswith(".json") and name not in ended]
-        trials = [*ended.values(), *(TrialRecord(**content) for content in place.read_jsons(names))]
+        contents = zip(names, place.read_jsons(names), strict=True)
+        trials = [*ended.values(), *(_trial(content, place / name, stage) for name, content in contents)]
         return sorted(trials, key=lambda trial: trial.number)
 
     def ranked(self, stage: int) -> list[TrialRecord]:
@@ -214,6 +243,41 @@ class RunRecord:
     def finalist_folder(self, number: int) -> Place:
         """Where a Stage 1 trial waits for Stage 2."""
         return self.place / "finalists" / f"{number:04d}"
+
+    def read_finalist(self, number: int) -> dict[str, Any]:
+        """What a Stage 1 trial was handed over as. DataError where it was not."""
+        place = self.finalist_folder(number) / "trial.json"
+        try:
+            return read_file(place, FinalistFile)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{place}: missing, and trials of Stage 2 start from it") from error
+
+    def write_finalist(self, trial: TrialRecord, sha256: str) -> None:
+        """Say what a trial is handed over as. sha256: of the content of the weights beside."""
+        (self.finalist_folder(trial.number) / "trial.json").write_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "trial": trial.number,
+                "objective": trial.objective,
+                "params": trial.params,
+                "sha256": sha256,
+            }
+        )
+
+
+def _is_search(content: Any) -> bool:
+    """Whether a run.json is, or was, that of a search: a part of a run has none of these."""
+    return isinstance(content, dict) and not content.keys().isdisjoint(("starts", "space", "data", "versions"))
+
+
+def _trial(content: Any, place: Place, stage: int) -> TrialRecord:
+    trial = TrialRecord(**checked(content, TrialFile, place))
+    if (place.name, stage) != (f"{trial.number:04d}.json", trial.stage):
+        raise DamagedError(
+            f"{place}: holds trial stage{trial.stage}/{trial.number}, which its name is not; move it away, or bring "
+            "the trial back from a copy"
+        )
+    return trial
 
 
 def missing_numbers(trials: Iterable[TrialRecord]) -> list[int]:

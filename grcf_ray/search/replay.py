@@ -36,7 +36,7 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
         raise ConfigError(f"--trial {name}: should be named like stage1/7, stage2/0 or seeds/stage2/3")
     seeds, stage, number = match.groups()
     record = RunRecord(place_at(run))
-    described = record.read_run()
+    described = record.read_search()
     if seeds and "winner" not in described:
         raise ConfigError(f"{record} has no winner yet, and so no retrainings under seeds")
     holder = seeds_record(record, described["winner"]) if seeds else record
@@ -45,7 +45,7 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
 
 def replay_job(run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: Place) -> tuple[StageJob, RunConfig]:
     """The trial's job with checkpoints of its own, and its whole configuration."""
-    described = run.read_run()
+    described = run.read_search()
     space = recorded_space(described["space"], f"{run}/space.yaml")
     config = config_of(space, holder, trial)
     return stage_job(holder, trial, config=config, protocol=protocol_in(described), folder=folder.uri), config

@@ -20,6 +20,7 @@ from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
 from grcf_ray.search.record import RunRecord, TrialRecord, spent
 from grcf_ray.search.saved import open_model
+from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, SeedsFile, read_file
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
@@ -108,6 +109,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     measure_models(job, ended, store, run, "search --seeds", below="seeds")
     models = [_entry(record, trial) for trial in ended]
     metrics = {
+        "schema_version": SCHEMA_VERSION,
         "winner": trial_name(winner),
         "seeds": seeds,
         "complete": _complete(job),
@@ -154,7 +156,7 @@ def few_retrainings(seeds: Mapping[str, Any]) -> str | None:
 def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
     """What the winner's retrainings came to; None where there are none."""
     try:
-        metrics: dict[str, Any] = (record.place / "seeds" / "metrics.json").read_json()
+        metrics = read_file(record.place / "seeds" / "metrics.json", SeedsFile)
     except FileNotFoundError:
         return None
     return metrics if metrics["winner"] == winner else None
@@ -179,7 +181,7 @@ def against_baseline(record: RunRecord) -> dict[str, Any] | None:
     found = {}
     for side, place in places.items():
         try:
-            models = (place / "seeds" / "metrics.json").read_json()["models"]
+            models = read_file(place / "seeds" / "metrics.json", SeedsFile)["models"]
         except FileNotFoundError:
             return None
         found[side] = {m["index"]: m["test"] for m in models if m["arm"] == "winner"}
@@ -241,8 +243,7 @@ def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dic
         tuned: dict[int, dict[str, Any]] = {1: own, 2: {}}
     else:
         finalist = winner.params.get("finalist")
-        folder = record.finalist_folder(int(finalist)) if finalist is not None else None
-        tuned = {1: (folder / "trial.json").read_json()["params"] if folder else {}, 2: own}
+        tuned = {1: record.read_finalist(int(finalist))["params"] if finalist is not None else {}, 2: own}
     return {"winner": tuned, "start": {1: space.start(1), 2: space.start(2)}}
 
 
@@ -262,8 +263,9 @@ def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> Place:
 
 
 def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
-    metrics = (model_place(record, trial, last=trial.stage) / "metrics.json").read_json()
-    return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **metrics}
+    metrics = read_file(model_place(record, trial, last=trial.stage) / "metrics.json", ModelMetricsFile)
+    figures = {split: metrics[split] for split in ("valid", "test")}
+    return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **figures}
 
 
 def measure_models(
@@ -304,5 +306,5 @@ def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:
         split: measure(saved, ray.get(table), threads=threads, keep=place / "predictions" / f"{split}.parquet")
         for split, table in tables.items()
     }
-    (place / "metrics.json").write_json(metrics)
+    (place / "metrics.json").write_json({"schema_version": SCHEMA_VERSION, **metrics})
     extend_manifest(place, MEASURED)

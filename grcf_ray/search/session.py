@@ -92,7 +92,7 @@ class Session:
         """Whether the record holds all that is asked for: the search, its best model, and the retrainings."""
         if not self.record.exists or self.reopen:
             return False
-        run = self.record.read_run()
+        run = self.record.read_search()
         same = all(run["settings"][key] == value for key, value in flatten(self.config).items() if key in GROWING)
         if not (run["state"] == "finished" and same and run.get("seeds", 0) >= self.seeds):
             return False
@@ -222,7 +222,9 @@ class Session:
             started["stage_ends"] = {stage: end.isoformat(timespec="seconds") for stage, end in ends.items()}
         settings = flatten(self.config)
         if record.exists:
-            run = record.read_run()
+            run = record.read_search()
+            if lacking := record.lacks():
+                console.progress(f"The run is of an earlier release, whose record lacks {' and '.join(lacking)}")
             starts = [*run["starts"], started]
             record.write_run({**run, "state": "running", "settings": settings, "starts": starts, "cut": []})
             note_encoder(record, self.config)
@@ -298,7 +300,7 @@ class Session:
         check_encoder(self.record, self.config, otherwise=otherwise)
         (other,) = [side for side in both_sides(self.record.place).values() if side.name != self.record.place.name]
         # One that cannot be read is compared with nothing either.
-        with contextlib.suppress(DataError, OSError, LookupError, ValueError):
+        with contextlib.suppress(DataError, OSError):
             check_encoder(RunRecord(other), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:

@@ -156,7 +156,7 @@ class Search:
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
             self._fit(stage, proposals, scheduler, keeper, budget)
         self.record.export_trials(stage)
-        cut = 0 if self.retrainings else max(0, budget - sum(t.finished for t in self.record.trials(stage)))
+        cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)))
         if cut:
             # Trials that were cut off are on record as running, to go on when there is more time.
             self.record.update_run(cut=sorted({*self.record.read_run().get("cut", []), stage}))
@@ -271,12 +271,11 @@ class Search:
                 self.record.write_trial(trial)
                 self._tell(FinalistSkipped(trial, str(error)))
                 return False
-            content = {"trial": trial.number, "objective": trial.objective, "params": trial.params, "sha256": digest}
-            (folder / "trial.json").write_json(content)
+            self.record.write_finalist(trial, digest)
         kept = f"finalists/{trial.number:04d}/model.safetensors"
         # A trial that ran out of time goes on from its own checkpoints when it is given more.
         if trial.finished and trial.checkpoint != kept:
-            trial.checkpoint, trial.checkpoint_sha256 = kept, (folder / "trial.json").read_json()["sha256"]
+            trial.checkpoint, trial.checkpoint_sha256 = kept, self.record.read_finalist(trial.number)["sha256"]
             self.record.write_trial(trial)
             # What the attempts hold beyond this, the optimizer above all, is of no more use.
             self.record.trial_folder(trial).delete()
@@ -335,11 +334,7 @@ def config_of(space: Space, record: RunRecord, trial: TrialRecord) -> RunConfig:
     own = {path: value for path, value in trial.params.items() if path != "finalist"}
     if "finalist" not in trial.params:
         return space.config(own)
-    place = record.finalist_folder(int(trial.params["finalist"])) / "trial.json"
-    try:
-        inherited = place.read_json()["params"]
-    except FileNotFoundError as error:
-        raise DamagedError(f"{place}: missing, and stage{trial.stage}/{trial.number} inherits its settings") from error
+    inherited = record.read_finalist(int(trial.params["finalist"]))["params"]
     return space.config({**inherited, **own})
 
 

@@ -28,6 +28,7 @@ from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.saved import open_model
+from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, read_file
 from grcf_ray.storage import Place
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
@@ -93,9 +94,13 @@ def export_winner(
         )
     provenance = place / "provenance.json"
     # A search that was cut off after its look at test looks again; the first look stays on record.
-    reads = provenance.read_json()["test_reads"] if provenance.exists() else _lost_reads(record) if to == "best" else []
+    if provenance.exists():
+        reads = read_file(provenance, ProvenanceFile)["test_reads"]
+    else:
+        reads = _lost_reads(record) if to == "best" else []
     provenance.write_json(
         {
+            "schema_version": SCHEMA_VERSION,
             "trial": trial_name(winner),
             "params": winner.params,
             "seed": winner.seed,
@@ -169,6 +174,7 @@ def measure_winner(
         for split, rows in (("valid", store.read("valid")), ("test", table))
     )
     metrics = {
+        "schema_version": SCHEMA_VERSION,
         "trial": trial_name(winner),
         "valid": valid,
         "test": test,
@@ -189,7 +195,7 @@ def measured(record: RunRecord, winner: str) -> bool:
     """Whether `best/` holds this trial, whole, and what it scores on test, so that nothing need be read again."""
     place = record.place / "best"
     try:
-        trial = (place / "metrics.json").read_json()["trial"]
+        trial = read_file(place / "metrics.json", MetricsFile)["trial"]
     except FileNotFoundError:
         return False
     return bool(trial == winner) and is_complete(place, ["metrics.json", "provenance.json"])
@@ -202,7 +208,7 @@ def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
     """
     path = place / "provenance.json"
     try:
-        provenance = path.read_json()
+        provenance = read_file(path, ProvenanceFile)
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: missing, and each reading of test is noted there; run the search's command again, which makes "
@@ -215,7 +221,7 @@ def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
 def test_was_read(record: RunRecord) -> bool:
     """Whether the run has looked at the test split."""
     path = record.place / "best" / "provenance.json"
-    return bool(path.read_json()["test_reads"] if path.exists() else _lost_reads(record))
+    return bool(read_file(path, ProvenanceFile)["test_reads"] if path.exists() else _lost_reads(record))
 
 
 def _lost_reads(record: RunRecord) -> list[dict[str, Any]]:
@@ -299,7 +305,7 @@ def keep_predictions(
         "state": pa.FixedSizeListArray.from_arrays(pa.array(state_ND.reshape(-1)), state_ND.shape[1]),
     }
     with place.writing() as path:
-        pq.write_table(pa.table(columns), path)
+        pq.write_table(pa.table(columns), path, write_page_checksum=True)
 
 
 def _ridge(features: Features, table: pa.Table, store: Store, config: RunConfig, protocol: Protocol) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
                 if "failure" not in result:
                     console.progress(_line(job.stage, epochs, result["curve"][-1]))
     if differences := unlike(trial, result):
-        described = record.read_run()
+        described = record.read_search()
         versions = other_versions(described["versions"])
         there, here = described.get("encoder"), encoder_of(config)
         if there and there != here:

@@ -180,7 +180,7 @@ def test_own_labels_say_which_classes_their_accuracy_has(folder: Path, info: Tab
 
 def test_seeds_stand_in_it_once_they_are_there(folder: Path, info: TableInfo) -> None:
     models = [
-        {"arm": arm, "index": index, "valid": {"mae": value}, "test": {"mae": value}}
+        {"arm": arm, "index": index, "seed": index, "valid": {"mae": value}, "test": {"mae": value}}
         for arm, of in (("winner", (0.70, 0.72, 0.68)), ("start", (0.75, 0.74, 0.76)))
         for index, value in enumerate(of)
     ]

@@ -461,7 +461,7 @@ def test_other_data_in_the_same_folder_are_refused(
 def test_a_run_of_a_newer_release_is_left_alone(run: Run, recorded: Recorded, tmp_path: Path) -> None:
     shutil.copytree(recorded.folder, tmp_path / "recorded")
     path = tmp_path / "recorded" / "run.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     argv = list(recorded.argv)
     argv[argv.index("--storage") + 1] = str(tmp_path)
     code, _, err = run(*argv)

@@ -271,16 +271,22 @@ def test_a_time_budget_is_the_searches(finished: Callable[..., tuple[Search, Tri
     assert {m["arm"] for m in metrics["models"]} == {"winner", "start"}
 
 
+def stored(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """`seeds/metrics.json` with these models."""
+    seeded = [{**model, "seed": model["index"]} for model in models]
+    return {"winner": "stage2/0", "seeds": 3, "complete": True, "models": seeded, **compare(models, 3)}
+
+
 def test_two_stages_against_the_baseline_of_the_same_name(tmp_path: Path) -> None:
     """Winner against winner, paired by seed, whichever of the two asks."""
     two, direct = (RunRecord(place_at(tmp_path / name)) for name in ("n", "n-direct"))
     of = {"n": models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 9.0}), "n-direct": models({0: 0.75, 2: 0.76, 5: 0.1}, {0: 9.0})}
     (tmp_path / "n" / "seeds").mkdir(parents=True)
-    (tmp_path / "n" / "seeds" / "metrics.json").write_text(json.dumps({"models": of["n"]}))
+    (tmp_path / "n" / "seeds" / "metrics.json").write_text(json.dumps(stored(of["n"])))
     assert against_baseline(two) is None
     assert against_baseline(direct) is None
     (tmp_path / "n-direct" / "seeds").mkdir(parents=True)
-    (tmp_path / "n-direct" / "seeds" / "metrics.json").write_text(json.dumps({"models": of["n-direct"]}))
+    (tmp_path / "n-direct" / "seeds" / "metrics.json").write_text(json.dumps(stored(of["n-direct"])))
     found = against_baseline(two)
     assert found is not None
     assert found == against_baseline(direct)

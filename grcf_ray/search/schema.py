@@ -1,0 +1,405 @@
+"""The JSON files of a run: what each holds, checked as it is read, and brought to the current version.
+
+A key that is missing, unknown or of another kind is a fault of the file: a DataError that names it. Files of earlier
+versions are brought up to date first, and what they have beyond is left out. The lease is not among them: it is another
+process's word, read by `lease`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Union
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from grcf_ray.config import Task, config_faults
+from grcf_ray.errors import DamagedError, DataError
+from grcf_ray.metrics import Protocol
+from grcf_ray.storage import Place
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "EntryFile",
+    "FinalistFile",
+    "MetricsFile",
+    "ModelMetricsFile",
+    "PartFile",
+    "ProvenanceFile",
+    "RunFile",
+    "SeedsFile",
+    "StoredFile",
+    "TrialFile",
+    "checked",
+    "checked_list",
+    "read_file",
+]
+
+SCHEMA_VERSION = 2
+"""Of every file of a run. 1: what release 0.1 wrote, some files without a version."""
+_MOST_EPOCHS = 100_000
+_FAULTS = 5
+"""Faults of a file that are said."""
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Name = Annotated[str, Field(pattern=r"^stage[12]/\d{1,9}$")]
+_Digits = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Checkpoint = Annotated[str, Field(pattern=r"^(stage[12]/trials/\d+/attempt-\d+|finalists/\d+)/[\w-]+\.safetensors$")]
+_Scalar = Union[str, bool, int, _Finite, None]  # noqa: UP007
+_Figures = dict[str, _Finite]
+
+
+def _moment(text: str) -> str:
+    if text:
+        datetime.datetime.fromisoformat(text)
+    return text
+
+
+_Time = Annotated[str, AfterValidator(_moment)]
+"""A time as the record has it; empty where nobody noted it."""
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    if faults := config_faults(values):
+        raise ValueError("; ".join(faults[:_FAULTS]))
+    return values
+
+
+_Settings = Annotated[dict[str, Any], AfterValidator(_settings)]
+
+
+def _epochs(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for number, metrics in enumerate(curve, 1):
+        if metrics.get("epoch") != number:
+            raise ValueError(f"entry {number} should be of epoch {number}, it is of {metrics.get('epoch')}")
+    return curve
+
+
+_Curve = Annotated[list[dict[str, _Finite | None]], Field(max_length=_MOST_EPOCHS), AfterValidator(_epochs)]
+
+
+class _Part(BaseModel):
+    """A mapping with these keys and no others, of exactly these kinds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StoredFile(_Part):
+    """A JSON file of a run."""
+
+    versioned_from: ClassVar[int] = 2
+    """The first version that this file names."""
+
+    schema_version: Annotated[int, Field(ge=1)]
+
+    @staticmethod
+    def upgraded(content: dict[str, Any]) -> dict[str, Any]:
+        """The content of version 1 as of version 2."""
+        return content
+
+
+class _Start(_Part):
+    time: _Time
+    command: str
+    seeds: _Count = 0
+    stage_ends: dict[_Digits, _Time] = {}
+
+
+class _Range(_Part):
+    low: _Finite
+    high: _Finite
+    log: bool
+    start: _Finite
+
+    @model_validator(mode="after")
+    def _bounds(self) -> _Range:
+        if not self.low <= self.start <= self.high or (self.log and self.low <= 0):
+            raise ValueError("should have low <= start <= high, and low > 0 where log is true")
+        return self
+
+
+class _Choice(_Part):
+    choices: Annotated[list[_Scalar], Field(min_length=1)]
+    start: _Scalar
+
+
+def _dimension(value: Any) -> Any:
+    _CHOICE.validate_python(value) if isinstance(value, dict) and "choices" in value else _RANGE.validate_python(value)
+    return value
+
+
+_CHOICE, _RANGE = TypeAdapter(_Choice), TypeAdapter(_Range)
+_Dimensions = dict[str, Annotated[Any, AfterValidator(_dimension)]]
+
+
+class _Space(_Part):
+    dataset: str
+    fixed: _Settings
+    stage1: _Dimensions
+    stage2: _Dimensions
+
+
+class _Data(_Part):
+    folder: str
+    name: str
+    task: Task
+    fingerprint: str
+    label_range: Annotated[list[_Finite], Field(min_length=2, max_length=2)]
+    metrics: Protocol | None = None
+
+
+class _Encoder(_Part):
+    name: str
+    weights_sha256: str
+
+
+class PartFile(StoredFile):
+    """run.json of a record that is a part of a run, such as retrainings."""
+
+    versioned_from = 1
+
+    state: str
+    settings: _Settings = {}
+    winner: _Name | None = None
+    finalists: list[_Digits] = []
+    stage2_trials: _Count = 0
+    encoder: _Encoder | None = None
+    cut: list[Literal[1, 2]] = []
+
+
+class RunFile(PartFile):
+    """run.json of a search."""
+
+    starts: Annotated[list[_Start], Field(min_length=1)]
+    space: _Space
+    settings: _Settings
+    data: _Data
+    versions: dict[str, str]
+    seeds: _Count = 0
+    test_seen: bool = False
+    ended: _Time | None = None
+
+    @staticmethod
+    def upgraded(content: dict[str, Any]) -> dict[str, Any]:
+        """Data were all for regression before they said so."""
+        data = content.get("data")
+        return {**content, "data": {"task": "regression", **data}} if isinstance(data, dict) else content
+
+
+class _Failure(_Part):
+    attempt: _Count
+    cause: str
+    error: str
+    time: str
+
+
+class TrialFile(StoredFile):
+    """stageN/trials/NNNN.json."""
+
+    versioned_from = 1
+
+    number: _Count
+    stage: Literal[1, 2]
+    attempt: _Count
+    params: dict[str, _Scalar]
+    seed: _Count
+    state: Literal["running", "complete", "pruned", "diverged", "failed"]
+    curve: _Curve
+    error: str | None
+    cause: str | None
+    failures: list[_Failure]
+    notes: list[str]
+    seconds: _NonNegative
+    utterance_passes: _NonNegative
+    checkpoint: _Checkpoint | None
+    checkpoint_sha256: _Sha256 | None
+    started: _Time
+    ended: _Time | None
+
+    @model_validator(mode="after")
+    def _finalist(self) -> TrialFile:
+        if not re.fullmatch(r"\d{1,9}", str(self.params.get("finalist", 0))):
+            raise ValueError(f"params.finalist = {self.params['finalist']!r}: should be a trial's number")
+        return self
+
+
+class FinalistFile(StoredFile):
+    """finalists/NNNN/trial.json."""
+
+    trial: _Count
+    objective: _Finite | None
+    params: dict[str, _Scalar]
+    sha256: _Sha256
+
+
+class ModelMetricsFile(StoredFile):
+    """metrics.json of a model that was trained anew."""
+
+    valid: _Figures
+    test: _Figures
+
+
+class _Baseline(_Part):
+    name: str
+    alpha: _Finite
+    valid: _Figures
+    test: _Figures
+
+
+class MetricsFile(ModelMetricsFile):
+    """best/metrics.json."""
+
+    trial: _Name
+    threads: Annotated[int, Field(ge=1, le=4096)]
+    paper: _Figures
+    not_comparable: list[str]
+    baselines: list[_Baseline]
+
+
+class _TestRead(_Part):
+    time: str
+    command: str
+    models: list[str]
+    argv: list[str] = []
+
+
+class _Source(_Part):
+    name: str
+    sha256: str
+
+
+class _Origin(_Part):
+    name: str
+    fingerprint: str
+    sources: list[_Source]
+
+
+class ProvenanceFile(StoredFile):
+    """best/provenance.json, and that of a model that was trained anew."""
+
+    trial: _Name
+    params: dict[str, _Scalar]
+    seed: _Count
+    settings: _Settings
+    data: _Origin
+    versions: dict[str, str]
+    test_reads: list[_TestRead]
+
+
+class _Retrained(_Part):
+    arm: Literal["winner", "start"]
+    index: _Count
+    seed: _Count
+    valid: _Figures
+    test: _Figures
+
+
+class _Spread(_Part):
+    mean: _Finite
+    deviation: _NonNegative | None
+    half_width: _NonNegative | None
+
+
+class _ArmSpread(_Part):
+    trained: _Count
+    valid: dict[str, _Spread]
+    test: dict[str, _Spread]
+
+
+class SeedsFile(StoredFile):
+    """seeds/metrics.json."""
+
+    winner: _Name
+    seeds: _Count
+    complete: bool
+    models: list[_Retrained]
+    arms: dict[Literal["winner", "start"], _ArmSpread]
+    gain: dict[str, _Spread]
+
+
+class EntryFile(_Part):
+    """An item of reproduce/models/SHAPE/entries.json."""
+
+    stage1: dict[str, _Scalar]
+    stage2: dict[str, _Scalar]
+    index: _Count
+
+
+def read_file(place: Place, kind: type[StoredFile]) -> dict[str, Any]:
+    """A file of a run, as of the current version. FileNotFoundError where there is none; DataError as in `checked`."""
+    return checked(place.read_json(), kind, place)
+
+
+def checked(content: Any, kind: type[StoredFile], place: Place) -> dict[str, Any]:
+    """The content of a file, as of the current version.
+
+    DataError where a newer release wrote it, DamagedError with every fault where it is not of the kind.
+    """
+    if not isinstance(content, dict):
+        raise _damaged(place, [f"should be a JSON object, not {type(content).__name__}"])
+    version = content.get("schema_version", 1 if kind.versioned_from > 1 else None)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise _damaged(place, [f"schema_version = {version!r}: should be a whole number from 1 on"])
+    if version > SCHEMA_VERSION:
+        raise DataError(f"{place}: written by a newer grcf_ray (version {version}); upgrade to read it")
+    old = version < SCHEMA_VERSION
+    if old:
+        content = kind.upgraded({**content, "schema_version": SCHEMA_VERSION})
+    while True:
+        try:
+            kind.model_validate(content)
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False)
+            if not old or any(fault["type"] != "extra_forbidden" for fault in found):
+                raise _damaged(place, _lines(found)) from error
+            content = _without(content, [fault["loc"] for fault in found])
+        else:
+            return dict(content)
+
+
+def checked_list(place: Place, kind: type[_Part]) -> list[dict[str, Any]]:
+    """A file that is a list of objects of a kind. FileNotFoundError; DamagedError."""
+    try:
+        content: list[dict[str, Any]] = place.read_json()
+        TypeAdapter(list[kind]).validate_python(content)  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise _damaged(place, _lines(error.errors(include_url=False, include_context=False))) from error
+    return content
+
+
+def _lines(faults: Any) -> list[str]:
+    def said(fault: Mapping[str, Any]) -> str:
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        if fault["type"] == "missing":
+            return f"{where} is missing"
+        if fault["type"] == "extra_forbidden":
+            return f"{where}: no such key"
+        return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+
+    return list(map(said, faults))
+
+
+def _damaged(place: Place, faults: list[str]) -> DamagedError:
+    more = [f"and {len(faults) - _FAULTS} more faults"] if len(faults) > _FAULTS else []
+    return DamagedError(
+        f"{place}: damaged, edited or not of this run ({'; '.join([*faults[:_FAULTS], *more])}). "
+        "Bring it back from a copy, or move it away"
+    )
+
+
+def _without(content: Any, places: list[tuple[Any, ...]]) -> Any:
+    """JSON without the keys at these places."""
+    if isinstance(content, dict):
+        gone = {at[0] for at in places if len(at) == 1}
+        return {
+            key: _without(value, [at[1:] for at in places if len(at) > 1 and at[0] == key])
+            for key, value in content.items()
+            if key not in gone
+        }
+    if isinstance(content, list):
+        return [_without(value, [at[1:] for at in places if at[0] == index]) for index, value in enumerate(content)]
+    return content
