@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from grcf_ray.report.view import RunView
 from grcf_ray.search.lease import is_held
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord, TrialRecord, spent
 
 __all__ = [
     "DIED",
