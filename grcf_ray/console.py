@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import typer
@@ -70,7 +73,8 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     debug = "--debug" in argv or os.environ.get("GRCF_DEBUG") == "1"
     try:
-        app([word for word in argv if word != "--debug"])
+        with _terminated_as_interrupted():
+            app([word for word in argv if word != "--debug"])
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -101,6 +105,19 @@ def _encodable(error: UnicodeError) -> tuple[str, int]:
     letters = error.object[error.start : error.end]
     escaped = (_ASCII.get(letter) or letter.encode("unicode_escape").decode() for letter in letters)
     return "".join(escaped), error.end
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A termination leaves the contexts that it meets, as an interrupt does: temporary files go with them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def progress(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Atomic writes: beside, fsync, rename.
+"""Temporary files, and atomic writes: beside, fsync, rename.
 
 A reader sees the old file or the new one, never a part.
 """
@@ -9,13 +9,48 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["file_sha256", "link_or_copy", "replacing", "sync", "write_json", "write_text"]
+__all__ = [
+    "clear_scratch",
+    "file_sha256",
+    "link_or_copy",
+    "replacing",
+    "scratch_folder",
+    "sync",
+    "write_json",
+    "write_text",
+]
+
+_scratch: set[Path] = set()
+"""The temporary files and folders that this process has now."""
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder, for as long as the context lasts."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    _scratch.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _scratch.discard(folder)
+
+
+def clear_scratch() -> None:
+    """Remove the temporary files and folders of this process, which is about to end without leaving its contexts."""
+    for path in list(_scratch):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -23,6 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` at the end, or vanishes on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    _scratch.add(beside)
     try:
         yield beside
         sync(beside)
@@ -32,6 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+        _scratch.discard(beside)
 
 
 def sync(path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,7 +132,7 @@ def predict(
             progress.add(part.num_rows)
 
     start = time.monotonic()
-    with _ended_as_interrupted(), target.writing() as path:
+    with target.writing() as path:
         _WRITERS[suffix](path, answers())
     seconds = time.monotonic() - start
     if json:
@@ -146,16 +144,6 @@ def predict(
     console.say(f"{shape.rows} rows scored ({speed}): {target}")
     for note in notes:
         console.say(console.sentence(note))
-
-
-@contextlib.contextmanager
-def _ended_as_interrupted() -> Iterator[None]:
-    """A termination is an interrupt: the part of the output that is written goes with it."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Progress:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from grcf_ray.errors import ConfigError, DamagedError, DataError
-from grcf_ray.files import link_or_copy, replacing
+from grcf_ray.files import link_or_copy, replacing, scratch_folder
 
 if TYPE_CHECKING:
     from pyarrow import fs as pafs
@@ -428,32 +427,32 @@ class RemotePlace(Place):
     @contextlib.contextmanager
     def reading(self) -> Iterator[Path]:
         """A copy, which goes at the end."""
-        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
-            path = Path(folder) / self.name
+        with scratch_folder("grcf-") as folder:
+            path = folder / self.name
             self._transfer(self._path, None, str(path), self._filesystem)
             yield path
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
         """A path in a folder of temporary files; uploaded at the end."""
-        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
-            path = Path(folder) / self.name
+        with scratch_folder("grcf-") as folder:
+            path = folder / self.name
             yield path
             self._transfer(str(path), self._filesystem, self._path, None)
 
     @contextlib.contextmanager
     def reading_folder(self) -> Iterator[Path]:
         """A copy, which goes at the end."""
-        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
-            self._transfer(self._path, None, folder, self._filesystem)
-            yield Path(folder)
+        with scratch_folder("grcf-") as folder:
+            self._transfer(self._path, None, str(folder), self._filesystem)
+            yield folder
 
     @contextlib.contextmanager
     def writing_folder(self) -> Iterator[Path]:
         """A folder of temporary files; uploaded at the end."""
-        with tempfile.TemporaryDirectory(prefix="grcf-") as folder:
-            yield Path(folder)
-            self._transfer(folder, self._filesystem, self._path, None)
+        with scratch_folder("grcf-") as folder:
+            yield folder
+            self._transfer(str(folder), self._filesystem, self._path, None)
 
     def copy_to(self, other: Place) -> None:
         """Within the storage: nothing passes through this machine."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import typer
 
 from grcf_ray import __version__, console
 from grcf_ray.errors import ClusterError, ConfigError, DataError, GrcfError, NoWinnerError
+from grcf_ray.files import scratch_folder
 
 
 def app_that(error: BaseException | None) -> typer.Typer:
@@ -175,3 +177,18 @@ def test_letters_that_the_terminal_lacks_end_no_command() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"#. 1 +- 2 \\xe9\n", b"_\\xe9\n")
+
+
+def test_a_termination_leaves_no_temporary_files() -> None:
+    app, folders = console.make_app("A test."), []
+
+    @app.command()
+    def main() -> None:
+        with scratch_folder("grcf-test-") as folder:
+            folders.append(folder)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(app) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [folder.exists() for folder in folders] == [False]

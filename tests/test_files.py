@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,7 +11,15 @@ from typing import Any
 import pytest
 
 from grcf_ray import files
-from grcf_ray.files import file_sha256, link_or_copy, replacing, write_json, write_text
+from grcf_ray.files import (
+    clear_scratch,
+    file_sha256,
+    link_or_copy,
+    replacing,
+    scratch_folder,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -122,3 +131,16 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     content = bytes(index % 251 for index in range(size))
     (tmp_path / "a").write_bytes(content)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_temporary_files_go_with_their_context_or_when_the_process_is_about_to_end(tmp_path: Path) -> None:
+    with scratch_folder("grcf-test-") as folder:
+        (folder / "file").write_text("x")
+    assert not folder.exists()
+    with scratch_folder("grcf-test-") as folder, contextlib.suppress(FileNotFoundError):
+        with replacing(tmp_path / "a") as beside:
+            beside.write_text("part")
+            clear_scratch()
+            assert not folder.exists()
+            assert names(tmp_path) == []
+        pytest.fail("what was removed cannot take a file's place")

@@ -11,10 +11,8 @@ Each of these folders is a run, as TensorBoard calls it.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +22,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from grcf_ray.config import Task
 from grcf_ray.console import progress
 from grcf_ray.errors import reason
+from grcf_ray.files import scratch_folder
 from grcf_ray.report.event_folder import EventFolder
 from grcf_ray.report.hparams import Study, best_tag, session_end
 from grcf_ray.report.images import png_values
@@ -65,7 +64,9 @@ class TensorBoardListener:
 
     def __init__(self, record: RunRecord) -> None:
         self._record, self._place = record, record.place / "tensorboard"
-        self._scratch = None if self._place.local else Path(tempfile.mkdtemp(prefix="grcf-tensorboard-"))
+        self._contexts = contextlib.ExitStack()
+        remote = self._place.local is None
+        self._scratch = self._contexts.enter_context(scratch_folder("grcf-tensorboard-")) if remote else None
         self._study: Study | None = None
         self._retraining = False
         self._folders: dict[tuple[str, ...], EventFolder] = {}
@@ -102,8 +103,7 @@ class TensorBoardListener:
             if error is None:
                 raise
         finally:
-            if self._scratch:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+            self._contexts.close()
 
     def finish(self, view: RunView) -> None:
         """Show what the best model makes of a split, which is test once the search has read it, valid until then.

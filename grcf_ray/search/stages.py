@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import grcf_ray.cluster  # noqa: F401  before Ray
@@ -17,6 +14,7 @@ from ray import tune
 from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
 from grcf_ray.errors import DamagedError, GrcfError, NoWinnerError
+from grcf_ray.files import scratch_folder
 from grcf_ray.metrics import Protocol as MetricsProtocol
 from grcf_ray.search.events import (
     Event,
@@ -186,9 +184,8 @@ class Search:
     ) -> None:
         search = self.config.search
         shared = Shared(ray.put(self.features), search.workers, search.worker_resources, named_interfaces())
-        scratch = Path(tempfile.mkdtemp(prefix="grcf-tune-"))
         try:
-            with self.stop.deferred():
+            with scratch_folder("grcf-tune-") as scratch, self.stop.deferred():
                 tune.Tuner(
                     tune.with_resources(tune.with_parameters(self.trainable, shared=shared), _resources(self.config)),
                     tune_config=tune.TuneConfig(
@@ -210,8 +207,6 @@ class Search:
                 ).fit()
         except tune.TuneError as error:
             raise _origin(error) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         if self.stop.requested:
             raise KeyboardInterrupt
         if keeper.hopeless:

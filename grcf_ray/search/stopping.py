@@ -13,6 +13,7 @@ from types import FrameType
 
 from grcf_ray.console import progress
 from grcf_ray.errors import ConfigError
+from grcf_ray.files import clear_scratch
 
 __all__ = ["STAGE_SHARES", "Stop", "parse_duration"]
 
@@ -96,7 +97,8 @@ class Stop:
             if self._last_words:
                 self._last_words(how)
         finally:
-            # No clean-up: it could take longer than whoever sent the signal waits. Ray's processes end with this one.
+            # No more than this: it could take longer than whoever sent the signal waits. Ray's processes end with ours.
+            clear_scratch()
             os._exit(130)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import tempfile
 import textwrap
 import uuid
 from collections.abc import Mapping
@@ -28,6 +27,8 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from grcf_ray.files import scratch_folder
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -247,7 +248,7 @@ def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], inte
     gpus = resources.get("GPU", 0.0)
     # NCCL admits one process to a GPU.
     cuda = "nccl" if gpus >= 1 else "gloo"
-    with tempfile.TemporaryDirectory(prefix="grcf-train-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder("grcf-train-") as scratch:
         TorchTrainer(
             _work,
             train_loop_config=config,
@@ -262,7 +263,7 @@ def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], inte
             ),
             run_config=RunConfig(
                 name=f"grcf-{uuid.uuid4().hex}",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 # The holder says what is to be done; Train alone would try to start a group for ever.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             ),

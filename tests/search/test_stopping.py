@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grcf_ray.errors import ConfigError, NoWinnerError
+from grcf_ray.files import scratch_folder
 from grcf_ray.search import stopping
 from grcf_ray.search.stopping import STAGE_SHARES, Stop, parse_duration
 
@@ -178,3 +179,12 @@ def test_a_stage_whose_time_is_up_starts_no_trial(make_search: Callable[..., Sea
     with pytest.raises(NoWinnerError):
         search.run()
     assert search.record.trials(1) == []
+
+
+def test_to_leave_at_once_leaves_no_temporary_files(exits: list[int]) -> None:
+    stop = Stop()
+    with scratch_folder("grcf-test-") as folder, stop.on_signals():
+        with pytest.raises(Left):
+            signal.raise_signal(signal.SIGTERM)
+        assert not folder.exists()
+    assert exits == [130]
