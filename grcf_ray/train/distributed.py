@@ -253,7 +253,7 @@ def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], inte
             _work,
             train_loop_config=config,
             torch_config=MeetingConfig(
-                backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo", interfaces=interfaces, folder=scratch
+                backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo", interfaces=interfaces, folder=str(scratch)
             ),
             scaling_config=ScalingConfig(
                 num_workers=workers,
