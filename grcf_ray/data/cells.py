@@ -20,7 +20,6 @@ __all__ = [
     "is_unicode",
     "items",
     "kind_of",
-    "lacking",
     "number_of",
     "shown",
     "text_of",
@@ -166,12 +165,6 @@ def kind_of(cell: Any) -> str:
     if isinstance(cell, (list, tuple)):
         return f"a {type(cell).__name__} of {len(cell)}"
     return f"of type {type(cell).__name__}"
-
-
-def lacking(name: str, frames: Frames) -> list[str]:
-    """A note where some utterances lack a modality."""
-    count = int((frames.lengths_N == 0).sum())
-    return [f"{name}: {count} of {len(frames.lengths_N)} utterances have none"] if count else []
 
 
 def _count(cell: Any) -> int:

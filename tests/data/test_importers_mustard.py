@@ -272,11 +272,7 @@ def test_features_of_an_utterance_may_be_missing(folder: Path, items: Items) -> 
     table = accepted(raw)
     assert [row for row, rows in enumerate(table["audio"].to_pylist()) if rows is None] == [0, 1]
     assert [row for row, rows in enumerate(table["vision"].to_pylist()) if rows is None] == [2, 4]
-    assert {
-        "audio: 2 of 20 utterances have none",
-        "audio: 1 arrays are not of an utterance, and left out",
-        "vision: 2 of 20 utterances have none",
-    } <= set(raw.notes)
+    assert "audio: 1 arrays are not of an utterance, and left out" in raw.notes
 
 
 def test_a_modality_may_be_missing_and_all_of_it_empty(folder: Path, items: Items) -> None:

@@ -64,6 +64,26 @@ def test_columns_in_any_order_others_ignored_and_a_byte_order_mark(tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_columns_that_are_not_used_and_utterances_without_a_modality_are_noted(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"own.{suffix}"
+    columns: dict[str, Any] = {"id": list("abc"), "split": ["train", "dev", "test"], "text": list("xyz")}
+    columns |= {"label": ["1", "2", "3"], "audoi": ["1"] * 3, "vision": ["[[1, 2]]", None, ""]}
+    rows = pa.table(columns).to_pylist()
+    if suffix == "jsonl":
+        write(path, "\n".join(map(json.dumps, rows)))
+    else:
+        (pyarrow.csv.write_csv if suffix == "csv" else pq.write_table)(pa.table(columns), path)
+    _, info = import_source(path, OWN)
+    assert "columns that are not used: 'audoi'" in info.notes
+    assert "vision: 2 of 3 utterances have none" in info.notes
+
+
+def test_a_column_that_is_ours_but_for_its_letters_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", "id,split,text,label, Audio\na,train,x,1,\n")
+    assert refusal(path) == f"{path}: columns are named by lower-case words: rename ' Audio' for audio"
+
+
 def test_features_and_context_in_csv_are_json(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     columns = {
@@ -200,7 +220,7 @@ def test_lines_that_are_no_rows_are_named(tmp_path: Path, line: str, says: str) 
 
 def test_missing_columns_of_json_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", '{"id": 1, "text": "x"}\n')
-    assert refusal(path) == f"{path}: missing columns label; present: id, text"
+    assert refusal(path) == f"{path}: missing columns label; present: id, text, split"
 
 
 @pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.jsonl"])
@@ -399,7 +419,8 @@ def test_real_mosi() -> None:
     assert info.splits == {"train": 1284, "valid": 229, "test": 686}
     assert (info.audio_dim, info.vision_dim, info.transcripts) == (75, None, "upper")
     assert info.fingerprint == again.fingerprint
-    assert len(info.notes) == 1
+    assert info.notes[0] == "columns that are not used: 'start', 'end'"
+    assert len(info.notes) == 2
     assert pc.min_max(table["label"]).as_py() == {"min": -3.0, "max": 3.0}
 
 

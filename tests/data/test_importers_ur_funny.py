@@ -258,10 +258,9 @@ def test_samples_without_rows_have_none(tmp_path: Path) -> None:
         content[COVAREP][name]["punchline_features"] = empty
     del content[COVAREP][ALL[4]]
     content[COVAREP] = dict(reversed(content[COVAREP].items()))
-    raw = ur_funny.read(write(tmp_path / "own", content))
-    assert [rows is None for rows in raw.table["audio"].to_pylist()] == [True] * 5 + [False] * 6
-    assert "audio: 5 of 11 utterances have none" in raw.notes
-    assert not raw.faults
+    table, info = import_source(write(tmp_path / "own", content), MINE)
+    assert [rows is None for rows in table["audio"].to_pylist()] == [True] * 5 + [False] * 6
+    assert "audio: 5 of 11 utterances have none" in info.notes
 
 
 def test_infinite_values_are_left_to_the_check(tmp_path: Path) -> None:

@@ -241,6 +241,8 @@ def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts
         notes.append("the transcripts are upper case; they are kept as they are, and lower-cased for the encoder")
     if textless := pc.sum(pc.equal(table["text"], "")).as_py():
         notes.append(f"{textless} of {table.num_rows} utterances have no text")
+    without = {name: table[name].null_count for name in MODALITIES if name in table.column_names}
+    notes += [f"{name}: {count} of {table.num_rows} utterances have none" for name, count in without.items() if count]
     if shared := _shared_texts(table):
         notes.append(f"{shared} texts stand in more than one of train, valid and test, with the same context")
     if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:

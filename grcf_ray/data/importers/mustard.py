@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, class_of, is_unicode, lacking, shown
+from grcf_ray.data.cells import Cells, class_of, is_unicode, shown
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
@@ -306,4 +306,4 @@ def _frames(file: Any, name: str, cells: Cells) -> Rows | None:
 def _column(name: str, rows: list[Rows | None], others: int, cells: Cells, *notes: str) -> tuple[pa.Array, list[str]]:
     frames = cells.frames(name, rows)
     left_out = [f"{name}: {others} arrays are not of an utterance, and left out"] if others else []
-    return frames.to_arrow(), [*notes, *lacking(name, frames), *left_out]
+    return frames.to_arrow(), [*notes, *left_out]

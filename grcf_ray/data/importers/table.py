@@ -35,6 +35,7 @@ VARIANTS: dict[str, str] = {}
 _JSON_LINES = {".jsonl", ".ndjson"}
 _SUFFIXES = {".parquet", ".csv", ".tsv", *_JSON_LINES}
 _REQUIRED = ("id", "split", "text", "label")
+_OPTIONAL = (*MODALITIES, "context", "video_id")
 _NUMBERS = ("label", *MODALITIES)
 _NAMES = ("id", "video_id")
 _ROWS_AT_A_TIME = 1000
@@ -58,11 +59,13 @@ def read(source: Path, variant: str = "") -> RawTable:
     tables: list[pa.Table] = []
     faults: list[Fault] = []
     problems: list[str] = []
+    ignored: dict[str, None] = {}
     rows = 0
     paths = files(source) or [source]
     for path in paths:
         if answer := tried(problems, _read_file, path):
-            table, found = answer
+            table, found, others = answer
+            ignored |= dict.fromkeys(others)
             faults += [fault._replace(row=rows + fault.row) for fault in found]
             rows += table.num_rows
             tables.append(table)
@@ -72,6 +75,7 @@ def read(source: Path, variant: str = "") -> RawTable:
         table=pa.concat_tables(tables, promote_options="default"),
         files=tuple((path, table.num_rows) for path, table in zip(paths, tables, strict=True)),
         faults=tuple(faults),
+        notes=(f"columns that are not used: {', '.join(map(repr, ignored))}",) if ignored else (),
     )
 
 
@@ -84,7 +88,9 @@ def stream(path: Path, columns: Collection[str], rows: int) -> Iterator[tuple[pa
     if _is_parquet(path):
         batches = _parquet_batches(path, columns, rows)
     elif path.suffix.lower() in _JSON_LINES:
-        batches = _json_batches(path, columns, rows)
+        present = _json_columns(path)
+        _check_columns(path, present, ("text",))
+        batches = _json_batches(path, _json_schema(present, columns), rows)
     else:
         batches = _csv_batches(path, columns)
     any_rows = False
@@ -110,23 +116,29 @@ def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterato
         raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
 
-def _json_batches(
-    path: Path, columns: Collection[str], rows: int, *, required: Collection[str] = ("text",)
-) -> Iterator[pa.RecordBatch]:
-    """The rows, up to `rows` at a time, each cell as CSV has it: lists and numbers are written out."""
+def _json_columns(path: Path) -> list[str]:
+    """The names that any of the rows has; DataError with every line that is no row."""
     _check_encoding(path)
     faults: list[str] = []
     present: dict[str, None] = {}
     for number, line in _json_lines(path):
         try:
-            present |= dict.fromkeys(_json_cells(line))
+            _, names = _json_cells(line)
+            present |= dict.fromkeys(names)
         except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: {reason(error)}")
     if faults:
         raise data_error(path, faults)
-    _check_columns(path, list(present), required)
-    schema = pa.schema({name: pa.string() for name in RAW_SCHEMA.names if name in present and name in columns})
-    lines = (_json_cells(line) for _, line in _json_lines(path))
+    return list(present)
+
+
+def _json_schema(present: Collection[str], columns: Collection[str]) -> pa.Schema:
+    return pa.schema({name: pa.string() for name in RAW_SCHEMA.names if name in present and name in columns})
+
+
+def _json_batches(path: Path, schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows, up to `rows` at a time, each cell as CSV has it: lists and numbers are written out."""
+    lines = (_json_cells(line)[0] for _, line in _json_lines(path))
     while part := list(itertools.islice(lines, rows)):
         yield pa.RecordBatch.from_pylist(part, schema)
 
@@ -136,10 +148,10 @@ def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
-def _json_cells(line: str) -> dict[str, str | None]:
-    """The columns that we know of an object, as texts; ValueError where it is none, or no text stands where one should.
+def _json_cells(line: str) -> tuple[dict[str, str | None], list[str]]:
+    """The cells that we know of an object, as texts, and all its names.
 
-    ValueError too where a column is there twice.
+    ValueError where it is no object, has a name twice, or something else where a text should be.
     """
     value = json.loads(line, object_pairs_hook=_unique)
     if not isinstance(value, dict):
@@ -157,7 +169,7 @@ def _json_cells(line: str) -> dict[str, str | None]:
             cells[name] = json.dumps(cell)
         else:
             raise ValueError(f"{name} is {shown(cell)}, not a text{' or a whole number' if name in _NAMES else ''}")
-    return cells
+    return cells, list(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,20 +212,22 @@ def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatc
         raise _misfits(path, broken)
 
 
-def _read_file(path: Path) -> tuple[pa.Table, list[Fault]]:
+def _read_file(path: Path) -> tuple[pa.Table, list[Fault], list[str]]:
+    """The rows of a file, the faults of their cells, and the columns that are none of ours."""
     if _is_parquet(path):
-        table = _read_parquet(path)
+        table, present = _read_parquet(path)
     elif path.suffix.lower() in _JSON_LINES:
-        table = _read_json(path)
+        table, present = _read_json(path)
     else:
         table = _read_csv(path)
-    return _typed(path, _select(path, table))
+        present = table.column_names
+    return *_typed(path, _select(path, table, present)), [name for name in present if name not in RAW_SCHEMA.names]
 
 
-def _read_json(path: Path) -> pa.Table:
-    required = [name for name in _REQUIRED if name != "split" or path.stem.lower() not in SPLIT_ALIASES]
-    batches = list(_json_batches(path, RAW_SCHEMA.names, _ROWS_AT_A_TIME, required=required))
-    return pa.Table.from_batches(batches)
+def _read_json(path: Path) -> tuple[pa.Table, list[str]]:
+    present = _json_columns(path)
+    schema = _json_schema(present, RAW_SCHEMA.names)
+    return pa.Table.from_batches(_json_batches(path, schema, _ROWS_AT_A_TIME), schema), present
 
 
 def _is_parquet(path: Path) -> bool:
@@ -221,13 +235,14 @@ def _is_parquet(path: Path) -> bool:
         return path.suffix.lower() == ".parquet" or file.read(4) == b"PAR1"
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path) -> tuple[pa.Table, list[str]]:
     try:
         file = pq.ParquetFile(path)
-        table = file.read([name for name in file.schema_arrow.names if name in RAW_SCHEMA.names])
+        present = file.schema_arrow.names
+        table = file.read([name for name in present if name in RAW_SCHEMA.names])
         # Arrow believes a file that its texts are UTF-8.
         table.validate(full=True)
-        return table
+        return table, present
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
@@ -279,11 +294,12 @@ def _check_encoding(path: Path) -> None:
                 ) from error
 
 
-def _select(path: Path, table: pa.Table) -> pa.Table:
-    """The columns we know; the split from the file's name where no column says it."""
+def _select(path: Path, table: pa.Table, present: list[str]) -> pa.Table:
+    """The columns we know of those present; the split from the file's name where no column says it."""
     if "split" not in table.column_names and path.stem.lower() in SPLIT_ALIASES:
         table = table.append_column("split", pa.repeat(pa.scalar(path.stem), table.num_rows))
-    _check_columns(path, table.column_names, _REQUIRED)
+        present = [*present, "split"]
+    _check_columns(path, present, _REQUIRED)
     if not table.num_rows:
         raise DataError(f"{path}: no rows")
     return table.select([name for name in RAW_SCHEMA.names if name in table.column_names])
@@ -293,6 +309,9 @@ def _check_columns(path: Path, present: list[str], required: Collection[str]) ->
     if missing := [name for name in required if name not in present]:
         named = " (or files named train, valid and test)" if "split" in missing else ""
         raise DataError(f"{path}: missing columns {', '.join(missing)}{named}; present: {', '.join(present)}")
+    ours = {name: [other for other in present if other != name and other.strip().lower() == name] for name in _OPTIONAL}
+    if close := [f"{other!r} for {name}" for name, others in ours.items() for other in others if name not in present]:
+        raise DataError(f"{path}: columns are named by lower-case words: rename {', '.join(close)}")
     if twice := sorted({name for name in RAW_SCHEMA.names if present.count(name) > 1}):
         raise DataError(f"{path}: more than one column named {', '.join(twice)}")
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, lacking, shown, text_of
+from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, shown, text_of
 from grcf_ray.data.frames import Frames, Rows, joined
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
 from grcf_ray.data.schema import MODALITIES
@@ -324,4 +324,3 @@ def _modality_notes(roles: Mapping[str, _Sequences]) -> Iterable[str]:
             continue
         one = roles[name]
         yield f"{name} from {one.path.name}, rows of {one.width} values"
-        yield from lacking(name, one.frames)
