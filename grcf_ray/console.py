@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import io
 import os
 import re
@@ -13,7 +14,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, cast
 
 import typer
 
@@ -29,6 +31,9 @@ _ASCII = dict(zip("▁▂▃▄▅▆▇█░•─│└–×“”‘’", "_
 """What charts and sentences have, for terminals that have ASCII alone."""
 _ERRORS = "grcf_ray"
 """The name of `_encodable` among Python's handlers of encoding errors."""
+
+_GONE = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO})
+"""What a stream says whose reader, or terminal, is gone."""
 
 __all__ = [
     "make_app",
@@ -72,9 +77,18 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
         say(f"grcf_ray {__version__}")
         sys.exit(0)
     debug = "--debug" in argv or os.environ.get("GRCF_DEBUG") == "1"
+    with _lasting_streams():
+        _run(app, argv, debug)
+
+
+def _run(app: typer.Typer, argv: Sequence[str], debug: bool) -> NoReturn:
     try:
-        with _terminated_as_interrupted():
-            app([word for word in argv if word != "--debug"])
+        try:
+            with _terminated_as_interrupted():
+                app([word for word in argv if word != "--debug"])
+        finally:
+            # An answer that cannot be written is an error like any other.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -118,6 +132,62 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
+    """While the context lasts, standard output and error may be closed, then or before: what they lack is readers."""
+    # Otherwise the next file that is opened would take the place of a closed stream, and get what is meant for it.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    before = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w", encoding="utf-8") as nobody:
+        sys.stdout = cast(TextIO, _LastingStream(sys.stdout or nobody, _GONE))
+        sys.stderr = cast(TextIO, _LastingStream(sys.stderr or nobody, None))
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+class _LastingStream:
+    """A stream that outlives its reader, such as `head`: nobody is there for what follows, and that is no error.
+
+    faults: numbers of the errors that are passed over; None is all, for what nobody's answer depends on.
+    """
+
+    def __init__(self, stream: TextIO, faults: frozenset[int] | None) -> None:
+        self._stream, self._faults = stream, faults
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """The characters written."""
+        with self._surviving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        with self._surviving():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                if self._faults is not None and error.errno not in self._faults:
+                    raise
+            elif not self._stream.closed:
+                raise
+            # What is left in its buffer would be written again, at the latest when the process ends.
+            if isinstance(error, OSError) and error.errno in _GONE:
+                with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nobody:
+                    os.dup2(nobody.fileno(), self._stream.fileno())
 
 
 def progress(line: str) -> None:

@@ -192,3 +192,68 @@ def test_a_termination_leaves_no_temporary_files() -> None:
     assert exit_code(app) == 130
     assert signal.getsignal(signal.SIGTERM) is before
     assert [folder.exists() for folder in folders] == [False]
+
+
+CHATTY = """
+import os, sys
+from grcf_ray import console
+
+app = console.make_app("A test.")
+
+@app.command()
+def main(number: int = 0) -> None:
+    console.progress("begin")
+    if "gone" in sys.argv[-1]:
+        # The reader leaves now.
+        os.write(int(os.environ["TOLD"]), b"x")
+        os.read(int(os.environ["GO"]), 1)
+    # A file that takes the place of a closed stream would get its words.
+    with open(os.environ["FILE"], "w") as file:
+        for _ in range(3):
+            console.progress("line")
+            print("answer")
+        file.write("own")
+    raise SystemExit(3)
+
+console.run(app, ["--number", "1"])
+"""
+
+
+@pytest.mark.parametrize("closing", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_from_the_start_change_nothing(tmp_path: Path, closing: str) -> None:
+    out, err, file = (tmp_path / name for name in ("out", "err", "file"))
+    command = f'"$0" -c "$1" > "{out}" 2> "{err}" {closing}'
+    environment = {**os.environ, "FILE": str(file)}
+    assert subprocess.run(["sh", "-c", command, sys.executable, CHATTY], env=environment).returncode == 3
+    assert file.read_text() == "own"
+    assert out.read_text() == ("answer\n" * 3 if closing == "2>&-" else "")
+    assert err.read_text() == ("begin\n" + "line\n" * 3 if closing == ">&-" else "")
+
+
+def test_readers_that_leave_change_nothing(tmp_path: Path) -> None:
+    """As `head` does, of both streams."""
+    told, tell = os.pipe()
+    wait, go = os.pipe()
+    environment = {**os.environ, "FILE": str(tmp_path / "file"), "TOLD": str(tell), "GO": str(wait)}
+    argv = [sys.executable, "-c", CHATTY, "gone"]
+    with subprocess.Popen(
+        argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(tell, wait)
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert os.read(told, 1) == b"x"
+        process.stdout.close()
+        process.stderr.close()
+        os.write(go, b"x")
+        assert process.wait(60) == 3
+    assert (tmp_path / "file").read_text() == "own"
+    for descriptor in (told, tell, wait, go):
+        os.close(descriptor)
+
+
+def test_an_answer_that_a_full_disk_swallows_is_an_error(tmp_path: Path) -> None:
+    """Nobody asked for that; progress alone may be lost."""
+    environment = {**os.environ, "FILE": str(tmp_path / "file")}
+    for stream, code in (("2", 3), ("1", 1)):
+        command = f'"$0" -c "$1" {stream}> /dev/full'
+        ran = subprocess.run(["sh", "-c", command, sys.executable, CHATTY], env=environment, capture_output=True)
+        assert ran.returncode == code
