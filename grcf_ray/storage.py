@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from grcf_ray.errors import ConfigError, DamagedError, DataError
 from grcf_ray.files import link_or_copy, replacing, scratch_folder
@@ -524,7 +524,8 @@ def _remote(scheme: str, rest: str) -> RemotePlace:
     from pyarrow import fs as pafs
 
     path, _, query = rest.partition("?")
-    if _KEYS.match(rest) or _SECRETS.search(query):
+    endpoints = (value for key, value in parse_qsl(query) if key == "endpoint_override")
+    if _KEYS.match(rest) or _SECRETS.search(query) or any("@" in endpoint for endpoint in endpoints):
         raise ConfigError(
             f"{scheme}://...: keys in a URI would be on record with the run; give them in the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws/credentials, on every machine"

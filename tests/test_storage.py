@@ -359,6 +359,8 @@ class TestUris:
             "abfs://:hidden@account/container",
             "s3://me:hid?hidden@bucket/runs",
             "s3://bucket/runs?region=eu-west-1&secret_key=hidden",
+            "s3://bucket/runs?scheme=http&endpoint_override=user:hidden@host:9000",
+            "s3://bucket/runs?endpoint_override=http%3A%2F%2Fuser%3Ahidden%40host",
             "abfs://container@account.dfs.core.windows.net/runs?sv=1&sig=hidden",
             "abfs://container@account.dfs.core.windows.net/runs?client_secret=hidden",
         ],

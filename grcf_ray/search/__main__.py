@@ -57,7 +57,9 @@ def search(
     ),
     name: str | None = typer.Option(None, metavar="NAME", help="Run name; default dataset-backbone-seed."),
     storage: str | None = typer.Option(
-        None, metavar="DIR|URI", help="Where runs go, such as s3://bucket/runs; default $GRCF_RUNS, then ./runs."
+        None,
+        metavar="DIR|URI",
+        help="Where runs go, such as s3://bucket/runs; default $GRCF_RUNS, then ./runs, in a Ray job ~/grcf_runs.",
     ),
     shared: bool = typer.Option(
         False, "--shared", help="Let others read the run, as your umask allows; without it, you alone."

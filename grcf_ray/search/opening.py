@@ -33,6 +33,8 @@ __all__ = [
 
 FREE = frozenset({"search.concurrent", "search.hang_minutes", "search.failures_in_a_row"})
 """Settings that change no number of a trial: they may differ from start to start."""
+_NAME_BYTES = 200
+"""Disks take 255; other runs' names are made from this one, as with `--force`."""
 GROWING = ("search.stage1_trials", "search.stage2_trials")
 """Budgets: the larger of what is asked for and what is on record holds."""
 
@@ -81,6 +83,7 @@ def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool)
 
     force: take the name with -2, -3 and so on instead, the first that is free or that is this run.
     """
+    _check_name(name)
     number = 1
     while True:
         record = RunRecord((runs / (name if number == 1 else f"{name}-{number}")).rooted())
@@ -99,6 +102,20 @@ def find_run(runs: Place, name: str, space: Space, store: Store, *, force: bool)
                 f"which names it {name}-{number + 1}"
             )
         number += 1
+
+
+def _check_name(name: str) -> None:
+    """ConfigError where a run of this name would lie outside its folder, or could not be listed or written there."""
+    if (
+        name.startswith(".")
+        or len(name.encode("utf-8", "surrogateescape")) not in range(1, _NAME_BYTES + 1)
+        or not name.isprintable()
+        or set("/\\") & set(name)
+    ):
+        raise ConfigError(
+            f"--name {name!r}: a run's name is that of a folder in --storage: 1 to {_NAME_BYTES} bytes, no / or \\, no "
+            "control characters, no dot at the start; give another: --name NAME"
+        )
 
 
 def differences(run: dict[str, Any], space: Space, store: Store) -> list[str]:

@@ -173,3 +173,33 @@ def test_where_runs_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRCF_RUNS", "elsewhere")
     assert str(runs_place(None)) == str(tmp_path / "elsewhere")
     assert str(runs_place("there")) == str(tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../n",
+        "/tmp/n",
+        "a/b",
+        "a/../../b",
+        "a\\b",
+        "..\\b",
+        "a\0b",
+        "a\nb",
+        ".hidden",
+        "n" * 201,
+        "ä" * 101,
+    ],
+)
+def test_a_name_that_leads_out_of_the_storage_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--name .*--name NAME$"):
+        find_run(place_at(tmp_path / "runs"), name, None, None, force=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["n", "mosi-all-MiniLM-L6-v2-seed42", "a..b", "über uns", "n" * 200])
+def test_names_of_folders_are_taken(tmp_path: Path, name: str) -> None:
+    assert find_run(place_at(tmp_path), name, None, None, force=False).place.name == name
