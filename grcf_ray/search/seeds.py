@@ -107,6 +107,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
     measure_models(job, ended, store, run, "search --seeds", below="seeds")
+    _drop_checkpoints(record, ended)
     models = [_entry(record, trial) for trial in ended]
     metrics = {
         "schema_version": SCHEMA_VERSION,
@@ -118,6 +119,19 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> di
     }
     (run.place / "seeds" / "metrics.json").write_json(metrics)
     return metrics
+
+
+def _drop_checkpoints(record: RunRecord, ended: Sequence[TrialRecord]) -> None:
+    """Delete the checkpoints of retrainings whose models lie whole in `models/`: nothing reads them any more.
+
+    What Stage 2 started from stays in `finalists/`: it is another model, from which a retraining is replayed.
+    """
+    for trial in ended:
+        if trial.checkpoint is not None:
+            # The record first: it never names a file that is gone.
+            trial.checkpoint = trial.checkpoint_sha256 = None
+            record.write_trial(trial)
+        record.trial_folder(trial).delete()
 
 
 def seeds_record(run: RunRecord, winner: str) -> RunRecord:

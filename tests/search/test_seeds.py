@@ -20,6 +20,7 @@ from grcf_ray.search.seeds import (
     SeedTrials,
     against_baseline,
     compare,
+    model_place,
     retrain,
     retrainings,
     seeds_record,
@@ -27,7 +28,7 @@ from grcf_ray.search.seeds import (
 )
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.search.winner import trial_name
+from grcf_ray.search.winner import MEASURED, trial_name
 from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:
@@ -241,6 +242,16 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
     found = [(place / "metrics.json").read_json() for place in places]
     assert found == [{"valid": m["valid"], "test": m["test"]} for m in ours]
     assert len(places) == seeds
+    # One copy of each model, and of what Stage 2 started from.
+    weights = sorted(
+        path.relative_to(str(record.place)).parts for path in Path(str(record.place)).rglob("*.safetensors")
+    )
+    assert weights == [
+        (folder, f"{number:04d}", "model.safetensors")
+        for folder in ("finalists", "models")
+        for number in range(2 * seeds)
+    ]
+    assert [trial.checkpoint for trial in second] == [None] * 2 * seeds
 
     assert metrics["seeds"] == seeds
     assert metrics["complete"] is True
@@ -255,7 +266,8 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
     for trial in second:
         number = int(trial.params["finalist"])
         (model,) = [m for m in metrics["models"] if (m["arm"] == "start", m["index"]) == (number % 2, number // 2)]
-        # Measured from the file on its own, as the winner is.
+        # Measured from the file on its own, as the winner is, and in its manifest.
+        assert set(MEASURED) < set((model_place(record, trial, last=2) / "manifest.json").read_json()["files"])
         assert model["valid"]["mae"] == pytest.approx(trial.objective, rel=1e-5)
 
 
