@@ -82,6 +82,15 @@ class Store:
             )
         return path
 
+    def texts(self, split: str) -> list[str]:
+        """[N] texts of one split, for counts: the file is not verified, and its other columns are not read."""
+        path = self.folder / self.files[split].name
+        try:
+            texts: list[str] = pq.read_table(path, columns=["text"], partitioning=None)["text"].to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read ({error}). Import the data set again") from error
+        return texts
+
 
 def is_store(folder: Path) -> bool:
     """Whether the folder looks like an imported data set."""

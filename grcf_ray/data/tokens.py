@@ -11,7 +11,7 @@ from grcf_ray.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NO_WORD", "tokenize"]
+__all__ = ["NO_WORD", "count_cut", "tokenize"]
 
 NO_WORD = -1
 """The word of special tokens, and of what was said before."""
@@ -56,6 +56,17 @@ def tokenize(
             if by_word:
                 words[row] = _words(text_N[row], both["offset_mapping"][place], both.sequence_ids(place), 1)
     return ids, words if by_word else None
+
+
+def count_cut(text_N: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> int:
+    """How many of the texts have more subwords than a model reads, special tokens included; their rest is left out."""
+    # Of ASCII no tokenizer makes more subwords than it has letters, beside a mark at its beginning; other letters may
+    # be taken apart first.
+    spare = max_tokens - tokenizer.num_special_tokens_to_add() - 1
+    long = [text for text in text_N if len(text) > spare or not text.isascii()]
+    if not long:
+        return 0
+    return sum(len(ids) > max_tokens for ids in tokenizer(long, truncation=False)["input_ids"])
 
 
 def _words(text: str, span_T: Sequence[tuple[int, int]], sequence_T: Sequence[int | None], sequence: int) -> list[int]:

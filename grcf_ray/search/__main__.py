@@ -83,7 +83,7 @@ def search(
     print_config: bool = typer.Option(
         False, "--print-config", help="Print the starting configuration as YAML, run nothing."
     ),
-    json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+    json: bool = typer.Option(False, "--json", help="Print the result as JSON; with --dry-run the plan."),
 ) -> None:
     """Search Stage 1, hand its best checkpoints to a search of Stage 2, evaluate the winner once on test.
 
@@ -180,9 +180,12 @@ def _run(
             console.progress(f"{record} is finished; this is its result")
         else:
             room = session.check()
-            _print_plan(session, room)
+            cut = session.count_cut()
+            _print_plan(session, room, cut)
             if calibrate:
                 _print_calibration(session, as_json)
+            elif dry_run and as_json:
+                _print_plan_json(session, room, cut)
             if dry_run or calibrate:
                 return
             session.run(room)
@@ -190,7 +193,11 @@ def _run(
     _print(record, as_json)
 
 
-def _print_plan(session: Session, room: Room) -> None:
+def _print_plan(session: Session, room: Room, cut: tuple[int, int]) -> None:
+    """What will run, on standard error. cut: texts that are longer than the model reads, of so many.
+
+    An import cannot count those: how many subwords a text has hangs on the encoder, which is chosen here.
+    """
     from grcf_ray.data.schema import split_sizes
     from grcf_ray.report.terminal import typed
 
@@ -201,6 +208,11 @@ def _print_plan(session: Session, room: Room) -> None:
     )
     for note in info.notes:
         console.progress(f"         {note}")
+    if cut[0]:
+        console.progress(
+            f"         {cut[0]} of {cut[1]} texts of train and valid are cut: they have more than "
+            f"features.max_tokens = {config.features.max_tokens} subwords"
+        )
     console.progress(f"Model:   {config.model.backbone}, {config.model.frozen_layers} frozen layers")
     written_for = "" if space.dataset == info.name else f", written for {space.dataset}"
     console.progress(f"Space:   {typed(Path(space.source))}{written_for}")
@@ -220,6 +232,36 @@ def _print_plan(session: Session, room: Room) -> None:
     for note in room.notes:
         console.progress(f"Note:    {note}")
     console.progress(f"Run:     {typed(session.record.place)}")
+
+
+def _print_plan_json(session: Session, room: Room, cut: tuple[int, int]) -> None:
+    """The same plan as JSON on standard output; settings have the names of the configuration."""
+    import json
+
+    from grcf_ray.config import flatten
+
+    info, space = session.store.info, session.space
+    plan = {
+        "run": str(session.record.place),
+        "data": {
+            "name": info.name,
+            "task": info.task,
+            "fingerprint": info.fingerprint,
+            "splits": dict(info.splits),
+            "audio_dim": info.audio_dim,
+            "vision_dim": info.vision_dim,
+            "notes": list(info.notes),
+        },
+        "texts": {"cut": cut[0], "of": cut[1]},
+        "space": {"source": str(space.source), "dataset": space.dataset},
+        "stages": {f"stage{stage}": {"trials": n, "epochs": epochs} for stage, (n, epochs) in session.budgets.items()},
+        "seeds": session.seeds,
+        "time_budget": session.time_budget,
+        "cluster": {"nodes": room.nodes, "cpus": room.cpus, "gpus": room.gpus, "concurrent": room.concurrent},
+        "notes": list(room.notes),
+        "settings": flatten(session.config),
+    }
+    print(json.dumps(plan, indent=2))
 
 
 def _print_calibration(session: Session, as_json: bool) -> None:

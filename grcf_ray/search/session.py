@@ -20,9 +20,11 @@ from grcf_ray import console
 from grcf_ray.cache import cache_folder
 from grcf_ray.config import RunConfig, flatten, reads
 from grcf_ray.data import datasets
+from grcf_ray.data.features import lowercases
 from grcf_ray.data.store import Store
+from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
-from grcf_ray.model.text_encoder import resolve_backbone
+from grcf_ray.model.text_encoder import load_tokenizer, resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
 from grcf_ray.search.direct import both_sides
@@ -129,6 +131,18 @@ class Session:
         room = find_room(nodes, config, [trials for trials, _ in self.budgets.values()])
         check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
         return dataclasses.replace(room, memory=check_nodes(nodes, config, self.record.place))
+
+    def count_cut(self) -> tuple[int, int]:
+        """How many texts of train and valid have more subwords than the model reads, and how many there are.
+
+        Of test nothing is read before a winner is fixed.
+        """
+        settings, store = self.config.features, self.store
+        texts = [text for split in ("train", "valid") for text in store.texts(split)]
+        if lowercases(store, settings):
+            texts = [text.lower() for text in texts]
+        tokenizer = load_tokenizer(self.config.model.backbone)
+        return count_cut(texts, tokenizer, max_tokens=settings.max_tokens), len(texts)
 
     def calibrate(self) -> list[Way]:
         """Throughput of trials side by side, on the cluster that `check` has joined."""

@@ -7,6 +7,7 @@ import itertools
 import string
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data.features import build_split
-from grcf_ray.data.tokens import tokenize
+from grcf_ray.data.tokens import count_cut, tokenize
 from grcf_ray.errors import ConfigError
+from grcf_ray.model.text_encoder import load_tokenizer
 
 KNOWN = ("good", "quick", "ly", "film", "bad")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -206,3 +208,12 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
     slow: Any = SimpleNamespace(is_fast=False)
     with pytest.raises(ConfigError, match="cannot say which subword is whose"):
         tokenize(["good"], [], slow, max_tokens=8, by_word=True)
+
+
+def test_texts_that_are_cut_are_counted(tiny_backbone: Path) -> None:
+    """From the first subword beyond what is read, the special ones included; bytes alone say nothing."""
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    texts = ["good " * 6, "good " * 7, "quickly " * 3, "quickly " * 4, "", "x" * 200, "é" * 200]
+    assert count_cut(texts, tokenizer, max_tokens=8) == 2
+    assert count_cut(texts, tokenizer, max_tokens=512) == 0
+    assert count_cut([], tokenizer, max_tokens=8) == 0

@@ -312,6 +312,24 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert tree(tmp_path) == before
 
 
+def test_the_plan_as_json(run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path) -> None:
+    """Alone on standard output, its settings by their names; long texts of train and valid are counted."""
+    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+    code, out, err = run(*argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["run"] == str(tmp_path / "runs" / "tiny-tiny-bert-seed42")
+    assert plan["data"]["splits"] == {"train": 48, "valid": 16, "test": 16}
+    assert plan["stages"] == {"stage1": {"trials": 6, "epochs": 3}, "stage2": {"trials": 5, "epochs": 3}}
+    assert plan["cluster"]["concurrent"] == 1
+    assert plan["settings"]["features.max_tokens"] == 8
+    texts = [text for split in ("train", "valid") for text in tiny_store.read(split)["text"].to_pylist()]
+    # Its words are one subword each, but for one of two; two more subwords begin and end a text.
+    cut = sum(len(text.split()) + text.split().count("quickly") + 2 > 8 for text in texts)
+    assert plan["texts"] == {"cut": cut, "of": 64} and 0 < cut < 64
+    assert f"{cut} of 64 texts" in err
+
+
 @pytest.mark.parametrize("place", ["storage", "GRCF_RUNS", "working directory", "job"])
 def test_where_a_run_goes(
     place: str,
