@@ -26,7 +26,7 @@ from grcf_ray.files import link_or_copy, replacing, scratch_folder
 if TYPE_CHECKING:
     from pyarrow import fs as pafs
 
-__all__ = ["LocalPlace", "Place", "RemotePlace", "place_at"]
+__all__ = ["LocalPlace", "Place", "RemotePlace", "place_at", "without_keys"]
 
 _DAMAGED = 3
 """Equal readings in a row after which what is no JSON is taken for damaged."""
@@ -517,6 +517,18 @@ def place_at(where: str | Path, *, check: bool = False) -> Place:
             raise
         raise ConfigError(f"{where} cannot be reached ({_first_line(error)})") from error
     return place
+
+
+def without_keys(where: str) -> str:
+    """A URI without the keys that `place_at` would refuse; anything else as it is."""
+    scheme, colon, rest = where.partition("://")
+    if not colon:
+        return where
+    path, mark, query = rest.partition("?")
+    if user := _KEYS.match(path):
+        path = path[user.end() :]
+    kept = [part for part in query.split("&") if part and not _SECRETS.search(part)]
+    return f"{scheme}://{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
 def _remote(scheme: str, rest: str) -> RemotePlace:

@@ -1,11 +1,14 @@
 """The model card, `best/README.md`: what the model is, how it came about and what it scores, for people and for hubs.
 
 Everything is read from the record, so that the card can be written again whenever that has grown. YAML in front of it
-has the test figures in full, as hubs read them. Whatever comes from data or from a command is escaped.
+has the test figures in full, as hubs read them. Whatever comes from data or from a command is escaped. Commands work in
+the folder where the search ran, from which they have their paths; there is no absolute path and no key in them.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,6 +26,7 @@ from grcf_ray.search.baseline import baseline_kind, baseline_remarks
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import MetricsFile, ProvenanceFile, read_file
 from grcf_ray.search.seeds import few_retrainings, retrainings
+from grcf_ray.storage import Place, without_keys
 from grcf_ray.train.curve import DIRECTIONS, objective_name
 
 __all__ = ["escaped", "model_card", "write_card"]
@@ -30,6 +34,8 @@ __all__ = ["escaped", "model_card", "write_card"]
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|&~$:@]|(?<=www)\.)")
 """What Markdown, or GitHub's and the hubs' kinds of it, might take for markup, a link or HTML."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_SPELT = {"lr": "learning rate", "reg": "regularisation", "mae": "MAE"}
+"""Words of settings' names that are cut short."""
 _PAPER = (
     "The method: *GRCF, a Two-Stage Group-wise Ranking and Calibration Framework for multimodal sentiment analysis*. "
     "Its equations, and where this implementation had to choose, are in grcf_ray."
@@ -56,12 +62,12 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
     settings = {**flatten(RunConfig()), **provenance["settings"]}
     parts = [
         _head(record.place.name, info, metrics, saved, settings),
-        _use(info, saved, settings),
+        _use(info, saved, settings, _from_here(best)),
         _data(info, provenance),
         _training(run, info, provenance, settings, counts),
         _evaluation(run, info, metrics, provenance, sum(counts.values())),
         *([_seeds(seeds)] if seeds else []),
-        _again(run, record.place.name, provenance),
+        _again(run, _from_here(record.place), provenance),
         _citation(info),
     ]
     return _front_matter(record.place.name, info, metrics, saved, settings) + "\n" + "\n".join(parts)
@@ -134,7 +140,7 @@ trial {escaped(metrics["trial"])}.
 """
 
 
-def _use(info: TableInfo, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _use(info: TableInfo, saved: Mapping[str, Any], settings: Mapping[str, Any], best: str) -> str:
     dims: Mapping[str, int] = saved["modality_dims"]
     if dims:
         columns = [
@@ -144,7 +150,7 @@ def _use(info: TableInfo, saved: Mapping[str, Any], settings: Mapping[str, Any])
         call = (
             f'model.score(pyarrow.parquet.read_table("new.parquet"))  # with the columns {", ".join(["text", *dims])}'
         )
-        imported, needs = "import pyarrow.parquet\n\n", f"It needs the columns {_listed(columns)}."
+        imported, needs = "import pyarrow.parquet", f"It needs the columns {_listed(columns)}."
     else:
         call, imported, needs = 'model.score(["What a film!", "Never again."])', "", "It needs a column text."
     context = " A column context, what was said before, is put in front of the text." * bool(
@@ -153,22 +159,25 @@ def _use(info: TableInfo, saved: Mapping[str, Any], settings: Mapping[str, Any])
     spoken = (
         f"of language {escaped(info.language)}" if info.language != "unknown" else "of its training data's language"
     )
+    lines = [
+        *([imported, ""] if imported else []),
+        "from grcf_ray import load_model",
+        "",
+        f"model = load_model({json.dumps(best)})  # this folder or its run, as a path or a URI",
+        call,
+    ]
+    scores = f"python -m grcf_ray.predict {shlex.quote(best)} --input new.parquet --output scores.parquet"
+    python, shell = ("\n".join(_fenced(block, kind)) for block, kind in ((lines, "python"), ([scores], "sh")))
     return f"""## Use
 
-This folder is all that it takes; the run, its data and the encoder's files are not needed.
+This folder is all that it takes; the run, its data and the encoder's files are not needed. Paths are those from where
+the search ran.
 
-```python
-{imported}from grcf_ray import load_model
-
-model = load_model("best")  # this folder or the run, as a path or a URI
-{call}
-```
+{python}
 
 From the command line, for tables of any size and the formats of multimodal data sets:
 
-```sh
-python -m grcf_ray.predict best --input new.parquet --output scores.parquet
-```
+{shell}
 
 {needs}{context} Each row of the output has the score and the {"group" if info.task == "regression" else "class"} it is
 of.
@@ -230,7 +239,7 @@ def _training(
     if len(lines) == 2:
         lines.append("- The best checkpoints of Stage 1 were those that Stage 2 started from.")
     searched = sorted({*run["space"].get("stage1", {}), *run["space"].get("stage2", {})})
-    rows = [(f"`{path}`", escaped(_figure_of(settings[path]))) for path in searched if path in settings]
+    rows = [(_setting(path), escaped(_figure_of(settings[path]))) for path in searched if path in settings]
     return "\n".join(
         [
             "## Training procedure",
@@ -258,7 +267,7 @@ def _evaluation(
     others = [*(baseline["test"] for baseline in baselines), *([paper] if paper else [])]
     rows = [
         (
-            METRIC_TITLES.get(key, f"`{key}`"),
+            METRIC_TITLES.get(key, _words(key)),
             *(_figure(of.get(key)) for of in (metrics["valid"], metrics["test"], *others)),
         )
         for key in metrics["test"]
@@ -288,7 +297,12 @@ def _seeds(seeds: Mapping[str, Any]) -> str:
     winner, start, gain = seeds["arms"]["winner"], seeds["arms"]["start"], seeds["gain"]
     few = few_retrainings(seeds)
     rows = [
-        (METRIC_TITLES.get(key, f"`{key}`"), _spread(figure), _spread(start["test"].get(key)), _interval(gain.get(key)))
+        (
+            METRIC_TITLES.get(key, _words(key)),
+            _spread(figure),
+            _spread(start["test"].get(key)),
+            _interval(gain.get(key)),
+        )
         for key, figure in winner["test"].items()
     ]
     return "\n".join(
@@ -307,11 +321,11 @@ def _seeds(seeds: Mapping[str, Any]) -> str:
     )
 
 
-def _again(run: Mapping[str, Any], name: str, provenance: Mapping[str, Any]) -> str:
-    commands = list(dict.fromkeys(_one_line(start["command"]) for start in run["starts"]))
+def _again(run: Mapping[str, Any], place: str, provenance: Mapping[str, Any]) -> str:
+    commands = list(dict.fromkeys(_command(start["command"]) for start in run["starts"]))
     checks = [
-        f"python -m grcf_ray.evaluate {shlex.quote(_one_line(name))}",
-        f"python -m grcf_ray.train --from {shlex.quote(_one_line(name))} --trial {provenance['trial']}",
+        f"python -m grcf_ray.evaluate {shlex.quote(place)}",
+        f"python -m grcf_ray.train --from {shlex.quote(place)} --trial {shlex.quote(provenance['trial'])}",
     ]
     rows = [(escaped(what), escaped(which)) for what, which in provenance["versions"].items()]
     return "\n".join(
@@ -369,11 +383,45 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _fenced(lines: Sequence[str]) -> list[str]:
+def _from_here(place: Place) -> str:
+    """A place as one types it where the search ran: a path from there, or a URI without keys."""
+    return _one_line(without_keys(place.uri) if place.local is None else os.path.relpath(place.local))
+
+
+def _command(command: str) -> str:
+    """A command on record, quoted for the shell, its absolute paths from here and its URIs without keys."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return shlex.join(_word(_one_line(word)) for word in words)
+
+
+def _word(word: str) -> str:
+    """A word of a command; the value of PATH=VALUE may be a path too."""
+    name, equals, value = word.partition("=")
+    if equals and name and "/" not in name:
+        return f"{name}={_word(value)}"
+    path = word.removeprefix("file://")
+    return os.path.relpath(path) if path.startswith("/") else without_keys(word)
+
+
+def _setting(path: str) -> str:
+    """A setting in words: `stage1.head_lr` is the head learning rate of Stage 1."""
+    section, _, name = path.rpartition(".")
+    stage = {"stage1": " of Stage 1", "stage2": " of Stage 2"}.get(section, "")
+    return _words(name) + stage
+
+
+def _words(name: str) -> str:
+    return escaped(" ".join(_SPELT.get(word, word) for word in name.split("_")))
+
+
+def _fenced(lines: Sequence[str], language: str = "sh") -> list[str]:
     """A block of code that no backticks within it can end."""
     runs = [len(run) for line in lines for run in re.findall("`+", line)]
     fence = "`" * max(3, 1 + max(runs, default=0))
-    return [f"{fence}sh", *lines, fence]
+    return [f"{fence}{language}", *lines, fence]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

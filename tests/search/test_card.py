@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -128,13 +129,15 @@ def test_what_people_read(folder: Path, info: TableInfo) -> None:
     for path in {*run["space"]["stage1"], *run["space"]["stage2"]}:
         value = config["settings"][path]
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        assert f"| `{path}` | {shown} |" in body
+        assert path not in body
+        assert f" | {shown} |\n" in body
+    assert "| head learning rate of Stage 1 | " in body and "| fusion dropout | " in body
     assert f"fingerprint | {provenance['data']['fingerprint']} |" in body
     assert "| train, utterances | 48 |" in body and "| test, utterances | 16 |" in body
     assert "- Validation figures are optimistic: the best of 11 trials." in body
     assert "6 trials of up to 3 epochs to maximise validation PairwiseAcc." in body
     assert "5 trials of up to 3 epochs to minimise validation MAE." in body
-    assert run["starts"][0]["command"] in body
+    assert "python -m grcf_ray.search --dataset tiny --data '{data}'" in body
     assert f"| torch | {provenance['versions']['torch']} |" in body
     assert "columns text and audio (for each utterance a list of rows of 5 values)" in body
     assert "gives a score in the units of the labels, which lie in [-3, 3]" in body
@@ -142,16 +145,17 @@ def test_what_people_read(folder: Path, info: TableInfo) -> None:
 
 
 def test_how_to_load_it_is_true(folder: Path, info: TableInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines of Python are run as they stand, beside `best/`."""
+    """The lines of Python are run as they stand, where the search ran."""
     import pyarrow.parquet as pq
 
+    monkeypatch.chdir(folder.parent)
     _, body = card_of(folder, info)
+    assert 'load_model("run/best")' in body and "python -m grcf_ray.predict run/best --input" in body
     (code,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
     rows = {"text": ["the film was great"], "audio": [[[1.0] * 5]]}
     import pyarrow as pa
 
-    pq.write_table(pa.table(rows), folder / "new.parquet")
-    monkeypatch.chdir(folder)
+    pq.write_table(pa.table(rows), folder.parent / "new.parquet")
     *lines, last = code.strip().splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
@@ -176,6 +180,35 @@ def test_own_labels_say_which_classes_their_accuracy_has(folder: Path, info: Tab
     _, body = card_of(folder, info)
     assert "| Acc (whole labels) | - | 0.5400 |" in body
     assert "nearest of 7 labels, -3, -2, -1, 0, +1, +2, +3." in body
+
+
+def test_commands_work_where_the_search_ran(
+    folder: Path, info: TableInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No absolute path is in them, and no key; what the shell would take apart is quoted."""
+    moved = Path(shutil.move(folder, tmp_path / "runs" / "my run"))
+    words = ["python", "-m", "grcf_ray.search", "--data", str(tmp_path / "my data.csv"), f"--space={tmp_path}/a.yaml"]
+    words += ["--set", f"model.backbone={tmp_path}/encoder", "--label-range", "-3", "3", "--name", "my run"]
+    words += ["--storage", "s3://me:secret/1@bucket/runs?region=eu&secret_key=abc"]
+    change(moved / "run.json", starts=[{"time": "", "command": shlex.join(words)}])
+    monkeypatch.chdir(tmp_path)
+    _, body = card_of(moved, info)
+    assert str(tmp_path) not in body and "secret" not in body
+    assert "python -m grcf_ray.evaluate 'runs/my run'\n" in body
+    assert "python -m grcf_ray.train --from 'runs/my run' --trial stage2/4\n" in body
+    (line,) = [line for line in body.splitlines() if line.startswith("python -m grcf_ray.search")]
+    expected = [
+        "--data",
+        "my data.csv",
+        "--space=a.yaml",
+        "--set",
+        "model.backbone=encoder",
+        "--label-range",
+        "-3",
+        "3",
+    ]
+    expected += ["--name", "my run", "--storage", "s3://bucket/runs?region=eu"]
+    assert shlex.split(line) == ["python", "-m", "grcf_ray.search", *expected]
 
 
 def test_seeds_stand_in_it_once_they_are_there(folder: Path, info: TableInfo) -> None:
