@@ -44,8 +44,8 @@ def predict(
     input: Path = typer.Option(
         ...,
         metavar="FILE|DIR",
-        help="A table (Parquet, CSV, or a folder of them) with a column text, and audio and vision where the model has "
-        "them; or any of the formats that data import reads. Labels, splits and ids may be missing.",
+        help="A table (Parquet, CSV, JSON lines, or a folder of them) with a column text, and audio and vision where "
+        "the model has them; or any of the formats that data import reads. Labels, splits and ids may be missing.",
     ),
     output: str = typer.Option(
         ..., metavar="FILE", help="Where the scores go, by its name: .parquet, .csv or .jsonl; a path or a URI."
@@ -64,12 +64,14 @@ def predict(
         "--seeds/--no-seeds",
         help="Score with the run's retrainings (search --seeds) too, for the mean and deviation over their seeds.",
     ),
+    with_text: bool = typer.Option(False, "--with-text", help="Write the texts beside their scores."),
     json: bool = typer.Option(False, "--json", help="Print what was done as JSON."),
 ) -> None:
     """Score every row of the input, in its order, and say which group or class the score is of.
 
     All rows are checked before the first is scored. Tables are read part by part, whatever their size; other formats
-    as a whole. The output has its name only once it is whole.
+    as a whole. Where rows have labels, the metrics of their scores are printed too, those of each split apart. The
+    output has its name only once it is whole.
 
     \b
     Examples:
@@ -83,12 +85,13 @@ def predict(
 
     from grcf_ray.data.rows import RowSource
     from grcf_ray.errors import ConfigError
+    from grcf_ray.metrics import METRIC_TITLES
     from grcf_ray.report.terminal import duration
     from grcf_ray.search.saved import find_model, open_model, retrained_models
     from grcf_ray.search.transfer import fit_features as fitted
     from grcf_ray.search.winner import available_threads
     from grcf_ray.storage import place_at
-    from grcf_ray.train.scoring import scored
+    from grcf_ray.train.scoring import Labelled, scored
     from grcf_ray.train.stage import use_deterministic_torch
 
     target = place_at(output, check=True)
@@ -124,19 +127,32 @@ def predict(
         for model in (saved, *map(open_model, again))
     ]
 
+    cut = 0
+    labelled = Labelled(saved)
+
     def answers() -> Iterator[pa.Table]:
+        nonlocal cut
         progress = _Progress(shape.rows)
         for part in source.parts(shape):
             table, _ = fitted(part, source, saved, asked=fit_features)
-            yield scored(table, models[0], models[1:])
+            answer = scored(table, models[0], models[1:], with_text=with_text)
+            cut += saved.count_cut(table)
+            labelled.add(answer)
+            yield answer
             progress.add(part.num_rows)
 
     start = time.monotonic()
     with target.writing() as path:
         _WRITERS[suffix](path, answers())
     seconds = time.monotonic() - start
+    metrics, more = labelled.metrics()
+    notes += more
+    if cut:
+        longest = saved.config.features.max_tokens
+        notes.append(f"{cut} of {shape.rows} texts are cut: they have more than {longest} subwords")
     if json:
         done: dict[str, Any] = {"rows": shape.rows, "output": str(target), "seeds": len(again), "notes": notes}
+        done |= {"cut_texts": cut, "metrics": metrics}
         done |= {"device": on.type, "seconds": seconds, "rows_per_s": shape.rows / seconds}
         console.print_json(done)
         return
@@ -144,6 +160,15 @@ def predict(
     console.say(f"{shape.rows} rows scored ({speed}): {target}")
     for note in notes:
         console.say(console.sentence(note))
+    if metrics:
+        console.print_table(
+            ("metric", *metrics),
+            [
+                (title, *(f"{of[key]:.4f}" if key in of else "-" for of in metrics.values()))
+                for key, title in METRIC_TITLES.items()
+                if any(key in of for of in metrics.values())
+            ],
+        )
 
 
 class _Progress:

@@ -33,6 +33,7 @@ from grcf_ray.errors import DataError
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.predict import app
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.winner import measure
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.export import SavedModel, save_model
@@ -118,7 +119,7 @@ def test_rows_in_their_order_whatever_the_part(
     output = tmp_path / f"scores{suffix}"
     code, out, err = run(full, "--input", tiny_parquet, "--output", output, "--batch", batch)
     assert (code, err) == (0, "")
-    assert out.startswith("80 rows scored (") and out.endswith(f": {output}\n")
+    assert out.startswith("80 rows scored (") and out.splitlines()[0].endswith(f": {output}")
     rows = rows_of(output)
     assert list(rows[0]) == ["id", "split", "label", "score", "group"]
     assert [row["id"] for row in rows] == tiny_table["id"].to_pylist()
@@ -152,6 +153,104 @@ def test_text_alone_is_enough(textual: Path, tmp_path: Path, run: Run) -> None:
     np.testing.assert_allclose(
         [row["score"] for row in rows], grcf_ray.load_model(textual).score(texts), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_what_is_written_is_read(textual: Path, tiny_table: pa.Table, tmp_path: Path, run: Run, suffix: str) -> None:
+    """With its texts, by the same command: the same again."""
+    pq.write_table(changed(tiny_table, text=[HOSTILE, *tiny_table["text"].to_pylist()[1:]]), tmp_path / "new.parquet")
+    first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
+    assert run(textual, "--input", tmp_path / "new.parquet", "--output", first, "--with-text")[0] == 0
+    code, _, err = run(textual, "--input", first, "--output", second, "--with-text")
+    assert (code, err) == (0, "")
+    assert second.read_bytes() == first.read_bytes()
+    assert rows_of(second)[0]["text"] == HOSTILE
+    assert run(textual, "--input", first, "--output", second)[0] == 0
+    assert "text" not in rows_of(second)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('{"text": "good"}\n{"text": ', "line 2: Expecting value"),
+        ('["good"]', "line 1: not an object"),
+        ('{"text": "good"}\n\n{"text": 3}\n', "line 3: text is 3"),
+        ('{"words": "good"}', "missing columns text"),
+        ("\n", "empty"),
+    ],
+)
+def test_json_lines_with_a_fault(textual: Path, tmp_path: Path, run: Run, content: str, what: str) -> None:
+    (tmp_path / "new.jsonl").write_text(content)
+    code, _, err = run(textual, "--input", tmp_path / "new.jsonl", "--output", tmp_path / "o.csv")
+    assert code == 3
+    assert "new.jsonl" in err and what in err
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_json_lines_are_the_table_that_they_are(
+    full: Path, tiny_table: pa.Table, tiny_parquet: Path, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_table.to_pylist()))
+    for name, source in (("a", tmp_path / "new.jsonl"), ("b", tiny_parquet)):
+        assert run(full, "--input", source, "--output", tmp_path / f"{name}.csv", "--batch", 9)[0] == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    (raw,) = {importer.read(path).table.num_rows for path in (tmp_path / "new.jsonl", tiny_parquet)}
+    assert raw == 80
+
+
+@pytest.mark.parametrize("label", [["positive"] * 80, [[1]] * 80, [None] * 80])
+def test_labels_that_are_none_are_left_out(
+    textual: Path, tiny_table: pa.Table, tmp_path: Path, run: Run, label: list[Any]
+) -> None:
+    """No score hangs on them."""
+    place = tiny_table.column_names.index("label")
+    pq.write_table(tiny_table.set_column(place, "label", pa.array(label)), tmp_path / "new.parquet")
+    code, out, err = run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / "o.jsonl", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["metrics"] == {}
+    assert {row["label"] for row in rows_of(tmp_path / "o.jsonl")} == {None}
+
+
+def test_metrics_where_there_are_labels(
+    textual: Path, tiny_store: Store, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    """Those that the same model is measured by, each split apart; of what has no split together."""
+    saved = grcf_ray.load_model(textual)
+    words = ["--input", tiny_parquet, "--output", tmp_path / "o.csv", "--batch", 7]
+    code, out, _ = run(textual, *words, "--json")
+    assert code == 0
+    found = json.loads(out)["metrics"]
+    assert list(found) == ["train", "valid", "test"]
+    for split, metrics in found.items():
+        assert metrics == pytest.approx(measure(saved, tiny_store.read(split), threads=1), abs=1e-4)
+    lines = run(textual, *words)[1].splitlines()
+    assert lines[1].split() == ["metric", "train", "valid", "test"]
+
+    label = [*tiny_table["label"].to_pylist()[:78], None, None]
+    pq.write_table(changed(tiny_table.drop_columns(["split"]), label=label), tmp_path / "new.parquet")
+    words = ["--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--json"]
+    code, out, _ = run(textual, *words)
+    answer = json.loads(out)
+    assert (code, list(answer["metrics"])) == (0, ["all"])
+    assert answer["notes"] == ["metrics are those of the 78 rows of 80 that have labels"]
+    rows = rows_of(tmp_path / "o.csv")[:78]
+    expected = np.mean([abs(row["score"] - row["label"]) for row in rows])
+    assert answer["metrics"]["all"]["mae"] == pytest.approx(expected, abs=1e-4)
+
+    pq.write_table(changed(tiny_table, label=[5.0, *label[1:]]), tmp_path / "new.parquet")
+    answer = json.loads(run(textual, *words)[1])
+    assert answer["metrics"] == {}
+    lowest = min(value for value in label if value is not None)
+    assert answer["notes"] == [f"no metrics: the labels lie in [{lowest:g}, 5], and those of the model in [-3, 3]"]
+
+
+def test_texts_that_are_cut_are_counted(tiny_backbone: Path, tiny_store: Store, tmp_path: Path, run: Run) -> None:
+    settings = {"model__modalities": "text", "features__max_tokens": 8}
+    folder = model_of(tmp_path / "best", tiny_backbone, tiny_store, **settings)
+    pq.write_table(pa.table({"text": ["good " * 6, "good " * 7, "bad " * 90]}), tmp_path / "new.parquet")
+    words = ["--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", 1]
+    assert json.loads(run(folder, *words, "--json")[1])["cut_texts"] == 2
+    assert run(folder, *words)[1].splitlines()[1] == "2 of 3 texts are cut: they have more than 8 subwords."
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])

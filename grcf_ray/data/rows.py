@@ -27,6 +27,8 @@ __all__ = ["RowSource", "Shape"]
 
 _KEPT = ("id", "split", "label")
 """What is no input of a model, and is kept beside its scores."""
+_OPTIONAL = ("label",)
+"""What is left out, and no fault, where it cannot be read: no score hangs on it."""
 _FAULTS_SHOWN = 20
 
 
@@ -152,7 +154,7 @@ class RowSource:
             faults = [
                 fault._replace(row=fault.row - start)
                 for fault in self.whole.faults
-                if start <= fault.row < stop and fault.column in columns
+                if start <= fault.row < stop and fault.column in columns and fault.column not in _OPTIONAL
             ]
             yield known.slice(start, self.part), faults, _place(self.whole.place, start)
 
@@ -161,7 +163,7 @@ class RowSource:
         for path in paths:
             start = 0
             name = f"{path.name}: " if len(paths) > 1 else ""
-            for part, faults in table.stream(path, columns, self.part):
+            for part, faults in table.stream(path, columns, self.part, optional=_OPTIONAL):
                 yield part, faults, _place(lambda row, name=name: f"{name}row {row + 1}", start)  # type: ignore[misc]
                 start += part.num_rows
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from grcf_ray import console
 from grcf_ray.config import RunConfig, Task, build_config, flatten
 from grcf_ray.data.features import Features, Standardiser, build_split
+from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message, reason
 from grcf_ray.files import file_sha256, replacing, write_json
 from grcf_ray.metrics import Protocol
@@ -95,6 +96,13 @@ class SavedModel:
         device = next(self.model.parameters()).device
         score_N = predict(self.model, features, features.valid, device=device, token_budget=budget, state_ND=state_ND)
         return score_N if self.task == "classification" else score_N + features.center
+
+    def count_cut(self, table: pa.Table) -> int:
+        """How many of the rows' texts have more subwords than the model reads; the rest of such a text is left out."""
+        texts: list[str] = table["text"].to_pylist()
+        if self.lowercase:
+            texts = [text.lower() for text in texts]
+        return count_cut(texts, self.tokenizer, max_tokens=self.config.features.max_tokens)
 
     def _predict(self, table: pa.Table, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
         if not table.num_rows:

@@ -323,7 +323,7 @@ def test_hostile_names_change_nothing_but_themselves(tmp_path: Path, info: Table
         provenance["settings"]["model.backbone"] = said
         (folder / "best" / "provenance.json").write_text(json.dumps(provenance))
         change(folder / "best" / "metrics.json", paper={"mae": 0.5}, not_comparable=[said])
-        change(folder / "run.json", starts=[{"command": f"python -m grcf_ray.search --name {said}"}])
+        change(folder / "run.json", starts=[{"time": "", "command": f"python -m grcf_ray.search --name {said}"}])
         sources = (Source(name=said, sha256="0"),)
         changed = dataclasses.replace(info, name=said, notes=(said,), sources=sources, language=said)
         cards.append((name, card_of(folder, changed)))

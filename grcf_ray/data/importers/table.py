@@ -79,11 +79,13 @@ def read(source: Path, variant: str = "") -> RawTable:
     )
 
 
-def stream(path: Path, columns: Collection[str], rows: int) -> Iterator[tuple[pa.Table, list[Fault]]]:
+def stream(
+    path: Path, columns: Collection[str], rows: int, *, optional: Collection[str] = ()
+) -> Iterator[tuple[pa.Table, list[Fault]]]:
     """One table of a source, up to `rows` rows at a time, as `read` has them; for those who score its rows.
 
-    columns: those to read of `RAW_SCHEMA`. `text` must be there; any of the others may be missing. Rows of faults are
-    counted within their part.
+    columns: those to read of `RAW_SCHEMA`. `text` must be there; any of the others may be missing. optional: columns
+    whose cells are null, and no fault, where they cannot be read. Rows of faults are counted within their part.
     """
     if _is_parquet(path):
         batches = _parquet_batches(path, columns, rows)
@@ -99,7 +101,7 @@ def stream(path: Path, columns: Collection[str], rows: int) -> Iterator[tuple[pa
         _check_columns(path, table.column_names, ("text",))
         for start in range(0, table.num_rows, rows):
             any_rows = True
-            yield _typed(path, table.slice(start, rows))
+            yield _typed(path, table.slice(start, rows), optional)
     if not any_rows:
         raise DataError(f"{path}: no rows")
 
@@ -316,8 +318,11 @@ def _check_columns(path: Path, present: list[str], required: Collection[str]) ->
         raise DataError(f"{path}: more than one column named {', '.join(twice)}")
 
 
-def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
-    """Every column in the type that `RAW_SCHEMA` says; what cannot be converted is null, and a fault."""
+def _typed(path: Path, table: pa.Table, optional: Collection[str] = ()) -> tuple[pa.Table, list[Fault]]:
+    """Every column in the type that `RAW_SCHEMA` says; what cannot be converted is null, and a fault.
+
+    optional: columns in which it is no fault.
+    """
     faults: list[Fault] = []
     columns = {}
     for name in table.column_names:
@@ -331,13 +336,15 @@ def _typed(path: Path, table: pa.Table) -> tuple[pa.Table, list[Fault]]:
         is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         if is_text and name in _WRITTEN:
             column, found = _parsed(column, name, wanted)
-            faults += found
+            faults += [] if name in optional else found
         else:
             try:
                 # Numbers may be rounded, bytes must be UTF-8.
                 column = column.cast(wanted, safe=name not in _NUMBERS)
             except pa.ArrowException as error:
-                raise DataError(f"{path}: column {name} is of type {column.type}, needs {wanted}") from error
+                if name not in optional:
+                    raise DataError(f"{path}: column {name} is of type {column.type}, needs {wanted}") from error
+                column = pa.nulls(len(column), wanted)
         columns[name] = column
     return pa.table(columns), faults
 
