@@ -185,6 +185,7 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
     if not pc.any(pc.equal(table["split"], "valid")).as_py():
         table, note = _with_valid(table, classes=task == "classification")
         notes.append(note)
+    notes += _lacking(table)
     table = conform(table, zero_non_finite=zero)
     info = TableInfo.describe(
         table,
@@ -235,14 +236,21 @@ def _zeroed(table: pa.Table) -> list[str]:
     return [f"{name}: {count} non-finite values set to 0" for name, count in counts.items() if count]
 
 
+def _lacking(table: pa.Table) -> list[str]:
+    """Notes on modalities that utterances lack, before one that all lack loses its column."""
+    rows = {
+        name: pc.fill_null(pc.list_value_length(table[name]), 0) for name in MODALITIES if name in table.column_names
+    }
+    counts = {name: pc.sum(pc.equal(lengths, 0)).as_py() for name, lengths in rows.items()}
+    return [f"{name}: {count} of {table.num_rows} utterances have none" for name, count in counts.items() if count]
+
+
 def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts | None) -> list[str]:
     notes = []
     if info.transcripts == "upper":
         notes.append("the transcripts are upper case; they are kept as they are, and lower-cased for the encoder")
     if textless := pc.sum(pc.equal(table["text"], "")).as_py():
         notes.append(f"{textless} of {table.num_rows} utterances have no text")
-    without = {name: table[name].null_count for name in MODALITIES if name in table.column_names}
-    notes += [f"{name}: {count} of {table.num_rows} utterances have none" for name, count in without.items() if count]
     if shared := _shared_texts(table):
         notes.append(f"{shared} texts stand in more than one of train, valid and test, with the same context")
     if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, alone, id_of, kind_of, number_of, shown
+from grcf_ray.data.cells import Cells, id_of, kind_of, number_of, shown
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
@@ -177,8 +177,9 @@ def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.
         return cells.read(column, key, cell, id_of, "a text or a whole number")
 
     def text(column: str, key: str, cell: Any) -> str | None:
-        if alone(cell) != _NO_TEXT and not _is_nan(cell):
-            return cells.text(column, key, cell)
+        found = _NO_TEXT if _is_nan(cell) else cells.text(column, key, cell)
+        if found != _NO_TEXT:
+            return found
         cells.counts[_EMPTY] += 1
         return ""
 
