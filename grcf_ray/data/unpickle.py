@@ -238,6 +238,7 @@ _ADMITTED: dict[str, Any] = {
 
 _TENSORS = "it holds PyTorch tensors: load it with PyTorch, make arrays of them with .numpy(), and pickle it again"
 _CONTAINER_TYPES = (list, tuple, set, frozenset, dict)
+_NUMBERS = {int, float, bool, complex, type(None)}
 _POINTER = 8
 
 
@@ -351,6 +352,8 @@ def _check_weight(value: Any, most: int) -> None:
     while unfinished:
         part, members = unfinished[-1]
         for member in members:
+            if type(member) in _NUMBERS:
+                continue
             if not isinstance(member, _CONTAINER_TYPES) and not _holds_objects(member):
                 weights[id(part)] += _own_weight(member)
             elif id(member) in weights:

@@ -223,7 +223,7 @@ def test_missing_columns_of_json_lines(tmp_path: Path) -> None:
     assert refusal(path) == f"{path}: missing columns label; present: id, text, split"
 
 
-@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.jsonl"])
+@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.jsonl", "own.parquet"])
 @pytest.mark.parametrize("what", DOWNLOADS)
 def test_downloads_that_went_wrong(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / name).write_bytes(DOWNLOADS[what])

@@ -172,6 +172,12 @@ def test_what_is_no_data_is_refused_by_name_and_not_run(name: str, tmp_path: Pat
     assert not target.exists()
 
 
+def test_tensors_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    content = pickle.dumps({"train": {"audio": 1}}, 2)[:-1] + b"0ctorch._utils\n_rebuild_tensor_v2\n."
+    with pytest.raises(RefusedError, match=r"PyTorch tensors: .*\.numpy\(\)"):
+        read_pickle(write(tmp_path, content))
+
+
 def test_the_attacks_are_real(tmp_path: Path) -> None:
     """Python's own reader runs them."""
     for name in ("os.system", "eval", "INST", "OBJ", "numpy's memmap"):

@@ -107,6 +107,7 @@ def stream(
 
 
 def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterator[pa.RecordBatch]:
+    check_kind(path)
     try:
         with pq.ParquetFile(path) as file:
             present = file.schema_arrow.names
@@ -238,6 +239,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _read_parquet(path: Path) -> tuple[pa.Table, list[str]]:
+    check_kind(path)
     try:
         file = pq.ParquetFile(path)
         present = file.schema_arrow.names
