@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +20,12 @@ __all__ = ["Fault", "alignment_faults", "input_faults", "validate"]
 
 # Half of the step to which labels are rounded before they are compared with anything.
 _LABEL_TOLERANCE = 5e-5
+_ALONE = 5
+"""As many faults of one kind are told by themselves."""
+_EXAMPLES = 3
+"""Faults that are told of a kind with more."""
+_VALUES = re.compile(r"""'[^']*'|"[^"]*"|[-+]?\b\d[\w.+-]*|\b(?:nan|inf)\b""")
+"""What differs between faults of one kind."""
 
 
 class Fault(NamedTuple):
@@ -43,13 +51,17 @@ def validate(
     source: str = "utterance table",
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
     command: str = "python -m grcf_ray.data import SOURCE --dataset NAME",
+    own: bool = False,
 ) -> None:
     """Raise one DataError that names all faults of all rows, by the row's number (the first is 1) and its id.
+
+    Many faults of one kind are told once, with their number, the first few of them, and what is likely to mend them.
 
     The table has the columns id, split, text and label, and may have audio, vision and context, of types that
     `schema.conform` can cast. `splits` must hold rows. `word_aligned`: audio and vision have a row for each word of
     the text. `parse_faults` were found while reading: they join the list and stand for their cells. `place` says
-    where a row stands in its file; `command` is this import, to which the message may add an option.
+    where a row stands in its file; `command` is this import, to which the message may add an option. `own`: the label
+    range is the user's to give.
     """
     parsed = {fault[:2] for fault in parse_faults}
     found = list(_faults(table, task, label_range, non_finite, place))
@@ -58,15 +70,56 @@ def validate(
     faults = [fault for fault in found if fault[:2] not in parsed]
     faults = sorted([*parse_faults, *faults], key=lambda fault: fault.row)
     ids = table["id"].to_pylist() if faults else []
-    lines = [f"{place(row)} (id {ids[row]}): {what}" for row, _, what in faults]
+    lines = _told(faults, lambda row: f"{place(row)} (id {ids[row]})")
     present = set(pc.unique(table["split"]).to_pylist())
-    lines += [f"the split {split} holds no utterance" for split in splits if split not in present]
-    if not lines:
+    empty = [f"the split {split} holds no utterance" for split in splits if split not in present]
+    count = len(faults) + len(empty)
+    if not count:
         return
-    clean = f"Clean it: {command} --non-finite zero" if any("non-finite" in line for line in lines) else ""
-    if len(lines) == 1:
-        raise DataError(f"{source}: {lines[0]}{clean and '. '}{clean}")
-    raise DataError(faults_message(f"{source}: {len(lines)} faults", lines) + (clean and f"\n{clean}"))
+    whats = [fault.what for fault in faults]
+    remedies = []
+    # Few of them are slips of whoever typed the rows.
+    if own and task == "regression" and sum("lies outside" in what for what in whats) > _ALONE:
+        remedies += _range_remedy(table["label"], label_range)
+    if any("non-finite" in what for what in whats):
+        remedies.append(f"Clean it: {command} --non-finite zero")
+    if count == 1:
+        raise DataError(". ".join([f"{source}: {[*lines, *empty][0]}", *remedies]))
+    raise DataError("\n".join([faults_message(f"{source}: {count} faults", [*lines, *empty]), *remedies]))
+
+
+def _told(faults: Sequence[Fault], where: Callable[[int], str]) -> list[str]:
+    """The faults in their order, but those of a kind that has many with the first of them."""
+    kinds: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        kinds.setdefault(_kind(fault), []).append(fault)
+    lines: list[str] = []
+    for fault in faults:
+        kind = _kind(fault)
+        alike = kinds[kind]
+        if len(alike) <= _ALONE:
+            lines.append(f"{where(fault.row)}: {fault.what}")
+        elif fault is alike[0]:
+            first = [f"{where(one.row)}: {one.what}" for one in alike[:_EXAMPLES]]
+            more = f"... and {len(alike) - _EXAMPLES} more"
+            lines.append("\n    ".join([f"{len(alike)} times: {kind[1]}", *first, more]))
+    return lines
+
+
+def _kind(fault: Fault) -> tuple[str, str]:
+    return fault.column, _VALUES.sub("...", fault.what)
+
+
+def _range_remedy(column: pa.ChunkedArray, label_range: tuple[float, float]) -> list[str]:
+    """The range that the labels ask for, where they have one: whole numbers, and alike on both sides as the old one."""
+    label_N = column.to_numpy().astype(np.float64)
+    label_N = label_N[np.isfinite(label_N)]
+    if not len(label_N):
+        return []
+    low, high = math.floor(label_N.min()), math.ceil(label_N.max())
+    if sum(label_range) == 0:
+        low, high = min(low, -high), max(high, -low)
+    return [f"Labels run from {label_N.min():g} to {label_N.max():g}: --label-range {low} {high}?"]
 
 
 def _faults(

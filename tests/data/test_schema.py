@@ -102,6 +102,61 @@ def test_all_faults_of_all_rows_come_together_in_the_order_of_the_rows() -> None
     assert lines[9:] == ["  the split test holds no utterance", "Clean it: IMPORT --non-finite zero"]
 
 
+def test_faults_of_one_kind_are_told_once_with_their_number_and_remedy() -> None:
+    """Twelve labels outside, six bad numbers, one row without text: 19 faults in three lines."""
+    n = 20
+    table = pa.table(
+        {
+            "id": [f"u{row}" for row in range(n)],
+            "split": ["train", "valid", *["test"] * (n - 2)],
+            "text": pa.array(["x"] * (n - 1) + [None], pa.string()),
+            "label": [-3.7, *[1.0] * 7, *[3.5] * 10, 3.85, 0.0],
+        }
+    )
+    bad = [Fault(row, "label", f"label 'x{row}' is not a number") for row in range(1, 7)]
+
+    def told(**options: Any) -> list[str]:
+        with pytest.raises(DataError) as caught:
+            validate(table, label_range=(-3, 3), parse_faults=bad, source="t.csv", **options)
+        return str(caught.value).splitlines()
+
+    lines = told(own=True)
+    assert lines[0] == "t.csv: 19 faults"
+    assert [line.strip()[:9] for line in lines if line.startswith("  ") and line[2] != " "] == [
+        "12 times:",
+        "6 times: ",
+        "row 20 (i",
+    ]
+    assert lines[2:6] == [
+        "    row 1 (id u0): label -3.7 lies outside [-3, 3]",
+        "    row 9 (id u8): label 3.5 lies outside [-3, 3]",
+        "    row 10 (id u9): label 3.5 lies outside [-3, 3]",
+        "    ... and 9 more",
+    ]
+    assert lines[-1] == "Labels run from -3.7 to 3.85: --label-range -4 4?"
+    assert told() == lines[:-1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "label_range", "remedy"),
+    [
+        ([1.0, *[5.0] * 6], (0, 4), "--label-range 1 5?"),
+        ([-0.5, *[2.5] * 6], (-1, 1), "--label-range -3 3?"),
+        ([float("-inf"), 0.5, *[7.0] * 5], (1, 6), "--label-range 0 7?"),
+        ([0.0, *[7.0] * 5], (1, 6), "--label-range 0 7?"),
+        ([1.0, *[7.0] * 5], (1, 6), "lies outside [1, 6]"),
+    ],
+)
+def test_the_remedy_is_a_range_that_holds_the_labels(
+    labels: list[float], label_range: tuple[float, float], remedy: str
+) -> None:
+    n = len(labels)
+    columns = {"id": [str(row) for row in range(n)], "split": ["train"] * n, "text": ["x"] * n, "label": labels}
+    with pytest.raises(DataError) as caught:
+        validate(pa.table(columns), label_range=label_range, splits=["train"], own=True)
+    assert str(caught.value).endswith(remedy)
+
+
 def test_parse_fault_stands_for_its_cell() -> None:
     with pytest.raises(DataError) as caught:
         validate(

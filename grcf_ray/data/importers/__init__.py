@@ -174,6 +174,7 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         source=source.name or str(source),
         place=raw.place,
         command=options.command(source, out),
+        own=facts is None,
     )
     # The rows as they were read make room for those that are written.
     raw = replace(raw, table=raw.table.schema.empty_table())
