@@ -84,7 +84,8 @@ def bench(
     from grcf_ray.config import nearest, parse_assignments
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError
-    from grcf_ray.search.space import shipped_space, space_for
+    from grcf_ray.search.opening import space_on
+    from grcf_ray.search.space import shipped_space
     from grcf_ray.search.winner import available_threads, versions
     from grcf_ray.train.stage import choose_device, use_deterministic_torch
 
@@ -96,8 +97,8 @@ def bench(
         raise ConfigError("--study and --only: one of them")
     if space is None and not torch.cuda.is_available():
         space = shipped_space(f"{dataset}_cpu")
-    chosen = space_for(dataset, space).with_settings(parse_assignments(set_))
     store = find_data(dataset, data, label_range)
+    chosen = space_on(dataset, space, data, label_range).with_settings(parse_assignments(set_))
     config = chosen.config()
     device = choose_device(config.train, granted=True)
     use_deterministic_torch(threads)

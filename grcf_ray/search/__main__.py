@@ -99,9 +99,9 @@ def search(
     The same command again goes on with an interrupted run; a larger --stage1-trials or --stage2-trials extends one.
     --debug shows tracebacks, --version the version; so does every command.
     """
-    from grcf_ray.config import check_read, parse_assignments, to_yaml
+    from grcf_ray.config import check_read, config_faults, parse_assignments, to_yaml
+    from grcf_ray.errors import ConfigError
     from grcf_ray.search.direct import DIRECT, direct_space
-    from grcf_ray.search.space import space_for
     from grcf_ray.search.stopping import parse_duration
 
     flags = {
@@ -116,16 +116,20 @@ def search(
         "search.accelerator_type": accelerator_type,
         "seed": seed,
     }
-    settings = {path: value for path, value in flags.items() if value is not None} | parse_assignments(set_)
-    chosen = space_for(dataset, space).with_settings(settings)
+    given = {path: value for path, value in flags.items() if value is not None}
+    if faults := config_faults(given):
+        raise ConfigError("\n".join(_as_typed(fault) for fault in faults))
+    settings = given | parse_assignments(set_)
+    budget = parse_duration(time_budget) if time_budget else None
+    from grcf_ray.search.opening import find_run, grown, run_name, runs_place, space_on
+
+    chosen = space_on(dataset, space, data, label_range).with_settings(settings)
     if direct:
         chosen = direct_space(chosen)
     if print_config:
         console.say(to_yaml(chosen.config()).rstrip("\n"))
         return
-    budget = parse_duration(time_budget) if time_budget else None
     from grcf_ray.data.store import find_data
-    from grcf_ray.search.opening import find_run, grown, run_name, runs_place
 
     store = find_data(dataset, data, label_range)
     check_read(store.info.task, parse_assignments(set_))
@@ -143,6 +147,12 @@ def search(
         calibrate=calibrate,
         as_json=json,
     )
+
+
+def _as_typed(fault: str) -> str:
+    """A setting's fault under the name of its own option."""
+    path, _, rest = fault.partition(" = ")
+    return f"--{path.rpartition('.')[2].replace('_', '-')} {rest}"
 
 
 def _run(

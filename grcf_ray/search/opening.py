@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from grcf_ray import console
 from grcf_ray.config import RunConfig, Task, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.store import Store, find_data, is_store
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
 from grcf_ray.search.direct import DIRECT
 from grcf_ray.search.record import RunRecord
-from grcf_ray.search.space import Space
+from grcf_ray.search.space import Space, space_for
 from grcf_ray.storage import Place, place_at
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "recorded_store",
     "run_name",
     "runs_place",
+    "space_on",
 ]
 
 FREE = frozenset({"search.concurrent", "search.hang_minutes", "search.failures_in_a_row"})
@@ -46,6 +48,25 @@ def runs_place(storage: str | None) -> Place:
         default = Path.home() / "grcf_runs" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path("runs")
         storage = os.environ.get("GRCF_RUNS") or str(default)
     return place_at(storage, check=True)
+
+
+def space_on(dataset: str, path: Path | None, data: Path | None, label_range: tuple[float, float] | None) -> Space:
+    """The space of a file, else the one that ships for a data set, with margins for the data set's labels.
+
+    The data are opened only where neither a fact sheet nor the space tells the range. Scaled margins are told.
+    """
+    written = space_for(dataset, path)
+    about = datasets.find(dataset)
+    if about is None and written.dataset == dataset:
+        return written
+    labels = about or find_data(dataset, data, label_range).info
+    low, high = labels.label_range
+    space = written.for_labels(dataset, (high - low) / 2, labels.task)
+    if space is not written:
+        console.progress(
+            f"Margins of {written.source} are scaled from {written.dataset}'s labels to {low:g} to {high:g}"
+        )
+    return space
 
 
 def run_name(dataset: str, config: RunConfig, task: Task) -> str:

@@ -110,7 +110,10 @@ class Session:
         config = self.config
         (low, high), task = self.store.info.label_range, self.store.info.task
         if faults := self.space.margin_faults((high - low) / 2, task):
-            raise ConfigError(faults_message(f"{self.space.source}: the starting point contradicts itself", faults))
+            raise ConfigError(
+                faults_message(f"{self.space.source}: the starting point contradicts itself", faults)
+                + "\nGive others, such as --set ranking.base_margin=VALUE, or leave out those that you set"
+            )
         searched = {**self.space.stage1, **self.space.stage2}
         if unread := [path for path in searched if not reads(task, path)]:
             raise ConfigError(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,14 @@ FIXED_ONLY = {
     "stage1.epochs": "the cosine and ASHA need trials of one length",
     "stage2.epochs": "the cosine and ASHA need trials of one length",
 }
+
+_IN_LABEL_UNITS = {
+    "ranking.intra_margin": 1,
+    "ranking.base_margin": 1,
+    "ranking.margin_step": 1,
+    "stage1.reg_margin": 2,
+}
+"""Settings that grow with the label range, and with which power of it; the others that do are relative to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Space:
     """What a search may vary; the rest of the configuration is fixed."""
 
     dataset: str
-    """The data set it was written for."""
+    """The data set it was written for, or scaled to."""
     fixed: Mapping[str, Any]
     stage1: Mapping[str, Dimension]
     stage2: Mapping[str, Dimension]
@@ -79,6 +88,30 @@ class Space:
             stage1={path: dim for path, dim in self.stage1.items() if path not in settings},
             stage2={path: dim for path, dim in self.stage2.items() if path not in settings},
         )
+
+    def for_labels(self, dataset: str, half_range: float, task: Task = "regression") -> Space:
+        """The space for a data set whose labels reach `half_range` either side of their centre.
+
+        Margins are in label units, and the regularisation's in their square: where the space was written for a known
+        data set on another range, they are scaled to this one, with the ranges that are searched.
+        """
+        facts = datasets.find(self.dataset)
+        if facts is None or facts.name == dataset or {facts.task, task} != {"regression"}:
+            return self
+        low, high = facts.label_range
+        ratio = 2 * half_range / (high - low)
+        if ratio == 1:
+            return self
+        values, fixed = flatten(self.config()), dict(self.fixed)
+        stages = {1: dict(self.stage1), 2: dict(self.stage2)}
+        for path, power in _IN_LABEL_UNITS.items():
+            factor = ratio**power
+            held = [stage for stage in stages.values() if path in stage]
+            for stage in held:
+                stage[path] = _scaled(stage[path], factor)
+            if not held:
+                fixed[path] = _rounded(values[path] * factor)
+        return dataclasses.replace(self, dataset=dataset, fixed=fixed, stage1=stages[1], stage2=stages[2])
 
     def dimensions(self, stage: Literal[1, 2]) -> Mapping[str, Dimension]:
         """What the stage searches."""
@@ -143,9 +176,13 @@ def space_for(dataset: str, path: Path | None) -> Space:
     if path is not None:
         return load_space(path)
     if dataset not in datasets.names():
+        import torch
+
+        size = "" if torch.cuda.is_available() else "_cpu"
+        regression, classes = (os.path.relpath(_folder() / f"{name}{size}.yaml") for name in ("mosi", "mustard"))
         raise ConfigError(
-            f"{datasets.unknown_message(dataset)}, and a search space: --space FILE "
-            "(copy search_spaces/mosi.yaml and change the data set and the margins)"
+            f"{datasets.unknown_message(dataset)}, and a search space: --space {regression}, or for two classes "
+            f"--space {classes}. Margins follow the label range"
         )
     return load_space(_folder() / f"{dataset}.yaml")
 
@@ -202,6 +239,19 @@ def _parse(read: PlainYaml, source: str) -> Space:
     if faults:
         raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults, limit=len(faults)))
     return Space(content["dataset"], parts["fixed"], dimensions["stage1"], dimensions["stage2"], source)
+
+
+def _scaled(dimension: Dimension, factor: float) -> Dimension:
+    if isinstance(dimension, Choice):
+        choices = [_rounded(float(choice) * factor) for choice in dimension.choices]
+        return Choice(tuple(choices), _rounded(float(dimension.start) * factor))
+    low, high, start = (_rounded(value * factor) for value in (dimension.low, dimension.high, dimension.start))
+    return Range(low, high, dimension.log, start)
+
+
+def _rounded(value: float) -> float:
+    """To six digits, which people can read."""
+    return float(f"{value:.6g}")
 
 
 def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[str, Mapping[str, Any]]) -> list[str]:

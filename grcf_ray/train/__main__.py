@@ -78,7 +78,7 @@ def train(
     """
     from grcf_ray.config import ABLATIONS, build_config, check_read, flatten, nearest, parse_assignments, reads, to_yaml
     from grcf_ray.errors import ConfigError
-    from grcf_ray.search.space import space_for
+    from grcf_ray.search.opening import space_on
 
     if from_ is not None and trial is not None:
         options = {
@@ -103,7 +103,7 @@ def train(
         raise ConfigError("give --dataset NAME to train a configuration, or --from RUN --trial NAME to repeat a trial")
     if ablation not in ABLATIONS:
         raise ConfigError(f"unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))}; {', '.join(ABLATIONS)}")
-    start = flatten(space_for(dataset, space).config())
+    start = flatten(space_on(dataset, space, data, label_range).config())
     asked = ({"model.backbone": backbone} if backbone else {}) | parse_assignments(set_)
     config = build_config({**start, **ABLATIONS[ablation], **asked})
     if print_config:

@@ -17,7 +17,7 @@ import yaml
 
 from grcf_ray.config import build_config
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.search.space import load_space
+from grcf_ray.search.space import load_space, shipped_space
 from grcf_ray.search.stages import Search
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
     ),
     "setting of a wrong type": (table(), ("--set", "stage1.epochs=many"), 2, ("stage1.epochs = 'many'",)),
     "not a setting": (table(), ("--set", "stage1.epochs"), 2, ("PATH=VALUE",)),
-    "no trials": (table(), ("--stage1-trials", "0"), 2, ("search.stage1_trials = 0",)),
+    "no trials": (table(), ("--stage1-trials", "0"), 2, ("--stage1-trials 0",)),
     "margins": (
         table(),
         ("--set", "ranking.base_margin=0.01"),
@@ -172,8 +172,37 @@ def test_an_unknown_data_set_names_the_nearest(run: Run, tmp_path: Path) -> None
     code, _, err = run("--dataset", "mossi", "--storage", tmp_path / "runs")
     assert code == 2
     assert err.startswith("error: ")
-    for part in ("mossi", "mosi", "--space FILE"):
+    for part in ("mossi", "Did you mean mosi?", "--space "):
         assert part in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stage1-trials", "0"], "error: --stage1-trials 0: should be"),
+        (["--seed", "-1"], "error: --seed -1: should be"),
+        (["--cpus-per-worker", "0"], "error: --cpus-per-worker 0: should be"),
+    ],
+)
+def test_a_fault_of_an_option_names_it(run: Run, words: list[str], message: str) -> None:
+    code, out, err = run("--dataset", "mosi", "--print-config", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
+
+
+def test_margins_follow_the_labels_of_the_data(run: Run, tmp_path: Path) -> None:
+    """A shipped space on data labelled 1 to 5: two thirds of MOSI's; what is set stays."""
+    rows = [f"{split}{i},{split},text,{1 + i % 5}" for split in ("train", "valid", "test") for i in range(25)]
+    (tmp_path / "own.csv").write_text("id,split,text,label\n" + "\n".join(rows) + "\n")
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "1", "5"]
+    space = shipped_space("mosi_cpu")
+    code, out, err = run(*argv, "--space", space, "--print-config", "--set", "ranking.margin_step=0.1")
+    assert (code, "mosi" in err) == (0, True)
+    ranking = yaml.safe_load(out)["ranking"]
+    assert (ranking["intra_margin"], ranking["base_margin"]) == pytest.approx((0.2 / 3, 1 / 3), abs=1e-6)
+    assert ranking["margin_step"] == 0.1
+    assert yaml.safe_load(out)["stage1"]["reg_margin"] == pytest.approx(0.003 * 4 / 9, abs=1e-6)
 
 
 def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: Store, tmp_path: Path) -> None:

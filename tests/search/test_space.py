@@ -155,7 +155,7 @@ def test_optima_of_all_three_sets_lie_inside(dataset: str) -> None:
 
 
 def test_space_for_refuses_an_unknown_data_set_and_takes_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--space FILE"):
+    with pytest.raises(ConfigError, match="--space "):
         space_for("reviews", None)
     (tmp_path / "own.yaml").write_text(SMALL)
     assert space_for("reviews", tmp_path / "own.yaml").dataset == "own"
@@ -379,6 +379,59 @@ def test_missing_file_names_those_that_ship(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match="cannot be read"):
         load_space(tmp_path)
+
+
+def test_margins_follow_the_label_range() -> None:
+    """Margins by the ratio, the regularisation's by its square: starting points, ranges and what is fixed."""
+    mosi = space_for("mosi", None)
+    own = mosi.for_labels("own", 1.5)
+    for path, factor in (("ranking.intra_margin", 0.5), ("ranking.base_margin", 0.5), ("stage1.reg_margin", 0.25)):
+        before, after = mosi.stage1[path], own.stage1[path]
+        assert isinstance(before, Range)
+        ends = (before.low * factor, before.high * factor, before.start * factor)
+        assert after == Range(*ends[:2], before.log, ends[2])
+    assert (mosi.fixed["ranking.margin_step"], own.fixed["ranking.margin_step"]) == (0.1, 0.05)
+    same = {path: value for path, value in own.fixed.items() if path != "ranking.margin_step"}
+    assert same == {path: value for path, value in mosi.fixed.items() if path != "ranking.margin_step"}
+    assert own.stage2 == mosi.stage2
+    assert own.for_labels("own", 1.5) == own
+
+
+@pytest.mark.parametrize("half_range", [0.1, 0.5, 1.0, 2.0, 50.0])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_a_shipped_space_fits_any_label_range(path: Path, half_range: float) -> None:
+    space = load_space(path)
+    facts = datasets.find(space.dataset)
+    if facts is not None and facts.task == "regression":
+        assert space.for_labels("own", half_range).margin_faults(half_range) == []
+
+
+def test_margins_that_need_no_scaling_stay(tmp_path: Path) -> None:
+    space = space_for("mosi", None)
+    assert space.for_labels("mosi", 1.0) is space
+    assert space.for_labels("own", 3.0) is space
+    assert space.for_labels("own", 0.5, "classification") is space
+    own = load(tmp_path, SMALL)
+    assert own.for_labels("other", 1.0) is own
+
+
+def test_a_default_and_a_choice_of_margins_are_scaled(tmp_path: Path) -> None:
+    text = "dataset: mosi\nstage1:\n  ranking.base_margin: {choices: [0.3, 0.6], start: 0.6}\n"
+    own = load(tmp_path, text).for_labels("own", 1.0)
+    assert own.stage1["ranking.base_margin"] == Choice((0.1, 0.2), 0.2)
+    assert own.config().ranking.intra_margin == 0.0333333
+    assert own.config({"ranking.base_margin": 0.1}).ranking.base_margin == 0.1
+
+
+def test_without_a_space_one_that_ships_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the machine's size, and with the file's place as it can be given."""
+    for gpu, name in ((False, "mosi_cpu"), (True, "mosi")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        with pytest.raises(ConfigError) as caught:
+            space_for("reviews", None)
+        found = [word.rstrip(",.") for word in str(caught.value).split() if word.rstrip(",.").endswith(".yaml")]
+        assert [Path(word).stem for word in found] == [name, name.replace("mosi", "mustard")]
+        assert all(Path(word).is_file() for word in found)
 
 
 def test_margins_are_judged_at_the_start_in_label_units(tmp_path: Path) -> None:
