@@ -283,6 +283,11 @@ def _summarise(store: Store, tables: Mapping[str, pa.Table] | None = None) -> No
     console.print_table(header, rows)
     for note in info.notes:
         console.say(f"note: {note}")
+    faults, remarks = store.label_remarks()
+    for remark in remarks:
+        console.say(f"note: {remark}")
+    for fault in faults:
+        console.say(f"note: {fault}; these data can be measured on, not trained on")
 
 
 def _short(text: str) -> str:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import pickletools
+import shlex
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from grcf_ray.errors import DataError
 
-__all__ = ["Start", "begins_with", "check_kind", "files_of", "folder_faults", "is_hdf5", "only_pickle", "pickle_start"]
+__all__ = [
+    "Start",
+    "begins_with",
+    "check_folder",
+    "check_kind",
+    "files_of",
+    "folder_faults",
+    "is_hdf5",
+    "only_pickle",
+    "pickle_start",
+]
 
 Start = tuple[str, ...]
 """How a pickle begins, see `pickle_start`."""
@@ -37,6 +48,13 @@ _WRONG = (
     (b"\xd0\xcf\x11\xe0", "an Excel workbook: save its sheet as CSV in UTF-8"),
     # The number that PyTorch's older files begin with.
     (b"\x80\x02\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19", _TORCH),
+    (
+        b"arrow1",
+        "an Arrow file (Feather): make it Parquet: python -c 'import sys, pyarrow.feather as f, pyarrow.parquet as p; "
+        "p.write_table(f.read_table(sys.argv[1]), sys.argv[2])' {path} {path}.parquet",
+    ),
+    (b"fea1", "a Feather file of version 1: save it as Parquet, with the program that wrote it"),
+    (b"sqlite format 3", "an SQLite database: export the table as CSV"),
 )
 # What archives of a kind hold, by the ends of their files' names.
 _ARCHIVES = (
@@ -57,7 +75,8 @@ def check_kind(path: Path) -> None:
         raise DataError(f"{path}: the file is empty: download it again")
     for start, what in _WRONG:
         if head.startswith(start):
-            raise DataError(f"{path}: {_archive(path) if what is _ZIP else what}")
+            what = _archive(path) if what is _ZIP else what
+            raise DataError(f"{path}: {what.replace('{path}', shlex.quote(str(path)))}")
 
 
 def _archive(path: Path) -> str:
@@ -91,6 +110,25 @@ def folder_faults(folder: Path, used: Collection[Path], *, unused: str = "") -> 
         if unused and (hdf5 or pickled):
             faults.append(f"{path}: {unused}")
     return faults
+
+
+def check_folder(source: Path) -> None:
+    """DataError where a folder holds no files, or is one that Hugging Face's `datasets` saved, with what to do."""
+    names = {path.name for path in source.iterdir()}
+    if {"dataset_dict.json"} & names or {"dataset_info.json", "state.json"} <= names:
+        splits = "d" if "dataset_dict.json" in names else '{"train": d}'
+        code = (
+            "import os, sys, datasets; d = datasets.load_from_disk(sys.argv[1]); os.makedirs(sys.argv[2]); "
+            f'[s.to_parquet(f"{{sys.argv[2]}}/{{n}}.parquet") for n, s in {splits}.items()]'
+        )
+        raise DataError(
+            f"{source}: a folder that Hugging Face's datasets saved. Make it Parquet where datasets is installed, and "
+            f"import that folder: {shlex.join(['python', '-c', code, str(source), f'{source}-parquet'])}"
+        )
+    if not files_of(source):
+        inner = sorted(path.name for path in source.iterdir() if path.is_dir())
+        only = f", only folders ({', '.join(inner[:3])}): give one of them" if inner else ": give one with the data"
+        raise DataError(f"{source}: the folder holds no files{only}")
 
 
 def files_of(source: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from grcf_ray.data.validation import FEWEST_OF_A_CLASS, FEWEST_ROWS
 from grcf_ray.errors import DataError
 
 __all__ = ["SPLIT_ALIASES", "draw_valid", "grouped", "stratified"]
@@ -24,8 +25,6 @@ SPLIT_ALIASES = {
 
 _SHARE = 1 / 10
 _LARGEST_SHARE = 0.12
-_FEWEST_ROWS = 20
-_FEWEST_OF_A_CLASS = 10
 
 
 def stratified(ids: Sequence[str], label_N: npt.NDArray[np.float64], *, block: int) -> npt.NDArray[np.int64]:
@@ -72,13 +71,13 @@ def draw_valid(
         valid_N = stratified(ids, label_N, block=round(1 / _SHARE)) == 0
         rule = "stratified by label on a hash of the id"
     rows = int(valid_N.sum())
-    few = rows < _FEWEST_ROWS
+    few = rows < FEWEST_ROWS
     if classes:
-        few |= min(int((label_N[valid_N] == value).sum()) for value in (0, 1)) < _FEWEST_OF_A_CLASS
+        few |= min(int((label_N[valid_N] == value).sum()) for value in (0, 1)) < FEWEST_OF_A_CLASS
     if few:
         raise DataError(
             f"there is no valid split, and the {len(ids)} training utterances allow one of {rows} only: "
-            f"{_FEWEST_ROWS} are needed{f', {_FEWEST_OF_A_CLASS} of each class' if classes else ''}. Mark "
+            f"{FEWEST_ROWS} are needed{f', {FEWEST_OF_A_CLASS} of each class' if classes else ''}. Mark "
             "utterances for early stopping and selection with split valid"
         )
     return valid_N, f"no valid split given: {rows} of {len(ids)} training utterances drawn, {rule}"

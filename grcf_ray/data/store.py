@@ -12,16 +12,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from grcf_ray import __version__, console
 from grcf_ray.cache import cache_entry, locked, making
 from grcf_ray.data import datasets
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.schema import SPLITS, Source, TableInfo, split_sizes
-from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.data.validation import label_remarks
+from grcf_ray.errors import ConfigError, DataError, data_error
 from grcf_ray.files import sync, write_json
 
 __all__ = ["Store", "check_replaceable", "check_same", "find_data", "is_store", "usual_folders", "write_store"]
@@ -62,6 +65,23 @@ class Store:
     def read(self, split: str) -> pa.Table:
         """The rows of one split; no other file is opened. DataError where the file is not the one written."""
         return pq.read_table(self._checked(split), partitioning=None)
+
+    def label_remarks(self) -> tuple[list[str], list[str]]:
+        """What keeps a model from being trained and chosen by the labels, and what makes its figures uncertain."""
+        labels = {split: self._labels(split) for split in ("train", "valid")}
+        own = datasets.find(self.info.name) is None
+        return label_remarks(labels, self.info.task, self.info.label_range, own=own)
+
+    def check_trainable(self) -> list[str]:
+        """DataError where no model can be trained and chosen by the labels; what to know of them otherwise."""
+        faults, notes = self.label_remarks()
+        if faults:
+            raise data_error(self.folder, faults)
+        return notes
+
+    def _labels(self, split: str) -> NDArray[np.float64]:
+        table = pq.read_table(self._checked(split), columns=["label"], partitioning=None)
+        return np.asarray(table["label"].to_numpy(), np.float64)
 
     def check(self) -> None:
         """DataError where a split's file is not the one written."""

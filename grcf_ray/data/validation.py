@@ -10,16 +10,25 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-__all__ = ["Fault", "alignment_faults", "input_faults", "validate"]
+__all__ = ["FEWEST_OF_A_CLASS", "FEWEST_ROWS", "Fault", "alignment_faults", "input_faults", "label_remarks", "validate"]
 
 # Half of the step to which labels are rounded before they are compared with anything.
 _LABEL_TOLERANCE = 5e-5
+FEWEST_PAIRED = 3
+"""Utterances: of two the correlation is 1 or -1, whatever their scores."""
+FEWEST_ROWS = 20
+"""Utterances of a valid split that choices can be made by."""
+FEWEST_OF_A_CLASS = 10
+"""And of each of two classes."""
+_NARROW = 0.5
+"""Share of the label range that labels of a scheme cover at least."""
 _ALONE = 5
 """As many faults of one kind are told by themselves."""
 _EXAMPLES = 3
@@ -120,6 +129,40 @@ def _range_remedy(column: pa.ChunkedArray, label_range: tuple[float, float]) -> 
     if sum(label_range) == 0:
         low, high = min(low, -high), max(high, -low)
     return [f"Labels run from {label_N.min():g} to {label_N.max():g}: --label-range {low} {high}?"]
+
+
+def label_remarks(
+    labels: Mapping[str, NDArray[np.float64]], task: Task, label_range: tuple[float, float], *, own: bool
+) -> tuple[list[str], list[str]]:
+    """What keeps a model from being trained and chosen by these labels, and what makes its figures uncertain.
+
+    labels: those of train and valid. own: the label range is the user's to give.
+    """
+    faults, notes = [], []
+    for split, label_N in labels.items():
+        values, counts = np.unique(label_N, return_counts=True)
+        if len(values) < 2:
+            what = f"are {values[0]:g}" if len(values) else "are missing"
+            faults.append(f"all labels of the {split} split {what}: there is no order to learn or to measure")
+        elif len(label_N) < FEWEST_PAIRED:
+            faults.append(f"the {split} split has {len(label_N)} utterances: {FEWEST_PAIRED} are needed at least")
+        elif split == "valid" and len(label_N) < FEWEST_ROWS:
+            notes.append(
+                f"the valid split has {len(label_N)} utterances: choosing by fewer than {FEWEST_ROWS} is near chance"
+            )
+        elif split == "valid" and task == "classification" and counts.min() < FEWEST_OF_A_CLASS:
+            notes.append(
+                f"the valid split has {counts.min()} utterances of class {values[counts.argmin()]:g}: choosing by "
+                f"fewer than {FEWEST_OF_A_CLASS} is near chance"
+            )
+    every = np.concatenate(list(labels.values()))
+    if own and task == "regression" and not faults and np.ptp(every) < np.ptp(label_range) * _NARROW:
+        low, high = label_range
+        notes.append(
+            f"labels run from {every.min():g} to {every.max():g}, a small part of {low:g} to {high:g}, which margins "
+            "follow. If it is not the scheme's, import again with --label-range"
+        )
+    return faults, notes
 
 
 def _faults(

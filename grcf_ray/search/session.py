@@ -120,6 +120,7 @@ class Session:
                 f"{self.space.source} searches {', '.join(unread)}, which a data set for {task} does not read; "
                 "give a space for it: --space FILE"
             )
+        notes = self.store.check_trainable()
         self._check_modalities()
         if not self.budgets:
             raise ConfigError("stage1.epochs and stage2.epochs are both 0: there is nothing to train")
@@ -133,7 +134,8 @@ class Session:
         nodes = cluster_nodes()
         room = find_room(nodes, config, [trials for trials, _ in self.budgets.values()])
         check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
-        return dataclasses.replace(room, memory=check_nodes(nodes, config, self.record.place))
+        memory = check_nodes(nodes, config, self.record.place)
+        return dataclasses.replace(room, memory=memory, notes=(*notes, *room.notes))
 
     def count_cut(self) -> tuple[int, int]:
         """How many texts of train and valid have more subwords than the model reads, and how many there are.

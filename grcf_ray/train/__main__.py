@@ -220,6 +220,8 @@ def _ready(
     from grcf_ray.train.stage import choose_device
 
     store = find_data(dataset, data, label_range)
+    for note in store.check_trainable():
+        console.progress(f"Note: {note}")
     low, high = store.info.label_range
     if faults := check_margins(config, (high - low) / 2, store.info.task):
         raise ConfigError(faults_message("the settings contradict themselves", faults))

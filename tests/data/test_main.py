@@ -152,6 +152,16 @@ def test_other_data_of_the_same_name_are_not_replaced(run: Run, tmp_path: Path) 
     assert run(*words)[0] == 0
 
 
+def test_data_that_cannot_be_trained_on_are_imported_and_said_to_be(run: Run) -> None:
+    code, out, _ = run("import", "own.csv", "--dataset", "own", "--label-range", "0", "40")
+    assert code == 0
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert all(
+        f"all labels of the {split} split" in note for split, note in zip(("train", "valid"), notes, strict=True)
+    )
+
+
 def test_cache_is_shown_and_cleared(run: Run, tmp_path: Path) -> None:
     for kind, size in (("tables", 3000), ("features", 2_000_000)):
         entry = tmp_path / "cache" / kind / ("0123456789ab" * 2)

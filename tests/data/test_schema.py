@@ -12,7 +12,7 @@ import pytest
 
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import Source, TableInfo, conform, fingerprint, table_schema
-from grcf_ray.data.validation import Fault, validate
+from grcf_ray.data.validation import Fault, label_remarks, validate
 from grcf_ray.errors import DataError
 
 FRAMES = pa.list_(pa.list_(pa.float64()))
@@ -155,6 +155,39 @@ def test_the_remedy_is_a_range_that_holds_the_labels(
     with pytest.raises(DataError) as caught:
         validate(pa.table(columns), label_range=label_range, splits=["train"], own=True)
     assert str(caught.value).endswith(remedy)
+
+
+CLASSES = [0.0] * 30 + [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("valid", "task", "label_range", "faults", "notes"),
+    [
+        (np.linspace(-3, 3, 20), "regression", (-3, 3), [], []),
+        ([1.0] * 30, "regression", (-3, 3), ["all labels of the valid split are 1"], []),
+        ([], "regression", (-3, 3), ["all labels of the valid split are missing"], []),
+        ([-3.0, 3.0], "regression", (-3, 3), ["the valid split has 2 utterances"], []),
+        (np.linspace(-3, 3, 19), "regression", (-3, 3), [], ["the valid split has 19 utterances"]),
+        (np.linspace(-3, 3, 20), "regression", (-7, 7), [], ["labels run from -3 to 3"]),
+        (np.linspace(-3, 3, 20), "regression", (-6, 6), [], []),
+        (CLASSES, "classification", (0, 1), [], []),
+        (CLASSES[:-1], "classification", (0, 1), [], ["the valid split has 9 utterances of class 1"]),
+        (CLASSES[:30], "classification", (0, 1), ["all labels of the valid split are 0"], []),
+    ],
+)
+def test_labels_that_nothing_can_be_learned_from(
+    valid: Any, task: Any, label_range: tuple[float, float], faults: list[str], notes: list[str]
+) -> None:
+    """And those that little can be: the number of rows, of each class, and how much of their range they take."""
+    train = np.array(CLASSES) if task == "classification" else np.linspace(-3, 3, 50)
+    found = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, own=True)
+    for told, expected in zip(found, (faults, notes), strict=True):
+        assert len(told) == len(expected)
+        assert all(one.startswith(start) for one, start in zip(told, expected, strict=True))
+    swapped = label_remarks({"train": np.array(valid), "valid": train}, task, label_range, own=True)
+    assert len(swapped[0]) == len(faults)
+    known = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, own=False)
+    assert not any(note.startswith("labels run") for note in known[1])
 
 
 def test_parse_fault_stands_for_its_cell() -> None:

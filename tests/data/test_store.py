@@ -201,6 +201,15 @@ def test_cached_import_is_its_users_alone(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_a_store_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
+    table, info = make()
+    with pytest.raises(DataError, match="valid split are 3") as caught:
+        write_store(tmp_path / "own", table, info).check_trainable()
+    assert caught.value.exit_code == 3
+    assert str(tmp_path / "own") in str(caught.value)
+    assert find_data("demo").check_trainable() == []
+
+
 def test_find_imports_foreign_files_of_the_usual_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / "mosi").mkdir(parents=True)
     (tmp_path / "data" / "mosi" / "any.csv").write_text(CSV)

@@ -25,7 +25,7 @@ from grcf_ray.data import datasets
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.schema import MODALITIES, Source, TableInfo, conform, split_sizes
-from grcf_ray.data.sniff import check_kind, files_of
+from grcf_ray.data.sniff import check_folder, check_kind, files_of
 from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
 from grcf_ray.data.validation import validate
 from grcf_ray.errors import ConfigError, DataError
@@ -137,6 +137,8 @@ def find_importer(source: Path, name: str = "auto") -> Importer:
         raise DataError(f"{source} does not exist")
     found = [name] if name != "auto" else [name for name in known if known[name].files(source)]
     if not found:
+        if source.is_dir():
+            check_folder(source)
         for path in files_of(source):
             check_kind(path)
         raise DataError(f"{source}: no data of a known format ({', '.join(known)})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,26 @@ def _check_encoding(path: Path) -> None:
                 raise DataError(
                     f"{path}: line {number} is not UTF-8 ({error.reason}). Save the file in UTF-8"
                 ) from error
+    _check_delimiter(path)
+
+
+def _check_delimiter(path: Path) -> None:
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline()
+    if path.suffix.lower() != ".csv" or "," in header:
+        return
+    if "\t" in header:
+        raise DataError(f"{path}: its cells are separated by tabs. Name it {path.with_suffix('.tsv').name}")
+    for mark in ";|":
+        if mark in header:
+            code = (
+                "import sys, pyarrow.csv as c; c.write_csv(c.read_csv(sys.argv[1], parse_options=c.ParseOptions("
+                f'delimiter="{mark}", newlines_in_values=True)), sys.argv[2])'
+            )
+            raise DataError(
+                f"{path}: its cells are separated by {mark!r}, not commas. Make it so: "
+                + shlex.join(["python", "-c", code, str(path), str(path.with_name(f"{path.stem}-commas.csv"))])
+            )
 
 
 def _select(path: Path, table: pa.Table, present: list[str]) -> pa.Table:
