@@ -66,19 +66,18 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
         columns: dict[str, list[str]] = {
             "run": [one_line(row["run"], _NAME_ROOM) for row in whole],
             "state": [f"{row['state']}?" if row["alive"] is None else one_line(row["state"], 12) for row in whole],
-            "stage 1": [_progress(row, 1) for row in whole],
-            "stage 2": [_progress(row, 2) for row in whole],
+            "stage 1, 2": [f"{_progress(row, 1)} {_progress(row, 2)}" for row in whole],
             "best valid": [_best(row) for row in whole],
         }
         for name in _HEADLINES:
             if any(row.get(f"test/{name}") is not None for row in whole):
                 columns[f"test {METRIC_TITLES[name]}"] = [figure(row.get(f"test/{name}")) for row in whole]
-        columns["time"] = [duration(row["seconds"]) for row in whole]
+        columns["cost"] = [duration(row["seconds"]) for row in whole]
         columns["changed"] = [_time(row["changed"]) for row in whole]
         columns["data"] = [one_line(row["dataset"], 16) for row in whole]
         columns["backbone"] = [one_line(row["backbone"], 24) for row in whole]
         # From the most important on.
-        first = ("run", "state", "best valid", "stage 1", "stage 2", "test MAE", "test BCE", "changed", "time")
+        first = ("run", "state", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
         chosen: set[str] = set()
         used = -2
         for name in sorted(columns, key=lambda name: first.index(name) if name in first else len(first)):

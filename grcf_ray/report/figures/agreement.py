@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.layout import count_axis, new_figure
 from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.figures.utterances import spread_rows
@@ -91,8 +91,9 @@ def draw_class_scores(data: Mapping[str, Any]) -> Figure:
     """Two outlines of steps, and the threshold at 0."""
     from plotly.graph_objects import Scatter
 
+    most = max(*data["negative"], *data["positive"])
     figure = new_figure(380, xaxis={"title": {"text": "logit of the positive class"}})
-    figure.update_layout(yaxis={"title": {"text": "utterances"}, "rangemode": "tozero"})
+    figure.update_layout(yaxis={"title": {"text": "utterances"}, "rangemode": "tozero", **count_axis(most)})
     for name, colour, dash in (("negative", ORANGE, "dot"), ("positive", BLUE, "solid")):
         figure.add_trace(
             Scatter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from grcf_ray.report.figures.layout import new_figure, rows
+from grcf_ray.report.figures.layout import count_axis, new_figure, rows
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, OCHRE, ORANGE, PURPLE
 from grcf_ray.report.figures.parameters import number
 from grcf_ray.report.figures.text import shown
@@ -61,11 +61,12 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
     from plotly.graph_objects import Scatter
 
     above, below = rows([1, 1], gap=0.14)
+    last = max(map(len, [data["epoch"], *(trial["epoch"] for trial in data["others"])]))
     figure = new_figure(
         540,
         xaxis={"anchor": "y", "matches": "x2", "showticklabels": False},
         yaxis={"title": "training loss", "domain": above, "rangemode": "tozero", "automargin": True},
-        xaxis2={"title": "epoch", "anchor": "y2", "automargin": True},
+        xaxis2={"title": "epoch", "anchor": "y2", "automargin": True, **count_axis(last)},
         yaxis2={"title": f"valid {METRIC_TITLES[data['metric']]}", "domain": below, "anchor": "x2", "automargin": True},
     )
     for index, (term, values) in enumerate(data["terms"].items()):

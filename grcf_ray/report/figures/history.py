@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from grcf_ray.report.figures.layout import new_figure, rows
+from grcf_ray.report.figures.layout import count_axis, new_figure, rows
 from grcf_ray.report.figures.palette import GREY, MARKS
 from grcf_ray.report.figures.parameters import number, objective
 from grcf_ray.report.plot import Plot
@@ -51,9 +51,10 @@ def draw_history(data: Mapping[str, Any]) -> Figure:
     none = any(trial["objective"] is None for trial in data["trials"])
     above, strip, below = rows([6, 0.6 if none else 0.01, 5], gap=0.13)
     title = f"valid {METRIC_TITLES[data['metric']]}"
+    last = max(trial["number"] for trial in data["trials"])
     figure = new_figure(
         560,
-        xaxis={"title": {"text": "trial", "standoff": 4}, "anchor": "y2", "automargin": True},
+        xaxis={"title": {"text": "trial", "standoff": 4}, "anchor": "y2", "automargin": True} | count_axis(last),
         yaxis={"title": title, "domain": (strip[1] + 0.02, above[1]), "automargin": True},
         yaxis2={
             "domain": strip,

@@ -195,9 +195,9 @@ def _pairs(view: RunView, scored: Scored) -> Plot | None:
         name="hardest-pairs",
         title="The hardest pairs",
         caption=f"{data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} Shown "
-        f"are the {len(data['table']['rows'])} whose predictions differ most in the wrong direction. The weight is "
-        f"that of eq. {equation}, over all these pairs together. A hard pair may be a wrong label as well as a wrong "
-        "prediction.",
+        f"are the {len(data['table']['rows'])} whose predictions differ most in the wrong direction, at most two of an "
+        f"utterance. The weight is that of eq. {equation}, over all these pairs together. A hard pair may be a wrong "
+        "label as well as a wrong prediction.",
         summary=f"{data['wrong']} of {data['pairs']} pairs are ordered wrong.",
         data=data,
         draw=draw_hardest_pairs,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.losses.classification import separation_weight
@@ -28,15 +30,17 @@ COLUMNS = (
     *("weight", "ordered right"),
 )
 _TOP = 20
+_EACH = 2
+"""Pairs that one utterance may have among those: one odd label would fill the figure."""
 _ROW_PX = 26
 
 
 def hardest_pairs_data(scored: Scored, task: Task) -> dict[str, Any]:
     """The pairs of different labels whose scores are the furthest in the wrong order, or the least in the right one.
 
-    Of all pairs of the split; of a larger one, of the pairs of the utterances that `spread_rows` takes. `higher` is
-    the one of the higher label. The weight is the ranking loss's, eq. 9, or eq. 19 of two classes, over all these
-    pairs together.
+    An utterance is in two of them at most. Of all pairs of the split; of a larger one, of the pairs of the utterances
+    that `spread_rows` takes. `higher` is the one of the higher label. The weight is the ranking loss's, eq. 9, or
+    eq. 19 of two classes, over all these pairs together.
     """
     rows = spread_rows(scored.label_N)
     label_B, score_B = scored.label_N[rows], scored.score_N[rows]
@@ -48,7 +52,7 @@ def hardest_pairs_data(scored: Scored, task: Task) -> dict[str, Any]:
     gap_P = score_B[high_P] - score_B[low_P]
     weigh = separation_weight if task == "classification" else advantage_weight
     weight_P = weigh(torch.from_numpy(gap_P)).numpy()
-    hardest = np.argsort(gap_P, kind="stable")[:_TOP]
+    hardest = _hardest(gap_P, high_P, low_P)
 
     def told(place: int) -> list[Any]:
         row = rows[place]
@@ -69,6 +73,23 @@ def hardest_pairs_data(scored: Scored, task: Task) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _hardest(gap_P: NDArray[np.float64], high_P: NDArray[np.int64], low_P: NDArray[np.int64]) -> list[int]:
+    """The places of the pairs of the smallest gaps, an utterance in `_EACH` of them at most."""
+    order = np.argsort(gap_P, kind="stable")
+    high_P, low_P = high_P[order], low_P[order]
+    open_P, seen = np.ones(len(order), bool), Counter[int]()
+    chosen: list[int] = []
+    while len(chosen) < _TOP and open_P.any():
+        place = int(np.argmax(open_P))
+        open_P[place] = False
+        chosen.append(int(order[place]))
+        for utterance in (int(high_P[place]), int(low_P[place])):
+            seen[utterance] += 1
+            if seen[utterance] == _EACH:
+                open_P &= (high_P != utterance) & (low_P != utterance)
+    return chosen
 
 
 def draw_hardest_pairs(data: Mapping[str, Any]) -> Figure:

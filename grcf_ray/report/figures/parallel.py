@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.layout import log_ticks, new_figure, tick_text
 from grcf_ray.report.figures.palette import SCALE
 from grcf_ray.report.figures.parameters import objective, searched, space_of
 from grcf_ray.report.figures.text import shown
@@ -22,9 +22,9 @@ __all__ = ["draw_parallel", "parallel_data", "parallel_plot"]
 
 
 def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
-    """The stage's axes, and of each trial with a result and a value on every axis, those values and the objective.
+    """The stage's axes, and of each trial with a result and a value on every axis, the objective and those values.
 
-    Worst first, so that the best are drawn on top.
+    The values stand under the parameters' paths. Worst first, so that the best are drawn on top.
     """
     parameters = searched(view.trials[stage], stage, space_of(view))
     rows: list[dict[str, Any]] = [
@@ -32,7 +32,7 @@ def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
             "number": trial.number,
             "state": trial.state,
             "objective": objective(trial),
-            "values": [parameter.value(trial.params) for parameter in parameters],
+            **{parameter.path: parameter.value(trial.params) for parameter in parameters},
         }
         for trial in reversed(view.ranked(stage))
         if objective(trial) is not None
@@ -52,7 +52,7 @@ def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
             }
             for parameter in parameters
         ],
-        "trials": [row for row in rows if None not in row["values"]],
+        "trials": [row for row in rows if None not in row.values()],
     }
 
 
@@ -66,8 +66,7 @@ def draw_parallel(data: Mapping[str, Any]) -> Figure:
     ends = [*finished, results[-1]] if len(set(finished)) > 1 else results
     title = METRIC_TITLES[data["metric"]]
     axes = [
-        _axis(parameter, [trial["values"][index] for trial in data["trials"]])
-        for index, parameter in enumerate(data["parameters"])
+        _axis(parameter, [trial[parameter["path"]] for trial in data["trials"]]) for parameter in data["parameters"]
     ]
     figure = new_figure(440, margin={"l": 60, "r": 60, "t": 110, "b": 70})
     figure.add_trace(
@@ -106,8 +105,8 @@ def parallel_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     metric = METRIC_TITLES[data["metric"]]
     best = data["trials"][-1]
     values = ", ".join(
-        f"{parameter['label']} {value if isinstance(value, str) else format(value, '.3g')}"
-        for parameter, value in zip(data["parameters"], best["values"], strict=True)
+        f"{parameter['label']} {value if isinstance(value := best[parameter['path']], str) else format(value, '.3g')}"
+        for parameter in data["parameters"]
     )
     return Plot(
         name=f"parallel-stage{stage}",
@@ -140,12 +139,11 @@ def _axis(parameter: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
         low, high = parameter["low"], parameter["high"]
         return {"label": label, "values": values, "range": (low, high) if low < high else (low - 0.5, high + 0.5)}
     low, high = math.log10(parameter["low"]), math.log10(parameter["high"])
-    decades = [power for power in range(math.floor(low), math.ceil(high) + 1) if low <= power <= high]
-    ticks = decades if len(decades) > 1 else [low, high]
+    ticks = log_ticks(parameter["low"], parameter["high"])
     return {
         "label": label,
         "values": [math.log10(value) for value in values],
-        "range": (low, high),
-        "tickvals": ticks,
-        "ticktext": [f"{10.0**tick:.2g}" for tick in ticks],
+        "range": (low, high) if low < high else (low - 0.5, high + 0.5),
+        "tickvals": [math.log10(tick) for tick in ticks],
+        "ticktext": [tick_text(tick) for tick in ticks],
     }

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from grcf_ray.report.figures.layout import new_figure, rows
+from grcf_ray.report.figures.layout import log_axis, new_figure, rows
 from grcf_ray.report.figures.palette import GREY, MARKS
 from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
 from grcf_ray.report.figures.text import shown
@@ -80,7 +80,8 @@ def draw_slices(data: Mapping[str, Any]) -> Figure:
             names = [shown(choice, 12) for choice in choices]
             x_axis |= {"tickvals": list(range(len(choices))), "ticktext": names, "range": (-0.5, len(choices) - 0.5)}
         elif panel["log"]:
-            x_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
+            values = [point["value"] for point in panel["points"]]
+            x_axis |= log_axis(min(values), max(values)) if values else {"type": "log"}
         y_axis: dict[str, Any] = {"anchor": f"x{suffix}", "domain": domains[row], "showticklabels": column == 0}
         y_axis |= {"matches": "y"} if index else {}
         y_axis |= {"automargin": True} if column == 0 else {}

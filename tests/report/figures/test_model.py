@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,6 +229,16 @@ class TestErrors:
         ]
 
 
+def at_most_two(ranked: Sequence[Any], ends: Callable[[Any], tuple[Any, Any]]) -> list[Any]:
+    """The first 20 of pairs of which no end is in more than two."""
+    chosen: list[Any] = []
+    for pair in ranked:
+        used = [end for other in chosen for end in ends(other)]
+        if max(used.count(end) for end in ends(pair)) < 2:
+            chosen.append(pair)
+    return chosen[:20]
+
+
 class TestHardestPairs:
     def test_against_a_double_loop(self) -> None:
         scored = scored_of(60)
@@ -243,7 +255,8 @@ class TestHardestPairs:
         data = hardest_pairs_data(scored, "regression")
         assert (data["pairs"], data["wrong"]) == (len(pairs), sum(gap <= 0 for gap, *_ in pairs))
         assert data["weighed"] == sum(weight > 0 for weight in weights)
-        hardest = sorted(zip(weights, pairs, strict=True), key=lambda entry: -entry[0])[:20]
+        ranked = sorted(zip(weights, pairs, strict=True), key=lambda entry: -entry[0])
+        hardest = at_most_two(ranked, lambda entry: entry[1][1:])
         assert len(data["table"]["rows"]) == 20
         for row, (weight, (gap, i, j)) in zip(data["table"]["rows"], hardest, strict=True):
             assert len(row) == len(data["table"]["columns"])
@@ -263,8 +276,18 @@ class TestHardestPairs:
         data = hardest_pairs_data(scored, "classification")
         assert data["pairs"] == len(weights)
         shown_weights = [row[8] for row in data["table"]["rows"]]
-        assert shown_weights == pytest.approx(sorted(weights.values(), reverse=True)[:20])
+        ranked = at_most_two(sorted(weights, key=lambda pair: -weights[pair]), lambda pair: pair)
+        assert shown_weights == pytest.approx([weights[pair] for pair in ranked])
         assert shown_weights == pytest.approx([weights[row[0], row[4]] for row in data["table"]["rows"]])
+
+    def test_an_odd_label_does_not_fill_the_figure(self) -> None:
+        scored = scored_of(60)
+        label_N = scored.label_N.copy()
+        label_N[int(np.argmax(scored.score_N))] = -3.0
+        rows = hardest_pairs_data(dataclasses.replace(scored, label_N=label_N), "regression")["table"]["rows"]
+        counts = Counter(identity for row in rows for identity in (row[0], row[4]))
+        assert len(rows) == 20
+        assert max(counts.values()) == counts[scored.id_N[int(np.argmax(scored.score_N))]] == 2
 
     def test_equal_labels_make_no_pair(self) -> None:
         scored = dataclasses.replace(scored_of(3), label_N=np.array([1.0, 1.0, 1.0]))

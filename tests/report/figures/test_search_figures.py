@@ -158,7 +158,7 @@ def test_parallel_axes_are_those_that_were_searched(view: RunView) -> None:
     by_number = {t.number: t for t in view.trials[1]}
     assert len(data["trials"]) == len(view.ranked(1)) > 0
     for row in data["trials"]:
-        assert row["values"] == list(by_number[row["number"]].params.values())
+        assert [row[path] for path in by_number[row["number"]].params] == list(by_number[row["number"]].params.values())
         assert row["objective"] == by_number[row["number"]].objective
     drawn = draw_parallel(data).data[0]
     assert all(len(axis["values"]) == len(data["trials"]) for axis in drawn.dimensions)
@@ -183,6 +183,7 @@ def test_slices_have_every_result_and_the_trend(view: RunView) -> None:
         drawn = sum(len(t.x) for t in figure.data if t.xaxis == axis and t.legendgroup != "trend")
         assert drawn == len(usable)
     assert [figure.layout[f"xaxis{k}"].type for k in ("", 3, 4)] == ["log", None, "log"]
+    assert all(len(figure.layout[f"xaxis{k}"].ticktext) > 1 for k in ("", 4))
 
 
 def test_the_trends_of_slices_follow_the_weights() -> None:
