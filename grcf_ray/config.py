@@ -22,9 +22,11 @@ from grcf_ray.plain_yaml import DECIMAL, read_yaml
 __all__ = [
     "ABLATIONS",
     "DROPOUTS",
+    "NEEDS_TEXT",
     "ClassesConfig",
     "FeatureConfig",
     "MetricsConfig",
+    "Modalities",
     "ModelConfig",
     "PairConfig",
     "RankingConfig",
@@ -38,15 +40,18 @@ __all__ = [
     "check_margins",
     "check_read",
     "config_faults",
+    "encoder_name",
     "flatten",
     "known_paths",
     "nearest",
     "parse_assignments",
     "reads",
+    "recorded_settings",
     "to_yaml",
 ]
 
 Task = Literal["regression", "classification"]
+Modalities = Literal["all", "text", "audio", "vision", "text+audio", "text+vision", "audio+vision"]
 
 
 def _number(value: Any) -> Any:
@@ -76,6 +81,9 @@ class FeatureConfig:
     """Give audio and vision columns zero mean and unit deviation, by the training split's rows."""
     context: bool = True
     """Put what was said before, where the data have it, in front of the text: [CLS] context [SEP] text [SEP]."""
+    special_rows: Literal["none", "zero"] = "none"
+    """What special tokens and context have where audio and vision follow words: no row, as eqs. 1-2 ask, or a row of
+    zeros that attention pools with the others, as the MAG pipelines have it."""
     lowercase: Annotated[Literal["auto", "yes", "no"], Word] = "auto"
     """Lower-case the text; auto does so where the table says that its transcripts are upper case."""
 
@@ -88,8 +96,11 @@ class ModelConfig:
     """Text encoder: a Hugging Face name or a local folder."""
     text_vector: Literal["cls", "mean"] = "cls"
     """The text representation: the first token's, or the masked mean of all."""
-    modalities: Literal["all", "text", "text+audio", "text+vision"] = "all"
-    """Modalities the model sees, of those the data set has."""
+    modalities: Modalities = "all"
+    """Modalities the model sees; all are the text and whatever else the data set has. Without text there is no text
+    encoder, and no tokens: for regression alone."""
+    textless_width: PositiveCount = 768
+    """Width of the fused representation of a model without text; with text it is the text encoder's."""
     frozen_layers: Count | Literal["all"] = 0
     """Bottom layers of the text encoder, embeddings with them, that stay as pretrained and run once per run."""
     fusion_dropout: Probability = 0.4
@@ -102,8 +113,26 @@ class ModelConfig:
     """Reach of the scaled tanh, eq. 5, for labels in [-3, 3]; grows with the label range."""
     attention_heads: PositiveCount = 4
     """Heads of the cross-attention; for classification."""
+    non_text: Literal["rows", "pooled"] = "rows"
+    """What the text attends to, eq. 14: every row of audio and vision, or one attention-pooled vector of each (eqs.
+    1-2); for classification."""
     gate: Literal["scalar", "vector"] = "scalar"
     """One gate a sample, or one for each of its dimensions, eq. 15; for classification."""
+
+    @property
+    def sees_text(self) -> bool:
+        """Whether the network has a text encoder."""
+        return self.modalities == "all" or "text" in self.modalities
+
+    def sees(self, modality: str) -> bool:
+        """Whether the network has a branch for a modality, if the data have it."""
+        return self.modalities == "all" or modality in self.modalities
+
+
+NEEDS_TEXT = (
+    "model.modalities = {}: classification needs the text, which attends to the other modalities; "
+    "give all, text, text+audio or text+vision"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,6 +339,15 @@ class RunConfig:
 DROPOUTS = ("fusion_dropout", "unified_dropout")
 """The model's settings that `stage2` may have values of its own for."""
 
+EARLIER: Mapping[str, Any] = {"features.special_rows": "zero"}
+"""What runs and models on record were made with before there was a setting, where its default is another now."""
+
+
+def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a run or model on record, by path: those that came later have what was done before them."""
+    return {**flatten(RunConfig()), **EARLIER, **settings}
+
+
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "full": {},
     "no-advantage": {"ranking.advantage_weighting": False},
@@ -328,13 +366,22 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 _REGRESSION = (
     *("ranking.groups", "ranking.group_edges", "ranking.intra_margin", "ranking.base_margin", "ranking.margin_step"),
-    *("ranking.dynamic_margin", "model.output_scale", "stage1.group_weight", "stage1.reg_weight", "stage1.reg_margin"),
+    *("ranking.dynamic_margin", "model.output_scale", "model.textless_width"),
+    *("stage1.group_weight", "stage1.reg_weight", "stage1.reg_margin"),
     *("stage2.mae_weight", "stage2.group_weight", "stage2.boundary_weight"),
 )
 _CLASSIFICATION = (
     *("classes.separation_margin", "classes.boundary_margin", "classes.advantage_clip", "stage1.separation_weight"),
     *("stage1.compactness_weight", "stage1.centering_weight", "model.attention_heads", "model.gate"),
+    "model.non_text",
 )
+
+
+def encoder_name(settings: Mapping[str, Any]) -> str:
+    """What a run's text encoder is called, by its settings: the last part of the hub's name or of the path."""
+    if not ModelConfig(modalities=settings.get("model.modalities", "all")).sees_text:
+        return "none"
+    return str(settings["model.backbone"]).rstrip("/").rpartition("/")[2]
 
 
 def reads(task: Task, path: str) -> bool:

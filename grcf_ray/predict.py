@@ -110,7 +110,10 @@ def predict(
     source = RowSource(
         source=input,
         format=data_format,
-        inputs=("text", *saved.model.modality_dims, *(("context",) if saved.config.features.context else ())),
+        inputs=(
+            *saved.inputs,
+            *(("context",) if saved.config.features.context and "text" in saved.inputs else ()),
+        ),
         part=batch,
         non_finite=non_finite.value,
         usually_aligned=saved.word_aligned,

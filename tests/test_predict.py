@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -36,7 +37,7 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.winner import measure
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import initial_model, select_modalities
-from grcf_ray.train.export import SavedModel, save_model
+from grcf_ray.train.export import SavedModel, load_model, save_model
 from grcf_ray.train.manifest import write_manifest
 from tests.waiting import wait_for
 
@@ -68,7 +69,7 @@ def model_of(folder: Path, backbone: Path, store: Store, *, seed: int = 1, **set
     """An untrained model for the store's features, saved."""
     paths = {"model.backbone": str(backbone), "model.text_vector": "mean", **settings}
     config = build_config({path.replace("__", "."): value for path, value in paths.items()})
-    tokenizer = load_tokenizer(str(backbone))
+    tokenizer = load_tokenizer(str(backbone)) if config.model.sees_text else None
     features = build_features(store, tokenizer, config.features)
     model = initial_model(config.model, select_modalities(features, config.model.modalities), seed=seed)
     protocol: Any = "binary" if store.info.task == "classification" else "mosi"
@@ -153,6 +154,23 @@ def test_text_alone_is_enough(textual: Path, tmp_path: Path, run: Run) -> None:
     np.testing.assert_allclose(
         [row["score"] for row in rows], grcf_ray.load_model(textual).score(texts), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_model_without_text_scores_rows_without_text(
+    tiny_backbone: Path, tiny_store: Store, tiny_table: pa.Table, tiny_csv: Path, tmp_path: Path, run: Run, suffix: str
+) -> None:
+    model = model_of(tmp_path / "best", tiny_backbone, tiny_store, model__modalities="audio+vision")
+    rows = tmp_path / f"rows{suffix}"
+    bare = tiny_table if suffix == ".parquet" else pyarrow.csv.read_csv(tiny_csv)
+    bare = bare.drop_columns(["text"])
+    pq.write_table(bare, rows) if suffix == ".parquet" else pyarrow.csv.write_csv(bare, rows)
+    code, _, err = run(model, "--input", rows, "--output", tmp_path / "out.parquet")
+    assert code == 0, err
+    found = rows_of(tmp_path / "out.parquet")
+    assert len(found) == len(tiny_table)
+    expected = load_model(model).score(tiny_table)
+    assert [row["score"] for row in found] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])

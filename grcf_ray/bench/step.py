@@ -58,7 +58,7 @@ class LiteralStep:
         if not self.sort:
             batch = collate(features, train, chosen_S)
             return [padded(batch, loop.config.features.max_tokens, features.pad_token_id)], np.arange(len(chosen_S))
-        order_S = np.argsort(train.tokens.lengths[chosen_S], kind="stable")
+        order_S = np.argsort(train.lengths_of(chosen_S), kind="stable")
         batches = micro_batches(
             features, train, chosen_S[order_S], loop.config.pairs.micro_batch_tokens, device=loop.device
         )

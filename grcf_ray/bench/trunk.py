@@ -28,7 +28,9 @@ def trunk_table(
 ) -> Table:
     """An epoch after the first with the bottom two thirds of the layers frozen, against one with none."""
     whole = _features(store, config, 0, cache)
-    layers = new_loop(whole, config, device, {"model.frozen_layers": 0}).model.text_encoder.n_layers
+    encoder = new_loop(whole, config, device, {"model.frozen_layers": 0}).model.text_encoder
+    assert encoder is not None
+    layers = encoder.n_layers
     frozen_layers = 2 * layers // 3
     changes = {**SMALL_STEP, "model.frozen_layers": frozen_layers}
     trained = {**SMALL_STEP, "model.frozen_layers": 0}

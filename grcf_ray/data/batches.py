@@ -27,7 +27,7 @@ class Batch:
     """Utterances as the model takes them; absent modalities are None."""
 
     token_BL: Tensor | None
-    """Subword ids; None where the frozen layers' output stands in for them."""
+    """Subword ids; None where the frozen layers' output stands in for them, and for models without text."""
     mask_BL: Tensor | None
     hidden_BLD: Tensor | None
     vector_BD: Tensor | None
@@ -55,8 +55,8 @@ class Batch:
 
 
 def length_sorted(split: SplitFeatures, index_U: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The utterances by rising text length, ties by their place in the split."""
-    return index_U[np.argsort(split.tokens.lengths_of(index_U), kind="stable")]
+    """The utterances by rising length (`SplitFeatures.lengths_of`), ties by their place in the split."""
+    return index_U[np.argsort(split.lengths_of(index_U), kind="stable")]
 
 
 def micro_batches(
@@ -69,10 +69,10 @@ def micro_batches(
 ) -> Iterator[Batch]:
     """The utterances, in the order given, in batches of at most `token_budget` padded subwords each.
 
-    index_U: by rising text length (`length_sorted`). Batches are cut where the length rises, so that padding and the
+    index_U: by rising length (`length_sorted`). Batches are cut where the length rises, so that padding and the
     cost of one batch more are least together. device: where they will be encoded; the CPU by default.
     """
-    length_U = split.tokens.lengths_of(index_U)
+    length_U = split.lengths_of(index_U)
     stops = _cuts(length_U, token_budget, BATCH_COST.get(device.type if device else "cpu", BATCH_COST["cuda"]))
     for start, stop in itertools.pairwise([0, *stops]):
         yield collate(features, split, index_U[start:stop])
@@ -114,7 +114,7 @@ def collate(features: Features, split: SplitFeatures, index_B: NDArray[np.int64]
         vector_BD = torch.from_numpy(split.vector_ND[index_B])
     elif split.hidden is not None:
         hidden_BLD, mask_BL = _tensors(split.hidden, index_B)
-    else:
+    elif split.tokens is not None:
         token_BL, mask_BL = _tensors(split.tokens, index_B, features.pad_token_id)
         assert token_BL is not None
         token_BL = token_BL.long()

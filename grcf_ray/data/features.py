@@ -85,8 +85,8 @@ class SplitFeatures:
 
     label_N: NDArray[np.float64]
     """Labels less the centre of the label range, rounded to 1e-4."""
-    tokens: Ragged
-    """Subword ids, special tokens included: int32."""
+    tokens: Ragged | None
+    """Subword ids, special tokens included: int32. None for models without text."""
     audio: Ragged | None
     vision: Ragged | None
     hidden: Ragged | None = None
@@ -97,10 +97,19 @@ class SplitFeatures:
     def __len__(self) -> int:
         return len(self.label_N)
 
+    def lengths_of(self, index_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[B] what batches are cut by: subwords, or without text the rows of the longer modality."""
+        if self.tokens is not None:
+            return self.tokens.lengths_of(index_B)
+        rows = [modality.lengths_of(index_B) for modality in (self.audio, self.vision) if modality is not None]
+        longest_B: NDArray[np.int64] = np.max(rows, axis=0)
+        return longest_B
+
     def only(self, modalities: Collection[str]) -> SplitFeatures:
-        """The split without the audio or vision that `modalities` does not name."""
+        """The split without the text, audio or vision that `modalities` does not name."""
+        text = self if "text" in modalities else dataclasses.replace(self, tokens=None, hidden=None, vector_ND=None)
         return dataclasses.replace(
-            self,
+            text,
             audio=self.audio if "audio" in modalities else None,
             vision=self.vision if "vision" in modalities else None,
         )
@@ -156,7 +165,8 @@ class Features:
     task: Task = "regression"
     """Kind of label; for classification the centre lies between the two."""
     word_aligned: bool = False
-    """Whether audio and vision have a row for each subword, zero for special tokens."""
+    """Whether audio and vision have rows by subword, each its word's; for special tokens see
+    `FeatureConfig.special_rows`."""
 
     @property
     def audio_dim(self) -> int | None:
@@ -170,9 +180,11 @@ class Features:
 
 
 def build_features(
-    store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, *, cache: Path | None = None
+    store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig, *, cache: Path | None = None
 ) -> Features:
     """Features of the train and valid splits, from the cache where they lie there whole, else built now.
+
+    tokenizer: None leaves the text out.
 
     The test split is not opened: `build_split` makes its features once a winner is fixed. ClusterError where the cache
     cannot be read or written.
@@ -229,7 +241,7 @@ def _open(folder: Path, store: Store) -> Features:
 
 def build_split(
     table: pa.Table,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     settings: FeatureConfig,
     *,
     center: float,
@@ -239,9 +251,12 @@ def build_split(
 ) -> SplitFeatures:
     """Features of one split's utterance table; its labels, if it has none, are the centre of the range.
 
-    word_aligned: the table's audio and vision have a row for each word; here they get one for each subword.
+    tokenizer: None leaves the text out, which the table then need not have. word_aligned: the table's audio and vision
+    have a row for each word; here they get one for each subword, where there is text.
     """
-    tokens, words = _tokens(table, tokenizer, settings, lowercase=lowercase, by_word=word_aligned)
+    tokens = words = None
+    if tokenizer is not None:
+        tokens, words = _tokens(table, tokenizer, settings, lowercase=lowercase, by_word=word_aligned)
     label_N = table["label"].to_numpy().astype(np.float64) - center if "label" in table.column_names else None
 
     def rows(name: str) -> Ragged | None:
@@ -250,7 +265,7 @@ def build_split(
             return None
         if name in standardisers:
             found = Ragged(standardisers[name](found.values), found.offsets)
-        return found if words is None else _by_subword(found, tokens, words)
+        return found if tokens is None or words is None else _by_subword(found, tokens, words, settings)
 
     return SplitFeatures(
         label_N=np.zeros(table.num_rows) if label_N is None else np.round(label_N, LABEL_DECIMALS),
@@ -279,15 +294,23 @@ def _tokens(
     return tokens, np.fromiter((word for row in words for word in row), np.int64)
 
 
-def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64]) -> Ragged:
-    """A word's row for each of its subwords, and zeros for special tokens; nothing for a sample without rows."""
-    has_N = rows.lengths > 0
-    length_N = np.where(has_N, tokens.lengths, 0)
-    kept = np.repeat(has_N, tokens.lengths)
+def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64], settings: FeatureConfig) -> Ragged:
+    """A word's row for each of its subwords, and for special tokens what the settings say; nothing for a sample without
+    rows."""
+    kept = np.repeat(rows.lengths > 0, tokens.lengths)
+    if settings.special_rows == "none":
+        kept &= words >= 0
+    utterance_T = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
+    length_N = np.bincount(utterance_T[kept], minlength=len(tokens.lengths))
     word_R = words[kept]
     index_R = np.repeat(rows.offsets[:-1], length_N) + np.maximum(word_R, 0)
     values = rows.values[index_R] * (word_R >= 0)[:, None].astype(rows.values.dtype)
     return Ragged(values, np.concatenate([[0], np.cumsum(length_N)]).astype(np.int64))
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """The id that fills up texts, masked wherever it stands: the first one where the tokenizer has none (GPT-2)."""
+    return int(getattr(tokenizer, "pad_token_id", None) or 0)
 
 
 def lowercases(store: Store, settings: FeatureConfig) -> bool:
@@ -369,9 +392,9 @@ def _width(rows: Ragged | None) -> int | None:
     return int(rows.values.shape[1]) if rows is not None and len(rows.values) else None
 
 
-def _digest(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig) -> str:
+def _digest(store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab() if tokenizer else {}
     # How the last call cut and padded, no rule of the tokenizer's.
     rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     parts = [
@@ -385,7 +408,7 @@ def _digest(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureC
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, folder: Path) -> None:
+def _build(store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig, folder: Path) -> None:
     train = store.read("train")
     standardisers = {}
     if settings.standardise:
@@ -412,7 +435,7 @@ def _build(store: Store, tokenizer: PreTrainedTokenizerBase, settings: FeatureCo
             names[split] = list(arrays)
         content = {
             "arrays": names,
-            "pad_token_id": tokenizer.pad_token_id or 0,
+            "pad_token_id": pad_token(tokenizer),
             "standardisers": {k: (s.mean_A.tolist(), s.deviation_A.tolist()) for k, s in standardisers.items()},
         }
         sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -439,6 +462,4 @@ def _split_of(arrays: Mapping[str, NDArray[Any]]) -> SplitFeatures:
             return None
         return Ragged(arrays[f"{name}.values"], arrays[f"{name}.offsets"])
 
-    tokens = ragged("tokens")
-    assert tokens is not None
-    return SplitFeatures(arrays["label_N"], tokens, ragged("audio"), ragged("vision"))
+    return SplitFeatures(arrays["label_N"], ragged("tokens"), ragged("audio"), ragged("vision"))

@@ -52,7 +52,7 @@ class RowSource:
     format: str = "auto"
     """Importer's name, or `auto`."""
     inputs: Collection[str]
-    """What the model reads: text, and which of audio, vision and context; nothing else is opened or checked."""
+    """What the model reads: which of text, audio, vision and context; nothing else is opened or checked."""
     part: int
     """Rows that are read at a time."""
     non_finite: Literal["fail", "zero"] = "fail"
@@ -112,7 +112,8 @@ class RowSource:
                 if name in shape.columns:
                     has = name in part.column_names
                     columns[name] = part[name].cast(kind, safe=False) if has else pa.nulls(part.num_rows, kind)
-            columns["text"] = part["text"]
+            if "text" in self.inputs:
+                columns["text"] = part["text"]
             for name, width in shape.widths.items():
                 frames = Frames.of(part[name]) if name in part.column_names else None
                 columns[name] = (
@@ -135,7 +136,8 @@ class RowSource:
     def _faults(self, part: pa.Table, widths: dict[str, int], unread: set[tuple[int, str]]) -> list[Fault]:
         """What is wrong with the cells that could be read; widths that are seen for the first time are noted."""
         found = list(input_faults(part, non_finite=self.non_finite, widths=widths))
-        if self.word_aligned:
+        # Without their text there are no words to count.
+        if self.word_aligned and "text" in part.column_names:
             found += alignment_faults(part)
         for name in MODALITIES:
             if name in part.column_names and name not in widths and (width := Frames.of(part[name]).width()):

@@ -185,7 +185,7 @@ def input_faults(
 
     widths: of the rows of audio and vision that came before, where the table is one part of many.
     """
-    for row in _rows(pc.is_null(table["text"])):
+    for row in _rows(pc.is_null(table["text"])) if "text" in table.column_names else ():
         yield Fault(row, "text", "text is missing")
     for name in MODALITIES:
         if name in table.column_names:

@@ -30,7 +30,7 @@ _TITLES: Mapping[str, str] = {
 
 
 def build_model(
-    backbone: nn.Module,
+    backbone: nn.Module | None,
     config: ModelConfig,
     *,
     task: Task,
@@ -38,7 +38,7 @@ def build_model(
     vision_dim: int | None,
     half_range: float,
 ) -> GrcfModel:
-    """The network of a configuration for a task, around a backbone that it takes over.
+    """The network of a configuration for a task, around a backbone that it takes over; None for one without text.
 
     half_range: S, which the reach of regression's tanh grows with (3.5 for S = 3).
     """

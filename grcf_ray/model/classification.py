@@ -1,6 +1,6 @@
 """GRCF for classification (appendix A.1): the mean text vector attends to the other modalities' rows, behind a gate.
 
-B utterances; S scored slots; L rows of all other modalities; D the text encoder's width; W = 2 D + 1: text vector,
+B utterances; S scored slots; L keys of all other modalities; D the text encoder's width; W = 2 D + 1: text vector,
 fused vector, and whether there is anything but text. W = D where the model sees text alone.
 """
 
@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
+from grcf_ray.config import NEEDS_TEXT, ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
 from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import TextEncoder
 
 __all__ = ["GrcfClassifier", "build_classifier"]
@@ -23,6 +24,8 @@ __all__ = ["GrcfClassifier", "build_classifier"]
 class GrcfClassifier(GrcfModel):
     """The network of appendix A.1. Keys and values are the projected rows of audio, then vision, each with an
     embedding of its type; a sample without a row is scored by its text alone, as if its gate were 1.
+
+    non_text: `pooled` gives each modality one key, its attention-pooled rows (eqs. 1-2), in place of one a row.
     """
 
     def __init__(
@@ -32,16 +35,20 @@ class GrcfClassifier(GrcfModel):
         audio_dim: int | None,
         vision_dim: int | None,
         attention_heads: int,
+        non_text: Literal["rows", "pooled"],
         gate: Literal["scalar", "vector"],
         fusion_dropout: float,
         unified_dropout: float,
         modality_dropout: float,
     ) -> None:
-        super().__init__(text_encoder, audio_dim=audio_dim, vision_dim=vision_dim)
         width = text_encoder.width
+        super().__init__(text_encoder, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
         # As keys and values follow each other.
         self.modality_dims = {name: self.modality_dims[name] for name in sorted(self.modality_dims)}
+        self.non_text = non_text
         for name, dim in self.modality_dims.items():
+            if non_text == "pooled":
+                self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_projection", nn.Linear(dim, width))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
         if self.modality_dims:
@@ -55,34 +62,36 @@ class GrcfClassifier(GrcfModel):
         self.unified_dropout = nn.Dropout(unified_dropout)
         self.modality_dropout = modality_dropout
 
-    def encode(self, batch: Batch) -> Tensor:
+    def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
         """[B, W] z_text, z_fused of eq. 14 (0 without a row), and 1 where there is a row of another modality."""
-        text_BD: Tensor = self.text_encoder(batch)
+        assert text_BD is not None
         if not self.modality_dims:
             return text_BD
         keys, masks = [], []
         for index, name in enumerate(self.modality_dims):
             rows, mask = self.rows(batch, name)
+            if self.non_text == "pooled":
+                rows = self.get_submodule(f"{name}_pooler")(rows, mask).unsqueeze(1)
+                mask = mask.any(1, keepdim=True)
             projected = self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_projection")(rows))
             keys.append(projected + self.type_embedding.weight[index])
             masks.append(mask)
         key_BLD, mask_BL = torch.cat(keys, dim=1), torch.cat(masks, dim=1)
         any_B1 = mask_BL.any(1, keepdim=True)
-        # A sample without a row would be a softmax over nothing: it sees its padding, and the result is left out.
+        # A sample without a key would be a softmax over nothing: it sees its padding, and the result is left out.
         hidden_BL = ~(mask_BL | ~any_B1)
         fused_B1D, _ = self.attention(
-            text_BD.unsqueeze(1).to(key_BLD.dtype), key_BLD, key_BLD, key_padding_mask=hidden_BL, need_weights=False
+            text_BD.unsqueeze(1), key_BLD, key_BLD, key_padding_mask=hidden_BL, need_weights=False
         )
         present_B1 = any_B1.to(text_BD.dtype)
-        return torch.cat([text_BD, fused_B1D.squeeze(1).to(text_BD.dtype) * present_B1, present_B1], dim=-1)
+        return torch.cat([text_BD, fused_B1D.squeeze(1) * present_B1, present_B1], dim=-1)
 
-    def represent(self, vector_SW: Tensor) -> Tensor:
+    def _represent(self, vector_SW: Tensor) -> Tensor:
         """[S, D] z_final of eq. 16, after dropout."""
         if not self.modality_dims:
             text: Tensor = self.unified_dropout(vector_SW)
             return text
-        width = self.text_encoder.width
-        text_SD, fused_SD, present_S1 = torch.split(vector_SW, [width, width, 1], dim=-1)
+        text_SD, fused_SD, present_S1 = torch.split(vector_SW, [self.width, self.width, 1], dim=-1)
         fused_SD = self.fusion_dropout(fused_SD)
         if self.training and self.modality_dropout:
             keep_S1 = torch.rand(len(vector_SW), 1, device=vector_SW.device) >= self.modality_dropout
@@ -92,17 +101,21 @@ class GrcfClassifier(GrcfModel):
         final_SD: Tensor = self.unified_dropout(gate * text_SD + (1 - gate) * fused_SD)
         return final_SD
 
-    def decide(self, state_SD: Tensor) -> Tensor:
+    def _decide(self, state_SD: Tensor) -> Tensor:
         """[S] logits."""
-        # Half precision is too coarse for margins of a hundredth.
-        logit_S: Tensor = self.head(state_SD).squeeze(-1).to(self.dtype)
+        logit_S: Tensor = self.head(state_SD).squeeze(-1)
         return logit_S
 
 
 def build_classifier(
-    backbone: nn.Module, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
+    backbone: nn.Module | None, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
 ) -> GrcfClassifier:
-    """The network of a configuration, around a backbone that it takes over. ConfigError for heads that do not fit."""
+    """The network of a configuration, around a backbone that it takes over.
+
+    ConfigError for heads that do not fit, and without a backbone: it is the text that attends.
+    """
+    if backbone is None:
+        raise ConfigError(NEEDS_TEXT.format(config.modalities))
     encoder = TextEncoder(backbone, config.text_vector, config.frozen_layers)
     if encoder.width % config.attention_heads:
         raise ConfigError(
@@ -113,6 +126,7 @@ def build_classifier(
         audio_dim=audio_dim,
         vision_dim=vision_dim,
         attention_heads=config.attention_heads,
+        non_text=config.non_text,
         gate=config.gate,
         fusion_dropout=config.fusion_dropout,
         unified_dropout=config.unified_dropout,

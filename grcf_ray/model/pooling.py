@@ -30,6 +30,7 @@ class AttentionPooling(nn.Module):
 
 
 def masked_mean(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-    """[B, D] mean over the real positions."""
+    """[B, D] mean over the real positions, in single precision at least."""
+    hidden_BLD = hidden_BLD.to(torch.promote_types(hidden_BLD.dtype, torch.float32))
     mask_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
     return (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1).clamp_min(1)

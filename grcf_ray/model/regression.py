@@ -1,6 +1,6 @@
 """GRCF for regression (section 3.1): pool, project, concatenate, fuse, unify, scaled tanh.
 
-B utterances; S scored slots; D the text encoder's width; W = D for each modality that the model sees.
+B utterances; S scored slots; D as in `base`; W = D for each modality that the model sees.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ __all__ = ["GrcfRegressor", "build_regressor"]
 class GrcfRegressor(GrcfModel):
     """The network of section 3.1, whose parts add up to Table 12.
 
-    A modality whose dim is None has no branch, and the fusion is narrower by D.
+    A modality whose dim is None has no branch, and the fusion is narrower by D; so is that of a model without text.
     """
 
     def __init__(
         self,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | None,
         *,
+        width: int,
         audio_dim: int | None,
         vision_dim: int | None,
         fusion_dropout: float,
@@ -34,13 +35,12 @@ class GrcfRegressor(GrcfModel):
         modality_dropout: float,
         output_scale: float,
     ) -> None:
-        super().__init__(text_encoder, audio_dim=audio_dim, vision_dim=vision_dim)
-        width = text_encoder.width
+        super().__init__(text_encoder, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
         for name, dim in self.modality_dims.items():
             self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
             self.add_module(f"{name}_projection", nn.Linear(dim, width))
-        self.fusion = nn.Linear(width * (1 + len(self.modality_dims)), width)
+        self.fusion = nn.Linear(width * ((text_encoder is not None) + len(self.modality_dims)), width)
         self.unified = nn.Linear(width, width)
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
         self.fusion_dropout = nn.Dropout(fusion_dropout)
@@ -48,16 +48,16 @@ class GrcfRegressor(GrcfModel):
         self.modality_dropout = modality_dropout
         self.output_scale = output_scale
 
-    def encode(self, batch: Batch) -> Tensor:
+    def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
         """[B, W] concatenated modality vectors, eq. 3; zeros where a sample lacks a modality."""
-        parts = [self.text_encoder(batch)]
+        parts = [] if text_BD is None else [text_BD]
         for name in self.modality_dims:
             rows, mask = self.rows(batch, name)
             pooled = self.get_submodule(f"{name}_projection")(self.get_submodule(f"{name}_pooler")(rows, mask))
             parts.append(self.get_submodule(f"{name}_norm")(pooled) * mask.any(1, keepdim=True))
         return torch.cat(parts, dim=-1)
 
-    def represent(self, vector_SW: Tensor) -> Tensor:
+    def _represent(self, vector_SW: Tensor) -> Tensor:
         """[S, D] z_final: the fused, unified representation before the head."""
         if self.training and self.modality_dropout:
             vector_SW = self._drop_modalities(vector_SW)
@@ -65,32 +65,34 @@ class GrcfRegressor(GrcfModel):
         unified_SD: Tensor = self.unified_dropout(torch.relu(self.unified(fused_SD)))
         return unified_SD
 
-    def decide(self, state_SD: Tensor) -> Tensor:
+    def _decide(self, state_SD: Tensor) -> Tensor:
         """[S] scores about the centre of the label range, eqs. 4-5."""
-        # Half precision is too coarse for margins of a hundredth.
-        return self.output_scale * torch.tanh(self.head(state_SD).squeeze(-1).to(self.dtype))
+        return self.output_scale * torch.tanh(self.head(state_SD).squeeze(-1))
 
     def _drop_modalities(self, vector_SW: Tensor) -> Tensor:
-        n_slots, width = len(vector_SW), self.text_encoder.width
+        n_slots = len(vector_SW)
         keep_SM = torch.rand(n_slots, len(self.modality_dims), device=vector_SW.device) >= self.modality_dropout
-        keep_SM = torch.cat([keep_SM.new_ones(n_slots, 1), keep_SM], dim=1)
-        return vector_SW * keep_SM.repeat_interleave(width, dim=1)
+        if self.text_encoder is not None:
+            keep_SM = torch.cat([keep_SM.new_ones(n_slots, 1), keep_SM], dim=1)
+        return vector_SW * keep_SM.repeat_interleave(self.width, dim=1)
 
 
 def build_regressor(
-    backbone: nn.Module,
+    backbone: nn.Module | None,
     config: ModelConfig,
     *,
     audio_dim: int | None,
     vision_dim: int | None,
     half_range: float,
 ) -> GrcfRegressor:
-    """The network of a configuration, around a backbone that it takes over.
+    """The network of a configuration, around a backbone that it takes over; None for one without text.
 
     half_range: S, which the reach of the tanh grows with (3.5 for S = 3).
     """
+    encoder = None if backbone is None else TextEncoder(backbone, config.text_vector, config.frozen_layers)
     return GrcfRegressor(
-        TextEncoder(backbone, config.text_vector, config.frozen_layers),
+        encoder,
+        width=config.textless_width if encoder is None else encoder.width,
         audio_dim=audio_dim,
         vision_dim=vision_dim,
         fusion_dropout=config.fusion_dropout,

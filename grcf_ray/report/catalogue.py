@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
+from grcf_ray.config import encoder_name
 from grcf_ray.console import table_lines
 from grcf_ray.errors import GrcfError
 from grcf_ray.report.selection import Row, column_named, columns_of, sorted_by
@@ -117,7 +118,7 @@ def _sound_row(view: RunView, standing: Standing) -> dict[str, Any]:
         "alive": standing.alive,
         "dataset": run["data"]["name"],
         "task": view.task,
-        "backbone": str(run["settings"]["model.backbone"]).rstrip("/").rpartition("/")[2],
+        "backbone": encoder_name(run["settings"]),
         "seed": run["settings"]["seed"],
     }
     for stage in (1, 2):

@@ -16,6 +16,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.config import encoder_name
 from grcf_ray.report import facts
 from grcf_ray.report.answer import STATES, answer
 from grcf_ray.report.figures.model import model_plots
@@ -137,8 +138,7 @@ def render_page(view: RunView, sections: Sequence[Section]) -> str:
 
 def _about(view: RunView) -> str:
     settings, name = view.run["settings"], view.run["data"]["name"]
-    backbone = str(settings["model.backbone"]).rstrip("/").rpartition("/")[2]
-    return f"GRCF on {name}, text encoder {backbone}"
+    return f"GRCF on {name}, text encoder {encoder_name(settings)}"
 
 
 def _moment(time: str) -> Markup:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import Any, Literal
 
+from grcf_ray.config import encoder_name
 from grcf_ray.console import table_lines
 from grcf_ray.report.characters import bar, history
 from grcf_ray.report.figures.cost import cost_data
@@ -78,10 +79,10 @@ def command_lines(command: str, *, indent: str = "  ") -> list[str]:
 
 
 def _answer(view: RunView, standing: Standing, summary: Mapping[str, Any]) -> Iterator[str]:
-    data, backbone = view.run["data"], str(view.run["settings"]["model.backbone"])
+    data, encoder = view.run["data"], encoder_name(view.run["settings"])
     low, high = view.label_range
     yield one_line(f"GRCF on {data['name']}: {view.record.place.name}", WIDTH)
-    yield one_line(f"{view.task}, labels {low:g} to {high:g}; text encoder {backbone.rpartition('/')[2]}", WIDTH)
+    yield one_line(f"{view.task}, labels {low:g} to {high:g}; text encoder {encoder}", WIDTH)
     left = time_left(view) if standing.state == "running" else None
     yield one_line(
         f"State: {standing.state}{'' if left is None else f', about {duration(left)} of the search left'}", WIDTH

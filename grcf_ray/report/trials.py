@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rich.cells import cell_len
 
+from grcf_ray.config import encoder_name
 from grcf_ray.console import table_lines
 from grcf_ray.report.selection import Row, column_named, columns_of, select, sorted_by
 from grcf_ray.report.standing import shown_state, standing_of
@@ -125,7 +126,7 @@ def run_facts(view: RunView) -> dict[str, Any]:
         "run": str(view.record),
         "state": standing.state,
         "dataset": run["data"]["name"],
-        "backbone": run["settings"]["model.backbone"],
+        "backbone": run["settings"]["model.backbone"] if encoder_name(run["settings"]) != "none" else None,
         "winner": run.get("winner"),
         "command": run["starts"][-1]["command"],
     }

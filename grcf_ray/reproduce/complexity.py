@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from grcf_ray.config import RunConfig, Task
+from grcf_ray.config import RunConfig, Task, encoder_name, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import GrcfModel
@@ -30,9 +30,9 @@ _REPETITIONS = 5
 
 def described_model(config: RunConfig, task: Task, dims: Mapping[str, int | None]) -> GrcfModel:
     """The network of a configuration with random weights; on the device that torch makes tensors on."""
-    seen = config.model.modalities
-    kept = {name: dim if seen == "all" or name in seen else None for name, dim in dims.items()}
-    backbone = backbone_from_config(backbone_config(config.model.backbone))
+    kept = {name: dim if config.model.sees(name) else None for name, dim in dims.items()}
+    described = backbone_config(config.model.backbone) if config.model.sees_text else None
+    backbone = None if described is None else backbone_from_config(described)
     return build_model(
         backbone, config.model, task=task, audio_dim=kept["audio"], vision_dim=kept["vision"], half_range=3.0
     )
@@ -48,7 +48,7 @@ def complexity(config: RunConfig, dataset: str, *, task: Task, dims: Mapping[str
         shapes = described_model(config, task, dims)
     counts = parameter_table(shapes)
     counts.append(("GRCF (total)", sum(count for _, count in counts)))
-    encoder = config.model.backbone.rstrip("/").rpartition("/")[2]
+    encoder = encoder_name(flatten(config))
     same = facts is not None and facts.task == task and encoder == (facts.paper_backbone or "").rpartition("/")[2]
     printed = paper.COMPLEXITY.get(dataset, {}) if same else {}
     ours = dict(counts)
@@ -129,7 +129,8 @@ def _cost(config: RunConfig, task: Task, dims: Mapping[str, int | None], threads
             forward()
             taken.append(time.perf_counter() - start)
         # Attention that is one operation is not counted on every device; its parts are.
-        model.text_encoder.backbone.set_attn_implementation("eager")  # type: ignore[operator]
+        if model.text_encoder is not None:
+            model.text_encoder.backbone.set_attn_implementation("eager")  # type: ignore[operator]
         with FlopCounterMode(display=False) as counter:
             forward()
     finally:

@@ -122,6 +122,8 @@ class WeighedPairs:
 
 def hard_pairs(lab: Lab) -> Outcome:
     """Tables 6 to 8: what goes with the weight of a training pair, over the seeds of the full model."""
+    if not lab.config.model.sees_text:
+        raise ConfigError("hard-pairs compares the text with the other modalities; this run's model has no text")
     models = lab.models([full_arm(lab)], "hard-pairs")["full"]
     task = lab.store.info.task
     use_deterministic_torch(available_threads())
@@ -204,6 +206,7 @@ def unimodal_scores(saved: SavedModel, table: pa.Table) -> dict[str, Floats]:
         if kept == "text":
             found[kept] = saved.score(alone)
             continue
+        assert saved.model.text_encoder is not None
         hook = saved.model.text_encoder.register_forward_hook(lambda _, __, vector_BD: torch.zeros_like(vector_BD))
         try:
             found[kept] = saved.score(alone)

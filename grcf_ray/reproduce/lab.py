@@ -33,7 +33,7 @@ from grcf_ray.search.preflight import find_room
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.schema import ModelMetricsFile, read_file
 from grcf_ray.search.seeds import measure_models
-from grcf_ray.search.space import recorded_space
+from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
 from grcf_ray.search.winner import trial_name, versions
@@ -96,7 +96,7 @@ class Lab:
         self.view = RunView.read(record)
         if self.view.winner is None or self.view.metrics is None:
             raise DataError(f"{record}: experiments start from its winner, and the search is {self.view.run['state']}")
-        self.space = recorded_space(self.view.run["space"], str(record))
+        self.space = run_space(self.view.run, str(record))
         """What the run searched."""
         self.config: RunConfig = config_of(self.space, record, self.view.winner)
         """The winner's configuration."""

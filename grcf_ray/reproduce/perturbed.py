@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from grcf_ray import console
 from grcf_ray.data.frames import Frames
+from grcf_ray.errors import ConfigError
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.reproduce import paper
 from grcf_ray.reproduce.arms import Rescored, arm_outcome, figures, head_metrics
@@ -86,6 +87,8 @@ def noise(lab: Lab) -> Outcome:
 
 def modalities(lab: Lab) -> Outcome:
     """Table 10: audio or vision taken from a model that was trained with both, at inference."""
+    if not lab.config.model.sees_text:
+        raise ConfigError("modalities shows the model its text with and without audio and vision; this run's has none")
     arm, notes = _full_model(lab)
     models = lab.models([arm], "modalities")[arm.name]
     measured: dict[str, list[Rescored]] = {name: [] for name in _SHOWN}
@@ -125,12 +128,10 @@ class _Reader:
         self.saved, self.table = saved, table
         features = saved.features_of(table)
         # In the batches that scoring makes, so that the scores are the same bits.
-        self._vector_ND = text_vectors(
-            features,
-            features.valid,
-            saved.model.text_encoder,
-            token_budget=saved.config.pairs.micro_batch_tokens,
-        )
+        encoder, budget = saved.model.text_encoder, saved.config.pairs.micro_batch_tokens
+        self._vector_ND = None
+        if encoder is not None:
+            self._vector_ND = text_vectors(features, features.valid, encoder, token_budget=budget)
 
     def score(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
         """[N] scores with these columns in place of the table's."""
@@ -149,11 +150,12 @@ def _full_model(lab: Lab) -> tuple[Arm, list[str]]:
     notes = [console.sentence(note) for note in (few_seeds(lab.seeds),) if note]
     if seen == "all" or all(name in seen for name in has):
         return Arm("full", "Full model"), notes
+    every = "all" if lab.config.model.sees_text else "+".join(has)
     notes.append(
-        f"The search's winner sees {seen}. Here its parameters are trained with model.modalities=all, so that there "
-        f"is {' and '.join(has)} to change."
+        f"The search's winner sees {seen}. Here its parameters are trained with model.modalities={every}, so that "
+        f"there is {' and '.join(has)} to change."
     )
-    return Arm("all-modalities", "Full model, all modalities", {"model.modalities": "all"}), notes
+    return Arm("all-modalities", "Full model, all modalities", {"model.modalities": every}), notes
 
 
 def _readers(lab: Lab, models: Sequence[Model], experiment: str) -> Iterator[tuple[Model, _Reader]]:

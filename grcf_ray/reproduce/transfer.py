@@ -153,6 +153,11 @@ def _shared_modalities(lab: Lab, here: TableInfo) -> tuple[dict[str, Any], list[
     seen = lab.config.model.modalities
     sees = [name for name in has(there) if seen == "all" or name in seen]
     shared = tuple(name for name in sees if name in has(here))
+    if not lab.config.model.sees_text:
+        if not shared:
+            raise ConfigError(f"the winner sees {seen} alone, and {here.name} has none of it")
+        wanted = "+".join(shared)
+        return ({"model.modalities": wanted} if wanted != seen else {}), []
     wanted = _MODALITIES[shared]
     notes = []
     if not shared:

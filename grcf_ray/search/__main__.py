@@ -223,7 +223,8 @@ def _print_plan(session: Session, room: Room, cut: tuple[int, int]) -> None:
             f"         {cut[0]} of {cut[1]} texts of train and valid are cut: they have more than "
             f"features.max_tokens = {config.features.max_tokens} subwords"
         )
-    console.progress(f"Model:   {config.model.backbone}, {config.model.frozen_layers} frozen layers")
+    encoder = f"{config.model.backbone}, {config.model.frozen_layers} frozen layers"
+    console.progress(f"Model:   {encoder if config.model.sees_text else 'no text encoder'}")
     written_for = "" if space.dataset == info.name else f", written for {space.dataset}"
     console.progress(f"Space:   {typed(Path(space.source))}{written_for}")
     stages = [f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in session.budgets.items()]

@@ -81,7 +81,7 @@ def escaped(text: object) -> str:
 def _front_matter(
     name: str, info: TableInfo, metrics: Mapping[str, Any], saved: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    modalities = ("text", *saved["modality_dims"])
+    modalities = _inputs(saved)
     backbone = settings["model.backbone"]
     facts = datasets.find(info.name)
     task = {
@@ -96,7 +96,7 @@ def _front_matter(
         "license": "unknown",
         "library_name": "grcf_ray",
         **({"pipeline_tag": "text-classification"} if modalities == ("text",) else {}),
-        **({"base_model": backbone} if _is_hub_name(backbone) else {}),
+        **({"base_model": backbone} if "text" in modalities and _is_hub_name(backbone) else {}),
         "tags": [
             "grcf",
             "sentiment-analysis",
@@ -126,7 +126,10 @@ def _head(
     name: str, info: TableInfo, metrics: Mapping[str, Any], saved: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
     low, high = info.label_range
-    reads = _listed(["text", *saved["modality_dims"]])
+    inputs = _inputs(saved)
+    reads, made = _listed(inputs), "without a text encoder"
+    if "text" in inputs:
+        made = f"of the text encoder {escaped(_encoder(settings))}"
     gives = (
         f"a score in the units of the labels, which lie in [{low:g}, {high:g}]; a score may lie a little beyond"
         if info.task == "regression"
@@ -135,8 +138,7 @@ def _head(
     return f"""# {escaped(name)}
 
 A model of {_what(info, settings)} on {escaped(_title(info))}. It reads the {reads} of an utterance and gives {gives}.
-It was made of the text encoder {escaped(_encoder(settings))}, and trained and chosen by a search with grcf_ray: it is
-trial {escaped(metrics["trial"])}.
+It was made {made}, and trained and chosen by a search with grcf_ray: it is trial {escaped(metrics["trial"])}.
 """
 
 
@@ -144,12 +146,10 @@ def _use(info: TableInfo, saved: Mapping[str, Any], settings: Mapping[str, Any],
     dims: Mapping[str, int] = saved["modality_dims"]
     if dims:
         columns = [
-            "text",
+            *(["text"] if "text" in _inputs(saved) else []),
             *(f"{name} (for each utterance a list of rows of {dim} values)" for name, dim in dims.items()),
         ]
-        call = (
-            f'model.score(pyarrow.parquet.read_table("new.parquet"))  # with the columns {", ".join(["text", *dims])}'
-        )
+        call = f'model.score(pyarrow.parquet.read_table("new.parquet"))  # with the columns {", ".join(_inputs(saved))}'
         imported, needs = "import pyarrow.parquet", f"It needs the columns {_listed(columns)}."
     else:
         call, imported, needs = 'model.score(["What a film!", "Never again."])', "", "It needs a column text."
@@ -367,6 +367,11 @@ def _what(info: TableInfo, settings: Mapping[str, Any]) -> str:
 def _title(info: TableInfo) -> str:
     facts = datasets.find(info.name)
     return facts.title if facts else info.name
+
+
+def _inputs(saved: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that the model reads."""
+    return (*(() if saved["backbone"] is None else ("text",)), *saved["modality_dims"])
 
 
 def _encoder(settings: Mapping[str, Any]) -> str:

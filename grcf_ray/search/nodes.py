@@ -64,7 +64,8 @@ class Look:
 
     versions: Mapping[str, str]
     backbone: str
-    backbone_sha256: str
+    backbone_sha256: str | None
+    """None where the trials have no text encoder."""
     folder: str
     """Beside the run: the driver's file is in it, and every node writes one."""
     word: str
@@ -114,7 +115,7 @@ def check_nodes(
         wanted = Look(
             versions=_versions(),
             backbone=config.model.backbone,
-            backbone_sha256=backbone_sha256(config.model.backbone),
+            backbone_sha256=backbone_sha256(config.model.backbone) if config.model.sees_text else None,
             folder=folder,
             word=word,
             remedy=remedy,
@@ -216,7 +217,7 @@ def _check_versions(wanted: Look) -> list[str]:
 def _check_backbone(wanted: Look) -> list[str]:
     from grcf_ray.train.assemble import backbone_sha256
 
-    if backbone_sha256(wanted.backbone) == wanted.backbone_sha256:
+    if wanted.backbone_sha256 is None or backbone_sha256(wanted.backbone) == wanted.backbone_sha256:
         return []
     return [f"backbone {wanted.backbone} has other weights there; copy the folder that the search reads"]
 

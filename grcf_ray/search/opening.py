@@ -73,7 +73,8 @@ def run_name(dataset: str, config: RunConfig, task: Task) -> str:
     """The name of a run that is given none."""
     facts = datasets.find(dataset)
     classes = "-binary" if facts and facts.task != task else ""
-    return f"{dataset}{classes}-{Path(config.model.backbone).name}-seed{config.seed}"
+    encoder = Path(config.model.backbone).name if config.model.sees_text else config.model.modalities.replace("+", "-")
+    return f"{dataset}{classes}-{encoder}-seed{config.seed}"
 
 
 def finished_run(runs: Place, dataset: str) -> RunRecord:
@@ -143,15 +144,20 @@ def differences(run: dict[str, Any], space: Space, store: Store) -> list[str]:
     """What is asked for otherwise than the record has it, a line each: `key: before -> after`."""
     before = {"data": run["data"]["fingerprint"], **run["settings"], **_searched(run["space"])}
     after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
+    # Rows that follow no words have none for special tokens either way.
+    unread = () if store.info.word_aligned else ("features.special_rows",)
+    ignored = {*FREE, *GROWING, *unread}
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in FREE and key not in GROWING
+        if before.get(key) != after.get(key) and key not in ignored
     ]
 
 
-def encoder_of(config: RunConfig) -> dict[str, str]:
-    """What run.json says of the text encoder that the trials begin with, as `encoder`."""
+def encoder_of(config: RunConfig) -> dict[str, str] | None:
+    """What run.json says of the text encoder that the trials begin with, as `encoder`; None for trials without text."""
+    if not config.model.sees_text:
+        return None
     # Torch and transformers, which whoever asks for runs has no use for.
     from grcf_ray.train.assemble import backbone_sha256
 
@@ -170,7 +176,7 @@ def check_encoder(record: RunRecord, config: RunConfig, *, otherwise: str) -> No
     otherwise: what may be done but to bring the old ones back.
     """
     before = record.read_run().get("encoder") if record.exists else None
-    if before is None or before["name"] != config.model.backbone:
+    if before is None or not config.model.sees_text or before["name"] != config.model.backbone:
         return
     if encoder_of(config) != before:
         raise ConfigError(

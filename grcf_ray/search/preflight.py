@@ -156,7 +156,7 @@ def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: 
     """
     with torch.device("meta"):
         model = build_model(
-            backbone_from_config(backbone_config(config.model.backbone)),
+            backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None,
             config.model,
             task=info.task,
             audio_dim=info.audio_dim,

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import recorded_settings
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import Protocol
@@ -152,8 +152,7 @@ class RunRecord:
         if not _is_search(content):
             return checked(content, PartFile, place)
         run = checked(content, RunFile, place)
-        # A setting that came after the run was begun had its default.
-        return {**run, "settings": {**flatten(RunConfig()), **run["settings"]}}
+        return {**run, "settings": recorded_settings(run["settings"])}
 
     def lacks(self) -> list[str]:
         """What the run.json of an earlier version does not say, and what is taken instead."""

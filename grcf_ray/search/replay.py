@@ -11,7 +11,7 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.search.keeper import stage_job
 from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in
 from grcf_ray.search.seeds import seeds_record
-from grcf_ray.search.space import recorded_space
+from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import Place, place_at
@@ -46,7 +46,7 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
 def replay_job(run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: Place) -> tuple[StageJob, RunConfig]:
     """The trial's job with checkpoints of its own, and its whole configuration."""
     described = run.read_search()
-    space = recorded_space(described["space"], f"{run}/space.yaml")
+    space = run_space(described, f"{run}/space.yaml")
     config = config_of(space, holder, trial)
     return stage_job(holder, trial, config=config, protocol=protocol_in(described), folder=folder.uri), config
 

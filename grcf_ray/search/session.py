@@ -18,7 +18,7 @@ import yaml
 
 from grcf_ray import console
 from grcf_ray.cache import cache_folder
-from grcf_ray.config import RunConfig, flatten, reads
+from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
 from grcf_ray.data.store import Store
@@ -128,7 +128,8 @@ class Session:
             raise ConfigError(
                 "train.device = cuda, but trials are given no GPU: --gpus-per-worker 1, or a share of one"
             )
-        resolve_backbone(config.model.backbone)
+        if config.model.sees_text:
+            resolve_backbone(config.model.backbone)
         self._check_encoder()
         connect()
         nodes = cluster_nodes()
@@ -143,6 +144,8 @@ class Session:
         Of test nothing is read before a winner is fixed.
         """
         settings, store = self.config.features, self.store
+        if not self.config.model.sees_text:
+            return 0, 0
         texts = [text for split in ("train", "valid") for text in store.texts(split)]
         if lowercases(store, settings):
             texts = [text.lower() for text in texts]
@@ -323,7 +326,7 @@ class Session:
             check_encoder(RunRecord(other), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:
-        """ConfigError where the space names audio or vision that the data lack: it would search nothing."""
+        """ConfigError where the space names modalities that the data or the task cannot do with."""
         # The direct baseline searches it in Stage 2.
         dimension = {**self.space.stage1, **self.space.stage2}.get("model.modalities")
         info = self.store.info
@@ -334,6 +337,19 @@ class Session:
                     f"{self.space.source}: model.modalities names {name}, which the data do not have; "
                     "give --set model.modalities=all for what they have"
                 )
+        without = [choice for choice in named if not ModelConfig(modalities=choice).sees_text]  # type: ignore[arg-type]
+        if without and info.task == "classification":
+            raise ConfigError(f"{self.space.source}: {NEEDS_TEXT.format(without[0])}")
+        if 0 < len(without) < len(named):
+            raise ConfigError(
+                f"{self.space.source}: model.modalities names {without[0]} beside choices with text; the features of a "
+                "run are made with text or without it. Search them in two runs"
+            )
+        if without and self.config.search.ridge_baseline:
+            raise ConfigError(
+                f"search.ridge_baseline fits the text vectors, and model.modalities = {without[0]} has no text; "
+                "give --set search.ridge_baseline=false"
+            )
 
 
 def _give_way() -> None:

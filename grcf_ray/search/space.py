@@ -21,12 +21,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from grcf_ray.config import RunConfig, Task, build_config, check_margins, config_faults, flatten, known_paths, nearest
+from grcf_ray.config import (
+    EARLIER,
+    RunConfig,
+    Task,
+    build_config,
+    check_margins,
+    config_faults,
+    flatten,
+    known_paths,
+    nearest,
+)
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
 from grcf_ray.plain_yaml import LARGEST, PlainYaml, read_yaml
 
-__all__ = ["Choice", "Dimension", "Range", "Space", "load_space", "recorded_space", "shipped_space", "space_for"]
+__all__ = [
+    "Choice",
+    "Dimension",
+    "Range",
+    "Space",
+    "load_space",
+    "recorded_space",
+    "run_space",
+    "shipped_space",
+    "space_for",
+]
 
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
@@ -157,6 +177,14 @@ def recorded_space(content: Mapping[str, Any], source: str) -> Space:
         {path: dimension(value) for path, value in content[stage].items()} for stage in ("stage1", "stage2")
     )
     return Space(content["dataset"], content["fixed"], first, second, source)
+
+
+def run_space(run: Mapping[str, Any], source: str) -> Space:
+    """The space that a run's trials were made with; settings that came later have what was done before.
+
+    run: the content of run.json.
+    """
+    return recorded_space(run["space"], source).with_settings({path: run["settings"][path] for path in EARLIER})
 
 
 def load_space(path: Path) -> Space:

@@ -85,7 +85,7 @@ def export_winner(
         save_model(
             folder,
             model,
-            load_tokenizer(config.model.backbone),
+            load_tokenizer(config.model.backbone) if config.model.sees_text else None,
             seen,
             config,
             label_range=store.info.label_range,
@@ -244,14 +244,15 @@ def comparability(facts: DatasetFacts | None, config: RunConfig, store: Store) -
     reasons = []
     if store.info.task != facts.task:
         reasons.append(f"labels for {store.info.task} instead of {facts.task}")
-    if config.model.backbone.rpartition("/")[2] != (facts.paper_backbone or "").rpartition("/")[2]:
+    if not config.model.sees_text:
+        reasons.append("no text")
+    elif config.model.backbone.rpartition("/")[2] != (facts.paper_backbone or "").rpartition("/")[2]:
         reasons.append(f"backbone {config.model.backbone.rpartition('/')[2]}")
-    seen = config.model.modalities
     for name, here, paper in (
         ("audio", store.info.audio_dim, facts.audio_dim),
         ("vision", store.info.vision_dim, facts.vision_dim),
     ):
-        if paper and (here is None or (seen != "all" and name not in seen)):
+        if paper and (here is None or not config.model.sees(name)):
             reasons.append(f"no {name}")
         elif paper and here != paper:
             reasons.append(f"{name} of {here} columns instead of {paper}")

@@ -157,7 +157,7 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
         described = record.read_search()
         versions = other_versions(described["versions"])
         there, here = described.get("encoder"), encoder_of(config)
-        if there and there != here:
+        if there and here and there != here:
             weights = f"{there['weights_sha256']} there, {here['weights_sha256']} here"
             versions.append(f"weights of {here['name']}: {weights}")
         raise GrcfError(
@@ -189,10 +189,10 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
         facts = datasets.get(dataset)
         task = facts.task
         dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
-    seen = config.model.modalities
-    dims = {name: dim if seen == "all" or name in seen else None for name, dim in dims.items()}
+    dims = {name: dim if config.model.sees(name) else None for name, dim in dims.items()}
     with torch.device("meta"):
-        backbone = backbone_from_config(backbone_config(config.model.backbone))
+        described = backbone_config(config.model.backbone) if config.model.sees_text else None
+        backbone = None if described is None else backbone_from_config(described)
         model = build_model(
             backbone, config.model, task=task, audio_dim=dims["audio"], vision_dim=dims["vision"], half_range=3.0
         )

@@ -7,14 +7,14 @@ import dataclasses
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from grcf_ray.config import ModelConfig, RunConfig
+from grcf_ray.config import NEEDS_TEXT, Modalities, ModelConfig, RunConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features, cached_array
 from grcf_ray.errors import ConfigError, DataError
@@ -45,15 +45,17 @@ def backbone_sha256(backbone: str) -> str:
 
 def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = None) -> Features:
     """Features of the train and valid splits, with the frozen layers' output where the model has some."""
+    if not config.model.sees_text:
+        features = build_features(store, None, config.features, cache=cache)
+        _check_labels(features)
+        return features
     tokenizer = load_tokenizer(config.model.backbone)
     if config.features.max_tokens > tokenizer.model_max_length:
         raise ConfigError(
             f"features.max_tokens = {config.features.max_tokens}: the backbone takes {tokenizer.model_max_length}"
         )
     features = build_features(store, tokenizer, config.features, cache=cache)
-    for name, split in (("train", features.train), ("valid", features.valid)):
-        if len(np.unique(split.label_N)) < 2:
-            raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")
+    _check_labels(features)
     # Built even where nothing is frozen: a backbone that will not do is found out before any trial starts.
     encoder = TextEncoder(
         copy.deepcopy(template(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
@@ -68,8 +70,19 @@ def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = No
     )
 
 
-def select_modalities(features: Features, modalities: Literal["all", "text", "text+audio", "text+vision"]) -> Features:
+def _check_labels(features: Features) -> None:
+    for name, split in (("train", features.train), ("valid", features.valid)):
+        if len(np.unique(split.label_N)) < 2:
+            raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")
+
+
+def select_modalities(features: Features, modalities: Modalities) -> Features:
     """The features without the modalities that a model does not see. ConfigError where it sees one they lack."""
+    sees_text = ModelConfig(modalities=modalities).sees_text
+    if sees_text and features.train.tokens is None:
+        raise ConfigError(f"model.modalities = {modalities}: the run's features were made without text")
+    if not sees_text and features.task == "classification":
+        raise ConfigError(NEEDS_TEXT.format(modalities))
     if modalities == "all":
         return features
     for name, dim in (("audio", features.audio_dim), ("vision", features.vision_dim)):
@@ -79,11 +92,11 @@ def select_modalities(features: Features, modalities: Literal["all", "text", "te
 
 
 def initial_model(config: ModelConfig, features: Features, *, seed: int) -> GrcfModel:
-    """A model with the pretrained backbone and, from the seed, fresh weights elsewhere.
+    """A model with the pretrained backbone, if it sees text, and, from the seed, fresh weights elsewhere.
 
     features: after `select_modalities`; a modality that they lack has no branch.
     """
-    backbone = copy.deepcopy(template(config.backbone))
+    backbone = copy.deepcopy(template(config.backbone)) if config.sees_text else None
     # After the template: loading it for the first time may draw random numbers.
     seed_torch(seed)
     return build_model(
@@ -111,6 +124,7 @@ def text_vectors(
 
 def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: str) -> SplitFeatures:
     split: SplitFeatures = getattr(features, name)
+    assert split.tokens is not None
     folder = Path(features.folder) / name
     if encoder.n_frozen == encoder.n_layers:
         vectors = cached_array(
@@ -125,6 +139,7 @@ def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: 
 
 def _frozen_hidden(features: Features, split: SplitFeatures, encoder: TextEncoder) -> NDArray[np.float32]:
     """[T, D] output of the frozen layers for every subword of the split."""
+    assert split.tokens is not None
     hidden_TD = np.empty((len(split.tokens.values), encoder.width), np.float32)
     order = length_sorted(split, np.arange(len(split)))
     done = 0

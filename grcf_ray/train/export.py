@@ -2,7 +2,7 @@
 
 model.safetensors     every weight, the text encoder's too
 config.json           settings, dims, label range, standardisation, the backbone's configuration
-tokenizer/            the backbone's tokenizer
+tokenizer/            the backbone's tokenizer; none for a model without text
 manifest.json         a SHA-256 of each file, verified before any of them is used (see `manifest`)
 """
 
@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, Task, build_config, flatten
-from grcf_ray.data.features import Features, Standardiser, build_split
+from grcf_ray.config import RunConfig, Task, build_config, flatten, recorded_settings
+from grcf_ray.data.features import Features, Standardiser, build_split, pad_token
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message, reason
 from grcf_ray.files import file_sha256, replacing, write_json
@@ -50,7 +50,8 @@ class SavedModel:
     """A loaded model with what it takes to feed it."""
 
     model: GrcfModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None for a model without text."""
     config: RunConfig
     label_range: tuple[float, float]
     protocol: Protocol
@@ -59,6 +60,11 @@ class SavedModel:
     lowercase: bool
     task: Task
     word_aligned: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that the model cannot do without."""
+        return (*(() if self.tokenizer is None else ("text",)), *self.model.modality_dims)
 
     def score(self, rows: Any) -> NDArray[np.float64]:
         """[N] scores in the order of the rows: in label units, or logits of the positive class.
@@ -87,7 +93,7 @@ class SavedModel:
             standardisers=self.standardisers,
             word_aligned=self.word_aligned,
         )
-        pad = int(self.tokenizer.pad_token_id or 0)
+        pad = pad_token(self.tokenizer)
         return Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
 
     def score_features(self, features: Features, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
@@ -99,6 +105,8 @@ class SavedModel:
 
     def count_cut(self, table: pa.Table) -> int:
         """How many of the rows' texts have more subwords than the model reads; the rest of such a text is left out."""
+        if self.tokenizer is None:
+            return 0
         texts: list[str] = table["text"].to_pylist()
         if self.lowercase:
             texts = [text.lower() for text in texts]
@@ -129,21 +137,22 @@ class SavedModel:
             return self._table_from({name: [row.get(name) for row in listed] for name in present})
         if dims := self.model.modality_dims:
             more = " and ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
+            beside = "" if self.tokenizer is None else " beside the text"
             raise DataError(
-                f"the model was trained with {more} beside the text: give a pyarrow table, a DataFrame or dictionaries "
-                f"with the columns {', '.join(['text', *dims])}"
+                f"the model was trained with {more}{beside}: give a pyarrow table, a DataFrame or dictionaries with "
+                f"the columns {', '.join(self.inputs)}"
             )
         return self._table_from({"text": listed})
 
     @property
     def _wanted(self) -> list[str]:
         """The columns that the model may read."""
-        return ["text", *self.model.modality_dims, "context"]
+        return [*self.inputs, *([] if self.tokenizer is None else ["context"])]
 
     def _table_from(self, columns: Mapping[str, list[Any]]) -> pa.Table:
         """Columns of Python values as a table; DataError names the first row that holds another kind."""
-        if "text" not in columns:
-            raise DataError("the rows have no text column, and the model was trained with text")
+        if missing := [name for name in self.inputs if name not in columns]:
+            raise DataError(f"the rows have no {missing[0]} column, and the model was trained with {missing[0]}")
         made = {}
         for name, cells in columns.items():
             dim = self.model.modality_dims.get(name)
@@ -163,7 +172,8 @@ class SavedModel:
         """The columns that the model reads, as it was trained with them."""
         columns = {}
         _check_unique(table.column_names)
-        for name, dim in {"text": None, **self.model.modality_dims}.items():
+        for name in self.inputs:
+            dim = self.model.modality_dims.get(name)
             if name not in table.column_names:
                 raise DataError(f"the table has no {name} column, and the model was trained with {name}")
             kind = pa.string() if dim is None else pa.list_(pa.list_(pa.float32(), dim))
@@ -172,9 +182,9 @@ class SavedModel:
             except pa.ArrowException as error:
                 needs = "strings" if dim is None else f"lists of rows of {dim} numbers"
                 raise DataError(f"the table's {name} column does not hold {needs}, as the model needs") from error
-        if columns["text"].null_count:
+        if "text" in columns and columns["text"].null_count:
             raise DataError(f"row {pc.index(columns['text'].is_null(), True).as_py() + 1} of the table has no text")
-        if "context" in table.column_names:
+        if "context" in table.column_names and self.tokenizer is not None:
             columns["context"] = table["context"].cast(pa.list_(pa.string()))
         return pa.table(columns)
 
@@ -220,7 +230,7 @@ def _strings(cell: Any, row: int) -> list[str] | None:
 def save_model(
     folder: Path,
     model: GrcfModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     features: Features,
     config: RunConfig,
     *,
@@ -232,7 +242,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     # What lies here from before is no model until all of this one is written.
     (folder / MANIFEST).unlink(missing_ok=True)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / "tokenizer")
+    encoder = model.text_encoder
     with replacing(folder / "model.safetensors") as beside:
         save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, beside)
     write_json(
@@ -240,7 +252,7 @@ def save_model(
         {
             "format": FORMAT,
             "settings": flatten(config),
-            "backbone": model.text_encoder.backbone.config.to_dict(),  # type: ignore[union-attr,operator]
+            "backbone": None if encoder is None else encoder.backbone.config.to_dict(),  # type: ignore[union-attr,operator]
             "modality_dims": model.modality_dims,
             "task": features.task,
             "word_aligned": features.word_aligned,
@@ -301,16 +313,16 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
     """The model that a folder's config.json describes; LookupError, TypeError and so on where it describes none."""
     weights, backbone = folder / "model.safetensors", saved["backbone"]
     shapes = tensor_shapes(weights)
-    if faults := size_faults(backbone, shapes):
+    if backbone is not None and (faults := size_faults(backbone, shapes)):
         raise DataError(faults_message("model.safetensors does not fit config.json", faults))
-    config = build_config(saved["settings"], source="config.json")
+    config = build_config(recorded_settings(saved["settings"]), source="config.json")
     low, high = (float(bound) for bound in saved["label_range"])
     task: Task = saved.get("task", "regression")
     dims: dict[str, int] = saved["modality_dims"]
 
     def build() -> GrcfModel:
         return build_model(
-            backbone_from_config(backbone),
+            None if backbone is None else backbone_from_config(backbone),
             config.model,
             task=task,
             audio_dim=dims.get("audio"),
@@ -326,7 +338,7 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
     model.to(state["head.0.weight"].dtype).load_state_dict(state)
     return SavedModel(
         model=model.eval(),
-        tokenizer=_load_tokenizer(folder / "tokenizer"),
+        tokenizer=None if backbone is None else _load_tokenizer(folder / "tokenizer"),
         config=config,
         label_range=(low, high),
         protocol=saved["protocol"],

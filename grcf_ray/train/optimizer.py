@@ -24,14 +24,14 @@ def parameter_groups(
     Stage 1: encoder, head. Stage 2: encoder_top (the upper layers), encoder_base (embeddings, relative embeddings,
     lower layers), head. The head is everything outside the text encoder.
     """
-    backbone = model.text_encoder.backbone
+    backbone = nn.Module() if model.text_encoder is None else model.text_encoder.backbone
     encoder = [p for p in backbone.parameters() if p.requires_grad]
     inside = set(map(id, backbone.parameters()))
     head = [p for p in model.parameters() if id(p) not in inside]
     if stage == 1:
         groups = {"encoder": (config.stage1.encoder_lr, encoder), "head": (config.stage1.head_lr, head)}
     else:
-        _, layers = layers_of(backbone)
+        layers = nn.ModuleList() if model.text_encoder is None else layers_of(backbone)[1]
         n_top = (len(layers) + 1) // 2 if config.stage2.top_layers is None else config.stage2.top_layers
         top = {id(p) for layer in layers[max(0, len(layers) - n_top) :] for p in layer.parameters()}
         if not len(layers):

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from grcf_ray import cache
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data import features as features_module
+from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features, Ragged, Standardiser, build_features, build_split, cached_array
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import Store, write_store
 from grcf_ray.errors import ClusterError
+from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import load_tokenizer
 
 FRAMES = pa.list_(pa.list_(pa.float32()))
@@ -394,7 +396,8 @@ def test_modalities_can_be_left_out(tiny_features: Features) -> None:
     assert (split.only("text+audio").audio, split.only("text+audio").vision) == (split.audio, None)
     assert (split.only(["vision"]).audio, split.only(["vision"]).vision) == (None, split.vision)
     bytes_of_audio = sum(array.nbytes for array in dataclasses.astuple(split.audio))
-    assert split.nbytes - split.only("vision").nbytes == bytes_of_audio > 0
+    assert split.nbytes - split.only("text+vision").nbytes == bytes_of_audio > 0
+    assert split.only("audio+vision") == dataclasses.replace(split, tokens=None)
 
 
 def test_cached_array_is_computed_once(tmp_path: Path) -> None:
@@ -462,16 +465,40 @@ def test_rows_of_words_follow_the_text_and_not_what_was_said_before(tmp_path: Pa
     )
     table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
     info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
-    features = built(write_store(tmp_path / "aligned", table, info), tiny_backbone, standardise=False)
-    audio_rows = features.train.audio
-    assert audio_rows is not None
+    store = write_store(tmp_path / "aligned", table, info)
+    rows = built(store, tiny_backbone, standardise=False).train.audio
+    zero = built(store, tiny_backbone, standardise=False, special_rows="zero").train.audio
+    assert rows is not None and zero is not None
     # [CLS] bad plot fine [SEP] good quick ##ly film [SEP]
-    assert audio_rows.values[:10].tolist() == [[0, 0]] * 5 + [[1, 7], [3, 7], [3, 7], [5, 7], [0, 0]]
-    assert audio_rows.lengths.tolist() == [10, 0, 4, 0]
+    assert rows.values[:4].tolist() == [[1, 7], [3, 7], [3, 7], [5, 7]]
+    assert rows.lengths.tolist() == [4, 0, 2, 0]
+    assert zero.values[:10].tolist() == [[0, 0]] * 5 + [[1, 7], [3, 7], [3, 7], [5, 7], [0, 0]]
+    assert zero.lengths.tolist() == [10, 0, 4, 0]
+
+
+def test_attention_pools_the_words_alone_or_zeros_with_them(tmp_path: Path, tiny_backbone: Path) -> None:
+    """[CLS] good quick ##ly [SEP], all weights of eq. 1 equal."""
+    audio = [[[1, 2], [2, 3]], *([None] * 5)]
+    text = ["good quickly", "bad", "fine", "fine", "awful plot", "great music"]
+    loose = store_of(tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES))
+    table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
+    info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
+    store = write_store(tmp_path / "aligned", table, info)
+    pooling = AttentionPooling(2).requires_grad_(False)
+    pooling.projection.weight.zero_()
+    pooled, keys = {}, set()
+    for special_rows in ("none", "zero"):
+        features = built(store, tiny_backbone, standardise=False, special_rows=special_rows)
+        batch = collate(features, features.train, np.array([0]))
+        assert batch.audio_BLA is not None and batch.audio_mask_BL is not None
+        pooled[special_rows] = pooling(batch.audio_BLA, batch.audio_mask_BL)[0].tolist()
+        keys.add(features.key)
+    assert pooled == {"none": pytest.approx([5 / 3, 8 / 3]), "zero": pytest.approx([1.0, 1.6])}
+    assert len(keys) == 2
 
 
 def test_rows_of_words_follow_the_subwords(tmp_path: Path, tiny_backbone: Path) -> None:
-    """A row for each subword of its word, none of a word that is cut off, zeros for special tokens."""
+    """A row for each subword of its word, none of a word that is cut off; special tokens have none, or zeros."""
     text = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]
     audio = [[[1, 7], [3, 7], [5, 7]], [[2, 1]], None, [[9, 9]], [[7, 7], [8, 7]], None]
     loose = store_of(tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES))
@@ -479,7 +506,7 @@ def test_rows_of_words_follow_the_subwords(tmp_path: Path, tiny_backbone: Path) 
     info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
     assert info.fingerprint != loose.info.fingerprint
     store = write_store(tmp_path / "aligned", table, info)
-    features = built(store, tiny_backbone, standardise=False)
+    features = built(store, tiny_backbone, standardise=False, special_rows="zero")
     assert features.word_aligned
     audio_rows = features.train.audio
     assert audio_rows is not None
@@ -487,10 +514,12 @@ def test_rows_of_words_follow_the_subwords(tmp_path: Path, tiny_backbone: Path) 
     assert audio_rows.values[:6].tolist() == [[0, 0], [1, 7], [3, 7], [3, 7], [5, 7], [0, 0]]
     assert audio_rows.lengths.tolist() == [6, 0, 4, 0]
     assert features.train.tokens.lengths.tolist() == [6, 3, 4, 4]
+    assert built(store, tiny_backbone, standardise=False).train.audio.lengths.tolist() == [4, 0, 2, 0]  # type: ignore[union-attr]
     cut = built(store, tiny_backbone, standardise=False, max_tokens=4).train
     assert cut.audio is not None
-    assert cut.audio.values[:4].tolist() == [[0, 0], [1, 7], [3, 7], [0, 0]]
-    standard = built(store, tiny_backbone).train.audio
+    assert cut.audio.values[:2].tolist() == [[1, 7], [3, 7]]
+    assert cut.audio.lengths[0] == 2
+    standard = built(store, tiny_backbone, special_rows="zero").train.audio
     assert standard is not None
     # The statistics are those of the words' rows, and special tokens are zero after them.
     rows = np.array([[1, 7], [3, 7], [5, 7], [7, 7], [8, 7]], np.float64)

@@ -99,6 +99,33 @@ def test_logits_and_gradients_are_those_of_the_equations(tiny_backbone: Path, ga
         torch.testing.assert_close(zero if mine is None else mine, zero if other is None else other)
 
 
+def test_the_text_may_attend_to_pooled_vectors(tiny_backbone: Path) -> None:
+    """Two keys, audio's and vision's rows pooled by eqs. 1-2, give what rows of those very values give."""
+    pooled = build(tiny_backbone, non_text="pooled").eval()
+    by_row = build(tiny_backbone).eval()
+    shared = pooled.state_dict()
+    by_row.load_state_dict({name: shared[name] for name in by_row.state_dict()})
+    assert {name for name in shared if name not in by_row.state_dict()} == {
+        f"{name}_pooler.projection.{kind}" for name in ("audio", "vision") for kind in ("weight", "bias")
+    }
+    given = batch()
+    one = {}
+    for name, letter in (("audio", "A"), ("vision", "V")):
+        rows, mask = pooled.rows(given, name)
+        projection = pooled.get_submodule(f"{name}_pooler").projection
+        means = []
+        for row, real in zip(rows, mask, strict=True):
+            weight_L = torch.softmax(projection(row[real]).squeeze(-1), dim=0)
+            means.append((weight_L[:, None] * row[real]).sum(0))
+        one |= {f"{name}_BL{letter}": torch.stack(means).unsqueeze(1), f"{name}_mask_BL": mask.any(1, keepdim=True)}
+    slot_S = torch.arange(4)
+    torch.testing.assert_close(pooled([given], slot_S), by_row([dataclasses.replace(given, **one)], slot_S))
+    # The last utterance has neither, and is scored by its text.
+    vector_BW = pooled.encode(given)
+    assert vector_BW[-1, -1] == 0
+    assert torch.equal(pooled.represent(vector_BW)[-1], vector_BW[-1, : pooled.width])
+
+
 def test_padding_does_not_matter(tiny_backbone: Path) -> None:
     """More of it, and whatever stands in it."""
     model, given = build(tiny_backbone).eval(), batch()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
+from grcf_ray.config import ModelConfig, Task
 from grcf_ray.data.batches import Batch, collate
 from grcf_ray.data.features import Features
-from grcf_ray.model.build import parameter_table
+from grcf_ray.metrics import split_metrics
+from grcf_ray.model.build import build_model, parameter_table
 from grcf_ray.model.regression import GrcfRegressor, build_regressor
 from grcf_ray.model.text_encoder import backbone_config, backbone_from_config, load_backbone
 
@@ -31,6 +32,17 @@ TABLE_12 = {
     },
     "mosei": {"Vision Pooler": 36, "Vision Projection": 27_648},
 }
+
+
+def test_parameters_without_text() -> None:
+    """Table 12's, less the text encoder and its third of the fusion."""
+    settings = ModelConfig(modalities="audio+vision")
+    model = build_regressor(None, settings, audio_dim=74, vision_dim=47, half_range=3.0)
+    expected = {**TABLE_12["mosi"], "Fusion Layer": 1536 * 768 + 768}
+    del expected["Text Encoder"]
+    assert parameter_table(model) == list(expected.items())
+    alone = build_regressor(None, ModelConfig(modalities="audio"), audio_dim=74, vision_dim=None, half_range=3.0)
+    assert alone.fusion.in_features == 768
 
 
 @pytest.fixture(scope="module")
@@ -200,12 +212,27 @@ def test_scores_stay_within_the_scaled_tanh(
     assert regressor(backbone, tiny_features, output_scale=7.0).output_scale == 7.0
 
 
-def test_scores_are_single_precision_under_autocast(backbone: nn.Module, tiny_features: Features) -> None:
-    """A bfloat16 score near 2 moves in steps of 1/64, wider than the smallest margins."""
-    model = regressor(backbone, tiny_features).eval()
-    exact = model([some(tiny_features, 3, 5, 7)], torch.arange(3))
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_autocast_gives_equal_scores_to_no_two_utterances(
+    backbone: nn.Module, tiny_features: Features, task: Task
+) -> None:
+    """It covers the text encoder alone: a bfloat16 score near 2 moves in steps of 1/64, wider than small margins."""
+    torch.manual_seed(0)
+    dims: dict[str, Any] = {"audio_dim": tiny_features.audio_dim, "vision_dim": tiny_features.vision_dim}
+    settings = ModelConfig(text_vector="mean")
+    model = build_model(copy.deepcopy(backbone), settings, task=task, half_range=3.0, **dims).eval()
+    given, slot_S = [some(tiny_features, *range(48))], torch.arange(48)
+    exact = model(given, slot_S)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = model([some(tiny_features, 3, 5, 7)], torch.arange(3))
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, exact, rtol=0.1, atol=0.05)
+        scores = model(given, slot_S)
+        vector_SW = model.encode(given[0])
+        assert torch.equal(model.score(vector_SW), scores)
+    assert scores.dtype == vector_SW.dtype == torch.float32
+    assert torch.equal(model.score(vector_SW), scores)
     assert not torch.equal(scores, exact)
+    assert len(scores.unique()) == len(exact.unique()) == 48
+    found, expected = (
+        split_metrics(of.detach().double().numpy(), tiny_features.train.label_N, protocol="mosi", limit=3.0)
+        for of in (scores, exact)
+    )
+    assert found["pairwise_acc"] == pytest.approx(expected["pairwise_acc"], abs=0.01)

@@ -149,6 +149,28 @@ def test_a_space_that_names_what_the_data_lack(words: list[str], run: Run, tiny_
     assert "model.modalities names vision, which the data do not have" in err
 
 
+@pytest.mark.parametrize(
+    ("choices", "words", "message"),
+    [
+        ("[text, audio]", [], "names audio beside choices with text"),
+        ("[all, audio]", [], "names audio beside choices with text"),
+        ("[all, text]", ["--set", "model.modalities=audio"], "ridge_baseline"),
+    ],
+)
+def test_text_is_seen_by_all_trials_or_by_none(
+    choices: str, words: list[str], message: str, run: Run, tiny_space: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.csv").write_text(table())
+    space = tiny_space.read_text().replace("[all, text, text+audio], start: all", f"{choices}, start: audio")
+    if words:
+        space = tiny_space.read_text()
+    (tmp_path / "space.yaml").write_text(space)
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--dry-run"]
+    code, _, err = run(*argv, "--space", tmp_path / "space.yaml", *words)
+    assert code == 2
+    assert message in err
+
+
 def test_all_faults_of_the_data_come_together(run: Run, tiny_space: Path, tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text(
         table((1, ROWS[0]), (4, 'u4,train,good film,3.5,"[[0.5, 4]]"'), (9, 'u9,train,good film,1,"[[NaN, 4]]"'))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +26,7 @@ from grcf_ray.search.opening import (
     runs_place,
 )
 from grcf_ray.search.record import RunRecord
-from grcf_ray.search.space import Space, load_space
+from grcf_ray.search.space import Space, load_space, run_space
 from grcf_ray.storage import Place, place_at
 
 if TYPE_CHECKING:
@@ -75,6 +77,19 @@ def test_each_difference_has_a_line(runs: Place, space: Space, store: Store, tmp
     assert line.startswith("ranking.intra_margin (searched): ")
     run["data"]["fingerprint"] = "another"
     assert differences(run, space, store) == [f"data: another -> {store.info.fingerprint}"]
+
+
+def test_a_run_from_before_a_setting_had_what_was_done_then(runs: Place, space: Space, store: Store) -> None:
+    """Where it decides anything, which rows of words have to be for."""
+    run = described(runs)
+    del run["settings"]["features.special_rows"]
+    assert differences(run, space, store) == []
+    aligned: Any = SimpleNamespace(info=dataclasses.replace(store.info, word_aligned=True))
+    run["data"]["fingerprint"] = aligned.info.fingerprint
+    assert differences(run, space, aligned) == ["features.special_rows: zero -> none"]
+    assert differences(run, space.with_settings({"features.special_rows": "zero"}), aligned) == []
+    assert run_space(run, "").config().features.special_rows == "zero"
+    assert run_space(described(runs), "").config().features.special_rows == "none"
 
 
 @pytest.mark.parametrize("key", sorted(FREE))

@@ -149,7 +149,10 @@ def test_initial_weights_are_the_seeds(tiny_features: Features, config: RunConfi
 
 @pytest.mark.parametrize(
     ("modalities", "audio", "vision"),
-    [("all", 5, 3), ("text", None, None), ("text+audio", 5, None), ("text+vision", None, 3)],
+    [
+        *(("all", 5, 3), ("text", None, None), ("text+audio", 5, None), ("text+vision", None, 3)),
+        *(("audio", 5, None), ("vision", None, 3), ("audio+vision", 5, 3)),
+    ],
 )
 def test_modalities_are_selected(
     tiny_features: Features, config: RunConfig, modalities: Any, audio: int | None, vision: int | None
@@ -160,9 +163,29 @@ def test_modalities_are_selected(
     if modalities != "all":
         with pytest.raises(ConfigError, match=r"the data have no \w+; all takes what they have"):
             select_modalities(select_modalities(tiny_features, "text"), "text+audio")
-    model = initial_model(config.model, features, seed=1)
+    model = initial_model(dataclasses.replace(config.model, modalities=modalities), features, seed=1)
     wanted = {name: dim for name, dim in (("vision", vision), ("audio", audio)) if dim is not None}
     assert model.modality_dims == wanted
+    sees_text = modalities == "all" or "text" in modalities
+    assert (features.train.tokens is not None, model.text_encoder is not None) == (sees_text, sees_text)
+    score_N = predict(model, features, features.valid, device=torch.device("cpu"), token_budget=20)
+    assert np.ptp(score_N) > 0.01
+
+
+def test_a_model_without_text_needs_no_encoder(tiny_store: Store) -> None:
+    """Neither its weights nor its tokenizer; features without text make no model with it."""
+    config = build_config({"model.backbone": "no/such", "model.modalities": "audio+vision", "model.textless_width": 24})
+    features = prepare_features(tiny_store, config)
+    assert features.train.tokens is None
+    seen = select_modalities(features, "audio+vision")
+    model = initial_model(config.model, seen, seed=1)
+    assert (model.width, model.encode(collate(seen, seen.train, np.arange(3))).shape) == (24, (3, 48))
+    for modalities in ("all", "text", "text+audio"):
+        with pytest.raises(ConfigError, match="without text"):
+            select_modalities(features, modalities)
+    two_classes = dataclasses.replace(features, task="classification")
+    with pytest.raises(ConfigError, match="classification needs the text"):
+        select_modalities(two_classes, "audio")
 
 
 def test_initial_weights_do_not_depend_on_whether_the_backbone_was_loaded_before(

@@ -80,6 +80,36 @@ def test_new_process_gives_the_same_scores_bit_for_bit(
     assert np.ptp(scores) > 0.1
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_model_without_text_is_trained_and_scores_without_it(
+    new_loop: NewLoop, tiny_store: Store, tmp_path: Path, stage: Literal[1, 2]
+) -> None:
+    loop = new_loop(stage, model__modalities="audio+vision", model__textless_width=16)
+    losses = [metrics["loss/total"] for metrics in loop]
+    assert losses[-1] < losses[0]
+    save_model(
+        tmp_path, loop.model, None, loop.features, loop.config, label_range=(-3, 3), protocol="mosi", lowercase=False
+    )
+    assert not (tmp_path / "tokenizer").exists()
+    loaded, rows = load_model(tmp_path), tiny_store.read("valid")
+    assert loaded.inputs == ("vision", "audio")
+    scores = loaded.score(rows.drop_columns(["text"]))
+    np.testing.assert_array_equal(scores, scores_in_training(loop))
+    with pytest.raises(DataError, match="no audio column"):
+        loaded.score(rows.drop_columns(["audio"]))
+    with pytest.raises(DataError, match="with the columns vision, audio"):
+        loaded.score(["good film"])
+
+
+def test_model_from_before_a_setting_does_what_was_done_then(folder: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    assert load_model(moved).config.features.special_rows == "none"
+    content = json.loads((moved / "config.json").read_text())
+    del content["settings"]["features.special_rows"]
+    (moved / "config.json").write_text(json.dumps(content))
+    assert load_model(moved).config.features.special_rows == "zero"
+
+
 @pytest.mark.parametrize("frozen", [1, "all"])
 def test_model_with_frozen_layers_is_saved_whole(
     new_loop: NewLoop, tiny_store: Store, tmp_path: Path, frozen: int | Literal["all"]

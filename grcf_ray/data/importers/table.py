@@ -85,21 +85,22 @@ def stream(
 ) -> Iterator[tuple[pa.Table, list[Fault]]]:
     """One table of a source, up to `rows` rows at a time, as `read` has them; for those who score its rows.
 
-    columns: those to read of `RAW_SCHEMA`. `text` must be there; any of the others may be missing. optional: columns
-    whose cells are null, and no fault, where they cannot be read. Rows of faults are counted within their part.
+    columns: those to read of `RAW_SCHEMA`. `text`, if asked for, must be there; any of the others may be missing.
+    optional: columns whose cells are null, and no fault, where they cannot be read. Rows of faults are counted within
+    their part.
     """
     if _is_parquet(path):
         batches = _parquet_batches(path, columns, rows)
     elif path.suffix.lower() in _JSON_LINES:
         present = _json_columns(path)
-        _check_columns(path, present, ("text",))
+        _check_columns(path, present, _needed(columns))
         batches = _json_batches(path, _json_schema(present, columns), rows)
     else:
         batches = _csv_batches(path, columns)
     any_rows = False
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        _check_columns(path, table.column_names, ("text",))
+        _check_columns(path, table.column_names, _needed(columns))
         for start in range(0, table.num_rows, rows):
             any_rows = True
             yield _typed(path, table.slice(start, rows), optional)
@@ -107,12 +108,16 @@ def stream(
         raise DataError(f"{path}: no rows")
 
 
+def _needed(columns: Collection[str]) -> tuple[str, ...]:
+    return ("text",) if "text" in columns else ()
+
+
 def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterator[pa.RecordBatch]:
     check_kind(path)
     try:
         with pq.ParquetFile(path) as file:
             present = file.schema_arrow.names
-            _check_columns(path, present, ("text",))
+            _check_columns(path, present, _needed(columns))
             for batch in file.iter_batches(rows, columns=[name for name in present if name in columns]):
                 batch.validate(full=True)
                 yield batch
@@ -199,7 +204,7 @@ def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatc
     try:
         with pyarrow.csv.open_csv(path, **options) as reader:
             present = reader.schema.names
-        _check_columns(path, present, ("text",))
+        _check_columns(path, present, _needed(columns))
         broken.clear()
         convert = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string()),
