@@ -94,8 +94,9 @@ class ModelConfig:
 
     backbone: str = "microsoft/deberta-v3-base"
     """Text encoder: a Hugging Face name or a local folder."""
-    text_vector: Literal["cls", "mean"] = "cls"
-    """The text representation: the first token's, or the masked mean of all."""
+    text_vector: Literal["cls", "mean", "last"] = "cls"
+    """The text representation: the first subword's state, the masked mean of all, or the last subword's. The first is
+    of no use in a backbone that reads from left to right (GPT-2), and is refused there."""
     modalities: Modalities = "all"
     """Modalities the model sees; all are the text and whatever else the data set has. Without text there is no text
     encoder, and no tokens: for regression alone."""

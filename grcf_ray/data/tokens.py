@@ -37,11 +37,12 @@ def tokenize(
         )
     options = {"max_length": max_tokens, "return_attention_mask": False, "return_offsets_mapping": by_word}
     encoded = tokenizer(list(text_N), truncation=True, **options)
-    ids: list[list[int]] = list(encoded["input_ids"])
+    # A tokenizer without special tokens (GPT-2's) makes nothing of an empty text, which no encoder takes.
+    ids: list[list[int]] = [list(row) or [_stand_in(tokenizer)] for row in encoded["input_ids"]]
     words: list[list[int]] = []
     if by_word:
         words = [
-            _words(text, encoded["offset_mapping"][row], encoded.sequence_ids(row), 0)
+            _words(text, encoded["offset_mapping"][row], encoded.sequence_ids(row), 0) or [NO_WORD]
             for row, text in enumerate(text_N)
         ]
     added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
@@ -67,6 +68,12 @@ def count_cut(text_N: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_
     if not long:
         return 0
     return sum(len(ids) > max_tokens for ids in tokenizer(long, truncation=False)["input_ids"])
+
+
+def _stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token of a text that has none."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    return int(next((token for token in ends if token is not None), 0))
 
 
 def _words(text: str, span_T: Sequence[tuple[int, int]], sequence_T: Sequence[int | None], sequence: int) -> list[int]:

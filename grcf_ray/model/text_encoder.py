@@ -39,6 +39,7 @@ __all__ = [
     "layers_of",
     "load_backbone",
     "load_tokenizer",
+    "position_limit",
     "resolve_backbone",
     "size_faults",
     "tensor_shapes",
@@ -56,7 +57,7 @@ _FOREIGN_CODE = re.compile(
 """Keys of a config.json that name code, kernels or files to load, or choose between implementations."""
 _COUNTS = re.compile(r"(layer|label|block|group|expert|stage|depth)s?$|group_num$|block_sizes$")
 """Ends the names of the settings that say how many parts a backbone has."""
-_UNUSABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError)
+_UNUSABLE = (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError, RuntimeError, SafetensorError)
 """What transformers raises for files that make no backbone."""
 _MOST_PARTS = 1000
 _LARGEST = 2**31 - 1
@@ -70,7 +71,7 @@ class _Given(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A backbone with its text vector, [B, D]: the first token's state, or the masked mean.
+    """A backbone with its text vector, [B, D]: the first token's state, the last real one's, or the masked mean.
 
     frozen_layers: bottom layers, the embeddings with them, that have no gradient and no dropout. `frozen_hidden`
     gives their output, which a `Batch` may carry instead of subword ids, since it never changes.
@@ -79,15 +80,18 @@ class TextEncoder(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        text_vector: Literal["cls", "mean"],
+        text_vector: Literal["cls", "mean", "last"],
         frozen_layers: int | Literal["all"] = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.text_vector = text_vector
-        self.width = int(backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        config: Any = backbone.config
+        try:
+            self.width, self.n_layers = int(config.hidden_size), int(config.num_hidden_layers)
+        except AttributeError as error:
+            raise ConfigError(f"{_no_encoder(backbone)}: its configuration has no hidden_size or no layers") from error
         _, layers = layers_of(backbone)
-        self.n_layers = int(backbone.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
         self.n_frozen = self.n_layers if frozen_layers == "all" else int(frozen_layers)
         if self.n_frozen > self.n_layers:
             raise ConfigError(
@@ -179,7 +183,54 @@ class TextEncoder(nn.Module):
 
     def pool(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """[B, D] text vector of the last layer's states."""
-        return hidden_BLD[:, 0] if self.text_vector == "cls" else masked_mean(hidden_BLD, mask_BL)
+        if self.text_vector == "mean":
+            return masked_mean(hidden_BLD, mask_BL)
+        if self.text_vector == "cls":
+            return hidden_BLD[:, 0]
+        last_B = (mask_BL.sum(1) - 1).clamp_min(0)
+        return hidden_BLD[torch.arange(len(hidden_BLD), device=hidden_BLD.device), last_B]
+
+    @torch.no_grad()
+    def probe(self, token_L: Tensor, pad_token_id: int = 0) -> None:
+        """ConfigError where the backbone cannot encode this text, [L] subwords, or its first state cannot stand for it.
+
+        Library classes differ too much for a list of those that can: what they do decides. token_L: the longest text
+        of the data, so that positions run out here rather than in training.
+        """
+        token_1L = token_L.unsqueeze(0)
+        states = self._states(token_1L)
+        part_1L = token_1L[:, : (len(token_L) + 1) // 2]
+        filled_1L = token_1L.clone()
+        filled_1L[:, part_1L.shape[1] :] = pad_token_id
+        alone, filled = self._states(part_1L), self._states(filled_1L, part_1L.shape[1])[:, : part_1L.shape[1]]
+        if not torch.allclose(alone, filled, rtol=1e-3, atol=1e-3):
+            raise ConfigError(f"{_no_encoder(self.backbone)}: its states depend on the padding of a batch")
+        if self.text_vector != "cls" or len(token_L) < 2:
+            return
+        # A state that another second subword leaves as it is knows the first one alone.
+        other_1L = token_1L.clone()
+        other_1L[0, 1] = 0 if token_L[1] else 1
+        if torch.equal(states[0, 0], self._states(other_1L)[0, 0]):
+            raise ConfigError(
+                f"model.text_vector = cls: {type(self.backbone).__name__} reads from left to right, so that the state "
+                "of its first subword is the same for all texts that begin alike; give mean or last"
+            )
+
+    def _states(self, token_BL: Tensor, length: int | None = None) -> Tensor:
+        """[B, L, D] states of texts of this length, by default L. ConfigError where the backbone has none to give."""
+        mask_BL = torch.ones_like(token_BL)
+        if length is not None:
+            mask_BL[:, length:] = 0
+        try:
+            states = self.backbone(input_ids=token_BL, attention_mask=mask_BL).last_hidden_state
+        except Exception as error:  # Whatever a library of unknown form raises.
+            raise ConfigError(
+                f"{_no_encoder(self.backbone)}: it fails on a text of {token_BL.shape[1]} subwords "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if not isinstance(states, Tensor) or states.shape != (*token_BL.shape, self.width):
+            raise ConfigError(f"{_no_encoder(self.backbone)}: it does not give one state for each subword")
+        return states
 
     @torch.no_grad()
     def frozen_hidden(self, token_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -197,12 +248,12 @@ class TextEncoder(nn.Module):
         self.eval()
         token_BL = torch.arange(5, 11, device=next(self.backbone.parameters()).device).reshape(2, 3)
         mask_BL = torch.tensor([[1, 1, 1], [1, 1, 0]], device=token_BL.device)
-        whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL).last_hidden_state
         top = _view(self.backbone, slice(self.n_frozen, None), given=True)
         try:
+            whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL).last_hidden_state
             split = top(inputs_embeds=self.frozen_hidden(token_BL, mask_BL), attention_mask=mask_BL).last_hidden_state
             same = torch.allclose(whole[mask_BL.bool()], split[mask_BL.bool()], rtol=1e-4, atol=1e-4)
-        except (RuntimeError, TypeError, ValueError):
+        except Exception:  # Whatever a library of unknown form raises: it cannot be split.
             same = False
         self.train(training)
         if not same:
@@ -210,6 +261,27 @@ class TextEncoder(nn.Module):
                 f"model.frozen_layers = {self.n_frozen}: {type(self.backbone).__name__} cannot be split between "
                 "layers exactly; give 0, or all"
             )
+
+
+def _no_encoder(backbone: nn.Module) -> str:
+    return f"the backbone, {type(backbone).__name__}, cannot be the text encoder"
+
+
+def position_limit(backbone: nn.Module) -> int | None:
+    """Subwords that a backbone has positions for; None where it has no table of them (relative or rotary positions).
+
+    Families whose positions begin after the padding token's (RoBERTa, MPNet), or after a fixed offset (BART, OPT), have
+    rows that no subword can use.
+    """
+    limits = []
+    for path, module in backbone.named_modules():
+        name = path.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("position" in name or name == "wpe"):
+            before = getattr(module, "offset", None)
+            if before is None:
+                before = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - before)
+    return min(limits, default=None)
 
 
 def layers_of(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -300,7 +372,7 @@ def _quiet() -> None:
 
 
 def load_backbone(name: str) -> nn.Module:
-    """The pretrained backbone in float32, without the pooler that GRCF does not use.
+    """The pretrained backbone in float32, without what GRCF does not use: a pooler, a decoder.
 
     Code that comes with a backbone is never run. Of a folder only safetensors are read; where a hub has a backbone as
     a pickle alone, torch reads its tensors with `weights_only`, which runs nothing of it. ConfigError where the
@@ -321,7 +393,7 @@ def load_backbone(name: str) -> nn.Module:
         )
     except _UNUSABLE as error:
         raise ConfigError(f"backbone {name} cannot be loaded: {reason(error)}") from error
-    return cut_positions(_without_pooler(backbone))
+    return cut_positions(_encoder_alone(backbone))
 
 
 def backbone_from_config(config: Mapping[str, Any]) -> nn.Module:
@@ -334,7 +406,7 @@ def backbone_from_config(config: Mapping[str, Any]) -> nn.Module:
     _quiet()
     described = _described(config)
     return cut_positions(
-        _without_pooler(AutoModel.from_config(described, trust_remote_code=False))  # type: ignore[no-untyped-call]
+        _encoder_alone(AutoModel.from_config(described, trust_remote_code=False))  # type: ignore[no-untyped-call]
     )
 
 
@@ -414,7 +486,10 @@ def _check_pickles(name: str, folder: Path) -> None:
         )
 
 
-def _without_pooler(backbone: nn.Module) -> nn.Module:
+def _encoder_alone(backbone: nn.Module) -> nn.Module:
+    """The backbone without decoder and pooler. A decoder's states are those of another text, shifted by one."""
+    if isinstance(getattr(backbone, "decoder", None), nn.Module) and hasattr(backbone, "encoder"):
+        backbone = backbone.get_encoder()  # type: ignore[operator]
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # type: ignore[assignment]
     return backbone

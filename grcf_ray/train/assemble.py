@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from grcf_ray.config import NEEDS_TEXT, Modalities, ModelConfig, RunConfig
 from grcf_ray.data.batches import length_sorted, micro_batches
@@ -20,7 +20,7 @@ from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_featur
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
-from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokenizer
+from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokenizer, position_limit
 from grcf_ray.train.stage import seed_torch
 
 if TYPE_CHECKING:
@@ -50,16 +50,20 @@ def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = No
         _check_labels(features)
         return features
     tokenizer = load_tokenizer(config.model.backbone)
-    if config.features.max_tokens > tokenizer.model_max_length:
+    limits = (tokenizer.model_max_length, position_limit(template(config.model.backbone)))
+    limit = min(limit for limit in limits if limit is not None)
+    if config.features.max_tokens > limit:
         raise ConfigError(
-            f"features.max_tokens = {config.features.max_tokens}: the backbone takes {tokenizer.model_max_length}"
+            f"features.max_tokens = {config.features.max_tokens}: the backbone takes {limit}; "
+            f"give --set features.max_tokens={limit}"
         )
     features = build_features(store, tokenizer, config.features, cache=cache)
     _check_labels(features)
-    # Built even where nothing is frozen: a backbone that will not do is found out before any trial starts.
+    # Built and tried even where nothing is frozen: a backbone that will not do is found out before any trial starts.
     encoder = TextEncoder(
         copy.deepcopy(template(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
     ).eval()
+    encoder.probe(_longest_text(features), features.pad_token_id)
     if encoder.n_frozen == 0:
         return features
     identity = _weights_sha256(encoder.backbone)
@@ -68,6 +72,16 @@ def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = No
         train=_with_frozen(features, "train", encoder, identity),
         valid=_with_frozen(features, "valid", encoder, identity),
     )
+
+
+def _longest_text(features: Features) -> Tensor:
+    """[L] subwords of the longest text of train and valid."""
+    texts = []
+    for split in (features.train, features.valid):
+        assert split.tokens is not None
+        longest = int(split.tokens.lengths.argmax())
+        texts.append(split.tokens.values[slice(*split.tokens.offsets[longest : longest + 2])])
+    return torch.from_numpy(max(texts, key=len).astype(np.int64))
 
 
 def _check_labels(features: Features) -> None:

@@ -146,7 +146,7 @@ def subwords(
         build_split(
             table,
             tokenizer,
-            FeatureConfig(max_tokens=max_tokens),
+            FeatureConfig(max_tokens=max_tokens, special_rows="zero"),
             center=0,
             lowercase=False,
             standardisers={},
@@ -170,7 +170,8 @@ def test_example(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> None:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
 def test_subwords_of_a_word_spell_it(kind: Kind, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids, words = subwords(tokenizer, text)
-    assert ids == tokenizer(text)["input_ids"]
+    # No encoder takes a text of no subword at all, as GPT-2's tokenizer makes of an empty one.
+    assert ids == (tokenizer(text)["input_ids"] or [tokenizer.unk_token_id])
     owners = [word for word in words if word >= 0]
     assert owners == sorted(owners)
     for place, word in enumerate(text.split(" ")):

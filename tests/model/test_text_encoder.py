@@ -23,6 +23,7 @@ from grcf_ray.model.text_encoder import (
     layers_of,
     load_backbone,
     load_tokenizer,
+    position_limit,
     resolve_backbone,
     size_faults,
 )
@@ -458,3 +459,100 @@ def test_real_sizes_fit() -> None:
     assert size_faults({"hidden_size": 1001}, {"a": (2, 3)}) == [
         "hidden_size = 1001 does not fit the weights; it can be 1000 at most"
     ]
+
+
+SMALL = SIZES | {"num_hidden_layers": 2, "max_position_embeddings": 20}
+PAIR = {"encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+PAIR |= {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 40, "max_position_embeddings": 20}
+KINDS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("bert", "deberta", "big_bird", "llama", "clip_text_model", "fnet", "vit"), SMALL),
+    **{kind: SMALL | {"pad_token_id": 1} for kind in ("roberta", "mpnet", "xlm-roberta")},
+    **{kind: SMALL | {"embedding_size": 16} for kind in ("electra", "albert")},
+    **dict.fromkeys(("bart", "mbart", "whisper"), PAIR | {"pad_token_id": 0}),
+    "longformer": SMALL | {"attention_window": 4, "pad_token_id": 1},
+    "distilbert": CONFIGS["distilbert"] | {"max_position_embeddings": 20},
+    "t5": {"vocab_size": 40, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+    "gpt2": {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 20, "initializer_range": 0.2},
+    "opt": SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "xlnet": {"vocab_size": 40, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
+    "mamba": {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "clip": {},
+}
+LIMITS = {
+    **dict.fromkeys(("bert", "deberta", "big_bird", "clip_text_model", "electra", "albert", "distilbert"), 20),
+    **dict.fromkeys(("bart", "mbart", "gpt2", "opt"), 20),
+    **dict.fromkeys(("roberta", "mpnet", "xlm-roberta", "longformer"), 18),
+    **dict.fromkeys(("t5", "llama", "xlnet", "mamba")),
+}
+"""Positions that a text may have; None where they have no table."""
+CAUSAL = ("gpt2", "opt", "llama", "clip_text_model", "mamba")
+
+
+def kind_of(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return backbone_from_config(KINDS[kind] | {"model_type": kind})
+
+
+def text_of(length: int) -> Tensor:
+    """[L] subwords, none of them a padding token."""
+    return torch.arange(length) % 37 + 3
+
+
+@pytest.mark.parametrize("text_vector", ["cls", "mean", "last"])
+@pytest.mark.parametrize("kind", LIMITS)
+def test_every_kind_encodes_or_is_refused(kind: str, text_vector: Literal["cls", "mean", "last"]) -> None:
+    """Texts that differ in one subword differ in their vectors, whatever pads them, also once reloaded."""
+    model = kind_of(kind)
+    pad = KINDS[kind].get("pad_token_id", 0)
+    encoder = TextEncoder(model, text_vector).eval()
+    longest = text_of(LIMITS[kind] or 30)
+    if text_vector == "cls" and kind in CAUSAL:
+        with pytest.raises(ConfigError, match=r"text_vector = cls: .* give mean or last"):
+            encoder.probe(longest, pad)
+        return
+    encoder.probe(longest, pad)
+    token_BL = torch.stack([text_of(8), text_of(8)])
+    token_BL[1, 1], token_BL[1, 6:] = 39, pad
+    mask_BL = torch.ones(2, 8, dtype=torch.bool)
+    mask_BL[1, 6:] = False
+    given = dataclasses.replace(NOTHING, token_BL=token_BL, mask_BL=mask_BL)
+    vector_BD = encoder(given)
+    alone = dataclasses.replace(NOTHING, token_BL=token_BL[1:, :6], mask_BL=mask_BL[1:, :6])
+    torch.testing.assert_close(encoder(alone)[0], vector_BD[1], rtol=1e-3, atol=1e-4)
+    assert difference(vector_BD[1], vector_BD[0]) > 1e-3
+    again = backbone_from_config(model.config.to_dict())  # type: ignore[union-attr,operator]
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(TextEncoder(again, text_vector).eval()(given), vector_BD)
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_positions_are_the_tables_less_what_no_subword_can_have(kind: str) -> None:
+    model, limit = kind_of(kind), LIMITS[kind]
+    assert position_limit(model) == limit
+    if limit is not None:
+        encoder = TextEncoder(model, "mean").eval()
+        with pytest.raises(ConfigError, match=f"it fails on a text of {limit + 1} subwords"):
+            encoder.probe(text_of(limit + 1), KINDS[kind].get("pad_token_id", 0))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "mbart"])
+def test_of_an_encoder_decoder_the_encoder_is_used(kind: str) -> None:
+    model = kind_of(kind)
+    assert type(model).__name__.endswith(("Encoder", "Stack"))
+    assert not any("decoder" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("vit", "fails on a text of 12 subwords"),
+        ("whisper", "fails on a text of 12 subwords"),
+        ("clip", "no hidden_size"),
+        ("fnet", "depend on the padding"),
+    ],
+)
+@pytest.mark.parametrize("frozen", [0, "all"])
+def test_what_encodes_no_text_is_refused(kind: str, reason: str, frozen: int | Literal["all"]) -> None:
+    with pytest.raises(ConfigError, match=f"cannot be the text encoder: .*{reason}") as caught:
+        TextEncoder(kind_of(kind), "mean", frozen).eval().probe(text_of(12))
+    assert caught.value.exit_code == 2

@@ -10,6 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from grcf_ray.config import ModelConfig, RunConfig, build_config
 from grcf_ray.data.batches import collate
@@ -17,7 +21,7 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import Store, write_store
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.text_encoder import TextEncoder, load_tokenizer
 from grcf_ray.train import assemble
 from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities, template, text_vectors
 from grcf_ray.train.stage import predict
@@ -115,6 +119,69 @@ def test_split_of_equal_labels_is_refused(tiny_store: Store, config: RunConfig, 
     store = write_store(tmp_path / "own", table, TableInfo.describe(table, name="own", label_range=(-3, 3)))
     with pytest.raises(DataError, match=f"all labels of the {split} split are equal"):
         prepare_features(store, config)
+
+
+def roberta_of(folder: Path, tiny_backbone: Path, *, limit: float) -> Path:
+    """RoBERTa of 26 positions, of which texts can have 24, beside a tokenizer that says it takes `limit` subwords."""
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    tokenizer.model_max_length = limit  # type: ignore[assignment]
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    described = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=26, pad_token_id=1, **sizes)
+    RobertaModel(described).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("limit", [26, 1e30])
+def test_positions_are_counted_before_anything_is_trained(
+    tiny_store: Store, config: RunConfig, tiny_backbone: Path, tmp_path: Path, limit: float
+) -> None:
+    folder = str(roberta_of(tmp_path / "roberta", tiny_backbone, limit=limit))
+    own = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=folder))
+    for max_tokens, fits in ((24, True), (25, False)):
+        settings = dataclasses.replace(own, features=dataclasses.replace(own.features, max_tokens=max_tokens))
+        if fits:
+            prepare_features(tiny_store, settings)
+            continue
+        with pytest.raises(ConfigError, match=r"max_tokens = 25: the backbone takes 24; give .*max_tokens=24"):
+            prepare_features(tiny_store, settings)
+    template.cache_clear()
+
+
+@pytest.mark.parametrize("text_vector", ["cls", "mean", "last"])
+def test_a_tokenizer_without_padding_or_ends(
+    tiny_store: Store,
+    config: RunConfig,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    text_vector: Literal["cls", "mean", "last"],
+) -> None:
+    """GPT-2: the first state is the same for all texts that begin alike, and is refused before any trial."""
+    words = sorted(load_tokenizer(str(tiny_backbone)).get_vocab())
+    rules = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    rules.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="[UNK]").save_pretrained(tmp_path)
+    GPT2Model(GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=128)).save_pretrained(
+        tmp_path
+    )
+    changes: dict[str, Any] = {"backbone": str(tmp_path), "text_vector": text_vector}
+    own = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    table = tiny_store.read("train")
+    place = table.column_names.index("text")
+    nothing = pa.array(["", *table["text"].to_pylist()[1:]])
+    table = pa.concat_tables([table.set_column(place, table.schema.field("text"), nothing), tiny_store.read("valid")])
+    store = write_store(tmp_path / "store", table, TableInfo.describe(table, name="own", label_range=(-3, 3)))
+    if text_vector == "cls":
+        with pytest.raises(ConfigError, match="give mean or last"):
+            prepare_features(store, own)
+    else:
+        features = prepare_features(store, own)
+        assert features.train.tokens is not None
+        assert features.train.tokens.lengths.min() == 1
+        model = initial_model(own.model, features, seed=1)
+        score_N = predict(model, features, features.train, device=torch.device("cpu"), token_budget=100)
+        assert np.isfinite(score_N).all()
+    template.cache_clear()
 
 
 def test_text_vectors_are_in_the_splits_order(tiny_features: Features, config: RunConfig) -> None:

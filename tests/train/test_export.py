@@ -107,6 +107,7 @@ def test_model_from_before_a_setting_does_what_was_done_then(folder: Path, tmp_p
     content = json.loads((moved / "config.json").read_text())
     del content["settings"]["features.special_rows"]
     (moved / "config.json").write_text(json.dumps(content))
+    write_manifest(moved)
     assert load_model(moved).config.features.special_rows == "zero"
 
 
