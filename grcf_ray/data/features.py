@@ -402,7 +402,7 @@ def _digest(store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: F
         type(tokenizer).__name__,
         json.dumps(rules, sort_keys=True),
         json.dumps(dataclasses.asdict(settings)),
-        "3",
+        "2",
     ]
     parts += [str(store.info.label_range), str(lowercases(store, settings))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
