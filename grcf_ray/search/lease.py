@@ -1,10 +1,14 @@
 """One driver to a run: whoever writes a run holds its lease, and a second search is told who that is.
 
-On a disk it is a lock on `lock` in the run's folder, which the system frees when its holder ends, however it ends.
-Where there are no locks, as in object storage, it is `lease.json`, which its holder rewrites every few seconds: a
-second driver watches it for a while, and takes the run over if it stands still. Clocks are not trusted, and two drivers
-can still meet, say when a machine was asleep for a while. Every launch of a trial writes to a folder of its own, so no
-checkpoint is harmed then. Drivers within one Ray cluster also meet at an actor whose name comes from the run's.
+The lease is `lease.json`, which its holder rewrites every few seconds: a second driver watches it for a while, and
+takes the run over if it stands still. A holder that is known to be dead, by its process on this machine, is not waited
+for. Clocks are not compared. On a disk there is also a lock on `lock` in the run's folder, which the system frees when
+its holder ends, however it ends: it tells at once, but alone it is not enough, since it may be known to one machine
+only, as with some mounts of NFS, and its file may be removed.
+
+Two drivers can still meet, say when a machine was asleep for a while. Whoever lost the lease stops before its next
+write of the record and before it reads test (`fence`). Every launch of a trial writes to a folder of its own, so no
+checkpoint is harmed. Drivers within one Ray cluster also meet at an actor whose name comes from the run's.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -24,11 +29,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from grcf_ray import console
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.storage import Place
 
-__all__ = ["Lease", "is_held"]
+__all__ = ["Lease", "fence", "is_held"]
 
 _HELD = frozenset({errno.EAGAIN, errno.EACCES})
 """What flock says where another process has the lock; EACCES is from network disks of Windows."""
@@ -36,11 +43,17 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOS
 """What flock says on a disk without locks."""
 _STILL = 2.5
 """Intervals without a beat after which the holder of `lease.json` counts as dead."""
+_SURE = 2.0
+"""Intervals after a beat within which nobody can have taken the lease."""
+_STALE_SECONDS = 300.0
+"""Age of a `lease.json` on a disk, by this machine's clock, at which a look calls its holder dead. Nothing is taken."""
 _LOOKS, _LOOK_SECONDS = 5, 0.02
 """How often a lock is asked for, and the time between: `is_held` has it for an instant."""
 _ANSWER_SECONDS, _SURE_SECONDS, _DYING_SECONDS, _BIRTH_SECONDS = 5.0, 3.0, 15.0, 60.0
 """The actor's time to answer; when an answer is not a dying one's, and when silence is a dead one's; time to start."""
 
+_held: list[Lease] = []
+"""The leases that this process holds."""
 _locks: set[int] = set()
 """File descriptors of the locks that this process holds."""
 
@@ -51,6 +64,7 @@ def _close_locks() -> None:
         with contextlib.suppress(OSError):
             os.close(lock)
     _locks.clear()
+    _held.clear()
 
 
 os.register_at_fork(after_in_child=_close_locks)
@@ -71,7 +85,22 @@ def is_held(place: Place) -> bool | None:
                     raise
             finally:
                 os.close(lock)
-    return None if (place / "lease.json").exists() else False
+    try:
+        content = (place / "lease.json").read_bytes()
+        old = place.local is not None and time.time() - (place.local / "lease.json").stat().st_mtime > _STALE_SECONDS
+    except FileNotFoundError:
+        return False
+    return False if old or _is_dead(_parsed(content)) else None
+
+
+def fence(place: Place) -> None:
+    """Come back only while this process may write to a run, if it has held its lease: call it before each write.
+
+    place: the run, or what lies in it.
+    """
+    for lease in _held:
+        if f"{place}/".startswith(f"{lease.place}/"):
+            lease.confirm()
 
 
 def _lock(lock: int) -> None:
@@ -90,8 +119,8 @@ def _lock(lock: int) -> None:
 class Lease:
     """The right to write a run, held while the context lasts. ConfigError where another search has it.
 
-    interval: seconds between beats, where the lease needs them. lost: called, from another thread, if another search
-    takes the run over while this one holds it, as after a long sleep of the machine.
+    interval: seconds between beats. lost: called, perhaps from another thread, if another search takes the run over
+    while this one holds it, as after a long sleep of the machine; as it comes, it ends the process with exit code 5.
     """
 
     def __init__(
@@ -100,21 +129,29 @@ class Lease:
         # Not above: the actor's process imports this file, and has no use for torch.
         from grcf_ray.search.record import now
 
-        self._place, self._interval, self._lost = place, interval, lost
-        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": now(), "command": command}
+        self.place = place
+        self._interval, self._lost = interval, lost or _give_way
+        pid = os.getpid()
+        self._holder = {"host": socket.gethostname(), "pid": pid, "started": now(), "command": command}
+        self._process = {"machine": _machine(), "born": _born(pid)}
         self._nonce = uuid.uuid4().hex
         self._lock: int | None = None
         self._beating: threading.Thread | None = None
         self._ended = threading.Event()
+        self._writing = threading.Lock()
+        self._beats, self._beaten = 0, 0.0
         self._actor: Any = None
 
     def __enter__(self) -> Lease:
         try:
-            if self._place.local is None or not self._take_lock(self._place.local / "lock"):
-                self._take_file()
-        except OSError as error:
+            locked = self.place.local is not None and self._take_lock(self.place.local / "lock")
+            self._take_file(locked=locked)
+        except BaseException as error:
+            self._free_lock()
+            if not isinstance(error, OSError):
+                raise
             raise ConfigError(
-                f"{self._place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
+                f"{self.place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
             ) from error
         return self
 
@@ -127,15 +164,26 @@ class Lease:
             # Ray may have ended before.
             with contextlib.suppress(Exception):
                 ray.kill(self._actor)
+        if self in _held:
+            _held.remove(self)
         if self._beating is not None:
             self._ended.set()
             self._beating.join()
             with contextlib.suppress(OSError):
                 if self._is_mine(self._read()):
                     self._file.delete()
+        self._free_lock()
+
+    def _free_lock(self) -> None:
         if self._lock is not None:
             _locks.discard(self._lock)
             os.close(self._lock)
+            self._lock = None
+
+    def confirm(self) -> None:
+        """Come back only if this process still holds the lease. OSError where that cannot be told now."""
+        if _clock() - self._beaten > _SURE * self._interval and (taker := self._renew()):
+            raise self._given_up(taker)
 
     def join_cluster(self) -> None:
         """Hold the run's name in the Ray cluster too, once it is joined. ConfigError where another search has it."""
@@ -144,7 +192,7 @@ class Lease:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        name = "grcf-run-" + hashlib.sha256(self._place.uri.encode()).hexdigest()[:16]
+        name = "grcf-run-" + hashlib.sha256(self.place.uri.encode()).hexdigest()[:16]
         # Beside the driver, so that they die together and no other node is kept from being given back. By a soft
         # affinity, Ray puts what asks for no resources on any node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -165,7 +213,7 @@ class Lease:
                 if not holder and time.monotonic() - begun > _DYING_SECONDS:
                     ray.kill(other)
             if holder and time.monotonic() - begun > _SURE_SECONDS:
-                raise ConfigError(_refusal(self._place, holder))
+                raise ConfigError(_refusal(self.place, holder))
             time.sleep(0.2)
         raise ClusterError(
             f"the cluster started no process for {name} in {_BIRTH_SECONDS:g} s; see `ray status` for what it lacks"
@@ -195,7 +243,7 @@ class Lease:
                 holder = os.pread(lock, 1 << 20, 0)
             os.close(lock)
             if error.errno in _HELD:
-                raise ConfigError(_refusal(self._place, _parsed(holder))) from error
+                raise ConfigError(_refusal(self.place, _parsed(holder))) from error
             if error.errno in _NO_LOCKS:
                 return False
             raise
@@ -205,12 +253,12 @@ class Lease:
 
     @property
     def _file(self) -> Place:
-        return self._place / "lease.json"
+        return self.place / "lease.json"
 
-    def _take_file(self) -> None:
+    def _take_file(self, *, locked: bool) -> None:
         """Take the lease that beats, unless its holder's heart does."""
         before = self._read()
-        if before:
+        if before and not _is_dead(_parsed(before)):
             seconds = _STILL * self._interval
             host = _holder_in(before).get("host", "unknown")
             console.progress(f"Waiting {seconds:g} s to see whether the search on host {host} still lives")
@@ -221,32 +269,46 @@ class Lease:
                 if seen and seen != before:
                     self._refuse(seen)
                 before = seen
-        self._beat(0)
-        # Of two that start at a time, the one that wrote last has it.
-        time.sleep(self._interval / 5)
-        if not self._is_mine(seen := self._read()):
-            self._refuse(seen)
+        self._beat()
+        # Of two that start at a time, the one that wrote last has it. They seldom get here where there are locks: then
+        # the first beat looks.
+        if not locked:
+            time.sleep(self._interval / 5)
+            if not self._is_mine(seen := self._read()):
+                self._refuse(seen)
+        _held.append(self)
         self._beating = threading.Thread(target=self._beat_on, name="lease", daemon=True)
         self._beating.start()
 
     def _beat_on(self) -> None:
-        count = 0
-        while not self._ended.wait(self._interval):
-            count += 1
+        taker, pause = b"", self._interval / 5
+        while not taker and not self._ended.wait(pause):
+            pause = self._interval
             # The network may fail for a while, and training goes on: the next beat is the retry.
             with contextlib.suppress(Exception):
-                seen = self._read()
-                if seen and not self._is_mine(seen):
-                    break
-                self._beat(count)
-        else:
-            return
-        console.progress(f"{self._place} was taken over by another search: {_told(_holder_in(seen))}")
-        if self._lost:
-            self._lost()
+                taker = self._renew()
+        if taker:
+            self._given_up(taker)
 
-    def _beat(self, count: int) -> None:
-        self._file.write_json({"holder": self._holder, "nonce": self._nonce, "beat": count})
+    def _renew(self) -> bytes:
+        """Beat once more, unless another search has taken the lease: then what it wrote."""
+        with self._writing:
+            seen = self._read()
+            if seen and not self._is_mine(seen):
+                return seen
+            self._beat()
+        return b""
+
+    def _given_up(self, taker: bytes) -> ClusterError:
+        error = ClusterError(f"{self.place} was taken over by another search: {_told(_holder_in(taker))}")
+        console.progress(str(error))
+        self._lost()
+        return error
+
+    def _beat(self) -> None:
+        before = _clock()
+        self._file.write_json({"holder": self._holder, **self._process, "nonce": self._nonce, "beat": self._beats})
+        self._beats, self._beaten = self._beats + 1, before
 
     def _read(self) -> bytes:
         """The content of `lease.json`; empty where there is none."""
@@ -259,7 +321,7 @@ class Lease:
         return _parsed(content).get("nonce") == self._nonce
 
     def _refuse(self, content: bytes) -> None:
-        raise ConfigError(_refusal(self._place, _holder_in(content)))
+        raise ConfigError(_refusal(self.place, _holder_in(content)))
 
 
 class _Witness:
@@ -286,6 +348,45 @@ def _holder_in(content: bytes) -> dict[str, Any]:
     """Who wrote a `lease.json`; empty where it does not say."""
     holder = _parsed(content).get("holder")
     return holder if isinstance(holder, dict) else {}
+
+
+def _clock() -> float:
+    """Seconds that also go by while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _machine() -> str:
+    """Names this start of the machine, and in it the room where a process id means something."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def _born(pid: int) -> str | None:
+    """When a process was started, as its system counts; None where there is no such process, or it has ended."""
+    try:
+        if sys.platform == "linux":
+            # psutil adds the time of the start of the machine, which changes with the clock.
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            return None if stat[0] in "ZX" else stat[19]
+        return str(psutil.Process(pid).create_time())
+    except (OSError, psutil.Error):
+        return None
+
+
+def _is_dead(lease: dict[str, Any]) -> bool:
+    """Whether the holder of a `lease.json` is known to have ended. Of another machine, nothing is known."""
+    holder, born = lease.get("holder"), lease.get("born")
+    pid = holder.get("pid") if isinstance(holder, dict) else None
+    return bool(isinstance(pid, int) and born and lease.get("machine") == _machine() and _born(pid) != born)
+
+
+def _give_way() -> None:
+    """Another search has the run, as after a long sleep of this machine: not a word more into its record."""
+    console.progress("This search ends here; the run is the other's")
+    os._exit(5)
 
 
 def _told(holder: dict[str, Any]) -> str:

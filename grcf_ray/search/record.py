@@ -22,6 +22,7 @@ from grcf_ray.config import recorded_settings
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import Protocol
+from grcf_ray.search.lease import fence
 from grcf_ray.search.schema import (
     SCHEMA_VERSION,
     FinalistFile,
@@ -172,6 +173,7 @@ class RunRecord:
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace run.json."""
+        fence(self.place)
         (self.place / "run.json").write_json({"schema_version": SCHEMA_VERSION, **run})
 
     def update_run(self, **changes: Any) -> None:
@@ -180,6 +182,7 @@ class RunRecord:
 
     def write_space(self, text: str) -> None:
         """Keep the search space beside the record."""
+        fence(self.place)
         (self.place / "space.yaml").write_text(text)
 
     def _trials_place(self, stage: int) -> Place:
@@ -202,6 +205,7 @@ class RunRecord:
 
     def write_trial(self, trial: TrialRecord) -> None:
         """Replace a trial's JSON."""
+        fence(self.place)
         values = dataclasses.asdict(trial)
         place = self._trials_place(trial.stage) / f"{trial.number:04d}.json"
         place.write_json(values | {"curve": finite(trial.curve)})
@@ -233,6 +237,7 @@ class RunRecord:
 
     def export_trials(self, stage: int) -> None:
         """Write the stage's trials as one JSON line each."""
+        fence(self.place)
         lines = [
             json.dumps(dataclasses.asdict(trial), ensure_ascii=False, allow_nan=False) + "\n"
             for trial in self.trials(stage)

@@ -163,7 +163,7 @@ class Session:
         stop = Stop(time_budget=self.time_budget, last_words=self._leave)
         # Ray prints what befalls its processes on standard output, which is the answer's.
         aside = contextlib.redirect_stdout(sys.stderr)
-        with Lease(self.record.place, self.command, lost=_give_way) as lease, stop.on_signals(), aside:
+        with Lease(self.record.place, self.command) as lease, stop.on_signals(), aside:
             lease.join_cluster()
             try:
                 self._search(room, stop)
@@ -350,9 +350,3 @@ class Session:
                 f"search.ridge_baseline fits the text vectors, and model.modalities = {without[0]} has no text; "
                 "give --set search.ridge_baseline=false"
             )
-
-
-def _give_way() -> None:
-    """Another search has taken the run over, as after a long sleep of this machine: not a word more into its record."""
-    console.progress("This search ends here; the run is the other's")
-    os._exit(5)

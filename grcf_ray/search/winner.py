@@ -26,6 +26,7 @@ from grcf_ray.errors import DataError
 from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
+from grcf_ray.search.lease import fence
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.saved import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, read_file
@@ -72,6 +73,7 @@ def export_winner(
 
     DataError where the winner's checkpoint is gone: what the folder holds stays as it is then.
     """
+    fence(record.place)
     place = record.at(to)
     if winner.checkpoint is None:
         raise DataError(f"{record}: {trial_name(winner)} has no checkpoint, of which {place} could be made")
@@ -206,6 +208,8 @@ def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
 
     DataError where the provenance is gone: test is not read then.
     """
+    # A search that has lost its lease reads no test.
+    fence(place)
     path = place / "provenance.json"
     try:
         provenance = read_file(path, ProvenanceFile)

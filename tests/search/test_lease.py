@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from grcf_ray.errors import ConfigError
+from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import lease as module
-from grcf_ray.search.lease import Lease, is_held
+from grcf_ray.search.lease import Lease, fence, is_held
 from grcf_ray.search.opening import find_run
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.winner import note_test_read
 from grcf_ray.storage import LocalPlace, Place, place_at
 
 COMMAND = "python -m grcf_ray.search --dataset tiny"
@@ -358,3 +360,100 @@ def test_a_search_that_starts_while_somebody_looks_is_not_refused(
         assert looks, "the look was in its way"
         assert is_held(place) is True
     os.close(look)
+
+
+def test_a_lock_that_another_machine_does_not_see_is_not_enough(
+    run: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As NFS with local_lock has it, or once the lock's file was removed: both are given the lock."""
+    with Lease(run, COMMAND, interval=BEAT):
+        (run / "lock").delete()
+        monkeypatch.setattr(module, "_machine", lambda: "another")
+        second = Lease(run, "the second", interval=50 * BEAT)
+        with pytest.raises(ConfigError, match=rf"process {os.getpid()}, .*{COMMAND}"), second:
+            pass
+    # The lock of who was refused is free.
+    assert not (run / "lease.json").exists()
+    with Lease(run, COMMAND):
+        pass
+
+
+def test_a_dead_drivers_run_is_free_at_once(run: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    with another_driver(Path(str(run))) as driver:
+        kill(driver)
+    assert (run / "lease.json").exists()
+    with Lease(run, COMMAND):
+        assert (run / "lease.json").read_json()["holder"]["command"] == COMMAND
+    assert "Waiting" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "dead"),
+    [
+        ({}, False),
+        ({"born": "1"}, True),
+        ({"machine": "another", "born": "1"}, False),
+        ({"holder": {"pid": 1 << 30}}, True),
+        ({"born": None}, False),
+        ({"holder": {}}, False),
+    ],
+)
+def test_who_is_known_to_be_dead(run: Place, changes: dict[str, Any], dead: bool) -> None:
+    """By the id and the start of its process, on this start of this machine."""
+    with Lease(run, COMMAND):
+        written = (run / "lease.json").read_json()
+    assert module._is_dead(written | changes) is dead
+
+
+class TestFence:
+    """A driver that slept through the loss of its lease: its thread has not looked yet."""
+
+    @pytest.fixture
+    def taken(self, run: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+        """A lease that another search took during a long sleep; what was called."""
+        called: list[str] = []
+        with Lease(run, COMMAND, interval=1000, lost=lambda: called.append("lost")):
+            (run / "lease.json").write_json({"holder": RIVAL, "nonce": "new", "beat": 0})
+            fence(run)
+            assert called == [], "so soon after a beat nobody can have taken it"
+            later = module._clock() + 10_000
+            monkeypatch.setattr(module, "_clock", lambda: later)
+            yield called
+
+    @pytest.mark.parametrize("write", ["write_run", "update_run", "write_trial", "write_space", "export_trials"])
+    def test_it_writes_no_record(self, run: Place, taken: list[str], write: str) -> None:
+        record, trial = RunRecord(run), TrialRecord(number=0, stage=1, attempt=1, params={}, seed=1, state="running")
+        arguments = {"write_run": ({},), "write_trial": (trial,), "write_space": ("",), "export_trials": (1,)}
+        Path(str(run), "run.json").write_text('{"schema_version": 1}')
+        with pytest.raises(ClusterError, match="taken over by another search: host elsewhere, process 7"):
+            getattr(record, write)(*arguments.get(write, ()))
+        assert taken == ["lost"]
+        assert record.read_run() == {"schema_version": 1}
+        assert sorted(run.names()) == ["lease.json", "lock", "run.json"]
+
+    def test_it_reads_no_test(self, run: Place, taken: list[str]) -> None:
+        with pytest.raises(ClusterError):
+            note_test_read(run / "best", "search", [])
+        assert not (run / "best").exists()
+
+    def test_another_run_is_no_concern_of_it(self, run: Place, taken: list[str]) -> None:
+        fence(run.beside("run-2"))
+        assert taken == []
+
+    def test_one_that_still_holds_it_beats_and_goes_on(self, run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Lease(run, COMMAND, interval=1000) as lease:
+            later = module._clock() + 10_000
+            monkeypatch.setattr(module, "_clock", lambda: later)
+            beats = (run / "lease.json").read_json()["beat"]
+            fence(run / "seeds")
+            assert (run / "lease.json").read_json()["beat"] == beats + 1
+            lease.confirm()
+            assert (run / "lease.json").read_json()["beat"] == beats + 1
+
+
+def test_an_old_lease_of_another_machine_holds_nothing_to_who_looks(tmp_path: Path) -> None:
+    place = place_at(tmp_path)
+    (place / "lease.json").write_json({"holder": RIVAL, "nonce": "n", "beat": 0})
+    assert is_held(place) is None
+    os.utime(tmp_path / "lease.json", (1, 1))
+    assert is_held(place) is False
