@@ -7,6 +7,7 @@ process tree: it listens on the loopback interface, asks for a random token, and
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ipaddress
 import logging
 import os
@@ -17,12 +18,14 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from grcf_ray.errors import ClusterError, reason
 
-__all__ = ["connect", "starts_own"]
+__all__ = ["connect", "starts_own", "watched"]
 
 _SETTINGS = {
     # Trials' relative paths are the user's; Tune's own printing is replaced by ours.
@@ -43,6 +46,10 @@ _CLOSED = {
 }
 """What keeps others out of a Ray of our own."""
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+_LOOK_S = 1.0
+"""Seconds between two looks at Ray's processes."""
+_PATIENCE_S = 45.0
+"""Silence after which a cluster's server is gone: it may be started again elsewhere, and Ray waits for it for 60 s."""
 _ANSWER_S = 10.0
 """Seconds within which a cluster that is there answers."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -53,6 +60,10 @@ _SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 """The longest path of a Unix socket."""
 _SOCKET = "/ray-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Ray's longest socket below the folder for temporary files."""
+
+
+_own: Path | None = None
+"""The folder of the Ray that this process has started."""
 
 
 def starts_own() -> bool:
@@ -92,8 +103,65 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def watched(gone: Callable[[str], None]) -> Iterator[None]:
+    """While the context lasts, look whether Ray's server (GCS) and this node's raylet live.
+
+    gone: called, from another thread, once one of them does not, with what that is. Ray itself says nothing for a
+    minute, and then ends the process.
+    """
+    import ray
+
+    here = ray.get_runtime_context()
+    (raylet,) = [
+        f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["NodeID"] == here.get_node_id()
+    ]
+    ended = threading.Event()
+    patience = 0.0 if _own else _PATIENCE_S
+    parts = {f"Ray's server (GCS, {here.gcs_address})": here.gcs_address, f"this node's raylet ({raylet})": raylet}
+    watch = threading.Thread(target=_watch, args=(parts, patience, gone, ended), name="cluster", daemon=True)
+    watch.start()
+    try:
+        yield
+    except Exception:
+        # What fails because one is gone may fail before anybody has looked.
+        for name in _silent(parts):
+            gone(f"{name} is gone")
+        raise
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _silent(parts: Mapping[str, str]) -> list[str]:
+    """The parts, HOST:PORT by what they are called, that do not answer now."""
+    found = []
+    for name, address in parts.items():
+        try:
+            _reach(address).close()
+        except OSError:
+            found.append(name)
+    return found
+
+
+def _watch(parts: Mapping[str, str], patience: float, gone: Callable[[str], None], ended: threading.Event) -> None:
+    """Look at the parts until one has been silent for `patience` seconds, and at two looks."""
+    since: dict[str, float] = {}
+    while not ended.wait(_LOOK_S):
+        now = time.monotonic()
+        since = {name: since.get(name, now) for name in _silent(parts)}
+        for name, begun in since.items():
+            if now - begun > patience:
+                if not ended.is_set():
+                    gone(f"{name} is gone")
+                return
+
+
 def _start() -> None:
     """Start a Ray that nobody else reaches."""
+    global _own
     import ray
 
     # The address that it will listen on; without a network that is the loopback one anyway.
@@ -124,6 +192,7 @@ def _start() -> None:
             + "Check the limits on processes and open files (ulimit -u, ulimit -n), free memory and room in /dev/shm, "
             "or join a running cluster: RAY_ADDRESS=HOST:PORT"
         ) from error
+    _own = folder
     atexit.register(_clear, folder, os.getpid())
 
 
@@ -188,11 +257,16 @@ def _resolved(address: str) -> str:
 
 def _knock(address: str) -> None:
     """OSError where nobody answers, or somebody who does not speak HTTP/2, as Ray's servers do."""
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+    with _reach(address) as connection:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
             return
         connection.sendall(_GREETING)
         with connection.makefile("rb") as answer:
             if answer.read(9)[3:4] != _SETTINGS_FRAME:
                 raise ConnectionError(f"{address} is the port of another program")
+
+
+def _reach(address: str) -> socket.socket:
+    """A connection to HOST:PORT. OSError where nobody listens."""
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,47 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {})
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert refusal().startswith("no Ray cluster answers at RAY_ADDRESS=auto: ")
+
+
+class TestWatch:
+    """Two parts that are looked at: both listen, until one is closed."""
+
+    @pytest.fixture
+    def parts(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, socket.socket]]:
+        monkeypatch.setattr(cluster, "_LOOK_S", 0.01)
+        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+            yield {"the server": first, "the raylet": second}
+
+    def watch(self, parts: dict[str, socket.socket], patience: float, gone: list[str], ended: threading.Event) -> Any:
+        names = {name: f"127.0.0.1:{part.getsockname()[1]}" for name, part in parts.items()}
+        thread = threading.Thread(target=cluster._watch, args=(names, patience, gone.append, ended), daemon=True)
+        thread.start()
+        return thread
+
+    @pytest.mark.parametrize("victim", ["the server", "the raylet"])
+    def test_what_is_gone_is_told_once(self, parts: dict[str, socket.socket], victim: str) -> None:
+        gone: list[str] = []
+        thread = self.watch(parts, 0.0, gone, threading.Event())
+        parts[victim].accept()[0].close()
+        assert gone == []
+        parts[victim].close()
+        thread.join(60)
+        assert gone == [f"{victim} is gone"]
+
+    def test_a_silence_within_the_patience_is_none(self, parts: dict[str, socket.socket]) -> None:
+        gone: list[str] = []
+        ended = threading.Event()
+        silent = parts.pop("the server")
+        names = {"the server": silent, **parts}
+        address = silent.getsockname()
+        thread = self.watch(names, 3600.0, gone, ended)
+        silent.accept()[0].close()
+        silent.close()
+        # Looks go on meanwhile, and find the other part.
+        for _ in range(3):
+            parts["the raylet"].accept()[0].close()
+        with socket.create_server(address) as again:
+            again.accept()[0].close()
+            ended.set()
+            thread.join(60)
+        assert gone == [] and not thread.is_alive()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from grcf_ray.cluster import connect
+from grcf_ray.cluster import connect, watched
 
 import torch
 
@@ -19,7 +19,7 @@ from grcf_ray import console
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
 from grcf_ray.data.store import Store
-from grcf_ray.errors import DataError, NoWinnerError
+from grcf_ray.errors import ClusterError, DataError, NoWinnerError
 from grcf_ray.metrics import Protocol
 from grcf_ray.report.view import RunView, Scored
 from grcf_ray.reproduce.options import Options
@@ -264,13 +264,21 @@ class Lab:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
             listener(RetrainingsStarted(f"{experiment}: {rows}; {self.seeds} seeds each", left))
         try:
-            job.run()
+            with watched(self._lose_cluster):
+                job.run()
         except NoWinnerError as error:
             # Other shapes may have arms that end well.
             console.progress(str(error))
         below = str(pool.record).removeprefix(f"{self.record}/")
         trained = pool.trained(wanted)
         measure_models(job, trained, self.store, self.record, f"reproduce {experiment}", below=below)
+
+    def _lose_cluster(self, what: str) -> None:
+        """Leave at once, as a search does."""
+        try:
+            console.progress(f"error: {what}; finished trials are kept. To go on: {self.command}")
+        finally:
+            os._exit(ClusterError.exit_code)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
-from grcf_ray.cluster import connect
+from grcf_ray.cluster import connect, watched
 
 import torch
 import yaml
@@ -166,7 +166,8 @@ class Session:
         with Lease(self.record.place, self.command) as lease, stop.on_signals(), aside:
             lease.join_cluster()
             try:
-                self._search(room, stop)
+                with watched(self._lose_cluster):
+                    self._search(room, stop)
             except KeyboardInterrupt:
                 self._leave("Interrupted")
                 raise
@@ -275,6 +276,14 @@ class Session:
         """Say how to go on; nothing else needs to be done."""
         self._note_state("interrupted")
         console.progress(f"{how}; every finished epoch is kept. To go on: {self.command}")
+
+    def _lose_cluster(self, what: str) -> None:
+        """Leave at once: what waits for Ray would wait for a minute, and end without a word."""
+        try:
+            self._note_state("interrupted")
+            console.progress(f"error: {what}; every finished epoch is kept. To go on: {self.command}")
+        finally:
+            os._exit(ClusterError.exit_code)
 
     def _note_state(self, state: str) -> None:
         # What ends the search may be that nothing can be written, or that the record is damaged or gone.

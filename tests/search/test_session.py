@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -265,3 +266,15 @@ def test_the_commit_is_on_record_where_there_is_one(
     assert versions()["commit"] == head.stdout.strip()
     module.write_text("changed")
     assert versions()["commit"] == f"{head.stdout.strip()}-dirty"
+
+
+def test_a_search_whose_ray_is_gone_says_how_to_go_on(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    session._lose_cluster("this node's raylet is gone")
+    assert codes == [5]
+    assert session.record.read_run()["state"] == "interrupted"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: this node's raylet is gone; ") and line.endswith(f"To go on: {session.command}")

@@ -1,4 +1,4 @@
-"""The command as people type it, and the signals that end it: it goes, leaves no process, and says how to go on."""
+"""The command as people type it, and what ends it: signals, the end of Ray. It leaves no process and says how to go on."""
 
 from __future__ import annotations
 
@@ -184,6 +184,21 @@ def test_ctrl_c_sigterm_and_a_second_ctrl_c(start: Callable[[], Driver]) -> None
     assert seconds < TERMINATION_S
     assert third.state() == "interrupted"
     assert third.err.splitlines()[-1] == f"Stopped; every finished epoch is kept. {to_go_on(third)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "called"), [("gcs/gcs_server", "GCS"), ("raylet/raylet", "raylet")])
+def test_the_end_of_ray_ends_a_search(start: Callable[[], Driver], victim: str, called: str) -> None:
+    """Ray itself is silent for a minute, and then ends the process without a way to go on."""
+    driver = start()
+    driver.wait_for_epoch(1)
+    (pid,) = [pid for pid, title in driver.others().items() if victim in title.split("\0")[0]]
+    os.kill(pid, signal.SIGKILL)
+    code, _ = driver.end(agents=True)
+    assert code == 5, driver.err
+    assert driver.state() == "interrupted"
+    last = driver.err.splitlines()[-1]
+    assert last.startswith("error: ") and called in last and last.endswith(to_go_on(driver))
 
 
 @pytest.mark.slow
