@@ -35,7 +35,8 @@ def mutate(run: Path, seed: int, *, spared: tuple[str, ...] = ()) -> Mutation:
     # Of the many files of a kind none is more likely than the only one of another.
     kinds: dict[str, list[Path]] = {}
     for path in paths:
-        kind = f"{path.relative_to(run).parts[0]} {path.suffix or path.name if path.is_file() else 'folder'}"
+        what = "events" if "tfevents" in path.name else path.suffix or path.name
+        kind = f"{path.relative_to(run).parts[0]} {what if path.is_file() else 'folder'}"
         kinds.setdefault(kind, []).append(path)
     path = rng.choice(kinds[rng.choice(sorted(kinds))])
     name = str(path.relative_to(run))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MUTATIONS = int(os.environ.get("GRCF_TEST_FUZZ", "25"))
 FIRST = int(os.environ.get("GRCF_TEST_FUZZ_FIRST", "0"))
 """How many seeds are tried, and from which on."""
+REPORT = os.environ.get("GRCF_TEST_FUZZ_REPORT")
+"""A file that gets a line for each."""
 COMMANDS = ("search", "report", "predict", "evaluate", "show")
 Ask = Callable[[str, Path], tuple[int, str, str]]
 
@@ -96,21 +98,22 @@ def test_damaged_runs(seeds: Iterator[int], ask: Ask, recorded: Recorded, tmp_pa
     whole = begun_anew(recorded, tmp_path / "whole")
     answers = {command: ask(command, whole) for command in COMMANDS}
     assert {code for code, *_ in answers.values()} == {0}
-    wrong, table = [], []
+    wrong = []
     for seed in seeds:
         command = random.Random(-1 - seed).choice(COMMANDS)
         folder = begun_anew(recorded, tmp_path / str(seed))
         mutation = mutate(folder, seed)
         before = mutation.outside and digest(mutation.outside)
         code, out, err = ask(command, folder)
-        table.append(f"{command:8} {mutation.kind:15} {code} {mutation.path}")
+        done = f"{seed}: {command}, {mutation.path} {mutation.kind}: {code}"
+        if REPORT:
+            with Path(REPORT).open("a") as table:
+                print(done, file=table)
         said = str(folder) in err or Path(mutation.path).name in err
         same = command not in ("predict", "evaluate") or out == answers[command][1]
         if not (same if code == 0 else code in (2, 3, 4) and said):
-            wrong.append(f"{seed}: {table[-1]}\n{err[-600:]}")
+            wrong.append(f"{done}\n{err[-600:]}")
         if mutation.outside and digest(mutation.outside) != before:
-            wrong.append(f"{seed}: {table[-1]}\n{mutation.outside} has changed")
+            wrong.append(f"{done}\n{mutation.outside} has changed")
         shutil.rmtree(tmp_path / str(seed))
-    if report := os.environ.get("GRCF_TEST_FUZZ_REPORT"):
-        Path(report).write_text("\n".join(table) + "\n")
     assert not wrong, "\n".join(wrong)

@@ -80,6 +80,9 @@ def held_values(place: Place) -> set[tuple[str, int]]:
     for name in place.names():
         if name.startswith(_EVENTS):
             with (place / name).reading() as path:
+                # The loader breaks on a file without a first event, which a driver that died at once may leave.
+                if not path.stat().st_size:
+                    continue
                 for event in LegacyEventFileLoader(str(path)).Load():
                     held.update((value.tag, event.step) for value in event.summary.value)
     return held
