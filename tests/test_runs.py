@@ -317,7 +317,7 @@ def test_compare_gives_the_paired_interval_where_both_have_seeds(command: Comman
             for arm in ("winner", "start")
         ]
         (runs / name / "seeds").mkdir(exist_ok=True)
-        content = {"winner": winner, "seeds": len(maes), "models": models}
+        content = {"winner": winner, "seeds": len(maes), "complete": True, "models": models, "arms": {}, "gain": {}}
         (runs / name / "seeds/metrics.json").write_text(json.dumps(content))
 
     both = ("compare", "runs/recorded", "runs/other")

@@ -176,6 +176,18 @@ class RecordKeeper(tune.Callback):
     def _drop_weights(self, ended: TrialRecord) -> None:
         """Delete what nobody will read: of the trial that ended all but its best, of those that others outrank all."""
         record = self._record
+        # A running trial may lead now and diverge later: it pushes nobody out.
+        finished = [trial for trial in self._trials.values() if trial.finished]
+        chosen = {trial.number for trial in rank(finished)[: self._choices]}
+        for trial in finished:
+            own = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
+            if trial.number not in chosen and (own or trial is ended):
+                if own:
+                    trial.checkpoint = trial.checkpoint_sha256 = None
+                    record.write_trial(trial)
+                record.trial_folder(trial).delete()
+        if ended.number not in chosen:
+            return
         attempt, folder = record.attempt_folder(ended), record.trial_folder(ended)
         for name in folder.names():
             if name != attempt.name:
@@ -183,15 +195,6 @@ class RecordKeeper(tune.Callback):
         for name in attempt.names():
             if name.removesuffix(".safetensors") not in self._keep:
                 (attempt / name).delete()
-        # A running trial may lead now and diverge later: it pushes nobody out.
-        finished = [trial for trial in self._trials.values() if trial.finished]
-        chosen = {trial.number for trial in rank(finished)[: self._choices]}
-        for trial in finished:
-            own = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
-            if own and trial.number not in chosen:
-                trial.checkpoint = trial.checkpoint_sha256 = None
-                record.write_trial(trial)
-                record.trial_folder(trial).delete()
 
 
 def stage_job(record: RunRecord, trial: TrialRecord, *, config: RunConfig, protocol: Protocol, folder: str) -> StageJob:

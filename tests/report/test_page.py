@@ -331,9 +331,10 @@ def test_retrainings_are_told_by_mean_deviation_and_interval(tmp_path: Path) -> 
     seeds: dict[str, Any] = {
         "winner": "stage2/0",
         "seeds": 3,
+        "complete": True,
         "arms": {
-            "winner": {"trained": 3, "test": {"mae": one}},
-            "start": {"trained": 3, "test": {"mae": {**one, "mean": 0.75}}},
+            "winner": {"trained": 3, "valid": {}, "test": {"mae": one}},
+            "start": {"trained": 3, "valid": {}, "test": {"mae": {**one, "mean": 0.75}}},
         },
         "gain": {"mae": {"mean": -0.0377, "deviation": 0.01, "half_width": 0.02}},
         "models": [],

@@ -82,9 +82,10 @@ def test_the_paper_and_the_seeds_stand_beside(record: RunRecord) -> None:
         "winner": record.read_run()["winner"],
         "seeds": 3,
         "models": [],
+        "complete": True,
         "arms": {
-            "winner": {"trained": 3, "test": {"mae": one}},
-            "start": {"trained": 3, "test": {"mae": {**one, "mean": 0.75}}},
+            "winner": {"trained": 3, "valid": {}, "test": {"mae": one}},
+            "start": {"trained": 3, "valid": {}, "test": {"mae": {**one, "mean": 0.75}}},
         },
         "gain": {"mae": {"mean": -0.05, "deviation": 0.01, "half_width": 0.02}},
     }

@@ -16,6 +16,7 @@ from scipy import stats
 from grcf_ray.data.store import Store
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.schema import ModelMetricsFile, read_file
 from grcf_ray.search.seeds import (
     SeedTrials,
     against_baseline,
@@ -239,8 +240,8 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
     assert len({t.curve[0]["loss/total"] for t in first}) == 2 * seeds
     places = winner_models(search.record, trial_name(winner))
     ours = [m for m in metrics["models"] if m["arm"] == "winner"]
-    found = [(place / "metrics.json").read_json() for place in places]
-    assert found == [{"valid": m["valid"], "test": m["test"]} for m in ours]
+    found = [read_file(place / "metrics.json", ModelMetricsFile) for place in places]
+    assert [(m["valid"], m["test"]) for m in found] == [(m["valid"], m["test"]) for m in ours]
     assert len(places) == seeds
     # One copy of each model, and of what Stage 2 started from.
     weights = sorted(
