@@ -28,7 +28,7 @@ def positions_table(device: torch.device, repetitions: int, say: Callable[[str],
     config = AutoConfig.for_model("deberta-v2", **settings)
     config.update({"num_hidden_layers": _LAYERS, "vocab_size": _VOCABULARY})
     torch.manual_seed(0)
-    stock: Any = AutoModel.from_config(config).to(device).train()  # type: ignore[no-untyped-call]
+    stock: Any = AutoModel.from_config(config, trust_remote_code=False).to(device).train()  # type: ignore[no-untyped-call]
     cut: Any = cut_positions(copy.deepcopy(stock))
     rows = []
     for length in _LENGTHS:

@@ -25,7 +25,7 @@ from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
 from grcf_ray.storage import Place, place_at
-from grcf_ray.train.manifest import extend_manifest
+from grcf_ray.train.manifest import extend_manifest, is_complete
 from grcf_ray.train.stage import stage_seed
 
 __all__ = [
@@ -291,7 +291,7 @@ def measure_models(
     """
     record, config = job.record, job.config
     places = [(trial, model_place(record, trial, last=job.stages[-1])) for trial in trials]
-    missing = [(trial, place) for trial, place in places if not (place / "metrics.json").exists()]
+    missing = [(trial, place) for trial, place in places if not is_complete(place, ["metrics.json"])]
     if not missing:
         return
     for listener in job.listeners:

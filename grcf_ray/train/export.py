@@ -33,7 +33,7 @@ from grcf_ray.metrics import Protocol
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
-from grcf_ray.train.manifest import MANIFEST, check_manifest, write_manifest
+from grcf_ray.train.manifest import FIRST_LISTED, MANIFEST, check_manifest, write_manifest
 from grcf_ray.train.stage import predict
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
 
 def _check_unlisted(weights: Path, saved: dict[str, Any], version: int, where: str) -> None:
     """A folder without a manifest: an earlier version's, whose weights can be verified, or one that is cut off."""
-    if version > 1:
+    if version >= FIRST_LISTED:
         raise DataError(
             f"{where}: has no {MANIFEST}, so it is not whole; take a whole copy, or run the search's command again"
         )

@@ -15,10 +15,12 @@ from grcf_ray.errors import DamagedError, faults_message
 from grcf_ray.files import file_sha256, write_json
 from grcf_ray.storage import Place
 
-__all__ = ["MANIFEST", "check_manifest", "extend_manifest", "is_complete", "write_manifest"]
+__all__ = ["FIRST_LISTED", "MANIFEST", "check_manifest", "extend_manifest", "is_complete", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+FIRST_LISTED = 2
+"""The first format of config.json that comes with a manifest."""
 _MAY_CHANGE = ("README.md", "provenance.json")
 _REMEDY = "take a whole copy, or delete the folder and run the search's command again"
 
@@ -69,17 +71,20 @@ def check_manifest(folder: Path, where: str) -> bool:
 
 
 def is_complete(place: Place, others: Sequence[str]) -> bool:
-    """Whether a folder has every file that its model is loaded from, and the `others`; their content is not read.
+    """Whether a folder has every file that its model is loaded from, and the `others`, and its manifest lists them.
 
-    Where it is an earlier version's, which wrote no manifest, its tokenizer is looked for as a folder.
+    Their content is not read. Earlier versions wrote no manifest: of their models the tokenizer is looked for as a
+    folder.
     """
     try:
         files = (place / MANIFEST).read_json()["files"]
+        needed = [name for name in files if _is_needed(name)]
+        listed = all(name in files or name in _MAY_CHANGE for name in others)
     except FileNotFoundError:
         needed = ["model.safetensors", "config.json", "tokenizer"]
-    else:
-        needed = [name for name in files if _is_needed(name)]
-    return all(_file(place, name).exists() for name in (*needed, *others))
+        config = place / "config.json"
+        listed = config.exists() and config.read_json()["format"] < FIRST_LISTED
+    return listed and all(_file(place, name).exists() for name in (*needed, *others))
 
 
 def _file(place: Place, name: str) -> Place:

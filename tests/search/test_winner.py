@@ -29,6 +29,7 @@ from grcf_ray.train.export import SavedModel, load_model
 if TYPE_CHECKING:
     from tests.conftest import Recorded
 
+STORED = Path(__file__).parents[1] / "stored" / "run-1"
 SPLITS = ("valid", "test")
 MODEL = {"config.json", "model.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
 
@@ -141,7 +142,21 @@ def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path
     shutil.rmtree(folder / "best" / "predictions")
     assert measured(record, winner)
     (folder / "best" / gone).unlink()
-    assert measured(record, winner) == (gone == "manifest.json")
+    assert not measured(record, winner)
+
+
+def test_a_winner_is_measured_once_its_figures_are_in_the_manifest(recorded: Recorded, tmp_path: Path) -> None:
+    """A search that was killed in between measures it again; a first release's run has no manifest."""
+    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
+    record = RunRecord(place_at(folder))
+    winner = record.read_run()["winner"]
+    path = folder / "best" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["metrics.json"]
+    path.write_text(json.dumps(manifest))
+    assert not measured(record, winner)
+    assert measured(RunRecord(place_at(STORED)), "stage2/4")
+    assert not measured(RunRecord(place_at(STORED)), "stage2/3")
 
 
 def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
