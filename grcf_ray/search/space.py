@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -207,7 +206,9 @@ def space_for(dataset: str, path: Path | None) -> Space:
         import torch
 
         size = "" if torch.cuda.is_available() else "_cpu"
-        regression, classes = (os.path.relpath(_folder() / f"{name}{size}.yaml") for name in ("mosi", "mustard"))
+        regression, classes = (_folder() / f"{name}{size}.yaml" for name in ("mosi", "mustard"))
+        if _folder().is_relative_to(Path.cwd()):
+            regression, classes = (path.relative_to(Path.cwd()) for path in (regression, classes))
         raise ConfigError(
             f"{datasets.unknown_message(dataset)}, and a search space: --space {regression}, or for two classes "
             f"--space {classes}. Margins follow the label range"

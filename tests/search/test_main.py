@@ -93,6 +93,18 @@ FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
         ("gopher://bucket/runs: no such storage", "s3://bucket/runs"),
     ),
     "no such time": (table(), ("--time-budget", "2 days"), 2, ("--time-budget 2 days: should be a time such as 2h",)),
+    "equal labels": (
+        table(*((k, f'u{k},train,good film,1,"[[0.5, {k}]]"') for k in range(30))),
+        ("--dry-run",),
+        3,
+        ("all labels of the train split are 1",),
+    ),
+    "two validation rows": (
+        table(rows=[row for row in ROWS if "valid" not in row or row < "u34"]),
+        ("--dry-run",),
+        3,
+        ("the valid split has 2 utterances",),
+    ),
     "label range": (table(), ("--label-range", "3", "-3"), 2, ("label range 3 -3",)),
     "two faults of --set": (
         table(),
