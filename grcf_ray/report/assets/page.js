@@ -65,21 +65,21 @@
   };
   wear(chosen());
 
-  const hasWebGL = () => Boolean(document.createElement("canvas").getContext("webgl"));
   // Returns whether there is a drawing: parallel axes are drawn by WebGL alone, and their data stand in a table below.
   const begin = async (plot) => {
     const written = plot.parentElement.querySelector("script[data-figure]").textContent;
     const figure = JSON.parse(written);
-    if (figure.data.some(({type}) => type === "parcoords") && !hasWebGL()) {
+    const layout = {autosize: true, ...figure.layout, template: templates[root.dataset.theme]};
+    await Plotly.newPlot(plot, figure.data, layout, CONFIG);
+    const drawn = !plot.querySelector(".no-webgl");
+    if (!drawn) {
+      Plotly.purge(plot);
       plot.textContent = "This browser draws no parallel axes, which need WebGL. The table below has their data.";
       plot.style.minHeight = "0";
       plot.parentElement.querySelector("details").open = true;
-      return false;
     }
-    const layout = {autosize: true, ...figure.layout, template: templates[root.dataset.theme]};
-    await Plotly.newPlot(plot, figure.data, layout, CONFIG);
-    plot.dataset.drawn = "true";
-    return true;
+    plot.dataset.drawn = String(drawn);
+    return drawn;
   };
   // Whoever asks for a figure that is being drawn waits for that drawing.
   const draw = (plot) => {

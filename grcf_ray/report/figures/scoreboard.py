@@ -60,8 +60,9 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
 
     panels, columns = data["panels"], data["columns"]
     lines = -(-len(panels) // _COLUMNS)
-    height = 60 + (_PANEL_PX + 12 * max(0, len(columns) - 4)) * lines
-    figure = new_figure(height, showlegend=False, margin={"l": 10, "r": 20, "t": 30, "b": 30})
+    height = 88 + (_PANEL_PX + 12 * max(0, len(columns) - 4)) * lines
+    # Above the first panels' titles there is room for the buttons, which a narrow page would have lie on them.
+    figure = new_figure(height, showlegend=False, margin={"l": 10, "r": 20, "t": 58, "b": 30})
     gap = min(0.35 / lines, 0.2)
     tall = (1 - gap * (lines - 1)) / lines
     names = [shown(column, 32) for column in columns]
@@ -75,7 +76,13 @@ def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
         y_axis: dict[str, Any] = {"domain": (bottom, top), "anchor": f"x{suffix}", "tickvals": list(range(len(names)))}
         y_axis |= {"ticktext": names, "range": [len(names) - 0.5, -0.5], "automargin": True, "title": {"text": ""}}
         y_axis |= {"showticklabels": column == 0, "showgrid": True}
-        x_axis: dict[str, Any] = {"domain": domain, "anchor": f"y{suffix}", "nticks": 5, "title": {"text": ""}}
+        x_axis: dict[str, Any] = {
+            "domain": domain,
+            "anchor": f"y{suffix}",
+            "nticks": 4,
+            "tickangle": 0,
+            "title": {"text": ""},
+        }
         figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
         figure.add_annotation(
             text=f"<b>{shown(panel['title'])}</b> {arrow}",
