@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import text_of
+from synthetic_run import Run
 from waiting import free_port, wait_for
 
 from grcf_ray import console
@@ -691,6 +692,18 @@ def test_help_has_examples_and_imports_nothing_heavy(argv: tuple[str, ...], comm
     )
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_list_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
+    Run(tmp_path / "run").start().trials(1, "cc").trials(2, "c").finish()
+    script = (
+        "import sys; from grcf_ray import console, runs\n"
+        "try: console.run(runs.app, ['list', '--storage', sys.argv[1]])\n"
+        "finally: print(sorted({'torch', 'ray', 'optuna', 'plotly', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    (head, row, modules) = done.stdout.splitlines()
+    assert ("cost" in head.split(), row.split()[1], modules) == (True, "finished", "[]")
 
 
 @pytest.mark.s3

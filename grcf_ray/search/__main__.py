@@ -121,7 +121,7 @@ def search(
         raise ConfigError("\n".join(_as_typed(fault) for fault in faults))
     settings = given | parse_assignments(set_)
     budget = parse_duration(time_budget) if time_budget else None
-    from grcf_ray.search.opening import find_run, grown, run_name, runs_place, space_on
+    from grcf_ray.search.opening import find_run, grown, kept_budgets, run_name, runs_place, space_on
 
     chosen = space_on(dataset, space, data, label_range).with_settings(settings)
     if direct:
@@ -135,6 +135,8 @@ def search(
     check_read(store.info.task, parse_assignments(set_))
     name = name or run_name(dataset, chosen.config(), store.info.task) + (DIRECT if direct else "")
     record = find_run(runs_place(storage), name, chosen, store, force=force)
+    for note in kept_budgets(record, settings):
+        console.progress(note)
     _run(
         record,
         grown(record, chosen),

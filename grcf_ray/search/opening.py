@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "find_run",
     "finished_run",
     "grown",
+    "kept_budgets",
     "note_encoder",
     "recorded_store",
     "run_name",
@@ -205,6 +207,16 @@ def grown(record: RunRecord, space: Space) -> Space:
         return space
     settings, asked = record.read_search()["settings"], flatten(space.config())
     return space.with_settings({key: max(settings[key], asked[key]) for key in GROWING})
+
+
+def kept_budgets(record: RunRecord, asked: Mapping[str, Any]) -> list[str]:
+    """Which of the settings that were asked for are smaller than the record's, which stay, a sentence each."""
+    before = record.read_run()["settings"] if record.exists else {}
+    return [
+        f"{key} = {asked[key]} is less than the run's {before[key]}, which it keeps. For a smaller search: --name NAME"
+        for key in GROWING
+        if key in asked and key in before and asked[key] < before[key]
+    ]
 
 
 def _searched(space: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from grcf_ray.search.opening import (
     encoder_of,
     find_run,
     grown,
+    kept_budgets,
     note_encoder,
     runs_place,
 )
@@ -218,3 +219,12 @@ def test_a_name_that_leads_out_of_the_storage_is_refused(tmp_path: Path, name: s
 @pytest.mark.parametrize("name", ["n", "mosi-all-MiniLM-L6-v2-seed42", "a..b", "über uns", "n" * 200])
 def test_names_of_folders_are_taken(tmp_path: Path, name: str) -> None:
     assert find_run(place_at(tmp_path), name, None, None, force=False).place.name == name
+
+
+def test_smaller_budgets_than_the_records_are_told(tmp_path: Path) -> None:
+    record = RunRecord(place_at(tmp_path / "run"))
+    assert kept_budgets(record, {"search.stage1_trials": 1}) == []
+    record.write_run({"state": "finished", "settings": {"search.stage1_trials": 12, "search.stage2_trials": 5}})
+    (told,) = kept_budgets(record, {"search.stage1_trials": 6, "search.stage2_trials": 5, "seed": 1})
+    assert told.startswith("search.stage1_trials = 6 ") and "12" in told
+    assert kept_budgets(record, {}) == []
