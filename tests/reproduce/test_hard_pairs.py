@@ -188,6 +188,9 @@ def test_regression_beside_table_6(make_model: MakeModel, tiny_store: Store) -> 
     fits = rows_of(outcome, "ols minus distance")
     row = fits["top 5 %: score proximity"]
     assert (row["paper coefficient"], row["paper p"]) == (1.743e-08, 0.019)
+    assert (row["paper error"], row["paper n"], fits["top 5 %: R²"]["paper coefficient"]) == (7.43e-09, 3125, 0.002)
+    (table,) = [table for table in outcome.tables if table.name == "ols minus distance"]
+    assert {"paper std. err.", "paper pairs"} <= {column.title for column in table.columns}
     assert row["coefficient"] == pytest.approx(np.mean([one["coefficient"] for one in row["by seed"]]))
     assert row["seeds"] == 2 and 1 / 200 <= row["permuted"] <= 1
     assert "permuted" not in fits["all: const"] and fits["all: R²"]["paper coefficient"] is None
