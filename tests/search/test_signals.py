@@ -1,4 +1,4 @@
-"""The command as people type it, and what ends it: signals, the end of Ray. It leaves no process, says how to go on."""
+"""The command as people type it, and what ends it: signals, or the end of Ray. It says how to go on."""
 
 from __future__ import annotations
 
