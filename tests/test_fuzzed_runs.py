@@ -94,6 +94,7 @@ def seeds() -> Iterator[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600 + 30 * MUTATIONS)
 def test_damaged_runs(seeds: Iterator[int], ask: Ask, recorded: Recorded, tmp_path: Path) -> None:
     whole = begun_anew(recorded, tmp_path / "whole")
     answers = {command: ask(command, whole) for command in COMMANDS}
