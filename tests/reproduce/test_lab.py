@@ -176,7 +176,12 @@ def test_an_encoder_with_other_weights_trains_nothing(
     lab = make_lab(folder, seeds=1)
     record = lab.record if whose == "run" else lab.pool(arms()[2]).record
     encoder = lab.record.read_run()["encoder"]
-    record.write_run({**(record.read_run() if record.exists else {}), "encoder": {**encoder, "weights_sha256": "0"}})
+    record.write_run(
+        {
+            **(record.read_run() if record.exists else {"state": "running"}),
+            "encoder": {**encoder, "weights_sha256": "0"},
+        }
+    )
     remedy = "start from a search with these" if whose == "run" else "remove .*/reproduce/models/"
     with pytest.raises(ConfigError, match=f"has other weights than when .* bring the old ones back, or {remedy}"):
         # Found out before the first shape is trained, whichever of them it is.
