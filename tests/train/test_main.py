@@ -176,7 +176,9 @@ def test_both_stages_are_trained(
         "stage 2: best epoch",
     ]
     assert lines[2:] == ["checkpoints: out"]
-    assert [line.split("  ")[:2] for line in err.splitlines()] == [
+    note, *progress = err.splitlines()
+    assert note.startswith("Note: the valid split has 16 utterances")
+    assert [line.split("  ")[:2] for line in progress] == [
         [f"stage {stage}", f"epoch {epoch}/2"] for stage in (1, 2) for epoch in (1, 2)
     ]
     for stage, metric in ((1, "pairwise_acc"), (2, "mae")):
