@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,12 @@ _ERRORS = "grcf_ray"
 
 _GONE = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO})
 """What a stream says whose reader, or terminal, is gone."""
+_QUIET_S = 5.0
+"""Between two lines of progress."""
 
 __all__ = [
+    "Progress",
+    "duration",
     "make_app",
     "print_json",
     "print_table",
@@ -193,6 +198,37 @@ class _LastingStream:
 def progress(line: str) -> None:
     """A line on standard error; standard output is kept for the answer."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Lines on standard error with what is left, for what takes longer than a few seconds.
+
+    what: the work as a noun phrase. total: its steps, of any kind.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._start = self._said = time.monotonic()
+
+    def add(self, steps: int) -> None:
+        """So many more steps are done."""
+        self._done += steps
+        now = time.monotonic()
+        if now - self._said < _QUIET_S or self._done >= self._total:
+            return
+        self._said = now
+        left = (now - self._start) / self._done * (self._total - self._done)
+        progress(
+            f"{time.strftime('%H:%M:%S')}  {self._what} {self._done}/{self._total}  ETA {duration(max(1.0, left))}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def say(text: str = "") -> None:

@@ -257,3 +257,16 @@ def test_an_answer_that_a_full_disk_swallows_is_an_error(tmp_path: Path) -> None
         command = f'"$0" -c "$1" {stream}> /dev/full'
         ran = subprocess.run(["sh", "-c", command, sys.executable, CHATTY], env=environment, capture_output=True)
         assert ran.returncode == code
+
+
+def test_progress_is_told_every_few_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "strftime", lambda form: "12:34:56")
+    progress = console.Progress("rows", 100)
+    for steps in (10, 20, 10, 60):
+        now[0] += 4
+        progress.add(steps)
+    assert capsys.readouterr().err == "12:34:56  rows 30/100  ETA 19 s\n"

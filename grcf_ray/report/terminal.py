@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from grcf_ray.config import Task
-from grcf_ray.console import printable, progress, say, sentence, table_lines
+from grcf_ray.console import duration, printable, progress, say, sentence, table_lines
 from grcf_ray.data.datasets import TWO_READINGS
 from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
 from grcf_ray.report.standing import Standing, pace, seconds_after, seconds_left, shown_state, standing_of
@@ -68,14 +68,6 @@ __all__ = [
 
 REPORT = "report.html"
 """The page of a run, in it."""
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class ProgressLines:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from grcf_ray.config import NEEDS_TEXT, Modalities, ModelConfig, RunConfig
+from grcf_ray.console import Progress
 from grcf_ray.data.batches import length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features, cached_array
 from grcf_ray.errors import ConfigError, DataError
@@ -129,7 +130,10 @@ def text_vectors(
     """[N, D] text vectors of a split by an encoder as it stands, in the split's order; of the encoder's own type."""
     with torch.no_grad():
         order = length_sorted(split, np.arange(len(split)))
-        vectors = [encoder(batch) for batch in micro_batches(features, split, order, token_budget)]
+        vectors, progress = [], Progress("encoding utterances", len(split))
+        for batch in micro_batches(features, split, order, token_budget):
+            vectors.append(encoder(batch))
+            progress.add(len(vectors[-1]))
     sorted_ND = torch.cat(vectors).numpy()
     vector_ND: NDArray[np.float32] = np.empty_like(sorted_ND)
     vector_ND[order] = sorted_ND
@@ -156,7 +160,7 @@ def _frozen_hidden(features: Features, split: SplitFeatures, encoder: TextEncode
     assert split.tokens is not None
     hidden_TD = np.empty((len(split.tokens.values), encoder.width), np.float32)
     order = length_sorted(split, np.arange(len(split)))
-    done = 0
+    done, progress = 0, Progress("encoding utterances", len(split))
     for batch in micro_batches(features, split, order, FROZEN_TOKEN_BUDGET):
         assert batch.token_BL is not None and batch.mask_BL is not None
         hidden_BLD = encoder.frozen_hidden(batch.token_BL, batch.mask_BL).numpy()
@@ -164,6 +168,7 @@ def _frozen_hidden(features: Features, split: SplitFeatures, encoder: TextEncode
             start, stop = split.tokens.offsets[utterance : utterance + 2]
             hidden_TD[start:stop] = hidden_BLD[row, : stop - start]
         done += len(hidden_BLD)
+        progress.add(len(hidden_BLD))
     return hidden_TD
 
 
