@@ -132,7 +132,8 @@ def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
         tell(page, StageStarted(1, 3, 2, ()))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "The report could not be written, the search is not affected: no\n" * 2
+    told = "The report could not be written, the search is not affected: no\n"
+    assert err == f"{told}Writing the report\n{told}"
 
 
 def test_a_search_leaves_its_page_and_names_it(recorded: Recorded) -> None:

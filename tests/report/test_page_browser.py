@@ -317,8 +317,8 @@ def test_rows_are_filtered_by_words(browser: Chrome, finished: Run) -> None:
     field = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 input")
     status = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 output")
     assert status.text == "12 of 12 shown, 12 in all"
-    field.send_keys("Stopped")
-    assert {row[1] for row in rows(browser, 1)} == {"stopped"}
+    field.send_keys("Pruned")
+    assert {row[1] for row in rows(browser, 1)} == {"pruned"}
     assert status.text == "4 of 4 shown, 12 in all"
     field.send_keys(" nothing-like-it")
     assert rows(browser, 1) == []
