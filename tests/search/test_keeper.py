@@ -377,7 +377,7 @@ def result(*values: float, done: bool = False, **more: Any) -> dict[str, Any]:
         {"epoch": epoch, "valid/pairwise_acc": value, "seconds": 2.0, "utterance_passes": 3.0}
         for epoch, value in enumerate(values, 1)
     ]
-    return {"curve": curve, "notes": [], "checkpoint_sha256": "ab", "done": done, **more}
+    return {"curve": curve, "notes": [], "checkpoint_sha256": "ab" * 32, "done": done, **more}
 
 
 def files(record: RunRecord, trial: TrialRecord) -> dict[str, str]:
@@ -456,7 +456,7 @@ def test_an_epoch_is_on_record_before_the_trial_goes_on(record: RunRecord) -> No
     (trial,) = record.trials(1)
     assert (trial.epoch, trial.seconds, trial.utterance_passes, trial.state) == (3, 6.0, 9.0, "running")
     assert trial.notes == ["odd", "odder"]
-    assert (trial.checkpoint, trial.checkpoint_sha256) == ("stage1/trials/0000/attempt-1/best.safetensors", "ab")
+    assert (trial.checkpoint, trial.checkpoint_sha256) == ("stage1/trials/0000/attempt-1/best.safetensors", "ab" * 32)
     assert [type(event) for event in events] == [TrialStarted, EpochFinished, EpochFinished]
 
 
