@@ -308,7 +308,7 @@ def test_a_search_that_does_not_end_well_says_how(
 ) -> None:
     """While trials run, or after them: the record has the state, and the same command goes on."""
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     shutil.copytree(recorded.folder, tmp_path / "recorded")
