@@ -12,9 +12,8 @@ from grcf_ray.report.markup import Markup, element, figure, joined, section, tab
 from grcf_ray.report.standing import DIED, budgets, time_left
 from grcf_ray.report.terminal import METRIC_TITLES, duration, remarks, summarise_view, typed
 from grcf_ray.report.view import RunView
-from grcf_ray.search.baseline import baseline_kind
+from grcf_ray.search.comparisons import baseline_kind, few_retrainings, few_seeds
 from grcf_ray.search.direct import INHERITED
-from grcf_ray.search.seeds import few_retrainings, few_seeds
 from grcf_ray.train.curve import objective_name
 
 __all__ = ["STATES", "answer", "measured"]

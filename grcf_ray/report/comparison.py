@@ -10,7 +10,7 @@ from grcf_ray.console import sentence, table_lines
 from grcf_ray.report.standing import budgets
 from grcf_ray.report.terminal import METRIC_TITLES, arms_lines, duration, figure, one_line, setting, typed
 from grcf_ray.report.view import RunView
-from grcf_ray.search.seeds import few_seeds, paired, retrainings
+from grcf_ray.search.comparisons import few_seeds, paired, retrainings
 
 __all__ = ["compare_runs", "comparison_lines"]
 

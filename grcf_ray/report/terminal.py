@@ -16,7 +16,14 @@ from grcf_ray.data.datasets import TWO_READINGS
 from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
 from grcf_ray.report.standing import Standing, pace, seconds_after, seconds_left, shown_state, standing_of
 from grcf_ray.report.view import RunView
-from grcf_ray.search.baseline import baseline_kind, baseline_remarks
+from grcf_ray.search.comparisons import (
+    against_baseline,
+    baseline_kind,
+    baseline_remarks,
+    few_retrainings,
+    few_seeds,
+    retrainings,
+)
 from grcf_ray.search.direct import INHERITED
 from grcf_ray.search.events import (
     EpochFinished,
@@ -37,7 +44,6 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
-from grcf_ray.search.seeds import against_baseline, few_retrainings, few_seeds, retrainings
 from grcf_ray.storage import Place
 from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
 

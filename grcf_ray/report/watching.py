@@ -14,9 +14,9 @@ from grcf_ray.report.characters import bar, sparkline
 from grcf_ray.report.standing import DIED, Standing, budgets, shown_state, standing_of, time_left
 from grcf_ray.report.terminal import METRIC_TITLES, count_states, duration, figure, one_line, states_line, typed
 from grcf_ray.report.view import RunView
+from grcf_ray.search.comparisons import seeds_record
 from grcf_ray.search.faults import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.seeds import seeds_record
 from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 __all__ = ["Look", "Watch", "snapshot_lines", "watch"]

@@ -17,7 +17,7 @@ from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import Difference, Floats, Metric, compare, corrected, spread
-from grcf_ray.search.seeds import few_seeds
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import finite_metrics
 from grcf_ray.tables import P_VALUE, Column, Table
 

@@ -17,8 +17,8 @@ from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm, configured
 from grcf_ray.reproduce.retuned import retuned_arm
 from grcf_ray.reproduce.statistics import Spread, spread
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.direct import INHERITED
-from grcf_ray.search.seeds import few_seeds
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 

@@ -36,7 +36,7 @@ from grcf_ray.reproduce.dyads import Fit, Floats, Ints, differing_pairs, fit_ols
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.statistics import spread
-from grcf_ray.search.seeds import few_seeds
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import available_threads
 from grcf_ray.tables import P_VALUE, Column, Table
 from grcf_ray.train.export import SavedModel, load_model

@@ -15,7 +15,7 @@ from grcf_ray.reproduce.arms import full_arm, head_metrics
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome
 from grcf_ray.reproduce.statistics import spread
-from grcf_ray.search.seeds import few_seeds
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.tables import Column, Table
 
 __all__ = ["main"]

@@ -24,7 +24,7 @@ from grcf_ray.reproduce.lab import Lab, Model
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.pool import Arm
 from grcf_ray.reproduce.statistics import spread
-from grcf_ray.search.seeds import few_seeds
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import note_test_read
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import text_vectors

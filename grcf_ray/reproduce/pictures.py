@@ -27,7 +27,7 @@ from grcf_ray.reproduce.grids import ablation_arms
 from grcf_ray.reproduce.lab import Lab
 from grcf_ray.reproduce.outcome import Outcome, Picture
 from grcf_ray.reproduce.statistics import paired_p, spread
-from grcf_ray.search.seeds import few_seeds
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.tables import P_VALUE, Column, Table
 
 if TYPE_CHECKING:

@@ -249,7 +249,6 @@ def _print_plan(session: Session, room: Room, cut: tuple[int, int]) -> None:
 
 def _print_plan_json(session: Session, room: Room, cut: tuple[int, int]) -> None:
     """The same plan as JSON on standard output; settings have the names of the configuration."""
-    import json
 
     from grcf_ray.config import flatten
 
@@ -274,7 +273,7 @@ def _print_plan_json(session: Session, room: Room, cut: tuple[int, int]) -> None
         "notes": list(room.notes),
         "settings": flatten(session.config),
     }
-    print(json.dumps(plan, indent=2))
+    console.print_json(plan)
 
 
 def _print_calibration(session: Session, as_json: bool) -> None:

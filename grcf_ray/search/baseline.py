@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grcf_ray.config import RunConfig, Task
+from grcf_ray.config import RunConfig
 from grcf_ray.data.features import Features, SplitFeatures
-from grcf_ray.metrics import METRIC_TITLES, Protocol, split_metrics
+from grcf_ray.metrics import Protocol, split_metrics
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train.assemble import template, text_vectors
 from grcf_ray.train.curve import objective_name
 
-__all__ = ["baseline_kind", "baseline_remarks", "ridge_metrics"]
+__all__ = ["ridge_metrics"]
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 
@@ -62,20 +61,3 @@ def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *,
         "valid": valid[best],
         "test": metrics(scores[best], test_ND, test),
     }
-
-
-def baseline_kind(baseline: Mapping[str, Any]) -> str:
-    """What a recorded baseline is, without what it reads: ridge regression, or of two classes logistic regression."""
-    kind: str = baseline["name"].partition(" on ")[0]
-    return kind
-
-
-def baseline_remarks(baselines: Sequence[Mapping[str, Any]], test: Mapping[str, float], task: Task) -> Iterator[str]:
-    """What has to be said of the recorded baselines, a sentence each. test: the winner's metrics."""
-    objective = objective_name(2, task)
-    for baseline in baselines:
-        yield f"Baseline: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation."
-        ours, theirs = test.get(objective), baseline["test"].get(objective)
-        if ours is not None and theirs is not None and theirs < ours:
-            kind = baseline_kind(baseline).capitalize()
-            yield f"{kind} has the better test {METRIC_TITLES[objective]}: {theirs:.4f} against {ours:.4f}."

@@ -22,10 +22,9 @@ from grcf_ray.console import sentence
 from grcf_ray.data import datasets
 from grcf_ray.data.schema import SPLITS, TableInfo
 from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
-from grcf_ray.search.baseline import baseline_kind, baseline_remarks
+from grcf_ray.search.comparisons import baseline_kind, baseline_remarks, few_retrainings, retrainings
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import MetricsFile, ProvenanceFile, read_file
-from grcf_ray.search.seeds import few_retrainings, retrainings
 from grcf_ray.storage import Place, without_keys
 from grcf_ray.train.curve import DIRECTIONS, objective_name
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from grcf_ray.config import RunConfig
 from grcf_ray.errors import ConfigError
+from grcf_ray.search.comparisons import seeds_record
 from grcf_ray.search.keeper import stage_job
 from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in
-from grcf_ray.search.seeds import seeds_record
 from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.winner import versions

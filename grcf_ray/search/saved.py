@@ -55,7 +55,8 @@ def retrained_models(place: Place) -> list[Place]:
     if not (place / "run.json").exists():
         return []
     # Of all this, Ray alone takes a second to import.
-    from grcf_ray.search.seeds import retrainings, winner_models
+    from grcf_ray.search.comparisons import retrainings
+    from grcf_ray.search.seeds import winner_models
 
     record = RunRecord(place)
     winner = record.read_run().get("winner")

@@ -27,6 +27,7 @@ from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
 from grcf_ray.model.text_encoder import load_tokenizer, resolve_backbone
 from grcf_ray.search.calibration import Way, calibrate
 from grcf_ray.search.card import write_card
+from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
@@ -35,7 +36,7 @@ from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.opening import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.preflight import Room, check_disk, find_room
 from grcf_ray.search.record import RunRecord, now, protocol_in
-from grcf_ray.search.seeds import retrain, retrainings
+from grcf_ray.search.seeds import retrain
 from grcf_ray.search.space import Choice, Space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import STAGE_SHARES, Stop

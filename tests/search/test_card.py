@@ -20,8 +20,8 @@ from grcf_ray.data.datasets import get
 from grcf_ray.data.schema import Source, TableInfo
 from grcf_ray.data.store import Store
 from grcf_ray.search.card import escaped, model_card, write_card
+from grcf_ray.search.comparisons import compare
 from grcf_ray.search.record import RunRecord
-from grcf_ray.search.seeds import compare
 from grcf_ray.storage import place_at
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from grcf_ray.report.figures.utterances import MOST_SHOWN, of_split
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView, Scored
-from grcf_ray.search.seeds import retrainings
+from grcf_ray.search.comparisons import retrainings
 from grcf_ray.train.objectives import ordinal_groups
 
 __all__ = ["model_plots"]

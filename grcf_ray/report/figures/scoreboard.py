@@ -10,7 +10,7 @@ from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, ORANGE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.terminal import METRIC_TITLES
-from grcf_ray.search.baseline import baseline_kind
+from grcf_ray.search.comparisons import baseline_kind
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
