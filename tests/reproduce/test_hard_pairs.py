@@ -171,7 +171,7 @@ def lab_of(tiny_store: Store, folders: Sequence[Path], *, name: str, task: str, 
     return FakeLab(
         facts=find(name),
         models=lambda arms, experiment: models,
-        config=SimpleNamespace(stage2=SimpleNamespace(epochs=1)),
+        config=SimpleNamespace(stage2=SimpleNamespace(epochs=1), model=SimpleNamespace(sees_text=True)),
         store=SimpleNamespace(
             info=dataclasses.replace(tiny_store.info, name=name, task=task), read=lambda split: {"train": table}[split]
         ),

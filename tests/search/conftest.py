@@ -81,7 +81,7 @@ def make_search(ray_session: None, tiny_features: Features, tiny_space: Path, tm
             record=record,
             space=(space or load_space(tiny_space)).with_settings(settings or {}),
             features=tiny_features,
-            protocol="mosi",
+            protocol="own",
             listeners=listeners,
             **{"concurrent": 1, **more},
         )

@@ -423,12 +423,18 @@ class TestFence:
     @pytest.mark.parametrize("write", ["write_run", "update_run", "write_trial", "write_space", "export_trials"])
     def test_it_writes_no_record(self, run: Place, taken: list[str], write: str) -> None:
         record, trial = RunRecord(run), TrialRecord(number=0, stage=1, attempt=1, params={}, seed=1, state="running")
-        arguments = {"write_run": ({},), "write_trial": (trial,), "write_space": ("",), "export_trials": (1,)}
-        Path(str(run), "run.json").write_text('{"schema_version": 1}')
+        arguments = {
+            "write_run": ({"state": "running"},),
+            "write_trial": (trial,),
+            "write_space": ("",),
+            "export_trials": (1,),
+        }
+        Path(str(run), "run.json").write_text('{"schema_version": 1, "state": "running"}')
         with pytest.raises(ClusterError, match="taken over by another search: host elsewhere, process 7"):
             getattr(record, write)(*arguments.get(write, ()))
         assert taken == ["lost"]
-        assert record.read_run() == {"schema_version": 1}
+        assert record.read_run()["state"] == "running"
+        assert '"schema_version": 1' in Path(str(run), "run.json").read_text()
         assert sorted(run.names()) == ["lease.json", "lock", "run.json"]
 
     def test_it_reads_no_test(self, run: Place, taken: list[str]) -> None:

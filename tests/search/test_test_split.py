@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 
 def reads(files: tuple[str, ...], name: str) -> int:
-    return sum(Path(file).name == name for file in files)
+    """How often a split was opened; predictions on it, of which the manifest has a checksum, have the same name."""
+    return sum(Path(file).name == name and Path(file).parent.name != "predictions" for file in files)
 
 
 def test_a_search_succeeds_with_the_test_file_gone_until_the_winner_is_fixed(recorded: Recorded) -> None:
     """The fixture took the file away before the command started, and put it back at WinnerFixed."""
     assert json.loads((recorded.folder / "run.json").read_text())["state"] == "finished"
     assert recorded.events.count("WinnerFixed") == 1
-    assert recorded.events[-1] == "WinnerFixed"
+    fixed = recorded.events.index("WinnerFixed")
+    assert set(recorded.events[fixed + 1 :]) == {"StepStarted"}
 
 
 def test_without_the_file_the_final_look_fails(tmp_path: Path, recorded: Recorded) -> None:

@@ -127,5 +127,7 @@ def test_a_model_is_measured_by_its_runs_reading_of_ties(
     table = store.read("train")
     table = table.take(np.argsort(-load_model(folder).score(table)))
     table = table.set_column(table.column_names.index("label"), "label", pa.array([1.0, 1.0, 0.0], pa.float32()))
-    assert measure(folder, table, threads=1)["pairwise_acc"] == pytest.approx(expected)
-    assert measure_on(folder, table, store.info, threads=1, fit=False)[0]["pairwise_acc"] == pytest.approx(expected)
+    assert measure(load_model(folder), table, threads=1)["pairwise_acc"] == pytest.approx(expected)
+    assert measure_on(load_model(folder), table, store.info, threads=1, fit=False)[0]["pairwise_acc"] == pytest.approx(
+        expected
+    )
