@@ -588,12 +588,12 @@ def test_a_fault_in_the_middle_leaves_what_was_there(
     calls = 0
     real = scoring.scored
 
-    def fails(*arguments: Any) -> Any:
+    def fails(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(scoring, "scored", fails)
     (tmp_path / "o.parquet").write_text("before")
