@@ -23,7 +23,7 @@ import typer
 from grcf_ray import __version__
 from grcf_ray.errors import GrcfError
 
-_NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%)?")
+_NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%| s| min)?")
 _CODES = re.compile(
     # C0 without the line feed, DEL and C1; separators of lines and overrides of direction; halves of letters.
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

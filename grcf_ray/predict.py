@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 app = console.make_app("Score new rows with the best model of a run.")
 
-_QUIET_S = 5.0
-"""Between two lines of progress; what takes less says nothing."""
-
 
 class Device(str, enum.Enum):
     """Where to compute."""
@@ -86,7 +83,6 @@ def predict(
     from grcf_ray.data.rows import RowSource
     from grcf_ray.errors import ConfigError
     from grcf_ray.metrics import METRIC_TITLES
-    from grcf_ray.report.terminal import duration
     from grcf_ray.search.saved import find_model, open_model, retrained_models
     from grcf_ray.search.transfer import fit_features as fitted
     from grcf_ray.search.winner import available_threads
@@ -135,7 +131,7 @@ def predict(
 
     def answers() -> Iterator[pa.Table]:
         nonlocal cut
-        progress = _Progress(shape.rows)
+        progress = console.Progress("scoring rows", shape.rows)
         for part in source.parts(shape):
             table, _ = fitted(part, source, saved, asked=fit_features)
             answer = scored(table, models[0], models[1:], with_text=with_text)
@@ -159,7 +155,7 @@ def predict(
         done |= {"device": on.type, "seconds": seconds, "rows_per_s": shape.rows / seconds}
         console.print_json(done)
         return
-    speed = f"{duration(seconds)}, {shape.rows / seconds:.0f} rows/s"
+    speed = f"{console.duration(seconds)}, {shape.rows / seconds:.0f} rows/s"
     console.say(f"{shape.rows} rows scored ({speed}): {target}")
     for note in notes:
         console.say(console.sentence(note))
@@ -172,27 +168,6 @@ def predict(
                 if any(key in of for of in metrics.values())
             ],
         )
-
-
-class _Progress:
-    """Lines on standard error with what is left, for what takes longer than a few seconds."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows, self._done = rows, 0
-        self._start = self._said = time.monotonic()
-
-    def add(self, rows: int) -> None:
-        """So many more rows are done."""
-        from grcf_ray.report.terminal import duration
-
-        self._done += rows
-        now = time.monotonic()
-        if now - self._said < _QUIET_S:
-            return
-        self._said = now
-        speed = self._done / (now - self._start)
-        left = duration((self._rows - self._done) / speed)
-        console.progress(f"{self._done} of {self._rows} rows scored  {speed:.0f} rows/s  ETA {left}")
 
 
 def _empty(shape: Shape) -> pa.Table:
