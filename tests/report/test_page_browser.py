@@ -187,8 +187,9 @@ def test_paper_that_does_not_wait_is_light_and_leaves_the_page_dark(browser: Chr
     dispatchEvent(new Event('afterprint'));
     const done = arguments[arguments.length - 1];
     report.drawAll().then(() => setTimeout(() => {{
-      const drawn = [...document.querySelectorAll(".plot")].map((plot) => plot._fullLayout.paper_bgcolor);
-      done([paper, getComputedStyle(document.body).backgroundColor, ...new Set(drawn)]);
+      const plots = [...document.querySelectorAll(".plot[data-drawn=true]")];
+      const drawn = new Set(plots.map((plot) => plot._fullLayout.paper_bgcolor));
+      done([paper, getComputedStyle(document.body).backgroundColor, ...drawn]);
     }}, 500));
     """
     paper, page, *figures = browser.execute_async_script(script)
