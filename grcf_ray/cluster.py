@@ -63,7 +63,7 @@ _SOCKET = "/ray-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/
 
 
 _own: Path | None = None
-"""The folder of the Ray that this process has started."""
+"""The folder of the Ray that this process starts, and starts again: Ray reads its token once in a process."""
 
 
 def starts_own() -> bool:
@@ -119,7 +119,7 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
         if node["NodeID"] == here.get_node_id()
     ]
     ended = threading.Event()
-    patience = 0.0 if _own else _PATIENCE_S
+    patience = 0.0 if _own and starts_own() else _PATIENCE_S
     parts = {f"Ray's server (GCS, {here.gcs_address})": here.gcs_address, f"this node's raylet ({raylet})": raylet}
     watch = threading.Thread(target=_watch, args=(parts, patience, gone, ended), name="cluster", daemon=True)
     watch.start()
@@ -173,27 +173,27 @@ def _start() -> None:
             f"Import grcf_ray.cluster before ray, or set {settings} before the process starts; "
             "to use a cluster of your own, set RAY_ADDRESS=HOST:PORT"
         )
-    folder = _private_folder()
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32), encoding="utf-8")
+    if _own is None:
+        _own = _private_folder()
+        token = _own / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32), encoding="utf-8")
+        atexit.register(_clear, _own, os.getpid())
     os.environ.pop("RAY_AUTH_TOKEN", None)
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(_own / "token")
     try:
-        ray.init(address="local", include_dashboard=False, _temp_dir=str(folder / "ray"), **_QUIET)
+        ray.init(address="local", include_dashboard=False, _temp_dir=str(_own / "ray"), **_QUIET)
     # Ray raises a bare Exception where a process of its own does not start.
     except Exception as error:
-        logs = folder / "ray" / "session_latest" / "logs"
-        if not logs.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        logs = _own / "ray" / "session_latest" / "logs"
+        if logs.exists():
+            atexit.unregister(_clear)
         raise ClusterError(
             f"Ray cannot start on this machine: {reason(error)}. "
             + (f"Its logs are in {logs}. " if logs.exists() else "")
             + "Check the limits on processes and open files (ulimit -u, ulimit -n), free memory and room in /dev/shm, "
             "or join a running cluster: RAY_ADDRESS=HOST:PORT"
         ) from error
-    _own = folder
-    atexit.register(_clear, folder, os.getpid())
 
 
 def _private_folder() -> Path:

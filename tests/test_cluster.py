@@ -84,7 +84,9 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", unwanted)
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_USE_TLS"):
+    monkeypatch.setattr(cluster, "_own", None)
+    # Those that a start sets are as before at the end.
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_USE_TLS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -93,6 +95,11 @@ def refusal() -> str:
         cluster.connect()
     assert caught.value.exit_code == 5
     return str(caught.value)
+
+
+def test_one_that_ended_is_started_again_in_the_same_process() -> None:
+    again = "import grcf_ray.cluster, ray\ngrcf_ray.cluster.connect()\nray.shutdown()\n" + CONNECT.strip()
+    assert start(again) == "answered\n"
 
 
 def test_a_ray_that_was_imported_before_is_not_started() -> None:
