@@ -107,7 +107,8 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
         search = second.start("search", *argv)
         out, err = search.communicate(timeout=STUCK_S)
         assert search.returncode == 0, err
-        assert "Waiting 12.5 s to see whether the search on host" in err
+        # Its process is known to have ended, so it is not waited for.
+        assert "Waiting" not in err
         assert second.files() == []
 
         for stage in (1, 2):
