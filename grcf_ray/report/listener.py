@@ -53,7 +53,9 @@ class PageListener:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._began:
-            progress("Writing the report")
+            # What ends a search early has said how to go on, which stays the last line.
+            if error is None:
+                progress("Writing the report")
             self._write(going_on=error is not None)
 
     def _write(self, *, going_on: bool) -> None:
