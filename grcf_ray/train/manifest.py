@@ -6,14 +6,13 @@ grows with each read of the test split. No score and no figure is computed from 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from grcf_ray import console
-from grcf_ray.errors import DamagedError, faults_message
+from grcf_ray.errors import DamagedError, DataError, faults_message
 from grcf_ray.files import file_sha256, write_json
-from grcf_ray.storage import Place
+from grcf_ray.storage import LocalPlace, Place
 
 __all__ = ["FIRST_LISTED", "MANIFEST", "check_manifest", "extend_manifest", "is_complete", "write_manifest"]
 
@@ -33,7 +32,7 @@ def write_manifest(folder: Path) -> None:
 
 def extend_manifest(place: Place, names: Sequence[str]) -> None:
     """Note further files of a saved model, `/` between folder and name; the others are not read again."""
-    files = dict((place / MANIFEST).read_json()["files"])
+    files = dict(_listed(place, str(place)))
     for name in names:
         with _file(place, name).reading() as path:
             files[name] = file_sha256(path)
@@ -49,17 +48,14 @@ def check_manifest(folder: Path, where: str) -> bool:
     on standard error.
     """
     try:
-        files: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        listed = files.items()
+        files = _listed(LocalPlace(folder), where)
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{where}: {MANIFEST} cannot be read ({error}); {_REMEDY}") from error
     present = set(_names(folder))
     odd = dict.fromkeys(files.keys() - present, "missing")
     odd |= dict.fromkeys(present - files.keys(), f"not in {MANIFEST}")
     faults = {name: what for name, what in odd.items() if _is_needed(name)}
-    for name, sha256 in listed:
+    for name, sha256 in files.items():
         if name in present and file_sha256(folder / name) != sha256:
             faults[name] = "not the file that was written"
     if faults:
@@ -77,7 +73,7 @@ def is_complete(place: Place, others: Sequence[str]) -> bool:
     folder.
     """
     try:
-        files = (place / MANIFEST).read_json()["files"]
+        files = _listed(place, str(place))
         needed = [name for name in files if _is_needed(name)]
         listed = all(name in files or name in _MAY_CHANGE for name in others)
     except FileNotFoundError:
@@ -85,6 +81,18 @@ def is_complete(place: Place, others: Sequence[str]) -> bool:
         config = place / "config.json"
         listed = config.exists() and config.read_json()["format"] < FIRST_LISTED
     return listed and all(_file(place, name).exists() for name in (*needed, *others))
+
+
+def _listed(place: Place, where: str) -> dict[str, str]:
+    """The SHA-256 of each file that a manifest lists. FileNotFoundError where there is none; DamagedError."""
+    try:
+        files: dict[str, str] = (place / MANIFEST).read_json()["files"]
+        files.items()
+    except FileNotFoundError:
+        raise
+    except (DataError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{where}: {MANIFEST} cannot be read ({error}); {_REMEDY}") from error
+    return files
 
 
 def _file(place: Place, name: str) -> Place:
