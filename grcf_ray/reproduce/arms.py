@@ -95,16 +95,7 @@ class Rescored:
 
 def figures(lab: Lab, score_N: Floats, label_N: Floats) -> dict[str, float]:
     """All metrics of the data set's protocol that are defined for these scores [N]."""
-    return finite_metrics(
-        split_metrics(
-            score_N,
-            label_N,
-            protocol=lab.protocol,
-            limit=lab.half_range,
-            center=lab.center,
-            ties=lab.config.metrics.ties,
-        )
-    )
+    return finite_metrics(split_metrics(score_N, label_N, **_measuring(lab)))
 
 
 def full_arm(lab: Lab) -> Arm:
@@ -122,14 +113,17 @@ def head_metrics(lab: Lab) -> tuple[str, ...]:
 
 def metric_of(lab: Lab, name: str) -> Metric:
     """A metric of the data set's protocol as a function of scores and labels [N]."""
-    return partial(
-        split_metric,
-        name,
-        protocol=lab.protocol,
-        limit=lab.half_range,
-        center=lab.center,
-        ties=lab.config.metrics.ties,
-    )
+    return partial(split_metric, name, **_measuring(lab))
+
+
+def _measuring(lab: Lab) -> dict[str, Any]:
+    """How scores of the lab's data set are measured, as `split_metrics` and `split_metric` take it."""
+    return {
+        "protocol": lab.protocol,
+        "limit": lab.half_range,
+        "center": lab.center,
+        "ties": lab.config.metrics.ties,
+    }
 
 
 def arm_tables(
