@@ -229,8 +229,6 @@ class Lab:
     def _train(self, share: _Share, experiment: str) -> None:
         """Train all of a pool's entries that are not yet, and measure the models that are wanted."""
         pool, config, wanted, _ = share
-        if not pool.record.exists:
-            pool.record.write_run({"state": "running"})
         note_encoder(pool.record, config)
         if config.model.backbone == self.config.model.backbone:
             note_encoder(self.record, config)

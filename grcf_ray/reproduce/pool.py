@@ -154,6 +154,9 @@ class Pool:
                 self.entries.append(entry)
         if self.entries != before:
             (self.record.place / "entries.json").write_json([entry.as_json() for entry in self.entries])
+        # Before any trial is written: trials without a run.json are refused.
+        if not self.record.exists:
+            self.record.write_run({"state": "running"})
 
     def begun(self) -> list[int]:
         """Of Stage 2's trials on record, in their order, the numbers of their entries."""

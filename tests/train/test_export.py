@@ -17,13 +17,13 @@ import torch
 from grcf_ray.data.features import Features
 from grcf_ray.data.schema import conform
 from grcf_ray.data.store import Store
-from grcf_ray.errors import DataError
+from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.storage import place_at
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model, save_model
-from grcf_ray.train.manifest import extend_manifest, write_manifest
+from grcf_ray.train.manifest import extend_manifest, is_complete, write_manifest
 from grcf_ray.train.stage import StageLoop, predict
 
 if TYPE_CHECKING:
@@ -208,6 +208,19 @@ def test_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: Callabl
     damage(tmp_path / "best")
     with pytest.raises(DataError, match=message):
         load_model(tmp_path / "best")
+
+
+@pytest.mark.parametrize("content", ["{", '{"files": 3}', "[1]"])
+def test_damaged_manifest_is_not_extended(folder: Path, tmp_path: Path, content: str) -> None:
+    """A search that resumes looks at the manifest first; it must not take the model for a whole or a missing one."""
+    place = place_at(tmp_path / "best")
+    shutil.copytree(folder, tmp_path / "best")
+    assert is_complete(place, [])
+    (tmp_path / "best" / "manifest.json").write_text(content)
+    for use in (is_complete, extend_manifest):
+        with pytest.raises(DamagedError, match=r"best: manifest\.json cannot be read"):
+            use(place, [])
+    assert (tmp_path / "best" / "manifest.json").read_text() == content
 
 
 def test_what_is_no_part_of_the_model_is_named(
