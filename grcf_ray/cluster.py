@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from grcf_ray.errors import ClusterError, reason
 
@@ -60,6 +63,8 @@ _SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 """The longest path of a Unix socket."""
 _SOCKET = "/ray-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Ray's longest socket below the folder for temporary files."""
+_THREADS, _THREADS_PER_CPU = 220, 30
+"""Processes and threads of a Ray that runs a search; measured with Ray 2.60: 264 on 2 CPUs."""
 
 
 _own: Path | None = None
@@ -173,6 +178,7 @@ def _start() -> None:
             f"Import grcf_ray.cluster before ray, or set {settings} before the process starts; "
             "to use a cluster of your own, set RAY_ADDRESS=HOST:PORT"
         )
+    _check_threads()
     if _own is None:
         _own = _private_folder()
         token = _own / "token"
@@ -194,6 +200,24 @@ def _start() -> None:
             + "Check the limits on processes and open files (ulimit -u, ulimit -n), free memory and room in /dev/shm, "
             "or join a running cluster: RAY_ADDRESS=HOST:PORT"
         ) from error
+
+
+def _check_threads() -> None:
+    """ClusterError if this user's limit on processes is too low: Ray would wait for minutes, or abort the process."""
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    user = os.getuid()
+    if limit == resource.RLIM_INFINITY or user == 0:
+        return
+    used = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            used += process.num_threads() if process.uids().real == user else 0
+    needed = _THREADS + _THREADS_PER_CPU * (os.cpu_count() or 1)
+    if limit - used < needed:
+        raise ClusterError(
+            f"Ray cannot start on this machine: it needs about {needed} processes and threads, and of the {limit} that "
+            f"your user may have (ulimit -u) {used} are in use. Raise the limit: ulimit -u {2 * (used + needed)}"
+        )
 
 
 def _private_folder() -> Path:

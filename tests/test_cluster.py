@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -10,8 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from listeners import listening, reachable
@@ -153,6 +156,22 @@ def test_a_ray_that_does_not_start_is_a_fault_of_the_machine(
     said = refusal()
     assert said.startswith("Ray cannot start on this machine: The current node timed out during startup. ")
     assert "RAY_ADDRESS=(unset)" not in said and "ulimit -u" in said
+
+
+def test_a_limit_on_processes_is_told_before_ray_hangs(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root has no such limit, so that the user is another one here."""
+    user = 4242
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    own = psutil.Process()
+    monkeypatch.setattr(psutil.Process, "uids", lambda process: SimpleNamespace(real=user))
+    monkeypatch.setattr(psutil, "process_iter", lambda: [own])
+    used = own.num_threads()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (used + 280, resource.RLIM_INFINITY))
+    cluster._check_threads()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (used + 279, resource.RLIM_INFINITY))
+    said = refusal()
+    assert f"ulimit -u {2 * (used + 280)}" in said
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b""])
