@@ -358,8 +358,12 @@ def test_many_faults_are_counted(textual: Path, tmp_path: Path, run: Run) -> Non
     code, _, err = run(textual, "--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", 8)
     assert code == 3
     lines = err.splitlines()
-    assert lines[0].endswith(": 50 faults") and lines[1] == "  row 1: text is missing"
-    assert lines[20:] == ["  row 20: text is missing", "  ... and 30 more"]
+    assert lines[0].endswith(": 50 faults")
+    assert lines[1:] == [
+        "  50 times: text is missing",
+        *(f"    row {row}: text is missing" for row in (1, 2, 3)),
+        "    ... and 47 more",
+    ]
 
 
 def test_non_finite_values_may_count_as_zero(full: Path, tiny_table: pa.Table, tmp_path: Path, run: Run) -> None:

@@ -20,7 +20,7 @@ from grcf_ray.data.importers import find_importer, table
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.schema import MODALITIES
 from grcf_ray.data.store import Store, is_store
-from grcf_ray.data.validation import Fault, alignment_faults, input_faults
+from grcf_ray.data.validation import Fault, FaultList, alignment_faults, input_faults
 from grcf_ray.errors import DataError, faults_message
 
 __all__ = ["RowSource", "Shape"]
@@ -29,7 +29,6 @@ _KEPT = ("id", "split", "label")
 """What is no input of a model, and is kept beside its scores."""
 _OPTIONAL = ("label",)
 """What is left out, and no fault, where it cannot be read: no score hangs on it."""
-_FAULTS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +81,20 @@ class RowSource:
 
     def check(self) -> Shape:
         """Read all rows; DataError with what is wrong with them, each by its place and id."""
-        faults: list[str] = []
-        count = rows = 0
+        faults = FaultList()
+        rows = 0
         columns: set[str] = set()
         widths: dict[str, int] = {}
         for part, found, place in self._parts():
             found = [*found, *self._faults(part, widths, {fault[:2] for fault in found})]
             ids = part["id"] if "id" in part.column_names else None
-            for fault in sorted(found, key=lambda fault: fault.row)[: max(0, _FAULTS_SHOWN - len(faults))]:
+            for fault in sorted(found, key=lambda fault: fault.row):
                 named = f" (id {_printable(ids[fault.row].as_py())})" if ids is not None else ""
-                faults.append(f"{place(fault.row)}{named}: {fault.what}")
-            count, rows = count + len(found), rows + part.num_rows
+                faults.add(f"{place(fault.row)}{named}", fault)
+            rows += part.num_rows
             columns |= set(part.column_names)
-        if faults:
-            raise self._error(faults, count)
+        if faults.count:
+            raise self._error(faults)
         return Shape(rows=rows, columns=tuple(name for name in _KEPT[1:] if name in columns), widths=widths)
 
     def parts(self, shape: Shape) -> Iterator[pa.Table]:
@@ -126,12 +125,12 @@ class RowSource:
             yield pa.table(columns)
             first += part.num_rows
 
-    def _error(self, faults: list[str], count: int) -> DataError:
-        """Of `count` faults the first ones, and what to do where anything can be done by an option."""
-        more = [f"... and {count - len(faults)} more"] if count > len(faults) else []
-        head = f"{self.source}: {faults[0]}" if count == 1 else f"{self.source}: {count} faults"
-        clean = ["Take such values as 0: --non-finite zero"] if any("non-finite" in line for line in faults) else []
-        return DataError("\n".join([faults_message(head, [] if count == 1 else [*faults, *more], limit=count), *clean]))
+    def _error(self, faults: FaultList) -> DataError:
+        """All faults, and what to do where anything can be done by an option."""
+        lines = faults.lines()
+        head = f"{self.source}: {lines[0]}" if faults.count == 1 else f"{self.source}: {faults.count} faults"
+        clean = ["Take such values as 0: --non-finite zero"] if any("non-finite" in line for line in lines) else []
+        return DataError("\n".join([faults_message(head, [] if faults.count == 1 else lines), *clean]))
 
     def _faults(self, part: pa.Table, widths: dict[str, int], unread: set[tuple[int, str]]) -> list[Fault]:
         """What is wrong with the cells that could be read; widths that are seen for the first time are noted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,16 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-__all__ = ["FEWEST_OF_A_CLASS", "FEWEST_ROWS", "Fault", "alignment_faults", "input_faults", "label_remarks", "validate"]
+__all__ = [
+    "FEWEST_OF_A_CLASS",
+    "FEWEST_ROWS",
+    "Fault",
+    "FaultList",
+    "alignment_faults",
+    "input_faults",
+    "label_remarks",
+    "validate",
+]
 
 # Half of the step to which labels are rounded before they are compared with anything.
 _LABEL_TOLERANCE = 5e-5
@@ -79,7 +89,10 @@ def validate(
     faults = [fault for fault in found if fault[:2] not in parsed]
     faults = sorted([*parse_faults, *faults], key=lambda fault: fault.row)
     ids = table["id"].to_pylist() if faults else []
-    lines = _told(faults, lambda row: f"{place(row)} (id {ids[row]})")
+    told = FaultList()
+    for fault in faults:
+        told.add(f"{place(fault.row)} (id {ids[fault.row]})", fault)
+    lines = told.lines()
     present = set(pc.unique(table["split"]).to_pylist())
     empty = [f"the split {split} holds no utterance" for split in splits if split not in present]
     count = len(faults) + len(empty)
@@ -97,26 +110,34 @@ def validate(
     raise DataError("\n".join([faults_message(f"{source}: {count} faults", [*lines, *empty]), *remedies]))
 
 
-def _told(faults: Sequence[Fault], where: Callable[[int], str]) -> list[str]:
-    """The faults in their order, but those of a kind that has many with the first of them."""
-    kinds: dict[tuple[str, str], list[Fault]] = {}
-    for fault in faults:
-        kinds.setdefault(_kind(fault), []).append(fault)
-    lines: list[str] = []
-    for fault in faults:
-        kind = _kind(fault)
-        alike = kinds[kind]
-        if len(alike) <= _ALONE:
-            lines.append(f"{where(fault.row)}: {fault.what}")
-        elif fault is alike[0]:
-            first = [f"{where(one.row)}: {one.what}" for one in alike[:_EXAMPLES]]
-            more = f"... and {len(alike) - _EXAMPLES} more"
-            lines.append("\n    ".join([f"{len(alike)} times: {kind[1]}", *first, more]))
-    return lines
+class FaultList:
+    """Faults as a message tells them: many of one kind once, with their number and the first few of them."""
 
+    def __init__(self) -> None:
+        self.count = 0
+        self._kinds: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
 
-def _kind(fault: Fault) -> tuple[str, str]:
-    return fault.column, _VALUES.sub("...", fault.what)
+    def add(self, where: str, fault: Fault) -> None:
+        """Add one. where: what messages call its row. Of a kind the first few are kept, however many there are."""
+        kind = (fault.column, _VALUES.sub("...", fault.what))
+        first = self._kinds.setdefault(kind, [])
+        if len(first) < _ALONE:
+            first.append((self.count, f"{where}: {fault.what}"))
+        self._counts[kind] += 1
+        self.count += 1
+
+    def lines(self) -> list[str]:
+        """The message's lines, in the order in which faults were added."""
+        found: list[tuple[int, str]] = []
+        for kind, first in self._kinds.items():
+            if self._counts[kind] <= _ALONE:
+                found += first
+                continue
+            examples = [line for _, line in first[:_EXAMPLES]]
+            more = f"... and {self._counts[kind] - _EXAMPLES} more"
+            found.append((first[0][0], "\n    ".join([f"{self._counts[kind]} times: {kind[1]}", *examples, more])))
+        return [line for _, line in sorted(found)]
 
 
 def _range_remedy(column: pa.ChunkedArray, label_range: tuple[float, float]) -> list[str]:
