@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,36 +16,60 @@ from grcf_ray import console
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import place_at
 from grcf_ray.train.checkpoint import read_checkpoint
+from grcf_ray.train.manifest import MANIFEST, write_manifest
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import Store
 
-STORED = sorted((Path(__file__).parents[1] / "stored").glob("run-*"))
+STORED = Path(__file__).parents[1] / "stored"
+FINISHED, UNFINISHED = ["run-1", "run-2"], ["run-2-unfinished"]
+Open = Callable[[str], Path]
+FILES = ("grcf_ray.evaluate", "grcf_ray.predict", "grcf_ray.runs")
+"""Commands that are modules, not packages."""
 
 
-@pytest.fixture(params=STORED, ids=lambda folder: folder.name)
-def stored(request: pytest.FixtureRequest, tiny_backbone: Path, tiny_store: Store, tmp_path: Path) -> Path:
-    """A copy of a stored run, with the paths of here."""
-    folder = tmp_path / "runs" / "stored"
-    shutil.copytree(request.param, folder)
-    for path in folder.rglob("*.json"):
-        text = path.read_text(encoding="utf-8")
-        text = text.replace("{backbone}", str(tiny_backbone)).replace("{data}", str(tiny_store.folder))
-        path.write_text(text, encoding="utf-8")
-    return folder
+@pytest.fixture
+def open_stored(tiny_backbone: Path, tiny_store: Store, tmp_path: Path) -> Open:
+    """Copy a stored run and fill in this machine's paths."""
+
+    def open_copy(name: str) -> Path:
+        folder = tmp_path / "runs" / "stored"
+        shutil.copytree(STORED / name, folder)
+        for path in folder.rglob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            text = text.replace("{backbone}", str(tiny_backbone)).replace("{data}", str(tiny_store.folder))
+            path.write_text(text, encoding="utf-8")
+        if (folder / "best" / MANIFEST).exists():
+            write_manifest(folder / "best")
+        return folder
+
+    return open_copy
+
+
+@pytest.fixture(params=FINISHED)
+def stored(request: pytest.FixtureRequest, open_stored: Open) -> Path:
+    """A copy of a finished run."""
+    return open_stored(request.param)
+
+
+@pytest.fixture
+def arguments(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> list[str]:
+    """The arguments of the search that goes on with the copy."""
+    argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space), "--concurrent", "1"]
+    return [*argv, "--storage", str(tmp_path / "runs"), "--name", "stored"]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, module: str, *argv: str) -> int:
     """Run a command of the package in this process; its exit code."""
-    app = import_module(f"{module}.__main__" if module != "grcf_ray.evaluate" else module).app
+    app = import_module(module if module in FILES else f"{module}.__main__").app
     monkeypatch.setattr(sys, "argv", [module, *argv])
     with pytest.raises(SystemExit) as ended:
         console.run(app, list(argv))
     return int(ended.value.code or 0)
 
 
-def test_there_are_stored_runs() -> None:
-    assert [folder.name for folder in STORED] == ["run-1"]
+def test_every_stored_run_is_tested() -> None:
+    assert sorted(folder.name for folder in STORED.glob("run-*")) == sorted([*FINISHED, *UNFINISHED])
 
 
 def test_the_record_and_its_checkpoints_are_read(stored: Path) -> None:
@@ -78,16 +103,58 @@ def test_a_trial_is_replayed(stored: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "epochs instead of" not in said.err
 
 
-def test_the_run_is_extended(
-    ray_session: None, stored: Path, tiny_store: Store, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_run_is_reported_and_predicts(
+    stored: Path,
+    tiny_parquet: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = [path.read_text() for path in sorted((stored / "stage2" / "trials").glob("*.json"))]
-    argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space), "--concurrent", "1"]
-    argv += ["--storage", str(stored.parent), "--name", stored.name, "--stage2-trials", "6"]
-    assert command(monkeypatch, "grcf_ray.search", *argv) == 0
-    trials = sorted((stored / "stage2" / "trials").glob("*.json"))
-    assert len(trials) == 6
-    assert [json.loads(path.read_text())["curve"] for path in trials[:5]] == [
-        json.loads(text)["curve"] for text in before
-    ]
+    assert command(monkeypatch, "grcf_ray.report", str(stored)) == 0
+    assert (stored / "report.html").stat().st_size > 1e6
+    scores = tmp_path / "scores.csv"
+    assert (
+        command(monkeypatch, "grcf_ray.predict", str(stored), "--input", str(tiny_parquet), "--output", str(scores))
+        == 0
+    )
+    assert len(scores.read_text().splitlines()) == 1 + 80
+    capsys.readouterr()
+    assert command(monkeypatch, "grcf_ray.runs", "show", str(stored), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "finished"
+
+
+def trial_files(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(folder.glob("stage*/trials/*.json"))
+    return {f"{path.parts[-3]}/{path.stem}": json.loads(path.read_text()) for path in paths}
+
+
+def test_the_run_is_extended(
+    ray_session: None, stored: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = trial_files(stored)
+    assert command(monkeypatch, "grcf_ray.search", *arguments, "--stage2-trials", "6") == 0
+    after = trial_files(stored)
+    assert after.keys() - before.keys() == {"stage2/0005"}
+    assert {name: after[name]["curve"] for name in before} == {name: trial["curve"] for name, trial in before.items()}
     assert json.loads((stored / "run.json").read_text())["test_seen"] is True
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_the_run_is_resumed(
+    ray_session: None, open_stored: Open, arguments: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the stored settings: no finished trial is repeated, and the unfinished one goes on from its checkpoint."""
+    folder = open_stored(name)
+    before, settings = trial_files(folder), json.loads((folder / "run.json").read_text())["settings"]
+    unfinished = {trial for trial, content in before.items() if content["state"] == "running"}
+    assert len(unfinished) == 1
+    assert command(monkeypatch, "grcf_ray.search", *arguments) == 0
+    run, after = json.loads((folder / "run.json").read_text()), trial_files(folder)
+    assert run["state"] == "finished"
+    assert settings.items() <= run["settings"].items()
+    assert len(after) == 11
+    assert {trial for trial, content in after.items() if content["attempt"] == 2} == unfinished
+    for trial, content in before.items():
+        epochs = content["curve"]
+        assert after[trial]["curve"][: len(epochs)] == epochs
+        assert len(after[trial]["curve"]) == len(epochs) or trial in unfinished
