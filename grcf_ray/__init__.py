@@ -2,17 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from grcf_ray.search.saved import load_model
+from grcf_ray._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from grcf_ray.search.saved_model import load_model
+
 __all__ = ["__version__", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for, so that a command's `--help` need not wait for torch."""
+    """Import a name of the public API at first use: a command's `--help` must not wait for torch."""
     if name == "load_model":
-        from grcf_ray.search.saved import load_model
+        from grcf_ray.search.saved_model import load_model
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

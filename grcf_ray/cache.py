@@ -18,20 +18,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from grcf_ray.errors import ClusterError
-from grcf_ray.files import replacing, sync
-
-__all__ = [
-    "KINDS",
-    "Usage",
-    "adding",
-    "cache_entry",
-    "cache_folder",
-    "clear_cache",
-    "locked",
-    "making",
-    "unreadable",
-    "usage",
-]
+from grcf_ray.files import atomic_write, sync
 
 KINDS = ("tables", "features")
 """Imports of foreign files, and features of stores."""
@@ -124,7 +111,7 @@ def adding(path: Path) -> Iterator[Path]:
     ClusterError where the cache cannot be written.
     """
     try:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             yield beside
             beside.chmod(0o600)
     except OSError as error:

@@ -28,8 +28,6 @@ import psutil
 
 from grcf_ray.errors import ClusterError, reason
 
-__all__ = ["connect", "starts_own", "watched"]
-
 _SETTINGS = {
     # Trials' relative paths are the user's; Tune's own printing is replaced by ours.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -19,37 +19,6 @@ from pydantic_core import PydanticCustomError
 from grcf_ray.errors import ConfigError, faults_message
 from grcf_ray.plain_yaml import DECIMAL, read_yaml
 
-__all__ = [
-    "ABLATIONS",
-    "DROPOUTS",
-    "NEEDS_TEXT",
-    "ClassesConfig",
-    "FeatureConfig",
-    "MetricsConfig",
-    "Modalities",
-    "ModelConfig",
-    "PairConfig",
-    "RankingConfig",
-    "RunConfig",
-    "SearchConfig",
-    "Stage1Config",
-    "Stage2Config",
-    "Task",
-    "TrainConfig",
-    "build_config",
-    "check_margins",
-    "check_read",
-    "config_faults",
-    "encoder_name",
-    "flatten",
-    "known_paths",
-    "nearest",
-    "parse_assignments",
-    "reads",
-    "recorded_settings",
-    "to_yaml",
-]
-
 Task = Literal["regression", "classification"]
 Modalities = Literal["all", "text", "audio", "vision", "text+audio", "text+vision", "audio+vision"]
 

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 import typer
 
-from grcf_ray import __version__
+from grcf_ray._version import __version__
 from grcf_ray.errors import GrcfError
 
 _NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%| s| min)?")
@@ -37,22 +37,6 @@ _GONE = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO})
 """What a stream says whose reader, or terminal, is gone."""
 _QUIET_S = 5.0
 """Between two lines of progress."""
-
-__all__ = [
-    "Progress",
-    "duration",
-    "make_app",
-    "print_json",
-    "print_table",
-    "printable",
-    "progress",
-    "run",
-    "say",
-    "sentence",
-    "size",
-    "table_lines",
-    "width",
-]
 
 
 def make_app(help: str) -> typer.Typer:

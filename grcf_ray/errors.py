@@ -6,20 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = [
-    "ClusterError",
-    "ConfigError",
-    "DamagedError",
-    "DataError",
-    "DivergedError",
-    "GrcfError",
-    "NoWinnerError",
-    "data_error",
-    "faults_message",
-    "reason",
-    "tried",
-]
-
 _T = TypeVar("_T")
 
 
@@ -76,7 +62,7 @@ def data_error(source: Path, faults: Sequence[str], *, named: bool = False) -> D
     return DataError(faults_message(f"{source}: {len(faults)} faults", faults))
 
 
-def tried(faults: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
+def collect_error(faults: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
     """What a function returns; None where it raises a DataError, which joins the faults."""
     try:
         return function(*arguments)

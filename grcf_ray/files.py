@@ -16,17 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "clear_scratch",
-    "file_sha256",
-    "link_or_copy",
-    "replacing",
-    "scratch_folder",
-    "sync",
-    "write_json",
-    "write_text",
-]
-
 _scratch: set[Path] = set()
 """The temporary files and folders that this process has now."""
 
@@ -54,7 +43,7 @@ def clear_scratch() -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` at the end, or vanishes on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -82,7 +71,7 @@ def sync(path: Path) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` atomically: a second name where the disk allows, else a copy."""
-    with replacing(target) as beside:
+    with atomic_write(target) as beside:
         try:
             os.link(source, beside)
         except OSError:
@@ -91,7 +80,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """The text as the whole content of `path`."""
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 

@@ -7,11 +7,9 @@ import ctypes
 import gc
 from collections.abc import Iterator
 
-__all__ = ["garbage_left", "tidy"]
-
 
 @contextlib.contextmanager
-def garbage_left() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No search for garbage meanwhile: to import libraries and build a model makes many objects and little garbage.
 
     A fifth of the time that the imports of a trial's process take.

@@ -13,24 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "METRIC_DIRECTIONS",
-    "METRIC_TITLES",
-    "Classes",
-    "Direction",
-    "Protocol",
-    "Ties",
-    "acc_whole_note",
-    "classes_of",
-    "classification_metrics",
-    "pairwise_accuracy",
-    "regression_metrics",
-    "split_metric",
-    "split_metrics",
-]
-
 Direction = Literal["max", "min"]
-Protocol = Literal["mosi", "sims", "own", "binary"]
+MetricProtocol = Literal["mosi", "sims", "own", "binary"]
 Ties = Literal["drop", "literal"]
 
 Floats = NDArray[np.floating[Any]]
@@ -136,7 +120,7 @@ def split_metrics(
     score_N: ArrayLike,
     label_N: ArrayLike,
     *,
-    protocol: Protocol,
+    protocol: MetricProtocol,
     limit: float,
     center: float = 0.0,
     origin: float = 0.0,
@@ -157,7 +141,7 @@ def split_metric(
     score_N: ArrayLike,
     label_N: ArrayLike,
     *,
-    protocol: Protocol,
+    protocol: MetricProtocol,
     limit: float,
     center: float = 0.0,
     origin: float = 0.0,
@@ -188,7 +172,7 @@ def regression_metrics(
     score_N: ArrayLike,
     label_N: ArrayLike,
     *,
-    protocol: Protocol,
+    protocol: MetricProtocol,
     limit: float | None = None,
     center: float = 0.0,
     origin: float = 0.0,
@@ -240,7 +224,7 @@ def _of_regression(
     score_N: ArrayLike,
     label_N: ArrayLike,
     *,
-    protocol: Protocol,
+    protocol: MetricProtocol,
     limit: float | None,
     center: float,
     origin: float,
@@ -292,7 +276,7 @@ class Classes:
     """[N] positions in `names` of the scores, or of the labels, [N] in label units."""
 
 
-def classes_of(protocol: Protocol, *, limit: float, center: float = 0.0, origin: float = 0.0) -> Classes | None:
+def classes_of(protocol: MetricProtocol, *, limit: float, center: float = 0.0, origin: float = 0.0) -> Classes | None:
     """The finest classes that a regression protocol compares; None where there are none.
 
     "mosi" compares the seven of Acc7 and "sims" the five of Acc5, on any range as `regression_metrics` has it. "own"
@@ -334,7 +318,7 @@ def acc_whole_note(label_range: tuple[float, float]) -> str:
     )
 
 
-def _scaled(value_N: ArrayLike, protocol: Protocol, limit: float, center: float) -> NDArray[np.float32]:
+def _scaled(value_N: ArrayLike, protocol: MetricProtocol, limit: float, center: float) -> NDArray[np.float32]:
     """Values less the center, on the range that the protocol decides classes on.
 
     The field's code decides them in float32, where a label that was stored as 0.1 is the edge 0.1.

@@ -14,8 +14,6 @@ import yaml
 
 from grcf_ray.errors import ConfigError, faults_message
 
-__all__ = ["DECIMAL", "LARGEST", "PlainYaml", "read_yaml"]
-
 LARGEST = 1 << 15
 """Bytes that are read; a space takes a few thousand."""
 _DEEPEST = 16

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from grcf_ray.errors import ConfigError, DamagedError, DataError
-from grcf_ray.files import link_or_copy, replacing, scratch_folder
+from grcf_ray.files import atomic_write, link_or_copy, scratch_folder
 
 if TYPE_CHECKING:
     from pyarrow import fs as pafs
-
-__all__ = ["LocalPlace", "Place", "RemotePlace", "place_at", "without_keys"]
 
 _DAMAGED = 3
 """Equal readings in a row after which what is no JSON is taken for damaged."""
@@ -38,13 +36,13 @@ _SECRETS = re.compile(r"(?:^|&)[^=&]*(?:key|password|secret|sig|token)[^=&]*=", 
 """Keys in the query of a URI, such as Azure's `sig` and `client_secret`."""
 
 
-class Place(ABC):
+class StoragePath(ABC):
     """A file or a folder of a run, existing or not. `place / name` lies in it."""
 
     @property
     @abstractmethod
     def uri(self) -> str:
-        """What `place_at` opens again, on any machine that reaches it."""
+        """What `storage_path` opens again, on any machine that reaches it."""
 
     @property
     @abstractmethod
@@ -57,10 +55,10 @@ class Place(ABC):
         """Its path on this machine; None in object storage."""
 
     @abstractmethod
-    def __truediv__(self, name: str) -> Place: ...
+    def __truediv__(self, name: str) -> StoragePath: ...
 
     @abstractmethod
-    def beside(self, name: str) -> Place:
+    def beside(self, name: str) -> StoragePath:
         """What lies in the same folder under another name."""
 
     @abstractmethod
@@ -95,7 +93,7 @@ class Place(ABC):
         """A folder on this machine to write to: its files are in this one at the end, unless there is an error."""
 
     @abstractmethod
-    def copy_to(self, other: Place) -> None:
+    def copy_to(self, other: StoragePath) -> None:
         """Make `other`, which lies in the same storage, a copy of this file."""
 
     @abstractmethod
@@ -111,7 +109,7 @@ class Place(ABC):
         """Open the folder to others as the user's mask has it, where the storage has owners."""
 
     @abstractmethod
-    def rooted(self) -> Place:
+    def rooted(self) -> StoragePath:
         """The same place, which may be a link itself; no write from it on follows a link inside it."""
 
     @abstractmethod
@@ -212,7 +210,7 @@ def _another_kind(path: Path, *, folder: bool) -> DamagedError:
     return DamagedError(f"{path}: {what} should be; bring the run back from a copy, or move this away")
 
 
-class LocalPlace(Place):
+class LocalPath(StoragePath):
     """A path on this machine, or on a disk that several share.
 
     The path that it was opened at is its root. What lies below is written and deleted only where no link leads, and
@@ -241,20 +239,20 @@ class LocalPlace(Place):
         """The path."""
         return self._path
 
-    def __truediv__(self, name: str) -> LocalPlace:
-        return LocalPlace(self._path / name, self._root)
+    def __truediv__(self, name: str) -> LocalPath:
+        return LocalPath(self._path / name, self._root)
 
-    def beside(self, name: str) -> LocalPlace:
-        """As in `Place`."""
+    def beside(self, name: str) -> LocalPath:
+        """As in `StoragePath`."""
         path = self._path.with_name(name)
-        return LocalPlace(path, None if self._path == self._root.path else self._root)
+        return LocalPath(path, None if self._path == self._root.path else self._root)
 
     def exists(self) -> bool:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         return self._path.exists()
 
     def names(self) -> list[str]:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         try:
             found = sorted(self._path.iterdir())
         except FileNotFoundError as error:
@@ -266,7 +264,7 @@ class LocalPlace(Place):
         return [path.name for path in found if not path.name.startswith(".")]
 
     def read_bytes(self) -> bytes:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         with self.reading() as path:
             return path.read_bytes()
 
@@ -290,7 +288,7 @@ class LocalPlace(Place):
     def writing(self) -> Iterator[Path]:
         """A path beside."""
         self._root.check(self._path, stat.S_ISREG)
-        with replacing(self._path) as beside:
+        with atomic_write(self._path) as beside:
             yield beside
         self._root.note()
 
@@ -309,15 +307,15 @@ class LocalPlace(Place):
         self._root.note()
         yield self._path
 
-    def copy_to(self, other: Place) -> None:
+    def copy_to(self, other: StoragePath) -> None:
         """A second name where the disk allows: files are replaced, never changed, so it stays what it is."""
-        assert isinstance(other, LocalPlace)
+        assert isinstance(other, LocalPath)
         with self.reading() as path:
             other._root.check(other._path, stat.S_ISREG)
             link_or_copy(path, other._path)
 
     def delete(self) -> None:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         if self._path == self._root.path:
             self._root.forget()
         self._root.check(self._path, None)
@@ -335,7 +333,7 @@ class LocalPlace(Place):
         self._root.note()
 
     def share(self) -> None:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         # A process can read its mask only by setting it, for all of its threads; a new folder follows it.
         like = self._path / f".{uuid.uuid4().hex}"
         like.mkdir()
@@ -343,12 +341,12 @@ class LocalPlace(Place):
         like.rmdir()
         self._path.chmod(mode)
 
-    def rooted(self) -> LocalPlace:
-        """As in `Place`."""
-        return LocalPlace(self._path)
+    def rooted(self) -> LocalPath:
+        """As in `StoragePath`."""
+        return LocalPath(self._path)
 
     def check_links(self) -> None:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         folders = [self._path]
         while folders:
             with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
@@ -365,7 +363,7 @@ def _dangling(path: Path) -> DamagedError:
     )
 
 
-class RemotePlace(Place):
+class RemotePath(StoragePath):
     """An object, or a prefix of objects, in storage that pyarrow opens: s3://, gs:// and so on."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, address: str, query: str) -> None:
@@ -390,37 +388,37 @@ class RemotePlace(Place):
         """None: there is no path to it."""
         return None
 
-    def __truediv__(self, name: str) -> RemotePlace:
-        return RemotePlace(
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(
             self._filesystem, f"{self._path}/{name}", f"{self._address}/{quote(name, safe='')}", self._query
         )
 
-    def beside(self, name: str) -> RemotePlace:
-        """As in `Place`."""
+    def beside(self, name: str) -> RemotePath:
+        """As in `StoragePath`."""
         path, address = (text.rpartition("/")[0] for text in (self._path, self._address))
-        return RemotePlace(self._filesystem, path, address, self._query) / name
+        return RemotePath(self._filesystem, path, address, self._query) / name
 
     def exists(self) -> bool:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         from pyarrow import fs as pafs
 
         return bool(self._filesystem.get_file_info(self._path).type != pafs.FileType.NotFound)
 
     def names(self) -> list[str]:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         from pyarrow import fs as pafs
 
         found = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def read_bytes(self) -> bytes:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         with self._filesystem.open_input_stream(self._path) as stream:
             content: bytes = stream.read()
         return content
 
     def read_jsons(self, names: Sequence[str]) -> list[Any]:
-        """As in `Place`, several at a time."""
+        """As in `StoragePath`, several at a time."""
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(lambda name: (self / name).read_json(), names))
 
@@ -454,13 +452,13 @@ class RemotePlace(Place):
             yield folder
             self._transfer(str(folder), self._filesystem, self._path, None)
 
-    def copy_to(self, other: Place) -> None:
+    def copy_to(self, other: StoragePath) -> None:
         """Within the storage: nothing passes through this machine."""
-        assert isinstance(other, RemotePlace)
+        assert isinstance(other, RemotePath)
         self._filesystem.copy_file(self._path, other._path)
 
     def delete(self) -> None:
-        """As in `Place`."""
+        """As in `StoragePath`."""
         from pyarrow import fs as pafs
 
         kind = self._filesystem.get_file_info(self._path).type
@@ -477,7 +475,7 @@ class RemotePlace(Place):
     def share(self) -> None:
         """Nothing: who reads a bucket is said there."""
 
-    def rooted(self) -> RemotePlace:
+    def rooted(self) -> RemotePath:
         """As it is: object storage has no links."""
         return self
 
@@ -493,7 +491,7 @@ class RemotePlace(Place):
         pafs.copy_files(source, target, source_filesystem=of or here, destination_filesystem=to or here)
 
 
-def place_at(where: str | Path, *, check: bool = False) -> Place:
+def storage_path(where: str | Path, *, check: bool = False) -> StoragePath:
     """The place of a path or a URI. ConfigError where no storage answers to the URI.
 
     check: knock, for a place that the user named: ConfigError instead of OSError where nobody answers, in seconds.
@@ -503,11 +501,11 @@ def place_at(where: str | Path, *, check: bool = False) -> Place:
     scheme, colon, rest = str(where).partition("://")
     try:
         if not colon or isinstance(where, Path):
-            place: Place = LocalPlace(Path(where).expanduser().absolute())
+            place: StoragePath = LocalPath(Path(where).expanduser().absolute())
         elif scheme == "file":
             if not rest.startswith("/"):
                 raise ConfigError(f"{where}: names no absolute path; write file:///FOLDER, or the folder alone")
-            place = LocalPlace(Path(unquote(rest)).absolute())
+            place = LocalPath(Path(unquote(rest)).absolute())
         else:
             place = _remote(scheme, rest)
         if check:
@@ -520,7 +518,7 @@ def place_at(where: str | Path, *, check: bool = False) -> Place:
 
 
 def without_keys(where: str) -> str:
-    """A URI without the keys that `place_at` would refuse; anything else as it is."""
+    """A URI without the keys that `storage_path` would refuse; anything else as it is."""
     scheme, colon, rest = where.partition("://")
     if not colon:
         return where
@@ -531,7 +529,7 @@ def without_keys(where: str) -> str:
     return f"{scheme}://{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
-def _remote(scheme: str, rest: str) -> RemotePlace:
+def _remote(scheme: str, rest: str) -> RemotePath:
     from pyarrow import ArrowInvalid, ArrowNotImplementedError
     from pyarrow import fs as pafs
 
@@ -553,7 +551,7 @@ def _remote(scheme: str, rest: str) -> RemotePlace:
         ) from error
     if not inner:
         raise ConfigError(f"{scheme}://{rest}: names no bucket; give a URI such as s3://bucket/runs")
-    return RemotePlace(filesystem, inner, address, query)
+    return RemotePath(filesystem, inner, address, query)
 
 
 def _first_line(error: Exception) -> str:

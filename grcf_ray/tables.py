@@ -8,8 +8,6 @@ from typing import Any
 
 from grcf_ray.console import print_table, say, sentence
 
-__all__ = ["P_VALUE", "Column", "Table"]
-
 P_VALUE = "p"
 """The format of a p-value: three digits, and <0.001 for less."""
 

@@ -23,7 +23,7 @@ import pytest
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 pytest_plugins = ["browser", "s3_server"]
 
@@ -161,7 +161,7 @@ def tiny_csv(tiny_table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tiny_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def tiny_store(tiny_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetStore:
     """The tiny data set, imported under the name `tiny`. Read it only; copy its folder to change it."""
     from grcf_ray.data.importers import ImportOptions, import_source
     from grcf_ray.data.store import write_store
@@ -171,7 +171,7 @@ def tiny_store(tiny_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def tiny_features(tiny_store: Store, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Features:
+def tiny_features(tiny_store: DatasetStore, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Features:
     """Features of the tiny data set for the tiny backbone, with default settings."""
     from grcf_ray.config import FeatureConfig
     from grcf_ray.data.features import build_features
@@ -221,12 +221,12 @@ class Recorded:
 
 @pytest.fixture(scope="session")
 def recorded(
-    ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Recorded:
     """A search by its command, one trial at a time, that finds no test split until the winner is fixed."""
     from grcf_ray import console
+    from grcf_ray.cli.search import app
     from grcf_ray.report import terminal
-    from grcf_ray.search.__main__ import app
     from grcf_ray.search.events import Event, WinnerFixed
 
     folder = tmp_path_factory.mktemp("recorded")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 __all__ = ["HOSTILE", "Run"]
 
@@ -24,7 +24,7 @@ class Run:
     """Writes a run directory part by part. text: what stands wherever data or errors have strings."""
 
     def __init__(self, folder: Path, *, text: str = "plain", settings: dict[str, Any] | None = None) -> None:
-        self.record = RunRecord(place_at(folder))
+        self.record = RunRecord(storage_path(folder))
         self.folder, self.text = folder, text
         self._rng = np.random.default_rng(0)
         self.settings = {**flatten(RunConfig()), "stage1.epochs": 3, "stage2.epochs": 3, **(settings or {})}

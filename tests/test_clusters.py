@@ -84,7 +84,7 @@ def test_header_tells_how_to_use_it(name: str) -> None:
 def test_headers_name_files_and_options_that_exist(name: str) -> None:
     text = (CLUSTERS / name).read_text()
     assert all((ROOT / path).exists() for path in re.findall(r"clusters/[\w.]+\w", text))
-    from grcf_ray.search.__main__ import app
+    from grcf_ray.cli.search import app
 
     known = {option for command in app.registered_commands for option in _options(command.callback)}
     for command in re.findall(r"grcf_ray\.search ([^\n`)]*)", text):

@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from grcf_ray import __version__, console
+from grcf_ray.cli import COMMANDS
 from grcf_ray.errors import ClusterError, ConfigError, DataError, GrcfError, NoWinnerError
 from grcf_ray.files import scratch_folder
 
@@ -57,15 +58,10 @@ def test_each_error_has_its_exit_code(
     assert err == ("error: why\n" if isinstance(error, GrcfError) else "")
 
 
-COMMANDS = ["search", "train", "data", "predict", "evaluate", "runs", "report", "reproduce", "bench"]
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_version(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    app = importlib.import_module(f"grcf_ray.{command}")
-    if hasattr(app, "__path__"):
-        app = importlib.import_module(f"grcf_ray.{command}.__main__")
-    assert exit_code(app.app, "--version") == 0
+    app = importlib.import_module(f"grcf_ray.cli.{command}").app
+    assert exit_code(app, "--version") == 0
     assert capsys.readouterr().out == f"grcf_ray {__version__}\n"
 
 

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray import console
+from grcf_ray.cli.evaluate import app
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.store import find_data, write_store
-from grcf_ray.evaluate import app
 from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.train.export import load_model
 from grcf_ray.train.manifest import write_manifest

@@ -12,10 +12,10 @@ import pytest
 
 from grcf_ray import files
 from grcf_ray.files import (
+    atomic_write,
     clear_scratch,
     file_sha256,
     link_or_copy,
-    replacing,
     scratch_folder,
     write_json,
     write_text,
@@ -39,7 +39,7 @@ def test_text_and_json_come_back(tmp_path: Path) -> None:
 def test_the_new_file_takes_the_old_ones_place_at_the_end_alone(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("new")
         assert path.read_text() == "old"
         assert beside.parent == path.parent
@@ -53,7 +53,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: Bas
     path.write_text("old")
 
     def half_written() -> None:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("ne")
             raise error
 
@@ -138,7 +138,7 @@ def test_temporary_files_go_with_their_context_or_when_the_process_is_about_to_e
         (folder / "file").write_text("x")
     assert not folder.exists()
     with scratch_folder("grcf-test-") as folder, contextlib.suppress(FileNotFoundError):
-        with replacing(tmp_path / "a") as beside:
+        with atomic_write(tmp_path / "a") as beside:
             beside.write_text("part")
             clear_scratch()
             assert not folder.exists()

@@ -58,10 +58,10 @@ def ask(
             "evaluate": [str(folder), "--split", "valid", "--json"],
             "show": ["show", str(folder), "--json"],
         }[command]
-        module = {"search": "search.__main__", "report": "report.__main__", "show": "runs"}.get(command, command)
+        module = {"show": "runs"}.get(command, command)
         monkeypatch.setattr(sys, "argv", [command, *argv])
         with pytest.raises(SystemExit) as ended:
-            console.run(import_module(f"grcf_ray.{module}").app, argv)
+            console.run(import_module(f"grcf_ray.cli.{module}").app, argv)
         out, err = capsys.readouterr()
         if command == "predict" and ended.value.code == 0:
             out = (tmp_path / "scores.csv").read_text()

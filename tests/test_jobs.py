@@ -18,7 +18,7 @@ import pytest
 from waiting import JOB_S, PATIENCE_S, free_port, wait_for
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
@@ -79,7 +79,7 @@ def head(home: Path, cpus: int) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster(tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(tiny_store.folder, home / "data" / "tiny")
     with head(home, 2) as environment:

@@ -24,18 +24,18 @@ import pytest
 
 import grcf_ray
 from grcf_ray import console
+from grcf_ray.cli.predict import app
 from grcf_ray.config import build_config
 from grcf_ray.data.features import build_features
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.importers import table as importer
 from grcf_ray.data.schema import TableInfo, conform
-from grcf_ray.data.store import Store, write_store
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import DataError
 from grcf_ray.model.text_encoder import load_tokenizer
-from grcf_ray.predict import app
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.winner import measure
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.export import SavedModel, load_model, save_model
 from grcf_ray.train.manifest import write_manifest
@@ -65,7 +65,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run_command
 
 
-def model_of(folder: Path, backbone: Path, store: Store, *, seed: int = 1, **settings: Any) -> Path:
+def model_of(folder: Path, backbone: Path, store: DatasetStore, *, seed: int = 1, **settings: Any) -> Path:
     """An untrained model for the store's features, saved."""
     paths = {"model.backbone": str(backbone), "model.text_vector": "mean", **settings}
     config = build_config({path.replace("__", "."): value for path, value in paths.items()})
@@ -87,13 +87,13 @@ def model_of(folder: Path, backbone: Path, store: Store, *, seed: int = 1, **set
 
 
 @pytest.fixture(scope="module")
-def full(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full(tiny_backbone: Path, tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of text, audio and vision."""
     return model_of(tmp_path_factory.mktemp("full") / "best", tiny_backbone, tiny_store)
 
 
 @pytest.fixture(scope="module")
-def textual(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def textual(tiny_backbone: Path, tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of text alone."""
     return model_of(tmp_path_factory.mktemp("textual") / "best", tiny_backbone, tiny_store, model__modalities="text")
 
@@ -158,7 +158,13 @@ def test_text_alone_is_enough(textual: Path, tmp_path: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_a_model_without_text_scores_rows_without_text(
-    tiny_backbone: Path, tiny_store: Store, tiny_table: pa.Table, tiny_csv: Path, tmp_path: Path, run: Run, suffix: str
+    tiny_backbone: Path,
+    tiny_store: DatasetStore,
+    tiny_table: pa.Table,
+    tiny_csv: Path,
+    tmp_path: Path,
+    run: Run,
+    suffix: str,
 ) -> None:
     model = model_of(tmp_path / "best", tiny_backbone, tiny_store, model__modalities="audio+vision")
     rows = tmp_path / f"rows{suffix}"
@@ -230,7 +236,7 @@ def test_labels_that_are_none_are_left_out(
 
 
 def test_metrics_where_there_are_labels(
-    textual: Path, tiny_store: Store, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+    textual: Path, tiny_store: DatasetStore, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
 ) -> None:
     """Those that the same model is measured by, each split apart; of what has no split together."""
     saved = grcf_ray.load_model(textual)
@@ -262,7 +268,9 @@ def test_metrics_where_there_are_labels(
     assert answer["notes"] == [f"no metrics: the labels lie in [{lowest:g}, 5], and those of the model in [-3, 3]"]
 
 
-def test_texts_that_are_cut_are_counted(tiny_backbone: Path, tiny_store: Store, tmp_path: Path, run: Run) -> None:
+def test_texts_that_are_cut_are_counted(
+    tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path, run: Run
+) -> None:
     settings = {"model__modalities": "text", "features__max_tokens": 8}
     folder = model_of(tmp_path / "best", tiny_backbone, tiny_store, **settings)
     pq.write_table(pa.table({"text": ["good " * 6, "good " * 7, "bad " * 90]}), tmp_path / "new.parquet")
@@ -281,7 +289,7 @@ def test_hostile_texts_come_back_as_they_are(textual: Path, tmp_path: Path, run:
     assert "\x1b" not in out + err
 
 
-def test_groups_are_those_of_the_model(tiny_backbone: Path, tiny_store: Store, tmp_path: Path, run: Run) -> None:
+def test_groups_are_those_of_the_model(tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path, run: Run) -> None:
     """Named by their edges, about the centre of the label range; a score beyond the range is of the outermost."""
     moved = TableInfo.from_json({**tiny_store.info.to_json(), "label_range": [1.0, 5.0]})
     store = dataclasses.replace(tiny_store, info=moved)
@@ -518,16 +526,16 @@ def test_where_there_is_no_model(tiny_csv: Path, tmp_path: Path, run: Run) -> No
     code, _, err = run(tmp_path / "nowhere", *words)
     assert (code, "neither a run, which has a run.json, nor a saved model" in err) == (3, True)
     (tmp_path / "begun").mkdir()
-    RunRecord(place_at(tmp_path / "begun")).write_run({"state": "interrupted"})
+    RunRecord(storage_path(tmp_path / "begun")).write_run({"state": "interrupted"})
     code, _, err = run(tmp_path / "begun", *words)
     assert (code, err) == (3, f"error: {tmp_path / 'begun'} has no best model yet: its search is interrupted\n")
 
 
 @pytest.fixture
-def retrained(tiny_backbone: Path, tiny_store: Store, tmp_path: Path) -> Path:
+def retrained(tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path) -> Path:
     """A run whose winner has been retrained: 0000, 0002 and 0004 are the winner's, the others the starting point's."""
     folder = Path(shutil.copytree(STORED, tmp_path / "run"))
-    record = RunRecord(place_at(folder / "seeds" / "stage2-4"))
+    record = RunRecord(storage_path(folder / "seeds" / "stage2-4"))
     for number in range(6):
         settings = {"model__modalities": "text+audio", "seed": 10 + number}
         place = Path(str(record.place)) / "models" / f"{number:04d}"

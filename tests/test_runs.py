@@ -22,11 +22,11 @@ from synthetic_run import Run
 from waiting import free_port, wait_for
 
 from grcf_ray import console
+from grcf_ray.cli.runs import app
 from grcf_ray.report.watching import Watch, snapshot_lines
-from grcf_ray.runs import app
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -66,7 +66,7 @@ def change(folder: Path, **changes: Any) -> None:
 
 
 def record_of(folder: Path) -> RunRecord:
-    return RunRecord(place_at(folder))
+    return RunRecord(storage_path(folder))
 
 
 def answer(command: Command, *argv: str) -> Any:
@@ -138,7 +138,7 @@ def test_broken_runs_alone_are_listed(command: Command, tmp_path: Path) -> None:
 def test_list_tells_a_search_that_died_from_one_at_work(command: Command, runs: Path) -> None:
     change(runs / "recorded", state="running")
     assert answer(command, "list", "--json")[0]["state"] == "died"
-    with Lease(place_at(runs / "recorded"), "a search"):
+    with Lease(storage_path(runs / "recorded"), "a search"):
         (row,) = answer(command, "list", "--json", "--state", "running")
         assert row["alive"] is True
     # Without locks there is a lease that beats: one look does not tell.
@@ -710,7 +710,7 @@ def test_list_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
 def test_runs_in_object_storage(command: Command, recorded: Recorded, s3: str, tmp_path: Path) -> None:
     bucket, _, query = s3.partition("?")
     uri = f"{bucket}/listed?{query}"
-    with (place_at(uri) / "recorded").writing_folder() as folder:
+    with (storage_path(uri) / "recorded").writing_folder() as folder:
         shutil.copytree(recorded.folder, folder, dirs_exist_ok=True)
     (row,) = answer(command, "list", "--storage", uri, "--json")
     assert (row["run"], row["state"], row["stage1_done"]) == ("recorded", "finished", 6)
@@ -718,7 +718,7 @@ def test_runs_in_object_storage(command: Command, recorded: Recorded, s3: str, t
     assert len(answer(command, "show", run, "--json")["trials"]) == 11
     assert command("watch", run)[1].startswith("recorded: finished")
     assert command("export", run, "--to", f"{bucket}/tables/trials.json?{query}")[0] == 0
-    assert len((place_at(f"{bucket}/tables?{query}") / "trials.json").read_json()["trials"]) == 11
+    assert len((storage_path(f"{bucket}/tables?{query}") / "trials.json").read_json()["trials"]) == 11
     assert answer(command, "compare", run, str(recorded.folder), "--json")["differences"] == {}
 
 

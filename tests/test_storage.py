@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.storage import Place, RemotePlace, place_at
+from grcf_ray.storage import RemotePath, StoragePath, storage_path
 
 NAMES = ["plain.json", "with space", "ünï-çødé 文", "a%20b+c=d&e#f?g", "x:y@z~'(1)'"]
 ODD_JSON = {"text": "ünï 文", "list": [1, 2.5, None, True]}
@@ -27,20 +27,20 @@ def break_off(path: Path) -> None:
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
     """A folder that does not exist yet."""
     if request.param == "local":
-        return place_at(tmp_path / "runs" / "one")
-    return place_at(request.getfixturevalue("s3")) / uuid.uuid4().hex / "one"
+        return storage_path(tmp_path / "runs" / "one")
+    return storage_path(request.getfixturevalue("s3")) / uuid.uuid4().hex / "one"
 
 
 class TestContract:
-    def test_nothing_is_there_at_first(self, place: Place) -> None:
+    def test_nothing_is_there_at_first(self, place: StoragePath) -> None:
         assert not place.exists() and place.names() == []
         assert place.name == "one" and (place / "a").name == "a"
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_what_is_written_is_read(self, place: Place, name: str) -> None:
+    def test_what_is_written_is_read(self, place: StoragePath, name: str) -> None:
         (place / name).write_text("ünï\n")
         assert (place / name).exists() and place.exists() and place.names() == [name]
         assert (place / name).read_bytes() == "ünï\n".encode()
@@ -50,20 +50,20 @@ class TestContract:
         assert not (place / name).exists()
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_the_uri_opens_the_same_place_again(self, place: Place, name: str) -> None:
+    def test_the_uri_opens_the_same_place_again(self, place: StoragePath, name: str) -> None:
         (place / name / "inner").write_text("x")
-        again = place_at((place / name).uri)
+        again = storage_path((place / name).uri)
         assert type(again) is type(place)
         assert (again / "inner").read_bytes() == b"x" and again.name == name
         assert again.uri == (place / name).uri and str(again) == str(place / name)
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_beside_is_in_the_same_folder(self, place: Place, name: str) -> None:
+    def test_beside_is_in_the_same_folder(self, place: StoragePath, name: str) -> None:
         (place / "one").beside(name).write_text("x")
         assert place.names() == [name] and (place / "one").beside(name).uri == (place / name).uri
         assert (place / name).beside("one").uri == (place / "one").uri
 
-    def test_missing_files_are_not_found(self, place: Place) -> None:
+    def test_missing_files_are_not_found(self, place: StoragePath) -> None:
         for _ in range(2):
             with pytest.raises(FileNotFoundError):
                 (place / "none").read_bytes()
@@ -76,7 +76,7 @@ class TestContract:
             # The same in a folder that exists.
             (place / "other").write_text("")
 
-    def test_json_is_readable_and_whole(self, place: Place) -> None:
+    def test_json_is_readable_and_whole(self, place: StoragePath) -> None:
         (place / "a.json").write_json(ODD_JSON)
         assert (place / "a.json").read_json() == ODD_JSON
         assert "ünï 文".encode() in (place / "a.json").read_bytes()
@@ -87,7 +87,7 @@ class TestContract:
         with pytest.raises(DataError, match=r"b\.json: not JSON"):
             (place / "b.json").read_json()
 
-    def test_json_that_another_process_replaces_is_read_as_it_was_or_as_it_is(self, place: Place) -> None:
+    def test_json_that_another_process_replaces_is_read_as_it_was_or_as_it_is(self, place: StoragePath) -> None:
         """It grows and shrinks: an object's size may be asked for before, and its content read after."""
         file, stop = place / "a.json", threading.Event()
         values = [["short"], list(range(200))]
@@ -107,7 +107,7 @@ class TestContract:
                 stop.set()
             writer.result()
 
-    def test_many_jsons_come_in_the_order_asked_for(self, place: Place) -> None:
+    def test_many_jsons_come_in_the_order_asked_for(self, place: StoragePath) -> None:
         for number in range(40):
             (place / f"{number}.json").write_json(number)
         order = [f"{number}.json" for number in reversed(range(40))]
@@ -116,7 +116,7 @@ class TestContract:
         with pytest.raises(FileNotFoundError):
             place.read_jsons(["1.json", "none.json"])
 
-    def test_a_write_takes_place_at_its_end_and_as_a_whole(self, place: Place) -> None:
+    def test_a_write_takes_place_at_its_end_and_as_a_whole(self, place: StoragePath) -> None:
         file = place / "file"
         with file.writing() as path:
             path.write_bytes(b"first")
@@ -126,7 +126,7 @@ class TestContract:
             assert file.read_bytes() == b"first" and place.names() == ["file"]
         assert file.read_bytes() == b"second"
 
-    def test_a_write_that_fails_changes_nothing(self, place: Place) -> None:
+    def test_a_write_that_fails_changes_nothing(self, place: StoragePath) -> None:
         file = place / "file"
         with pytest.raises(KeyError), file.writing() as path:
             break_off(path)
@@ -138,7 +138,7 @@ class TestContract:
             pass
         assert file.read_bytes() == b"old" and place.names() == ["file"]
 
-    def test_files_of_several_parts(self, place: Place) -> None:
+    def test_files_of_several_parts(self, place: StoragePath) -> None:
         content = os.urandom(12 << 20)
         with (place / "large").writing() as path:
             path.write_bytes(content)
@@ -147,11 +147,11 @@ class TestContract:
         with (place / "copy").reading() as path:
             assert path.read_bytes() == content
 
-    def test_an_empty_file(self, place: Place) -> None:
+    def test_an_empty_file(self, place: StoragePath) -> None:
         (place / "empty").write_text("")
         assert (place / "empty").exists() and (place / "empty").read_bytes() == b""
 
-    def test_names_are_of_files_and_folders(self, place: Place) -> None:
+    def test_names_are_of_files_and_folders(self, place: StoragePath) -> None:
         for path in ("b.json", "a.json", "c/inner/deep"):
             where = place
             for part in path.split("/"):
@@ -160,7 +160,7 @@ class TestContract:
         assert place.names() == ["a.json", "b.json", "c"]
         assert (place / "c").names() == ["inner"]
 
-    def test_a_copy_is_a_file_of_its_own(self, place: Place) -> None:
+    def test_a_copy_is_a_file_of_its_own(self, place: StoragePath) -> None:
         source, copy = place / "last", place / "other" / "best"
         source.write_text("one")
         source.copy_to(copy)
@@ -171,12 +171,12 @@ class TestContract:
         source.delete()
         assert copy.read_bytes() == b"two" and (place / "other").names() == ["best"]
 
-    def test_copying_what_is_missing_fails(self, place: Place) -> None:
+    def test_copying_what_is_missing_fails(self, place: StoragePath) -> None:
         with pytest.raises(OSError):  # noqa: PT011
             (place / "none").copy_to(place / "copy")
         assert not (place / "copy").exists()
 
-    def test_delete_takes_a_file_a_folder_and_nothing(self, place: Place) -> None:
+    def test_delete_takes_a_file_a_folder_and_nothing(self, place: StoragePath) -> None:
         for path in ("file", "file-2"):
             (place / path).write_text("x")
         (place / "folder" / "inner" / "a").write_text("x")
@@ -189,7 +189,7 @@ class TestContract:
         assert place.names() == ["file-2"] and not (place / "folder").exists()
         (place / "folder").delete()
 
-    def test_a_folder_is_written_and_read(self, place: Place) -> None:
+    def test_a_folder_is_written_and_read(self, place: StoragePath) -> None:
         with (place / "best").writing_folder() as folder:
             (folder / "a b.json").write_text("1", encoding="utf-8")
             (folder / "inner").mkdir()
@@ -199,14 +199,14 @@ class TestContract:
             assert (folder / "a b.json").read_text(encoding="utf-8") == "1"
             assert (folder / "inner" / "c").read_text(encoding="utf-8") == "2"
 
-    def test_what_lies_in_a_folder_stays(self, place: Place) -> None:
+    def test_what_lies_in_a_folder_stays(self, place: StoragePath) -> None:
         (place / "best" / "old").write_text("old")
         with (place / "best").writing_folder() as folder:
             (folder / "new").write_text("new", encoding="utf-8")
         assert (place / "best").names() == ["new", "old"]
 
     def test_nothing_is_left_on_this_machine(
-        self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, place: StoragePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scratch = tmp_path / "tmp"
         scratch.mkdir()
@@ -220,7 +220,7 @@ class TestContract:
             (folder / "b").touch()
         assert list(scratch.iterdir()) == []
 
-    def test_a_private_folder_can_be_made_again(self, place: Place) -> None:
+    def test_a_private_folder_can_be_made_again(self, place: StoragePath) -> None:
         place.make_private()
         (place / "a").write_text("x")
         place.make_private()
@@ -229,7 +229,7 @@ class TestContract:
 
 class TestLocal:
     def test_a_private_folder_is_its_owners(self, tmp_path: Path) -> None:
-        place = place_at(tmp_path / "runs" / "one")
+        place = storage_path(tmp_path / "runs" / "one")
         place.make_private()
         assert place.local is not None
         assert stat.S_IMODE(place.local.stat().st_mode) == 0o700
@@ -237,7 +237,7 @@ class TestLocal:
 
     @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o007, 0o770), (0o077, 0o700)])
     def test_a_shared_folder_follows_the_mask(self, tmp_path: Path, mask: int, mode: int) -> None:
-        place = place_at(tmp_path / "runs" / "one")
+        place = storage_path(tmp_path / "runs" / "one")
         assert place.local is not None
         before = os.umask(mask)
         try:
@@ -257,7 +257,7 @@ class TestLocal:
         link = tmp_path / "run" / at
         link.parent.mkdir(parents=True)
         link.symlink_to(other)
-        folder = place_at(tmp_path / "run") / "stage1" / "trials" / "0007"
+        folder = storage_path(tmp_path / "run") / "stage1" / "trials" / "0007"
         for act in (
             lambda: (folder / "file").write_text("new"),
             lambda: (folder / "file").delete(),
@@ -275,7 +275,7 @@ class TestLocal:
         (tmp_path / "kept").write_text("kept")
         (tmp_path / "disk").mkdir()
         (tmp_path / "run").symlink_to(tmp_path / "disk")
-        place = place_at(tmp_path / "run")
+        place = storage_path(tmp_path / "run")
         (place / "a" / "b").write_text("x")
         place.check_links()
         link = tmp_path / "disk" / "a" / "c"
@@ -285,11 +285,11 @@ class TestLocal:
                 act()
         assert (tmp_path / "kept").read_text() == "kept" and link.is_symlink()
         with pytest.raises(DataError, match="run is a link"):
-            (place_at(tmp_path) / "run" / "x").write_text("x")
-        (place_at(tmp_path) / "run").rooted().beside("run").make_private()
+            (storage_path(tmp_path) / "run" / "x").write_text("x")
+        (storage_path(tmp_path) / "run").rooted().beside("run").make_private()
 
     def test_a_folder_that_is_moved_while_it_is_written_is_not_made_anew(self, tmp_path: Path) -> None:
-        place = place_at(tmp_path / "run")
+        place = storage_path(tmp_path / "run")
         (place / "a" / "b").write_text("x")
         (tmp_path / "run").rename(tmp_path / "moved")
         for act in (lambda: (place / "a" / "b").write_text("y"), (place / "a" / "b").read_bytes, place.make_private):
@@ -298,7 +298,7 @@ class TestLocal:
         assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
     def test_another_kind_of_file_is_said(self, tmp_path: Path) -> None:
-        place = place_at(tmp_path)
+        place = storage_path(tmp_path)
         (tmp_path / "folder").mkdir()
         (tmp_path / "file").write_text("x")
         (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
@@ -318,27 +318,27 @@ class TestLocal:
     def test_what_is_no_json_is_said(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_bytes(content.encode("utf-8", "surrogateescape"))
         with pytest.raises(DataError, match="not JSON"):
-            (place_at(tmp_path) / "a.json").read_json()
+            (storage_path(tmp_path) / "a.json").read_json()
 
     def test_paths_are_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", "/home/someone")
-        assert str(place_at("runs")) == place_at(Path("runs")).uri == str(tmp_path / "runs")
-        assert str(place_at("~/runs")) == "/home/someone/runs"
-        assert str(place_at("file:///data/my%20runs")) == "/data/my runs"
+        assert str(storage_path("runs")) == storage_path(Path("runs")).uri == str(tmp_path / "runs")
+        assert str(storage_path("~/runs")) == "/home/someone/runs"
+        assert str(storage_path("file:///data/my%20runs")) == "/data/my runs"
 
     @pytest.mark.parametrize("uri", ["file://host/runs", "file://runs", "file://"])
     def test_a_file_uri_without_an_absolute_path_is_refused(self, uri: str) -> None:
         with pytest.raises(ConfigError, match="file:///FOLDER"):
-            place_at(uri)
+            storage_path(uri)
 
     def test_a_file_in_the_making_is_no_name(self, tmp_path: Path) -> None:
-        with (place_at(tmp_path) / "a").writing() as path:
+        with (storage_path(tmp_path) / "a").writing() as path:
             path.touch()
-            assert path.parent == tmp_path and place_at(tmp_path).names() == []
+            assert path.parent == tmp_path and storage_path(tmp_path).names() == []
 
     def test_a_copy_takes_no_room(self, tmp_path: Path) -> None:
-        place = place_at(tmp_path)
+        place = storage_path(tmp_path)
         (place / "a").write_text("x")
         (place / "a").copy_to(place / "b")
         assert (tmp_path / "a").samefile(tmp_path / "b")
@@ -348,7 +348,7 @@ class TestUris:
     @pytest.mark.parametrize("uri", ["abc://bucket/runs", "s3://bucket/runs?nonsense=1", "s3://", "s3:///runs"])
     def test_a_uri_that_nothing_answers_to_is_refused(self, uri: str) -> None:
         with pytest.raises(ConfigError, match=r"s3://bucket/runs"):
-            place_at(uri)
+            storage_path(uri)
 
     @pytest.mark.parametrize(
         "uri",
@@ -367,7 +367,7 @@ class TestUris:
     )
     def test_keys_in_a_uri_are_refused_and_not_said(self, uri: str) -> None:
         with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as refused:
-            place_at(uri)
+            storage_path(uri)
         assert "hidden" not in str(refused.value)
 
     @pytest.mark.parametrize(
@@ -385,9 +385,9 @@ class TestUris:
         ],
     )
     def test_the_query_goes_with_a_place_and_is_not_shown(self, uri: str, child: str) -> None:
-        place = place_at(uri) / "a"
-        assert isinstance(place, RemotePlace)
-        assert place.uri == child == place_at(child).uri
+        place = storage_path(uri) / "a"
+        assert isinstance(place, RemotePath)
+        assert place.uri == child == storage_path(child).uri
         assert str(place) == child.partition("?")[0] and repr(place) == f"RemotePlace({str(place)!r})"
         assert place.local is None
 
@@ -395,19 +395,19 @@ class TestUris:
     def test_a_server_that_does_not_answer_is_said_within_seconds(self, host: str) -> None:
         began = time.monotonic()
         with pytest.raises(ConfigError, match=r"s3://bucket/runs\?.* cannot be reached \(.*NETWORK_CONNECTION"):
-            place_at(f"s3://bucket/runs?endpoint_override={host}&scheme=http&region=us-east-1", check=True)
+            storage_path(f"s3://bucket/runs?endpoint_override={host}&scheme=http&region=us-east-1", check=True)
         assert time.monotonic() - began < 60
 
     @pytest.mark.s3
     def test_the_servers_address_may_come_from_the_environment(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         host = s3.partition("endpoint_override=")[2].partition("&")[0]
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}")
-        (place_at("s3://bucket/from-environment", check=True) / "a").write_text("x")
-        assert (place_at(s3) / "from-environment" / "a").read_bytes() == b"x"
+        (storage_path("s3://bucket/from-environment", check=True) / "a").write_text("x")
+        assert (storage_path(s3) / "from-environment" / "a").read_bytes() == b"x"
 
     @pytest.mark.s3
     def test_a_bucket_that_does_not_exist_is_not_made(self, s3: str) -> None:
-        place = place_at(s3.replace("//bucket", "//nobodys"))
+        place = storage_path(s3.replace("//bucket", "//nobodys"))
         assert not place.exists()
         with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
             (place / "a").write_text("x")

@@ -22,7 +22,7 @@ from waiting import JOB_S, wait_for
 from tests.conftest import TINY_SPACE
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * JOB_S)]
 
@@ -82,7 +82,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tiny_backbone: Path, tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    tiny_backbone: Path, tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     if why := lacking():
         pytest.skip(why)
     shared = tmp_path_factory.mktemp("shared")

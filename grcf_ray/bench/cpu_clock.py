@@ -10,8 +10,6 @@ from pathlib import Path
 
 from grcf_ray.errors import ConfigError
 
-__all__ = ["LOOK", "CpuClock"]
-
 _PROC = Path("/proc")
 LOOK = 0.2
 """Seconds between two looks at the processes."""

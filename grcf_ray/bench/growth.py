@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from optuna.trial import TrialState as OptunaState
 
-from grcf_ray.bench.lines import Cost, Lines, kernel_times, own_times, ready
 from grcf_ray.bench.resident import STATUS, Watch, resident
+from grcf_ray.bench.scaling import Cost, Lines, kernel_times, own_times, ready
 from grcf_ray.bench.step import SMALL_STEP, new_loop
 from grcf_ray.config import PairConfig, RunConfig, build_config, check_margins, flatten
 from grcf_ray.data.batches import Batch, length_sorted, micro_batches
@@ -33,7 +33,7 @@ from grcf_ray.data.features import Features, build_features
 from grcf_ray.data.frames import FRAMES, Frames
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps, pairs_per_epoch
-from grcf_ray.data.store import Store, write_store
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.model.text_encoder import (
     TextEncoder,
     backbone_config,
@@ -41,12 +41,12 @@ from grcf_ray.model.text_encoder import (
     load_backbone,
     load_tokenizer,
 )
-from grcf_ray.search.halving import build_scheduler
-from grcf_ray.search.keeper import RecordKeeper
-from grcf_ray.search.proposals import Proposals, distributions, startup_trials
+from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.record import RunRecord, TrialRecord, now
+from grcf_ray.search.scheduler import build_scheduler
+from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
 from grcf_ray.search.stages import config_of
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import StageLoop, predict, stage_seed, use_deterministic_torch
@@ -54,9 +54,7 @@ from grcf_ray.train.stage import StageLoop, predict, stage_seed, use_determinist
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from grcf_ray.bench.parts import Setup
-
-__all__ = ["growth_tables"]
+    from grcf_ray.bench.setup import Setup
 
 UTTERANCES = (1_000, 3_000, 10_000, 30_000, 100_000)
 PAIRS = (640, 1280, 2560, 5120)
@@ -147,7 +145,7 @@ def _measure_utterances(
     source = _write_utterances(folder / f"{n}.parquet", n, tokenizer)
     lines.begin(n)
     lines.measure("import", n, ready(functools.partial(_import, source)))
-    store = Store.open(source.with_suffix(""))
+    store = DatasetStore.open(source.with_suffix(""))
     say(f"memory, {n:,}")
     cache = folder / f"features-{n}"
     memory = _memory_row(n, store, config, cache)
@@ -194,7 +192,7 @@ def _known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return list(itertools.islice(single, VOCABULARY)) or ["good", "bad"]
 
 
-def _import(source: Path) -> Store:
+def _import(source: Path) -> DatasetStore:
     options = ImportOptions(dataset="growth", label_range=LABEL_RANGE)
     return write_store(source.with_suffix(""), *import_source(source, options))
 
@@ -242,7 +240,7 @@ def _largest(features: Features, budget: int) -> int:
     return max(batch.tokens for batch in micro_batches(features, split, order_N, budget))
 
 
-def _memory_row(n: int, store: Store, config: RunConfig, cache: Path) -> dict[str, Any]:
+def _memory_row(n: int, store: DatasetStore, config: RunConfig, cache: Path) -> dict[str, Any]:
     """What preparing and training hold at most, each in a process of its own; the features stay in the cache."""
     parts: dict[str, int] = {}
     for work in (_prepare_watched, _train_watched) if STATUS.exists() else ():
@@ -302,14 +300,14 @@ def _prepare_watched(store: str, settings: dict[str, Any], cache: str, threads: 
     config = _settled(settings, threads)
     tokenizer = load_tokenizer(config.model.backbone)
     with Watch() as watch:
-        build_features(Store.open(Path(store)), tokenizer, config.features, cache=Path(cache))
+        build_features(DatasetStore.open(Path(store)), tokenizer, config.features, cache=Path(cache))
         return {"prepared": watch.most()}
 
 
 def _train_watched(store: str, settings: dict[str, Any], cache: str, threads: int, steps: int) -> dict[str, int]:
     config = _settled(settings, threads)
     with Watch() as watch:
-        features = prepare_features(Store.open(Path(store)), config, cache=Path(cache))
+        features = prepare_features(DatasetStore.open(Path(store)), config, cache=Path(cache))
         opened = watch.most()
         loop = new_loop(features, config, _CPU, {})
         # Before the steps: what they free would hide what it takes.
@@ -415,7 +413,7 @@ def _trials_table(setup: Setup, metrics: Mapping[str, Any], folder: Path) -> Tab
     settings = flatten(setup.config)
     for n in TRIALS:
         setup.say(f"{n:,} trials are written")
-        record = RunRecord(place_at(folder / f"trials-{n}"))
+        record = RunRecord(storage_path(folder / f"trials-{n}"))
         record.write_run({"state": "running", "settings": settings})
         for trial in _trials(setup, metrics, n):
             record.write_trial(trial)
@@ -468,10 +466,10 @@ def _curve(metrics: Mapping[str, Any], epochs: int, value: float) -> list[dict[s
     return [{**metrics, "epoch": epoch, "valid/pairwise_acc": value} for epoch in range(1, epochs + 1)]
 
 
-def _proposals(setup: Setup, trials: Sequence[TrialRecord]) -> Proposals:
+def _proposals(setup: Setup, trials: Sequence[TrialRecord]) -> OptunaSearcher:
     info, budget = setup.store.info, len(trials) + 1
     half_range = (info.label_range[1] - info.label_range[0]) / 2
-    return Proposals(
+    return OptunaSearcher(
         distributions(setup.space.stage1),
         starts=[setup.space.start(1)],
         budget=budget,
@@ -500,7 +498,7 @@ def _resuming(setup: Setup, record: RunRecord) -> Callable[[], None]:
 
 def _recording(setup: Setup, record: RunRecord, metrics: Mapping[str, Any], number: int) -> Callable[[], None]:
     """A trial of middling value: launched, each epoch reported, ended."""
-    keeper = RecordKeeper(
+    keeper = RecordCallback(
         record,
         1,
         trials=[trial for trial in record.trials(1) if trial.number < number],

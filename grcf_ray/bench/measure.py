@@ -14,8 +14,6 @@ from torch import Tensor
 
 from grcf_ray.tables import Column
 
-__all__ = ["PAIRED", "TIMES", "Timing", "Variant", "interleave", "kept_bytes", "paired", "timed_row"]
-
 
 @dataclass(frozen=True)
 class Variant:

@@ -16,12 +16,10 @@ from grcf_ray.bench.resident import STATUS, resident
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Ragged, SplitFeatures
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.job import JobRunner, StageJob
-
-__all__ = ["memory_table"]
 
 AFTER = (1, 5, 20, 50)
 """Trials after which it is read."""
@@ -29,7 +27,7 @@ _UTTERANCES = 16
 """Of each split: what a trial leaves behind does not depend on how long it trains."""
 
 
-def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], folder: Path) -> Table:
+def memory_table(store: DatasetStore, config: RunConfig, say: Callable[[str], None], folder: Path) -> Table:
     """Private memory of a new process after so many trials of one epoch, each with model, optimizer and checkpoint."""
     small = {"pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1, "model.frozen_layers": 0}
     config = build_config({**flatten(config), **small})
@@ -54,7 +52,7 @@ def memory_table(store: Store, config: RunConfig, say: Callable[[str], None], fo
 
 def _run_trials(store: str, settings: dict[str, Any], cache: str, counts: Sequence[int]) -> dict[int, int]:
     """Private bytes after so many trials, by their number."""
-    config, data = build_config(settings), Store.open(Path(store))
+    config, data = build_config(settings), DatasetStore.open(Path(store))
     features = prepare_features(data, config, cache=Path(cache))
     runner = JobRunner(dataclasses.replace(features, train=_first(features.train), valid=_first(features.valid)))
     folder = Path(cache) / "memory"

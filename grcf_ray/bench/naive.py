@@ -31,22 +31,20 @@ from grcf_ray.bench.step import LiteralStep, padded
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features, build_features
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ConfigError, GrcfError
 from grcf_ray.metrics import split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import prepare_features, template
+from grcf_ray.train.assemble import prepare_features, pretrained_backbone
 from grcf_ray.train.checkpoint import save_checkpoint
 from grcf_ray.train.job import StageJob, open_loop
 from grcf_ray.train.stage import StageLoop, use_deterministic_torch
 
 if TYPE_CHECKING:
-    from grcf_ray.bench.parts import Setup
+    from grcf_ray.bench.setup import Setup
     from grcf_ray.search.events import Event
     from grcf_ray.search.record import RunRecord, TrialRecord
-
-__all__ = ["naive_tables"]
 
 SAMPLED = 3
 """Trials of each stage that are begun naively."""
@@ -104,9 +102,9 @@ def naive_tables(setup: Setup) -> list[Table]:
     from grcf_ray.cluster import connect
 
     from grcf_ray.search.nodes import cluster_nodes
-    from grcf_ray.search.preflight import find_room
+    from grcf_ray.search.preflight import find_capacity
     from grcf_ray.search.record import RunRecord
-    from grcf_ray.storage import place_at
+    from grcf_ray.storage import storage_path
 
     config = setup.space.config()
     _check(config)
@@ -114,14 +112,14 @@ def naive_tables(setup: Setup) -> list[Table]:
     # Both find their features in the cache.
     prepare_features(setup.store, config, cache=setup.folder)
     _naive_features(setup.store, _naive(config, length), setup.folder)
-    record = RunRecord(place_at(setup.folder / "whole"))
+    record = RunRecord(storage_path(setup.folder / "whole"))
     record.write_run({"state": "running", "settings": flatten(config)})
     started = time.perf_counter()
     with CpuClock() as clock:
         connect()
         budgets = [config.search.stage1_trials] * (config.stage1.epochs > 0)
         budgets += [config.search.stage2_trials] * (config.stage2.epochs > 0)
-        slots = find_room(cluster_nodes(), config, budgets).concurrent
+        slots = find_capacity(cluster_nodes(), config, budgets).concurrent
         _search(setup, record, slots)
     wall = time.perf_counter() - started
     lengths: list[tuple[Literal[1, 2], int]] = [(1, config.stage1.epochs), (2, config.stage2.epochs)]
@@ -197,7 +195,7 @@ def _naive(config: RunConfig, length: int) -> RunConfig:
     return build_config({**flatten(config), "features.max_tokens": length, "pairs.pairing": "sampled"})
 
 
-def _naive_features(store: Store, config: RunConfig, cache: Path) -> Features:
+def _naive_features(store: DatasetStore, config: RunConfig, cache: Path) -> Features:
     """Tokens, and nothing that was computed from them."""
     return build_features(store, load_tokenizer(config.model.backbone), config.features, cache=cache)
 
@@ -249,9 +247,9 @@ def _spread(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
 def _sample(setup: Setup, record: RunRecord, length: int, trial: TrialRecord) -> Parts:
     """Begin a trial of the record naively, in a process of its own."""
     from grcf_ray.data.datasets import protocol_of
-    from grcf_ray.search.keeper import stage_job
+    from grcf_ray.search.callback import stage_job
     from grcf_ray.search.stages import config_of
-    from grcf_ray.storage import place_at
+    from grcf_ray.storage import storage_path
 
     setup.say(f"trial {trial.number} of stage {trial.stage}, naively")
     folder = setup.folder / f"naive-{trial.stage}-{trial.number}"
@@ -261,7 +259,7 @@ def _sample(setup: Setup, record: RunRecord, length: int, trial: TrialRecord) ->
         trial,
         config=_naive(config_of(setup.space, record, trial), length),
         protocol=protocol_of(setup.store.info.name, setup.store.info.task),
-        folder=place_at(folder / "checkpoints").uri,
+        folder=storage_path(folder / "checkpoints").uri,
     )
     task = {"store": str(setup.store.folder), "cache": str(setup.folder), "steps": STEPS, "job": vars(job)}
     (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
@@ -328,8 +326,8 @@ def _begin(task: dict[str, Any]) -> dict[str, float]:
     job = StageJob(**task["job"])
     use_deterministic_torch(job.threads)
     config = build_config(job.settings)
-    features = _naive_features(Store.open(Path(task["store"])), config, Path(task["cache"]))
-    template(config.model.backbone)
+    features = _naive_features(DatasetStore.open(Path(task["store"])), config, Path(task["cache"]))
+    pretrained_backbone(config.model.backbone)
     begun = time.process_time()
     loop = open_loop(job, features)
     building = time.process_time() - begun

@@ -12,18 +12,16 @@ import ray
 from grcf_ray.bench.measure import Timing
 from grcf_ray.bench.step import SMALL_STEP
 from grcf_ray.config import RunConfig, build_config, flatten
-from grcf_ray.data.store import Store
-from grcf_ray.search.calibration import Crew, Way
+from grcf_ray.data.store import DatasetStore
+from grcf_ray.search.calibration import Placement, WorkerSet
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
-
-__all__ = ["packing_table"]
 
 _STEPS = 4
 
 
 def packing_table(
-    store: Store, config: RunConfig, repetitions: int, say: Callable[[str], None], cache: Path, processes: int
+    store: DatasetStore, config: RunConfig, repetitions: int, say: Callable[[str], None], cache: Path, processes: int
 ) -> Table:
     """Wall-clock throughput of one process, and of as many as there are CPUs."""
     config = build_config({**flatten(config), **SMALL_STEP})
@@ -32,7 +30,7 @@ def packing_table(
     counts = sorted({1, processes})
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     say(f"{processes} processes start")
-    with Crew(features, config, Way(processes, 1, 0.0)) as crew:
+    with WorkerSet(features, config, Placement(processes, 1, 0.0)) as crew:
         for round_ in range(repetitions):
             for count in counts:
                 say(f"{count} at a time, {round_ + 1}/{repetitions}")

@@ -23,9 +23,7 @@ from grcf_ray.train.curve import objective_value
 from grcf_ray.train.stage import use_deterministic_torch
 
 if TYPE_CHECKING:
-    from grcf_ray.bench.parts import Setup
-
-__all__ = ["pairing_tables"]
+    from grcf_ray.bench.setup import Setup
 
 PAIRINGS = ("sampled", "all")
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import torch
-
+from grcf_ray.bench.frozen_layers import trunk_table
 from grcf_ray.bench.growth import growth_tables
 from grcf_ray.bench.memory import memory_table
 from grcf_ray.bench.naive import naive_tables
@@ -17,45 +14,9 @@ from grcf_ray.bench.positions import positions_table
 from grcf_ray.bench.pruning import pruning_tables
 from grcf_ray.bench.scheduler import scheduler_tables
 from grcf_ray.bench.searching import search_table
+from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import encoder_table, shares_table
-from grcf_ray.bench.trunk import trunk_table
-from grcf_ray.config import RunConfig, build_config, flatten
-from grcf_ray.data.features import Features
-from grcf_ray.data.store import Store
-from grcf_ray.search.space import Space
 from grcf_ray.tables import Table
-from grcf_ray.train.assemble import prepare_features
-
-__all__ = ["Setup", "measures", "studies"]
-
-
-_PAPER_LENGTH = 50
-"""Subwords that the paper's loop pads every text to."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What there is to measure with."""
-
-    store: Store
-    config: RunConfig
-    space: Space
-    device: torch.device
-    repetitions: int
-    trials: int
-    """Of the search that is measured."""
-    processes: int
-    """Of the trials side by side."""
-    folder: Path
-    """Where what is written goes, and is deleted."""
-    say: Callable[[str], None]
-    tables: dict[str, Table] = dataclasses.field(default_factory=dict)
-    """Of the parts so far, by name."""
-
-    def whole(self) -> tuple[Features, RunConfig]:
-        """Features and configuration with every layer of the text encoder trained, and texts of the paper's length."""
-        config = build_config({**flatten(self.config), "model.frozen_layers": 0, "features.max_tokens": _PAPER_LENGTH})
-        return prepare_features(self.store, config, cache=self.folder), config
 
 
 def measures() -> Mapping[str, Callable[[Setup], Table]]:

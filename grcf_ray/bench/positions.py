@@ -13,8 +13,6 @@ from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.text_encoder import backbone_config
 from grcf_ray.tables import Column, Table
 
-__all__ = ["positions_table"]
-
 _NAME = "microsoft/deberta-v3-base"
 _LAYERS, _TOKENS, _LENGTHS, _VOCABULARY = 3, 1024, (16, 50), 1000
 

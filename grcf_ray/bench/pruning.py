@@ -19,19 +19,17 @@ from grcf_ray.config import flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_room
-from grcf_ray.search.proposals import Proposals
+from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord
+from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import Range, Space
 from grcf_ray.search.stages import Search
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
 if TYPE_CHECKING:
-    from grcf_ray.bench.parts import Setup
-
-__all__ = ["pruning_tables"]
+    from grcf_ray.bench.setup import Setup
 
 SEEDS = (1, 2, 3, 4, 5)
 EPOCHS, PAIRS = 9, 160
@@ -42,13 +40,13 @@ RATES = {"stage1.encoder_lr": 2.0, "stage1.head_lr": 2.0}
 """What is searched: from the starting point divided by this factor to the starting point times it."""
 
 
-class ToldAsComplete(Proposals):
+class ToldAsComplete(OptunaSearcher):
     """Tells the sampler of a stopped trial as of a whole one whose value is its last."""
 
     def outcome(
         self, curve: Sequence[Mapping[str, Any]], state: str | None
     ) -> tuple[OptunaState, dict[int, float], float | None]:
-        """As in `Proposals`, but for stopped trials."""
+        """As in `OptunaSearcher`, but for stopped trials."""
         told, values, last = super().outcome(curve, state)
         return OptunaState.COMPLETE if told == OptunaState.PRUNED and values else told, values, last
 
@@ -69,9 +67,9 @@ def pruning_tables(setup: Setup) -> list[Table]:
     connect()
     space = _narrow(setup.space, setup.trials)
     features = prepare_features(setup.store, space.config(), cache=setup.folder)
-    variants: list[tuple[str, bool, type[Proposals]]] = [
-        ("no early stopping", False, Proposals),
-        ("ASHA, stopped trials told as PRUNED", True, Proposals),
+    variants: list[tuple[str, bool, type[OptunaSearcher]]] = [
+        ("no early stopping", False, OptunaSearcher),
+        ("ASHA, stopped trials told as PRUNED", True, OptunaSearcher),
         ("ASHA, stopped trials told as COMPLETE", True, ToldAsComplete),
     ]
     outcomes: dict[str, list[Outcome]] = {name: [] for name, _, _ in variants}
@@ -79,7 +77,7 @@ def pruning_tables(setup: Setup) -> list[Table]:
         for number, (name, pruning, proposals) in enumerate(variants):
             setup.say(f"seed {seed}: {name}")
             chosen = space.with_settings({"seed": seed, "search.pruning": pruning})
-            record = RunRecord(place_at(setup.folder / f"pruning-{seed}-{number}"))
+            record = RunRecord(storage_path(setup.folder / f"pruning-{seed}-{number}"))
             outcomes[name].append(_search(record, chosen, features, setup, proposals))
     names = list(outcomes)
     search = space.config().search
@@ -147,10 +145,12 @@ def _layers(backbone: str) -> int:
     return int(backbone_config(backbone)["num_hidden_layers"])
 
 
-def _search(record: RunRecord, space: Space, features: Features, setup: Setup, proposals: type[Proposals]) -> Outcome:
+def _search(
+    record: RunRecord, space: Space, features: Features, setup: Setup, proposals: type[OptunaSearcher]
+) -> Outcome:
     config, info = space.config(), setup.store.info
     record.write_run({"state": "running", "settings": flatten(config)})
-    room = find_room(cluster_nodes(), config, [config.search.stage1_trials])
+    room = find_capacity(cluster_nodes(), config, [config.search.stage1_trials])
     winner = Search(
         record=record,
         space=space,

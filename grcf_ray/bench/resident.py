@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-__all__ = ["STATUS", "Watch", "resident"]
-
 STATUS = Path("/proc/self/status")
 """Where Linux, and no other system, tells of a process's memory."""
 

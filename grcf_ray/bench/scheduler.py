@@ -15,18 +15,16 @@ from grcf_ray.bench.resident import STATUS, resident
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.search.events import Event, TrialEnded
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_room
+from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.stages import Search
 from grcf_ray.search.trial import Shared
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
 if TYPE_CHECKING:
-    from grcf_ray.bench.parts import Setup
-
-__all__ = ["Meter", "scheduler_tables"]
+    from grcf_ray.bench.setup import Setup
 
 TRIALS = 500
 PARTS = 4
@@ -103,8 +101,8 @@ def scheduler_tables(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
     changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
     space = setup.space.with_settings(changes)
     connect()
-    room = find_room(cluster_nodes(), space.config(), [trials])
-    record = RunRecord(place_at(setup.folder / "scheduler"))
+    room = find_capacity(cluster_nodes(), space.config(), [trials])
+    record = RunRecord(storage_path(setup.folder / "scheduler"))
     record.write_run({"state": "running"})
     meter = Meter()
     Search(

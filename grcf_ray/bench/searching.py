@@ -17,7 +17,7 @@ import torch
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.datasets import protocol_of
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -28,17 +28,15 @@ from grcf_ray.search.events import (
     TrialStarted,
 )
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_room
+from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.checkpoint import save_checkpoint
 from grcf_ray.train.stage import use_deterministic_torch
-
-__all__ = ["search_table"]
 
 _SAVES = 5
 
@@ -101,7 +99,7 @@ class _TimedRecord(RunRecord):
 
 
 def search_table(
-    store: Store, config: RunConfig, space: Space, say: Callable[[str], None], folder: Path, trials: int
+    store: DatasetStore, config: RunConfig, space: Space, say: Callable[[str], None], folder: Path, trials: int
 ) -> Table:
     """A search of `trials` trials: where the time of its slots went.
 
@@ -109,11 +107,11 @@ def search_table(
     """
     space = space.with_settings({"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2})
     connect()
-    room = find_room(cluster_nodes(), config, [trials // 2])
+    room = find_capacity(cluster_nodes(), config, [trials // 2])
     features = prepare_features(store, config, cache=folder)
     say("checkpoints")
     saving = _saving(store, config, folder, room.concurrent)
-    record = _TimedRecord(place_at(folder / "bench"))
+    record = _TimedRecord(storage_path(folder / "bench"))
     record.write_run({"state": "running", "settings": flatten(config)})
     clock = SlotClock(room.concurrent, saving, say)
     started = time.perf_counter()
@@ -164,7 +162,7 @@ def search_table(
     )
 
 
-def _saving(store: Store, config: RunConfig, folder: Path, processes: int) -> float:
+def _saving(store: DatasetStore, config: RunConfig, folder: Path, processes: int) -> float:
     """Seconds that a checkpoint of the whole model takes, with the optimizer's moments, where so many write at once."""
     given = [(str(store.folder), flatten(config), str(folder), number) for number in range(processes)]
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -175,12 +173,12 @@ def _save(given: tuple[str, dict[str, Any], str, int]) -> list[float]:
     store, settings, cache, number = given
     use_deterministic_torch(1)
     config = build_config(settings)
-    features = prepare_features(Store.open(Path(store)), config, cache=Path(cache))
+    features = prepare_features(DatasetStore.open(Path(store)), config, cache=Path(cache))
     loop = new_loop(features, config, torch.device("cpu"), {})
     loop.take_step(next(loop.steps()))
     seconds = []
     for _ in range(_SAVES):
         before = time.perf_counter()
-        save_checkpoint(place_at(Path(cache) / f"{number}.safetensors"), loop.model, loop.optimizer, {})
+        save_checkpoint(storage_path(Path(cache) / f"{number}.safetensors"), loop.model, loop.optimizer, {})
         seconds.append(time.perf_counter() - before)
     return seconds

@@ -21,8 +21,6 @@ from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 
-__all__ = ["PAPER_STEP", "SMALL_STEP", "LiteralStep", "encoder_table", "new_loop", "padded", "shares_table"]
-
 PAPER_STEP = {"pairs.pairs_per_group": 96, "pairs.groups_per_step": 8}
 """The paper's batch: eight groups of 96 pairs."""
 SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}

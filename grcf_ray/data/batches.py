@@ -19,8 +19,6 @@ from grcf_ray.data.features import Features, Ragged, SplitFeatures
 BATCH_COST = {"cpu": 32, "cuda": 8192}
 """What one batch more costs, in subwords more: on the CPU as measured, on a GPU about what its kernels' starts take."""
 
-__all__ = ["Batch", "collate", "length_sorted", "micro_batches"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Batch:

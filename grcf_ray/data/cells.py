@@ -12,19 +12,6 @@ from grcf_ray.data.frames import Frames, Rows, joined
 from grcf_ray.data.unpickle import repaired_text
 from grcf_ray.data.validation import Fault
 
-__all__ = [
-    "Cells",
-    "alone",
-    "class_of",
-    "id_of",
-    "is_unicode",
-    "items",
-    "kind_of",
-    "number_of",
-    "shown",
-    "text_of",
-]
-
 _T = TypeVar("_T")
 
 _TEXT_SHOWN = 40

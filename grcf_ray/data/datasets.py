@@ -9,8 +9,6 @@ from typing import Literal
 
 from grcf_ray.errors import ConfigError
 
-__all__ = ["TWO_READINGS", "DatasetFacts", "find", "get", "names", "spelled", "unknown_message"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:

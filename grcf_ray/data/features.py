@@ -28,17 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-    from grcf_ray.data.store import Store
-
-__all__ = [
-    "Features",
-    "Ragged",
-    "SplitFeatures",
-    "Standardiser",
-    "build_features",
-    "build_split",
-    "cached_array",
-]
+    from grcf_ray.data.store import DatasetStore
 
 BLOCK = 65_536
 """Rows that are taken at a time."""
@@ -180,7 +170,11 @@ class Features:
 
 
 def build_features(
-    store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig, *, cache: Path | None = None
+    store: DatasetStore,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: FeatureConfig,
+    *,
+    cache: Path | None = None,
 ) -> Features:
     """Features of the train and valid splits, from the cache where they lie there whole, else built now.
 
@@ -202,7 +196,7 @@ def build_features(
         return _open(folder, store)
 
 
-def _open(folder: Path, store: Store) -> Features:
+def _open(folder: Path, store: DatasetStore) -> Features:
     """Features from the cache. DamagedError where a file is not the one that was written, or is missing."""
     try:
         meta = json.loads((folder / "features.json").read_bytes())
@@ -313,7 +307,7 @@ def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
     return int(getattr(tokenizer, "pad_token_id", None) or 0)
 
 
-def lowercases(store: Store, settings: FeatureConfig) -> bool:
+def lowercases(store: DatasetStore, settings: FeatureConfig) -> bool:
     """Whether the text is lower-cased, as the setting and the table's own note have it."""
     return settings.lowercase == "yes" or (settings.lowercase == "auto" and store.info.transcripts == "upper")
 
@@ -392,7 +386,7 @@ def _width(rows: Ragged | None) -> int | None:
     return int(rows.values.shape[1]) if rows is not None and len(rows.values) else None
 
 
-def _digest(store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig) -> str:
+def _digest(store: DatasetStore, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab() if tokenizer else {}
     # How the last call cut and padded, no rule of the tokenizer's.
@@ -408,7 +402,9 @@ def _digest(store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: F
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _build(store: Store, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig, folder: Path) -> None:
+def _build(
+    store: DatasetStore, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig, folder: Path
+) -> None:
     train = store.read("train")
     standardisers = {}
     if settings.standardise:

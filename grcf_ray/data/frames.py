@@ -13,8 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["FRAMES", "Frames", "Rows", "is_frames_type", "joined"]
-
 FRAMES = pa.list_(pa.list_(pa.float32()))
 """Audio and vision before their widths are known to be equal."""
 Rows = npt.NDArray[Any]

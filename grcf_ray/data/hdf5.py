@@ -11,8 +11,6 @@ import h5py  # type: ignore[import-untyped]
 
 from grcf_ray.errors import DataError, reason
 
-__all__ = ["dataset", "is_text", "member", "opened", "reading"]
-
 # Far beyond what deflate can do: where an array is larger than its storage by that, its shape is damaged.
 _COMPRESSION = 2000
 

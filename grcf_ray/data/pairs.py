@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import PairConfig
 
-__all__ = ["Group", "Step", "draw_pairs", "epoch_steps", "pairs_per_epoch"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Group:

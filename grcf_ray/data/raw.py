@@ -12,8 +12,6 @@ import pyarrow as pa
 from grcf_ray.data.frames import FRAMES
 from grcf_ray.data.validation import Fault
 
-__all__ = ["RAW_SCHEMA", "RawTable", "SplitTable"]
-
 _T = TypeVar("_T")
 
 RAW_SCHEMA = pa.schema(

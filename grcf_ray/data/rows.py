@@ -19,11 +19,9 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.data.importers import find_importer, table
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.schema import MODALITIES
-from grcf_ray.data.store import Store, is_store
+from grcf_ray.data.store import DatasetStore, is_store
 from grcf_ray.data.validation import Fault, FaultList, alignment_faults, input_faults
 from grcf_ray.errors import DataError, faults_message
-
-__all__ = ["RowSource", "Shape"]
 
 _KEPT = ("id", "split", "label")
 """What is no input of a model, and is kept beside its scores."""
@@ -77,7 +75,7 @@ class RowSource:
         """Whether audio and vision have a row for each word of the text."""
         if self.whole is not None:
             return self.whole.word_aligned
-        return Store.open(self.source).info.word_aligned if is_store(self.source) else self.usually_aligned
+        return DatasetStore.open(self.source).info.word_aligned if is_store(self.source) else self.usually_aligned
 
     def check(self) -> Shape:
         """Read all rows; DataError with what is wrong with them, each by its place and id."""

@@ -17,8 +17,6 @@ from grcf_ray.data.sniff import Start
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.errors import DataError, data_error
 
-__all__ = ["Form", "first_sample", "is_array", "is_array_of", "samples_table"]
-
 _ARRAYS = ("._reconstruct", "._frombuffer", ".scalar")
 _THEIR_NAMES = {"train": "train", "valid": "dev", "test": "test"}
 _REQUIRED = ("id", "split", "text", "label")

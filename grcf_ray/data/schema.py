@@ -18,18 +18,6 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.errors import DataError
 from grcf_ray.files import file_sha256
 
-__all__ = [
-    "MODALITIES",
-    "SCHEMA_VERSION",
-    "SPLITS",
-    "Source",
-    "TableInfo",
-    "conform",
-    "fingerprint",
-    "split_sizes",
-    "table_schema",
-]
-
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("audio", "vision")
 SCHEMA_VERSION = 1

@@ -12,18 +12,6 @@ from pathlib import Path
 
 from grcf_ray.errors import DataError
 
-__all__ = [
-    "Start",
-    "begins_with",
-    "check_folder",
-    "check_kind",
-    "files_of",
-    "folder_faults",
-    "is_hdf5",
-    "only_pickle",
-    "pickle_start",
-]
-
 Start = tuple[str, ...]
 """How a pickle begins, see `pickle_start`."""
 

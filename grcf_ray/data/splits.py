@@ -11,8 +11,6 @@ import numpy.typing as npt
 from grcf_ray.data.validation import FEWEST_OF_A_CLASS, FEWEST_ROWS
 from grcf_ray.errors import DataError
 
-__all__ = ["SPLIT_ALIASES", "draw_valid", "grouped", "stratified"]
-
 SPLIT_ALIASES = {
     "train": "train",
     "valid": "valid",

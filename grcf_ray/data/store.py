@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from grcf_ray import __version__, console
+from grcf_ray import console
+from grcf_ray._version import __version__
 from grcf_ray.cache import cache_entry, locked, making
 from grcf_ray.data import datasets
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
@@ -27,15 +28,13 @@ from grcf_ray.data.validation import label_remarks
 from grcf_ray.errors import ConfigError, DataError, data_error
 from grcf_ray.files import sync, write_json
 
-__all__ = ["Store", "check_replaceable", "check_same", "find_data", "is_store", "usual_folders", "write_store"]
-
 _INDEX = "dataset.json"
 _OWN_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
 _DEMO = Path(__file__).parent / "demo" / "utterances.csv"
 
 
 @dataclass(frozen=True)
-class Store:
+class DatasetStore:
     """An imported data set, opened without reading its rows."""
 
     folder: Path
@@ -46,7 +45,7 @@ class Store:
     """The file of each split."""
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
+    def open(cls, folder: Path) -> DatasetStore:
         """Read `dataset.json` alone; DataError where the folder is no store."""
         folder = folder.absolute()
         index = folder / _INDEX
@@ -117,7 +116,7 @@ def is_store(folder: Path) -> bool:
     return (folder / _INDEX).is_file()
 
 
-def write_store(folder: Path, table: pa.Table, info: TableInfo) -> Store:
+def write_store(folder: Path, table: pa.Table, info: TableInfo) -> DatasetStore:
     """Write a store as a whole or not at all, in place of the store that the folder may hold.
 
     A folder that holds anything else is refused: nobody's files are ever replaced.
@@ -133,7 +132,7 @@ def write_store(folder: Path, table: pa.Table, info: TableInfo) -> Store:
         raise DataError(f"cannot write {folder} ({error.strerror})") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Store.open(folder)
+    return DatasetStore.open(folder)
 
 
 def usual_folders(dataset: str) -> list[Path]:
@@ -144,7 +143,7 @@ def usual_folders(dataset: str) -> list[Path]:
     return [*([Path(root).expanduser() / dataset] if root else []), Path("data") / dataset]
 
 
-def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, float] | None = None) -> Store:
+def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, float] | None = None) -> DatasetStore:
     """The store of a data set; foreign files are imported into the cache first, once.
 
     `data` is a store, a foreign file or a folder of them; without it the usual folders are tried, and `demo`
@@ -163,7 +162,7 @@ def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, 
         )
     if not is_store(data):
         return _imported(data, ImportOptions(dataset=dataset, label_range=label_range))
-    store = Store.open(data)
+    store = DatasetStore.open(data)
     if store.info.name != dataset:
         raise ConfigError(f"{data} holds the data set {store.info.name}: give --dataset {store.info.name}")
     if label_range not in (None, store.info.label_range):
@@ -172,7 +171,7 @@ def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, 
     return store
 
 
-def _imported(source: Path, options: ImportOptions) -> Store:
+def _imported(source: Path, options: ImportOptions) -> DatasetStore:
     """The cached import of foreign files, made now if it is the first."""
     files = find_importer(source, options.format).files(source)
     try:
@@ -196,7 +195,7 @@ def _imported(source: Path, options: ImportOptions) -> Store:
     with locked(folder):
         if folder.exists():
             try:
-                store = Store.open(folder)
+                store = DatasetStore.open(folder)
                 store.check()
                 return store
             except DataError as error:
@@ -204,7 +203,7 @@ def _imported(source: Path, options: ImportOptions) -> Store:
         table, info = import_source(source, options)
         with making(folder) as beside:
             _fill(beside, table, info)
-    return Store.open(folder)
+    return DatasetStore.open(folder)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -223,7 +222,7 @@ def check_replaceable(folder: Path) -> None:
 def check_same(folder: Path, info: TableInfo) -> None:
     """DataError where a folder holds a store of other content, which would be lost."""
     try:
-        before = Store.open(folder).info
+        before = DatasetStore.open(folder).info
     except DataError:
         # None, or one that nothing can read.
         return

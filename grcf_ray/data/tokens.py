@@ -11,8 +11,6 @@ from grcf_ray.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NO_WORD", "count_cut", "tokenize"]
-
 NO_WORD = -1
 """The word of special tokens, and of what was said before."""
 

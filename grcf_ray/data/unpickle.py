@@ -22,8 +22,6 @@ import numpy as np
 
 from grcf_ray.errors import DataError
 
-__all__ = ["RefusedError", "read_pickle", "repaired_text"]
-
 # Calls make each byte of a file into so many at most: a pointer for each object of an array, which one byte can name,
 # and the copies that texts of Python 2 go through.
 _MADE = 16

@@ -18,17 +18,6 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-__all__ = [
-    "FEWEST_OF_A_CLASS",
-    "FEWEST_ROWS",
-    "Fault",
-    "FaultList",
-    "alignment_faults",
-    "input_faults",
-    "label_remarks",
-    "validate",
-]
-
 # Half of the step to which labels are rounded before they are compared with anything.
 _LABEL_TOLERANCE = 5e-5
 FEWEST_PAIRED = 3

@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 from grcf_ray.data import datasets
 from grcf_ray.data.schema import SPLITS, Source, split_sizes
-from grcf_ray.data.store import Store
-
-__all__ = ["Check", "verify_store"]
+from grcf_ray.data.store import DatasetStore
 
 
 class Check(NamedTuple):
@@ -21,7 +19,7 @@ class Check(NamedTuple):
     """`ok`, `damaged` for a file that is not the one that was written, `differs` from the fact sheet, or `unknown`."""
 
 
-def verify_store(store: Store) -> list[Check]:
+def verify_store(store: DatasetStore) -> list[Check]:
     """Every split's file by its hash, then the sources, the splits' sizes and the widths by the fact sheet."""
     checks = [_file(store, split) for split in SPLITS]
     info = store.info
@@ -46,7 +44,7 @@ def verify_store(store: Store) -> list[Check]:
     return checks
 
 
-def _file(store: Store, split: str) -> Check:
+def _file(store: DatasetStore, split: str) -> Check:
     expected = store.files[split]
     try:
         found = Source.of(store.folder / expected.name)

@@ -12,16 +12,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 
-__all__ = [
-    "bce_loss",
-    "boundary_loss",
-    "centering_loss",
-    "compactness_loss",
-    "separation_loss",
-    "separation_terms",
-    "separation_weight",
-]
-
 
 def separation_terms(
     logit_B: Tensor, label_B: Tensor, pairs_P2: Tensor, margin: float, *, advantage_weighting: bool = True

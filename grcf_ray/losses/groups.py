@@ -11,8 +11,6 @@ from torch import Tensor
 
 from grcf_ray.errors import ConfigError
 
-__all__ = ["OrdinalGroups"]
-
 _PAPER_LIMIT = 3.0
 _STEPS_PER_UNIT = 1e4
 

@@ -12,15 +12,6 @@ from torch.nn.functional import relu
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 
-__all__ = [
-    "advantage_weight",
-    "boundary_loss",
-    "distribution_loss",
-    "group_ranking_loss",
-    "mae_loss",
-    "ranking_terms",
-]
-
 
 def ranking_terms(
     score_B: Tensor,

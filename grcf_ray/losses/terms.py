@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["PairTerms", "check_slots", "mean", "standardised"]
-
 
 class PairTerms(NamedTuple):
     """Weighted hinges of P pairs, eqs. 9 and 20; with no pair, loss and figures are 0."""

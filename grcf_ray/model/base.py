@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.text_encoder import TextEncoder
 
-__all__ = ["GrcfModel"]
-
 
 class GrcfModel(nn.Module, ABC):
     """A network that encodes each utterance once and scores it in as many slots as it fills.

@@ -11,8 +11,6 @@ from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.classification import build_classifier
 from grcf_ray.model.regression import GrcfRegressor, build_regressor
 
-__all__ = ["build_model", "parameter_table"]
-
 _TITLES: Mapping[str, str] = {
     "text_encoder": "Text Encoder",
     "vision_pooler": "Vision Pooler",

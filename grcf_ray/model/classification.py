@@ -18,8 +18,6 @@ from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import TextEncoder
 
-__all__ = ["GrcfClassifier", "build_classifier"]
-
 
 class GrcfClassifier(GrcfModel):
     """The network of appendix A.1. Keys and values are the projected rows of audio, then vision, each with an

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["cut_positions"]
-
 if TYPE_CHECKING:
     from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
 else:  # The library is imported where a backbone is loaded; `_adapt` mixes these with the classes that it finds there.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AttentionPooling", "masked_mean"]
-
 
 class AttentionPooling(nn.Module):
     """Weighs rows by the softmax of a learned projection, eqs. 1-2.

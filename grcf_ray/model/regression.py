@@ -14,8 +14,6 @@ from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import TextEncoder
 
-__all__ = ["GrcfRegressor", "build_regressor"]
-
 
 class GrcfRegressor(GrcfModel):
     """The network of section 3.1, whose parts add up to Table 12.

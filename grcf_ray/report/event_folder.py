@@ -15,9 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.writer import FileWriter
 
-from grcf_ray.storage import Place
-
-__all__ = ["EventFolder", "held_values"]
+from grcf_ray.storage import StoragePath
 
 _EVENTS = "events.out.tfevents."
 
@@ -29,7 +27,7 @@ class EventFolder:
     each flush. Nothing is made before there is something to write.
     """
 
-    def __init__(self, place: Place, *, scratch: Path | None) -> None:
+    def __init__(self, place: StoragePath, *, scratch: Path | None) -> None:
         self._place, self._scratch = place, scratch
         self._held = held_values(place)
         self._files = Path()
@@ -74,7 +72,7 @@ class EventFolder:
             self._writer = None
 
 
-def held_values(place: Place) -> set[tuple[str, int]]:
+def held_values(place: StoragePath) -> set[tuple[str, int]]:
     """Tag and step of all that a folder's event files hold; a file that was cut short, up to there."""
     held: set[tuple[str, int]] = set()
     for name in place.names():

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.selection import Row, columns_of
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-__all__ = ["FORMATS", "check_format", "export_rows", "typed_table"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would run."""
 
 
-def export_rows(rows: Sequence[Row], place: Place, *, about: str) -> None:
+def export_rows(rows: Sequence[Row], place: StoragePath, *, about: str) -> None:
     """Write the rows, as the ending of the place's name says. ConfigError as `check_format`.
 
     about: the run, kept where the format has room for it. In CSV a text that a spreadsheet would take for a formula
@@ -32,7 +30,7 @@ def export_rows(rows: Sequence[Row], place: Place, *, about: str) -> None:
         FORMATS[ending](rows, path, about)
 
 
-def check_format(place: Place) -> str:
+def check_format(place: StoragePath) -> str:
     """The format that a place's name ends in. ConfigError where it is none of `FORMATS`."""
     ending = place.name.rpartition(".")[2].lower()
     if ending not in FORMATS:

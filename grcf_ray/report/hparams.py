@@ -22,8 +22,6 @@ from grcf_ray.search.space import Dimension, Range, Space, recorded_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.train.curve import objective_name
 
-__all__ = ["Study", "best_tag", "session_end"]
-
 _NUMBER, _WORD, _TRUTH = api_pb2.DATA_TYPE_FLOAT64, api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_BOOL
 _STAGE = api_pb2.HParamInfo(name="stage", type=_NUMBER)
 _STATUS = {

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from grcf_ray.metrics import METRIC_TITLES, Protocol
+from grcf_ray.metrics import METRIC_TITLES, MetricProtocol
 from grcf_ray.report.figures.confusion import confusion_data
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["png_values"]
 
 _INCHES, _DPI = (4.4, 3.9), 160
 _RGBA = 4
@@ -25,7 +23,7 @@ _DARK = 0.6
 
 
 def png_values(
-    scored: Scored, split: str, *, protocol: Protocol, label_range: tuple[float, float]
+    scored: Predictions, split: str, *, protocol: MetricProtocol, label_range: tuple[float, float]
 ) -> list[Summary.Value]:
     """The images of a split as TensorBoard has them, tags `predictions/<split>` and `confusion/<split>`.
 
@@ -46,7 +44,7 @@ def png_values(
     return images
 
 
-def _draw_scores(axes: Axes, scored: Scored, label_range: tuple[float, float]) -> None:
+def _draw_scores(axes: Axes, scored: Predictions, label_range: tuple[float, float]) -> None:
     ends = np.array([*label_range, scored.score_N.min(), scored.score_N.max()])
     reach = (ends.min() - 0.2, ends.max() + 0.2)
     axes.plot(label_range, label_range, color="0.6", linewidth=1, label="score = label")
@@ -55,7 +53,7 @@ def _draw_scores(axes: Axes, scored: Scored, label_range: tuple[float, float]) -
     axes.legend(loc="upper left", frameon=False)
 
 
-def _draw_logits(axes: Axes, scored: Scored, center: float) -> None:
+def _draw_logits(axes: Axes, scored: Predictions, center: float) -> None:
     bins = np.histogram_bin_edges(scored.score_N, bins=24)
     positive_N = scored.label_N > center
     for name, chosen_N in (("negative", ~positive_N), ("positive", positive_N)):

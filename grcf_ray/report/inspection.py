@@ -17,10 +17,8 @@ from numpy.typing import ArrayLike
 from grcf_ray.console import print_table, printable, say
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, TableInfo
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.losses.groups import OrdinalGroups
-
-__all__ = ["draw_inspection", "inspect_store", "print_inspection", "read_open"]
 
 OPEN_SPLITS = ("train", "valid")
 _GROUPS = "overlap,5"
@@ -31,12 +29,12 @@ _LENGTHS_HEADER = ("split", "of", *_QUANTILES)
 _FEATURES_HEADER = ("split", "modality", "values a row", "without it", "zeros", "constant columns")
 
 
-def read_open(store: Store) -> dict[str, pa.Table]:
+def read_open(store: DatasetStore) -> dict[str, pa.Table]:
     """The rows of train and valid."""
     return {split: store.read(split) for split in OPEN_SPLITS}
 
 
-def inspect_store(store: Store, tables: Mapping[str, pa.Table] | None = None) -> dict[str, Any]:
+def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None) -> dict[str, Any]:
     """Everything that is shown, as plain data. tables: what `read_open` gave, where it is at hand.
 
     `splits`: utterances of each. For train and valid: `labels` (lowest, mean, highest, deviation), `histogram` and

@@ -13,8 +13,6 @@ from grcf_ray.report.page import write_report
 from grcf_ray.search.events import Event, SearchStarted, StageEnded, StageStarted, WinnerFixed
 from grcf_ray.search.record import RunRecord
 
-__all__ = ["PageListener"]
-
 _PAUSE_S = 60.0
 _PAUSE_SHARE = 50
 """After a build that took t seconds, none follows for 50 t: the page takes 2 % of the driver's time at most."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from grcf_ray.console import printable
 
-__all__ = ["Markup", "element", "figure", "joined", "script_json", "section", "table"]
-
 _EMPTY = frozenset({"img", "input", "meta"})
 """Elements that have no content and no end."""
 _NUMBER = re.compile(r"<data|–")

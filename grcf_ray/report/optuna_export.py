@@ -14,14 +14,12 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from grcf_ray.errors import ConfigError, reason
-from grcf_ray.report.standing import budgets
+from grcf_ray.report.run_status import budgets
 from grcf_ray.report.view import RunView
-from grcf_ray.search.proposals import distributions, outcome
 from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.searcher import distributions, outcome
 from grcf_ray.search.space import recorded_space
 from grcf_ray.train.curve import DIRECTIONS
-
-__all__ = ["export_studies", "study_name"]
 
 _DIRECTIONS: Mapping[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
 

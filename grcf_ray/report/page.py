@@ -17,23 +17,21 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from grcf_ray.config import encoder_name
-from grcf_ray.report import facts
+from grcf_ray.report import page_sections
 from grcf_ray.report.answer import STATES, answer
+from grcf_ray.report.figure_tables import ROWS, tables_of
 from grcf_ray.report.figures.model import model_plots
 from grcf_ray.report.figures.search import search_plots
 from grcf_ray.report.markup import Markup, element, script_json, section, table
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.standing import standing_of
-from grcf_ray.report.tabulate import ROWS, tables_of
+from grcf_ray.report.run_status import standing_of
 from grcf_ray.report.terminal import REPORT
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord, now
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["DATA", "Section", "render_page", "report_data", "sections", "write_report"]
 
 DATA = "report.json"
 
@@ -89,7 +87,7 @@ def _untold(view: RunView, shown: Collection[str]) -> Iterator[str]:
             yield f"Stage {stage}: which parameters mattered cannot be told: {why}."
 
 
-def write_report(record: RunRecord, *, page: Place | None = None, going_on: bool = False) -> Place:
+def write_report(record: RunRecord, *, page: StoragePath | None = None, going_on: bool = False) -> StoragePath:
     """Write the page of a run, by default into it, and the data of its figures beside; returns the page's place.
 
     Each file appears whole. DataError where there is no run.
@@ -121,7 +119,12 @@ def render_page(view: RunView, sections: Sequence[Section]) -> str:
     style, script, plotly = _asset("page.css"), _asset("page.js"), get_plotlyjs()
     state = standing_of(view.record, view.run).state
     parts = [answer(view, state), *map(_figures, sections)]
-    parts += [facts.failures(view), facts.cost(view), facts.trials(view), facts.provenance(view)]
+    parts += [
+        page_sections.failures(view),
+        page_sections.cost(view),
+        page_sections.trials(view),
+        page_sections.provenance(view),
+    ]
     links = [("answer", "Answer"), *((part.name, part.title) for part in sections), *_FACTS.items()]
     return Template(_asset("page.html")).substitute(
         policy=element("meta", http_equiv="Content-Security-Policy", content=_policy(script, plotly)),

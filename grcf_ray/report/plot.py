@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["Plot"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:

@@ -10,16 +10,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from grcf_ray.report.view import Scored
-from grcf_ray.storage import Place
-
-__all__ = ["cell", "metadata_tsv", "write_projector"]
+from grcf_ray.report.view import Predictions
+from grcf_ray.storage import StoragePath
 
 _LONGEST = 300
 """Characters of a text that are shown."""
 
 
-def write_projector(place: Place, embeddings: Mapping[str, tuple[str, Scored]]) -> None:
+def write_projector(place: StoragePath, embeddings: Mapping[str, tuple[str, Predictions]]) -> None:
     """Write what the projector offers for the run in `place`: utterances with their labels, scores, texts and ids.
 
     embeddings: by the name of its files, a title and the utterances with their z_final. The projector finds them in a
@@ -37,7 +35,7 @@ def write_projector(place: Place, embeddings: Mapping[str, tuple[str, Scored]]) 
     (place / "projector_config.pbtxt").write_text("".join(config))
 
 
-def metadata_tsv(scored: Scored) -> str:
+def metadata_tsv(scored: Predictions) -> str:
     """A line of names, then one for each utterance."""
     rows = [("text", "label", "score", "id")]
     for text, label, score, name in zip(scored.text_N, scored.label_N, scored.score_N, scored.id_N, strict=True):

@@ -9,8 +9,6 @@ from typing import Any
 from grcf_ray.config import nearest
 from grcf_ray.errors import ConfigError
 
-__all__ = ["Row", "column_named", "columns_of", "select", "sorted_by"]
-
 Row = Mapping[str, Any]
 """Values by column: words, numbers, true and false, None where there is none."""
 

@@ -27,7 +27,7 @@ from grcf_ray.report.event_folder import EventFolder
 from grcf_ray.report.hparams import Study, best_tag, session_end
 from grcf_ray.report.images import png_values
 from grcf_ray.report.projector import write_projector
-from grcf_ray.report.view import RunView, Scored
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -39,8 +39,6 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name
-
-__all__ = ["TAGS", "TensorBoardListener", "best_so_far"]
 
 TAGS: Mapping[str, str] = {
     "active_pairs": "pairs/active_share",
@@ -125,7 +123,7 @@ class TensorBoardListener:
         values = png_values(scored, split, protocol=view.protocol, label_range=view.label_range)
         self._folder("best").add(values, step)
         self._close("best")
-        shown: dict[str, tuple[str, Scored]] = {split: (f"z_final of {split}", scored)}
+        shown: dict[str, tuple[str, Predictions]] = {split: (f"z_final of {split}", scored)}
         for number in view.run.get("finalists", []):
             states = view.finalist_scored(int(number))
             if states is not None:

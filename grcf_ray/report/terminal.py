@@ -14,7 +14,7 @@ from grcf_ray.config import Task
 from grcf_ray.console import duration, printable, progress, say, sentence, table_lines
 from grcf_ray.data.datasets import TWO_READINGS
 from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
-from grcf_ray.report.standing import Standing, pace, seconds_after, seconds_left, shown_state, standing_of
+from grcf_ray.report.run_status import RunStatus, pace, seconds_after, seconds_left, shown_state, standing_of
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import (
     against_baseline,
@@ -24,7 +24,7 @@ from grcf_ray.search.comparisons import (
     few_seeds,
     retrainings,
 )
-from grcf_ray.search.direct import INHERITED
+from grcf_ray.search.direct_baseline import INHERITED
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -42,35 +42,10 @@ from grcf_ray.search.events import (
     TrialStarted,
     WinnerFixed,
 )
-from grcf_ray.search.faults import failures_by_cause
+from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
-
-__all__ = [
-    "METRIC_TITLES",
-    "REPORT",
-    "ProgressLines",
-    "again",
-    "arms_lines",
-    "baseline_lines",
-    "count_states",
-    "duration",
-    "failure_line",
-    "failure_lines",
-    "figure",
-    "metric_lines",
-    "one_line",
-    "params_lines",
-    "print_result",
-    "remarks",
-    "seeds_lines",
-    "setting",
-    "states_line",
-    "summarise",
-    "summarise_view",
-    "typed",
-]
 
 REPORT = "report.html"
 """The page of a run, in it."""
@@ -324,7 +299,7 @@ def _result_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"        tensorboard --logdir {shlex.quote(f'{place}/tensorboard')}"
 
 
-def count_states(trials: Sequence[TrialRecord], standing: Standing) -> dict[str, int]:
+def count_states(trials: Sequence[TrialRecord], standing: RunStatus) -> dict[str, int]:
     """How many trials are in which state, the states in the order of their names."""
     return dict(sorted(Counter(shown_state(trial, standing) for trial in trials).items()))
 
@@ -459,7 +434,7 @@ def setting(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else one_line(value)
 
 
-def typed(place: Place | Path | str) -> str:
+def typed(place: StoragePath | Path | str) -> str:
     """A path from here where it lies below, as people would type it."""
     try:
         return str(Path(str(place)).relative_to(Path.cwd()))

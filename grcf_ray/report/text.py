@@ -8,19 +8,18 @@ from textwrap import wrap
 from typing import Any, Literal
 
 from grcf_ray.config import encoder_name
-from grcf_ray.console import table_lines
-from grcf_ray.report.characters import bar, history
+from grcf_ray.console import duration, table_lines
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.report.ascii_charts import bar, history
 from grcf_ray.report.figures.cost import cost_data
 from grcf_ray.report.figures.importance import importance_data, importance_warning
 from grcf_ray.report.figures.parameters import space_of
+from grcf_ray.report.run_status import DIED, RunStatus, budgets, standing_of, time_left
 from grcf_ray.report.selection import sorted_by
-from grcf_ray.report.standing import DIED, Standing, budgets, standing_of, time_left
 from grcf_ray.report.terminal import (
-    METRIC_TITLES,
     again,
     baseline_lines,
     count_states,
-    duration,
     failure_line,
     figure,
     metric_lines,
@@ -35,8 +34,6 @@ from grcf_ray.report.terminal import (
 from grcf_ray.report.trials import trial_rows, trials_table
 from grcf_ray.report.view import RunView
 from grcf_ray.train.curve import DIRECTIONS
-
-__all__ = ["command_lines", "text_report"]
 
 WIDTH = 80
 _BEST_TRIALS, _PARAMETERS = 5, 6
@@ -78,7 +75,7 @@ def command_lines(command: str, *, indent: str = "  ") -> list[str]:
     return [*lines, line]
 
 
-def _answer(view: RunView, standing: Standing, summary: Mapping[str, Any]) -> Iterator[str]:
+def _answer(view: RunView, standing: RunStatus, summary: Mapping[str, Any]) -> Iterator[str]:
     data, encoder = view.run["data"], encoder_name(view.run["settings"])
     low, high = view.label_range
     yield one_line(f"GRCF on {data['name']}: {view.record.place.name}", WIDTH)
@@ -192,7 +189,7 @@ def _cost(view: RunView, summary: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _next(view: RunView, standing: Standing, summary: Mapping[str, Any]) -> Iterator[str]:
+def _next(view: RunView, standing: RunStatus, summary: Mapping[str, Any]) -> Iterator[str]:
     place = shlex.quote(str(typed(view.record.place.uri)))
     if standing.state == "running":
         yield "Watch it:"

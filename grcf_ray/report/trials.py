@@ -9,24 +9,14 @@ from typing import Any, Literal
 from rich.cells import cell_len
 
 from grcf_ray.config import encoder_name
-from grcf_ray.console import table_lines
+from grcf_ray.console import duration, table_lines
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.report.run_status import shown_state, standing_of
 from grcf_ray.report.selection import Row, column_named, columns_of, select, sorted_by
-from grcf_ray.report.standing import shown_state, standing_of
-from grcf_ray.report.terminal import METRIC_TITLES, again, duration, figure, one_line, setting
+from grcf_ray.report.terminal import again, figure, one_line, setting
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.train.curve import DIRECTIONS
-
-__all__ = [
-    "named_trial",
-    "run_facts",
-    "run_lines",
-    "shown_trials",
-    "trial_facts",
-    "trial_lines",
-    "trial_rows",
-    "trials_table",
-]
 
 _LEADING = ("number", "state", "objective", "epochs", "seconds")
 _GAP = 2

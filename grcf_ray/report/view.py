@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.errors import DamagedError, reason
-from grcf_ray.metrics import Protocol
+from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in, rank
 from grcf_ray.search.schema import MetricsFile, ProvenanceFile, StoredFile, read_file
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import objective_name
-
-__all__ = ["RunView", "Scored"]
 
 _COLUMNS = ["id", "text", "label", "score", "state"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class Predictions:
     """What the best model makes of a split: `best/predictions/<split>.parquet`, in the split's order."""
 
     id_N: Sequence[str]
@@ -42,7 +40,7 @@ class Scored:
     """z_final, the representation before the head."""
 
     @classmethod
-    def read(cls, place: Place) -> Scored:
+    def read(cls, place: StoragePath) -> Predictions:
         """FileNotFoundError where there is none, DamagedError where the file is damaged."""
         with place.reading() as path:
             try:
@@ -110,7 +108,7 @@ class RunView:
         return float(low), float(high)
 
     @property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> MetricProtocol:
         """Whose metrics the run's figures are."""
         return protocol_in(self.run)
 
@@ -148,17 +146,17 @@ class RunView:
         """The split that predictions are shown of: test once it has been read, valid until then."""
         return "test" if self.metrics is not None and self.scored("test") is not None else "valid"
 
-    def scored(self, split: Literal["valid", "test"]) -> Scored | None:
+    def scored(self, split: Literal["valid", "test"]) -> Predictions | None:
         """The best model's scores of a split; None where the run has none on record."""
         return _read(self.record.place / "best" / "predictions" / f"{split}.parquet")
 
-    def finalist_scored(self, number: int) -> Scored | None:
+    def finalist_scored(self, number: int) -> Predictions | None:
         """What a finalist, as Stage 1 left it, makes of valid; None where the run has none on record."""
         return _read(self.record.finalist_folder(number) / "predictions" / "valid.parquet")
 
 
-def _read(place: Place) -> Scored | None:
+def _read(place: StoragePath) -> Predictions | None:
     try:
-        return Scored.read(place)
+        return Predictions.read(place)
     except FileNotFoundError:
         return None

@@ -10,16 +10,16 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from grcf_ray import console
-from grcf_ray.report.characters import bar, sparkline
-from grcf_ray.report.standing import DIED, Standing, budgets, shown_state, standing_of, time_left
-from grcf_ray.report.terminal import METRIC_TITLES, count_states, duration, figure, one_line, states_line, typed
+from grcf_ray.console import duration
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.report.ascii_charts import bar, sparkline
+from grcf_ray.report.run_status import DIED, RunStatus, budgets, shown_state, standing_of, time_left
+from grcf_ray.report.terminal import count_states, figure, one_line, states_line, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import seeds_record
-from grcf_ray.search.faults import failures_by_cause
+from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.train.curve import DIRECTIONS, objective_value
-
-__all__ = ["Look", "Watch", "snapshot_lines", "watch"]
 
 _BAR_ROOM, _CURVE_ROOM, _HISTORY_ROOM = 20, 20, 40
 """Columns of a progress bar, of a trial's curve, of a stage's trials."""
@@ -32,12 +32,12 @@ _STILL_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Snapshot:
     """A run at a moment."""
 
     view: RunView
     """Without what `best/` holds."""
-    standing: Standing
+    standing: RunStatus
     retrainings: Mapping[int, Sequence[TrialRecord]]
     """The trials of `--seeds`, by stage; none before there is a winner."""
 
@@ -56,7 +56,7 @@ class Watch:
         self._retrainings: dict[int, list[TrialRecord]] = {1: [], 2: []}
         self._beat, self._since = b"", time.monotonic()
 
-    def look(self) -> Look:
+    def look(self) -> Snapshot:
         """What the record has now. DataError where there is no run."""
         record = self._record
         standing = self._checked(standing_of(record, record.read_search()))
@@ -65,9 +65,9 @@ class Watch:
             again = seeds_record(record, winner)
             self._retrainings = {stage: again.trials(stage, known) for stage, known in self._retrainings.items()}
         view = RunView(record=record, run=standing.run, trials=self._trials, metrics=None, provenance=None)
-        return Look(view, standing, self._retrainings)
+        return Snapshot(view, standing, self._retrainings)
 
-    def _checked(self, standing: Standing) -> Standing:
+    def _checked(self, standing: RunStatus) -> RunStatus:
         """What one look does not tell: a lease that beats changes from look to look."""
         if standing.alive is not None:
             return standing
@@ -78,7 +78,7 @@ class Watch:
         if beat != self._beat:
             self._beat, self._since = beat, time.monotonic()
         elif time.monotonic() - self._since > _STILL_SECONDS:
-            return Standing(DIED, False, standing.run)
+            return RunStatus(DIED, False, standing.run)
         return standing
 
 
@@ -107,7 +107,7 @@ def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
             time.sleep(every)
 
 
-def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
+def snapshot_lines(look: Snapshot, *, width: int, height: int = 40) -> list[str]:
     """What a terminal of so many columns and lines shows of a run; the command to go on may be longer than a line."""
     view, run, state = look.view, look.standing.run, look.standing.state
     stages = budgets(run)
@@ -138,7 +138,7 @@ def snapshot_lines(look: Look, *, width: int, height: int = 40) -> list[str]:
     return lines
 
 
-def _stage_lines(view: RunView, standing: Standing, stage: Literal[1, 2], budget: int, width: int) -> list[str]:
+def _stage_lines(view: RunView, standing: RunStatus, stage: Literal[1, 2], budget: int, width: int) -> list[str]:
     trials, metric = view.trials[stage], METRIC_TITLES[view.objective(stage)]
     done = _done(trials)
     states = f"  {states_line(count_states(trials, standing))}" if trials else ""

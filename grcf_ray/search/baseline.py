@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import RunConfig
 from grcf_ray.data.features import Features, SplitFeatures
-from grcf_ray.metrics import Protocol, split_metrics
+from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.text_encoder import TextEncoder
-from grcf_ray.train.assemble import template, text_vectors
+from grcf_ray.train.assemble import pretrained_backbone, text_vectors
 from grcf_ray.train.curve import objective_name
-
-__all__ = ["ridge_metrics"]
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 
 
-def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *, protocol: Protocol) -> dict[str, Any]:
+def ridge_metrics(
+    features: Features, test: SplitFeatures, config: RunConfig, *, protocol: MetricProtocol
+) -> dict[str, Any]:
     """Validation and test metrics of ridge regression, its alpha chosen by validation MAE.
 
     For classification those of logistic regression under the same penalty, alpha chosen by validation BCE.
@@ -28,7 +28,9 @@ def ridge_metrics(features: Features, test: SplitFeatures, config: RunConfig, *,
     """
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    encoder = TextEncoder(copy.deepcopy(template(config.model.backbone)), config.model.text_vector, "all").eval()
+    encoder = TextEncoder(
+        copy.deepcopy(pretrained_backbone(config.model.backbone)), config.model.text_vector, "all"
+    ).eval()
 
     def vectors(split: SplitFeatures) -> NDArray[np.float64]:
         # Sentence vectors are nearly collinear: in float32 the solver is at its limit for the small alphas.

@@ -19,12 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import Features
 from grcf_ray.errors import ClusterError, ConfigError
-from grcf_ray.search.faults import last_line
+from grcf_ray.search.failures import last_line
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
-
-__all__ = ["Crew", "Way", "calibrate", "suggestion", "ways_on"]
 
 SECONDS = 2.0
 """A timed run takes about so long, or one step."""
@@ -36,7 +34,7 @@ ENOUGH = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class Placement:
     """Trials side by side on one node, or on one GPU of it."""
 
     trials: int
@@ -50,14 +48,14 @@ class Way:
     """Why they did not."""
 
 
-class Crew:
+class WorkerSet:
     """Processes with a trial's model each, on one node, as a search would place them.
 
     ClusterError where one of them dies, or cannot train.
     """
 
     def __init__(
-        self, features: ray.ObjectRef[Features], config: RunConfig, way: Way, *, node_id: str | None = None
+        self, features: ray.ObjectRef[Features], config: RunConfig, way: Placement, *, node_id: str | None = None
     ) -> None:
         options: dict[str, Any] = {"num_cpus": way.cpus, "num_gpus": way.gpus, "max_restarts": 0}
         if node_id is not None:
@@ -75,7 +73,7 @@ class Crew:
         encoded = sum(_results([member.run.remote(steps) for member in chosen]))
         return time.perf_counter() - start, encoded
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerSet:
         """Once all of them have taken a step, which loads and allocates.
 
         ClusterError where they do not all start: others may hold what the node has.
@@ -130,7 +128,7 @@ class _Member:
         return encoded
 
 
-def calibrate(features: Features, config: RunConfig, say: Callable[[str], None]) -> list[Way]:
+def calibrate(features: Features, config: RunConfig, say: Callable[[str], None]) -> list[Placement]:
     """Throughput of one trial after the other, and of ever more of them at a time.
 
     On a node with GPUs of one GPU, else of all CPUs of the node that has the most. Several workers a trial are not
@@ -141,11 +139,11 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
     fitting = [node for node in cluster_nodes() if node.resources.keys() >= config.search.worker_resources.keys()]
     node = max(fitting, key=lambda node: (node.resources.get("GPU", 0.0) > 0, node.resources.get("CPU", 0.0)))
     shared = ray.put(features)
-    found: list[Way] = []
+    found: list[Placement] = []
     for way in ways_on(node.resources, config):
         say(f"{way.trials} at a time, {way.cpus} CPU{'s' * (way.cpus > 1)} each")
         try:
-            with Crew(shared, config, way, node_id=node.id) as crew:
+            with WorkerSet(shared, config, way, node_id=node.id) as crew:
                 found.append(dataclasses.replace(way, rate=_rate(crew)))
         except ClusterError as error:
             found.append(dataclasses.replace(way, fault=str(error)))
@@ -155,16 +153,16 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
     return found
 
 
-def ways_on(node: Mapping[str, float], config: RunConfig) -> list[Way]:
+def ways_on(node: Mapping[str, float], config: RunConfig) -> list[Placement]:
     """What can be tried on a node with these resources, one trial first. With GPUs, on one of them."""
     cpus = math.floor(node.get("CPU", 0.0))
     if gpus := (0 if config.train.device == "cpu" else math.floor(node.get("GPU", 0.0))):
         each = config.search.cpus_per_worker
         # The other GPUs' trials need CPUs as well.
-        return [Way(count, each, share(count)) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus // gpus]
+        return [Placement(count, each, share(count)) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus // gpus]
     threads = [2**power for power in range(max(1, cpus).bit_length()) if 2**power <= cpus]
-    together = [Way(cpus // each, each, 0.0) for each in threads]
-    return [Way(1, 1, 0.0), *(way for way in together if (way.trials, way.cpus) != (1, 1))]
+    together = [Placement(cpus // each, each, 0.0) for each in threads]
+    return [Placement(1, 1, 0.0), *(way for way in together if (way.trials, way.cpus) != (1, 1))]
 
 
 def share(count: int) -> float:
@@ -172,14 +170,14 @@ def share(count: int) -> float:
     return math.floor(1000 / count) / 1000
 
 
-def suggestion(ways: Sequence[Way]) -> Way | None:
+def suggestion(ways: Sequence[Placement]) -> Placement | None:
     """The fewest trials at a time that reach nearly the best throughput; None where none ran."""
     rates = [way.rate for way in ways if way.rate is not None]
     enough = [way for way in ways if way.rate is not None and way.rate >= ENOUGH * max(rates)]
     return min(enough, key=lambda way: (way.trials, way.cpus), default=None)
 
 
-def _rate(crew: Crew) -> float:
+def _rate(crew: WorkerSet) -> float:
     once, _ = crew.run(1)
     steps = max(1, math.ceil(SECONDS / once))
     runs = [crew.run(steps) for _ in range(RUNS)]

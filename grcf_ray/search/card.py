@@ -25,10 +25,8 @@ from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
 from grcf_ray.search.comparisons import baseline_kind, baseline_remarks, few_retrainings, retrainings
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import MetricsFile, ProvenanceFile, read_file
-from grcf_ray.storage import Place, without_keys
+from grcf_ray.storage import StoragePath, without_keys
 from grcf_ray.train.curve import DIRECTIONS, objective_name
-
-__all__ = ["escaped", "model_card", "write_card"]
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|&~$:@]|(?<=www)\.)")
 """What Markdown, or GitHub's and the hubs' kinds of it, might take for markup, a link or HTML."""
@@ -387,7 +385,7 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _from_here(place: Place) -> str:
+def _from_here(place: StoragePath) -> str:
     """A place as one types it where the search ran: a path from there, or a URI without keys."""
     return _one_line(without_keys(place.uri) if place.local is None else os.path.relpath(place.local))
 

@@ -12,23 +12,10 @@ import numpy as np
 
 from grcf_ray.config import Task
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.search.direct import both_sides
+from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import SeedsFile, read_file
 from grcf_ray.train.curve import objective_name
-
-__all__ = [
-    "ARMS",
-    "against_baseline",
-    "baseline_kind",
-    "baseline_remarks",
-    "compare",
-    "few_retrainings",
-    "few_seeds",
-    "paired",
-    "retrainings",
-    "seeds_record",
-]
 
 ARMS = ("winner", "start")
 _FEW_SEEDS = 5

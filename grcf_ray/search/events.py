@@ -9,25 +9,6 @@ from typing import Literal
 from grcf_ray.config import Task
 from grcf_ray.search.record import TrialRecord
 
-__all__ = [
-    "EpochFinished",
-    "Event",
-    "FinalistSkipped",
-    "FinalistsHeld",
-    "Listener",
-    "ModelMeasured",
-    "RetrainingsStarted",
-    "SearchStarted",
-    "StageEnded",
-    "StageStarted",
-    "StepStarted",
-    "TrialBroke",
-    "TrialEnded",
-    "TrialStarted",
-    "TrialsMissing",
-    "WinnerFixed",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class SearchStarted:

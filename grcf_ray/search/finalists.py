@@ -7,7 +7,7 @@ import torch
 
 from grcf_ray import console
 from grcf_ray.data.features import LABEL_DECIMALS, Features
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DamagedError
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import Space
@@ -17,10 +17,8 @@ from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.stage import predict
 
-__all__ = ["keep_finalists"]
 
-
-def keep_finalists(record: RunRecord, space: Space, features: Features, store: Store) -> None:
+def keep_finalists(record: RunRecord, space: Space, features: Features, store: DatasetStore) -> None:
     """Write `finalists/0007/predictions/valid.parquet` for each finalist that has none, laid out as `best/` has it.
 
     A finalist whose weights are damaged by now is named and left out.

@@ -33,9 +33,7 @@ import psutil
 
 from grcf_ray import console
 from grcf_ray.errors import ClusterError, ConfigError
-from grcf_ray.storage import Place
-
-__all__ = ["Lease", "fence", "is_held"]
+from grcf_ray.storage import StoragePath
 
 _HELD = frozenset({errno.EAGAIN, errno.EACCES})
 """What flock says where another process has the lock; EACCES is from network disks of Windows."""
@@ -70,7 +68,7 @@ def _close_locks() -> None:
 os.register_at_fork(after_in_child=_close_locks)
 
 
-def is_held(place: Place) -> bool | None:
+def is_held(place: StoragePath) -> bool | None:
     """Whether a search is writing the run now. None where one look cannot tell: a lease that beats may stand still."""
     if place.local is not None:
         with contextlib.suppress(FileNotFoundError):
@@ -93,7 +91,7 @@ def is_held(place: Place) -> bool | None:
     return False if old or _is_dead(_parsed(content)) else None
 
 
-def fence(place: Place) -> None:
+def fence(place: StoragePath) -> None:
     """Come back only while this process may write to a run, if it has held its lease: call it before each write.
 
     place: the run, or what lies in it.
@@ -124,7 +122,7 @@ class Lease:
     """
 
     def __init__(
-        self, place: Place, command: str, *, interval: float = 5.0, lost: Callable[[], None] | None = None
+        self, place: StoragePath, command: str, *, interval: float = 5.0, lost: Callable[[], None] | None = None
     ) -> None:
         # Not above: the actor's process imports this file, and has no use for torch.
         from grcf_ray.search.record import now
@@ -252,7 +250,7 @@ class Lease:
         return True
 
     @property
-    def _file(self) -> Place:
+    def _file(self) -> StoragePath:
         return self.place / "lease.json"
 
     def _take_file(self, *, locked: bool) -> None:
@@ -396,7 +394,7 @@ def _told(holder: dict[str, Any]) -> str:
     return f"host {host}, process {pid}, since {started} ({command})"
 
 
-def _refusal(place: Place, holder: dict[str, Any]) -> str:
+def _refusal(place: StoragePath, holder: dict[str, Any]) -> str:
     return (
         f"{place} is being written by another search: {_told(holder)}. "
         "Wait for it, stop it, or give this one a name of its own: --name NAME"

@@ -20,15 +20,13 @@ import grcf_ray.cluster
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import grcf_ray
 from grcf_ray import console
+from grcf_ray._version import __version__
 from grcf_ray.config import RunConfig
 from grcf_ray.errors import ClusterError, ConfigError, GrcfError, faults_message, reason
-from grcf_ray.search.faults import last_line
-from grcf_ray.storage import Place, place_at
-from grcf_ray.train.network import choose_interfaces, named_interfaces
-
-__all__ = ["Look", "Memory", "Node", "Seen", "check_memory", "check_nodes", "cluster_nodes", "look"]
+from grcf_ray.search.failures import last_line
+from grcf_ray.storage import StoragePath, storage_path
+from grcf_ray.train.interfaces import choose_interfaces, named_interfaces
 
 PATIENCE_S = 900.0
 """For a node to answer: it may have to fetch the text encoder first."""
@@ -59,7 +57,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Look:
+class NodeCheck:
     """What is looked for on every node, as the driver has it."""
 
     versions: Mapping[str, str]
@@ -97,7 +95,7 @@ def cluster_nodes() -> list[Node]:
 def check_nodes(
     nodes: Sequence[Node],
     config: RunConfig,
-    place: Place,
+    place: StoragePath,
     *,
     remedy: str = "a network disk, or --storage s3://bucket/runs",
 ) -> dict[str, Memory]:
@@ -112,7 +110,7 @@ def check_nodes(
 
     console.progress(f"Looking at {len(nodes)} nodes")
     with _sign(place, remedy) as (folder, word):
-        wanted = Look(
+        wanted = NodeCheck(
             versions=_versions(),
             backbone=config.model.backbone,
             backbone_sha256=backbone_sha256(config.model.backbone) if config.model.sees_text else None,
@@ -148,7 +146,7 @@ def check_memory(size: int, memory: Mapping[str, Memory]) -> None:
         )
 
 
-def look(wanted: Look) -> Seen:
+def look(wanted: NodeCheck) -> Seen:
     """Look at the node that this process is on."""
     faults: list[str] = []
     for check in (_check_versions, _check_backbone, _check_storage, _check_interfaces):
@@ -161,7 +159,7 @@ def look(wanted: Look) -> Seen:
 
 
 @contextlib.contextmanager
-def _sign(place: Place, remedy: str) -> Iterator[tuple[str, str]]:
+def _sign(place: StoragePath, remedy: str) -> Iterator[tuple[str, str]]:
     """A folder beside the run, with a file of the driver's in it; the folder's place, and what the file says."""
     folder, word = place.beside(f".grcf-look-{uuid.uuid4().hex}"), uuid.uuid4().hex
     try:
@@ -177,7 +175,7 @@ def _sign(place: Place, remedy: str) -> Iterator[tuple[str, str]]:
             folder.delete()
 
 
-def _look_at(nodes: Sequence[Node], wanted: Look) -> list[Seen]:
+def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
     """What was found on each: the driver's own it looks at itself."""
     here = ray.get_runtime_context().get_node_id()
     task: Any = ray.remote(look)
@@ -208,13 +206,13 @@ def _answer(call: ray.ObjectRef[Seen]) -> Seen:
         return Seen([f"cannot be reached ({last_line(str(error))})"])
 
 
-def _check_versions(wanted: Look) -> list[str]:
+def _check_versions(wanted: NodeCheck) -> list[str]:
     own, theirs = _versions(), wanted.versions
     differing = [f"{name} {own[name]} (the driver: {theirs[name]})" for name in theirs if own[name] != theirs[name]]
     return [f"has {', '.join(differing)}; install the same there"] if differing else []
 
 
-def _check_backbone(wanted: Look) -> list[str]:
+def _check_backbone(wanted: NodeCheck) -> list[str]:
     from grcf_ray.train.assemble import backbone_sha256
 
     if wanted.backbone_sha256 is None or backbone_sha256(wanted.backbone) == wanted.backbone_sha256:
@@ -222,8 +220,8 @@ def _check_backbone(wanted: Look) -> list[str]:
     return [f"backbone {wanted.backbone} has other weights there; copy the folder that the search reads"]
 
 
-def _check_storage(wanted: Look) -> list[str]:
-    folder = place_at(wanted.folder)
+def _check_storage(wanted: NodeCheck) -> list[str]:
+    folder = storage_path(wanted.folder)
     runs = wanted.folder.partition("?")[0].rpartition("/")[0]
     try:
         seen = (folder / "driver").read_bytes().decode() == wanted.word
@@ -240,7 +238,7 @@ def _check_storage(wanted: Look) -> list[str]:
     return []
 
 
-def _check_interfaces(wanted: Look) -> list[str]:
+def _check_interfaces(wanted: NodeCheck) -> list[str]:
     if wanted.interfaces is not None:
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         choose_interfaces(address, {**wanted.interfaces, **named_interfaces()})
@@ -254,7 +252,7 @@ def _versions() -> dict[str, str]:
     import transformers
 
     return {
-        "grcf_ray": f"{grcf_ray.__version__}-{_source_sha256()[:8]}",
+        "grcf_ray": f"{__version__}-{_source_sha256()[:8]}",
         "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": torch.__version__.partition("+")[0],
         "transformers": transformers.__version__,

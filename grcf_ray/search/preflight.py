@@ -19,9 +19,7 @@ from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
 from grcf_ray.search.nodes import Memory, Node
-from grcf_ray.storage import Place
-
-__all__ = ["Room", "check_disk", "find_room", "needed_bytes"]
+from grcf_ray.storage import StoragePath
 
 _KIND = "accelerator_type:"
 """Begins the name of the resource that marks a node's kind of GPU."""
@@ -30,7 +28,7 @@ _REPORT_BYTES = 24 * 10**6
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class Capacity:
     """How trials fit the cluster."""
 
     nodes: int
@@ -44,7 +42,7 @@ class Room:
     """What each of several nodes has for shared objects."""
 
 
-def find_room(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) -> Room:
+def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) -> Capacity:
     """How many trials run at a time. ClusterError names what a trial lacks on every node.
 
     budgets: the trials of each stage. Workers of a trial lie on one node where they fit, and on several where they
@@ -76,7 +74,7 @@ def find_room(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) 
             f"{concurrent} trials at a time with a budget of {min(budgets)}: the search is close to random; "
             "raise the trials or lower --concurrent"
         )
-    return Room(len(nodes), cpus, gpus, concurrent, tuple(notes))
+    return Capacity(len(nodes), cpus, gpus, concurrent, tuple(notes))
 
 
 def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
@@ -120,7 +118,7 @@ def _named(name: str, amount: float | None = None) -> str:
     return f"a {name}" if amount is None else f"{amount:g} {name}{'s' if amount != 1 else ''}"
 
 
-def check_disk(place: Place, config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> None:
+def check_disk(place: StoragePath, config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> None:
     """ClusterError where the run's disk has no room for a search and its report; object storage has no end."""
     if place.local is None:
         return

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from grcf_ray.config import recorded_settings
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.metrics import Protocol
+from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.lease import fence
 from grcf_ray.search.schema import (
     SCHEMA_VERSION,
@@ -32,20 +32,8 @@ from grcf_ray.search.schema import (
     checked,
     read_file,
 )
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "RunRecord",
-    "TrialRecord",
-    "TrialState",
-    "missing_numbers",
-    "now",
-    "protocol_in",
-    "rank",
-    "spent",
-]
 
 TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
 
@@ -55,11 +43,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def protocol_in(run: Mapping[str, Any]) -> Protocol:
+def protocol_in(run: Mapping[str, Any]) -> MetricProtocol:
     """Whose metrics the figures of a run are. run: run.json."""
     data = run["data"]
     # Runs of the first releases do not say; all of their data that had no other metrics had MOSI's.
-    found: Protocol = data.get("metrics") or protocol_of(data["name"], data.get("task", "regression"))
+    found: MetricProtocol = data.get("metrics") or protocol_of(data["name"], data.get("task", "regression"))
     return "mosi" if found == "own" and "metrics" not in data else found
 
 
@@ -122,7 +110,7 @@ class TrialRecord:
 class RunRecord:
     """A run directory."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoragePath) -> None:
         self.place = place
 
     def __str__(self) -> str:
@@ -185,18 +173,18 @@ class RunRecord:
         fence(self.place)
         (self.place / "space.yaml").write_text(text)
 
-    def _trials_place(self, stage: int) -> Place:
+    def _trials_place(self, stage: int) -> StoragePath:
         return self.place / f"stage{stage}" / "trials"
 
-    def trial_folder(self, trial: TrialRecord) -> Place:
+    def trial_folder(self, trial: TrialRecord) -> StoragePath:
         """Where the trial's attempts keep their checkpoints."""
         return self._trials_place(trial.stage) / f"{trial.number:04d}"
 
-    def attempt_folder(self, trial: TrialRecord) -> Place:
+    def attempt_folder(self, trial: TrialRecord) -> StoragePath:
         """Where the trial's present attempt keeps its checkpoints."""
         return self.trial_folder(trial) / f"attempt-{trial.attempt}"
 
-    def at(self, path: str) -> Place:
+    def at(self, path: str) -> StoragePath:
         """The place of a path that the record holds."""
         place = self.place
         for part in path.split("/"):
@@ -244,7 +232,7 @@ class RunRecord:
         ]
         (self.place / f"stage{stage}" / "trials.jsonl").write_text("".join(lines))
 
-    def finalist_folder(self, number: int) -> Place:
+    def finalist_folder(self, number: int) -> StoragePath:
         """Where a Stage 1 trial waits for Stage 2."""
         return self.place / "finalists" / f"{number:04d}"
 
@@ -274,7 +262,7 @@ def _is_search(content: Any) -> bool:
     return isinstance(content, dict) and not content.keys().isdisjoint(("starts", "space", "data", "versions"))
 
 
-def _trial(content: Any, place: Place, stage: int) -> TrialRecord:
+def _trial(content: Any, place: StoragePath, stage: int) -> TrialRecord:
     trial = TrialRecord(**checked(content, TrialFile, place))
     if (place.name, stage) != (f"{trial.number:04d}.json", trial.stage):
         raise DamagedError(

@@ -8,16 +8,14 @@ from typing import Any
 
 from grcf_ray.config import RunConfig
 from grcf_ray.errors import ConfigError
+from grcf_ray.search.callback import stage_job
 from grcf_ray.search.comparisons import seeds_record
-from grcf_ray.search.keeper import stage_job
 from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in
 from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.winner import versions
-from grcf_ray.storage import Place, place_at
+from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.job import StageJob
-
-__all__ = ["TIMINGS", "differences", "epochs_to_repeat", "find_trial", "other_versions", "replay_job", "unlike"]
 
 REPEATED = ("not finite", "refused", "damaged file")
 """Causes of failures that the trial's settings or input bring about again."""
@@ -35,7 +33,7 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
     if not match:
         raise ConfigError(f"--trial {name}: should be named like stage1/7, stage2/0 or seeds/stage2/3")
     seeds, stage, number = match.groups()
-    record = RunRecord(place_at(run))
+    record = RunRecord(storage_path(run))
     described = record.read_search()
     if seeds and "winner" not in described:
         raise ConfigError(f"{record} has no winner yet, and so no retrainings under seeds")
@@ -43,7 +41,9 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
     return record, holder, holder.trial(int(stage), int(number))
 
 
-def replay_job(run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: Place) -> tuple[StageJob, RunConfig]:
+def replay_job(
+    run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: StoragePath
+) -> tuple[StageJob, RunConfig]:
     """The trial's job with checkpoints of its own, and its whole configuration."""
     described = run.read_search()
     space = run_space(described, f"{run}/space.yaml")

@@ -16,25 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from grcf_ray.config import Task, config_faults
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.metrics import Protocol
-from grcf_ray.storage import Place
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "EntryFile",
-    "FinalistFile",
-    "MetricsFile",
-    "ModelMetricsFile",
-    "PartFile",
-    "ProvenanceFile",
-    "RunFile",
-    "SeedsFile",
-    "StoredFile",
-    "TrialFile",
-    "checked",
-    "checked_list",
-    "read_file",
-]
+from grcf_ray.metrics import MetricProtocol
+from grcf_ray.storage import StoragePath
 
 SCHEMA_VERSION = 2
 """Of every file of a run. 1: what release 0.1 wrote, some files without a version."""
@@ -149,7 +132,7 @@ class _Data(_Part):
     task: Task
     fingerprint: str
     label_range: Annotated[list[_Finite], Field(min_length=2, max_length=2)]
-    metrics: Protocol | None = None
+    metrics: MetricProtocol | None = None
 
 
 class _Encoder(_Part):
@@ -329,12 +312,12 @@ class EntryFile(_Part):
     index: _Count
 
 
-def read_file(place: Place, kind: type[StoredFile]) -> dict[str, Any]:
+def read_file(place: StoragePath, kind: type[StoredFile]) -> dict[str, Any]:
     """A file of a run, as of the current version. FileNotFoundError where there is none; DataError as in `checked`."""
     return checked(place.read_json(), kind, place)
 
 
-def checked(content: Any, kind: type[StoredFile], place: Place) -> dict[str, Any]:
+def checked(content: Any, kind: type[StoredFile], place: StoragePath) -> dict[str, Any]:
     """The content of a file, as of the current version.
 
     DataError where a newer release wrote it, DamagedError with every fault where it is not of the kind.
@@ -361,7 +344,7 @@ def checked(content: Any, kind: type[StoredFile], place: Place) -> dict[str, Any
             return dict(content)
 
 
-def checked_list(place: Place, kind: type[_Part]) -> list[dict[str, Any]]:
+def checked_list(place: StoragePath, kind: type[_Part]) -> list[dict[str, Any]]:
     """A file that is a list of objects of a kind. FileNotFoundError; DamagedError."""
     try:
         content: list[dict[str, Any]] = place.read_json()
@@ -383,7 +366,7 @@ def _lines(faults: Any) -> list[str]:
     return list(map(said, faults))
 
 
-def _damaged(place: Place, faults: list[str]) -> DamagedError:
+def _damaged(place: StoragePath, faults: list[str]) -> DamagedError:
     more = [f"and {len(faults) - _FAULTS} more faults"] if len(faults) > _FAULTS else []
     return DamagedError(
         f"{place}: damaged, edited or not of this run ({'; '.join([*faults[:_FAULTS], *more])}). "

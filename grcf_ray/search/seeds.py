@@ -14,27 +14,18 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 
 import ray
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.comparisons import ARMS, compare, seeds_record
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
 from grcf_ray.search.record import RunRecord, TrialRecord, spent
-from grcf_ray.search.saved import open_model
+from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
-from grcf_ray.storage import Place, place_at
+from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.manifest import extend_manifest, is_complete
 from grcf_ray.train.stage import stage_seed
-
-__all__ = [
-    "SeedTrials",
-    "fresh_seed",
-    "measure_models",
-    "model_place",
-    "retrain",
-    "winner_models",
-]
 
 _FRESH = 3
 """Sets the seeds apart from those of the search's stages, 1 and 2."""
@@ -72,7 +63,7 @@ def fresh_seed(run_seed: int, stage: Literal[1, 2], index: int) -> int:
     return stage_seed(run_seed, _FRESH, stage, index)
 
 
-def retrain(search: Search, winner: TrialRecord, seeds: int, store: Store) -> dict[str, Any]:
+def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore) -> dict[str, Any]:
     """Train both arms under `seeds` fresh seeds, measure all on test; write and return `seeds/metrics.json`."""
     run, space = search.record, search.space
     record = seeds_record(run, trial_name(winner))
@@ -121,7 +112,7 @@ def _drop_checkpoints(record: RunRecord, ended: Sequence[TrialRecord]) -> None:
         record.trial_folder(trial).delete()
 
 
-def winner_models(record: RunRecord, winner: str) -> list[Place]:
+def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
     """The folders of the models that the winner was trained anew to; those of the starting point are left out."""
     models = seeds_record(record, winner)
     trials = models.trials(2) or models.trials(1)
@@ -158,7 +149,7 @@ def _number(trial: TrialRecord) -> int:
     return int(trial.params.get("finalist", trial.number))
 
 
-def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> Place:
+def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> StoragePath:
     """Where the model of a retraining lies, as `train.export.load_model` takes it. last: the last stage of them all."""
     stage = "" if trial.stage == last else f"stage{trial.stage}-"
     return record.place / "models" / f"{stage}{trial.number:04d}"
@@ -171,7 +162,7 @@ def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
 
 
 def measure_models(
-    job: Search, trials: Sequence[TrialRecord], store: Store, run: RunRecord, command: str, *, below: str
+    job: Search, trials: Sequence[TrialRecord], store: DatasetStore, run: RunRecord, command: str, *, below: str
 ) -> None:
     """Export and measure the models that are not measured yet, as many at a time as the cluster holds.
 
@@ -202,7 +193,7 @@ def measure_models(
 
 
 def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:
-    place = place_at(uri)
+    place = storage_path(uri)
     saved = open_model(place)
     metrics = {
         split: measure(saved, ray.get(table), threads=threads, keep=place / "predictions" / f"{split}.parquet")

@@ -21,21 +21,21 @@ from grcf_ray.cache import cache_folder
 from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
 from grcf_ray.model.text_encoder import load_tokenizer, resolve_backbone
-from grcf_ray.search.calibration import Way, calibrate
+from grcf_ray.search.calibration import Placement, calibrate
 from grcf_ray.search.card import write_card
 from grcf_ray.search.comparisons import retrainings
-from grcf_ray.search.direct import both_sides
+from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
-from grcf_ray.search.opening import GROWING, check_encoder, encoder_of, note_encoder
-from grcf_ray.search.preflight import Room, check_disk, find_room
+from grcf_ray.search.preflight import Capacity, check_disk, find_capacity
 from grcf_ray.search.record import RunRecord, now, protocol_in
+from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.seeds import retrain
 from grcf_ray.search.space import Choice, Space
 from grcf_ray.search.stages import Search, config_of
@@ -49,8 +49,6 @@ from grcf_ray.search.winner import (
     versions,
 )
 from grcf_ray.train.assemble import prepare_features
-
-__all__ = ["Session"]
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)
 """A full, failing or vanished disk. Errors of object storage have no number."""
@@ -67,7 +65,7 @@ class Session:
 
     record: RunRecord
     space: Space
-    store: Store
+    store: DatasetStore
     seeds: int
     reopen: bool
     time_budget: float | None
@@ -106,7 +104,7 @@ class Session:
             return False
         return not self.seeds or retrainings(self.record, run["winner"]) is not None
 
-    def check(self) -> Room:
+    def check(self) -> Capacity:
         """How the trials fit the cluster, which is joined. What can never run is refused here."""
         config = self.config
         (low, high), task = self.store.info.label_range, self.store.info.task
@@ -134,7 +132,7 @@ class Session:
         self._check_encoder()
         connect()
         nodes = cluster_nodes()
-        room = find_room(nodes, config, [trials for trials, _ in self.budgets.values()])
+        room = find_capacity(nodes, config, [trials for trials, _ in self.budgets.values()])
         check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
         memory = check_nodes(nodes, config, self.record.place)
         return dataclasses.replace(room, memory=memory, notes=(*notes, *room.notes))
@@ -153,12 +151,12 @@ class Session:
         tokenizer = load_tokenizer(self.config.model.backbone)
         return count_cut(texts, tokenizer, max_tokens=settings.max_tokens), len(texts)
 
-    def calibrate(self) -> list[Way]:
+    def calibrate(self) -> list[Placement]:
         """Throughput of trials side by side, on the cluster that `check` has joined."""
         features = prepare_features(self.store, self.config)
         return calibrate(features, self.config, lambda what: console.progress(f"Timing:  {what}"))
 
-    def run(self, room: Room) -> None:
+    def run(self, room: Capacity) -> None:
         """Search, save and measure the winner, retrain it under fresh seeds; whatever of it the record lacks."""
         self._make_folder()
         stop = Stop(time_budget=self.time_budget, last_words=self._leave)
@@ -184,7 +182,7 @@ class Session:
                 self._note_state("failed")
                 raise
 
-    def _search(self, room: Room, stop: Stop) -> None:
+    def _search(self, room: Capacity, stop: Stop) -> None:
         record, config, store = self.record, self.config, self.store
         facts = datasets.find(store.info.name)
         torch.set_num_threads(os.cpu_count() or 1)

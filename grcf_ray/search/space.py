@@ -35,18 +35,6 @@ from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
 from grcf_ray.plain_yaml import LARGEST, PlainYaml, read_yaml
 
-__all__ = [
-    "Choice",
-    "Dimension",
-    "Range",
-    "Space",
-    "load_space",
-    "recorded_space",
-    "run_space",
-    "shipped_space",
-    "space_for",
-]
-
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
 FIXED_ONLY = {

@@ -15,7 +15,8 @@ from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
 from grcf_ray.errors import DamagedError, GrcfError, NoWinnerError
 from grcf_ray.files import scratch_folder
-from grcf_ray.metrics import Protocol as MetricsProtocol
+from grcf_ray.metrics import MetricProtocol
+from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import (
     Event,
     FinalistsHeld,
@@ -26,19 +27,16 @@ from grcf_ray.search.events import (
     TrialsMissing,
     WinnerFixed,
 )
-from grcf_ray.search.faults import failures_by_cause
-from grcf_ray.search.halving import build_scheduler
-from grcf_ray.search.keeper import RecordKeeper
-from grcf_ray.search.proposals import Proposals, distributions, startup_trials
+from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, missing_numbers, rank, spent
+from grcf_ray.search.scheduler import build_scheduler
+from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
 from grcf_ray.search.space import Choice, Dimension, Space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
-from grcf_ray.train.network import named_interfaces
+from grcf_ray.train.interfaces import named_interfaces
 from grcf_ray.train.stage import stage_seed
-
-__all__ = ["Retrainings", "Search", "config_of"]
 
 
 class Retrainings(Protocol):
@@ -65,13 +63,13 @@ class Search:
     record: RunRecord
     space: Space
     features: Features
-    protocol: MetricsProtocol
+    protocol: MetricProtocol
     concurrent: int
     listeners: Sequence[Listener] = ()
     stop: Stop = dataclasses.field(default_factory=Stop)
     reopen: bool = False
     retrainings: Retrainings | None = None
-    proposals: type[Proposals] = Proposals
+    proposals: type[OptunaSearcher] = OptunaSearcher
     trainable: type[tune.Trainable] = TrialTrainable
 
     @property
@@ -126,7 +124,7 @@ class Search:
         if missing := missing_numbers(trials):
             self._tell(TrialsMissing(stage, tuple(missing)))
         if spent(trials) < budget and not self._time_is_up(stage):
-            keeper = RecordKeeper(
+            keeper = RecordCallback(
                 self.record,
                 stage,
                 trials=trials,
@@ -177,9 +175,9 @@ class Search:
     def _fit(
         self,
         stage: Literal[1, 2],
-        proposals: Proposals,
+        proposals: OptunaSearcher,
         scheduler: tune.schedulers.TrialScheduler,
-        keeper: RecordKeeper,
+        keeper: RecordCallback,
         budget: int,
     ) -> None:
         search = self.config.search

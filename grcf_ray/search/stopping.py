@@ -15,8 +15,6 @@ from grcf_ray.console import progress
 from grcf_ray.errors import ConfigError
 from grcf_ray.files import clear_scratch
 
-__all__ = ["STAGE_SHARES", "Stop", "parse_duration"]
-
 STAGE_SHARES = {1: 0.5, 2: 0.97}
 """Share of a time budget at which a stage hands on what it has; the rest is for saving the winner and reading test."""
 

@@ -19,8 +19,6 @@ from grcf_ray.search.winner import finite_metrics
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.stage import use_deterministic_torch
 
-__all__ = ["Rows", "fit_features", "measure_on", "score_on"]
-
 
 class Rows(Protocol):
     """What must be known of rows to fit them to a model, as a `TableInfo` says it."""

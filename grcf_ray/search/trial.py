@@ -11,15 +11,13 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 import ray
 from ray import tune
 
-from grcf_ray.memory import garbage_left
+from grcf_ray.memory import gc_paused
 
 # A process is up to train when it has imported what trains, which it does without searching for garbage.
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.distributed import WorkerGroup
     from grcf_ray.train.job import JobRunner
-
-__all__ = ["Shared", "TrialTrainable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class TrialTrainable(tune.Trainable):
                 shared.features, workers=shared.workers, resources=shared.resources, interfaces=shared.interfaces
             )
         else:
-            with garbage_left():
+            with gc_paused():
                 from grcf_ray.train.job import JobRunner
 
                 features = ray.get(shared.features)

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grcf_ray import __version__
+from grcf_ray._version import __version__
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
 from grcf_ray.data.schema import split_sizes
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
-from grcf_ray.metrics import Protocol, split_metrics
+from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.lease import fence
 from grcf_ray.search.record import RunRecord, TrialRecord, now
-from grcf_ray.search.saved import open_model
+from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, read_file
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.export import SavedModel, save_model
@@ -39,21 +39,6 @@ from grcf_ray.train.stage import use_deterministic_torch
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-__all__ = [
-    "MEASURED",
-    "available_threads",
-    "comparability",
-    "export_winner",
-    "keep_predictions",
-    "measure",
-    "measure_winner",
-    "measured",
-    "note_test_read",
-    "test_was_read",
-    "trial_name",
-    "versions",
-]
 
 MEASURED = ("predictions/valid.parquet", "predictions/test.parquet", "metrics.json")
 """What a saved model is given when it is measured, beside what `save_model` writes."""
@@ -64,11 +49,11 @@ def export_winner(
     winner: TrialRecord,
     config: RunConfig,
     features: Features,
-    store: Store,
-    protocol: Protocol,
+    store: DatasetStore,
+    protocol: MetricProtocol,
     *,
     to: str = "best",
-) -> Place:
+) -> StoragePath:
     """Write `best/`, or another folder of the run: the winner's model on its own, and where it comes from.
 
     DataError where the winner's checkpoint is gone: what the folder holds stays as it is then.
@@ -124,7 +109,7 @@ def trial_name(trial: TrialRecord) -> str:
     return f"stage{trial.stage}/{trial.number}"
 
 
-def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: Place | None = None) -> dict[str, float]:
+def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePath | None = None) -> dict[str, float]:
     """Metrics of a saved model on a split's rows, on the CPU in float32.
 
     The same threads on the same machine type give the same bits. keep: a Parquet file to be written of what the
@@ -155,9 +140,9 @@ def measure_winner(
     winner: TrialRecord,
     config: RunConfig,
     features: Features,
-    store: Store,
+    store: DatasetStore,
     facts: DatasetFacts | None,
-    protocol: Protocol,
+    protocol: MetricProtocol,
     *,
     step: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
@@ -203,7 +188,7 @@ def measured(record: RunRecord, winner: str) -> bool:
     return bool(trial == winner) and is_complete(place, ["metrics.json", "provenance.json"])
 
 
-def note_test_read(place: Place, command: str, models: Sequence[str]) -> None:
+def note_test_read(place: StoragePath, command: str, models: Sequence[str]) -> None:
     """Append to the model's provenance that these models are about to be measured on the test split.
 
     DataError where the provenance is gone: test is not read then.
@@ -241,7 +226,7 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def comparability(facts: DatasetFacts | None, config: RunConfig, store: Store) -> list[str]:
+def comparability(facts: DatasetFacts | None, config: RunConfig, store: DatasetStore) -> list[str]:
     """Why the figures cannot stand beside the paper's; empty where nothing differs that is known to matter."""
     if facts is None or not facts.paper_results:
         return []
@@ -292,7 +277,7 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def keep_predictions(
-    place: Place,
+    place: StoragePath,
     table: pa.Table,
     label_N: NDArray[np.float64],
     score_N: NDArray[np.float64],
@@ -313,7 +298,9 @@ def keep_predictions(
         pq.write_table(pa.table(columns), path, write_page_checksum=True)
 
 
-def _ridge(features: Features, table: pa.Table, store: Store, config: RunConfig, protocol: Protocol) -> dict[str, Any]:
+def _ridge(
+    features: Features, table: pa.Table, store: DatasetStore, config: RunConfig, protocol: MetricProtocol
+) -> dict[str, Any]:
     bare = dataclasses.replace(
         features,
         train=dataclasses.replace(features.train, hidden=None, vector_ND=None),

@@ -25,15 +25,13 @@ from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokeniz
 from grcf_ray.train.stage import seed_torch
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
-
-__all__ = ["backbone_sha256", "initial_model", "prepare_features", "select_modalities", "template", "text_vectors"]
+    from grcf_ray.data.store import DatasetStore
 
 FROZEN_TOKEN_BUDGET = 4096
 
 
 @lru_cache(maxsize=1)
-def template(backbone: str) -> nn.Module:
+def pretrained_backbone(backbone: str) -> nn.Module:
     """The pretrained backbone on the CPU, loaded once a process and never trained: copy it."""
     return load_backbone(backbone).requires_grad_(True).eval()
 
@@ -41,17 +39,17 @@ def template(backbone: str) -> nn.Module:
 @lru_cache(maxsize=1)
 def backbone_sha256(backbone: str) -> str:
     """Of the pretrained weights, of which every process has to have the same."""
-    return _weights_sha256(template(backbone))
+    return _weights_sha256(pretrained_backbone(backbone))
 
 
-def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = None) -> Features:
+def prepare_features(store: DatasetStore, config: RunConfig, *, cache: Path | None = None) -> Features:
     """Features of the train and valid splits, with the frozen layers' output where the model has some."""
     if not config.model.sees_text:
         features = build_features(store, None, config.features, cache=cache)
         _check_labels(features)
         return features
     tokenizer = load_tokenizer(config.model.backbone)
-    limits = (tokenizer.model_max_length, position_limit(template(config.model.backbone)))
+    limits = (tokenizer.model_max_length, position_limit(pretrained_backbone(config.model.backbone)))
     limit = min(limit for limit in limits if limit is not None)
     if config.features.max_tokens > limit:
         raise ConfigError(
@@ -62,7 +60,7 @@ def prepare_features(store: Store, config: RunConfig, *, cache: Path | None = No
     _check_labels(features)
     # Built and tried even where nothing is frozen: a backbone that will not do is found out before any trial starts.
     encoder = TextEncoder(
-        copy.deepcopy(template(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
+        copy.deepcopy(pretrained_backbone(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
     ).eval()
     encoder.probe(_longest_text(features), features.pad_token_id)
     if encoder.n_frozen == 0:
@@ -111,7 +109,7 @@ def initial_model(config: ModelConfig, features: Features, *, seed: int) -> Grcf
 
     features: after `select_modalities`; a modality that they lack has no branch.
     """
-    backbone = copy.deepcopy(template(config.backbone)) if config.sees_text else None
+    backbone = copy.deepcopy(pretrained_backbone(config.backbone)) if config.sees_text else None
     # After the template: loading it for the first time may draw random numbers.
     seed_torch(seed)
     return build_model(

@@ -18,9 +18,7 @@ import ray
 import torch
 from ray.train.torch import TorchConfig
 
-from grcf_ray.train.network import choose_interfaces, named_interfaces, private_interfaces
-
-__all__ = ["MeetingConfig"]
+from grcf_ray.train.interfaces import choose_interfaces, named_interfaces, private_interfaces
 
 
 @dataclasses.dataclass

@@ -23,17 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.storage import Place
-
-__all__ = [
-    "Checkpoint",
-    "export_weights",
-    "load_weights",
-    "read_checkpoint",
-    "read_state",
-    "save_checkpoint",
-    "trained_tensors",
-]
+from grcf_ray.storage import StoragePath
 
 FORMAT = 1
 _NOT_KNOWN = 64 * "0"
@@ -44,7 +34,7 @@ _NOT_KNOWN = 64 * "0"
 class Checkpoint:
     """A checkpoint that was read and found whole."""
 
-    place: Place
+    place: StoragePath
     state: dict[str, Any]
     """What it was saved with."""
     tensors: dict[str, Tensor]
@@ -72,7 +62,9 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def save_checkpoint(place: Place, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> str:
+def save_checkpoint(
+    place: StoragePath, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> str:
     """Write model, optimizer and the loop's state (JSON values) as a whole; the content's SHA-256."""
     tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(model).items()}
     for name, parameter in model.named_parameters():
@@ -81,14 +73,14 @@ def save_checkpoint(place: Place, model: nn.Module, optimizer: torch.optim.Optim
     return _write(place, _unshared({name: tensor.detach().cpu() for name, tensor in tensors.items()}), state)
 
 
-def read_state(place: Place) -> dict[str, Any]:
+def read_state(place: StoragePath) -> dict[str, Any]:
     """The state that a checkpoint was saved with; its weights are neither read nor verified."""
     with _opened(place) as file:
         text, _ = _header(place, file)
     return _state(place, text)
 
 
-def read_checkpoint(place: Place, *, sha256: str | None = None) -> Checkpoint:
+def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpoint:
     """All of a checkpoint, verified.
 
     sha256: the content's, where it is known. DamagedError where the file is not what was written, or another one.
@@ -110,21 +102,21 @@ def read_checkpoint(place: Place, *, sha256: str | None = None) -> Checkpoint:
     return Checkpoint(place, _state(place, text), tensors, digest)
 
 
-def load_weights(place: Place, model: nn.Module, *, sha256: str | None = None) -> dict[str, Any]:
+def load_weights(place: StoragePath, model: nn.Module, *, sha256: str | None = None) -> dict[str, Any]:
     """Put a checkpoint's weights, verified as in `read_checkpoint`, into the model; the state it was saved with."""
     checkpoint = read_checkpoint(place, sha256=sha256)
     _load_model(checkpoint, model)
     return checkpoint.state
 
 
-def export_weights(source: Place, target: Place, *, sha256: str | None = None) -> str:
+def export_weights(source: StoragePath, target: StoragePath, *, sha256: str | None = None) -> str:
     """Copy a checkpoint, verified as in `read_checkpoint`, without its optimizer; the copy's SHA-256."""
     whole = read_checkpoint(source, sha256=sha256)
     weights = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("model.")}
     return _write(target, weights, whole.state)
 
 
-def _write(place: Place, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+def _write(place: StoragePath, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
     text = json.dumps({"format": FORMAT, **state})
     with place.writing() as path:
         save_file(dict(tensors), path, {"state": text, "sha256": _NOT_KNOWN})
@@ -157,7 +149,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _opened(place: Place) -> Iterator[Any]:
+def _opened(place: StoragePath) -> Iterator[Any]:
     """The file; an OSError of the storage, which may pass, is not taken for damage."""
     with contextlib.ExitStack() as stack:
         try:
@@ -171,7 +163,7 @@ def _opened(place: Place) -> Iterator[Any]:
         yield file
 
 
-def _header(place: Place, file: Any) -> tuple[str, str]:
+def _header(place: StoragePath, file: Any) -> tuple[str, str]:
     """The state's text and the content's SHA-256, as the file has them."""
     metadata = file.metadata() or {}
     if not {"state", "sha256"} <= metadata.keys():
@@ -179,7 +171,7 @@ def _header(place: Place, file: Any) -> tuple[str, str]:
     return metadata["state"], metadata["sha256"]
 
 
-def _state(place: Place, text: str) -> dict[str, Any]:
+def _state(place: StoragePath, text: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(text)
         version = int(state["format"])

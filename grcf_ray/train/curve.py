@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from grcf_ray.config import Task
 
-__all__ = ["DIRECTIONS", "best_epoch", "finite", "objective_name", "objective_value"]
-
 DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
 """Which way each stage's objective improves."""
 

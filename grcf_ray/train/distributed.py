@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.job import StageJob
 
-__all__ = ["WorkerGroup", "WorkersDiedError", "share"]
-
 _GRACE_S = 30.0
 """Seconds that idle workers have to end by themselves."""
 _CLEARING_S = 10.0

@@ -28,8 +28,8 @@ from grcf_ray.config import RunConfig, Task, build_config, flatten, recorded_set
 from grcf_ray.data.features import Features, Standardiser, build_split, pad_token
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message, reason
-from grcf_ray.files import file_sha256, replacing, write_json
-from grcf_ray.metrics import Protocol
+from grcf_ray.files import atomic_write, file_sha256, write_json
+from grcf_ray.metrics import MetricProtocol
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
@@ -38,8 +38,6 @@ from grcf_ray.train.stage import predict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["SavedModel", "load_model", "save_model"]
 
 FORMAT = 2
 """1 had no manifest, and a checksum of the weights alone."""
@@ -54,7 +52,7 @@ class SavedModel:
     """None for a model without text."""
     config: RunConfig
     label_range: tuple[float, float]
-    protocol: Protocol
+    protocol: MetricProtocol
     """Whose metrics its data set uses."""
     standardisers: dict[str, Standardiser]
     lowercase: bool
@@ -235,7 +233,7 @@ def save_model(
     config: RunConfig,
     *,
     label_range: tuple[float, float],
-    protocol: Protocol,
+    protocol: MetricProtocol,
     lowercase: bool,
 ) -> None:
     """Write a model for `load_model`. features: those it was trained on, for their statistics."""
@@ -245,7 +243,7 @@ def save_model(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
     encoder = model.text_encoder
-    with replacing(folder / "model.safetensors") as beside:
+    with atomic_write(folder / "model.safetensors") as beside:
         save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, beside)
     write_json(
         folder / "config.json",

@@ -18,10 +18,8 @@ from torch import distributed as dist
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import GrcfModel
 
-__all__ = ["EncodedTwice", "average_gradients"]
 
-
-class EncodedTwice:
+class GradientCache:
     """Vectors of a step's utterances, cut off from the encoder that gave them."""
 
     vector_UW: Tensor

@@ -11,15 +11,13 @@ from torch import distributed as dist
 from grcf_ray.config import build_config
 from grcf_ray.data.features import Features
 from grcf_ray.errors import DivergedError, GrcfError
-from grcf_ray.memory import garbage_left, tidy
-from grcf_ray.metrics import Protocol
-from grcf_ray.storage import place_at
+from grcf_ray.memory import gc_paused, tidy
+from grcf_ray.metrics import MetricProtocol
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.curve import objective_value
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
-
-__all__ = ["JobRunner", "StageJob", "open_loop"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class StageJob:
     seed: int
     settings: dict[str, Any]
     """The whole configuration by path."""
-    protocol: Protocol
+    protocol: MetricProtocol
     folder: str
     """Place of its checkpoints, a path or a URI; nobody else writes there."""
     initial: str | None
@@ -52,7 +50,7 @@ def open_loop(job: StageJob, features: Features) -> StageLoop:
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model_in(job.stage), seen, seed=job.seed)
     if job.initial is not None:
-        load_weights(place_at(job.initial), model, sha256=job.initial_sha256)
+        load_weights(storage_path(job.initial), model, sha256=job.initial_sha256)
     loop = StageLoop(
         model,
         seen,
@@ -60,7 +58,7 @@ def open_loop(job: StageJob, features: Features) -> StageLoop:
         job.stage,
         seed=job.seed,
         protocol=job.protocol,
-        folder=place_at(job.folder),
+        folder=storage_path(job.folder),
         device=choose_device(config.train, granted=job.gpu),
     )
     loop.resume()
@@ -96,7 +94,7 @@ class JobRunner:
         assert self._job is not None
         try:
             if self._loop is None:
-                with garbage_left():
+                with gc_paused():
                     self._loop = self._agreed()
                 reported = self._job.reported
                 self._told = self._loop.epoch if reported is None else min(reported, self._loop.epoch)

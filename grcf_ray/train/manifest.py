@@ -12,9 +12,7 @@ from pathlib import Path
 from grcf_ray import console
 from grcf_ray.errors import DamagedError, DataError, faults_message
 from grcf_ray.files import file_sha256, write_json
-from grcf_ray.storage import LocalPlace, Place
-
-__all__ = ["FIRST_LISTED", "MANIFEST", "check_manifest", "extend_manifest", "is_complete", "write_manifest"]
+from grcf_ray.storage import LocalPath, StoragePath
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -30,7 +28,7 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
-def extend_manifest(place: Place, names: Sequence[str]) -> None:
+def extend_manifest(place: StoragePath, names: Sequence[str]) -> None:
     """Note further files of a saved model, `/` between folder and name; the others are not read again."""
     files = dict(_listed(place, str(place)))
     for name in names:
@@ -48,7 +46,7 @@ def check_manifest(folder: Path, where: str) -> bool:
     on standard error.
     """
     try:
-        files = _listed(LocalPlace(folder), where)
+        files = _listed(LocalPath(folder), where)
     except FileNotFoundError:
         return False
     present = set(_names(folder))
@@ -66,7 +64,7 @@ def check_manifest(folder: Path, where: str) -> bool:
     return True
 
 
-def is_complete(place: Place, others: Sequence[str]) -> bool:
+def is_complete(place: StoragePath, others: Sequence[str]) -> bool:
     """Whether a folder has every file that its model is loaded from, and the `others`, and its manifest lists them.
 
     Their content is not read. Earlier versions wrote no manifest: of their models the tokenizer is looked for as a
@@ -83,7 +81,7 @@ def is_complete(place: Place, others: Sequence[str]) -> bool:
     return listed and all(_file(place, name).exists() for name in (*needed, *others))
 
 
-def _listed(place: Place, where: str) -> dict[str, str]:
+def _listed(place: StoragePath, where: str) -> dict[str, str]:
     """The SHA-256 of each file that a manifest lists. FileNotFoundError where there is none; DamagedError."""
     try:
         files: dict[str, str] = (place / MANIFEST).read_json()["files"]
@@ -95,7 +93,7 @@ def _listed(place: Place, where: str) -> dict[str, str]:
     return files
 
 
-def _file(place: Place, name: str) -> Place:
+def _file(place: StoragePath, name: str) -> StoragePath:
     for part in name.split("/"):
         place = place / part
     return place

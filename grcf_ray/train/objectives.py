@@ -12,8 +12,6 @@ from grcf_ray.data.pairs import Group
 from grcf_ray.losses import classification, regression
 from grcf_ray.losses.groups import OrdinalGroups
 
-__all__ = ["ClassificationLosses", "Losses", "RegressionLosses", "choose_losses", "ordinal_groups"]
-
 
 class Losses(Protocol):
     """The loss terms of a stage."""

@@ -13,8 +13,6 @@ from grcf_ray.config import RunConfig
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.text_encoder import layers_of
 
-__all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups"]
-
 
 def parameter_groups(
     model: GrcfModel, config: RunConfig, stage: Literal[1, 2]

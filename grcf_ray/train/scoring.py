@@ -15,8 +15,6 @@ from grcf_ray.metrics import split_metrics
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.objectives import ordinal_groups
 
-__all__ = ["Labelled", "scored"]
-
 
 def scored(
     table: pa.Table, saved: SavedModel, retrained: Sequence[SavedModel] = (), *, with_text: bool = False

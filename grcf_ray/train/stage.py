@@ -26,22 +26,14 @@ from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
-from grcf_ray.metrics import Protocol, split_metrics
+from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.base import GrcfModel
-from grcf_ray.storage import Place
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from grcf_ray.train.curve import best_epoch, finite
-from grcf_ray.train.gradient_cache import EncodedTwice, average_gradients
+from grcf_ray.train.gradient_cache import GradientCache, average_gradients
 from grcf_ray.train.objectives import choose_losses
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
-
-__all__ = [
-    "StageLoop",
-    "choose_device",
-    "predict",
-    "stage_seed",
-    "use_deterministic_torch",
-]
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 
@@ -68,8 +60,8 @@ class StageLoop:
         stage: Literal[1, 2],
         *,
         seed: int,
-        protocol: Protocol,
-        folder: Place | None = None,
+        protocol: MetricProtocol,
+        folder: StoragePath | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
@@ -209,7 +201,7 @@ class StageLoop:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             with self.autocast():
-                encoded = EncodedTwice(self.model, batches)
+                encoded = GradientCache(self.model, batches)
                 score_S = self.model.score(encoded.vector_UW[slot_S])
             totals, loss = self.totals(step, groups, score_S)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -311,7 +303,7 @@ class StageLoop:
             self.best_sha256 = digest
 
     @staticmethod
-    def _newest(folder: Place, faults: list[DamagedError]) -> Checkpoint | None:
+    def _newest(folder: StoragePath, faults: list[DamagedError]) -> Checkpoint | None:
         """The newest whole checkpoint; what is wrong with newer ones joins the faults."""
         for place in (folder / LAST, folder / PREVIOUS):
             if place.exists():
@@ -321,7 +313,7 @@ class StageLoop:
                     faults.append(error)
         return None
 
-    def _best_until(self, checkpoint: Checkpoint, kept: Place) -> Checkpoint:
+    def _best_until(self, checkpoint: Checkpoint, kept: StoragePath) -> Checkpoint:
         """The best checkpoint up to one: itself, or the one that is kept. DamagedError where that is another."""
         epoch = self._best_epoch(checkpoint.state["curve"])
         if epoch == checkpoint.state["epoch"]:
@@ -333,7 +325,7 @@ class StageLoop:
             raise DamagedError(f"{kept}: of epoch {best.state['epoch']}, but epoch {epoch} is the best one so far")
         return best
 
-    def _put_in_order(self, folder: Place, found: Checkpoint, best: Checkpoint) -> None:
+    def _put_in_order(self, folder: StoragePath, found: Checkpoint, best: Checkpoint) -> None:
         """The files as at the end of the epoch that was found, whenever and wherever the process ended."""
         self.best_sha256 = best.sha256
         if found.place.name != LAST:

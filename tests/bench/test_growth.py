@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from grcf_ray.bench import growth
-from grcf_ray.bench import lines as lines_module
+from grcf_ray.bench import scaling as lines_module
 from grcf_ray.bench.growth import growth_tables
-from grcf_ray.bench.lines import Cost, Lines
-from grcf_ray.bench.parts import Setup
 from grcf_ray.bench.resident import Watch
+from grcf_ray.bench.scaling import Cost, Lines
+from grcf_ray.bench.setup import Setup
 from grcf_ray.config import build_config
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.space import load_space
 
@@ -119,7 +119,7 @@ def test_watch_sees_private_memory_and_forgets_it() -> None:
 
 @needs_linux
 @pytest.mark.slow
-def test_memory_of_new_processes(tiny_store: Store, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_memory_of_new_processes(tiny_store: DatasetStore, tiny_backbone: Path, tmp_path: Path) -> None:
     config = build_config({"model.backbone": str(tiny_backbone), **growth.SMALL_STEP})
     row = growth._memory_row(80, tiny_store, config, tmp_path / "features")
     assert row["disk_count"] == 80
@@ -129,7 +129,7 @@ def test_memory_of_new_processes(tiny_store: Store, tiny_backbone: Path, tmp_pat
     assert {"prepared", "validated", "mapped"} <= row.keys()
 
 
-def test_tables(tiny_store: Store, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: dict[str, Any] = {
         "UTTERANCES": (40, 80),
         "PAIRS": (32, 80),
@@ -145,13 +145,13 @@ def test_tables(tiny_store: Store, tiny_space: Path, tmp_path: Path, monkeypatch
     threads = concurrent.futures.ThreadPoolExecutor
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", lambda workers, context: threads(workers))
     read: set[str] = set()
-    whole = Store.read
+    whole = DatasetStore.read
 
-    def watched(self: Store, split: str) -> Any:
+    def watched(self: DatasetStore, split: str) -> Any:
         read.add(split)
         return whole(self, split)
 
-    monkeypatch.setattr(Store, "read", watched)
+    monkeypatch.setattr(DatasetStore, "read", watched)
     space = load_space(tiny_space)
     said: list[str] = []
     setup = Setup(tiny_store, space.config(), space, torch.device("cpu"), 1, 6, 2, tmp_path, said.append)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from grcf_ray import console
-from grcf_ray.bench.__main__ import PARTS, STUDIES, app
 from grcf_ray.bench.parts import measures, studies
+from grcf_ray.cli.bench import PARTS, STUDIES, app
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -14,7 +14,7 @@ import torch
 from grcf_ray.bench import cpu_clock, naive
 from grcf_ray.bench.cpu_clock import CpuClock
 from grcf_ray.bench.naive import Parts, Stage, naive_tables
-from grcf_ray.bench.parts import Setup
+from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ConfigError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from grcf_ray.data.features import Features
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 CPU = torch.device("cpu")
 BURN = """
@@ -151,7 +151,7 @@ def test_a_process_is_measured_to_its_end() -> None:
 
 
 @pytest.fixture
-def setup_of(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> Callable[..., Setup]:
+def setup_of(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> Callable[..., Setup]:
     def make(**settings: object) -> Setup:
         space = load_space(tiny_space).with_settings(settings)
         return Setup(tiny_store, space.config(), space, CPU, 1, 16, 2, tmp_path, lambda _: None)

@@ -7,13 +7,13 @@ import torch
 
 from grcf_ray.bench import pairing
 from grcf_ray.bench.pairing import pairing_tables
-from grcf_ray.bench.parts import Setup
+from grcf_ray.bench.setup import Setup
 from grcf_ray.search.space import load_space
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 
 def test_verdict_of_known_curves() -> None:
@@ -32,7 +32,7 @@ def test_verdict_of_known_curves() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_each_pairing_has_its_learning_rate_and_the_same_utterances(
-    tiny_store: Store, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("FACTORS", (0.5, 1.0)), ("SEEDS", (1, 2)), ("PASSES", 1)):
         monkeypatch.setattr(pairing, name, value)

@@ -7,18 +7,18 @@ import torch
 from optuna.trial import TrialState
 
 from grcf_ray.bench import pruning
-from grcf_ray.bench.parts import Setup
 from grcf_ray.bench.pruning import Outcome, ToldAsComplete, pruning_tables
-from grcf_ray.search.proposals import Proposals
+from grcf_ray.bench.setup import Setup
+from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import load_space
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 
-def proposals(kind: type[Proposals]) -> Proposals:
+def proposals(kind: type[OptunaSearcher]) -> OptunaSearcher:
     return kind(
         {},
         starts=(),
@@ -35,7 +35,7 @@ def proposals(kind: type[Proposals]) -> Proposals:
 
 def test_only_stopped_trials_are_told_otherwise() -> None:
     curve = [{"epoch": epoch, "valid/pairwise_acc": 0.5 + epoch / 10} for epoch in (1, 2, 3)]
-    truth, otherwise = proposals(Proposals), proposals(ToldAsComplete)
+    truth, otherwise = proposals(OptunaSearcher), proposals(ToldAsComplete)
     for whole in ((curve, None), (curve, "diverged"), ([], "failed")):
         assert truth.outcome(*whole) == otherwise.outcome(*whole)
     assert truth.outcome(curve[:2], None)[0] == TrialState.PRUNED
@@ -56,7 +56,7 @@ def test_row_of_known_outcomes() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_searches_of_all_variants(
-    tiny_store: Store, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("SEEDS", (1, 2)), ("EPOCHS", 3), ("PAIRS", 12), ("LAYERS_LEFT", 1)):
         monkeypatch.setattr(pruning, name, value)

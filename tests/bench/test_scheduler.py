@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grcf_ray.bench.parts import Setup
 from grcf_ray.bench.scheduler import Meter, scheduler_tables
-from grcf_ray.data.store import Store
+from grcf_ray.bench.setup import Setup
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 
 def test_costs_are_those_of_each_part_less_the_first_trial() -> None:
@@ -28,7 +28,9 @@ def test_costs_are_those_of_each_part_less_the_first_trial() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_trials_that_do_nothing_are_run_and_recorded(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> None:
+def test_trials_that_do_nothing_are_run_and_recorded(
+    tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
+) -> None:
     space = load_space(tiny_space)
     setup = Setup(
         store=tiny_store,
@@ -44,5 +46,5 @@ def test_trials_that_do_nothing_are_run_and_recorded(tiny_store: Store, tiny_spa
     (table,) = scheduler_tables(setup, trials=13)
     assert sum(row["trials"] for row in table.rows) == 12
     assert all(row["wall"] > 0 and row["cpu"] > 0 for row in table.rows)
-    recorded = RunRecord(place_at(tmp_path / "scheduler")).trials(1)
+    recorded = RunRecord(storage_path(tmp_path / "scheduler")).trials(1)
     assert [(trial.number, trial.state, trial.epoch) for trial in recorded] == [(n, "complete", 1) for n in range(13)]

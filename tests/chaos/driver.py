@@ -79,19 +79,19 @@ def watch_events(trigger: Trigger) -> None:
 
 def watch_writes(trigger: Trigger) -> None:
     """Every write of the driver goes through `Place.writing`."""
-    from grcf_ray.storage import LocalPlace
+    from grcf_ray.storage import LocalPath
 
-    write: Callable[[LocalPlace], AbstractContextManager[Path]] = LocalPlace.writing
+    write: Callable[[LocalPath], AbstractContextManager[Path]] = LocalPath.writing
 
     @contextmanager
-    def writing(self: LocalPlace) -> Iterator[Path]:
+    def writing(self: LocalPath) -> Iterator[Path]:
         kind = "trial" if self.name[:4].isdigit() else self.name
         with write(self) as path:
             yield path
             trigger(f"before {kind}")
         trigger(f"after {kind}")
 
-    LocalPlace.writing = writing  # type: ignore[method-assign]
+    LocalPath.writing = writing  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
     argv = sys.argv[separator + 1 :]
     sys.argv = ["grcf_ray.search", *argv]
     from grcf_ray import console
-    from grcf_ray.search.__main__ import app
+    from grcf_ray.cli.search import app
 
     trigger = Trigger(shots)
     watch_events(trigger)

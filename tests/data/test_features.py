@@ -22,7 +22,7 @@ from grcf_ray.data import features as features_module
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features, Ragged, Standardiser, build_features, build_split, cached_array
 from grcf_ray.data.schema import TableInfo, conform
-from grcf_ray.data.store import Store, write_store
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import ClusterError
 from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import load_tokenizer
@@ -30,7 +30,7 @@ from grcf_ray.model.text_encoder import load_tokenizer
 FRAMES = pa.list_(pa.list_(pa.float32()))
 
 
-def store_of(folder: Path, *, label_range: tuple[float, float] = (-3, 3), **columns: Any) -> Store:
+def store_of(folder: Path, *, label_range: tuple[float, float] = (-3, 3), **columns: Any) -> DatasetStore:
     """Six utterances, four of them train; columns may be replaced, and None leaves one out."""
     loose: dict[str, Any] = {
         "id": list("abcdef"),
@@ -44,7 +44,7 @@ def store_of(folder: Path, *, label_range: tuple[float, float] = (-3, 3), **colu
     return write_store(folder, table, TableInfo.describe(table, name="own", label_range=label_range))
 
 
-def built(store: Store, backbone: Path, **settings: Any) -> Features:
+def built(store: DatasetStore, backbone: Path, **settings: Any) -> Features:
     return build_features(store, load_tokenizer(str(backbone)), FeatureConfig(**settings))
 
 
@@ -192,14 +192,14 @@ def test_text_is_lower_cased_by_the_rule(
 
 
 def test_second_build_reads_the_cache_alone(
-    tiny_store: Store, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_store: DatasetStore, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With the very tokenizer that built it, and with another object of the same."""
     tokenizer = load_tokenizer(str(tiny_backbone))
     first = build_features(tiny_store, tokenizer, FeatureConfig())
     # Without its Parquet files the store can still be opened, but not read.
     shutil.copyfile(tiny_store.folder / "dataset.json", tmp_path / "dataset.json")
-    store = Store.open(tmp_path)
+    store = DatasetStore.open(tmp_path)
 
     def unwanted(*_: Any, **__: Any) -> None:
         raise AssertionError("built again")
@@ -248,16 +248,16 @@ def test_arrays_are_plain_read_only_views_of_a_map(tiny_features: Features) -> N
         tiny_features.train.label_N[0] = 0
 
 
-def test_test_split_is_never_opened(tiny_store: Store, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_test_split_is_never_opened(tiny_store: DatasetStore, tiny_backbone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "without-test"
     shutil.copytree(tiny_store.folder, folder)
     (folder / "test.parquet").unlink()
-    features = built(Store.open(folder), tiny_backbone)
+    features = built(DatasetStore.open(folder), tiny_backbone)
     assert (len(features.train), len(features.valid)) == (48, 16)
 
 
 def test_interrupted_build_leaves_nothing(
-    tiny_store: Store, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_store: DatasetStore, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = []
 
@@ -276,7 +276,7 @@ def test_interrupted_build_leaves_nothing(
 
 
 def test_another_process_may_build_the_same_meanwhile(
-    tiny_store: Store, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_store: DatasetStore, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Both find nothing, and one waits for the other's; without locks both build, and either's will do."""
     tokenizer = load_tokenizer(str(tiny_backbone))
@@ -373,7 +373,7 @@ def test_cache_is_its_users_alone(tmp_path: Path, tiny_backbone: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_splits_of_a_table_are_built_as_the_cached_ones(tiny_store: Store, tiny_backbone: Path) -> None:
+def test_splits_of_a_table_are_built_as_the_cached_ones(tiny_store: DatasetStore, tiny_backbone: Path) -> None:
     """The test split, which is built once a winner is fixed, takes this way."""
     features = built(tiny_store, tiny_backbone)
     split = build_split(

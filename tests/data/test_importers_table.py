@@ -16,10 +16,10 @@ import pytest
 from data.foreign import DOWNLOADS, OWN, VARIANTS, real_file, refusal, spoiled, survivors
 
 from grcf_ray import console
-from grcf_ray.data.__main__ import app
+from grcf_ray.cli.data import app
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.importers import table as table_format
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ConfigError, DataError
 
 ZEROED = replace(OWN, non_finite="zero")
@@ -599,7 +599,7 @@ def test_a_damaged_file_leaves_a_whole_store_or_none(tmp_path: Path, capfd: pyte
         assert codes[-1] in (0, 3), err
         assert "Traceback" not in err
         if codes[-1] == 0:
-            Store.open(store / str(seed))
+            DatasetStore.open(store / str(seed))
         else:
             assert not (store / str(seed)).exists()
             assert "error: " in err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grcf_ray import console
-from grcf_ray.data.__main__ import app
+from grcf_ray.cli.data import app
 from grcf_ray.data.importers import formats
 
 CSV = "id,split,text,label\na,train,so [bold]good[/bold],1\nb,valid,y,2\nc,test,secret,3\n"

@@ -14,7 +14,7 @@ import pytest
 from grcf_ray.data import store as store_module
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.splits import stratified
-from grcf_ray.data.store import Store, find_data, usual_folders, write_store
+from grcf_ray.data.store import DatasetStore, find_data, usual_folders, write_store
 from grcf_ray.errors import ConfigError, DataError
 
 CSV = "id,split,text,label\na,train,x,1\nb,valid,y,2\nc,test,z,3\n"
@@ -47,7 +47,7 @@ def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
     table, info = make()
     store = write_store(tmp_path / "deep" / "own", table, info)
     assert names(store.folder) == ["dataset.json", "test.parquet", "train.parquet", "valid.parquet"]
-    assert store == Store.open(tmp_path / "deep" / "own")
+    assert store == DatasetStore.open(tmp_path / "deep" / "own")
     assert store.info == info
     assert store.read("train")["id"].to_pylist() == ["a", "d"]
     assert store.read("train")["audio"].to_pylist() == [[[1, 2]], [[3, 4]]]
@@ -60,7 +60,7 @@ def test_reading_a_split_opens_no_other_file(tmp_path: Path) -> None:
     store = write_store(tmp_path / "own", *make())
     (store.folder / "test.parquet").unlink()
     (store.folder / "valid.parquet").unlink()
-    assert Store.open(store.folder).read("train").num_rows == 2
+    assert DatasetStore.open(store.folder).read("train").num_rows == 2
 
 
 def test_changed_or_missing_split_file_is_refused(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_folder_that_is_no_store(tmp_path: Path, index: str | None, message: str
     if index is not None:
         (tmp_path / "dataset.json").write_text(index)
     with pytest.raises(DataError, match=message):
-        Store.open(tmp_path)
+        DatasetStore.open(tmp_path)
 
 
 def test_store_takes_the_place_of_a_store(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_failure_leaves_the_old_store_and_nothing_beside(
         with pytest.raises(DataError, match=r"cannot write .* \(No space left on device\)"):
             write_store(folder, *make(5.0))
     assert names(tmp_path) == ["own"]
-    assert Store.open(tmp_path / "own") == old
+    assert DatasetStore.open(tmp_path / "own") == old
     assert old.read("train")["label"].to_pylist() == [1.0, 4.0]
 
 
@@ -146,7 +146,7 @@ def test_old_store_comes_back_when_the_new_one_cannot_move_in(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path / "own", *make(5.0))
     assert names(tmp_path) == ["own"]
-    assert Store.open(tmp_path / "own") == old
+    assert DatasetStore.open(tmp_path / "own") == old
 
 
 def test_unwritable_place(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_find_imports_foreign_files_of_the_usual_folder(tmp_path: Path) -> None:
 def test_processes_that_import_at_once_share_the_result(tmp_path: Path) -> None:
     source = tmp_path / "own.csv"
     source.write_text(CSV)
-    found: list[Store] = []
+    found: list[DatasetStore] = []
     threads = [threading.Thread(target=lambda: found.append(find_data("own", source, (1, 5)))) for _ in range(4)]
     for thread in threads:
         thread.start()

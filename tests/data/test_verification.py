@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from grcf_ray import console
-from grcf_ray.data.__main__ import app
-from grcf_ray.data.store import Store, find_data
+from grcf_ray.cli.data import app
+from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.data.verification import verify_store
 
 
-def verdicts(store: Store) -> dict[str, str]:
+def verdicts(store: DatasetStore) -> dict[str, str]:
     return {check.what: check.verdict for check in verify_store(store)}
 
 
@@ -23,7 +23,7 @@ def test_the_demo_is_as_published() -> None:
     assert set(found.values()) == {"ok"}
 
 
-def test_own_data_have_no_fact_sheet(tiny_store: Store) -> None:
+def test_own_data_have_no_fact_sheet(tiny_store: DatasetStore) -> None:
     assert verdicts(tiny_store) == dict.fromkeys(("train.parquet", "valid.parquet", "test.parquet"), "ok")
 
 
@@ -35,7 +35,7 @@ def test_what_differs_and_what_is_unknown(tiny_parquet: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_damage_has_its_exit_code(
-    damage: str, tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str, tiny_store: DatasetStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_store.folder, folder)

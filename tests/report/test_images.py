@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from grcf_ray.report.images import png_values
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 
-def scored(label: list[float], score: list[float]) -> Scored:
+def scored(label: list[float], score: list[float]) -> Predictions:
     names = [str(index) for index in range(len(label))]
     states = np.zeros((len(label), 2), np.float32)
-    return Scored(id_N=names, text_N=names, label_N=np.array(label), score_N=np.array(score), state_ND=states)
+    return Predictions(id_N=names, text_N=names, label_N=np.array(label), score_N=np.array(score), state_ND=states)
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray.data.importers import ImportOptions, import_source
-from grcf_ray.data.store import Store, write_store
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection
 
 
 @pytest.fixture(scope="module")
-def found(tiny_store: Store) -> dict[str, Any]:
+def found(tiny_store: DatasetStore) -> dict[str, Any]:
     return inspect_store(tiny_store)
 
 
-def test_figures_are_those_of_the_rows(found: dict[str, Any], tiny_store: Store) -> None:
+def test_figures_are_those_of_the_rows(found: dict[str, Any], tiny_store: DatasetStore) -> None:
     assert found["splits"] == {"train": 48, "valid": 16, "test": 16}
     for split in ("train", "valid"):
         rows = tiny_store.read(split).to_pylist()
@@ -50,10 +50,10 @@ def test_figures_are_those_of_the_rows(found: dict[str, Any], tiny_store: Store)
             assert part["lengths"][f"{name} rows"]["most"] == max(len(sample) for sample in have)
 
 
-def test_the_test_split_stays_closed(tiny_store: Store, found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_test_split_stays_closed(tiny_store: DatasetStore, found: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(tiny_store.folder, tmp_path / "tiny")
     (tmp_path / "tiny" / "test.parquet").unlink()
-    assert inspect_store(Store.open(tmp_path / "tiny")) == found
+    assert inspect_store(DatasetStore.open(tmp_path / "tiny")) == found
 
 
 def test_two_classes_without_features_and_with_context(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ class Page(HTMLParser):
         self.loads += [value for name, value in attrs if name in ("src", "href") and value]
 
 
-def test_the_page_stands_alone_and_escapes(found: dict[str, Any], tiny_store: Store) -> None:
+def test_the_page_stands_alone_and_escapes(found: dict[str, Any], tiny_store: DatasetStore) -> None:
     evil = {**found, "name": "<script>alert(1)</script>", "notes": ["<img src=x onerror=alert(1)>"]}
     for content in (found, evil):
         page = Page()

@@ -19,16 +19,16 @@ import pytest
 from synthetic_run import HOSTILE, Run
 
 from grcf_ray import console
+from grcf_ray.cli.report import app
 from grcf_ray.console import printable
 from grcf_ray.errors import DataError
 from grcf_ray.report import page as page_module
-from grcf_ray.report.__main__ import app
 from grcf_ray.report.page import render_page, report_data, sections, write_report
 from grcf_ray.report.text import text_report
 from grcf_ray.report.view import RunView
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -111,7 +111,7 @@ def page_of(record: RunRecord) -> Page:
 
 
 def recorded_view(recorded: Recorded) -> RunView:
-    return RunView.read(RunRecord(place_at(recorded.folder)))
+    return RunView.read(RunRecord(storage_path(recorded.folder)))
 
 
 @pytest.fixture(scope="session")
@@ -473,13 +473,13 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     assert run_command(str(run.folder)) == 3
     assert f"{predictions}: damaged" in capsys.readouterr().err
     with pytest.raises(DataError):
-        write_report(RunRecord(place_at(tmp_path)))
+        write_report(RunRecord(storage_path(tmp_path)))
 
 
 def test_help_is_quick() -> None:
     """The command imports what draws only when it draws."""
 
-    code = "import sys, grcf_ray.report.__main__; print({'plotly', 'torch', 'optuna', 'ray'} & sys.modules.keys())"
+    code = "import sys, grcf_ray.cli.report; print({'plotly', 'torch', 'optuna', 'ray'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -488,7 +488,7 @@ def test_help_is_quick() -> None:
 def test_a_run_in_object_storage_has_its_page_there(tmp_path: Path, s3: str) -> None:
     run = Run(tmp_path / "run").start().trials(1, "cpf").trials(2, "c").finish()
     bucket, _, query = s3.partition("?")
-    place = place_at(f"{bucket}/runs/paged?{query}")
+    place = storage_path(f"{bucket}/runs/paged?{query}")
     with place.writing_folder() as folder:
         shutil.copytree(run.folder, folder, dirs_exist_ok=True)
     written = write_report(RunRecord(place))

@@ -19,7 +19,7 @@ from synthetic_run import HOSTILE, Run
 from grcf_ray.console import printable
 from grcf_ray.report.page import write_report
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -89,7 +89,7 @@ def arrive(browser: Chrome, page: Path, go: Callable[[], None]) -> None:
 
 
 def page_of(folder: Path) -> Path:
-    page = write_report(RunRecord(place_at(folder))).local
+    page = write_report(RunRecord(storage_path(folder))).local
     assert page is not None
     return page
 
@@ -223,7 +223,7 @@ def test_numbers_on_the_page_are_the_records(browser: Chrome, recorded: Recorded
     expected = [metrics["test"]["mae"], metrics["valid"]["mae"], metrics["baselines"][0]["test"]["mae"]]
     assert [card.text for card in cards] == [f"{value:.4f}" for value in expected]
     assert [float(card.get_attribute("title") or "") for card in cards] == expected
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     for stage in (1, 2):
         trials = record.trials(stage)
         shown = rows(browser, stage)

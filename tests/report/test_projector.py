@@ -10,16 +10,16 @@ from report.predictions import HOSTILE
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from grcf_ray.report.projector import cell, metadata_tsv, write_projector
-from grcf_ray.report.view import Scored
-from grcf_ray.storage import place_at
+from grcf_ray.report.view import Predictions
+from grcf_ray.storage import storage_path
 
 TEXTS = [HOSTILE, "", '"quoted', "\x85\u2028\u2029\x0b\x0c\x1c", "plain", "long " * 1000]
 
 
 @pytest.fixture
-def scored() -> Scored:
+def scored() -> Predictions:
     count = len(TEXTS)
-    return Scored(
+    return Predictions(
         id_N=[f"id\t{index}" for index in range(count)],
         text_N=TEXTS,
         label_N=np.linspace(-3, 3, count),
@@ -28,7 +28,7 @@ def scored() -> Scored:
     )
 
 
-def test_every_utterance_is_one_line_of_four_cells(scored: Scored) -> None:
+def test_every_utterance_is_one_line_of_four_cells(scored: Predictions) -> None:
     lines = metadata_tsv(scored).splitlines()
     assert lines[0].split("\t") == ["text", "label", "score", "id"]
     rows = [line.split("\t") for line in lines[1:]]
@@ -46,9 +46,9 @@ def test_a_cell_holds_nothing_that_controls(text: str) -> None:
     assert next(csv.reader([f"{found}\tx"], delimiter="\t", quoting=csv.QUOTE_NONE))[1] == "x"
 
 
-def test_the_configuration_names_files_that_are_there(scored: Scored, tmp_path: Path) -> None:
+def test_the_configuration_names_files_that_are_there(scored: Predictions, tmp_path: Path) -> None:
     write_projector(
-        place_at(tmp_path), {"valid": ("z_final of valid", scored), "finalist-0002": ("finalist 2", scored)}
+        storage_path(tmp_path), {"valid": ("z_final of valid", scored), "finalist-0002": ("finalist 2", scored)}
     )
     config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
     assert [embedding.tensor_name for embedding in config.embeddings] == ["z_final of valid", "finalist 2"]

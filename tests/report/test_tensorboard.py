@@ -28,7 +28,7 @@ from grcf_ray.search.events import (
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import recorded_space
 from grcf_ray.search.stages import config_of
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -88,7 +88,7 @@ def trial(epochs: int, *, number: int = 0, stage: Literal[1, 2] = 1, state: Any 
 def copied(recorded: Recorded, folder: Path) -> RunRecord:
     """The recorded search in a folder of its own, without what TensorBoard wrote of it."""
     shutil.copytree(recorded.folder, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
-    return RunRecord(place_at(folder))
+    return RunRecord(storage_path(folder))
 
 
 def replay(record: RunRecord) -> None:
@@ -101,7 +101,7 @@ def replay(record: RunRecord) -> None:
 
 
 def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded) -> None:
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     for stage in (1, 2):
         folders = {path.name for path in (recorded.folder / "tensorboard" / f"stage{stage}").iterdir()}
         assert folders == {f"{t.number:04d}" for t in record.trials(stage)} | {"summary"}
@@ -128,7 +128,7 @@ def test_each_trial_has_one_file(recorded: Recorded) -> None:
 
 
 def test_a_session_holds_the_trials_whole_configuration(recorded: Recorded) -> None:
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     space = recorded_space(record.read_run()["space"], "space")
     for stage in (1, 2):
         for kept in record.trials(stage):
@@ -158,7 +158,7 @@ def test_an_experiment_names_what_is_searched_and_the_objective(recorded: Record
         return searched, [info.name.tag for info in experiment.metric_infos]
 
     folder = recorded.folder / "tensorboard"
-    space = recorded_space(RunRecord(place_at(recorded.folder)).read_run()["space"], "space")
+    space = recorded_space(RunRecord(storage_path(recorded.folder)).read_run()["space"], "space")
     first, metrics = columns(folder / "stage1" / "summary")
     assert metrics == ["best/pairwise_acc", "best/mae", "best/bce"]
     assert first.keys() == space.stage1.keys()
@@ -176,7 +176,7 @@ def test_an_experiment_names_what_is_searched_and_the_objective(recorded: Record
 
 
 def test_the_summary_shows_the_best_so_far_by_trials_and_by_cost(recorded: Recorded) -> None:
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     for stage in (1, 2):
         written = scalars(recorded.folder / "tensorboard" / f"stage{stage}" / "summary")
         best = pytest.approx(record.ranked(stage)[0].objective, rel=1e-6)
@@ -191,7 +191,7 @@ def test_the_summary_shows_the_best_so_far_by_trials_and_by_cost(recorded: Recor
 def test_epochs_are_written_as_they_end(tmp_path: Path) -> None:
     """Readable while the trial runs: nothing waits in a buffer."""
     folder = tmp_path / "tensorboard" / "stage1" / "0000"
-    with TensorBoardListener(RunRecord(place_at(tmp_path))) as listener:
+    with TensorBoardListener(RunRecord(storage_path(tmp_path))) as listener:
         listener(StageStarted(1, 1, 3, ()))
         listener(TrialStarted(trial(0)))
         listener(EpochFinished(trial(1)))
@@ -217,7 +217,7 @@ def test_the_best_so_far_is_the_best_epoch_by_the_stages_own_objective() -> None
 
 
 def test_a_resumed_stage_adds_no_duplicates(tmp_path: Path) -> None:
-    record = RunRecord(place_at(tmp_path))
+    record = RunRecord(storage_path(tmp_path))
     with TensorBoardListener(record) as listener:
         listener(StageStarted(2, 2, 4, ()))
         listener(TrialEnded(trial(4, stage=2, state="complete")))
@@ -253,7 +253,7 @@ def test_a_finished_search_that_is_told_again_writes_nothing(recorded: Recorded,
 
 def test_what_a_dead_driver_did_not_write_is_added(tmp_path: Path) -> None:
     """It had recorded the second epoch, and died in the midst of telling of it."""
-    record = RunRecord(place_at(tmp_path))
+    record = RunRecord(storage_path(tmp_path))
     folder = tmp_path / "tensorboard" / "stage1" / "0000"
     with TensorBoardListener(record) as listener:
         listener(EpochFinished(trial(2)))
@@ -334,7 +334,7 @@ def test_a_fault_in_showing_the_result_is_told_in_a_line(
 @pytest.mark.s3
 def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
     """Two drivers one after the other, the second without the first one's files."""
-    record = RunRecord(place_at(s3) / uuid.uuid4().hex)
+    record = RunRecord(storage_path(s3) / uuid.uuid4().hex)
     place = record.place / "tensorboard" / "stage1" / "0000"
 
     def steps() -> list[int]:

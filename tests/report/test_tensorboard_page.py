@@ -24,7 +24,7 @@ from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.view import RunView
 from grcf_ray.search.events import SearchStarted, StageStarted
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -107,7 +107,7 @@ def record(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> RunR
     """The recorded search, of which a text is hostile."""
     folder = tmp_path_factory.mktemp("shown") / "recorded"
     shutil.copytree(recorded.folder, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
-    record = RunRecord(place_at(folder))
+    record = RunRecord(storage_path(folder))
     write_predictions(record, "test")
     with TensorBoardListener(record) as listener:
         listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}))

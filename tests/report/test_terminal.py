@@ -27,7 +27,7 @@ from grcf_ray.search.events import (
     WinnerFixed,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.curve import objective_name
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def summary_of(recorded: Recorded, **changes: Any) -> dict[str, Any]:
         "not_comparable": ["backbone tiny-bert", "no vision"],
         "baselines": [{"name": "ridge regression", "alpha": 0.1, "test": {"mae": 0.9}}],
     }
-    return {**summarise(RunRecord(place_at(recorded.folder))), **metrics, **changes}
+    return {**summarise(RunRecord(storage_path(recorded.folder))), **metrics, **changes}
 
 
 def test_result_stands_beside_the_paper_with_its_reasons(
@@ -267,7 +267,7 @@ def test_result_names_the_winner_its_settings_its_places_and_the_next_commands(
     monkeypatch.chdir(recorded.folder.parents[1])
     print_result(summary_of(recorded))
     out = capsys.readouterr().out
-    winner = RunRecord(place_at(recorded.folder)).ranked(2)[0]
+    winner = RunRecord(storage_path(recorded.folder)).ranked(2)[0]
     place = Path(*recorded.folder.parts[-2:])
     assert f"Winner: trial stage2/{winner.number}\n" in out
     for path in ("stage2.head_lr", "ranking.intra_margin", "finalist"):
@@ -298,7 +298,7 @@ def test_the_next_commands_can_be_typed_as_they_stand(recorded: Recorded, capsys
 
 
 def test_summary_counts_states_and_cost(recorded: Recorded) -> None:
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     trials = [*record.trials(1), *record.trials(2)]
     summary = summary_of(recorded)
     assert summary["state"] == "finished"
@@ -313,7 +313,7 @@ def test_summary_counts_states_and_cost(recorded: Recorded) -> None:
 
 
 def test_summary_has_the_figures_of_the_record(recorded: Recorded) -> None:
-    summary = summarise(RunRecord(place_at(recorded.folder)))
+    summary = summarise(RunRecord(storage_path(recorded.folder)))
     metrics = json.loads((recorded.folder / "best" / "metrics.json").read_text())
     for name in ("valid", "test", "paper", "not_comparable", "baselines"):
         assert summary[name] == metrics[name]

@@ -12,7 +12,7 @@ from grcf_ray.report.text import command_lines, text_report
 from grcf_ray.report.view import RunView
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -25,7 +25,7 @@ def record(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A copy of the finished run, in the working directory's runs/."""
     shutil.copytree(recorded.folder, tmp_path / "runs" / "recorded")
     monkeypatch.chdir(tmp_path)
-    record = RunRecord(place_at(tmp_path / "runs" / "recorded"))
+    record = RunRecord(storage_path(tmp_path / "runs" / "recorded"))
     # A command is as long as the folders of the tests; it has a test of its own.
     starts = [{**start, "command": "python -m grcf_ray.search --dataset tiny"} for start in record.read_run()["starts"]]
     record.update_run(starts=starts)

@@ -45,7 +45,7 @@ def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> Non
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command in this process; exit code, standard output and error."""
     from grcf_ray import console
-    from grcf_ray.search.__main__ import app
+    from grcf_ray.cli.search import app
 
     def run_command(*argv: object) -> tuple[int, str, str]:
         words = [str(word) for word in argv]
@@ -68,12 +68,12 @@ def make_search(ray_session: None, tiny_features: Features, tiny_space: Path, tm
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.space import load_space
     from grcf_ray.search.stages import Search
-    from grcf_ray.storage import place_at
+    from grcf_ray.storage import storage_path
 
     def make(
         settings: dict[str, Any] | None = None, *listeners: Listener, space: Space | None = None, **more: Any
     ) -> Search:
-        record = RunRecord(place_at(tmp_path / "run"))
+        record = RunRecord(storage_path(tmp_path / "run"))
         if not record.exists:
             # A command's session begins run.json; what Stage 2 starts from is kept in it.
             record.write_run({"state": "running"})

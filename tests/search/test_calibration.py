@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from grcf_ray import console
+from grcf_ray.cli.search import app
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import calibration
-from grcf_ray.search.__main__ import app
-from grcf_ray.search.calibration import Crew, Way, calibrate, share, suggestion, ways_on
+from grcf_ray.search.calibration import Placement, WorkerSet, calibrate, share, suggestion, ways_on
 from grcf_ray.search.preflight import _fitting
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_a_node_that_others_hold_is_not_waited_for(
     ray.get(holder.nothing.remote())
     try:
         with pytest.raises(ClusterError, match="only 0 of 1 processes started"):
-            Crew(ray.put(tiny_features), config, Way(1, 1, 0.0)).__enter__()
+            WorkerSet(ray.put(tiny_features), config, Placement(1, 1, 0.0)).__enter__()
     finally:
         ray.kill(holder)
 
@@ -73,9 +73,9 @@ class _Idle:
 
 
 def test_the_fewest_trials_that_are_nearly_the_best_are_suggested() -> None:
-    ways = [Way(1, 1, 0, 100.0), Way(4, 1, 0, 310.0), Way(2, 2, 0, 300.0), Way(1, 4, 0, 200.0)]
+    ways = [Placement(1, 1, 0, 100.0), Placement(4, 1, 0, 310.0), Placement(2, 2, 0, 300.0), Placement(1, 4, 0, 200.0)]
     assert suggestion(ways) == ways[2]
-    assert suggestion([Way(1, 1, 1.0, None, "no memory")]) is None
+    assert suggestion([Placement(1, 1, 1.0, None, "no memory")]) is None
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_calibrate_prints_every_way_and_runs_nothing(
 def test_a_crew_counts_the_utterances_of_those_that_work(tiny_features: Features, config: RunConfig) -> None:
     import ray
 
-    with Crew(ray.put(tiny_features), config, Way(2, 1, 0.0)) as crew:
+    with WorkerSet(ray.put(tiny_features), config, Placement(2, 1, 0.0)) as crew:
         _, both = crew.run(3)
         _, one = crew.run(3, members=1)
     assert 3 * 2 * 2 < both <= 2 * 3 * 12
@@ -120,7 +120,7 @@ def test_what_cannot_train_is_named(tiny_features: Features, config: RunConfig, 
 
     broken = build_config({"model.backbone": str(tmp_path / "nowhere")})
     with pytest.raises(ClusterError, match=r"a process that trained died: .*nowhere"):
-        Crew(ray.put(tiny_features), broken, Way(1, 1, 0.0)).__enter__()
+        WorkerSet(ray.put(tiny_features), broken, Placement(1, 1, 0.0)).__enter__()
     ways = calibrate(tiny_features, broken, lambda _: None)
     assert all(way.rate is None and way.fault and "nowhere" in way.fault for way in ways)
 

@@ -18,11 +18,11 @@ from markdown_it import MarkdownIt
 
 from grcf_ray.data.datasets import get
 from grcf_ray.data.schema import Source, TableInfo
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.card import escaped, model_card, write_card
 from grcf_ray.search.comparisons import compare
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -46,13 +46,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def info(tiny_store: Store) -> TableInfo:
+def info(tiny_store: DatasetStore) -> TableInfo:
     return tiny_store.info
 
 
 def card_of(folder: Path, info: TableInfo) -> tuple[dict[str, Any], str]:
     """What stands in front, and the rest."""
-    text = model_card(RunRecord(place_at(folder)), info)
+    text = model_card(RunRecord(storage_path(folder)), info)
     assert text.startswith("---\n")
     front, body = text.removeprefix("---\n").split("\n---\n", 1)
     return yaml.safe_load(front), body
@@ -87,9 +87,9 @@ def tags_of(body: str) -> tuple[list[str], str]:
 
 
 def test_a_search_writes_it(recorded: Recorded) -> None:
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     text = (recorded.folder / "best" / "README.md").read_text()
-    assert text == model_card(record, Store.open(recorded.data).info)
+    assert text == model_card(record, DatasetStore.open(recorded.data).info)
     front = yaml.safe_load(text.removeprefix("---\n").split("\n---\n", 1)[0])
     (result,) = front["model-index"][0]["results"]
     test = json.loads((recorded.folder / "best" / "metrics.json").read_text())["test"]
@@ -103,7 +103,7 @@ def test_hubs_read_the_figures(folder: Path, info: TableInfo) -> None:
     """By their own client, to the last digit."""
     from huggingface_hub import ModelCard
 
-    write_card(RunRecord(place_at(folder)), info)
+    write_card(RunRecord(storage_path(folder)), info)
     card = ModelCard.load(folder / "best" / "README.md")
     test = json.loads((folder / "best" / "metrics.json").read_text())["test"]
     results: Any = card.data.eval_results

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray import console
+from grcf_ray.cli.train import app as train
+from grcf_ray.experiments.registry import EXPERIMENTS
 from grcf_ray.metrics import classification_metrics
 from grcf_ray.report.view import RunView
-from grcf_ray.reproduce.catalog import EXPERIMENTS
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
-from grcf_ray.train.__main__ import app as train
+from grcf_ray.storage import storage_path
 from tests.conftest import SPLIT_OF_FIVE
 
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +73,7 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     assert summary["task"] == "classification"
     assert "Stage 1: 3 trials of up to 3 epochs, maximise validation PairwiseAcc" in err
     assert "Stage 2: 3 trials of up to 3 epochs, minimise validation BCE" in err
-    record = RunRecord(place_at(tmp_path / "runs" / "n"))
+    record = RunRecord(storage_path(tmp_path / "runs" / "n"))
     for stage, name in ((1, "pairwise_acc"), (2, "bce")):
         trials = record.trials(stage)  # type: ignore[arg-type]
         assert [trial.number for trial in trials] == [0, 1, 2]
@@ -111,7 +111,7 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     assert code == 0, err
     direct = json.loads(out)
     assert list(direct["stages"]) == ["stage2"]
-    curve = RunRecord(place_at(tmp_path / "runs" / "n-direct")).trials(2)[0].curve
+    curve = RunRecord(storage_path(tmp_path / "runs" / "n-direct")).trials(2)[0].curve
     assert all(m["loss/total"] == m["loss/bce"] for m in curve)
 
 
@@ -120,7 +120,7 @@ def test_the_papers_experiments_of_two_classes(
     run: Run, ray_session: None, words: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All that two classes admit, by one command; the others are named."""
-    from grcf_ray.reproduce.__main__ import app
+    from grcf_ray.cli.reproduce import app
 
     code, _, err = run(*words)
     assert code == 0, err

@@ -23,7 +23,7 @@ from waiting import JOB_S
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.events import EpochFinished, Event
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from tests.search.conftest import essence, listen
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def test_a_run_from_another_machine_goes_on(
     code, _, err = run(*words)
     assert code == 0, err
     assert {path: path.read_bytes() for path in ended} == ended
-    mine, theirs = RunRecord(place_at(here)), RunRecord(place_at(recorded.folder))
+    mine, theirs = RunRecord(storage_path(here)), RunRecord(storage_path(recorded.folder))
     for stage in (1, 2):
         assert essence(mine.trials(stage)) == essence(theirs.trials(stage))
     assert mine.read_run()["winner"] == theirs.read_run()["winner"]
@@ -146,7 +146,7 @@ def test_a_disk_that_fills_and_one_that_is_read_only(small_disk: Path, recorded:
     def left() -> int:
         return shutil.disk_usage(small_disk).free
 
-    filler, record = small_disk / "something else", RunRecord(place_at(small_disk / "recorded"))
+    filler, record = small_disk / "something else", RunRecord(storage_path(small_disk / "recorded"))
     filler.write_bytes(bytes(left() - 1_000_000))
     code, says = ended(start())
     assert (code, "its disk has 1.0 MB left. Free some" in says) == (5, True), says

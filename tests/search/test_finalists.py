@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.metrics import regression_metrics
-from grcf_ray.report.view import RunView, Scored
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def test_a_finalists_scores_are_those_of_its_best_epoch(recorded: Recorded) -> None:
-    view = RunView.read(RunRecord(place_at(recorded.folder)))
+    view = RunView.read(RunRecord(storage_path(recorded.folder)))
     finalists = [int(number) for number in view.run["finalists"]]
     assert len(finalists) == 2
-    table = Store.open(recorded.data).read("valid")
+    table = DatasetStore.open(recorded.data).read("valid")
     for number in finalists:
         scored = view.finalist_scored(number)
         assert scored is not None
@@ -45,10 +45,10 @@ def test_what_is_there_stays_and_a_damaged_finalist_is_named(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
-    record, store, space = RunRecord(place_at(folder)), Store.open(recorded.data), load_space(tiny_space)
+    record, store, space = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data), load_space(tiny_space)
     features = prepare_features(store, space.config())
     first, second = (record.finalist_folder(int(number)) for number in record.read_run()["finalists"])
-    before = Scored.read(second / "predictions" / "valid.parquet")
+    before = Predictions.read(second / "predictions" / "valid.parquet")
     for finalist in (first, second):
         (finalist / "predictions").delete()
     weights = folder / "finalists" / first.name / "model.safetensors"
@@ -60,7 +60,7 @@ def test_what_is_there_stays_and_a_damaged_finalist_is_named(
     assert f"Finalist stage1/{int(first.name)} cannot be shown" in capsys.readouterr().err
     assert not (first / "predictions").exists()
     place = second / "predictions" / "valid.parquet"
-    assert (Scored.read(place).state_ND == before.state_ND).all()
+    assert (Predictions.read(place).state_ND == before.state_ND).all()
     written = place.read_bytes()
     keep_finalists(record, space, features, store)
     assert place.read_bytes() == written

@@ -22,10 +22,10 @@ import pytest
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import lease as module
 from grcf_ray.search.lease import Lease, fence, is_held
-from grcf_ray.search.opening import find_run
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.run_lookup import find_run
 from grcf_ray.search.winner import note_test_read
-from grcf_ray.storage import LocalPlace, Place, place_at
+from grcf_ray.storage import LocalPath, StoragePath, storage_path
 
 COMMAND = "python -m grcf_ray.search --dataset tiny"
 BEAT = 0.1
@@ -35,7 +35,7 @@ import os, sys
 from pathlib import Path
 from grcf_ray.cluster import connect
 from grcf_ray.search.lease import Lease
-from grcf_ray.search.opening import find_run
+from grcf_ray.search.run_lookup import find_run
 from grcf_ray.storage import place_at
 
 with Lease(place_at(Path(sys.argv[1])), "the other") as lease:
@@ -81,9 +81,9 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Place:
+def run(tmp_path: Path) -> StoragePath:
     (tmp_path / "run").mkdir()
-    return LocalPlace(tmp_path / "run")
+    return LocalPath(tmp_path / "run")
 
 
 @pytest.fixture
@@ -96,14 +96,14 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.fcntl, "flock", refuse)
 
 
-def test_the_lock_says_who_holds_the_run(run: Place) -> None:
+def test_the_lock_says_who_holds_the_run(run: StoragePath) -> None:
     with Lease(run, COMMAND):
         holder = (run / "lock").read_json()
     assert holder["host"] == socket.gethostname() and holder["pid"] == os.getpid() and holder["command"] == COMMAND
     assert holder["started"].endswith("+00:00")
 
 
-def test_a_second_search_is_refused_with_who_holds_the_run(run: Place) -> None:
+def test_a_second_search_is_refused_with_who_holds_the_run(run: StoragePath) -> None:
     with Lease(run, COMMAND):
         started = (run / "lock").read_json()["started"]
         with pytest.raises(ConfigError) as refused, Lease(run, "the second"):
@@ -118,7 +118,7 @@ def test_a_second_search_is_refused_with_who_holds_the_run(run: Place) -> None:
     ("content", "said"),
     [(b"", "it has not said who it is"), (b'{"host": "new"}', r"host new, process unknown, since unknown \(unknown\)")],
 )
-def test_a_holder_that_has_not_said_who_it_is_refuses_too(run: Place, content: bytes, said: str) -> None:
+def test_a_holder_that_has_not_said_who_it_is_refuses_too(run: StoragePath, content: bytes, said: str) -> None:
     with Lease(run, COMMAND):
         Path(str(run), "lock").write_bytes(content)
         with pytest.raises(ConfigError, match=said), Lease(run, "the second"):
@@ -126,7 +126,7 @@ def test_a_holder_that_has_not_said_who_it_is_refuses_too(run: Place, content: b
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_run_is_free_at_the_end(run: Place, fails: bool) -> None:
+def test_the_run_is_free_at_the_end(run: StoragePath, fails: bool) -> None:
     with contextlib.suppress(KeyError), Lease(run, COMMAND):
         if fails:
             raise KeyError
@@ -134,7 +134,7 @@ def test_the_run_is_free_at_the_end(run: Place, fails: bool) -> None:
         assert (run / "lock").read_json()["command"] == "the second"
 
 
-def test_a_child_does_not_keep_a_killed_drivers_lock(run: Place) -> None:
+def test_a_child_does_not_keep_a_killed_drivers_lock(run: StoragePath) -> None:
     with another_driver(Path(str(run)), "fork") as driver:
         with pytest.raises(ConfigError, match=f"process {driver.pid}"), Lease(run, COMMAND):
             pass
@@ -143,7 +143,7 @@ def test_a_child_does_not_keep_a_killed_drivers_lock(run: Place) -> None:
             pass
 
 
-def test_ray_does_not_keep_a_killed_drivers_lock(run: Place) -> None:
+def test_ray_does_not_keep_a_killed_drivers_lock(run: StoragePath) -> None:
     with another_driver(Path(str(run)), "ray") as driver:
         kill(driver)
         with Lease(run, COMMAND):
@@ -155,12 +155,12 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str)
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"cannot be written \(.*--storage DIR"),
-        Lease(LocalPlace(tmp_path / folder), COMMAND),
+        Lease(LocalPath(tmp_path / folder), COMMAND),
     ):
         pass
 
 
-def test_a_lock_that_may_not_be_opened_is_refused(run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_may_not_be_opened_is_refused(run: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -169,32 +169,34 @@ def test_a_lock_that_may_not_be_opened_is_refused(run: Place, monkeypatch: pytes
         pass
 
 
-def test_another_users_run_is_refused(run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_run_is_refused(run: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> bool:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(LocalPlace, "exists", refuse)
+    monkeypatch.setattr(LocalPath, "exists", refuse)
     with pytest.raises(ConfigError, match=r"run is another user's \(Permission denied\); .*--name NAME"):
-        find_run(place_at(run.local.parent), "run", None, None, force=False)
+        find_run(storage_path(run.local.parent), "run", None, None, force=False)
 
 
 class TestBeats:
     """Where there are no locks."""
 
     @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-    def place(self, request: pytest.FixtureRequest, run: Place) -> Place:
+    def place(self, request: pytest.FixtureRequest, run: StoragePath) -> StoragePath:
         if request.param == "local":
             request.getfixturevalue("no_locks")
             return run
-        return place_at(request.getfixturevalue("s3")) / "leases" / run.uri.replace("/", "-")
+        return storage_path(request.getfixturevalue("s3")) / "leases" / run.uri.replace("/", "-")
 
-    def test_it_beats_until_the_end(self, place: Place) -> None:
+    def test_it_beats_until_the_end(self, place: StoragePath) -> None:
         with Lease(place, COMMAND, interval=BEAT):
             eventually(lambda: (place / "lease.json").read_json()["beat"] > 2)
             assert (place / "lease.json").read_json()["holder"]["command"] == COMMAND
         assert not (place / "lease.json").exists()
 
-    def test_a_second_search_sees_it_beat_and_is_refused(self, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_a_second_search_sees_it_beat_and_is_refused(
+        self, place: StoragePath, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         # A beat that comes late must not end a test: the second one watches for much longer than the first one pauses.
         with (
             Lease(place, COMMAND, interval=BEAT),
@@ -205,18 +207,20 @@ class TestBeats:
         waiting = f"Waiting 12.5 s to see whether the search on host {socket.gethostname()} still lives"
         assert waiting in capfd.readouterr().err
 
-    def test_what_stands_still_is_taken_over(self, place: Place) -> None:
+    def test_what_stands_still_is_taken_over(self, place: StoragePath) -> None:
         (place / "lease.json").write_json({"holder": RIVAL, "nonce": "old", "beat": 3})
         with Lease(place, COMMAND, interval=BEAT):
             assert (place / "lease.json").read_json()["holder"]["command"] == COMMAND
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"holder": 1}', '{"holder": {"host": 1}}'])
-    def test_what_is_no_lease_is_taken_over(self, place: Place, content: str) -> None:
+    def test_what_is_no_lease_is_taken_over(self, place: StoragePath, content: str) -> None:
         (place / "lease.json").write_text(content)
         with Lease(place, COMMAND, interval=BEAT):
             assert (place / "lease.json").read_json()["holder"]["command"] == COMMAND
 
-    def test_who_loses_it_is_told_and_leaves_it_alone(self, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_who_loses_it_is_told_and_leaves_it_alone(
+        self, place: StoragePath, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         lost = threading.Event()
         with Lease(place, COMMAND, interval=BEAT, lost=lost.set):
             # A beat may be under way, and then it is the rival that lost.
@@ -229,12 +233,12 @@ class TestBeats:
         assert "was taken over by another search: host elsewhere, process 7" in capfd.readouterr().err
 
 
-class Rough(LocalPlace):
+class Rough(LocalPath):
     """A place that meets trouble when it is written."""
 
     trouble: Callable[[Path], None]
 
-    def __truediv__(self, name: str) -> LocalPlace:
+    def __truediv__(self, name: str) -> LocalPath:
         child = Rough(self.local / name)
         child.trouble = self.trouble
         return child
@@ -244,7 +248,7 @@ class Rough(LocalPlace):
         self.trouble(self.local)
 
 
-def test_of_two_that_start_at_a_time_one_has_it(run: Place, no_locks: None) -> None:
+def test_of_two_that_start_at_a_time_one_has_it(run: StoragePath, no_locks: None) -> None:
     def overwrite(path: Path) -> None:
         path.write_text(json.dumps({"holder": RIVAL, "nonce": "x", "beat": 0}), encoding="utf-8")
 
@@ -255,7 +259,7 @@ def test_of_two_that_start_at_a_time_one_has_it(run: Place, no_locks: None) -> N
     assert (run / "lease.json").read_json()["holder"] == RIVAL
 
 
-def test_a_beat_that_fails_is_made_up_for(run: Place, no_locks: None) -> None:
+def test_a_beat_that_fails_is_made_up_for(run: StoragePath, no_locks: None) -> None:
     beats = iter(range(100))
     failed = []
 
@@ -273,7 +277,7 @@ def test_a_beat_that_fails_is_made_up_for(run: Place, no_locks: None) -> None:
 class TestCluster:
     """Drivers of one cluster whose disks do not show them each other."""
 
-    def test_a_second_search_is_refused_with_who_holds_the_run(self, ray_session: None, run: Place) -> None:
+    def test_a_second_search_is_refused_with_who_holds_the_run(self, ray_session: None, run: StoragePath) -> None:
         import ray
 
         with another_driver(Path(str(run)), "ray", RAY_ADDRESS=ray.get_runtime_context().gcs_address) as driver:
@@ -284,7 +288,7 @@ class TestCluster:
             with Lease(run, COMMAND) as lease:
                 lease.join_cluster()
 
-    def test_the_name_is_free_at_the_end(self, ray_session: None, run: Place) -> None:
+    def test_the_name_is_free_at_the_end(self, ray_session: None, run: StoragePath) -> None:
         # Both are kept: Ray ends an actor too when nobody knows it any more.
         leases = [Lease(run, COMMAND) for _ in range(2)]
         for lease in leases:
@@ -292,7 +296,7 @@ class TestCluster:
                 lease.join_cluster()
 
     def test_one_that_never_answers_is_taken_over(
-        self, ray_session: None, run: Place, monkeypatch: pytest.MonkeyPatch
+        self, ray_session: None, run: StoragePath, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         import ray
 
@@ -312,7 +316,7 @@ class TestCluster:
 
 
 def test_a_look_tells_whether_a_search_holds_the_run(tmp_path: Path) -> None:
-    place = place_at(tmp_path / "run")
+    place = storage_path(tmp_path / "run")
     assert is_held(place) is False
     (tmp_path / "run").mkdir()
     with Lease(place, COMMAND):
@@ -323,7 +327,7 @@ def test_a_look_tells_whether_a_search_holds_the_run(tmp_path: Path) -> None:
 
 
 def test_a_dead_driver_holds_nothing(tmp_path: Path) -> None:
-    place = place_at(tmp_path)
+    place = storage_path(tmp_path)
     with another_driver(tmp_path) as driver:
         assert is_held(place) is True
         driver.kill()
@@ -336,7 +340,7 @@ def test_of_a_lease_that_beats_one_look_tells_nothing(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(module.fcntl, "flock", none_here)
-    place = place_at(tmp_path)
+    place = storage_path(tmp_path)
     with Lease(place, COMMAND, interval=BEAT):
         assert is_held(place) is None
     assert is_held(place) is False
@@ -351,7 +355,7 @@ def test_a_search_that_starts_while_somebody_looks_is_not_refused(
         looks.append(seconds)
         module.fcntl.flock(look, module.fcntl.LOCK_UN)
 
-    place = place_at(tmp_path)
+    place = storage_path(tmp_path)
     (tmp_path / "lock").touch()
     look = os.open(tmp_path / "lock", os.O_RDONLY)
     module.fcntl.flock(look, module.fcntl.LOCK_SH)
@@ -363,7 +367,7 @@ def test_a_search_that_starts_while_somebody_looks_is_not_refused(
 
 
 def test_a_lock_that_another_machine_does_not_see_is_not_enough(
-    run: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run: StoragePath, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As NFS with local_lock has it, or once the lock's file was removed: both are given the lock."""
     with Lease(run, COMMAND, interval=BEAT):
@@ -378,7 +382,7 @@ def test_a_lock_that_another_machine_does_not_see_is_not_enough(
         pass
 
 
-def test_a_dead_drivers_run_is_free_at_once(run: Place, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_drivers_run_is_free_at_once(run: StoragePath, capfd: pytest.CaptureFixture[str]) -> None:
     with another_driver(Path(str(run))) as driver:
         kill(driver)
     assert (run / "lease.json").exists()
@@ -398,7 +402,7 @@ def test_a_dead_drivers_run_is_free_at_once(run: Place, capfd: pytest.CaptureFix
         ({"holder": {}}, False),
     ],
 )
-def test_who_is_known_to_be_dead(run: Place, changes: dict[str, Any], dead: bool) -> None:
+def test_who_is_known_to_be_dead(run: StoragePath, changes: dict[str, Any], dead: bool) -> None:
     """By the id and the start of its process, on this start of this machine."""
     with Lease(run, COMMAND):
         written = (run / "lease.json").read_json()
@@ -409,7 +413,7 @@ class TestFence:
     """A driver that slept through the loss of its lease: its thread has not looked yet."""
 
     @pytest.fixture
-    def taken(self, run: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    def taken(self, run: StoragePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         """A lease that another search took during a long sleep; what was called."""
         called: list[str] = []
         with Lease(run, COMMAND, interval=1000, lost=lambda: called.append("lost")):
@@ -421,7 +425,7 @@ class TestFence:
             yield called
 
     @pytest.mark.parametrize("write", ["write_run", "update_run", "write_trial", "write_space", "export_trials"])
-    def test_it_writes_no_record(self, run: Place, taken: list[str], write: str) -> None:
+    def test_it_writes_no_record(self, run: StoragePath, taken: list[str], write: str) -> None:
         record, trial = RunRecord(run), TrialRecord(number=0, stage=1, attempt=1, params={}, seed=1, state="running")
         arguments = {
             "write_run": ({"state": "running"},),
@@ -437,16 +441,16 @@ class TestFence:
         assert '"schema_version": 1' in Path(str(run), "run.json").read_text()
         assert sorted(run.names()) == ["lease.json", "lock", "run.json"]
 
-    def test_it_reads_no_test(self, run: Place, taken: list[str]) -> None:
+    def test_it_reads_no_test(self, run: StoragePath, taken: list[str]) -> None:
         with pytest.raises(ClusterError):
             note_test_read(run / "best", "search", [])
         assert not (run / "best").exists()
 
-    def test_another_run_is_no_concern_of_it(self, run: Place, taken: list[str]) -> None:
+    def test_another_run_is_no_concern_of_it(self, run: StoragePath, taken: list[str]) -> None:
         fence(run.beside("run-2"))
         assert taken == []
 
-    def test_one_that_still_holds_it_beats_and_goes_on(self, run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_still_holds_it_beats_and_goes_on(self, run: StoragePath, monkeypatch: pytest.MonkeyPatch) -> None:
         with Lease(run, COMMAND, interval=1000) as lease:
             later = module._clock() + 10_000
             monkeypatch.setattr(module, "_clock", lambda: later)
@@ -458,7 +462,7 @@ class TestFence:
 
 
 def test_an_old_lease_of_another_machine_holds_nothing_to_who_looks(tmp_path: Path) -> None:
-    place = place_at(tmp_path)
+    place = storage_path(tmp_path)
     (place / "lease.json").write_json({"holder": RIVAL, "nonce": "n", "beat": 0})
     assert is_held(place) is None
     os.utime(tmp_path / "lease.json", (1, 1))

@@ -21,7 +21,7 @@ from grcf_ray.search.space import load_space, shipped_space
 from grcf_ray.search.stages import Search
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
     from tests.conftest import Recorded
 
 Run = Callable[..., tuple[int, str, str]]
@@ -239,7 +239,7 @@ def test_margins_follow_the_labels_of_the_data(run: Run, tmp_path: Path) -> None
     assert yaml.safe_load(out)["stage1"]["reg_margin"] == pytest.approx(0.003 * 4 / 9, abs=1e-6)
 
 
-def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: Store, tmp_path: Path) -> None:
+def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: DatasetStore, tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("dataset: tiny\nstage1:\n  stage1.head_lr: {low: 1e-3, high: 1e-5, start: 1e-4}\n")
     code, _, err = run("--dataset", "tiny", "--data", tiny_store.folder, "--space", path)
@@ -248,7 +248,7 @@ def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: Store, tmp_path: P
 
 
 def test_more_gpus_than_there_are(
-    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
 ) -> None:
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
     code, out, err = run(*argv, "--gpus-per-worker", "64")
@@ -259,7 +259,7 @@ def test_more_gpus_than_there_are(
 
 
 def test_a_place_that_cannot_be_written(
-    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").write_text("a file")
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
@@ -270,7 +270,7 @@ def test_a_place_that_cannot_be_written(
 
 
 def test_a_fault_found_while_preparing_leaves_nothing(
-    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
 ) -> None:
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
     code, out, err = run(*argv, "--set", "model.frozen_layers=9")
@@ -361,7 +361,7 @@ def test_print_config_parses_back(run: Run, tiny_space: Path, tmp_path: Path) ->
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
-    run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
 ) -> None:
     before = tree(tmp_path)
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
@@ -375,7 +375,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert tree(tmp_path) == before
 
 
-def test_the_plan_as_json(run: Run, ray_session: None, tiny_store: Store, tiny_space: Path, tmp_path: Path) -> None:
+def test_the_plan_as_json(
+    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
+) -> None:
     """Alone on standard output, its settings by their names; long texts of train and valid are counted."""
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
     code, out, err = run(*argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
@@ -398,7 +400,7 @@ def test_where_a_run_goes(
     place: str,
     run: Run,
     ray_session: None,
-    tiny_store: Store,
+    tiny_store: DatasetStore,
     tiny_space: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -491,7 +493,7 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(
 
 def test_an_encoder_with_other_weights_is_refused(run: Run, recorded: Recorded, tmp_path: Path) -> None:
     """Its folder has the name that it had; what lies there is another encoder."""
-    from grcf_ray.search.opening import encoder_of
+    from grcf_ray.search.run_lookup import encoder_of
     from grcf_ray.search.space import load_space
 
     argv, words = list(recorded.argv), ["--stage1-trials", "9"]
@@ -551,7 +553,7 @@ def test_a_run_of_a_newer_release_is_left_alone(run: Run, recorded: Recorded, tm
 
 
 @pytest.mark.parametrize(
-    "module", ["grcf_ray.search.__main__", "grcf_ray.train.__main__", "grcf_ray.data.__main__", "grcf_ray.evaluate"]
+    "module", ["grcf_ray.cli.search", "grcf_ray.cli.train", "grcf_ray.cli.data", "grcf_ray.cli.evaluate"]
 )
 def test_help_imports_nothing_heavy(module: str) -> None:
     code = (

@@ -17,7 +17,7 @@ from grcf_ray.data.features import Features, Ragged, SplitFeatures, _save, build
 from grcf_ray.search.trial import Shared
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 ROWS, WIDTH = 1_000_000, 50
 SIZE = ROWS * WIDTH * 4
@@ -86,7 +86,7 @@ def test_a_trials_process_has_no_copy_of_the_features(ray_session: None, big_fea
 
 @needs_smaps
 def test_processes_without_ray_share_the_cached_features(
-    tiny_store: Store, tiny_backbone: Path, tmp_path: Path
+    tiny_store: DatasetStore, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     from grcf_ray.config import FeatureConfig
     from grcf_ray.model.text_encoder import load_tokenizer

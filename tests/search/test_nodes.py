@@ -13,8 +13,8 @@ import pytest
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import nodes
-from grcf_ray.search.nodes import Look, Memory, Node, Seen, check_memory, check_nodes, cluster_nodes, look
-from grcf_ray.storage import place_at
+from grcf_ray.search.nodes import Memory, Node, NodeCheck, Seen, check_memory, check_nodes, cluster_nodes, look
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import backbone_sha256
 
 ALPHA = Node("a" * 56, "alpha", "10.0.0.2", {"CPU": 2.0, "object_store_memory": 2e9})
@@ -27,11 +27,11 @@ def config(tiny_backbone: Path) -> RunConfig:
 
 
 @pytest.fixture
-def wanted(tiny_backbone: Path, tmp_path: Path) -> Look:
+def wanted(tiny_backbone: Path, tmp_path: Path) -> NodeCheck:
     """What a sound node has."""
     (tmp_path / "runs" / ".look").mkdir(parents=True)
     (tmp_path / "runs" / ".look" / "driver").write_text("word")
-    return Look(
+    return NodeCheck(
         versions=nodes._versions(),
         backbone=str(tiny_backbone),
         backbone_sha256=backbone_sha256(str(tiny_backbone)),
@@ -42,11 +42,11 @@ def wanted(tiny_backbone: Path, tmp_path: Path) -> Look:
     )
 
 
-def found(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[Look]:
+def found(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[NodeCheck]:
     """Have hosts be found so; what was looked for."""
-    asked: list[Look] = []
+    asked: list[NodeCheck] = []
 
-    def look_at(there: Sequence[Node], wanted: Look) -> list[Seen]:
+    def look_at(there: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
         asked.append(wanted)
         assert Path(wanted.folder, "driver").read_text() == wanted.word
         return [seen[node.host] for node in there]
@@ -58,14 +58,14 @@ def found(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[Look]:
 def test_one_node_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:
     """The driver sees what there is to see; nothing is written for it, and no process is started."""
     asked = found(monkeypatch, {})
-    assert check_nodes([ALPHA], config, place_at(tmp_path / "runs" / "n")) == {}
+    assert check_nodes([ALPHA], config, storage_path(tmp_path / "runs" / "n")) == {}
     assert asked == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_sound_nodes_have_their_memory_told(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:
     asked = found(monkeypatch, {"alpha": Seen([], 64), "beta": Seen([], 10**10)})
-    memory = check_nodes([ALPHA, BETA], config, place_at(tmp_path / "runs" / "n"))
+    memory = check_nodes([ALPHA, BETA], config, storage_path(tmp_path / "runs" / "n"))
     assert memory == {
         "alpha (10.0.0.2)": Memory(2 * 10**9, 64),
         "beta (10.0.0.3)": Memory(10**8, 10**10),
@@ -80,7 +80,7 @@ def test_all_faults_of_all_nodes_come_together(
 ) -> None:
     found(monkeypatch, {"alpha": Seen(["has no tail"]), "beta": Seen(["has no head", "has no heart"])})
     with pytest.raises(ClusterError) as caught:
-        check_nodes([ALPHA, BETA], config, place_at(tmp_path / "runs" / "n"))
+        check_nodes([ALPHA, BETA], config, storage_path(tmp_path / "runs" / "n"))
     assert caught.value.exit_code == 5
     assert str(caught.value).splitlines() == [
         "not every node of the cluster can run trials:",
@@ -97,17 +97,17 @@ def test_interfaces_are_looked_for_where_trials_may_lie_on_several_nodes(
     asked = found(monkeypatch, {"alpha": Seen([]), "beta": Seen([])})
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     wide = dataclasses.replace(config, search=dataclasses.replace(config.search, workers=2))
-    check_nodes([ALPHA, BETA], wide, place_at(tmp_path / "runs" / "n"))
+    check_nodes([ALPHA, BETA], wide, storage_path(tmp_path / "runs" / "n"))
     assert asked[0].interfaces == {"GLOO_SOCKET_IFNAME": "eth7"}
 
 
 def test_storage_that_the_driver_cannot_write_is_no_nodes_fault(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be written .*--storage s3:"):
-        check_nodes([ALPHA, BETA], config, place_at(tmp_path / "file" / "n"))
+        check_nodes([ALPHA, BETA], config, storage_path(tmp_path / "file" / "n"))
 
 
-def test_a_sound_node_has_no_faults(wanted: Look) -> None:
+def test_a_sound_node_has_no_faults(wanted: NodeCheck) -> None:
     seen = look(wanted)
     assert seen.faults == []
     assert seen.shared_memory > 0
@@ -124,23 +124,25 @@ def test_a_sound_node_has_no_faults(wanted: Look) -> None:
     ],
 )
 @pytest.mark.usefixtures("ray_session")
-def test_what_is_wrong_with_a_node_is_said_with_what_to_do(wanted: Look, changes: dict[str, Any], said: str) -> None:
+def test_what_is_wrong_with_a_node_is_said_with_what_to_do(
+    wanted: NodeCheck, changes: dict[str, Any], said: str
+) -> None:
     (fault,) = look(dataclasses.replace(wanted, **changes)).faults
     assert re.search(said, fault)
 
 
-def test_a_folder_that_cannot_be_written_is_named(wanted: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grcf_ray.storage import LocalPlace
+def test_a_folder_that_cannot_be_written_is_named(wanted: NodeCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grcf_ray.storage import LocalPath
 
-    def write_text(self: LocalPlace, text: str) -> None:
+    def write_text(self: LocalPath, text: str) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(LocalPlace, "write_text", write_text)
+    monkeypatch.setattr(LocalPath, "write_text", write_text)
     (fault,) = look(wanted).faults
     assert re.fullmatch(r"cannot write to .*/runs \(Read-only file system\), where runs go", fault)
 
 
-def test_other_versions_are_named_together(wanted: Look) -> None:
+def test_other_versions_are_named_together(wanted: NodeCheck) -> None:
     other = {**wanted.versions, "torch": "1.0", "grcf_ray": "0.0.1-aaaaaaaa"}
     (fault,) = look(dataclasses.replace(wanted, versions=other)).faults
     assert re.fullmatch(
@@ -156,7 +158,7 @@ def test_a_version_of_torch_is_the_same_for_cpus_and_for_gpus(monkeypatch: pytes
     assert nodes._versions()["torch"] == plain
 
 
-def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: NodeCheck, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own by the driver, others by a task; one that is gone is named for it."""
     (own,) = cluster_nodes()
     assert nodes._look_at([own, BETA], wanted)[0].faults == []

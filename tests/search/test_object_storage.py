@@ -19,7 +19,7 @@ import pytest
 
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from tests.search.conftest import essence
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def machine() -> Iterator[Machine]:
 
 
 def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, recorded: Recorded) -> None:
-    runs = place_at(s3) / "some runs"
-    record, reference = RunRecord(runs / "recorded"), RunRecord(place_at(recorded.folder))
+    runs = storage_path(s3) / "some runs"
+    record, reference = RunRecord(runs / "recorded"), RunRecord(storage_path(recorded.folder))
     argv = list(recorded.argv)
     argv[argv.index("--storage") + 1] = runs.uri
 
@@ -135,7 +135,7 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
 
 
 def test_the_plan_of_a_search_needs_no_bucket_to_be_changed(s3: str, recorded: Recorded) -> None:
-    runs = place_at(s3) / "planned"
+    runs = storage_path(s3) / "planned"
     argv = [*recorded.argv, "--dry-run"]
     argv[argv.index("--storage") + 1] = runs.uri
     with machine() as only:

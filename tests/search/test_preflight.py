@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grcf_ray import console
+from grcf_ray.cli.search import app
 from grcf_ray.config import RunConfig, SearchConfig
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError, ConfigError
-from grcf_ray.search.__main__ import app
 from grcf_ray.search.nodes import Node
-from grcf_ray.search.preflight import Room, check_disk, find_room, needed_bytes
+from grcf_ray.search.preflight import Capacity, check_disk, find_capacity, needed_bytes
 from grcf_ray.search.space import load_space
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -27,8 +27,8 @@ A100 = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0}
 T4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
 
 
-def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000), **search: Any) -> Room:
-    return find_room([Node("", "", "", node) for node in nodes], RunConfig(search=SearchConfig(**search)), budgets)
+def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000), **search: Any) -> Capacity:
+    return find_capacity([Node("", "", "", node) for node in nodes], RunConfig(search=SearchConfig(**search)), budgets)
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return folders
 
 
-def needs(config: RunConfig, store: Store, *, concurrent: int = 1, seeds: int = 0) -> int:
+def needs(config: RunConfig, store: DatasetStore, *, concurrent: int = 1, seeds: int = 0) -> int:
     return needed_bytes(config, store.info, concurrent=concurrent, seeds=seeds)
 
 
 def test_the_room_that_is_asked_for_is_what_a_search_takes(recorded: Recorded, tiny_space: Path) -> None:
     """At most, and not far from it."""
-    needed = needs(load_space(tiny_space).config(), Store.open(recorded.data))
+    needed = needs(load_space(tiny_space).config(), DatasetStore.open(recorded.data))
     print(f"needed {needed}, peak {recorded.peak_bytes}")
     assert recorded.peak_bytes <= needed <= 2 * recorded.peak_bytes
 
 
-def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: Store) -> None:
+def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: DatasetStore) -> None:
     config = load_space(tiny_space).config()
     search, train, model = config.search, config.train, config.model
     least = needs(config, tiny_store)
@@ -176,13 +176,13 @@ def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: Store) -
 
 
 def test_a_disk_without_room_is_refused_with_what_lacks(
-    asked: list[Path], tiny_space: Path, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: list[Path], tiny_space: Path, tiny_store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the nearest folder that exists; what the run already holds is not asked for again."""
     config = load_space(tiny_space).config()
     run = tmp_path / "runs" / "n"
     with pytest.raises(ClusterError) as caught:
-        check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
+        check_disk(storage_path(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
     assert str(caught.value).startswith(f"{run}: the search needs about 26.3 MB more for checkpoints and its report, ")
     assert "--storage DIR" in str(caught.value)
@@ -191,16 +191,16 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     held.parent.mkdir(parents=True)
     held.write_bytes(bytes(needs(config, tiny_store)))
     with pytest.raises(ClusterError, match=r"needs about 24\.0 MB more .* has 1\.0 MB left"):
-        check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
+        check_disk(storage_path(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert asked[-1] == run
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 24 * 10**6))
-    check_disk(place_at(run), config, tiny_store.info, concurrent=1, seeds=0)
+    check_disk(storage_path(run), config, tiny_store.info, concurrent=1, seeds=0)
     with pytest.raises(ClusterError):
-        check_disk(place_at(run), config, tiny_store.info, concurrent=2, seeds=0)
+        check_disk(storage_path(run), config, tiny_store.info, concurrent=2, seeds=0)
 
 
-def test_object_storage_has_no_end(asked: list[Path], tiny_space: Path, tiny_store: Store) -> None:
-    place = place_at("mock://bucket/runs")
+def test_object_storage_has_no_end(asked: list[Path], tiny_space: Path, tiny_store: DatasetStore) -> None:
+    place = storage_path("mock://bucket/runs")
     check_disk(place, load_space(tiny_space).config(), tiny_store.info, concurrent=100, seeds=0)
     assert asked == []
 
@@ -208,7 +208,7 @@ def test_object_storage_has_no_end(asked: list[Path], tiny_space: Path, tiny_sto
 def test_the_command_refuses_a_full_disk_before_it_writes(
     asked: list[Path],
     ray_session: None,
-    tiny_store: Store,
+    tiny_store: DatasetStore,
     tiny_space: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -9,7 +9,7 @@ import pytest
 
 from grcf_ray.errors import DataError
 from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, missing_numbers, protocol_in, rank, spent
-from grcf_ray.storage import LocalPlace, place_at
+from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train.curve import objective_name
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ def trial(number: int, *values: float | None, stage: Literal[1, 2] = 1, state: A
 
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
-    return RunRecord(place_at(tmp_path / "run"))
+    return RunRecord(storage_path(tmp_path / "run"))
 
 
 def trial_path(record: RunRecord, number: int) -> Path:
-    assert isinstance(record.place, LocalPlace)
+    assert isinstance(record.place, LocalPath)
     return record.place.local / "stage1" / "trials" / f"{number:04d}.json"
 
 
@@ -157,7 +157,7 @@ def test_a_failed_write_leaves_the_old_record(record: RunRecord, monkeypatch: py
 
 def test_a_moved_run_reads_the_same(recorded: Recorded, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(recorded.folder, tmp_path / "elsewhere" / "run"))
-    moved, here = RunRecord(place_at(folder)), RunRecord(place_at(recorded.folder))
+    moved, here = RunRecord(storage_path(folder)), RunRecord(storage_path(recorded.folder))
     assert moved.read_run() == here.read_run()
     for stage in (1, 2):
         assert moved.trials(stage) == here.trials(stage)

@@ -13,11 +13,11 @@ import pytest
 from synthetic_run import Run
 
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.report.view import RunView, Scored
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, read_file
 from grcf_ray.search.winner import keep_predictions
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 STORED = Path(__file__).parents[1] / "stored" / "run-1"
 
@@ -68,10 +68,10 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_no_file_of_a_run_is_said_by_its_name(fault: str, folder: Path) -> None:
     name, change = FAULTS[fault]
-    RunView.read(RunRecord(place_at(folder)))
+    RunView.read(RunRecord(storage_path(folder)))
     edit(folder / name, change)
     with pytest.raises(DataError) as caught:
-        RunView.read(RunRecord(place_at(folder)))
+        RunView.read(RunRecord(storage_path(folder)))
     assert (caught.value.exit_code, str(folder / name).removesuffix("/run.json") in str(caught.value)) == (3, True)
 
 
@@ -81,21 +81,21 @@ def test_a_foreign_file_among_the_trials_is_said(name: str, folder: Path) -> Non
     content = json.loads((trials / "0000.json").read_text())
     (trials / name).write_text(json.dumps(content if "copy" in name else {**content, "number": 7}))
     with pytest.raises(DamagedError) as caught:
-        RunRecord(place_at(folder)).trials(1)
+        RunRecord(storage_path(folder)).trials(1)
     assert name in str(caught.value)
 
 
 def test_every_fault_of_a_file_is_said_at_once(folder: Path) -> None:
     edit(folder / "run.json", lambda run: [run.update(more=1), run.pop("state"), run["data"].pop("name")])
     with pytest.raises(DamagedError) as caught:
-        RunRecord(place_at(folder)).read_run()
+        RunRecord(storage_path(folder)).read_run()
     assert all(key in str(caught.value) for key in ("more", "state is missing", "data.name is missing"))
 
 
 def test_an_earlier_version_is_brought_up_to_date_and_what_it_has_beyond_is_left_out(tmp_path: Path) -> None:
     content = json.loads((STORED / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**content, "more": 1, "data": {**content["data"], "more": 1}}))
-    record = RunRecord(place_at(tmp_path))
+    record = RunRecord(storage_path(tmp_path))
     run = record.read_search()
     assert (run["schema_version"], run["data"]["task"]) == (SCHEMA_VERSION, "regression")
     assert "more" not in run
@@ -107,28 +107,28 @@ def test_an_earlier_version_is_brought_up_to_date_and_what_it_has_beyond_is_left
 
 
 def test_files_that_had_no_version_are_of_the_first(folder: Path) -> None:
-    best = place_at(STORED) / "best"
+    best = storage_path(STORED) / "best"
     assert read_file(best / "metrics.json", MetricsFile)["schema_version"] == SCHEMA_VERSION
     assert read_file(best / "provenance.json", ProvenanceFile)["trial"] == "stage2/4"
-    assert RunRecord(place_at(STORED)).read_finalist(3)["trial"] == 3
+    assert RunRecord(storage_path(STORED)).read_finalist(3)["trial"] == 3
     # Beyond what is known, the current version admits nothing and the first one anything.
     metrics = folder / "best" / "metrics.json"
     edit(metrics, lambda content: content.update(more=1))
-    assert "more" not in read_file(place_at(metrics), MetricsFile)
+    assert "more" not in read_file(storage_path(metrics), MetricsFile)
     edit(metrics, lambda content: content.update(schema_version=SCHEMA_VERSION))
     with pytest.raises(DamagedError, match="more: no such key"):
-        read_file(place_at(metrics), MetricsFile)
+        read_file(storage_path(metrics), MetricsFile)
 
 
 def test_a_flipped_byte_of_predictions_is_said(tmp_path: Path) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "valid.parquet"
     table = pa.table({"id": [str(n) for n in range(40)], "text": ["words"] * 40})
     scores, states = rng.normal(size=40), rng.normal(size=(40, 8)).astype(np.float32)
-    keep_predictions(place_at(path), table, scores.round(1), scores, states)
-    np.testing.assert_array_equal(Scored.read(place_at(path)).state_ND, states)
+    keep_predictions(storage_path(path), table, scores.round(1), scores, states)
+    np.testing.assert_array_equal(Predictions.read(storage_path(path)).state_ND, states)
     whole = path.read_bytes()
     for value in (scores[7].tobytes(), states[7].tobytes()[:8]):
         at = whole.index(value)
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(DamagedError, match="damaged"):
-            Scored.read(place_at(path))
+            Predictions.read(storage_path(path))

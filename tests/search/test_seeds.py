@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.comparisons import against_baseline, compare, retrainings, seeds_record
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
@@ -22,7 +22,7 @@ from grcf_ray.search.seeds import SeedTrials, model_place, retrain, winner_model
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.stopping import Stop
 from grcf_ray.search.winner import MEASURED, trial_name
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from grcf_ray.search.stages import Search
@@ -127,7 +127,7 @@ def test_seeds_are_the_runs_and_none_of_its_trials(recorded: Recorded) -> None:
     ours, other = SeedTrials(42, 5, ARMS), SeedTrials(43, 5, ARMS)
     seeds = {t.seed_for(stage, {}, number) for t in (ours, other) for stage in (1, 2) for number in range(10)}  # type: ignore[arg-type]
     assert len(seeds) == 2 * 2 * 5
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     assert not seeds & {trial.seed for stage in (1, 2) for trial in record.trials(stage)}
 
 
@@ -138,8 +138,8 @@ def test_more_finalists_leave_the_earlier_trials_where_they_are() -> None:
 
 
 @pytest.fixture
-def store(recorded: Recorded) -> Store:
-    return Store.open(recorded.data)
+def store(recorded: Recorded) -> DatasetStore:
+    return DatasetStore.open(recorded.data)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def finished(
     return make
 
 
-def test_retraining(finished: Callable[..., tuple[Search, TrialRecord]], store: Store) -> None:
+def test_retraining(finished: Callable[..., tuple[Search, TrialRecord]], store: DatasetStore) -> None:
     """Stopped in the middle, gone on with, asked for again, and extended."""
     stop = Stop()
     seen: list[Event] = []
@@ -264,7 +264,9 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
         assert model["valid"]["mae"] == pytest.approx(trial.objective, rel=1e-5)
 
 
-def test_a_time_budget_is_the_searches(finished: Callable[..., tuple[Search, TrialRecord]], store: Store) -> None:
+def test_a_time_budget_is_the_searches(
+    finished: Callable[..., tuple[Search, TrialRecord]], store: DatasetStore
+) -> None:
     """With none left, no trial of the search is started, and every retraining is."""
     search, winner = finished()
     searched = [trial.number for stage in (1, 2) for trial in search.record.trials(stage)]
@@ -284,7 +286,7 @@ def stored(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_two_stages_against_the_baseline_of_the_same_name(tmp_path: Path) -> None:
     """Winner against winner, paired by seed, whichever of the two asks."""
-    two, direct = (RunRecord(place_at(tmp_path / name)) for name in ("n", "n-direct"))
+    two, direct = (RunRecord(storage_path(tmp_path / name)) for name in ("n", "n-direct"))
     of = {"n": models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 9.0}), "n-direct": models({0: 0.75, 2: 0.76, 5: 0.1}, {0: 9.0})}
     (tmp_path / "n" / "seeds").mkdir(parents=True)
     (tmp_path / "n" / "seeds" / "metrics.json").write_text(json.dumps(stored(of["n"])))

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
 from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
-from grcf_ray.search.preflight import Room
+from grcf_ray.search.preflight import Capacity
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import versions
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from tests.search.conftest import listen
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def words(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> list[Any]:
+def words(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> list[Any]:
     """A search of three trials of one epoch in each stage."""
     argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
     argv += ["--name", "n", "--stage1-trials", 3, "--stage2-trials", 3, "--concurrent", 1, "--finalists", 1]
@@ -71,7 +71,7 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     last = out.rstrip().splitlines()
     (told,) = [line for line in last if line.startswith("The time was up before every trial had ended. To go on: ")]
     assert told.endswith(described["starts"][0]["command"])
-    record = RunRecord(place_at(folder))
+    record = RunRecord(storage_path(folder))
     assert [t.number for t in record.trials(1) if t.finished] == [0, 1]
     assert [t.number for t in record.trials(2) if t.finished] == [0]
     handed = described["finalists"]
@@ -139,9 +139,9 @@ def session(recorded: Recorded, tiny_space: Path, tmp_path: Path) -> Session:
     """The recorded run, asked for again."""
     shutil.copytree(recorded.folder, tmp_path / "run")
     return Session(
-        record=RunRecord(place_at(tmp_path / "run")),
+        record=RunRecord(storage_path(tmp_path / "run")),
         space=load_space(tiny_space).with_settings({"search.concurrent": 1}),
-        store=Store.open(recorded.data),
+        store=DatasetStore.open(recorded.data),
         seeds=0,
         reopen=False,
         time_budget=None,
@@ -163,7 +163,7 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path) -> None:
     for state in ("running", "interrupted", "failed", "time is up"):
         session.record.update_run(state=state)
         assert not again()
-    assert not again(record=RunRecord(place_at(tmp_path / "nothing")))
+    assert not again(record=RunRecord(storage_path(tmp_path / "nothing")))
 
 
 def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pyt
     monkeypatch.setenv("GRCF_CACHE", "/cache/of/this/test")
     monkeypatch.setattr("grcf_ray.search.session.prepare_features", full)
     with pytest.raises(ClusterError, match=r"/cache/of/this/test.*No space left.*GRCF_CACHE"):
-        session._search(Room(nodes=1, cpus=1, gpus=0, concurrent=1, notes=()), Stop())
+        session._search(Capacity(nodes=1, cpus=1, gpus=0, concurrent=1, notes=()), Stop())
 
 
 def test_a_search_whose_best_model_is_gone_is_not_finished(

@@ -22,7 +22,7 @@ import waiting
 from grcf_ray import console
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 PATIENCE_S = 120
 """How long to wait for what takes a few seconds on an idle machine."""
@@ -114,7 +114,7 @@ class Driver:
 
 
 @pytest.fixture
-def start(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> Iterator[Callable[[], Driver]]:
+def start(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> Iterator[Callable[[], Driver]]:
     """Starts the same search, again and again; its first trial would run for hours."""
     argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space), "--name", "n"]
     argv += ["--storage", str(tmp_path / "runs"), "--concurrent", "1", "--set", "stage1.epochs=1000000"]

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from grcf_ray.config import flatten
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.search import keeper
+from grcf_ray.search import callback
+from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialStarted
-from grcf_ray.search.keeper import RecordKeeper
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Choice, Space, load_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.storage import LocalPlace, Place, place_at
+from grcf_ray.storage import LocalPath, StoragePath, storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.stage import stage_seed
 
@@ -41,7 +41,7 @@ NEWER = '{"format": 99}'
 
 @pytest.fixture(scope="module")
 def record(recorded: Recorded) -> RunRecord:
-    return RunRecord(place_at(recorded.folder))
+    return RunRecord(storage_path(recorded.folder))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ class Events:
             self._do()
 
 
-def path_of(place: Place) -> Path:
-    assert isinstance(place, LocalPlace)
+def path_of(place: StoragePath) -> Path:
+    assert isinstance(place, LocalPath)
     return place.local
 
 
@@ -238,15 +238,15 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
     make_search: Callable[..., Search], space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two at a time: learning rates that diverge; a process that raises at every start; known failures; damage."""
-    monkeypatch.setattr(keeper, "RETRIES", 1)
+    monkeypatch.setattr(callback, "RETRIES", 1)
     pids: dict[int, set[int]] = {}
-    on_result = RecordKeeper.on_trial_result
+    on_result = RecordCallback.on_trial_result
 
     def spy_result(self: Any, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         pids.setdefault(trial.config["number"], set()).add(result["pid"])
         on_result(self, iteration, trials, trial, result, **info)
 
-    monkeypatch.setattr(RecordKeeper, "on_trial_result", spy_result)
+    monkeypatch.setattr(RecordCallback, "on_trial_result", spy_result)
     launches: Counter[int] = Counter()
     broke: list[int] = []
 

@@ -14,22 +14,20 @@ import pytest
 
 from grcf_ray import console
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.manifest import MANIFEST, write_manifest
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import Store
+    from grcf_ray.data.store import DatasetStore
 
 STORED = Path(__file__).parents[1] / "stored"
 FINISHED, UNFINISHED = ["run-1", "run-2"], ["run-2-unfinished"]
 Open = Callable[[str], Path]
-FILES = ("grcf_ray.evaluate", "grcf_ray.predict", "grcf_ray.runs")
-"""Commands that are modules, not packages."""
 
 
 @pytest.fixture
-def open_stored(tiny_backbone: Path, tiny_store: Store, tmp_path: Path) -> Open:
+def open_stored(tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path) -> Open:
     """Copy a stored run and fill in this machine's paths."""
 
     def open_copy(name: str) -> Path:
@@ -53,16 +51,16 @@ def stored(request: pytest.FixtureRequest, open_stored: Open) -> Path:
 
 
 @pytest.fixture
-def arguments(tiny_store: Store, tiny_space: Path, tmp_path: Path) -> list[str]:
+def arguments(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> list[str]:
     """The arguments of the search that goes on with the copy."""
     argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space), "--concurrent", "1"]
     return [*argv, "--storage", str(tmp_path / "runs"), "--name", "stored"]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, module: str, *argv: str) -> int:
+def command(monkeypatch: pytest.MonkeyPatch, name: str, *argv: str) -> int:
     """Run a command of the package in this process; its exit code."""
-    app = import_module(module if module in FILES else f"{module}.__main__").app
-    monkeypatch.setattr(sys, "argv", [module, *argv])
+    app = import_module(f"{name}").app
+    monkeypatch.setattr(sys, "argv", [name, *argv])
     with pytest.raises(SystemExit) as ended:
         console.run(app, list(argv))
     return int(ended.value.code or 0)
@@ -73,7 +71,7 @@ def test_every_stored_run_is_tested() -> None:
 
 
 def test_the_record_and_its_checkpoints_are_read(stored: Path) -> None:
-    record = RunRecord(place_at(stored))
+    record = RunRecord(storage_path(stored))
     run = record.read_run()
     assert run["state"] == "finished"
     assert [len(record.trials(stage)) for stage in (1, 2)] == [6, 5]
@@ -81,13 +79,13 @@ def test_the_record_and_its_checkpoints_are_read(stored: Path) -> None:
     weights = sorted(path for path in stored.rglob("*.safetensors") if path.parent.name != "best")
     assert len(weights) == 3
     for path in weights:
-        assert read_checkpoint(place_at(path)).tensors
+        assert read_checkpoint(storage_path(path)).tensors
 
 
 def test_best_is_measured_again(
     stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, "grcf_ray.evaluate", str(stored), "--json") == 0
+    assert command(monkeypatch, "evaluate", str(stored), "--json") == 0
     again = json.loads(capsys.readouterr().out)["metrics"]
     recorded = json.loads((stored / "best" / "metrics.json").read_text())["test"]
     # Another machine may round otherwise.
@@ -96,7 +94,7 @@ def test_best_is_measured_again(
 
 def test_a_trial_is_replayed(stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """To the bit on the machine type that it was recorded on; elsewhere the differences are in the last digits."""
-    code = command(monkeypatch, "grcf_ray.train", "--from", str(stored), "--trial", "stage2/0")
+    code = command(monkeypatch, "train", "--from", str(stored), "--trial", "stage2/0")
     assert code in (0, 1)
     said = capsys.readouterr()
     assert ("Reproduced" in said.out) == (code == 0)
@@ -110,16 +108,13 @@ def test_the_run_is_reported_and_predicts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command(monkeypatch, "grcf_ray.report", str(stored)) == 0
+    assert command(monkeypatch, "report", str(stored)) == 0
     assert (stored / "report.html").stat().st_size > 1e6
     scores = tmp_path / "scores.csv"
-    assert (
-        command(monkeypatch, "grcf_ray.predict", str(stored), "--input", str(tiny_parquet), "--output", str(scores))
-        == 0
-    )
+    assert command(monkeypatch, "predict", str(stored), "--input", str(tiny_parquet), "--output", str(scores)) == 0
     assert len(scores.read_text().splitlines()) == 1 + 80
     capsys.readouterr()
-    assert command(monkeypatch, "grcf_ray.runs", "show", str(stored), "--json") == 0
+    assert command(monkeypatch, "runs", "show", str(stored), "--json") == 0
     assert json.loads(capsys.readouterr().out)["state"] == "finished"
 
 
@@ -132,7 +127,7 @@ def test_the_run_is_extended(
     ray_session: None, stored: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = trial_files(stored)
-    assert command(monkeypatch, "grcf_ray.search", *arguments, "--stage2-trials", "6") == 0
+    assert command(monkeypatch, "search", *arguments, "--stage2-trials", "6") == 0
     after = trial_files(stored)
     assert after.keys() - before.keys() == {"stage2/0005"}
     assert {name: after[name]["curve"] for name in before} == {name: trial["curve"] for name, trial in before.items()}
@@ -148,7 +143,7 @@ def test_the_run_is_resumed(
     before, settings = trial_files(folder), json.loads((folder / "run.json").read_text())["settings"]
     unfinished = {trial for trial, content in before.items() if content["state"] == "running"}
     assert len(unfinished) == 1
-    assert command(monkeypatch, "grcf_ray.search", *arguments) == 0
+    assert command(monkeypatch, "search", *arguments) == 0
     run, after = json.loads((folder / "run.json").read_text()), trial_files(folder)
     assert run["state"] == "finished"
     assert settings.items() <= run["settings"].items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def test_without_the_file_the_final_look_fails(tmp_path: Path, recorded: Recorde
     """So the search above cannot have done without it."""
     (tmp_path / "dataset.json").write_bytes((recorded.data / "dataset.json").read_bytes())
     with pytest.raises(DataError, match=r"test\.parquet cannot be read"):
-        Store.open(tmp_path).read("test")
+        DatasetStore.open(tmp_path).read("test")
 
 
 def test_no_open_of_the_test_file_before_the_winner_is_fixed(recorded: Recorded) -> None:

@@ -13,7 +13,7 @@ import pytest
 from grcf_ray.config import build_config
 from grcf_ray.data.features import build_features
 from grcf_ray.data.schema import TableInfo, conform
-from grcf_ray.data.store import Store, write_store
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import DataError
 from grcf_ray.model.text_encoder import load_tokenizer
 from grcf_ray.search.transfer import fit_features, measure_on
@@ -27,7 +27,7 @@ MODEL_FOLLOWS = f"other's rows of audio follow no words, and those that the mode
 DATA_FOLLOW = f"other's rows of audio follow words, and those that the model was trained on do not: {OPTION}"
 
 
-def store_of(folder: Path, *, word_aligned: bool, width: int = 2, audio: bool = True) -> Store:
+def store_of(folder: Path, *, word_aligned: bool, width: int = 2, audio: bool = True) -> DatasetStore:
     """Six utterances with a row of audio for each word, by one of which they can be told from any other rows."""
     rows = [[[float(len(word) + place) for place in range(width)] for word in text.split()] for text in TEXT]
     loose: dict[str, Any] = {
@@ -41,7 +41,7 @@ def store_of(folder: Path, *, word_aligned: bool, width: int = 2, audio: bool = 
     return write_store(folder, table, info)
 
 
-def model_of(folder: Path, backbone: Path, store: Store, **settings: Any) -> Path:
+def model_of(folder: Path, backbone: Path, store: DatasetStore, **settings: Any) -> Path:
     """An untrained model for the store's features, saved."""
     paths = {"model.backbone": str(backbone), "model.text_vector": "mean", **settings}
     config = build_config({path.replace("__", "."): value for path, value in paths.items()})

@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
 from grcf_ray.metrics import regression_metrics
-from grcf_ray.report.view import RunView, Scored
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search import winner as winner_module
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.winner import MEASURED, export_winner, measure, measure_winner, measured, trial_name
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model
 
@@ -50,7 +50,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_predictions_have_the_splits_rows_in_their_order(recorded: Recorded, split: str) -> None:
-    kept, table = pq.read_table(predictions(recorded.folder, split)), Store.open(recorded.data).read(split)
+    kept, table = pq.read_table(predictions(recorded.folder, split)), DatasetStore.open(recorded.data).read(split)
     assert kept.schema.names == ["id", "text", "label", "score", "state"]
     assert [kept.schema.field(name).type for name in ("label", "score")] == [pa.float32(), pa.float64()]
     assert kept.schema.field("state").type == pa.list_(pa.float32(), 32)
@@ -61,14 +61,14 @@ def test_predictions_have_the_splits_rows_in_their_order(recorded: Recorded, spl
 @pytest.mark.parametrize("split", SPLITS)
 def test_figures_on_record_are_those_of_the_predictions(recorded: Recorded, split: str) -> None:
     """To the last bit, as a report reads them."""
-    scored = Scored.read(place_at(predictions(recorded.folder, split)))
-    assert RunRecord(place_at(recorded.folder)).read_run()["data"]["metrics"] == "own"
+    scored = Predictions.read(storage_path(predictions(recorded.folder, split)))
+    assert RunRecord(storage_path(recorded.folder)).read_run()["data"]["metrics"] == "own"
     found = regression_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
     assert found == metrics_of(recorded.folder)[split]
 
 
 def test_scores_are_the_heads_of_the_states(recorded: Recorded) -> None:
-    scored = Scored.read(place_at(predictions(recorded.folder, "test")))
+    scored = Predictions.read(storage_path(predictions(recorded.folder, "test")))
     with torch.no_grad():
         score_N = load_model(recorded.folder / "best").model.decide(torch.from_numpy(scored.state_ND.copy())).numpy()
     np.testing.assert_allclose(score_N, scored.score_N, rtol=1e-5)
@@ -77,7 +77,7 @@ def test_scores_are_the_heads_of_the_states(recorded: Recorded) -> None:
 
 def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And to keep the predictions changes no figure."""
-    table = Store.open(recorded.data).read("valid")
+    table = DatasetStore.open(recorded.data).read("valid")
     passes = []
     predict = SavedModel._predict
 
@@ -87,7 +87,7 @@ def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(SavedModel, "_predict", count)
     threads = metrics_of(recorded.folder)["threads"]
-    keep = place_at(tmp_path / "kept" / "valid.parquet")
+    keep = storage_path(tmp_path / "kept" / "valid.parquet")
     saved = load_model(recorded.folder / "best")
     figures = measure(saved, table, threads=threads, keep=keep)
     assert len(passes) == 1
@@ -98,7 +98,7 @@ def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch:
 
 
 def test_the_report_shows_test_once_it_has_been_read(recorded: Recorded) -> None:
-    view = RunView.read(RunRecord(place_at(recorded.folder)))
+    view = RunView.read(RunRecord(storage_path(recorded.folder)))
     assert view.shown_split == "test"
     scored = view.scored("test")
     assert scored is not None and len(scored.id_N) == 16
@@ -109,7 +109,7 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
 ) -> None:
     """A search that goes on finds another winner; one that ends between its files measures again."""
     folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record, store = RunRecord(place_at(folder)), Store.open(recorded.data)
+    record, store = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data)
     best, other = record.ranked(2)[:2]
     config = config_of(load_space(tiny_space), record, best)
     features = prepare_features(store, config)
@@ -137,7 +137,7 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
 def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path: Path, gone: str) -> None:
     """Predictions may be left out: they hold texts."""
     folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record = RunRecord(place_at(folder))
+    record = RunRecord(storage_path(folder))
     winner = record.read_run()["winner"]
     shutil.rmtree(folder / "best" / "predictions")
     assert measured(record, winner)
@@ -148,22 +148,22 @@ def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path
 def test_a_winner_is_measured_once_its_figures_are_in_the_manifest(recorded: Recorded, tmp_path: Path) -> None:
     """A search that was killed in between measures it again; a first release's run has no manifest."""
     folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record = RunRecord(place_at(folder))
+    record = RunRecord(storage_path(folder))
     winner = record.read_run()["winner"]
     path = folder / "best" / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["files"]["metrics.json"]
     path.write_text(json.dumps(manifest))
     assert not measured(record, winner)
-    assert measured(RunRecord(place_at(STORED)), "stage2/4")
-    assert not measured(RunRecord(place_at(STORED)), "stage2/3")
+    assert measured(RunRecord(storage_path(STORED)), "stage2/4")
+    assert not measured(RunRecord(storage_path(STORED)), "stage2/3")
 
 
 def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
     recorded: Recorded, tiny_space: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record, store = RunRecord(place_at(folder)), Store.open(recorded.data)
+    record, store = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data)
     best = record.ranked(2)[0]
     config = config_of(load_space(tiny_space), record, best)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -11,7 +11,7 @@ from torch import nn
 
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.data.features import Features
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 
@@ -83,7 +83,7 @@ def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
         for module in model.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
-        place = place_at(folder) if folder else None
+        place = storage_path(folder) if folder else None
         return StageLoop(model, seen, config, stage, seed=seed, protocol="mosi", folder=place)
 
     return make

@@ -19,7 +19,7 @@ from torch import nn
 
 from grcf_ray.config import build_config
 from grcf_ray.errors import ConfigError
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model
 from grcf_ray.train.job import JobRunner, StageJob
 from grcf_ray.train.stage import StageLoop
@@ -54,7 +54,7 @@ def measure(folder: Path, rank: int, world: int) -> None:
         config = build_config(settings | changes)
         model = initial_model(config.model, features, seed=3)
         without_dropout(model)
-        place = place_at(folder / f"{name}-{world}")
+        place = storage_path(folder / f"{name}-{world}")
         loop = StageLoop(model, features, config, stage, seed=3, protocol="mosi", folder=place)
         for index, step in enumerate(loop.steps()):
             loop.optimizer.zero_grad()

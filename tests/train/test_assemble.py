@@ -19,11 +19,17 @@ from grcf_ray.config import ModelConfig, RunConfig, build_config
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
 from grcf_ray.data.schema import TableInfo
-from grcf_ray.data.store import Store, write_store
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.text_encoder import TextEncoder, load_tokenizer
 from grcf_ray.train import assemble
-from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities, template, text_vectors
+from grcf_ray.train.assemble import (
+    initial_model,
+    prepare_features,
+    pretrained_backbone,
+    select_modalities,
+    text_vectors,
+)
 from grcf_ray.train.stage import predict
 
 
@@ -39,7 +45,7 @@ def frozen(config: RunConfig, layers: int | str, **model: Any) -> RunConfig:
 @pytest.mark.parametrize("text_vector", ["cls", "mean"])
 @pytest.mark.parametrize("layers", [1, 2, "all"])
 def test_frozen_features_score_as_the_whole_model(
-    tiny_store: Store, config: RunConfig, layers: int | Literal["all"], text_vector: str
+    tiny_store: DatasetStore, config: RunConfig, layers: int | Literal["all"], text_vector: str
 ) -> None:
     settings = frozen(config, layers, text_vector=text_vector)
     whole = prepare_features(tiny_store, frozen(config, 0))
@@ -55,12 +61,12 @@ def test_frozen_features_score_as_the_whole_model(
         assert np.ptp(scores[0]) > 0.01
 
 
-def test_frozen_hidden_states_are_each_subwords_own(tiny_store: Store, config: RunConfig) -> None:
+def test_frozen_hidden_states_are_each_subwords_own(tiny_store: DatasetStore, config: RunConfig) -> None:
     """Whatever batch they were computed in."""
     features = prepare_features(tiny_store, frozen(config, 1))
     hidden = features.valid.hidden
     assert hidden is not None and hidden.values.shape == (len(features.valid.tokens.values), 32)
-    encoder = TextEncoder(template(config.model.backbone), "mean", 1).eval()
+    encoder = TextEncoder(pretrained_backbone(config.model.backbone), "mean", 1).eval()
     bare = dataclasses.replace(features.valid, hidden=None)
     for index in range(len(features.valid)):
         batch = collate(features, bare, np.array([index]))
@@ -68,12 +74,12 @@ def test_frozen_hidden_states_are_each_subwords_own(tiny_store: Store, config: R
         alone = encoder.frozen_hidden(batch.token_BL, batch.mask_BL)[0].numpy()
         start, stop = hidden.offsets[index : index + 2]
         np.testing.assert_allclose(hidden.values[start:stop], alone, atol=1e-5)
-    template.cache_clear()
+    pretrained_backbone.cache_clear()
 
 
 @pytest.mark.parametrize("layers", [1, "all"])
 def test_frozen_features_are_computed_once(
-    tiny_store: Store, config: RunConfig, monkeypatch: pytest.MonkeyPatch, layers: int | str
+    tiny_store: DatasetStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch, layers: int | str
 ) -> None:
     first = prepare_features(tiny_store, frozen(config, layers))
 
@@ -94,12 +100,12 @@ def test_frozen_features_are_computed_once(
 
 
 def test_frozen_features_of_other_weights_are_others(
-    tiny_store: Store, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_store: DatasetStore, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same name may stand for another file of weights by tomorrow."""
     first = prepare_features(tiny_store, frozen(config, "all"))
-    changed = template(config.model.backbone)
-    template.cache_clear()
+    changed = pretrained_backbone(config.model.backbone)
+    pretrained_backbone.cache_clear()
     with torch.no_grad():
         next(changed.parameters()).add_(0.5)
     monkeypatch.setattr(assemble, "template", lambda name: changed)
@@ -110,7 +116,9 @@ def test_frozen_features_of_other_weights_are_others(
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_split_of_equal_labels_is_refused(tiny_store: Store, config: RunConfig, tmp_path: Path, split: str) -> None:
+def test_split_of_equal_labels_is_refused(
+    tiny_store: DatasetStore, config: RunConfig, tmp_path: Path, split: str
+) -> None:
     tables = {name: tiny_store.read(name) for name in ("train", "valid", "test")}
     place = tables[split].column_names.index("label")
     label = pa.array([1.0] * len(tables[split]), pa.float32())
@@ -134,7 +142,7 @@ def roberta_of(folder: Path, tiny_backbone: Path, *, limit: float) -> Path:
 
 @pytest.mark.parametrize("limit", [26, 1e30])
 def test_positions_are_counted_before_anything_is_trained(
-    tiny_store: Store, config: RunConfig, tiny_backbone: Path, tmp_path: Path, limit: float
+    tiny_store: DatasetStore, config: RunConfig, tiny_backbone: Path, tmp_path: Path, limit: float
 ) -> None:
     folder = str(roberta_of(tmp_path / "roberta", tiny_backbone, limit=limit))
     own = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=folder))
@@ -145,12 +153,12 @@ def test_positions_are_counted_before_anything_is_trained(
             continue
         with pytest.raises(ConfigError, match=r"max_tokens = 25: the backbone takes 24; give .*max_tokens=24"):
             prepare_features(tiny_store, settings)
-    template.cache_clear()
+    pretrained_backbone.cache_clear()
 
 
 @pytest.mark.parametrize("text_vector", ["cls", "mean", "last"])
 def test_a_tokenizer_without_padding_or_ends(
-    tiny_store: Store,
+    tiny_store: DatasetStore,
     config: RunConfig,
     tiny_backbone: Path,
     tmp_path: Path,
@@ -181,11 +189,11 @@ def test_a_tokenizer_without_padding_or_ends(
         model = initial_model(own.model, features, seed=1)
         score_N = predict(model, features, features.train, device=torch.device("cpu"), token_budget=100)
         assert np.isfinite(score_N).all()
-    template.cache_clear()
+    pretrained_backbone.cache_clear()
 
 
 def test_text_vectors_are_in_the_splits_order(tiny_features: Features, config: RunConfig) -> None:
-    encoder = TextEncoder(template(config.model.backbone), "mean").eval()
+    encoder = TextEncoder(pretrained_backbone(config.model.backbone), "mean").eval()
     vector_ND = text_vectors(tiny_features, tiny_features.valid, encoder)
     for index in range(len(tiny_features.valid)):
         alone = encoder(collate(tiny_features, tiny_features.valid, np.array([index])))
@@ -193,14 +201,14 @@ def test_text_vectors_are_in_the_splits_order(tiny_features: Features, config: R
 
 
 def test_template_is_never_trained(tiny_features: Features, config: RunConfig) -> None:
-    backbone = template(config.model.backbone)
+    backbone = pretrained_backbone(config.model.backbone)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     for layers in (0, 1, "all"):
         model = initial_model(frozen(config, layers).model, tiny_features, seed=1)
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(1)
-    assert template(config.model.backbone) is backbone
+    assert pretrained_backbone(config.model.backbone) is backbone
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     assert all(p.requires_grad for p in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
@@ -239,7 +247,7 @@ def test_modalities_are_selected(
     assert np.ptp(score_N) > 0.01
 
 
-def test_a_model_without_text_needs_no_encoder(tiny_store: Store) -> None:
+def test_a_model_without_text_needs_no_encoder(tiny_store: DatasetStore) -> None:
     """Neither its weights nor its tokenizer; features without text make no model with it."""
     config = build_config({"model.backbone": "no/such", "model.modalities": "audio+vision", "model.textless_width": 24})
     features = prepare_features(tiny_store, config)
@@ -265,7 +273,7 @@ def test_initial_weights_do_not_depend_on_whether_the_backbone_was_loaded_before
     save_file({k: v for k, v in weights.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
     assert any("pooler" in name for name in weights)
     config = ModelConfig(backbone=str(folder))
-    template.cache_clear()
+    pretrained_backbone.cache_clear()
     cold = initial_model(config, tiny_features, seed=1).state_dict()
     warm = initial_model(config, tiny_features, seed=1).state_dict()
     assert all(torch.equal(cold[name], warm[name]) for name in cold)

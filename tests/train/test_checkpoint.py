@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.files import file_sha256, link_or_copy
-from grcf_ray.storage import Place, RemotePlace, place_at
+from grcf_ray.storage import RemotePath, StoragePath, storage_path
 from grcf_ray.train import checkpoint
 from grcf_ray.train.checkpoint import (
     export_weights,
@@ -81,7 +81,7 @@ def test_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Path, dtype: 
     train(*whole, range(6))
     network, optimizer = made(dtype=dtype)
     train(network, optimizer, range(3))
-    place = place_at(tmp_path / "a")
+    place = storage_path(tmp_path / "a")
     digest = save_checkpoint(place, network, optimizer, STATE)
 
     again, fresh = made(seed=9, dtype=dtype)
@@ -96,9 +96,9 @@ def test_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Path, dtype: 
 
 def test_checkpoint_before_the_first_step(tmp_path: Path) -> None:
     network, optimizer = made()
-    save_checkpoint(place_at(tmp_path / "a"), network, optimizer, STATE)
+    save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
     again, fresh = made(seed=9)
-    read_checkpoint(place_at(tmp_path / "a")).restore(again, fresh)
+    read_checkpoint(storage_path(tmp_path / "a")).restore(again, fresh)
     assert torch.equal(again.top.weight, network.top.weight)
     assert dict(fresh.state) == {}
 
@@ -106,9 +106,9 @@ def test_checkpoint_before_the_first_step(tmp_path: Path) -> None:
 def test_saving_leaves_the_model_and_its_memory_alone(tmp_path: Path) -> None:
     network, optimizer = made()
     train(network, optimizer, range(2))
-    save_checkpoint(place_at(tmp_path / "a"), network, optimizer, STATE)
+    save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
     saved = file_sha256(tmp_path / "a")
-    found = read_checkpoint(place_at(tmp_path / "a"))
+    found = read_checkpoint(storage_path(tmp_path / "a"))
     found.restore(network, optimizer)
     train(network, optimizer, range(2, 3))
     assert file_sha256(tmp_path / "a") == saved
@@ -121,7 +121,7 @@ def test_saving_leaves_the_model_and_its_memory_alone(tmp_path: Path) -> None:
 def test_frozen_parameters_are_not_stored(tmp_path: Path) -> None:
     network, optimizer = made()
     train(network, optimizer, range(1))
-    save_checkpoint(place_at(tmp_path / "a"), network, optimizer, {})
+    save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, {})
     names = set(load_file(tmp_path / "a"))
     assert {name for name in names if name.startswith("model.")} == {
         f"model.{name}" for name in network.state_dict() if not name.startswith("frozen")
@@ -134,36 +134,36 @@ def test_frozen_parameters_are_not_stored(tmp_path: Path) -> None:
     assert set(trained_tensors(network)) == {name.removeprefix("model.") for name in names if "model." in name}
     again, fresh = made(seed=9)
     before = again.frozen.weight.clone()
-    read_checkpoint(place_at(tmp_path / "a")).restore(again, fresh)
+    read_checkpoint(storage_path(tmp_path / "a")).restore(again, fresh)
     assert torch.equal(again.frozen.weight, before)
 
 
 def test_weights_alone(tmp_path: Path) -> None:
     network, optimizer = made()
     train(network, optimizer, range(2))
-    save_checkpoint(place_at(tmp_path / "a"), network, optimizer, STATE)
+    save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
     again, _ = made(seed=9)
-    assert load_weights(place_at(tmp_path / "a"), again)["epoch"] == 2
+    assert load_weights(storage_path(tmp_path / "a"), again)["epoch"] == 2
     assert_equal(trained_tensors(again), trained_tensors(network))
-    assert read_state(place_at(tmp_path / "a"))["curve"] == STATE["curve"]
+    assert read_state(storage_path(tmp_path / "a"))["curve"] == STATE["curve"]
 
 
 def test_exported_weights_are_a_checkpoint_without_an_optimizer(tmp_path: Path) -> None:
     network, optimizer = made()
     train(network, optimizer, range(2))
-    save_checkpoint(place_at(tmp_path / "a"), network, optimizer, STATE)
-    copy = place_at(tmp_path / "deep" / "b")
-    digest = export_weights(place_at(tmp_path / "a"), copy)
-    assert digest == read_checkpoint(copy).sha256 != read_checkpoint(place_at(tmp_path / "a")).sha256
+    save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
+    copy = storage_path(tmp_path / "deep" / "b")
+    digest = export_weights(storage_path(tmp_path / "a"), copy)
+    assert digest == read_checkpoint(copy).sha256 != read_checkpoint(storage_path(tmp_path / "a")).sha256
     assert all(name.startswith("model.") for name in load_file(tmp_path / "deep" / "b"))
     again, _ = made(seed=9)
-    assert load_weights(copy, again, sha256=digest) == read_state(place_at(tmp_path / "a"))
+    assert load_weights(copy, again, sha256=digest) == read_state(storage_path(tmp_path / "a"))
     assert_equal(trained_tensors(again), trained_tensors(network))
 
 
 def test_checkpoint_in_object_storage(tmp_path: Path) -> None:
     """It is read through a copy, which is gone when the weights are put into the model."""
-    place = RemotePlace(pafs.LocalFileSystem(), str(tmp_path), "mock://bucket", "") / "last.safetensors"
+    place = RemotePath(pafs.LocalFileSystem(), str(tmp_path), "mock://bucket", "") / "last.safetensors"
     network, optimizer = made()
     train(network, optimizer, range(2))
     digest = save_checkpoint(place, network, optimizer, STATE)
@@ -184,7 +184,7 @@ def loads(path: Path) -> list[Callable[[], Any]]:
     """All that reads the weights; a network or an optimizer that has changed after an error is an error."""
     network, optimizer = made(seed=9)
     train(network, optimizer, range(1))
-    place = place_at(path)
+    place = storage_path(path)
     before = {name: tensor.clone() for name, tensor in everything(network, optimizer).items()}
 
     def untouched(load: Callable[[], Any]) -> Callable[[], Any]:
@@ -199,12 +199,12 @@ def loads(path: Path) -> list[Callable[[], Any]]:
     return [
         untouched(lambda: load_weights(place, network)),
         untouched(lambda: read_checkpoint(place).restore(network, optimizer)),
-        untouched(lambda: export_weights(place, place_at(path.with_name("copy")))),
+        untouched(lambda: export_weights(place, storage_path(path.with_name("copy")))),
     ]
 
 
 def load_all(path: Path) -> list[Callable[[], Any]]:
-    return [lambda: read_state(place_at(path)), *loads(path)]
+    return [lambda: read_state(storage_path(path)), *loads(path)]
 
 
 @pytest.mark.parametrize("bit", [0, 5])
@@ -213,14 +213,14 @@ def test_flipped_bit_anywhere_is_found(tmp_path: Path, bit: int) -> None:
     path = tmp_path / "last.safetensors"
     network, optimizer = made()
     train(network, optimizer, range(1))
-    save_checkpoint(place_at(path), network, optimizer, STATE)
+    save_checkpoint(storage_path(path), network, optimizer, STATE)
     content = path.read_bytes()
     for index in range(len(content)):
         damaged = bytearray(content)
         damaged[index] ^= 1 << bit
         path.write_bytes(damaged)
         with pytest.raises(DamagedError, match=r"last.safetensors: "):
-            read_checkpoint(place_at(path))
+            read_checkpoint(storage_path(path))
 
 
 @pytest.mark.parametrize(("where", "said"), [("state", "damaged, its content has SHA-256"), ("weights", "damaged")])
@@ -228,7 +228,7 @@ def test_damage_reaches_neither_model_nor_optimizer(tmp_path: Path, where: str, 
     path = tmp_path / "last.safetensors"
     network, optimizer = made()
     train(network, optimizer, range(1))
-    save_checkpoint(place_at(path), network, optimizer, STATE)
+    save_checkpoint(storage_path(path), network, optimizer, STATE)
     content = path.read_bytes()
     if where == "state":
         # A digit of a loss, which is as good as another one to JSON.
@@ -243,7 +243,7 @@ def test_damage_reaches_neither_model_nor_optimizer(tmp_path: Path, where: str, 
 
 
 def test_another_whole_checkpoint_than_the_one_on_record(tmp_path: Path) -> None:
-    place = place_at(tmp_path / "best")
+    place = storage_path(tmp_path / "best")
     record = save_checkpoint(place, *made(), STATE)
     assert record == save_checkpoint(place, *made(), STATE)
     other = save_checkpoint(place, *made(), {**STATE, "epoch": 3})
@@ -252,7 +252,7 @@ def test_another_whole_checkpoint_than_the_one_on_record(tmp_path: Path) -> None
     before = network.top.weight.clone()
     for load in (
         lambda: load_weights(place, network, sha256=record),
-        lambda: export_weights(place, place_at(tmp_path / "copy"), sha256=record),
+        lambda: export_weights(place, storage_path(tmp_path / "copy"), sha256=record),
     ):
         with pytest.raises(DamagedError, match=rf"best: another file than the one on record, .* of {record[:12]}"):
             load()
@@ -263,7 +263,7 @@ def test_checksum_is_that_of_the_state_and_of_each_tensors_name_kind_and_bytes(t
     """Written once more from the file alone, for whoever checks one without this package."""
     network, optimizer = made()
     train(network, optimizer, range(1))
-    digest = save_checkpoint(place_at(tmp_path / "a"), network, optimizer, STATE)
+    digest = save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
     content = (tmp_path / "a").read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
@@ -280,15 +280,15 @@ def test_checksum_is_that_of_the_state_and_of_each_tensors_name_kind_and_bytes(t
 def test_state_that_looks_like_a_header_is_kept_as_it_is(tmp_path: Path) -> None:
     """The checksum is put into the header once it is known, and nowhere else."""
     state = {"sha256": 64 * "0", "text": f'"sha256":"{64 * "0"}"'}
-    digest = save_checkpoint(place_at(tmp_path / "a"), *made(), state)
-    found = read_checkpoint(place_at(tmp_path / "a"), sha256=digest)
+    digest = save_checkpoint(storage_path(tmp_path / "a"), *made(), state)
+    found = read_checkpoint(storage_path(tmp_path / "a"), sha256=digest)
     assert found.state == {"format": 1, **state}
 
 
 @pytest.mark.parametrize("failing", ["write", "flush"])
 def test_full_disk_at_the_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Whether the disk refuses while the checksum is computed or after it, the old checkpoint stays."""
-    place, calls = place_at(tmp_path / "a"), 0
+    place, calls = storage_path(tmp_path / "a"), 0
     digest = save_checkpoint(place, *made(), STATE)
     sync = os.fsync
 
@@ -310,7 +310,7 @@ def test_full_disk_at_the_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_file(tmp_path: Path, share: float) -> None:
     path = tmp_path / "last.safetensors"
-    save_checkpoint(place_at(path), *made(), STATE)
+    save_checkpoint(storage_path(path), *made(), STATE)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     for load in load_all(path):
@@ -354,7 +354,7 @@ def test_storage_that_does_not_answer_is_not_damage(tmp_path: Path, monkeypatch:
     def broken(_: Any) -> Any:
         raise OSError("timeout")
 
-    place: Place = place_at(tmp_path / "a")
+    place: StoragePath = storage_path(tmp_path / "a")
     save_checkpoint(place, *made(), STATE)
     monkeypatch.setattr(type(place), "reading", broken)
     with pytest.raises(OSError, match="timeout"):
@@ -362,7 +362,7 @@ def test_storage_that_does_not_answer_is_not_damage(tmp_path: Path, monkeypatch:
 
 
 def test_checkpoint_of_another_model_names_a_tensor(tmp_path: Path) -> None:
-    place = place_at(tmp_path / "a")
+    place = storage_path(tmp_path / "a")
     save_checkpoint(place, *made(width=5), {})
     network, optimizer = made()
     with pytest.raises(DataError, match=r"norm.weight is \(5,\), but the model's is \(4,\)"):
@@ -375,7 +375,7 @@ def test_checkpoint_of_another_model_names_a_tensor(tmp_path: Path) -> None:
 
 def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
-    save_checkpoint(place_at(path), *made(), STATE)
+    save_checkpoint(storage_path(path), *made(), STATE)
     before = path.read_bytes()
 
     def half(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
@@ -384,7 +384,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(checkpoint, "save_file", half)
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(place_at(path), *made(seed=1), STATE)
+        save_checkpoint(storage_path(path), *made(seed=1), STATE)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["a"]
 
@@ -399,15 +399,15 @@ def test_best_does_not_follow_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if not links:
         monkeypatch.setattr(os, "link", refused)
     last, best = tmp_path / "last", tmp_path / "best"
-    save_checkpoint(place_at(last), *made(seed=0), {"epoch": 1})
+    save_checkpoint(storage_path(last), *made(seed=0), {"epoch": 1})
     link_or_copy(last, best)
     assert last.samefile(best) == links
     first = best.read_bytes()
-    save_checkpoint(place_at(last), *made(seed=1), {"epoch": 2})
+    save_checkpoint(storage_path(last), *made(seed=1), {"epoch": 2})
     assert best.read_bytes() == first
-    assert (read_state(place_at(last))["epoch"], read_state(place_at(best))["epoch"]) == (2, 1)
+    assert (read_state(storage_path(last))["epoch"], read_state(storage_path(best))["epoch"]) == (2, 1)
     link_or_copy(last, best)
-    assert read_state(place_at(best))["epoch"] == 2
+    assert read_state(storage_path(best))["epoch"] == 2
     # Once more: two names of one file, which a rename leaves both.
     link_or_copy(last, best)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
@@ -415,7 +415,7 @@ def test_best_does_not_follow_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_file_is_readable_by_anyone(tmp_path: Path) -> None:
     """With safetensors alone: names, and the state as JSON."""
-    save_checkpoint(place_at(tmp_path / "a"), *made(), STATE)
+    save_checkpoint(storage_path(tmp_path / "a"), *made(), STATE)
     with safe_open(tmp_path / "a", framework="np") as file:
         assert json.loads(file.metadata()["state"]) == {"format": 1, **STATE}
         assert file.get_tensor("model.top.bias").shape == (1,)

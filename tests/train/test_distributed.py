@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train import distributed
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
@@ -217,8 +217,8 @@ class TestSoundGroup:
         assert "no longer finite" in wild["failure"]
 
         run(group, new_job("sound"))
-        weights = place_at(tmp_path / "weights.safetensors")
-        digest = export_weights(place_at(tmp_path / "sound" / "best.safetensors"), weights)
+        weights = storage_path(tmp_path / "weights.safetensors")
+        digest = export_weights(storage_path(tmp_path / "sound" / "best.safetensors"), weights)
         second = dataclasses.replace(new_job("second", 2), initial=weights.uri, initial_sha256=digest)
         assert run(group, second)["epoch"] == 3
         content = bytearray((tmp_path / "weights.safetensors").read_bytes())

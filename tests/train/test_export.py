@@ -16,11 +16,11 @@ import torch
 
 from grcf_ray.data.features import Features
 from grcf_ray.data.schema import conform
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.model.build import build_model
 from grcf_ray.model.text_encoder import load_tokenizer
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model, save_model
 from grcf_ray.train.manifest import extend_manifest, is_complete, write_manifest
@@ -68,7 +68,7 @@ def folder(trained: StageLoop, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_new_process_gives_the_same_scores_bit_for_bit(
-    folder: Path, trained: StageLoop, tiny_store: Store, tmp_path: Path
+    folder: Path, trained: StageLoop, tiny_store: DatasetStore, tmp_path: Path
 ) -> None:
     """From the folder alone, moved to another place; the process knows neither features nor backbone."""
     moved = tmp_path / "moved"
@@ -82,7 +82,7 @@ def test_new_process_gives_the_same_scores_bit_for_bit(
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_model_without_text_is_trained_and_scores_without_it(
-    new_loop: NewLoop, tiny_store: Store, tmp_path: Path, stage: Literal[1, 2]
+    new_loop: NewLoop, tiny_store: DatasetStore, tmp_path: Path, stage: Literal[1, 2]
 ) -> None:
     loop = new_loop(stage, model__modalities="audio+vision", model__textless_width=16)
     losses = [metrics["loss/total"] for metrics in loop]
@@ -113,7 +113,7 @@ def test_model_from_before_a_setting_does_what_was_done_then(folder: Path, tmp_p
 
 @pytest.mark.parametrize("frozen", [1, "all"])
 def test_model_with_frozen_layers_is_saved_whole(
-    new_loop: NewLoop, tiny_store: Store, tmp_path: Path, frozen: int | Literal["all"]
+    new_loop: NewLoop, tiny_store: DatasetStore, tmp_path: Path, frozen: int | Literal["all"]
 ) -> None:
     changes = {"model__frozen_layers": frozen, "model__text_vector": "mean"}
     features = prepare_features(tiny_store, new_loop(**changes).config)
@@ -123,14 +123,14 @@ def test_model_with_frozen_layers_is_saved_whole(
     np.testing.assert_allclose(scores, scores_in_training(loop), atol=1e-5)
 
 
-def test_double_precision_survives(new_loop: NewLoop, tiny_store: Store, tmp_path: Path) -> None:
+def test_double_precision_survives(new_loop: NewLoop, tiny_store: DatasetStore, tmp_path: Path) -> None:
     loop = new_loop(train__precision="float64")
     model = load_model(saved(tmp_path, loop))
     np.testing.assert_array_equal(model.score(tiny_store.read("valid")), scores_in_training(loop))
     assert {p.dtype for p in model.model.parameters()} == {torch.float64}
 
 
-def test_a_model_describes_what_it_scores(folder: Path, trained: StageLoop, tiny_store: Store) -> None:
+def test_a_model_describes_what_it_scores(folder: Path, trained: StageLoop, tiny_store: DatasetStore) -> None:
     """One pass gives both: the scores of `score` bit for bit, and the states that the head makes them of."""
     model, table = load_model(folder), tiny_store.read("valid")
     score_N, state_ND = model.describe(table)
@@ -158,7 +158,7 @@ def test_what_feeds_the_model_comes_back(folder: Path, trained: StageLoop) -> No
 
 
 def test_scores_are_in_label_units(
-    new_loop: NewLoop, tiny_store: Store, tmp_path: Path, tiny_features: Features
+    new_loop: NewLoop, tiny_store: DatasetStore, tmp_path: Path, tiny_features: Features
 ) -> None:
     """On [1, 5] a model's zero is 3, and its tanh reaches 7/3."""
     loop = new_loop()
@@ -170,7 +170,9 @@ def test_scores_are_in_label_units(
     assert model.model.output_scale == pytest.approx(7 / 3)
 
 
-def test_lower_casing_is_part_of_the_model(folder: Path, trained: StageLoop, tiny_store: Store, tmp_path: Path) -> None:
+def test_lower_casing_is_part_of_the_model(
+    folder: Path, trained: StageLoop, tiny_store: DatasetStore, tmp_path: Path
+) -> None:
     table = tiny_store.read("valid")
     text = pa.array([text.upper() for text in table["text"].to_pylist()])
     upper = table.set_column(table.column_names.index("text"), "text", text)
@@ -213,7 +215,7 @@ def test_damaged_folder_is_refused(folder: Path, tmp_path: Path, damage: Callabl
 @pytest.mark.parametrize("content", ["{", '{"files": 3}', "[1]"])
 def test_damaged_manifest_is_not_extended(folder: Path, tmp_path: Path, content: str) -> None:
     """A search that resumes looks at the manifest first; it must not take the model for a whole or a missing one."""
-    place = place_at(tmp_path / "best")
+    place = storage_path(tmp_path / "best")
     shutil.copytree(folder, tmp_path / "best")
     assert is_complete(place, [])
     (tmp_path / "best" / "manifest.json").write_text(content)
@@ -231,7 +233,7 @@ def test_what_is_no_part_of_the_model_is_named(
     shutil.copytree(folder, best)
     (best / "predictions").mkdir()
     (best / "predictions" / "test.parquet").write_text("texts")
-    extend_manifest(place_at(best), ["predictions/test.parquet"])
+    extend_manifest(storage_path(best), ["predictions/test.parquet"])
     (best / "README.md").write_text("mine")
     load_model(best)
     assert capsys.readouterr().err == ""
@@ -249,7 +251,7 @@ def test_what_is_no_part_of_the_model_is_named(
 
 
 def test_a_model_of_the_first_format_opens_with_a_note(
-    folder: Path, tmp_path: Path, tiny_store: Store, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, tiny_store: DatasetStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = tmp_path / "best"
     shutil.copytree(folder, best)
@@ -334,20 +336,20 @@ def test_a_hostile_size_allocates_nothing(
 
 
 @pytest.mark.parametrize("name", ["text", "audio", "vision"])
-def test_table_without_a_needed_column(folder: Path, tiny_store: Store, name: str) -> None:
+def test_table_without_a_needed_column(folder: Path, tiny_store: DatasetStore, name: str) -> None:
     table = tiny_store.read("valid").drop_columns([name])
     with pytest.raises(DataError, match=f"the table has no {name} column, and the model was trained with {name}"):
         load_model(folder).score(table)
 
 
 @pytest.mark.parametrize("audio", [[[[1.0, 2.0, 3.0]]], [[[1.0] * 5, [2.0] * 4]], ["loud"]])
-def test_table_with_rows_of_another_kind(folder: Path, tiny_store: Store, audio: list[Any]) -> None:
+def test_table_with_rows_of_another_kind(folder: Path, tiny_store: DatasetStore, audio: list[Any]) -> None:
     table = tiny_store.read("valid").slice(0, 1).drop_columns(["audio"]).append_column("audio", pa.array(audio))
     with pytest.raises(DataError, match="the table's audio column does not hold lists of rows of 5 numbers"):
         load_model(folder).score(table)
 
 
-def test_table_of_looser_types(folder: Path, tiny_store: Store) -> None:
+def test_table_of_looser_types(folder: Path, tiny_store: DatasetStore) -> None:
     """As somebody would make one by hand, who knows neither ids nor labels."""
     table = tiny_store.read("valid")
     loose = pa.table({name: table[name].to_pylist() for name in ("text", "audio", "vision")})
@@ -357,7 +359,7 @@ def test_table_of_looser_types(folder: Path, tiny_store: Store) -> None:
     assert np.isfinite(load_model(folder).score(nobody)).all()
 
 
-def test_samples_may_lack_a_modality(folder: Path, tiny_store: Store) -> None:
+def test_samples_may_lack_a_modality(folder: Path, tiny_store: DatasetStore) -> None:
     """One, or all of them: the score is that of a missing sample, wherever it stands."""
     table = tiny_store.read("valid")
     model: SavedModel = load_model(folder)
@@ -374,7 +376,7 @@ def test_samples_may_lack_a_modality(folder: Path, tiny_store: Store) -> None:
 
 
 def test_modality_that_the_model_does_not_see_is_left_alone(
-    new_loop: NewLoop, tiny_store: Store, tmp_path: Path
+    new_loop: NewLoop, tiny_store: DatasetStore, tmp_path: Path
 ) -> None:
     """Text alone: a table with audio of any width, or none, gives the same."""
     loop = new_loop(model__modalities="text")

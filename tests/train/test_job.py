@@ -18,7 +18,7 @@ import torch
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
 from grcf_ray.errors import DamagedError
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train import job as job_module
 from grcf_ray.train.checkpoint import export_weights, read_checkpoint
 from grcf_ray.train.job import JobRunner, StageJob, open_loop
@@ -83,7 +83,7 @@ def timeless(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def assert_same_weights(ours: str, theirs: str) -> None:
     for name in ("best", "last", "previous"):
-        one, other = (read_checkpoint(place_at(folder) / f"{name}.safetensors") for folder in (ours, theirs))
+        one, other = (read_checkpoint(storage_path(folder) / f"{name}.safetensors") for folder in (ours, theirs))
         assert one.tensors.keys() == other.tensors.keys()
         assert all(torch.equal(tensor, other.tensors[key]) for key, tensor in one.tensors.items())
 
@@ -99,7 +99,7 @@ def test_result_of_each_epoch(job: StageJob, tiny_features: Features) -> None:
         assert result["objective"] == result["curve"][-1]["valid/pairwise_acc"]
         assert result["notes"] == []
         json.dumps(result, allow_nan=False)
-    best = read_checkpoint(place_at(job.folder) / "best.safetensors")
+    best = read_checkpoint(storage_path(job.folder) / "best.safetensors")
     assert results[-1]["checkpoint_sha256"] == best.sha256
 
 
@@ -169,7 +169,7 @@ def test_initial_weights_that_will_not_do_are_a_result(
     runner = JobRunner(tiny_features)
     first = run(runner, job)
     initial = tmp_path / "finalist.safetensors"
-    digest = export_weights(place_at(job.folder) / "best.safetensors", place_at(initial))
+    digest = export_weights(storage_path(job.folder) / "best.safetensors", storage_path(initial))
     content = initial.read_bytes()
     settings = {"model.modalities": "text"} if fault == "other model" else {}
     if fault == "damaged":
@@ -220,8 +220,8 @@ def test_unknown_error_is_not_a_result(job: StageJob, tiny_features: Features, m
 
 def test_initial_weights_are_what_training_starts_from(job: StageJob, tiny_features: Features, tmp_path: Path) -> None:
     run(JobRunner(tiny_features), job)
-    initial = place_at(tmp_path / "finalist.safetensors")
-    digest = export_weights(place_at(job.folder) / "best.safetensors", initial)
+    initial = storage_path(tmp_path / "finalist.safetensors")
+    digest = export_weights(storage_path(job.folder) / "best.safetensors", initial)
     second = changed(job, stage=2, folder=str(tmp_path / "second"), initial=initial.uri, initial_sha256=digest)
     loop = open_loop(second, tiny_features)
     for name, tensor in read_checkpoint(initial).tensors.items():

@@ -15,11 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 from grcf_ray import cluster, console
+from grcf_ray.cli.train import app
 from grcf_ray.config import ABLATIONS
-from grcf_ray.data.store import Store
-from grcf_ray.storage import place_at
+from grcf_ray.data.store import DatasetStore
+from grcf_ray.storage import storage_path
 from grcf_ray.train import checkpoint, distributed
-from grcf_ray.train.__main__ import app
 from grcf_ray.train.checkpoint import read_state
 from grcf_ray.train.job import StageJob
 from grcf_ray.train.stage import StageLoop
@@ -64,7 +64,7 @@ def run(*words: str) -> int:
 
 
 @pytest.fixture
-def train(space: Path, tiny_store: Store) -> Train:
+def train(space: Path, tiny_store: DatasetStore) -> Train:
     """Trains on the tiny data; the exit code."""
 
     def command(*words: str, data: Path | None = None, out: str = "out") -> int:
@@ -76,7 +76,7 @@ def train(space: Path, tiny_store: Store) -> Train:
 
 
 def curve(stage: int, out: str = "out") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_state(place_at(out) / f"stage{stage}" / "last.safetensors")["curve"]
+    found: list[dict[str, Any]] = read_state(storage_path(out) / f"stage{stage}" / "last.safetensors")["curve"]
     return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in found]
 
 
@@ -162,7 +162,7 @@ def test_gpu_that_is_not_there(
 
 
 def test_both_stages_are_trained(
-    train: Train, tiny_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, tiny_store: DatasetStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From a store whose test split is not there."""
     data = tmp_path / "data"
@@ -182,7 +182,7 @@ def test_both_stages_are_trained(
         [f"stage {stage}", f"epoch {epoch}/2"] for stage in (1, 2) for epoch in (1, 2)
     ]
     for stage, metric in ((1, "pairwise_acc"), (2, "mae")):
-        best = read_state(place_at("out") / f"stage{stage}" / "best.safetensors")["curve"][-1]
+        best = read_state(storage_path("out") / f"stage{stage}" / "best.safetensors")["curve"][-1]
         title = {"pairwise_acc": "PairwiseAcc", "mae": "MAE"}[metric]
         assert f"best epoch {best['epoch']}," in lines[stage - 1]
         assert f"{title} {best[f'valid/{metric}']:.4f}" in lines[stage - 1]
@@ -404,11 +404,11 @@ def test_workers_that_fit_no_machine_are_refused(
     assert not Path("out").exists()
 
 
-def test_one_process_needs_no_ray(space: Path, tiny_store: Store) -> None:
+def test_one_process_needs_no_ray(space: Path, tiny_store: DatasetStore) -> None:
     code = (
         "import sys\n"
         "from grcf_ray import console\n"
-        "from grcf_ray.train.__main__ import app\n"
+        "from grcf_ray.cli.train import app\n"
         "try:\n"
         "    console.run(app)\n"
         "finally:\n"

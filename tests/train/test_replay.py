@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from grcf_ray import console
+from grcf_ray.cli import train as command
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.storage import place_at
-from grcf_ray.train import __main__ as command
+from grcf_ray.storage import storage_path
 from grcf_ray.train.job import JobRunner
 from tests.conftest import Recorded
 
@@ -39,7 +39,7 @@ def copied(recorded: Recorded, tmp_path: Path) -> Path:
 
 
 def change_trial(folder: Path, stage: int, number: int, **changes: Any) -> TrialRecord:
-    record = RunRecord(place_at(folder))
+    record = RunRecord(storage_path(folder))
     trial = dataclasses.replace(record.trial(stage, number), **changes)
     record.write_trial(trial)
     return trial
@@ -62,7 +62,7 @@ def scratch() -> set[Path]:
 
 @pytest.mark.parametrize("which", ["winner", "complete", "pruned"])
 def test_trial_is_reproduced(recorded: Recorded, capsys: pytest.CaptureFixture[str], which: str) -> None:
-    record = RunRecord(place_at(recorded.folder))
+    record = RunRecord(storage_path(recorded.folder))
     if which == "winner":
         name = str(record.read_run()["winner"])
         stage, number = int(name[5]), int(name.partition("/")[2])
@@ -84,7 +84,7 @@ def test_trial_is_reproduced(recorded: Recorded, capsys: pytest.CaptureFixture[s
 
 def test_other_figures_are_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With what else is not as it was."""
-    curve = RunRecord(place_at(copied)).trial(1, 0).curve
+    curve = RunRecord(storage_path(copied)).trial(1, 0).curve
     true = curve[1]["valid/mae"]
     change_trial(copied, 1, 0, curve=[curve[0], curve[1] | {"valid/mae": true + 0.25, "seconds": 1e6}, *curve[2:]])
     assert replay(copied, "stage1/0") == 1
@@ -105,7 +105,7 @@ def test_other_figures_are_named(copied: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_divergence_is_reproduced(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    params = RunRecord(place_at(copied)).trial(1, 0).params | {"stage1.head_lr": 1e30}
+    params = RunRecord(storage_path(copied)).trial(1, 0).params | {"stage1.head_lr": 1e30}
     wild: dict[str, Any] = {"params": params, "curve": [], "state": "diverged", "cause": "not finite"}
     change_trial(copied, 1, 0, error=NOT_FINITE, **wild)
     assert replay(copied, "stage1/0") == 0
@@ -121,7 +121,7 @@ def test_divergence_is_reproduced(copied: Path, capsys: pytest.CaptureFixture[st
 
 def test_divergence_that_does_not_come_again_is_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After the epoch in which it was."""
-    curve = RunRecord(place_at(copied)).trial(1, 0).curve
+    curve = RunRecord(storage_path(copied)).trial(1, 0).curve
     change_trial(copied, 1, 0, curve=curve[:1], state="diverged", cause="not finite", error=NOT_FINITE)
     assert replay(copied, "stage1/0") == 1
     err = capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_divergence_that_does_not_come_again_is_told(copied: Path, capsys: pytes
 
 
 def test_death_of_a_process_is_not_repeated(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    curve = RunRecord(place_at(copied)).trial(1, 0).curve
+    curve = RunRecord(storage_path(copied)).trial(1, 0).curve
     change_trial(copied, 1, 0, curve=curve[:2], state="failed", cause="process died", error="ActorDiedError: gone")
     assert replay(copied, "stage1/0") == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -21,7 +21,7 @@ from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
 from grcf_ray.errors import ClusterError, DataError, DivergedError
 from grcf_ray.metrics import Ties, pairwise_accuracy
-from grcf_ray.storage import LocalPlace, place_at
+from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train import stage as stage_module
 from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.curve import finite, objective_name, objective_value
@@ -69,7 +69,7 @@ def assert_same_files(ours: Path, theirs: Path) -> None:
     """The same checkpoints with the same content, but for the times in their curves."""
     assert files_of(ours) == files_of(theirs) == CHECKPOINTS
     for name in CHECKPOINTS:
-        one, other = (read_checkpoint(place_at(folder / name)) for folder in (ours, theirs))
+        one, other = (read_checkpoint(storage_path(folder / name)) for folder in (ours, theirs))
         assert timeless(one.state.pop("curve")) == timeless(other.state.pop("curve"))
         assert one.state == other.state
         assert one.tensors.keys() == other.tensors.keys()
@@ -81,11 +81,11 @@ def files_of(folder: Path) -> list[str]:
 
 
 def digest_of(path: Path) -> str:
-    return read_checkpoint(place_at(path)).sha256
+    return read_checkpoint(storage_path(path)).sha256
 
 
 def epoch_of(path: Path) -> int:
-    epoch: int = read_checkpoint(place_at(path)).state["epoch"]
+    epoch: int = read_checkpoint(storage_path(path)).state["epoch"]
     return epoch
 
 
@@ -286,7 +286,7 @@ def test_end_between_two_files_loses_nothing(
     list(whole)
     loop = new_loop(folder=tmp_path / "parts")
     loop.run_epoch()
-    real, count = LocalPlace.copy_to, 0
+    real, count = LocalPath.copy_to, 0
 
     def killed(*given: Any) -> None:
         nonlocal count
@@ -296,7 +296,7 @@ def test_end_between_two_files_loses_nothing(
         real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPlace, "copy_to", killed)
+        patch.setattr(LocalPath, "copy_to", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.run_epoch()
     best = tmp_path / "parts" / "best.safetensors"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_ranks_report_the_same_epochs_and_the_first_one_the_checkpoint(ranks: Pa
     first, second = (jobs_of(ranks, rank)["whole"] for rank in range(2))
     assert [result["epoch"] for result in first] == [1, 2, 3]
     digest = first[-1]["checkpoint_sha256"]
-    assert digest == read_checkpoint(place_at(ranks / "whole" / "best.safetensors")).sha256
+    assert digest == read_checkpoint(storage_path(ranks / "whole" / "best.safetensors")).sha256
     assert [result | {"checkpoint_sha256": None} for result in first] == second
 
 
@@ -163,5 +163,7 @@ def test_ranks_go_on_together_from_the_checkpoint_before_a_damaged_one(ranks: Pa
     assert note.startswith(f"{ranks / 'damaged' / 'last.safetensors'}: not a whole checkpoint")
     assert note.endswith("; trained again from epoch 2")
     for name in ("best", "last", "previous"):
-        ours, theirs = (read_checkpoint(place_at(ranks / run / f"{name}.safetensors")) for run in ("damaged", "whole"))
+        ours, theirs = (
+            read_checkpoint(storage_path(ranks / run / f"{name}.safetensors")) for run in ("damaged", "whole")
+        )
         assert all(torch.equal(tensor, theirs.tensors[key]) for key, tensor in ours.tensors.items())

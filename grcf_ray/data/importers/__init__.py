@@ -30,8 +30,6 @@ from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
 from grcf_ray.data.validation import validate
 from grcf_ray.errors import ConfigError, DataError
 
-__all__ = ["ImportOptions", "Importer", "find_importer", "formats", "import_source"]
-
 
 class Importer(Protocol):
     """What a module of this package offers."""

@@ -33,9 +33,7 @@ from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import repaired_text
-from grcf_ray.errors import DataError, data_error, tried
-
-__all__ = ["VARIANTS", "files", "read"]
+from grcf_ray.errors import DataError, collect_error, data_error
 
 _KNOWN = "known"
 VARIANTS: dict[str, str] = {
@@ -234,7 +232,8 @@ def _is_sequence(path: Path) -> bool | None:
 
 def _opened(source: Path, paths: Iterable[Path], stack: ExitStack, problems: list[str]) -> list[_Sequence]:
     found = [
-        tried(problems, lambda path: _Sequence.of(path, stack.enter_context(opened(path))), path) for path in paths
+        collect_error(problems, lambda path: _Sequence.of(path, stack.enter_context(opened(path))), path)
+        for path in paths
     ]
     if problems:
         raise data_error(source, problems, named=True)
@@ -343,7 +342,7 @@ def _aligned(
             found = _read_all(video, chosen, problems)
             if "labels" in found:
                 lacking.update(f"videos without {role}" for role in chosen if role not in found)
-                lacking.update(tried(problems, _add_utterances, columns, video, found) or {})
+                lacking.update(collect_error(problems, _add_utterances, columns, video, found) or {})
         columns["split"] = [split] * len(columns["id"])
         tables.append(_table(columns, {role: chosen[role].width for role in MODALITIES if role in chosen}))
     if problems:
@@ -354,7 +353,7 @@ def _aligned(
 def _read_all(
     video: str, chosen: Mapping[str, _Sequence], problems: list[str]
 ) -> dict[str, tuple[npt.NDArray[Any], Spans]]:
-    read = {role: tried(problems, sequence.read, video) for role, sequence in chosen.items()}
+    read = {role: collect_error(problems, sequence.read, video) for role, sequence in chosen.items()}
     return {role: rows for role, rows in read.items() if rows is not None}
 
 

@@ -20,8 +20,6 @@ from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, sam
 from grcf_ray.data.sniff import Start, begins_with, only_pickle
 from grcf_ray.data.unpickle import read_pickle
 
-__all__ = ["VARIANTS", "files", "read"]
-
 VARIANTS: dict[str, str] = {}
 
 _PART = "({0}_words, {0}_visual, {0}_acoustic, {0}_hcf)"

@@ -30,8 +30,6 @@ from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import alignment_faults
 from grcf_ray.errors import DataError, data_error
 
-__all__ = ["VARIANTS", "files", "read"]
-
 VARIANTS: dict[str, str] = {}
 
 _MODALITIES = (("vision", "visual"), ("audio", "acoustic"))

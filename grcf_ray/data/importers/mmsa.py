@@ -26,8 +26,6 @@ from grcf_ray.data.sniff import Start, begins_with, only_pickle
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.errors import DataError, data_error
 
-__all__ = ["VARIANTS", "files", "read"]
-
 VARIANTS: dict[str, str] = {}
 
 _T = TypeVar("_T")

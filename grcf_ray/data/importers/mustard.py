@@ -26,9 +26,7 @@ from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5, pickle_start
 from grcf_ray.data.unpickle import read_pickle
-from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
-
-__all__ = ["VARIANTS", "files", "read"]
+from grcf_ray.errors import DataError, collect_error, data_error, faults_message, reason
 
 _FOLDS = 5
 _BY_SHOW = "speaker-independent"
@@ -84,14 +82,14 @@ def read(source: Path, variant: str = "") -> RawTable:
     if variant == _BY_SHOW:
         columns["split"] = _splits_by_show(shows, cells)
     else:
-        folds = tried(problems, _read_folds, paths, len(items)) or {}
+        folds = collect_error(problems, _read_folds, paths, len(items)) or {}
         columns["split"] = folds.get(variant, [None] * len(items))
     table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
     notes = _split_notes(variant, columns["split"], shows)
     for name, reader in (("audio", _read_audio), ("vision", _read_vision)):
         if name not in paths:
             notes.append(f"no {name}: no file of {_KINDS[name]} for its items is there")
-        elif answer := tried(problems, reader, paths[name], list(items), cells):
+        elif answer := collect_error(problems, reader, paths[name], list(items), cells):
             table[name], found_notes = answer
             notes += found_notes
     if problems:

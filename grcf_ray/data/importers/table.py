@@ -27,9 +27,7 @@ from grcf_ray.data.schema import MODALITIES
 from grcf_ray.data.sniff import check_kind, files_of
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.validation import Fault
-from grcf_ray.errors import DataError, data_error, faults_message, reason, tried
-
-__all__ = ["VARIANTS", "files", "read", "stream"]
+from grcf_ray.errors import DataError, collect_error, data_error, faults_message, reason
 
 VARIANTS: dict[str, str] = {}
 
@@ -64,7 +62,7 @@ def read(source: Path, variant: str = "") -> RawTable:
     rows = 0
     paths = files(source) or [source]
     for path in paths:
-        if answer := tried(problems, _read_file, path):
+        if answer := collect_error(problems, _read_file, path):
             table, found, others = answer
             ignored |= dict.fromkeys(others)
             faults += [fault._replace(row=rows + fault.row) for fault in found]

@@ -30,9 +30,7 @@ from grcf_ray.data.sniff import check_kind, files_of, folder_faults, pickle_star
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import Fault
-from grcf_ray.errors import DataError, data_error, tried
-
-__all__ = ["VARIANTS", "files", "read"]
+from grcf_ray.errors import DataError, collect_error, data_error
 
 VARIANTS: dict[str, str] = {}
 
@@ -74,17 +72,17 @@ def read(source: Path, variant: str = "") -> RawTable:
     problems = _file_faults(source, found)
     language, labels, folds = (found[kind][0] for kind in _NEEDED)
     cells = Cells()
-    names = tried(problems, _read_folds, folds) or {}
+    names = collect_error(problems, _read_folds, folds) or {}
     ids = [name for fold in names.values() for name in fold]
     columns: dict[str, list[Any]] = {"id": ids}
     columns["split"] = [SPLIT_ALIASES[fold] for fold in names for _ in names[fold]]
-    columns |= tried(problems, _read_language, language, ids, cells) or {}
-    labelled = tried(problems, _read_samples, labels) or {}
+    columns |= collect_error(problems, _read_language, language, ids, cells) or {}
+    labelled = collect_error(problems, _read_samples, labels) or {}
     columns["label"] = [
         cells.read("label", "label", labelled.get(name), class_of, "0 or 1") for name in cells.each(ids)
     ]
-    sequences = [tried(problems, _read_sequences, path, ids) for path in found["features"]] if ids else []
-    roles = {} if problems else tried(problems, _roles, sequences) or {}
+    sequences = [collect_error(problems, _read_sequences, path, ids) for path in found["features"]] if ids else []
+    roles = {} if problems else collect_error(problems, _roles, sequences) or {}
     if problems:
         raise data_error(source, problems, named=True)
     table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}

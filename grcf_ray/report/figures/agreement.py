@@ -11,18 +11,16 @@ from grcf_ray.report.figures.layout import count_axis, new_figure
 from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.figures.utterances import spread_rows
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["agreement_data", "class_scores_data", "draw_agreement", "draw_class_scores"]
 
 _BINS = 30
 
 
 def agreement_data(
-    scored: Scored, label_range: tuple[float, float], recorded: Mapping[str, float] | None
+    scored: Predictions, label_range: tuple[float, float], recorded: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """Label and score of each utterance, and the figures of all of them that are on record."""
     rows = spread_rows(scored.label_N)
@@ -73,7 +71,7 @@ def draw_agreement(data: Mapping[str, Any]) -> Figure:
 
 
 def class_scores_data(
-    scored: Scored, label_range: tuple[float, float], recorded: Mapping[str, float] | None
+    scored: Predictions, label_range: tuple[float, float], recorded: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """How often the logits of each class fall between equal steps from the lowest logit to the highest."""
     positive_N = scored.label_N > sum(label_range) / 2

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grcf_ray.metrics import Protocol, classes_of
+from grcf_ray.metrics import MetricProtocol, classes_of
 from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["confusion_data", "draw_confusion"]
 
 _PALE = "#eaf1f7"
 """Opaque, so that plotly chooses a colour for the text that is read on it, whatever the page's theme."""
 
 
-def confusion_data(scored: Scored, protocol: Protocol, label_range: tuple[float, float]) -> dict[str, Any] | None:
+def confusion_data(
+    scored: Predictions, protocol: MetricProtocol, label_range: tuple[float, float]
+) -> dict[str, Any] | None:
     """`counts`: a row for each true class, a column for each predicted one. `shares`: of a row; None where it is empty.
 
     `metric`: the accuracy that compares these classes; `right`: that accuracy, the share of all on the diagonal. None

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.console import duration
 from grcf_ray.report.figures.layout import new_figure, rows
 from grcf_ray.report.figures.palette import GREY, MARKS
 from grcf_ray.report.figures.parameters import number
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import duration
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["cost_data", "cost_plot", "draw_cost"]
 
 UNITS = {"epochs": "epochs", "utterance_passes": "passes over the training split", "seconds": "seconds in trials"}
 

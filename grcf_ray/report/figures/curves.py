@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import count_axis, new_figure, rows
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, OCHRE, ORANGE, PURPLE
 from grcf_ray.report.figures.parameters import number
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.train.curve import objective_value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["curves_data", "curves_plot", "draw_curves"]
 
 _LOSS = "loss/"
 _LINES = ((ORANGE, "solid"), (GREEN, "dash"), (PURPLE, "dot"), (OCHRE, "dashdot"), (GREY, "longdash"))

@@ -12,17 +12,15 @@ from scipy.special import expit
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["calibration_data", "draw_calibration", "draw_group_errors", "group_errors_data"]
-
 _BINS = 10
 
 
-def group_errors_data(scored: Scored, label_range: tuple[float, float], groups: OrdinalGroups) -> dict[str, Any]:
+def group_errors_data(scored: Predictions, label_range: tuple[float, float], groups: OrdinalGroups) -> dict[str, Any]:
     """Of each group: utterances, mean absolute error and mean of prediction - label; None where the group is empty.
 
     Groups may overlap: an utterance counts in each that holds its label.
@@ -68,7 +66,7 @@ def draw_group_errors(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def calibration_data(scored: Scored, label_range: tuple[float, float]) -> dict[str, Any]:
+def calibration_data(scored: Predictions, label_range: tuple[float, float]) -> dict[str, Any]:
     """Of equal steps of confidence, the predicted class's probability: utterances, mean confidence, share of errors."""
     positive_N = scored.label_N > sum(label_range) / 2
     wrong_N = (scored.score_N > 0) != positive_N

@@ -10,13 +10,11 @@ from grcf_ray.report.figures.palette import BLUE, ORANGE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
-from grcf_ray.search.faults import failures_by_cause
+from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import TrialRecord
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_failures", "failures_data", "failures_plot"]
 
 
 def failures_data(view: RunView) -> dict[str, Any]:

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import GREY, MARKS
 from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, rank
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_handoff", "handoff_data", "handoff_plot", "rank_correlation"]
 
 _ENUMERATED = 8
 """Up to so many finalists all orders are counted; beyond, as many as below are drawn."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import count_axis, new_figure, rows
 from grcf_ray.report.figures.palette import GREY, MARKS
 from grcf_ray.report.figures.parameters import number, objective
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_history", "history_data", "history_plot"]
 
 
 def history_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:

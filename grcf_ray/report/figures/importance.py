@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import SERIES
 from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Space
@@ -29,8 +29,6 @@ from grcf_ray.train.curve import DIRECTIONS
 if TYPE_CHECKING:
     from optuna import Study
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_importance", "importance_data", "importance_plot", "importance_warning"]
 
 METHODS = {"forest": "random forest", "fanova": "fANOVA", "ped_anova": "PED-ANOVA"}
 LEAST_TRIALS = 4

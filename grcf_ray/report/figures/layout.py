@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["count_axis", "log_axis", "log_ticks", "new_figure", "rows", "tick_text"]
-
 _LEGEND_PX = 70
 _TOP_PX = 30
 _TICKS = 6

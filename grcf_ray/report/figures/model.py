@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from grcf_ray.config import build_config
 from grcf_ray.losses.groups import OrdinalGroups
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data, draw_agreement, draw_class_scores
 from grcf_ray.report.figures.confusion import confusion_data, draw_confusion
 from grcf_ray.report.figures.errors import calibration_data, draw_calibration, draw_group_errors, group_errors_data
@@ -14,12 +15,9 @@ from grcf_ray.report.figures.projection import draw_projection, projection_data
 from grcf_ray.report.figures.scoreboard import draw_scoreboard, scoreboard_data
 from grcf_ray.report.figures.utterances import MOST_SHOWN, of_split
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
-from grcf_ray.report.view import RunView, Scored
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.comparisons import retrainings
 from grcf_ray.train.objectives import ordinal_groups
-
-__all__ = ["model_plots"]
 
 _FEW = 30
 """Fewer utterances than this in a group or class: its figure is mostly chance."""
@@ -56,17 +54,17 @@ def _seen(view: RunView) -> str | None:
     return None
 
 
-def _few(view: RunView, scored: Scored) -> str | None:
+def _few(view: RunView, scored: Predictions) -> str | None:
     count = len(scored.id_N)
     return _seen(view) or (f"Only {count} utterances: much of this is chance." if count < _FEW else None)
 
 
-def _where(view: RunView, scored: Scored, *, sampled: bool = False) -> str:
+def _where(view: RunView, scored: Predictions, *, sampled: bool = False) -> str:
     total = len(scored.id_N)
     return of_split(view.shown_split, min(total, MOST_SHOWN) if sampled else total, total)
 
 
-def _scoreboard(view: RunView, scored: Scored) -> Plot | None:
+def _scoreboard(view: RunView, scored: Predictions) -> Plot | None:
     if view.metrics is None:
         return None
     data = scoreboard_data(view.metrics, retrainings(view.record, view.metrics["trial"]))
@@ -84,7 +82,7 @@ def _scoreboard(view: RunView, scored: Scored) -> Plot | None:
     )
 
 
-def _agreement(view: RunView, scored: Scored) -> Plot:
+def _agreement(view: RunView, scored: Predictions) -> Plot:
     if view.task == "classification":
         data = class_scores_data(scored, view.label_range, _recorded(view))
         figures = f" {_said(data['recorded'])}." if data["recorded"] else ""
@@ -112,7 +110,7 @@ def _agreement(view: RunView, scored: Scored) -> Plot:
     )
 
 
-def _confusion(view: RunView, scored: Scored) -> Plot | None:
+def _confusion(view: RunView, scored: Predictions) -> Plot | None:
     data = confusion_data(scored, view.protocol, view.label_range)
     if data is None:
         return None
@@ -137,7 +135,7 @@ def _confusion(view: RunView, scored: Scored) -> Plot | None:
     )
 
 
-def _errors(view: RunView, scored: Scored) -> Plot:
+def _errors(view: RunView, scored: Predictions) -> Plot:
     if view.task == "classification":
         data = calibration_data(scored, view.label_range)
         return Plot(
@@ -168,7 +166,7 @@ def _errors(view: RunView, scored: Scored) -> Plot:
     )
 
 
-def _projection(view: RunView, scored: Scored) -> Plot | None:
+def _projection(view: RunView, scored: Predictions) -> Plot | None:
     data = projection_data(scored, view.task, view.label_range)
     if data is None:
         return None
@@ -186,7 +184,7 @@ def _projection(view: RunView, scored: Scored) -> Plot | None:
     )
 
 
-def _pairs(view: RunView, scored: Scored) -> Plot | None:
+def _pairs(view: RunView, scored: Predictions) -> Plot | None:
     data = hardest_pairs_data(scored, view.task)
     if not data["pairs"]:
         return None

@@ -17,12 +17,10 @@ from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.figures.utterances import spread_rows
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_hardest_pairs", "hardest_pairs_data"]
 
 COLUMNS = (
     *("higher id", "higher text", "higher label", "higher score"),
@@ -35,7 +33,7 @@ _EACH = 2
 _ROW_PX = 26
 
 
-def hardest_pairs_data(scored: Scored, task: Task) -> dict[str, Any]:
+def hardest_pairs_data(scored: Predictions, task: Task) -> dict[str, Any]:
     """The pairs of different labels whose scores are the furthest in the wrong order, or the least in the right one.
 
     An utterance is in two of them at most. Of all pairs of the split; of a larger one, of the pairs of the utterances

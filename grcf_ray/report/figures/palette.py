@@ -10,8 +10,6 @@ import dataclasses
 
 from grcf_ray.search.record import TrialState
 
-__all__ = ["BLUE", "GREEN", "GREY", "MARKS", "OCHRE", "ORANGE", "PURPLE", "SCALE", "SERIES", "Mark"]
-
 BLUE, ORANGE, GREEN, PURPLE, OCHRE, GREY = "#2271b2", "#d55e00", "#208a65", "#b5539c", "#9a7d0a", "#808080"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, OCHRE)
 """For lines and bars of equal standing, in this order."""

@@ -6,19 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import log_ticks, new_figure, tick_text
 from grcf_ray.report.figures.palette import SCALE
 from grcf_ray.report.figures.parameters import objective, searched, space_of
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_parallel", "parallel_data", "parallel_plot"]
 
 
 def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Choice, Dimension, Range, Space, recorded_space
 
-__all__ = ["Parameter", "number", "objective", "searched", "space_of"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:

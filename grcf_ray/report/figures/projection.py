@@ -14,19 +14,17 @@ from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE, ORANGE, SCALE
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.figures.utterances import spread_rows
-from grcf_ray.report.view import Scored
+from grcf_ray.report.view import Predictions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_projection", "projection_data"]
 
 _PERPLEXITY = 30.0
 _SEED = 0
 _LEAST = 5
 
 
-def projection_data(scored: Scored, task: Task, label_range: tuple[float, float]) -> dict[str, Any] | None:
+def projection_data(scored: Predictions, task: Task, label_range: tuple[float, float]) -> dict[str, Any] | None:
     """Where t-SNE puts each utterance. None with fewer than five, or where all have one representation.
 
     `case`: whether it is one of the paper's case-study samples, whose label is below -2 on [-3, 3].

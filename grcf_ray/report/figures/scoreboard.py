@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from grcf_ray.metrics import METRIC_DIRECTIONS
+from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES
 from grcf_ray.report.figures.layout import new_figure
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, ORANGE
 from grcf_ray.report.figures.text import shown
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.search.comparisons import baseline_kind
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_scoreboard", "scoreboard_data"]
 
 _ARMS = {"winner": "winner retrained", "start": "starting point retrained"}
 _COLUMNS = 2

@@ -15,8 +15,6 @@ from grcf_ray.report.figures.slices import slices_plot
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 
-__all__ = ["search_plots"]
-
 
 def search_plots(view: RunView) -> list[Plot]:
     """All that the run has something to show for so far, in the order of the page."""

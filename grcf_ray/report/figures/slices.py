@@ -7,19 +7,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import log_axis, new_figure, rows
 from grcf_ray.report.figures.palette import GREY, MARKS
 from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
 from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.terminal import METRIC_TITLES
 from grcf_ray.report.view import RunView
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-__all__ = ["draw_slices", "slices_data", "slices_plot"]
 
 _GROUPS = 6
 _LEAST_IN_GROUP = 5

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 
-__all__ = ["shown"]
-
 
 def shown(value: object, room: int = 40) -> str:
     """A string from data as plotly shows it literally, on one line, cut to `room` characters."""

@@ -7,8 +7,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_SHOWN", "of_split", "spread_rows"]
-
 MOST_SHOWN = 3000
 """Utterances that a figure has points, or pairs, for."""
 

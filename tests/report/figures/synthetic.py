@@ -10,7 +10,7 @@ import numpy as np
 
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord, TrialRecord, TrialState
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 WEIGHTS = {"stage1.encoder_lr": 4, "model.modalities": 2, "model.fusion_dropout": 1, "ranking.intra_margin": 0}
 """Stage 1's parameters and what they weigh in its objective."""
@@ -41,7 +41,7 @@ def view_of(
     if space is not None:
         content["space"] = space
     return RunView(
-        record=RunRecord(place_at(Path("nowhere"))),
+        record=RunRecord(storage_path(Path("nowhere"))),
         run=content,
         trials={1: [], 2: []} | trials,
         metrics=None,

@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from grcf_ray.losses.groups import OrdinalGroups
-from grcf_ray.metrics import Protocol, classification_metrics, regression_metrics
+from grcf_ray.metrics import MetricProtocol, classification_metrics, regression_metrics
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.confusion import confusion_data
 from grcf_ray.report.figures.errors import calibration_data, group_errors_data
@@ -27,9 +27,9 @@ from grcf_ray.report.figures.pairs import hardest_pairs_data
 from grcf_ray.report.figures.projection import projection_data
 from grcf_ray.report.figures.scoreboard import draw_scoreboard, scoreboard_data
 from grcf_ray.report.figures.utterances import MOST_SHOWN, spread_rows
-from grcf_ray.report.view import RunView, Scored
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -38,7 +38,7 @@ MOSI = (-3.0, 3.0)
 HOSTILE = '<b>bold</b> <a href="https://example.org">here</a> &amp; \x1b[31m' + "long " * 50
 
 
-def scored_of(count: int, task: Literal["regression", "classification"] = "regression", seed: int = 0) -> Scored:
+def scored_of(count: int, task: Literal["regression", "classification"] = "regression", seed: int = 0) -> Predictions:
     """Utterances whose states and scores follow their labels loosely; the first has hostile id and text."""
     rng = np.random.default_rng(seed)
     truth = rng.uniform(-3, 3, count)
@@ -47,11 +47,11 @@ def scored_of(count: int, task: Literal["regression", "classification"] = "regre
     texts = [f"text of {index}" for index in range(count)]
     ids[0], texts[0] = HOSTILE, HOSTILE
     state_ND = truth[:, None] * np.linspace(-1, 1, 8) + rng.normal(size=(count, 8))
-    return Scored(ids, texts, label_N, truth + rng.normal(0, 0.9, count), state_ND.astype(np.float32))
+    return Predictions(ids, texts, label_N, truth + rng.normal(0, 0.9, count), state_ND.astype(np.float32))
 
 
 def view_of(
-    folder: Path, scored: Scored, task: Literal["regression", "classification"] = "regression", **run: Any
+    folder: Path, scored: Predictions, task: Literal["regression", "classification"] = "regression", **run: Any
 ) -> RunView:
     """A run that has nothing but a measured model."""
     label_range = MOSI if task == "regression" else (0.0, 1.0)
@@ -70,7 +70,7 @@ def view_of(
     }
     pq.write_table(pa.table(columns), path)
     return RunView(
-        record=RunRecord(place_at(folder)),
+        record=RunRecord(storage_path(folder)),
         run={"data": {"name": "own", "task": task, "label_range": list(label_range)}, **run},
         trials={1: [], 2: []},
         metrics={
@@ -88,7 +88,7 @@ def view_of(
     )
 
 
-def crossed(scored: Scored, protocol: Protocol, label_range: tuple[float, float] = MOSI) -> dict[str, Any]:
+def crossed(scored: Predictions, protocol: MetricProtocol, label_range: tuple[float, float] = MOSI) -> dict[str, Any]:
     data = confusion_data(scored, protocol, label_range)
     assert data is not None
     return data
@@ -404,7 +404,7 @@ class TestPlots:
         assert f"eq. {equation}," in caption
 
     def test_of_the_recorded_run(self, recorded: Recorded) -> None:
-        view = RunView.read(RunRecord(place_at(recorded.folder)))
+        view = RunView.read(RunRecord(storage_path(recorded.folder)))
         plots = {plot.name: plot for plot in model_plots(view)}
         assert list(plots) == [
             "figures-by-metric",
@@ -428,7 +428,7 @@ class TestPlots:
     def test_until_test_has_been_read_valid_is_shown(self, recorded: Recorded, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
         (folder / "best" / "metrics.json").unlink()
-        plots = model_plots(RunView.read(RunRecord(place_at(folder))))
+        plots = model_plots(RunView.read(RunRecord(storage_path(folder))))
         assert "figures-by-metric" not in {plot.name for plot in plots}
         for plot in plots:
             assert "of the validation split, which the model was chosen on: optimistic" in plot.caption
@@ -436,7 +436,7 @@ class TestPlots:
     def test_a_run_without_predictions_has_none(self, recorded: Recorded, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
         shutil.rmtree(folder / "best" / "predictions")
-        assert model_plots(RunView.read(RunRecord(place_at(folder)))) == []
+        assert model_plots(RunView.read(RunRecord(storage_path(folder)))) == []
 
     def test_of_two_classes(self, tmp_path: Path) -> None:
         plots = model_plots(view_of(tmp_path, scored_of(60, "classification"), "classification"))

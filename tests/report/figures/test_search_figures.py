@@ -27,7 +27,7 @@ from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.space import recorded_space
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -290,7 +290,7 @@ def test_failures_tell_lost_trials_from_attempts_that_went_on() -> None:
 
 
 def test_a_record_of_a_real_search_is_shown_to_the_last_digit(recorded: Recorded) -> None:
-    view = RunView.read(RunRecord(place_at(recorded.folder)))
+    view = RunView.read(RunRecord(storage_path(recorded.folder)))
     before = copy.deepcopy(view.trials)
     plots = {plot.name: plot for plot in search_plots(view)}
     assert view.trials == before

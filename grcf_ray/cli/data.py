@@ -1,0 +1,295 @@
+"""python -m grcf_ray.data: import data sets, look at them, list the known ones."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from grcf_ray import console
+from grcf_ray.data.datasets import spelled
+
+# Help must be quick, so that pyarrow is imported by the command that needs it.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
+    from grcf_ray.data.store import DatasetStore
+
+app = console.make_app("Import multimodal sentiment data, look at it, list the known data sets.")
+
+_SAMPLE_ROWS = 3
+_TEXT_SHOWN = 60
+
+
+class NonFinite(str, enum.Enum):
+    """What to do with NaN and infinity in audio and vision."""
+
+    FAIL = "fail"
+    ZERO = "zero"
+
+
+class Kind(str, enum.Enum):
+    """Kind of label."""
+
+    REGRESSION = "regression"
+    CLASSIFICATION = "classification"
+
+
+@app.command("import")
+def import_(
+    source: Path = typer.Argument(..., help="A file, or a folder of files."),
+    dataset: str = typer.Option(
+        ..., metavar="NAME", callback=spelled, help="A known data set, or a name for your own data."
+    ),
+    format: str = typer.Option("auto", metavar="NAME", help="One of the formats below; auto goes by the content."),
+    variant: str = typer.Option("", metavar="NAME", help="How to read it, where there are several ways: a fold."),
+    label_range: tuple[float, float] | None = typer.Option(
+        None, metavar="A B", help="Lowest and highest label, for your own data."
+    ),
+    task: Kind | None = typer.Option(None, help="Kind of label of your own data; classes are 0 and 1."),
+    binarize: bool = typer.Option(
+        False, "--binarize", help="Make two classes of regression labels: above the centre against below."
+    ),
+    non_finite: NonFinite = typer.Option(NonFinite.FAIL, help="Refuse NaN and infinity in features, or set them to 0."),
+    out: Path | None = typer.Option(
+        None, metavar="DIR", help="Folder to write; default $GRCF_DATA/NAME, else data/NAME."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other data of the same name."),
+) -> None:
+    """Read foreign files, check every row, write a store.
+
+    A store is a folder with a Parquet file per split and dataset.json, which says what they hold.
+
+    \b
+    Examples:
+      python -m grcf_ray.data import mosi.parquet --dataset mosi
+      python -m grcf_ray.data import mosi.parquet --dataset mosi --non-finite zero --out data/mosi
+      python -m grcf_ray.data import reviews.csv --dataset reviews --label-range 1 5
+      python -m grcf_ray.data import MUStARD/data --dataset mustard --variant speaker-independent
+      python -m grcf_ray.data import mosi.parquet --dataset mosi --binarize --out data/mosi_binary
+
+    \b
+    Formats:
+      table      Parquet, CSV, TSV or JSON Lines (.jsonl) of one's own
+      mag        pickles of MAG-BERT: mosi.pkl, mosei.pkl; of MISA and MMIM: train.pkl, dev.pkl, test.pkl
+      mmsa       pickles of MMSA: MOSI, MOSEI, CH-SIMS, CH-SIMS v2; aligned or not
+      csd        a folder of CMU-MultimodalSDK's .csd files, with the folds; --variant known leaves out other ones
+      mustard    a folder with MUStARD's sarcasm_data.json; --variant fold-1 ... fold-5, speaker-independent
+      ur_funny   a folder with the pickles of UR-FUNNY v2
+      hkt        pickles of HKT: MUStARD, UR-FUNNY
+
+    A table has the columns id, split (train, valid, test), text and label, and may have audio and vision
+    (lists of feature rows), context (list of strings) and video_id. A folder may hold a file per split.
+    """
+    from grcf_ray.data.importers import ImportOptions, import_source
+    from grcf_ray.data.store import check_replaceable, check_same, is_store, usual_folders, write_store
+    from grcf_ray.errors import ConfigError
+
+    if is_store(source):
+        # Its notes, such as how the valid split was drawn, would be lost.
+        raise ConfigError(f"{source} is imported already: use it with --data {source}, or import its source again")
+    folder = out or usual_folders(dataset)[0]
+    check_replaceable(folder)
+    options = ImportOptions(
+        dataset=dataset,
+        label_range=label_range,
+        non_finite=non_finite.value,
+        format=format,
+        variant=variant,
+        task=task.value if task else None,
+        binarize=binarize,
+    )
+    console.progress(f"reading {source}")
+    table, info = import_source(source, options, out=out)
+    if not overwrite:
+        check_same(folder, info)
+    _summarise(write_store(folder, table, info))
+
+
+@app.command()
+def inspect(
+    data: str = typer.Argument(
+        "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
+    ),
+    page: Path | None = typer.Option(None, "--html", metavar="FILE", help="Draw it on a page of its own."),
+    json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
+) -> None:
+    """Show what an imported data set holds: labels, lengths, features, and a few rows of the training split.
+
+    The test split stays closed.
+
+    \b
+    Examples:
+      python -m grcf_ray.data inspect mosi
+      python -m grcf_ray.data inspect data/mosi --html mosi.html
+    """
+    from grcf_ray.data.frames import Frames
+    from grcf_ray.files import write_text
+    from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection, read_open
+
+    store = _opened(data)
+    tables = read_open(store)
+    found = inspect_store(store, tables)
+    if page is not None:
+        write_text(page, draw_inspection(found))
+        console.progress(f"page: {page}")
+    if json:
+        console.print_json(found)
+        return
+    _summarise(store, tables)
+    print_inspection(found)
+    rows = tables["train"].slice(0, _SAMPLE_ROWS)
+    header = ["id", "label", "text"]
+    columns = [
+        rows["id"].to_pylist(),
+        rows["label"].to_pylist(),
+        [_short(text) for text in rows["text"].to_pylist()],
+    ]
+    for name in ("audio", "vision"):
+        if name in rows.column_names:
+            header.append(f"{name} rows")
+            columns.append(Frames.of(rows[name]).lengths_N.tolist())
+    console.say()
+    console.print_table(header, list(zip(*columns, strict=True)))
+
+
+@app.command()
+def verify(
+    data: str = typer.Argument(
+        "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
+    ),
+) -> None:
+    """Compare an imported data set with what was written, and with its fact sheet.
+
+    Exit code 3 where a file is not the one that was written. What differs from the fact sheet is said, and no error.
+
+    \b
+    Examples:
+      python -m grcf_ray.data verify mosi
+      python -m grcf_ray.data verify data/mustard
+    """
+    from grcf_ray.data.verification import verify_store
+    from grcf_ray.errors import DataError
+
+    store = _opened(data)
+    checks = verify_store(store)
+    console.print_table(("what", "expected", "found", "verdict"), checks)
+    if damaged := [check.what for check in checks if check.verdict == "damaged"]:
+        raise DataError(f"{store.folder}: {', '.join(damaged)} changed since the import. Import the data set again")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the known data sets and what is here.
+
+    For those that are not, say which file is needed and where people get it.
+    """
+    from grcf_ray.data import datasets
+    from grcf_ray.data.schema import split_sizes
+    from grcf_ray.data.store import DatasetStore, is_store, usual_folders
+
+    rows, absent = [], []
+    for name in datasets.names():
+        facts = datasets.get(name)
+        here = [folder for folder in usual_folders(name) if folder.exists()]
+        if name != "demo" and not here:
+            absent.append(facts)
+        low, high = facts.label_range
+        sizes = split_sizes(facts.splits[0])
+        where = "packaged" if name == "demo" else str(here[0]) if here else "-"
+        rows.append((name, facts.title, f"{low:g} to {high:g}", sizes, facts.default_backbone, where))
+    for root in {folder.parent for folder in usual_folders("demo")}:
+        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+            if is_store(folder) and folder.name not in datasets.names():
+                info = DatasetStore.open(folder).info
+                sizes = split_sizes(info.splits)
+                low, high = info.label_range
+                rows.append((info.name, "own data", f"{low:g} to {high:g}", sizes, "-", str(folder)))
+    console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "here"], rows)
+    for facts in absent:
+        console.say(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
+
+
+@app.command()
+def cache(
+    clear: bool = typer.Option(False, "--clear", help="Remove all of it, unless a process uses it."),
+) -> None:
+    """Show where the cache lies and what it takes: imports that a command made by itself, and features.
+
+    It is made again when it is needed. GRCF_CACHE puts it elsewhere; the default is ~/.cache/grcf_ray.
+
+    \b
+    Examples:
+      python -m grcf_ray.data cache
+      python -m grcf_ray.data cache --clear
+    """
+    from grcf_ray.cache import cache_folder, clear_cache, usage
+
+    parts = clear_cache() if clear else usage()
+    console.say(f"{'removed from' if clear else 'cache'} {cache_folder()}\n")
+    rows = [(part.kind, part.entries, console.size(part.nbytes)) for part in parts]
+    total = ("total", sum(part.entries for part in parts), console.size(sum(part.nbytes for part in parts)))
+    console.print_table(("what", "entries", "size"), [*rows, total])
+
+
+def _opened(data: str) -> DatasetStore:
+    """The store in a folder, or of a data set by its name."""
+    from grcf_ray.data.store import DatasetStore, find_data
+
+    folder = Path(data)
+    return DatasetStore.open(folder) if folder.is_dir() else find_data(spelled(data) or data)
+
+
+def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None) -> None:
+    """What is known of a store, to standard output; the labels of test are left to the final evaluation.
+
+    tables: the rows of train and valid, where they have been read.
+    """
+    import numpy as np
+
+    info = store.info
+    low, high = info.label_range
+    dims = {name: dim for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None}
+    features = ", ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
+    console.say(f"data set     {info.name}: {info.task}, labels {low:g} to {high:g}, language {info.language}")
+    console.say(f"modalities   text{features and ', '}{features}")
+    console.say(f"fingerprint  {info.fingerprint}")
+    sources = [f"{source.name} (SHA-256 {source.sha256[:12]})" for source in info.sources]
+    console.say(f"sources      {', '.join(sources)}")
+    console.say(f"folder       {store.folder}\n")
+    header = [
+        "split",
+        "utterances",
+        "lowest",
+        "mean",
+        "highest",
+        "deviation",
+        *(f"without {name}" for name in dims),
+    ]
+    rows = []
+    for split, count in info.splits.items():
+        if split == "test":
+            rows.append([split, count, *"-" * (len(header) - 2)])
+            continue
+        table = tables[split] if tables else store.read(split)
+        label_N = table["label"].to_numpy().astype(np.float64)
+        missing = [table[name].null_count for name in dims]
+        figures = [float(value) for value in (label_N.min(), label_N.mean(), label_N.max(), label_N.std())]
+        rows.append([split, count, *figures, *missing])
+    console.print_table(header, rows)
+    for note in info.notes:
+        console.say(f"note: {note}")
+    faults, remarks = store.label_remarks()
+    for remark in remarks:
+        console.say(f"note: {remark}")
+    for fault in faults:
+        console.say(f"note: {fault}; these data can be measured on, not trained on")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 3]}..."

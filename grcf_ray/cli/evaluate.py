@@ -1,0 +1,97 @@
+"""python -m grcf_ray.evaluate: measure a finished run's best model again, in a new process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from grcf_ray import console
+from grcf_ray.data.datasets import spelled
+
+app = console.make_app("Measure the best model of a run again.")
+
+
+@app.command()
+def evaluate(
+    run: str = typer.Argument(..., help="A run, as the search printed it: a folder or a URI."),
+    data: Path | None = typer.Option(
+        None,
+        metavar="FILE|DIR",
+        help="The data, where they no longer lie where the run read them; with --on, its files.",
+    ),
+    split: str = typer.Option(
+        "test", metavar="NAME", help="train, valid or test; reading test is noted in provenance."
+    ),
+    on: str | None = typer.Option(
+        None, metavar="NAME", callback=spelled, help="Another data set to measure the model on."
+    ),
+    label_range: tuple[float, float] | None = typer.Option(
+        None, metavar="A B", help="With --on: lowest and highest label of your own data."
+    ),
+    fit_features: bool = typer.Option(
+        False,
+        "--fit-features",
+        help="With --on: take audio and vision that differ from the model's: cut off or filled up, or left out.",
+    ),
+    json: bool = typer.Option(False, "--json", help="Print the metrics as JSON."),
+) -> None:
+    """Load best/ and measure it on a split; says whether the figures are those that the search recorded.
+
+    \b
+    Examples:
+      python -m grcf_ray.evaluate runs/demo-all-MiniLM-L6-v2-seed42
+      python -m grcf_ray.evaluate runs/demo-all-MiniLM-L6-v2-seed42 --split valid --json
+      python -m grcf_ray.evaluate runs/mosei-deberta-v3-base-seed42 --on mosi --fit-features
+    """
+    from grcf_ray.data.schema import SPLITS
+    from grcf_ray.data.store import find_data
+    from grcf_ray.errors import ConfigError
+    from grcf_ray.metrics import METRIC_TITLES
+    from grcf_ray.search.record import RunRecord
+    from grcf_ray.search.run_lookup import recorded_store
+    from grcf_ray.search.saved_model import no_model, open_model
+    from grcf_ray.search.schema import MetricsFile, read_file
+    from grcf_ray.search.transfer import measure_on
+    from grcf_ray.search.winner import measure, note_test_read
+    from grcf_ray.storage import storage_path
+
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split}: choose from {', '.join(SPLITS)}")
+    record = RunRecord(storage_path(run, check=True))
+    record.read_search()
+    best = record.place / "best"
+    try:
+        recorded = read_file(best / "metrics.json", MetricsFile)
+    except FileNotFoundError as error:
+        raise no_model(record) from error
+    if on is None and (label_range is not None or fit_features):
+        raise ConfigError("--label-range and --fit-features are for another data set: --on NAME")
+    store = recorded_store(record, data) if on is None else find_data(on, data, label_range)
+    model = open_model(best)
+    if split == "test":
+        note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", [recorded["trial"]])
+    before: dict[str, float] = recorded.get(split, {}) if on is None else {}
+    notes: list[str] = []
+    rows, threads = store.read(split), recorded["threads"]
+    if on is None:
+        metrics = measure(model, rows, threads=threads)
+    else:
+        metrics, notes = measure_on(model, rows, store.info, threads=threads, fit=fit_features)
+    same = metrics == before if before else None
+    if json:
+        answer = {"split": split, "metrics": metrics, "as_recorded": same}
+        console.print_json(answer if on is None else {**answer, "on": on, "notes": notes})
+        return
+    console.print_table(
+        ("metric", split, "recorded") if on is None else ("metric", f"{on}, {split}"),
+        [
+            (title, f"{metrics[key]:.4f}", *((f"{before[key]:.4f}" if key in before else "-",) if on is None else ()))
+            for key, title in METRIC_TITLES.items()
+            if key in metrics
+        ],
+    )
+    for note in notes:
+        console.say(console.sentence(note))
+    if same is not None:
+        console.say("Exactly as recorded." if same else "Not as recorded: another machine type, or other versions.")

@@ -1,0 +1,265 @@
+"""Arms side by side on test: the paper's figure, ours over seeds, and the difference to the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from grcf_ray.experiments.context import ExperimentContext
+from grcf_ray.experiments.model_pool import Arm
+from grcf_ray.experiments.plotting import draw_differences
+from grcf_ray.experiments.result import ExperimentResult, Picture
+from grcf_ray.experiments.statistics import Difference, Floats, Metric, compare, corrected, spread
+from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metric, split_metrics
+from grcf_ray.report.view import Predictions
+from grcf_ray.search.comparisons import few_seeds
+from grcf_ray.search.winner import finite_metrics
+from grcf_ray.tables import P_VALUE, Column, Table
+
+_HEAD = {
+    "mosi": ("mae", "corr", "pairwise_acc", "acc7", "acc2_non0", "f1_positive"),
+    "sims": (
+        *("mae", "corr", "pairwise_acc", "acc5", "acc3"),
+        *("acc2_non0", "f1_weighted", "acc2_mmsa", "f1_weighted_mmsa"),
+    ),
+    "own": ("mae", "corr", "pairwise_acc", "acc_whole", "acc2_non0", "f1_positive"),
+    "binary": ("bce", "acc2", "f1_positive", "auroc"),
+}
+_COLUMNS = (
+    Column("title", "row"),
+    Column("paper", "paper", "{:.3f}"),
+    Column("paper change", "paper, change %", "{:+.2f}"),
+    Column("mean", "mean", "{:.4f}"),
+    Column("deviation", "deviation", "{:.4f}"),
+    Column("seeds", "seeds"),
+    Column("difference", "difference", "{:+.4f}"),
+    Column("change", "change %", "{:+.2f}"),
+    Column("low", "95 % from", "{:+.4f}"),
+    Column("high", "to", "{:+.4f}"),
+    Column("p", "p", P_VALUE),
+    Column("p_holm", "p (Holm)", P_VALUE),
+)
+
+
+class Measured(Protocol):
+    """A model under a seed and what it makes of test, as `lab.Model` says it."""
+
+    @property
+    def index(self) -> int:
+        """Which of the fresh seeds."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Its figures by split."""
+
+    def scored(self, split: str) -> Predictions:
+        """Its scores of a split."""
+
+
+class Rescored:
+    """A model's scores of test where it was shown it in another way than when it was measured; see `Measured`."""
+
+    def __init__(self, index: int, test: Predictions, metrics: Mapping[str, float]) -> None:
+        self.index, self._test = index, test
+        self.metrics = {"test": metrics}
+
+    @classmethod
+    def of(cls, lab: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> Rescored:
+        """Scores [N] of the utterances of `test`, measured as the lab's data are."""
+        # The states are those of what the model was shown before.
+        shown = dataclasses.replace(test, score_N=score_N, state_ND=np.empty((len(score_N), 0), np.float32))
+        return cls(index, shown, figures(lab, score_N, test.label_N))
+
+    def scored(self, split: str) -> Predictions:
+        """Its scores of test; there are none of another split."""
+        assert split == "test"
+        return self._test
+
+
+def figures(lab: ExperimentContext, score_N: Floats, label_N: Floats) -> dict[str, float]:
+    """All metrics of the data set's protocol that are defined for these scores [N]."""
+    return finite_metrics(split_metrics(score_N, label_N, **_measuring(lab)))
+
+
+def full_arm(lab: ExperimentContext) -> Arm:
+    """The winner's configuration as it is, of however many stages."""
+    return Arm("full", "Full model", stage=2 if lab.config.stage2.epochs else 1)
+
+
+def head_metrics(lab: ExperimentContext) -> tuple[str, ...]:
+    """The metrics that the data set's tables show."""
+    names = _HEAD[lab.protocol]
+    if lab.protocol == "own" and classes_of("own", limit=lab.half_range, center=lab.center) is None:
+        return tuple(name for name in names if name != "acc_whole")
+    return names
+
+
+def metric_of(lab: ExperimentContext, name: str) -> Metric:
+    """A metric of the data set's protocol as a function of scores and labels [N]."""
+    return partial(split_metric, name, **_measuring(lab))
+
+
+def _measuring(lab: ExperimentContext) -> dict[str, Any]:
+    """How scores of the lab's data set are measured, as `split_metrics` and `split_metric` take it."""
+    return {
+        "protocol": lab.protocol,
+        "limit": lab.half_range,
+        "center": lab.center,
+        "ties": lab.config.metrics.ties,
+    }
+
+
+def arm_tables(
+    lab: ExperimentContext,
+    arms: Sequence[Arm],
+    models: Mapping[str, Sequence[Measured]],
+    *,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+    changes: Mapping[str, Mapping[str, float]] | None = None,
+    metrics: Sequence[str] = (),
+) -> list[Table]:
+    """A table for each metric, a row for each arm; the first arm that has models is the reference.
+
+    An arm's differences are over the seeds under which it and the reference were trained. An arm without models, one
+    that cannot be had here, has the paper's figure alone; one for whose scores a metric is undefined has no difference
+    in it. `paper`: figures by arm and metric. `changes`: as `paper`, the differences relative to the reference in per
+    cent; where it is given, ours stand beside.
+    """
+    had = [arm for arm in arms if models[arm.name]]
+    reference, *others = had
+    seeds = max(len(models[arm.name]) for arm in had)
+    tables = []
+    for name in metrics or head_metrics(lab):
+        # A metric is undefined for some scores, such as a correlation of a model whose scores are all the same.
+        values = {
+            arm.name: [of[name] for model in models[arm.name] if name in (of := model.metrics["test"])] for arm in had
+        }
+        lacking = [arm for arm in had if len(values[arm.name]) < len(models[arm.name])]
+        compared = [arm for arm in others if arm not in lacking and reference not in lacking]
+        found = _differences(lab, name, models, reference, compared)
+        rows = []
+        for arm in arms:
+            row: dict[str, Any] = {
+                "name": arm.name,
+                "title": arm.title,
+                "paper": (paper or {}).get(arm.name, {}).get(name),
+            }
+            if changes is not None:
+                row["paper change"] = changes.get(arm.name, {}).get(name)
+            if values.get(arm.name):
+                figure = spread(values[arm.name])
+                row |= {
+                    "mean": figure.mean,
+                    "deviation": figure.deviation,
+                    "seeds": len(figure.values),
+                    "values": list(figure.values),
+                }
+            if arm.name in found:
+                gain = found[arm.name]
+                row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
+                if changes is not None:
+                    row["change"] = _change(gain.mean, name, models[reference.name], models[arm.name])
+            rows.append(row)
+        notes = [note for note in (few_seeds(min(len(models[arm.name]) for arm in had)),) if note]
+        notes += [
+            f"{arm.title}: {seeds - len(models[arm.name])} of {seeds} trainings came to nothing"
+            for arm in had
+            if len(models[arm.name]) < seeds
+        ]
+        notes += [f"undefined for the scores of {arm.title} under a seed, and not compared" for arm in lacking]
+        columns = [c for c in _COLUMNS if c.key == "title" or any(row.get(c.key) is not None for row in rows)]
+        tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({_better(name)} is better)", columns, rows, notes))
+    return tables
+
+
+def arm_outcome(
+    lab: ExperimentContext,
+    arms: Sequence[Arm],
+    models: Mapping[str, Sequence[Measured]],
+    printed: Mapping[str, Mapping[str, float]] | None,
+    *,
+    changes: Mapping[str, Mapping[str, float]] | None = None,
+    **about: Any,
+) -> ExperimentResult:
+    """The outcome of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on.
+
+    changes: as `arm_tables` has it.
+    """
+    tables = arm_tables(lab, arms, models, paper=printed, changes=changes)
+    pictures = difference_pictures(tables)
+    if pictures:
+        reference = pictures[0].data["panels"][0]["reference"]
+        about["notes"] = [
+            *about["notes"],
+            f"Difference: to {reference} under the same seeds. 95 %: bootstrap over seeds and test utterances, widened "
+            "for few seeds by Student's t, each row by itself. p: paired t test over seeds. p (Holm): corrected over "
+            "the rows of the table; a claim needs it to be small.",
+        ]
+    return ExperimentResult(tables=tables, pictures=pictures, **about)
+
+
+def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
+    """The differences of `arm_tables` as a picture; none where nothing is compared."""
+    panels = [
+        {
+            "title": METRIC_TITLES[table.name],
+            "better": _better(table.name),
+            "reference": next(row["title"] for row in table.rows if "mean" in row),
+            "rows": [
+                {key: row[key] for key in ("title", "difference", "low", "high")}
+                for row in table.rows
+                if "difference" in row
+            ],
+        }
+        for table in tables
+    ]
+    panels = [panel for panel in panels if panel["rows"]]
+    if not panels:
+        return []
+    caption = (
+        f"Test, each row less {panels[0]['reference']}: mean over seeds, and the 95 % interval over seeds and "
+        "utterances, each row by itself. Where an interval holds 0 the data do not tell the two apart."
+    )
+    return [Picture(name="differences", caption=caption, data={"panels": panels}, draw=draw_differences)]
+
+
+def _change(difference: float, metric: str, reference: Sequence[Measured], arm: Sequence[Measured]) -> float | None:
+    """A difference in per cent of the reference's mean, under the seeds that the two share; None of a mean of 0."""
+    shared = {model.index for model in arm}
+    mean = spread([model.metrics["test"][metric] for model in reference if model.index in shared]).mean
+    return 100 * difference / mean if mean else None
+
+
+def _better(metric: str) -> str:
+    return "lower" if METRIC_DIRECTIONS[metric] == "min" else "higher"
+
+
+def _differences(
+    lab: ExperimentContext, name: str, models: Mapping[str, Sequence[Measured]], reference: Arm, arms: Sequence[Arm]
+) -> dict[str, Difference]:
+    """The arms less the reference, each over the seeds that it shares with it; Holm's correction over all of them."""
+    ours = {model.index for model in models[reference.name]}
+    by_seeds: dict[tuple[int, ...], list[Arm]] = {}
+    for arm in arms:
+        if both := tuple(sorted(ours & {model.index for model in models[arm.name]})):
+            by_seeds.setdefault(both, []).append(arm)
+    found: dict[str, Difference] = {}
+    for shared, of in by_seeds.items():
+        found |= compare(
+            _scores(models[reference.name], shared),
+            {arm.name: _scores(models[arm.name], shared) for arm in of},
+            models[reference.name][0].scored("test").label_N,
+            metric_of(lab, name),
+            seed=lab.config.seed,
+        )
+    return corrected(found)
+
+
+def _scores(models: Sequence[Measured], indices: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[S, N] test scores under these seeds."""
+    by_index = {model.index: model for model in models}
+    return np.stack([by_index[index].scored("test").score_N for index in indices])

@@ -1,0 +1,115 @@
+"""Statistics of pairs: which there are, what predicts their weight, and what of it chance would give.
+
+Pairs that share an utterance are not independent, so that a plain regression's p is too small. Beside it stands one by
+permuting utterances: their labels and unimodal scores change places together, the weights stay. N utterances, P pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Statistic = Callable[[Floats, Ints], Floats]
+"""Of weights [P] and pairs [P, 2]; [K] figures, nan where one is undefined."""
+
+
+def differing_pairs(label_N: Floats, most: int, *, seed: int) -> tuple[Ints, int]:
+    """[P, 2] pairs of different labels, the higher one first, and how many there are in all.
+
+    All of them up to `most`; of more, `most` that are drawn without replacement, each as likely as any other.
+    """
+    order_N = np.argsort(label_N, kind="stable")
+    sorted_N = label_N[order_N]
+    # The k-th utterance from below is the higher one of as many pairs as there are labels strictly below its own.
+    below_N = np.searchsorted(sorted_N, sorted_N, side="left")
+    ends_N = np.cumsum(below_N)
+    total = int(ends_N[-1]) if len(ends_N) else 0
+    drawn_P = np.arange(total)
+    if total > most:
+        drawn_P = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    high_P = np.searchsorted(ends_N, drawn_P, side="right")
+    low_P = drawn_P - (ends_N - below_N)[high_P]
+    return np.stack([order_N[high_P], order_N[low_P]], axis=1).astype(np.int64), total
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Ordinary least squares: of the constant, and of each predictor in turn."""
+
+    coefficient: Mapping[str, float]
+    error: Mapping[str, float]
+    """Standard errors as if the observations were independent."""
+    t: Mapping[str, float]
+    p: Mapping[str, float]
+    """Two-sided, by Student's t with `n` less the number of coefficients."""
+    r2: float
+    n: int
+
+
+def fit_ols(outcome_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
+    """The outcome on a constant, `const`, and the predictors [P].
+
+    ValueError where there are too few observations, or a predictor is constant or a combination of others.
+    """
+    from scipy import stats
+
+    names = ("const", *predictors)
+    design_PK = np.stack([np.ones(len(outcome_P)), *predictors.values()], axis=1)
+    freedom = len(outcome_P) - len(names)
+    if freedom < 1:
+        raise ValueError(f"{len(outcome_P)} observations for {len(names)} coefficients")
+    q_PK, r_KK = np.linalg.qr(design_PK)
+    if (np.abs(np.diag(r_KK)) <= 1e-10 * np.linalg.norm(design_PK, axis=0)).any():
+        raise ValueError("a predictor is constant, or follows from the others")
+    inverse_KK = np.linalg.inv(r_KK)
+    coefficient_K = inverse_KK @ (q_PK.T @ outcome_P)
+    rest_P = outcome_P - design_PK @ coefficient_K
+    variance = float(rest_P @ rest_P) / freedom
+    error_K = np.sqrt(variance * np.square(inverse_KK).sum(axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t_K = coefficient_K / error_K
+    p_K = 2 * stats.t.sf(np.abs(t_K), freedom)
+    spread = float(np.square(outcome_P - outcome_P.mean()).sum())
+
+    def named(values_K: Floats) -> dict[str, float]:
+        return dict(zip(names, values_K.tolist(), strict=True))
+
+    r2 = 1 - float(rest_P @ rest_P) / spread if spread else 0.0
+    return Fit(named(coefficient_K), named(error_K), named(t_K), named(p_K), r2, len(outcome_P))
+
+
+def rank_correlation(one_P: Floats, other_P: Floats) -> float:
+    """Spearman's, ties by their mean rank; nan where either is constant."""
+    from scipy import stats
+
+    if len(one_P) < 2 or not np.ptp(one_P) or not np.ptp(other_P):
+        return float("nan")
+    return float(np.corrcoef(stats.rankdata(one_P), stats.rankdata(other_P))[0, 1])
+
+
+def permuted_p(
+    weight_P: Floats, pairs_P2: Ints, utterances: int, statistic: Statistic, *, seed: int, permutations: int
+) -> list[float | None]:
+    """Two-sided p of each figure of a statistic, were the weights unrelated to what the statistic looks up by pair.
+
+    Each draw renames the utterances in the pairs, so that pairs that shared one still do: the quadratic assignment
+    procedure. The statistic leaves out pairs that its draw leaves undefined. None for a figure that is undefined.
+    """
+    rng = np.random.default_rng(seed)
+    observed_K = np.abs(statistic(weight_P, pairs_P2))
+    reached_K, drawn_K = np.zeros(len(observed_K)), np.zeros(len(observed_K))
+    for _ in range(permutations):
+        name_N = rng.permutation(utterances)
+        figure_K = np.abs(statistic(weight_P, name_N[pairs_P2]))
+        drawn_K += np.isfinite(figure_K)
+        # What differs by rounding alone is as large.
+        reached_K += figure_K >= observed_K * (1 - 1e-12)
+    # The data themselves are one of the draws.
+    p_K: Any = (1 + reached_K) / (1 + drawn_K)
+    return [float(p) if np.isfinite(figure) else None for p, figure in zip(p_K, observed_K, strict=True)]

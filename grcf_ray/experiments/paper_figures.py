@@ -1,0 +1,430 @@
+"""The paper's figures of a search and of its models: importances, loss curves, truth against prediction, t-SNE.
+
+All but t-SNE are made of what the search has on record. N utterances, C case-study samples, D the width of z_final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.errors import ConfigError
+from grcf_ray.experiments import paper
+from grcf_ray.experiments.context import ExperimentContext
+from grcf_ray.experiments.grids import ablation_arms
+from grcf_ray.experiments.plotting import COLOURS, panels
+from grcf_ray.experiments.result import ExperimentResult, Picture
+from grcf_ray.experiments.statistics import paired_p, spread
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
+from grcf_ray.report.figures.curves import curves_data
+from grcf_ray.report.figures.importance import METHODS, importance_data, importance_warning
+from grcf_ray.report.figures.palette import GREY, ORANGE, SCALE
+from grcf_ray.report.figures.parameters import space_of
+from grcf_ray.report.figures.projection import projection_data
+from grcf_ray.report.view import Predictions
+from grcf_ray.search.comparisons import few_seeds
+from grcf_ray.tables import P_VALUE, Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
+_PANELS = ("full", "no-advantage", "static-margin", "no-stage1", "no-stage2")
+"""The arms of Figure 5, (a) to (e)."""
+_BLOCK = 512
+"""Case-study samples whose distances are taken at a time."""
+
+
+def tsne(lab: ExperimentContext) -> ExperimentResult:
+    """Figure 5: z_final of test in the full model and its ablations, and how compact the case-study samples lie."""
+    arms = [arm for arm in ablation_arms(lab) if arm.name in _PANELS]
+    models = lab.models(arms, "tsne")
+    task, label_range = lab.store.info.task, lab.store.info.label_range
+    shown, rows, notes = [], [], []
+    by_seed: dict[str, dict[int, float]] = {}
+    for letter, arm in zip("abcde", arms, strict=False):
+        of = models[arm.name]
+        if not of:
+            notes.append(f"{arm.title}: no training came to its end.")
+            continue
+        scored = [model.scored("test") for model in of]
+        found = projection_data(scored[0], task, label_range)
+        if found is None:
+            notes.append(f"{arm.title}: too few utterances, or the same representation of all of them; not drawn.")
+        else:
+            shown.append(found | {"title": f"({letter}) {arm.title}", "index": of[0].index})
+        figures = [cluster_figures(one.state_ND, _cases(one, lab)) for one in scored]
+        by_seed[arm.name] = {
+            model.index: figure["silhouette"] for model, figure in zip(of, figures, strict=True) if figure
+        }
+        row: dict[str, Any] = {"name": arm.name, "title": arm.title, "paper": lab.printed(paper.CLUSTERS).get(arm.name)}
+        for name in ("silhouette", "ratio"):
+            if values := [figure[name] for figure in figures if figure is not None]:
+                over = spread(values)
+                row |= {name: over.mean, f"{name} deviation": over.deviation, f"{name} values": values}
+        if arm.name != "full":
+            row |= _paired(by_seed["full"], by_seed[arm.name])
+        rows.append(row | {"seeds": len(figures)})
+    if not shown:
+        raise ConfigError("t-SNE needs five test utterances and more whose representations differ")
+    case_N = _cases(models["full"][0].scored("test"), lab)
+    if cluster_figures(np.zeros((len(case_N), 1), np.float32), case_N) is None:
+        notes.append(
+            f"Case-study samples among the {len(case_N)} test utterances: {case_N.sum()}. A cluster takes two, and one "
+            "utterance beside it; its figures cannot be had."
+        )
+    below = shown[0]["below"]
+    if task == "classification":
+        notes.append("Two classes have no case-study samples: the positive one is looked at.")
+    who = "the positive class" if below is None else f"the samples with a label below {below:.3g}"
+    table = Table(
+        "clusters",
+        f"How compact {who} lie in z_final, test",
+        (
+            Column("title", "model"),
+            Column("silhouette", "silhouette", "{:.3f}"),
+            Column("silhouette deviation", "deviation", "{:.3f}"),
+            Column("difference", "less full", "{:+.3f}"),
+            Column("p", "p", P_VALUE),
+            Column("ratio", "within / between", "{:.3f}"),
+            Column("ratio deviation", "deviation", "{:.3f}"),
+            Column("seeds", "seeds"),
+            *([Column("paper", "the paper sees")] if lab.printed(paper.CLUSTERS) else []),
+        ),
+        rows,
+        [
+            "both are of z_final itself, by Euclidean distance, and not of the projection",
+            f"silhouette: mean over {who}, against all others; 1 lies apart and close together, 0 is mixed",
+            "within / between: mean distance among them by mean distance to the others; below 1 is a cluster",
+            "less full: silhouette less that of the full model under the same seeds; p: paired t test, uncorrected",
+            *(note for note in (few_seeds(min(len(of) for of in models.values())),) if note),
+        ],
+    )
+    crosses = "Red crosses" if below is not None else "Diamonds"
+    picture = Picture(
+        name="tsne",
+        caption=f"z_final of the test utterances by t-SNE, one seed of each model. {crosses} are {who}. t-SNE keeps "
+        "neighbours together; distances between clusters, their sizes and the axes mean nothing.",
+        data={"panels": shown},
+        draw=draw_projections,
+    )
+    return ExperimentResult(
+        name="tsne",
+        title=f"Representations of the ablations on {lab.store.info.name}",
+        paper="Figure 5",
+        tables=[table],
+        pictures=[picture],
+        notes=notes,
+    )
+
+
+def _paired(reference: Mapping[int, float], ours: Mapping[int, float]) -> dict[str, float | None]:
+    """The mean difference over the seeds of both, and the p of a paired t test where it has one."""
+    gain_S = np.array([ours[index] - reference[index] for index in sorted(ours.keys() & reference.keys())])
+    return {"difference": float(gain_S.mean()), "p": paired_p(gain_S)} if len(gain_S) else {}
+
+
+def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) -> dict[str, float] | None:
+    """Mean `silhouette` of the case-study samples against all others, and the `ratio` of their mean distances.
+
+    The ratio is that of the mean distance between two of them to the mean distance between one of them and another
+    utterance. None with fewer than two of them, or none beside them.
+    """
+    from scipy.spatial.distance import cdist
+
+    count = int(case_N.sum())
+    if count < 2 or count == len(case_N):
+        return None
+    within, between = [], []
+    # In blocks: all distances at once would grow with the square of the split.
+    for block_CD in np.array_split(state_ND[case_N], -(-count // _BLOCK)):
+        distance_CN = cdist(block_CD, state_ND)
+        within.append(distance_CN[:, case_N].sum(axis=1) / (count - 1))
+        between.append(distance_CN[:, ~case_N].mean(axis=1))
+    within_C, between_C = np.concatenate(within), np.concatenate(between)
+    wider_C = np.maximum(within_C, between_C)
+    # Where all lie in one place nothing tells them apart.
+    silhouette_C = np.divide(between_C - within_C, wider_C, out=np.zeros(count), where=wider_C > 0)
+    apart = float(between_C.mean())
+    return {"silhouette": float(silhouette_C.mean()), "ratio": float(within_C.mean()) / apart if apart else 1.0}
+
+
+def _cases(scored: Predictions, lab: ExperimentContext) -> NDArray[np.bool_]:
+    """[N] whether an utterance is one whose cluster is looked at: a label below -2 of 3, or the positive class."""
+    if lab.store.info.task == "classification":
+        return scored.label_N > lab.center
+    return scored.label_N < round(lab.center - 2 * lab.half_range / 3, LABEL_DECIMALS)
+
+
+def draw_projections(data: Mapping[str, Any]) -> Figure:
+    """A panel for each model: points in the colour of their label, the case-study samples as crosses."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("labels", [(place, colour) for place, colour in SCALE])
+    figure, axes = panels(len(data["panels"]), columns=3, width=3.6)
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        low, high = panel["range"]
+        two = panel["task"] == "classification"
+        marked: list[Mapping[str, Any]] = []
+        others: list[Mapping[str, Any]] = []
+        for point in panel["points"]:
+            (marked if (point["label"] > (low + high) / 2 if two else point["case"]) else others).append(point)
+        points = axis.scatter(
+            *_places(others), c=[p["label"] for p in others], vmin=low, vmax=high, cmap=colours, s=12, alpha=0.8
+        )
+        if two:
+            axis.scatter(*_places(marked), marker="D", s=14, facecolors="none", edgecolors=COLOURS[0], label="positive")
+        elif marked:
+            axis.scatter(*_places(marked), marker="x", s=28, c="#d00000", label=f"label below {panel['below']:.3g}")
+        axis.set(title=f"{panel['title']}, seed {panel['index']}", xticks=[], yticks=[])
+        if marked:
+            axis.legend(fontsize="x-small", loc="best")
+    if data["panels"][0]["task"] == "regression":
+        figure.colorbar(points, ax=axes, label="label", shrink=0.6)
+    return figure
+
+
+def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [p["x"] for p in points], [p["y"] for p in points]
+
+
+def importance(lab: ExperimentContext) -> ExperimentResult:
+    """Figure 9: which searched parameters mattered in each stage."""
+    tables, shown, notes = [], [], []
+    for stage in _STAGES:
+        trials = lab.view.trials[stage]
+        if not trials:
+            continue
+        data = importance_data(trials, stage, space_of(lab.view))
+        metric = METRIC_TITLES[lab.view.objective(stage)]
+        if not data["methods"]:
+            notes.append(
+                f"Stage {stage}: {data['trials']} trials that ran to the end tell nothing; too few, or all alike."
+            )
+            continue
+        if warning := importance_warning(data):
+            notes.append(f"Stage {stage}: {warning[0].lower()}{warning[1:]}")
+        tables.append(_importance_table(data, stage, metric, lab.printed(paper.IMPORTANCE).get(stage)))
+        shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
+    if not shown:
+        asked = "A search with --set search.pruning=false stops none early."
+        raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes, asked]))
+    picture = Picture(
+        name="importance",
+        caption="Share of each parameter by random forest, mean and deviation over forests of several seeds; of the "
+        "trials that ran to the end.",
+        data={"panels": shown},
+        draw=draw_importances,
+    )
+    return ExperimentResult(
+        name="importance",
+        title=f"Importance of the searched parameters on {lab.store.info.name}",
+        paper="Figure 9",
+        tables=tables,
+        pictures=[picture],
+        notes=(
+            "The paper searched all parameters of a stage; a parameter that this search held fixed has no row.",
+            *notes,
+        ),
+    )
+
+
+def _importance_table(
+    data: Mapping[str, Any], stage: Literal[1, 2], metric: str, printed: tuple[str, str] | None
+) -> Table:
+    """printed: the parameter that the paper names, and what it says of it."""
+    named, said = printed or (None, None)
+    rows = [
+        {
+            "title": parameter,
+            "paper": said if parameter == named else None,
+            **{name: found["mean"][index] for name, found in data["methods"].items()},
+            "spread": data["methods"]["forest"]["spread"][index],
+        }
+        for index, parameter in enumerate(data["parameters"])
+    ]
+    notes = [f"of {data['trials']} trials that ran to the end; out-of-bag R² of the forest {data['explained']:.2f}"]
+    if data["constant"]:
+        notes.append(f"the same in all of them: {', '.join(data['constant'])}")
+    return Table(
+        f"stage{stage}",
+        f"Stage {stage}: share in the differences of validation {metric}",
+        (
+            Column("title", "parameter"),
+            *([Column("paper", "the paper says")] if printed else []),
+            Column("forest", METHODS["forest"], "{:.1%}"),
+            Column("spread", "deviation", "{:.1%}"),
+            *(Column(name, title, "{:.1%}") for name, title in METHODS.items() if name != "forest"),
+        ),
+        rows,
+        notes,
+    )
+
+
+def draw_importances(data: Mapping[str, Any]) -> Figure:
+    """Bars of each stage's parameters, the most important at the top."""
+    figure, axes = panels(len(data["panels"]), width=5.5)
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        found, places = panel["methods"]["forest"], range(len(panel["labels"]))
+        axis.barh(places, found["mean"], xerr=found["spread"], color=COLOURS[0], ecolor=GREY, capsize=2)
+        axis.set_yticks(places, panel["labels"], parse_math=False)
+        axis.set(title=panel["title"], xlabel="share of the importance", xlim=(0, None))
+        axis.invert_yaxis()
+        axis.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def curves(lab: ExperimentContext) -> ExperimentResult:
+    """Figure 3: the losses of the winner's stages by term."""
+    tables, shown = [], []
+    for stage in _STAGES:
+        data = curves_data(lab.view, stage)
+        if data is None or not data["terms"]:
+            continue
+        rows = []
+        for term, values in data["terms"].items():
+            known = [value for value in values if value is not None]
+            if known:
+                row = {"title": term, "first": known[0], "last": known[-1], "low": min(known), "high": max(known)}
+                rows.append(row | {"paper": lab.printed(paper.CURVES).get((stage, term))})
+        tables.append(
+            Table(
+                f"stage{stage}",
+                f"Stage {stage}, trial {data['number']} ({data['role']}): mean training loss of an epoch",
+                (
+                    Column("title", "term"),
+                    Column("first", "first epoch", "{:.4f}"),
+                    Column("last", "last", "{:.4f}"),
+                    Column("low", "lowest", "{:.4f}"),
+                    Column("high", "highest", "{:.4f}"),
+                    *([Column("paper", "the paper sees")] if lab.printed(paper.CURVES) else []),
+                ),
+                rows,
+                ("terms are before their weights; total is weighted",),
+            )
+        )
+        shown.append(data)
+    if not shown:
+        raise ConfigError("the winner's trials have no losses on record")
+    picture = Picture(
+        name="curves",
+        caption="Mean training loss of each epoch by term, before its weight, and in total, of the trials that led to "
+        "the winner; below, their validation metric.",
+        data={"stages": shown},
+        draw=draw_curves,
+    )
+    return ExperimentResult(
+        name="curves",
+        title=f"Training curves on {lab.store.info.name}",
+        paper="Figure 3",
+        tables=tables,
+        pictures=[picture],
+        notes=("One trial of each stage under one seed, as in the paper: no deviation can be had.",),
+    )
+
+
+def draw_curves(data: Mapping[str, Any]) -> Figure:
+    """A row for each stage: the loss terms, and the validation metric with the epoch that was kept."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = panels(2 * len(data["stages"]))
+    for place, stage in enumerate(data["stages"]):
+        losses, metric = axes[2 * place : 2 * place + 2]
+        for index, (term, values) in enumerate(stage["terms"].items()):
+            losses.plot(
+                stage["epoch"], _gaps(values), marker="o", ms=3, color=COLOURS[index % len(COLOURS)], label=term
+            )
+        losses.set(title=f"Stage {stage['stage']}", xlabel="epoch", ylabel="training loss")
+        for text in losses.legend(fontsize="small").get_texts():
+            text.set_parse_math(False)
+        metric.plot(stage["epoch"], _gaps(stage["objective"]), marker="o", ms=3, color=COLOURS[0])
+        if stage["best_epoch"] is not None:
+            metric.axvline(stage["best_epoch"], color=GREY, linestyle="--", label="epoch that was kept")
+            metric.legend(fontsize="small")
+        metric.set(title=f"Stage {stage['stage']}", xlabel="epoch", ylabel=f"valid {METRIC_TITLES[stage['metric']]}")
+        for axis in (losses, metric):
+            axis.grid(alpha=0.3)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """The values with a gap for None."""
+    return [np.nan if value is None else value for value in values]
+
+
+def scatter(lab: ExperimentContext) -> ExperimentResult:
+    """Figure 10: truth against prediction of the winner on test; of two classes, the scores of each."""
+    scored = lab.view.scored("test")
+    if scored is None or lab.view.metrics is None:
+        raise ConfigError("the run has no predictions of its winner on record; a search of this version writes them")
+    recorded, printed = lab.view.metrics["test"], lab.printed_results
+    label_range = lab.store.info.label_range
+    two = lab.store.info.task == "classification"
+    if two:
+        names, data = ("auroc", "acc2"), class_scores_data(scored, label_range, recorded)
+    else:
+        names, found = ("corr", "mae"), agreement_data(scored, label_range, recorded)
+        points = found.pop("points")
+        data = found | {key: [point[key] for point in points] for key in ("label", "score")}
+    table = Table(
+        "figures",
+        f"The winner on {len(scored.label_N)} test utterances",
+        (Column("title", "metric"), Column("paper", "paper", "{:.3f}"), Column("value", "winner", "{:.4f}")),
+        [
+            {"name": name, "title": METRIC_TITLES[name], "paper": printed.get(name), "value": recorded.get(name)}
+            for name in names
+        ],
+        ("one model under one seed; main has the figures over seeds",),
+    )
+    picture = Picture(
+        name="scatter",
+        caption="How often the test logits of each class fall where; the threshold is 0."
+        if two
+        else "Test labels and predictions; a perfect model would be on the dashed line.",
+        data=data,
+        draw=draw_classes if two else draw_agreement,
+    )
+    return ExperimentResult(
+        name="scatter",
+        title=f"Truth against prediction on {lab.store.info.name}",
+        paper="Figure 10",
+        tables=[table],
+        pictures=[picture],
+        notes=("A high correlation does not say that the predictions have the right size: to lie near the line does.",)
+        if not two
+        else ("The paper has this figure of scores alone, not of two classes.",),
+    )
+
+
+def draw_agreement(data: Mapping[str, Any]) -> Figure:
+    """A point for each utterance, and the diagonal."""
+    figure, (axis,) = panels(1, width=4.8, height=4.5)
+    axis.scatter(data["label"], data["score"], s=14, alpha=0.5, color=COLOURS[0])
+    axis.plot(data["range"], data["range"], color=GREY, linestyle="--")
+    axis.set(xlabel="label", ylabel="prediction")
+    _title(axis, data["recorded"])
+    return figure
+
+
+def draw_classes(data: Mapping[str, Any]) -> Figure:
+    """Two outlines of steps, and the threshold."""
+    figure, (axis,) = panels(1, width=5.5, height=3.8)
+    for name, colour, style in (("negative", ORANGE, ":"), ("positive", COLOURS[0], "-")):
+        axis.stairs(data[name], data["edges"], label=f"{name} ({sum(data[name])})", color=colour, linestyle=style, lw=2)
+    axis.axvline(0, color=GREY, linestyle="--")
+    axis.set(xlabel="logit of the positive class", ylabel="utterances")
+    axis.legend(fontsize="small")
+    _title(axis, data["recorded"])
+    return figure
+
+
+def _title(axis: Axes, recorded: Mapping[str, float]) -> None:
+    axis.set_title(", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in recorded.items()))
+    axis.grid(alpha=0.3)

@@ -1,0 +1,81 @@
+"""How the experiments' figures look: matplotlib without a screen, one size, colours for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, the darkest first."""
+_ASIDE = 0.012
+"""How far lines are put side by side, as a share of their width."""
+
+
+def panels(number: int, *, columns: int = 2, width: float = 4.5, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, and the panels, row by row."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in axes[number:]:
+        unused.set_axis_off()
+    return figure, axes[:number]
+
+
+def draw_lines(data: Mapping[str, Any]) -> Figure:
+    """Panels of lines with error bars.
+
+    data: `panels`, each with `title`, `x_title`, `y_title` and `lines`, the same ones in all panels: `name`, `x`, `y`
+    and `error`.
+    """
+    figure, axes = panels(len(data["panels"]))
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        lines: Sequence[Mapping[str, Any]] = panel["lines"]
+        width = max((max(line["x"]) - min(line["x"]) for line in lines if line["x"]), default=0)
+        for place, (colour, line) in enumerate(zip(COLOURS, lines, strict=False)):
+            # Side by side, so that no bar hides another.
+            aside = (place - (len(lines) - 1) / 2) * _ASIDE * width
+            axis.errorbar(
+                [x + aside for x in line["x"]],
+                line["y"],
+                yerr=line["error"],
+                label=line["name"],
+                color=colour,
+                marker="o",
+                ms=3,
+                capsize=2,
+            )
+        axis.set(title=panel["title"], xlabel=panel["x_title"], ylabel=panel["y_title"])
+        axis.grid(alpha=0.3)
+    if len(data["panels"][0]["lines"]) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def draw_differences(data: Mapping[str, Any]) -> Figure:
+    """Panels of differences to a reference with their intervals, a line for each row, 0 marked.
+
+    data: `panels`, each with `title`, `better` (lower or higher) and `rows`: `title`, `difference`, `low` and `high`.
+    """
+    rows = max(len(panel["rows"]) for panel in data["panels"])
+    figure, axes = panels(len(data["panels"]), width=5.0, height=1.0 + 0.3 * rows)
+    for axis, panel in zip(axes, data["panels"], strict=True):
+        places = range(len(panel["rows"]))
+        middle = [row["difference"] for row in panel["rows"]]
+        # A few utterances may have an interval beside the mean.
+        below = [max(0, row["difference"] - row["low"]) for row in panel["rows"]]
+        above = [max(0, row["high"] - row["difference"]) for row in panel["rows"]]
+        axis.axvline(0, color="#808080", lw=1)
+        axis.errorbar(middle, places, xerr=[below, above], fmt="o", ms=4, capsize=3, color=COLOURS[0])
+        axis.set_yticks(places, [row["title"] for row in panel["rows"]], fontsize="small", parse_math=False)
+        axis.set(title=f"{panel['title']} ({panel['better']} is better)", ylim=(len(panel["rows"]) - 0.5, -0.5))
+        axis.title.set_fontsize("medium")
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(alpha=0.3, axis="x")
+    return figure

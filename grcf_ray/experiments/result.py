@@ -1,0 +1,162 @@
+"""What an experiment found: tables, figures and words, written beside the run in every form that people ask for.
+
+reproduce/<experiment>/result.json  result.md  result.tex  figure-*.png  figure-*.pdf  index.html
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grcf_ray.console import say, sentence
+from grcf_ray.report.markup import Markup, element
+from grcf_ray.report.markup import table as table_element
+from grcf_ray.storage import StoragePath
+from grcf_ray.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure: its data, apart from how it is drawn."""
+
+    name: str
+    caption: str
+    data: Mapping[str, Any]
+    draw: Callable[[Mapping[str, Any]], Figure]
+    """Makes the figure of the data alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentResult:
+    """One experiment's result."""
+
+    name: str
+    """Of its folder: the experiment's, with a suffix where its options make it another."""
+    title: str
+    paper: str
+    """The tables and figures of the paper that it stands beside."""
+    tables: Sequence[Table]
+    pictures: Sequence[Picture] = ()
+    notes: Sequence[str] = ()
+    """What was defined, left out, or cannot be had."""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Command, data, versions, seeds."""
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Every figure behind the tables."""
+
+    def print(self) -> None:
+        """Title, tables and notes on standard output."""
+        say(f"{self.title} ({self.paper})")
+        for table in self.tables:
+            table.print()
+        if self.notes:
+            say()
+        for note in self.notes:
+            say(note)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, numbers in full."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "paper": self.paper,
+            **self.about,
+            "tables": [table.as_dict() for table in self.tables],
+            "pictures": {picture.name: dict(picture.data) for picture in self.pictures},
+            "notes": list(self.notes),
+            "data": dict(self.data),
+        }
+
+    def markdown(self) -> str:
+        """Tables, figures and notes, as Markdown."""
+        lines = [f"# {self.title}", "", f"{self.paper}.", ""]
+        lines += [f"- {key}: {_shown(value)}" for key, value in self.about.items()]
+        lines += [part for table in self.tables for part in ("", table.markdown())]
+        lines += [
+            part
+            for picture in self.pictures
+            for part in ("", f"![{picture.caption}](figure-{picture.name}.png)", "", picture.caption)
+        ]
+        lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """The tables, to be put into a paper; what has to be said of them as comments."""
+        about = [f"{key}: {_shown(value)}" for key, value in self.about.items()]
+        comments = [f"% {line}" for text in (*about, *self.notes) for line in text.splitlines()]
+        return "\n".join([*comments, "", "\n\n".join(table.latex() for table in self.tables), ""])
+
+
+def write_result(outcome: ExperimentResult, place: StoragePath) -> None:
+    """Write an experiment's result; the page is whole in itself."""
+    pictures = []
+    for picture in outcome.pictures:
+        figure = picture.draw(picture.data)
+        for kind in ("png", "pdf"):
+            with (place / f"figure-{picture.name}.{kind}").writing() as path:
+                # The time of day would make every writing another file.
+                stamp: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+                figure.savefig(path, format=kind, dpi=150, bbox_inches="tight", metadata=stamp)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+        pictures.append((picture, base64.b64encode(buffer.getvalue()).decode()))
+    (place / "result.md").write_text(outcome.markdown())
+    (place / "result.tex").write_text(outcome.latex())
+    (place / "index.html").write_text(_page(outcome, pictures))
+    # Last: where it is, the rest is.
+    (place / "result.json").write_json(outcome.as_dict())
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+.scroll { overflow-x: auto; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
+th { font-weight: 600; }
+th:first-child { text-align: left; }
+tbody th { font-weight: 400; }
+thead tr { border-bottom: 2px solid; }
+tbody tr + tr { border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+img { max-width: 100%; background: white; border-radius: .25rem; }
+figure { margin: 1.5rem 0; }
+"""
+
+
+def _page(outcome: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) -> str:
+    parts = [element("h1", outcome.title), element("p", f"{outcome.paper}.")]
+    for table in outcome.tables:
+        heads = [column.title for column in table.columns]
+        parts += [
+            element("h2", table.title),
+            table_element(heads, table.cells(), caption=table.title, hidden_caption=True),
+        ]
+        parts += [element("p", sentence(note)) for note in table.notes]
+    for picture, content in pictures:
+        image = element("img", alt=picture.caption, src=f"data:image/png;base64,{content}")
+        parts.append(element("figure", image, element("figcaption", picture.caption)))
+    parts += [element("p", note) for note in outcome.notes]
+    about = [element("li", f"{key}: {_shown(value)}") for key, value in outcome.about.items()]
+    parts += [element("h2", "Where it comes from"), element("ul", *about)]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("title", outcome.title),
+        element("style", Markup(_STYLE)),
+    )
+    page = element("html", head, element("body", element("main", *parts)), lang="en")
+    return f"<!doctype html>\n{page}\n"

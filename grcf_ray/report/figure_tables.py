@@ -1,0 +1,64 @@
+"""The data of a plot as tables, for those who cannot see it and those who want the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+ROWS = 200
+"""Rows of a table that the page shows; report.json has all."""
+
+
+class Table(NamedTuple):
+    """Columns and rows of plain values, and where in the data they stand."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def tables_of(data: Mapping[str, Any]) -> list[Table]:
+    """What of the data has the form of a table, in the data's order.
+
+    Read as tables are lists of mappings to plain values, lists of rows of the same length, and lists of plain values
+    that stand side by side and are of one length. A mapping of plain values is a table of two columns. The key `table`,
+    which the page shows openly, is left out.
+    """
+    return list(_tables("", {name: value for name, value in data.items() if name != "table"}))
+
+
+def _tables(name: str, data: Mapping[str, Any]) -> Iterator[Table]:
+    plain = {key: value for key, value in data.items() if _plain(value)}
+    if plain:
+        yield Table(name, ("", "Value"), list(plain.items()))
+    by_length: dict[int, dict[str, Sequence[Any]]] = {}
+    for key, value in data.items():
+        if isinstance(value, (list, tuple)) and value and all(map(_plain, value)):
+            by_length.setdefault(len(value), {})[key] = value
+    for columns in by_length.values():
+        yield Table(name, tuple(columns), list(zip(*columns.values(), strict=True)))
+    for key, value in data.items():
+        below = f"{name}, {key}" if name else key
+        if isinstance(value, Mapping):
+            yield from _tables(below, value)
+        elif isinstance(value, (list, tuple)) and value and not all(map(_plain, value)):
+            yield from _listed(below, value)
+
+
+def _listed(name: str, values: Sequence[Any]) -> Iterator[Table]:
+    if all(isinstance(value, Mapping) for value in values):
+        columns = list(dict.fromkeys(key for value in values for key, part in value.items() if _plain(part)))
+        if columns:
+            shown = [[part if _plain(part := value.get(key)) else None for key in columns] for value in values]
+            yield Table(name, columns, shown)
+        for index, value in enumerate(values):
+            deeper = {key: part for key, part in value.items() if not _plain(part)}
+            yield from _tables(f"{name} {index + 1}", deeper)
+    elif all(isinstance(value, (list, tuple)) and all(map(_plain, value)) for value in values):
+        width = max(map(len, values))
+        if all(len(value) == width for value in values):
+            yield Table(name, [str(index + 1) for index in range(width)], values)
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))

@@ -1,0 +1,151 @@
+"""The runs of a place, a row each, whatever state they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+from grcf_ray.config import encoder_name
+from grcf_ray.console import duration, table_lines
+from grcf_ray.errors import GrcfError
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.report.run_status import RunStatus, budgets, last_change, standing_of
+from grcf_ray.report.selection import Row, column_named, columns_of, sorted_by
+from grcf_ray.report.terminal import figure, one_line
+from grcf_ray.report.view import RunView
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import StoragePath
+
+BROKEN = "broken"
+"""The state of a run whose record cannot be read."""
+_READERS = 8
+"""Runs that are read at a time."""
+_LOWER_IS_BETTER = ("mae", "bce")
+_HEADLINES = ("mae", "bce", "corr", "acc2_non0", "acc2")
+"""Test figures that a list shows, the more important first."""
+_NAME_ROOM = 40
+
+
+def list_runs(runs: StoragePath) -> list[dict[str, Any]]:
+    """A row for each run of a place, by name.
+
+    `state` is `died` where a search should be at work and none is, and `broken` where the record cannot be read; then
+    `why` says the reason, and most else is missing. `objective` is the winner's or the best trial's so far, under the
+    validation `metric` of its stage; `test/...` are there once test has been read.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        rows = pool.map(lambda name: _row(RunRecord(runs / name)), runs.names())
+        return [row for row in rows if row is not None]
+
+
+def sorted_runs(rows: Sequence[Row], column: str, *, reverse: bool = False) -> list[Row]:
+    """The rows by a column: of metrics the best first, of times the latest, of all else the smallest."""
+    # A broken run has next to no columns: beside others it comes last, and alone it is no reason to refuse one.
+    if not any(row["state"] != BROKEN for row in rows):
+        return list(rows)
+    name = column_named(column, columns_of(rows))
+    metric = name.rpartition("/")[2] if name.startswith("test/") else None
+    if name == "objective":
+        metrics = {row.get("metric") for row in rows} - {None}
+        metric = metrics.pop() if len(metrics) == 1 else None
+    falling = (metric is not None and metric not in _LOWER_IS_BETTER) or name in ("changed", "started")
+    return sorted_by(rows, name, reverse=falling != reverse)
+
+
+def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
+    """The rows as a table no wider than `width`; what there is no room for is left out, the least important first.
+
+    A broken run is a line below with the reason.
+    """
+    whole = [row for row in rows if row["state"] != BROKEN]
+    broken = [f"{one_line(row['run'], _NAME_ROOM)}: {row['why']}" for row in rows if row["state"] == BROKEN]
+    lines = []
+    if whole:
+        columns: dict[str, list[str]] = {
+            "run": [one_line(row["run"], _NAME_ROOM) for row in whole],
+            "state": [f"{row['state']}?" if row["alive"] is None else one_line(row["state"], 12) for row in whole],
+            "stage 1, 2": [f"{_progress(row, 1)} {_progress(row, 2)}" for row in whole],
+            "best valid": [_best(row) for row in whole],
+        }
+        for name in _HEADLINES:
+            if any(row.get(f"test/{name}") is not None for row in whole):
+                columns[f"test {METRIC_TITLES[name]}"] = [figure(row.get(f"test/{name}")) for row in whole]
+        columns["cost"] = [duration(row["seconds"]) for row in whole]
+        columns["changed"] = [_time(row["changed"]) for row in whole]
+        columns["data"] = [one_line(row["dataset"], 16) for row in whole]
+        columns["backbone"] = [one_line(row["backbone"], 24) for row in whole]
+        # From the most important on.
+        first = ("run", "state", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
+        chosen: set[str] = set()
+        used = -2
+        for name in sorted(columns, key=lambda name: first.index(name) if name in first else len(first)):
+            needed = 2 + max(len(cell) for cell in [name, *columns[name]])
+            if used + needed > width and name not in ("run", "state"):
+                continue
+            chosen.add(name)
+            used += needed
+        shown = {name: cells for name, cells in columns.items() if name in chosen}
+        lines += table_lines(list(shown), list(zip(*shown.values(), strict=True)), width=width)
+        if any(row["alive"] is None for row in whole):
+            lines.append("running?: in object storage one look does not tell a search that died from one at work")
+    return [*lines, *(one_line(line, width) for line in broken)]
+
+
+def _row(record: RunRecord) -> dict[str, Any] | None:
+    """None where there is no run."""
+    try:
+        if not record.exists:
+            return None
+        view = RunView.read(record)
+        return _sound_row(view, standing_of(record, view.run))
+    # People copy, move and edit runs: what is wrong with one must not hide the others.
+    except (GrcfError, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, (GrcfError, OSError)) else f"{type(error).__name__}: {error}"
+        return {"run": record.place.name, "state": BROKEN, "alive": False, "why": one_line(why, 1000)}
+
+
+def _sound_row(view: RunView, standing: RunStatus) -> dict[str, Any]:
+    run, stages = view.run, budgets(view.run)
+    trials = [trial for of in view.trials.values() for trial in of]
+    best = view.winner or next((ranked[0] for stage in (2, 1) if (ranked := view.ranked(stage))), None)
+    finished = {stage: sum(trial.finished for trial in view.trials[stage]) for stage in stages}
+    row: dict[str, Any] = {
+        "run": view.record.place.name,
+        "state": standing.state,
+        "alive": standing.alive,
+        "dataset": run["data"]["name"],
+        "task": view.task,
+        "backbone": encoder_name(run["settings"]),
+        "seed": run["settings"]["seed"],
+    }
+    for stage in (1, 2):
+        row[f"stage{stage}_done"] = finished.get(stage)
+        row[f"stage{stage}_budget"] = stages[stage][0] if stage in stages else None
+    return row | {
+        "best": None if best is None else f"stage{best.stage}/{best.number}",
+        "metric": None if best is None else view.objective(best.stage),
+        "objective": None if best is None else best.objective,
+        **{f"test/{name}": value for name, value in (view.metrics or {}).get("test", {}).items()},
+        "seconds": sum(trial.seconds for trial in trials),
+        "epochs": sum(trial.epoch for trial in trials),
+        "utterance_passes": sum(trial.utterance_passes for trial in trials),
+        "started": run["starts"][0]["time"],
+        "changed": last_change(view),
+        "why": None,
+    }
+
+
+def _progress(row: Row, stage: int) -> str:
+    done, budget = row[f"stage{stage}_done"], row[f"stage{stage}_budget"]
+    return "-" if budget is None else f"{done}/{budget}"
+
+
+def _best(row: Row) -> str:
+    return "-" if row["objective"] is None else f"{figure(row['objective'])} {METRIC_TITLES[row['metric']]}"
+
+
+def _time(text: str) -> str:
+    """A time of the record by the local clock."""
+    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}" if text else "-"

@@ -1,0 +1,215 @@
+"""What keeps the run record while Tune runs the trials of a stage, and watches over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import grcf_ray.cluster  # noqa: F401  before Ray
+
+import ray
+from ray import tune
+
+from grcf_ray.config import RunConfig, flatten
+from grcf_ray.metrics import MetricProtocol
+from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
+from grcf_ray.search.failures import HUNG, cause_of_error, cause_of_result, last_line
+from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
+from grcf_ray.train.job import StageJob
+
+RETRIES = 2
+"""Times that a trial is started again after its process died, whatever driver started it."""
+
+
+class RecordCallback(tune.Callback):
+    """Keeps the record of one stage: every launch, epoch and end, before Tune acts on it.
+
+    seed_of: a trial's seed by its parameters and number. epochs: of a whole trial. choices: how many trials the stage
+    hands on, whose weights are kept. config_of: the whole configuration of a trial. tell: where events go.
+    """
+
+    settle: Callable[[int, bool], None]
+    """Called with the number of a trial whose process died, and whether it will be launched again."""
+
+    def __init__(
+        self,
+        record: RunRecord,
+        stage: Literal[1, 2],
+        *,
+        trials: list[TrialRecord],
+        config: RunConfig,
+        protocol: MetricProtocol,
+        seed_of: Callable[[dict[str, Any], int], int],
+        epochs: int,
+        choices: int,
+        config_of: Callable[[TrialRecord], RunConfig],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._record, self._stage, self._search, self._protocol = record, stage, config.search, protocol
+        self._seed_of, self._epochs, self._choices = seed_of, epochs, choices
+        self._config_of, self._tell = config_of, tell
+        self._keep = ("best", config.stage2.start) if stage == 1 else ("best",)
+        self._trials = {trial.number: trial for trial in trials}
+        self._sign_of_life: dict[int, float] = {}
+        self._hung: set[int] = set()
+        self.failing = 0
+        """Trials that failed one after the other, up to the last one to end."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that is not used, and the features hang on this one."""
+        return {}
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many trials failed in a row that what they share is at fault, and the others would fail too."""
+        return self.failing >= self._search.failures_in_a_row
+
+    @property
+    def unfinished(self) -> int:
+        """Trials that have been launched and have not ended."""
+        return sum(not trial.finished for trial in self._trials.values())
+
+    def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
+        """Record a proposal; the configuration that its trial gets."""
+        record, known = self._record, self._trials.get(number)
+        trial = known or TrialRecord(
+            number=number,
+            stage=self._stage,
+            attempt=0,
+            params=params,
+            seed=self._seed_of(params, number),
+            state="running",
+            started=now(),
+        )
+        before = record.attempt_folder(trial)
+        trial.attempt += 1
+        folder = record.attempt_folder(trial)
+        # Here, where links show; the trial's process then notices if the run is moved before its first checkpoint.
+        folder.make_private()
+        if known:
+            # The new attempt goes on from a copy: a surviving process of the old one may still write to its own.
+            for name in before.names():
+                (before / name).copy_to(folder / name)
+        self._trials[number] = trial
+        self._sign_of_life.pop(number, None)
+        record.write_trial(trial)
+        self._tell(TrialStarted(trial))
+        return {"number": number, "job": self.job(trial, folder.uri)}
+
+    def job(self, trial: TrialRecord, folder: str) -> dict[str, Any]:
+        """What the trial's process is handed, as plain values."""
+        return vars(
+            stage_job(self._record, trial, config=self._config_of(trial), protocol=self._protocol, folder=folder)
+        )
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Its process has begun."""
+        self._sign_of_life[trial.config["number"]] = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """An epoch has ended; `done` says whether the trial has too, be it by ASHA."""
+        kept = self._trials[trial.config["number"]]
+        self._sign_of_life[kept.number] = time.monotonic()
+        kept.curve = result["curve"]
+        kept.seconds = sum(metrics["seconds"] for metrics in kept.curve)
+        kept.utterance_passes = sum(metrics["utterance_passes"] for metrics in kept.curve)
+        kept.notes += [note for note in result["notes"] if note not in kept.notes]
+        best = f"stage{kept.stage}/trials/{kept.number:04d}/attempt-{kept.attempt}/best.safetensors"
+        kept.checkpoint = best if kept.curve else None
+        kept.checkpoint_sha256 = result["checkpoint_sha256"]
+        if result.get("failure"):
+            cause = cause_of_result(result["state"], result["error"])
+            self._end(kept, result["state"], result["failure"], cause)
+        elif result["done"]:
+            self._end(kept, "complete" if kept.epoch >= self._epochs else "pruned")
+        else:
+            self._record.write_trial(kept)
+            self._tell(EpochFinished(kept))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process died: it is launched again with the same parameters, or has failed once too often."""
+        kept = self._trials[trial.config["number"]]
+        # Tune's own copy here; the one that `get_error` reads is written later, by a thread.
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        cause, error = cause_of_error(text), last_line(text) if text.strip() else "the trial's process died"
+        if kept.number in self._hung:
+            self._hung.discard(kept.number)
+            cause, error = HUNG, f"no epoch ended within {self._search.hang_minutes:g} minutes"
+        kept.failures.append({"attempt": kept.attempt, "cause": cause, "error": error, "time": now()})
+        again = len(kept.failures) <= RETRIES
+        if again:
+            self._record.write_trial(kept)
+            self._tell(TrialBroke(kept))
+        else:
+            self._end(kept, "failed", error, cause)
+        self.settle(kept.number, again)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Kill the processes of trials that have been silent for too long: what they would say next, nobody knows."""
+        now = time.monotonic()
+        for trial in trials:
+            number, process = trial.config["number"], trial.temporary_state.ray_actor
+            # One that is pending and has a process waits for that process to put its last trial away.
+            if trial.status not in ("RUNNING", "PENDING") or process is None or number in self._hung:
+                continue
+            if now - self._sign_of_life.setdefault(number, now) > 60 * self._search.hang_minutes:
+                self._hung.add(number)
+                ray.kill(process)
+
+    def _end(
+        self,
+        trial: TrialRecord,
+        state: Literal["complete", "pruned", "diverged", "failed"],
+        error: str | None = None,
+        cause: str | None = None,
+    ) -> None:
+        trial.state, trial.error, trial.cause, trial.ended = state, error, cause, now()
+        self.failing = self.failing + 1 if error else 0
+        self._record.write_trial(trial)
+        self._drop_weights(trial)
+        self._tell(TrialEnded(trial))
+
+    def _drop_weights(self, ended: TrialRecord) -> None:
+        """Delete what nobody will read: of the trial that ended all but its best, of those that others outrank all."""
+        record = self._record
+        # A running trial may lead now and diverge later: it pushes nobody out.
+        finished = [trial for trial in self._trials.values() if trial.finished]
+        chosen = {trial.number for trial in rank(finished)[: self._choices]}
+        for trial in finished:
+            own = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
+            if trial.number not in chosen and (own or trial is ended):
+                if own:
+                    trial.checkpoint = trial.checkpoint_sha256 = None
+                    record.write_trial(trial)
+                record.trial_folder(trial).delete()
+        if ended.number not in chosen:
+            return
+        attempt, folder = record.attempt_folder(ended), record.trial_folder(ended)
+        for name in folder.names():
+            if name != attempt.name:
+                (folder / name).delete()
+        for name in attempt.names():
+            if name.removesuffix(".safetensors") not in self._keep:
+                (attempt / name).delete()
+
+
+def stage_job(
+    record: RunRecord, trial: TrialRecord, *, config: RunConfig, protocol: MetricProtocol, folder: str
+) -> StageJob:
+    """The training that a trial is, its checkpoints in `folder`."""
+    search, finalist = config.search, trial.params.get("finalist")
+    initial = record.finalist_folder(int(finalist)) if finalist is not None else None
+    return StageJob(
+        stage=trial.stage,
+        seed=trial.seed,
+        settings=flatten(config),
+        protocol=protocol,
+        folder=folder,
+        initial=(initial / "model.safetensors").uri if initial else None,
+        initial_sha256=record.read_finalist(int(finalist))["sha256"] if finalist is not None else None,
+        threads=search.cpus_per_worker,
+        gpu=search.gpus_per_worker > 0,
+        reported=trial.epoch,
+    )

@@ -1,0 +1,61 @@
+"""Where the models of a run lie, and how to open them: its best one, and the retrainings of it under other seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grcf_ray.errors import DataError
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import StoragePath, storage_path
+from grcf_ray.train import export
+from grcf_ray.train.export import SavedModel
+
+
+def load_model(where: str | Path) -> SavedModel:
+    """The best model of a run, on the CPU, ready to score.
+
+    where: a run, its `best/`, or a copy of that, as a folder or a URI.
+
+    >>> model = load_model("runs/demo-all-MiniLM-L6-v2-seed42")
+    >>> model.score(["What a film!", "Never again."])
+    """
+    return open_model(find_model(storage_path(where, check=True)))
+
+
+def find_model(place: StoragePath) -> StoragePath:
+    """The folder of a run's best model, or the place itself where it is one. DataError where there is neither."""
+    if (place / "config.json").exists():
+        return place
+    if not (place / "run.json").exists():
+        raise DataError(f"{place}: neither a run, which has a run.json, nor a saved model, which has a config.json")
+    best = place / "best"
+    if not (best / "config.json").exists():
+        raise no_model(RunRecord(place))
+    return best
+
+
+def no_model(record: RunRecord) -> DataError:
+    """Why a run has no best model, and what to do about it."""
+    run = record.read_run()
+    if run["state"] != "finished":
+        return DataError(f"{record} has no best model yet: its search is {run['state']}")
+    return DataError(f"{record}: best/ is gone; the search's command makes it again: {run['starts'][-1]['command']}")
+
+
+def open_model(place: StoragePath) -> SavedModel:
+    """A model that `export.save_model` wrote, verified, from a folder or from object storage."""
+    with place.reading_folder() as folder:
+        return export.load_model(folder, where=str(place))
+
+
+def retrained_models(place: StoragePath) -> list[StoragePath]:
+    """The models that a run's winner was trained anew to under fresh seeds; none where it was not, or is no run."""
+    if not (place / "run.json").exists():
+        return []
+    # Of all this, Ray alone takes a second to import.
+    from grcf_ray.search.comparisons import retrainings
+    from grcf_ray.search.seeds import winner_models
+
+    record = RunRecord(place)
+    winner = record.read_run().get("winner")
+    return winner_models(record, winner) if winner and retrainings(record, winner) else []

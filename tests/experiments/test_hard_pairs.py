@@ -1,0 +1,272 @@
+"""Weights, conflicts and their statistics on constructed scores; the experiment on models of both tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.reproduce.fake_lab import FakeLab
+
+from grcf_ray.data.datasets import find
+from grcf_ray.errors import ConfigError
+from grcf_ray.experiments.hard_pairs import WeighedPairs, conflict_shares, hard_pairs, unimodal_scores
+from grcf_ray.experiments.pair_statistics import differing_pairs
+
+if TYPE_CHECKING:
+    from grcf_ray.data.features import Features
+    from grcf_ray.data.store import DatasetStore
+    from grcf_ray.train.export import SavedModel
+
+MakeModel = Callable[..., Path]
+
+
+def pairs_of(label: Sequence[float], score: Sequence[float], task: Any = "regression", **alone: Any) -> WeighedPairs:
+    label_N = np.array(label, np.float64)
+    pairs_P2, _ = differing_pairs(label_N, 10_000, seed=0)
+    scores = {name: np.array(values, np.float64) for name, values in alone.items()}
+    return WeighedPairs(label_N, np.array(score, np.float64), scores, pairs_P2, task)
+
+
+def test_weights_are_equation_7_and_equation_19() -> None:
+    label, score = [0.0, 1.0, 2.0, 2.0], [0.3, -0.2, 1.5, 0.1]
+    pairs = pairs_of(label, score)
+    rewards = [1 / (1 + math.exp(score[low] - score[high])) for high, low in pairs.pairs_P2]
+    mean = sum(rewards) / len(rewards)
+    deviation = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / len(rewards))
+    expected = [max(0.0, -(reward - mean) / (deviation + 1e-8)) for reward in rewards]
+    assert len(rewards) == 5
+    assert pairs.weight_P == pytest.approx(expected)
+    two = pairs_of([0.0, 1.0, 1.0], [0.3, -0.2, 1.5], "classification")
+    assert two.weight_P == pytest.approx(
+        [1 - 1 / (1 + math.exp(score_low - score_high)) for score_high, score_low in ((-0.2, 0.3), (1.5, 0.3))]
+    )
+
+
+def test_conflicts_are_orders_against_the_labels() -> None:
+    """Of labels 0 < 1 < 2: the text orders all, the audio has the first two the wrong way, the vision all three."""
+    pairs = pairs_of([0, 1, 2], [0, 1, 2], text=[0, 1, 2], vision=[2, 1, 0], audio=[1, 0, 1])
+    assert pairs.pairs_P2.tolist() == [[1, 0], [2, 0], [2, 1]]
+    assert pairs.conflict["text"].tolist() == [False, False, False]
+    assert pairs.conflict["vision"].tolist() == [True, True, True]
+    # Equal scores are no order, and no conflict.
+    assert pairs.conflict["audio"].tolist() == [True, False, False]
+    assert pairs.count_P.tolist() == [2, 1, 1]
+    assert pairs.at_odds("text", "vision").tolist() == [True, True, True]
+    assert pairs.at_odds("text", "audio").tolist() == [True, False, False]
+    assert pairs.at_odds("vision", "audio").tolist() == [False, False, True]
+    shares = conflict_shares(pairs, np.arange(3))
+    assert {names: share for names, share in shares.items() if share} == {
+        ("vision",): pytest.approx(2 / 3),
+        ("vision", "audio"): pytest.approx(1 / 3),
+    }
+    assert len(shares) == 8 and sum(shares.values()) == pytest.approx(1)
+    assert conflict_shares(pairs, np.array([0])) == {names: names == ("vision", "audio") for names in shares}
+
+
+def test_predictors_are_the_same_in_either_order_and_leave_equal_labels_out() -> None:
+    pairs = pairs_of([0, 1, 2, 2], [0, 1, 2, 3], text=[0, 1, 2, 2], audio=[1, 0, 3, 3])
+    both = np.concatenate([pairs.pairs_P2, pairs.pairs_P2[:, ::-1], [[2, 3]]])
+    found, ordered_P = pairs.predictors(both, "minus distance")
+    assert ordered_P.tolist() == [True] * 10 + [False]
+    expected = [-abs(pairs.label_N[i] - pairs.label_N[j]) for i, j in pairs.pairs_P2]
+    assert found["proximity"].tolist() == expected * 2
+    assert found["conflict"].tolist() == pairs.count_P.tolist() * 2 == [1, 0, 0, 0, 0] * 2
+    inverse, _ = pairs.predictors(both, "inverse distance")
+    assert inverse["proximity"] == pytest.approx([-1 / value for value in expected] * 2)
+
+
+def test_the_top_is_the_heaviest_twentieth() -> None:
+    rng = np.random.default_rng(0)
+    pairs = pairs_of(np.arange(20).tolist(), rng.normal(size=20).tolist())
+    top = pairs.top()
+    assert len(top) == round(0.05 * 190)
+    assert sorted(pairs.weight_P[top], reverse=True) == sorted(pairs.weight_P, reverse=True)[: len(top)]
+
+
+@pytest.fixture(scope="module")
+def make_model(tiny_features: Features, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Makes the folder of a model with random weights."""
+    from grcf_ray.config import build_config
+    from grcf_ray.model.text_encoder import load_tokenizer
+    from grcf_ray.train.assemble import initial_model, select_modalities
+    from grcf_ray.train.export import save_model
+
+    def make(task: Any = "regression", modalities: str = "all", seed: int = 0) -> Path:
+        config = build_config(
+            {
+                "model.backbone": str(tiny_backbone),
+                "model.text_vector": "mean",
+                "model.modalities": modalities,
+                "model.attention_heads": 4,
+            }
+        )
+        features = select_modalities(dataclasses.replace(tiny_features, task=task), modalities)
+        folder: Path = tmp_path_factory.mktemp("model")
+        save_model(
+            folder,
+            initial_model(config.model, features, seed=seed),
+            load_tokenizer(str(tiny_backbone)),
+            features,
+            config,
+            label_range=(-3.0, 3.0),
+            protocol="mosi",
+            lowercase=False,
+        )
+        return folder
+
+    return make
+
+
+def load(folder: Path) -> SavedModel:
+    from grcf_ray.train.export import load_model
+
+    return load_model(folder)
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_a_modality_is_scored_by_nothing_but_itself(make_model: MakeModel, tiny_store: DatasetStore, task: str) -> None:
+    saved = load(make_model(task))
+    table = tiny_store.read("train")
+    table = table.filter(
+        pa.array([row["audio"] is not None and row["vision"] is not None for row in table.to_pylist()])
+    )
+    whole = saved.score(table)
+    found = unimodal_scores(saved, table)
+    assert set(found) == {"text", "audio", "vision"}
+    backwards = pa.array(range(len(table) - 1, -1, -1))
+    for changed in found:
+        other = table.set_column(table.column_names.index(changed), changed, table[changed].take(backwards))
+        again = unimodal_scores(saved, other)
+        for name in found:
+            same = np.allclose(found[name], again[name], atol=1e-6)
+            assert same == (name != changed), f"{name} where {changed} is another's"
+        assert np.ptp(found[changed]) > 1e-4
+    np.testing.assert_array_equal(saved.score(table), whole, "the text is no longer masked")
+    assert not np.allclose(whole, found["text"], atol=1e-4)
+
+
+def test_a_model_of_text_alone_has_no_modality_to_compare(make_model: MakeModel, tiny_store: DatasetStore) -> None:
+    assert unimodal_scores(load(make_model(modalities="text")), tiny_store.read("valid")) == {}
+
+
+def lab_of(
+    tiny_store: DatasetStore, folders: Sequence[Path], *, name: str, task: str, rows: slice = slice(None)
+) -> Any:
+    """What the experiment asks of a lab, around models that are there already."""
+    from grcf_ray.experiments.context import Model
+    from grcf_ray.storage import storage_path
+
+    table = tiny_store.read("train")[rows]
+    if task == "classification":
+        label = pa.array([float(value > 0) for value in table["label"].to_pylist()], pa.float32())
+        table = table.set_column(table.column_names.index("label"), "label", label)
+    models = {"full": [Model("full", index, storage_path(folder)) for index, folder in enumerate(folders)]}
+    return FakeLab(
+        facts=find(name),
+        models=lambda arms, experiment: models,
+        config=SimpleNamespace(stage2=SimpleNamespace(epochs=1), model=SimpleNamespace(sees_text=True)),
+        store=SimpleNamespace(
+            info=dataclasses.replace(tiny_store.info, name=name, task=task), read=lambda split: {"train": table}[split]
+        ),
+    )
+
+
+def rows_of(outcome: Any, name: str) -> dict[Any, dict[str, Any]]:
+    (table,) = [table for table in outcome.tables if table.name == name]
+    return {row["title"]: dict(row) for row in table.rows}
+
+
+def test_regression_beside_table_6(make_model: MakeModel, tiny_store: DatasetStore) -> None:
+    outcome = hard_pairs(lab_of(tiny_store, [make_model(seed=s) for s in (0, 1)], name="mosi", task="regression"))
+    fits = rows_of(outcome, "ols minus distance")
+    row = fits["top 5 %: score proximity"]
+    assert (row["paper coefficient"], row["paper p"]) == (1.743e-08, 0.019)
+    assert (row["paper error"], row["paper n"], fits["top 5 %: R²"]["paper coefficient"]) == (7.43e-09, 3125, 0.002)
+    (table,) = [table for table in outcome.tables if table.name == "ols minus distance"]
+    assert {"paper std. err.", "paper pairs"} <= {column.title for column in table.columns}
+    assert row["coefficient"] == pytest.approx(np.mean([one["coefficient"] for one in row["by seed"]]))
+    assert row["seeds"] == 2 and 1 / 200 <= row["permuted"] <= 1
+    assert "permuted" not in fits["all: const"] and fits["all: R²"]["paper coefficient"] is None
+    shares = rows_of(outcome, "shares")
+    assert shares["no conflict"]["paper"] == 0.1446 and shares["vision"]["paper"] == 0.1619
+    for subset in ("top 5 %", "all"):
+        assert sum(share[f"{subset} mean"] for share in shares.values()) == pytest.approx(1)
+    counts = rows_of(outcome, "counts")
+    pairs = rows_of(outcome, "weights")["pairs"]["all mean"]
+    assert sum(counts[count]["all pairs"] for count in range(4)) == pytest.approx(pairs)
+    assert {picture.name for picture in outcome.pictures} == {"proximity", "conflicts"}
+    assert any("Too few seeds" in note for note in outcome.notes)
+    for picture in outcome.pictures:
+        picture.draw(json.loads(json.dumps(picture.data)))
+
+
+def test_classification_beside_tables_7_and_8(make_model: MakeModel, tiny_store: DatasetStore) -> None:
+    outcome = hard_pairs(lab_of(tiny_store, [make_model("classification")], name="mustard", task="classification"))
+    counts, odds = rows_of(outcome, "counts"), rows_of(outcome, "modalities")
+    assert [counts[count]["paper"] for count in range(4)] == [0.0085, 0.0190, 0.0500, 0.4445]
+    assert [odds[f"T-{letter}, conflict"]["paper"] for letter in "VA"] == [0.0210, 0.0356]
+    pairs = rows_of(outcome, "weights")["pairs"]["all mean"]
+    for letter in "VA":
+        parts = [odds[f"T-{letter}, {status}"] for status in ("no conflict", "conflict")]
+        assert sum(part["pairs"] for part in parts) == pairs
+        mean = sum(part["mean"] * part["pairs"] for part in parts if part["pairs"]) / pairs
+        assert mean == pytest.approx(rows_of(outcome, "weights")["mean"]["all mean"])
+    assert rows_of(outcome, "spearman")["all"]["paper"] == 0.1659
+    assert not [table for table in outcome.tables if table.name.startswith("ols")], "two classes have one distance"
+    (picture,) = outcome.pictures
+    assert [panel["title"] for panel in picture.data["panels"]] == ["T-V", "T-A"]
+    picture.draw(json.loads(json.dumps(picture.data)))
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_text_alone_says_what_needs_features(make_model: MakeModel, tiny_store: DatasetStore, task: str) -> None:
+    folder = make_model(task, "text")
+    outcome = hard_pairs(lab_of(tiny_store, [folder], name="mustard", task=task))
+    assert any(note.startswith("Cells with -: conflicts of any kind need features") for note in outcome.notes)
+    assert rows_of(outcome, "weights")["mean"]["all mean"] > 0
+    assert rows_of(outcome, "counts")[1].get("all mean") is None
+    assert rows_of(outcome, "modalities")["T-V, conflict"].get("mean") is None
+    if task == "regression":
+        fits = rows_of(outcome, "ols inverse distance")
+        assert fits["all: score proximity"]["seeds"] == 1 and fits["all: conflict count"]["seeds"] == 0
+    assert all(len(cells) == len(table.columns) for table in outcome.tables for cells in table.cells())
+
+
+def test_nothing_to_compare_is_refused(make_model: MakeModel, tiny_store: DatasetStore) -> None:
+    with pytest.raises(ConfigError, match="no pair is left"):
+        hard_pairs(lab_of(tiny_store, [make_model()], name="mosi", task="regression", rows=slice(0, 1)))
+
+
+def test_the_commands_on_a_recorded_run(
+    recorded: Any, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """hard-pairs and main share the full model, which is trained once."""
+    from grcf_ray import console
+    from grcf_ray.cli.reproduce import app
+
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    found = {}
+    for name in ("main", "hard-pairs"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, [name, "--from", str(folder), "--data", str(recorded.data), "--seeds", "1", "--json"])
+        captured = capsys.readouterr()
+        assert ended.value.code == 0, captured.err
+        found[name] = json.loads(captured.out)
+        assert (folder / "reproduce" / name / "index.html").exists()
+    reads = [read["command"] for read in json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]]
+    assert reads == ["search", "reproduce main"]
+    ours = {row["title"]: row for row in found["main"]["tables"][0]["rows"]}
+    assert ours["GRCF here, mean over seeds (1)"]["mae"] == found["main"]["data"]["by seed"]["0"]["mae"]
+    assert ours["± deviation"]["mae"] is None
+    assert {table["name"] for table in found["hard-pairs"]["tables"]} >= {"weights", "ols minus distance", "counts"}

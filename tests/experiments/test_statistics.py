@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from grcf_ray.experiments.statistics import bootstrap_intervals, compare, holm, spread
+
+
+def mae(score_N: np.ndarray, label_N: np.ndarray) -> float:
+    return float(np.abs(score_N - label_N).mean())
+
+
+def test_spread_is_of_a_sample() -> None:
+    found = spread([1.0, 2.0, 4.0])
+    assert (found.mean, found.deviation) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
+    assert spread([1.0]).deviation is None
+    with pytest.raises(ValueError, match="no seed"):
+        spread([])
+
+
+def test_paired_t_is_scipys_and_its_own_formula() -> None:
+    rng = np.random.default_rng(0)
+    label_N = rng.normal(size=40)
+    theirs_SN = label_N + rng.normal(size=(6, 40))
+    ours_SN = label_N + 0.8 * rng.normal(size=(6, 40))
+    found = compare(theirs_SN, {"ours": ours_SN}, label_N, mae, seed=0)["ours"]
+    gains = [mae(a, label_N) - mae(b, label_N) for a, b in zip(ours_SN, theirs_SN, strict=True)]
+    t = np.mean(gains) / (np.std(gains, ddof=1) / math.sqrt(6))
+    assert found.mean == pytest.approx(np.mean(gains))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 5))
+    assert found.low < found.mean < found.high
+
+
+def test_no_test_of_one_seed_or_of_the_same_difference_everywhere() -> None:
+    label_N = np.linspace(-1, 1, 20)
+    assert compare(label_N[None], {"a": label_N[None] + 1}, label_N, mae, seed=0)["a"].p is None
+    same = compare(np.stack([label_N, label_N]), {"a": np.stack([label_N + 1, label_N + 1])}, label_N, mae, seed=0)["a"]
+    assert (same.p, same.mean, same.low, same.high) == (None, *[pytest.approx(1.0)] * 3)
+
+
+def test_bootstrap_is_a_plain_loop() -> None:
+    rng = np.random.default_rng(1)
+    label_N = rng.normal(size=15)
+    ours_SN, theirs_SN = rng.normal(size=(3, 15)), rng.normal(size=(3, 15))
+    draws, again = [], np.random.default_rng(9)
+    for _ in range(200):
+        seeds, rows = again.integers(3, size=3), again.integers(15, size=15)
+        total = 0.0
+        for s in seeds:
+            for r in rows:
+                total += abs(ours_SN[s, r] - label_N[r]) - abs(theirs_SN[s, r] - label_N[r])
+        draws.append(total / 45)
+    low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=9, resamples=200)["a"]
+    assert (low, high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Utterances alone differ here, so that the interval is the plain bootstrap's of a mean."""
+    rng, covered = np.random.default_rng(2), 0
+    for trial in range(100):
+        label_N = np.zeros(60)
+        ours_SN = np.tile(np.abs(1 + 0.3 * rng.normal(size=60)), (2, 1))
+        low, high = bootstrap_intervals(np.zeros((2, 60)), {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        covered += low <= np.mean(np.abs(1 + 0.3 * np.random.default_rng(99).normal(size=100_000))) <= high
+    assert 85 <= covered <= 100
+
+
+def test_intervals_of_five_seeds_cover_the_truth() -> None:
+    """Seeds differ and utterances do too; the truth is a difference of 0."""
+    rng, covered, plain = np.random.default_rng(3), 0, 0
+    for trial in range(120):
+        label_N = np.zeros(40)
+        ours_SN = 10 + rng.normal(size=(5, 1)) + 0.5 * rng.normal(size=(5, 40))
+        theirs_SN = np.full((5, 40), 10.0)
+        found = compare(theirs_SN, {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        covered += found.low <= 0 <= found.high
+        low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        plain += low <= 0 <= high
+    assert covered >= 110 > plain
+
+
+def test_the_interval_is_the_bootstraps_widened_as_students_is() -> None:
+    rng = np.random.default_rng(4)
+    label_N = rng.normal(size=30)
+    theirs_SN, ours_SN = rng.normal(size=(2, 5, 30))
+    found = compare(theirs_SN, {"a": ours_SN}, label_N, mae, seed=1)["a"]
+    low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=1)["a"]
+    wider = 2.7764 / 1.95996 * math.sqrt(5 / 4)
+    assert (found.mean - found.low) / (found.mean - low) == pytest.approx(wider, rel=1e-4)
+    assert (found.high - found.mean) / (high - found.mean) == pytest.approx(wider, rel=1e-4)
+
+
+def test_bootstrap_leaves_undefined_draws_out_and_refuses_other_shapes() -> None:
+    def of_both_classes(score_N: np.ndarray, label_N: np.ndarray) -> float:
+        return mae(score_N, label_N) if np.ptp(label_N) > 0 else math.nan
+
+    label_N = np.array([0.0, 1.0])
+    low, high = bootstrap_intervals(np.ones((2, 2)), {"a": np.zeros((2, 2))}, label_N, of_both_classes, seed=0)["a"]
+    assert (low, high) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="of the reference"):
+        bootstrap_intervals(np.ones((2, 2)), {"a": np.ones((2, 2))}, np.ones(3), mae, seed=0)
+    with pytest.raises(ValueError, match="every draw"):
+        bootstrap_intervals(np.ones((2, 2)), {"a": np.ones((2, 2))}, np.ones(2), of_both_classes, seed=0)
+
+
+def test_holm_on_a_worked_example() -> None:
+    """Four hypotheses, as in textbooks: 0.01 x 4, 0.02 x 3, then nothing smaller than what came before."""
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.02, "none": None})
+    assert found == {
+        "a": pytest.approx(0.04),
+        "d": pytest.approx(0.06),
+        "c": pytest.approx(0.06),
+        "b": pytest.approx(0.06),
+        "none": None,
+    }
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}

@@ -1,0 +1,155 @@
+"""Models of one data set on another: what starts from where, and what a repeated call does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from grcf_ray import console
+from grcf_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from grcf_ray.data.store import DatasetStore
+    from grcf_ray.experiments.context import ExperimentContext
+    from grcf_ray.experiments.result import ExperimentResult
+
+pytestmark = pytest.mark.slow
+
+MakeLab = Callable[..., "ExperimentContext"]
+ROWS = [
+    "In-domain: both stages here",
+    "Zero-shot: both stages there",
+    "Transfer v1: Stage 1 there, Stage 2 here",
+    "Transfer v2: both stages there, Stage 2 here",
+]
+
+
+@pytest.fixture(scope="module")
+def other(tiny_table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DatasetStore:
+    """The tiny data on [-6, 6], other words first, audio two values wider and vision one narrower."""
+    from grcf_ray.data.schema import TableInfo, conform
+    from grcf_ray.data.store import write_store
+
+    columns: dict[str, Any] = {name: tiny_table[name].to_pylist() for name in tiny_table.column_names}
+    columns["label"] = [2 * label for label in columns["label"]]
+    columns["text"] = [f"the {text}" for text in columns["text"]]
+    columns["audio"] = [rows and [[*row, 1.0, 2.0] for row in rows] for rows in columns["audio"]]
+    columns["vision"] = [rows and [row[:-1] for row in rows] for rows in columns["vision"]]
+    table = conform(pa.table(columns, schema=tiny_table.schema))
+    info = TableInfo.describe(table, name="other", label_range=(-6, 6))
+    return write_store(tmp_path_factory.mktemp("other") / "other", table, info)
+
+
+def mae(outcome: ExperimentResult) -> dict[str, Any]:
+    table = next(table for table in outcome.tables if table.name == "mae")
+    return {row["title"]: row for row in table.rows}
+
+
+def test_rows_start_where_they_say_and_are_trained_once(make_lab: MakeLab, copied: Path, other: DatasetStore) -> None:
+    from grcf_ray.config import flatten
+    from grcf_ray.experiments.model_pool import Arm, configured
+    from grcf_ray.experiments.options import Options
+    from grcf_ray.experiments.transfer import transfer
+    from grcf_ray.search.events import Event, TrialStarted
+    from grcf_ray.search.record import RunRecord
+    from grcf_ray.search.transfer import measure_on
+    from grcf_ray.train.checkpoint import read_checkpoint
+    from grcf_ray.train.export import load_model
+
+    started: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            started.append(f"{event.trial.stage}/{event.trial.number}")
+
+    def lab() -> ExperimentContext:
+        made = make_lab(seeds=1, listeners=(listen,), options=Options(onto="other", onto_data=other.folder))
+        made.config = configured(made.config, Arm("all", "all", {"model.modalities": "all"}))
+        return made
+
+    outcome = transfer(lab())
+    found = mae(outcome)
+    assert list(found) == ROWS
+    assert len({row["mean"] for row in found.values()}) == 4
+    # Both stages there and here, and Stage 2 alone for each transfer.
+    assert sorted(started) == ["1/0", "1/0", "2/0", "2/0", "2/0", "2/0"]
+    text = " ".join(outcome.notes)
+    assert "Audio: the last 2 of 7 values are cut off" in text and "Vision: 1 values" in text
+    assert "scaled from the one to the other" in text
+
+    started.clear()
+    assert mae(transfer(lab())) == found
+    assert started == [], "what is there is not trained again"
+
+    (there,) = lab().models([Arm("there", "there")], "test")["there"]
+    with there.place.reading_folder() as folder:
+        model = load_model(folder)
+    expected, _ = measure_on(model, other.read("test"), other.info, threads=1, fit=True)
+    dims = model.model.modality_dims
+    assert found[ROWS[1]]["values"] == [expected["mae"]]
+
+    source = lab().pool(Arm("there", "there")).record
+    (below,) = (lab().record.place / "reproduce" / "transfer").names()
+    records = {}
+    for row in ("in-domain", "stage1-there", "both-there"):
+        place = lab().record.place / "reproduce" / "transfer" / below / row
+        (shape,) = place.names()
+        records[row] = RunRecord(place / shape)
+    for row, stage in (("stage1-there", 1), ("both-there", 2)):
+        given = source.trials(stage)[0]
+        assert given.checkpoint is not None
+        ours = read_checkpoint(records[row].finalist_folder(0) / "model.safetensors").tensors
+        theirs = read_checkpoint(source.at(given.checkpoint)).tensors
+        weights = {name for name in theirs if name.startswith("model.")}
+        assert ours.keys() == weights and all(ours[name].equal(theirs[name]) for name in weights)
+    for row, widths in (("in-domain", {"vision": 2, "audio": 7}), ("both-there", dims)):
+        with (records[row].place / "models" / "0000").reading_folder() as folder:
+            saved = load_model(folder)
+        assert saved.model.modality_dims == widths
+        ours, theirs = flatten(saved.config), flatten(lab().config)
+        assert ours["ranking.base_margin"] == pytest.approx(2 * theirs["ranking.base_margin"])
+        assert ours["stage1.reg_margin"] == pytest.approx(4 * theirs["stage1.reg_margin"])
+        assert saved.label_range == (-6, 6)
+    reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
+    assert "reproduce transfer --onto other" in {read["command"] for read in reads}
+
+
+def test_stage_2_that_learns_nothing_leaves_zero_shot(make_lab: MakeLab, other: DatasetStore) -> None:
+    """Its model is the one of there, scaled to the labels of here; of text alone, features do not differ."""
+    from grcf_ray.experiments.model_pool import Arm, configured
+    from grcf_ray.experiments.options import Options
+    from grcf_ray.experiments.transfer import transfer
+
+    lab = make_lab(seeds=1, options=Options(onto="other", onto_data=other.folder))
+    still = {f"stage2.{name}": 1e-30 for name in ("head_lr", "encoder_top_lr", "encoder_base_lr")}
+    lab.config = configured(
+        lab.config, Arm("still", "still", {**still, "stage2.weight_decay": 0, "model.modalities": "text"})
+    )
+    outcome = transfer(lab)
+    found = mae(outcome)
+    zero, *transferred = [found[title]["mean"] for title in ROWS[1:]]
+    assert transferred == pytest.approx([zero, zero], abs=1e-5)
+    assert not np.isclose(found[ROWS[0]]["mean"], zero, atol=1e-5)
+    assert any(note.startswith("Every row is of text alone") for note in outcome.notes)
+
+
+def test_what_cannot_be_transferred_is_refused(
+    make_lab: MakeLab, recorded: Any, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grcf_ray.cli.reproduce import app
+    from grcf_ray.experiments.options import Options
+    from grcf_ray.experiments.transfer import transfer
+
+    with pytest.raises(ConfigError, match="--onto NAME"):
+        transfer(make_lab())
+    with pytest.raises(ConfigError, match="these very data"):
+        transfer(make_lab(options=Options(onto="tiny", onto_data=recorded.data)))
+    with pytest.raises(SystemExit) as ended:
+        console.run(app, ["transfer", "--from", str(copied), "--onto", "tiny", "--onto-data", str(recorded.data)])
+    assert ended.value.code == 2 and "these very data" in capsys.readouterr().err
