@@ -21,6 +21,7 @@ RANKS = {
     "plain_yaml": 1,
     "memory": 1,
     "storage": 1,
+    "settings": 1,
     "config": 1,
     "console": 1,
     "tables": 1,

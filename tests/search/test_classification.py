@@ -158,14 +158,14 @@ def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any],
 
 def test_what_the_task_does_not_read_is_not_set(run: Run, words: list[Any]) -> None:
     code, _, err = run(*words, "--set", "ranking.base_margin=0.3", "--set", "stage1.epochs=1")
-    assert (code, err) == (2, "error: ranking.base_margin: not read by a data set for classification; leave it out\n")
+    assert (code, err) == (2, "error: ranking.base_margin: no effect on a classification data set; remove it\n")
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--ablation", "static-margin"), "--ablation static-margin changes nothing for a data set for classification"),
-        (("--set", "ranking.groups=strict,5"), "ranking.groups: not read by a data set for classification"),
+        (("--set", "ranking.groups=strict,5"), "ranking.groups: no effect on a classification data set"),
     ],
 )
 def test_training_refuses_what_would_change_nothing(
