@@ -233,7 +233,7 @@ def test_show_has_all_of_one_trial(command: Command, runs: Path) -> None:
     assert f"Again: {found['command']}" in lines
     code, _, err = command("show", "runs/recorded", "--trial", "stage2/99")
     assert code == 2
-    assert "no such one" in err
+    assert "python -m grcf_ray.runs show runs/recorded" in err
 
 
 def test_what_data_say_reaches_the_terminal_without_control_codes(command: Command, runs: Path) -> None:

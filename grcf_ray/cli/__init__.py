@@ -1,4 +1,4 @@
-"""The commands, a module each: `grcf search` and `python -m grcf_ray.search` open the same one."""
+"""The commands, one module each; `grcf search` and `python -m grcf_ray.search` are the same command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMMANDS = ("search", "train", "data", "evaluate", "predict", "report", "runs", 
 
 
 def main(command: str | None = None) -> NoReturn:
-    """Run a command and exit; without one, the command that the first argument names."""
+    """Run a command and exit. Without `command`, run the command that the first argument names."""
     from grcf_ray import console
 
     if command is None:
@@ -19,6 +19,6 @@ def main(command: str | None = None) -> NoReturn:
         if first in COMMANDS:
             command = first
             words.remove(first)
-            # Usage lines take the program's name from here, records the arguments.
+            # Usage lines take the program name from sys.argv, and run records take the arguments.
             sys.argv = [f"{program} {command}", *words]
     console.run(import_module(f"grcf_ray.cli.{command or 'overview'}").app)

@@ -1,17 +1,18 @@
-"""python -m grcf_ray.data: import data sets, look at them, list the known ones."""
+"""Command `data`: import data sets, inspect and verify them, list the known ones."""
 
 from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grcf_ray import console
+from grcf_ray.cli import options
 from grcf_ray.data.datasets import spelled
 
-# Help must be quick, so that pyarrow is imported by the command that needs it.
+# `--help` must be quick, so pyarrow is imported by the command that needs it.
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,17 +20,12 @@ if TYPE_CHECKING:
 
     from grcf_ray.data.store import DatasetStore
 
-app = console.make_app("Import multimodal sentiment data, look at it, list the known data sets.")
+app = console.make_app("Import, inspect and verify data sets")
 
 _SAMPLE_ROWS = 3
 _TEXT_SHOWN = 60
 
-
-class NonFinite(str, enum.Enum):
-    """What to do with NaN and infinity in audio and vision."""
-
-    FAIL = "fail"
-    ZERO = "zero"
+_Imported = Annotated[str, typer.Argument(metavar="[NAME|DIR]", help="Data set, or the folder of an imported one")]
 
 
 class Kind(str, enum.Enum):
@@ -41,28 +37,26 @@ class Kind(str, enum.Enum):
 
 @app.command("import")
 def import_(
-    source: Path = typer.Argument(..., help="A file, or a folder of files."),
-    dataset: str = typer.Option(
-        ..., metavar="NAME", callback=spelled, help="A known data set, or a name for your own data."
-    ),
-    format: str = typer.Option("auto", metavar="NAME", help="One of the formats below; auto goes by the content."),
-    variant: str = typer.Option("", metavar="NAME", help="How to read it, where there are several ways: a fold."),
-    label_range: tuple[float, float] | None = typer.Option(
-        None, metavar="A B", help="Lowest and highest label, for your own data."
-    ),
-    task: Kind | None = typer.Option(None, help="Kind of label of your own data; classes are 0 and 1."),
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File, or folder of files")],
+    dataset: options.Dataset,
+    format: str = typer.Option("auto", metavar="NAME", help="One of the formats below; auto reads the content"),
+    variant: str = typer.Option("", metavar="NAME", help="Variant of the data, such as a fold; see the formats below"),
+    label_range: options.LabelRange = None,
+    task: Kind | None = typer.Option(None, help="Kind of label of your own data; classes are 0 and 1"),
     binarize: bool = typer.Option(
-        False, "--binarize", help="Make two classes of regression labels: above the centre against below."
+        False, "--binarize", help="Turn regression labels into two classes: above and below the centre"
     ),
-    non_finite: NonFinite = typer.Option(NonFinite.FAIL, help="Refuse NaN and infinity in features, or set them to 0."),
+    non_finite: options.NonFinite = typer.Option(
+        options.NonFinite.FAIL, help="Refuse NaN and infinity in audio and vision, or set them to 0"
+    ),
     out: Path | None = typer.Option(
-        None, metavar="DIR", help="Folder to write; default $GRCF_DATA/NAME, else data/NAME."
+        None, metavar="DIR", help="Folder to write [default: $GRCF_DATA/NAME, else data/NAME]"
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other data of the same name."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other data of the same name"),
 ) -> None:
-    """Read foreign files, check every row, write a store.
+    """Import a data set: read its files, check every row and write a data store.
 
-    A store is a folder with a Parquet file per split and dataset.json, which says what they hold.
+    The store is a folder with one Parquet file per split, described by dataset.json.
 
     \b
     Examples:
@@ -74,24 +68,26 @@ def import_(
 
     \b
     Formats:
-      table      Parquet, CSV, TSV or JSON Lines (.jsonl) of one's own
+      table      your own Parquet, CSV, TSV or JSON Lines (.jsonl)
       mag        pickles of MAG-BERT: mosi.pkl, mosei.pkl; of MISA and MMIM: train.pkl, dev.pkl, test.pkl
       mmsa       pickles of MMSA: MOSI, MOSEI, CH-SIMS, CH-SIMS v2; aligned or not
-      csd        a folder of CMU-MultimodalSDK's .csd files, with the folds; --variant known leaves out other ones
-      mustard    a folder with MUStARD's sarcasm_data.json; --variant fold-1 ... fold-5, speaker-independent
-      ur_funny   a folder with the pickles of UR-FUNNY v2
+      csd        folder of CMU-MultimodalSDK's .csd files and the folds; --variant known skips files of unknown kinds
+      mustard    folder with MUStARD's sarcasm_data.json; --variant fold-1 ... fold-5, speaker-independent
+      ur_funny   folder with the pickles of UR-FUNNY v2
       hkt        pickles of HKT: MUStARD, UR-FUNNY
 
-    A table has the columns id, split (train, valid, test), text and label, and may have audio and vision
-    (lists of feature rows), context (list of strings) and video_id. A folder may hold a file per split.
+    A table has the columns id, split (train, valid, test), text and label. It may also have audio and vision (lists of
+    feature rows), context (list of strings) and video_id. A folder may hold one table per split.
     """
     from grcf_ray.data.importers import ImportOptions, import_source
     from grcf_ray.data.store import check_replaceable, check_same, is_store, usual_folders, write_store
     from grcf_ray.errors import ConfigError
 
     if is_store(source):
-        # Its notes, such as how the valid split was drawn, would be lost.
-        raise ConfigError(f"{source} is imported already: use it with --data {source}, or import its source again")
+        # A second import would lose the store's notes, such as how the valid split was drawn.
+        raise ConfigError(
+            f"{source} is imported already. Use it with --data {source}, or import the original files again"
+        )
     folder = out or usual_folders(dataset)[0]
     check_replaceable(folder)
     options = ImportOptions(
@@ -112,15 +108,13 @@ def import_(
 
 @app.command()
 def inspect(
-    data: str = typer.Argument(
-        "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
-    ),
-    page: Path | None = typer.Option(None, "--html", metavar="FILE", help="Draw it on a page of its own."),
-    json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
+    data: _Imported = "demo",
+    page: Path | None = typer.Option(None, "--html", metavar="FILE", help="Also write an HTML page with charts"),
+    json: options.Json = False,
 ) -> None:
-    """Show what an imported data set holds: labels, lengths, features, and a few rows of the training split.
+    """Show labels, text lengths, features and a few training rows of an imported data set.
 
-    The test split stays closed.
+    The test split is not read.
 
     \b
     Examples:
@@ -133,15 +127,15 @@ def inspect(
 
     store = _opened(data)
     tables = read_open(store)
-    found = inspect_store(store, tables)
+    inspection = inspect_store(store, tables)
     if page is not None:
-        write_text(page, draw_inspection(found))
+        write_text(page, draw_inspection(inspection))
         console.progress(f"page: {page}")
     if json:
-        console.print_json(found)
+        console.print_json(inspection)
         return
     _summarise(store, tables)
-    print_inspection(found)
+    print_inspection(inspection)
     rows = tables["train"].slice(0, _SAMPLE_ROWS)
     header = ["id", "label", "text"]
     columns = [
@@ -158,14 +152,11 @@ def inspect(
 
 
 @app.command()
-def verify(
-    data: str = typer.Argument(
-        "demo", metavar="[NAME|DIR]", help="A data set, or a folder that holds an imported one."
-    ),
-) -> None:
-    """Compare an imported data set with what was written, and with its fact sheet.
+def verify(data: _Imported = "demo") -> None:
+    """Check an imported data set against its checksums and its fact sheet.
 
-    Exit code 3 where a file is not the one that was written. What differs from the fact sheet is said, and no error.
+    If a file changed since the import, the exit code is 3. A difference from the fact sheet is reported, but is no
+    error.
 
     \b
     Examples:
@@ -184,9 +175,9 @@ def verify(
 
 @app.command("list")
 def list_() -> None:
-    """List the known data sets and what is here.
+    """List the known data sets and the imported ones.
 
-    For those that are not, say which file is needed and where people get it.
+    For each known data set that is missing, print which file is needed and where to get it.
     """
     from grcf_ray.data import datasets
     from grcf_ray.data.schema import split_sizes
@@ -195,12 +186,12 @@ def list_() -> None:
     rows, absent = [], []
     for name in datasets.names():
         facts = datasets.get(name)
-        here = [folder for folder in usual_folders(name) if folder.exists()]
-        if name != "demo" and not here:
+        folders = [folder for folder in usual_folders(name) if folder.exists()]
+        if name != "demo" and not folders:
             absent.append(facts)
         low, high = facts.label_range
         sizes = split_sizes(facts.splits[0])
-        where = "packaged" if name == "demo" else str(here[0]) if here else "-"
+        where = "packaged" if name == "demo" else str(folders[0]) if folders else "-"
         rows.append((name, facts.title, f"{low:g} to {high:g}", sizes, facts.default_backbone, where))
     for root in {folder.parent for folder in usual_folders("demo")}:
         for folder in sorted(root.iterdir()) if root.is_dir() else []:
@@ -209,18 +200,19 @@ def list_() -> None:
                 sizes = split_sizes(info.splits)
                 low, high = info.label_range
                 rows.append((info.name, "own data", f"{low:g} to {high:g}", sizes, "-", str(folder)))
-    console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "here"], rows)
+    console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "folder"], rows)
     for facts in absent:
         console.say(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
 
 
 @app.command()
 def cache(
-    clear: bool = typer.Option(False, "--clear", help="Remove all of it, unless a process uses it."),
+    clear: bool = typer.Option(False, "--clear", help="Delete the whole cache, unless a process is using it"),
 ) -> None:
-    """Show where the cache lies and what it takes: imports that a command made by itself, and features.
+    """Show the cache's folder and size, or clear it.
 
-    It is made again when it is needed. GRCF_CACHE puts it elsewhere; the default is ~/.cache/grcf_ray.
+    The cache holds data sets that commands imported themselves, and features. Commands rebuild what they need.
+    The folder is $GRCF_CACHE, else ~/.cache/grcf_ray.
 
     \b
     Examples:
@@ -237,7 +229,7 @@ def cache(
 
 
 def _opened(data: str) -> DatasetStore:
-    """The store in a folder, or of a data set by its name."""
+    """Open the data store in a folder, or the store of a data set by name."""
     from grcf_ray.data.store import DatasetStore, find_data
 
     folder = Path(data)
@@ -245,9 +237,9 @@ def _opened(data: str) -> DatasetStore:
 
 
 def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None) -> None:
-    """What is known of a store, to standard output; the labels of test are left to the final evaluation.
+    """Print a summary of a data store, without reading the test split.
 
-    tables: the rows of train and valid, where they have been read.
+    tables: the rows of train and valid, if they have been read already.
     """
     import numpy as np
 
@@ -287,7 +279,7 @@ def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None
     for remark in remarks:
         console.say(f"note: {remark}")
     for fault in faults:
-        console.say(f"note: {fault}; these data can be measured on, not trained on")
+        console.say(f"note: {fault}; you can evaluate on these data, but not train on them")
 
 
 def _short(text: str) -> str:

@@ -1,42 +1,33 @@
-"""python -m grcf_ray.evaluate: measure a finished run's best model again, in a new process."""
+"""Command `evaluate`: measure the best model of a finished run again, in a new process."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import typer
 
 from grcf_ray import console
+from grcf_ray.cli import options
 from grcf_ray.data.datasets import spelled
 
-app = console.make_app("Measure the best model of a run again.")
+app = console.make_app("Measure a run's best model again")
 
 
 @app.command()
 def evaluate(
-    run: str = typer.Argument(..., help="A run, as the search printed it: a folder or a URI."),
-    data: Path | None = typer.Option(
-        None,
-        metavar="FILE|DIR",
-        help="The data, where they no longer lie where the run read them; with --on, its files.",
-    ),
+    run: options.Run,
+    data: options.MovedData = None,
     split: str = typer.Option(
-        "test", metavar="NAME", help="train, valid or test; reading test is noted in provenance."
+        "test", metavar="NAME", help="train, valid or test; each reading of test is recorded in the run"
     ),
     on: str | None = typer.Option(
-        None, metavar="NAME", callback=spelled, help="Another data set to measure the model on."
+        None, metavar="NAME", callback=spelled, help="Another data set to measure on; --data then gives its path"
     ),
-    label_range: tuple[float, float] | None = typer.Option(
-        None, metavar="A B", help="With --on: lowest and highest label of your own data."
-    ),
-    fit_features: bool = typer.Option(
-        False,
-        "--fit-features",
-        help="With --on: take audio and vision that differ from the model's: cut off or filled up, or left out.",
-    ),
-    json: bool = typer.Option(False, "--json", help="Print the metrics as JSON."),
+    label_range: options.LabelRange = None,
+    fit_features: options.FitFeatures = False,
+    json: options.Json = False,
 ) -> None:
-    """Load best/ and measure it on a split; says whether the figures are those that the search recorded.
+    """Measure the best model of a run on a split, and compare the metrics with the recorded ones.
+
+    --label-range and --fit-features are for another data set (--on).
 
     \b
     Examples:
@@ -66,7 +57,7 @@ def evaluate(
     except FileNotFoundError as error:
         raise no_model(record) from error
     if on is None and (label_range is not None or fit_features):
-        raise ConfigError("--label-range and --fit-features are for another data set: --on NAME")
+        raise ConfigError("--label-range and --fit-features are for another data set. Name it: --on NAME")
     store = recorded_store(record, data) if on is None else find_data(on, data, label_range)
     model = open_model(best)
     if split == "test":
@@ -94,4 +85,4 @@ def evaluate(
     for note in notes:
         console.say(console.sentence(note))
     if same is not None:
-        console.say("Exactly as recorded." if same else "Not as recorded: another machine type, or other versions.")
+        console.say("Exactly as recorded." if same else "Not as recorded: the machine type or the versions differ.")

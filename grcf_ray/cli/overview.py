@@ -1,4 +1,4 @@
-"""`grcf` without a command: its help, and errors about commands that do not exist."""
+"""Command `grcf` without a subcommand: list the commands, and reject unknown ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from importlib import import_module
 from grcf_ray import console
 from grcf_ray.cli import COMMANDS
 
-app = console.make_app("Search and train GRCF, a two-stage model for multimodal sentiment analysis.")
+app = console.make_app("Search and train GRCF, a two-stage model for multimodal sentiment analysis")
 for _name in COMMANDS:
     app.add_typer(import_module(f"grcf_ray.cli.{_name}").app, name=_name)

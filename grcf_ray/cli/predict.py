@@ -1,74 +1,72 @@
-"""python -m grcf_ray.predict: scores of new rows, by the best model of a run."""
+"""Command `predict`: score new rows with the best model of a run."""
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from grcf_ray import console
+from grcf_ray.cli import options
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from grcf_ray.data.rows import Shape
 
-app = console.make_app("Score new rows with the best model of a run.")
+app = console.make_app("Score new rows with a run's best model")
 
 
 class Device(str, enum.Enum):
-    """Where to compute."""
+    """Device that computes the scores."""
 
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
 
 
-class NonFinite(str, enum.Enum):
-    """What to do with NaN and infinity."""
-
-    fail = "fail"
-    zero = "zero"
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 @app.command()
 def predict(
-    run: str = typer.Argument(..., help="A run, its best/ or a copy of that: a folder or a URI."),
+    run: str = typer.Argument(
+        ..., metavar="RUN", help="Path or URI of the run, of its folder best/, or of a copy of best/"
+    ),
     input: Path = typer.Option(
         ...,
         metavar="FILE|DIR",
-        help="A table (Parquet, CSV, JSON lines, or a folder of them) with a column text, and audio and vision where "
-        "the model has them; or any of the formats that data import reads. Labels, splits and ids may be missing.",
+        help="Rows to score: a table (Parquet, CSV, JSON Lines, or a folder of them) with the columns text, audio and "
+        "vision, as far as the model reads them, or another format of data import. "
+        "Labels, splits and ids are optional",
     ),
     output: str = typer.Option(
-        ..., metavar="FILE", help="Where the scores go, by its name: .parquet, .csv or .jsonl; a path or a URI."
+        ..., metavar="FILE", help="Path or URI of the scores; its suffix is .parquet, .csv or .jsonl"
     ),
-    data_format: str = typer.Option("auto", metavar="NAME", help="The input's format, where it cannot be told."),
-    batch: int = typer.Option(2048, min=1, metavar="N", help="Rows that are held and scored at a time."),
-    device: Device = typer.Option(Device.auto, help="Where to compute."),
-    fit_features: bool = typer.Option(
-        False,
-        "--fit-features",
-        help="Take audio and vision that differ from the model's: cut off or filled up, or left out.",
+    data_format: str = typer.Option("auto", metavar="NAME", help="Format of the input; auto reads the content"),
+    batch: int = typer.Option(2048, min=1, metavar="N", help="Rows to hold and score at a time"),
+    device: Device = typer.Option(Device.auto, help="Device; auto is a GPU, if there is one"),
+    fit_features: options.FitFeatures = False,
+    non_finite: options.NonFinite = typer.Option(
+        options.NonFinite.FAIL, help="Refuse NaN and infinity in audio and vision, or set them to 0"
     ),
-    non_finite: NonFinite = typer.Option(NonFinite.fail, help="What to do with NaN and infinity in audio and vision."),
     seeds: bool = typer.Option(
         True,
         "--seeds/--no-seeds",
-        help="Score with the run's retrainings (search --seeds) too, for the mean and deviation over their seeds.",
+        help="Also score with the retrained models (search --seeds), for a mean and deviation over seeds",
     ),
-    with_text: bool = typer.Option(False, "--with-text", help="Write the texts beside their scores."),
-    json: bool = typer.Option(False, "--json", help="Print what was done as JSON."),
+    with_text: bool = typer.Option(False, "--with-text", help="Write each text beside its score"),
+    json: options.Json = False,
 ) -> None:
-    """Score every row of the input, in its order, and say which group or class the score is of.
+    """Score every row of the input, in order, and name the ordinal group or class of each score.
 
-    All rows are checked before the first is scored. Tables are read part by part, whatever their size; other formats
-    as a whole. Where rows have labels, the metrics of their scores are printed too, those of each split apart. The
-    output has its name only once it is whole.
+    All rows are checked before the first is scored. Tables are streamed, so they may be larger than memory; other
+    formats are loaded as a whole. If rows have labels, the metrics of each split are printed. The output file appears
+    only when it is complete.
 
     \b
     Examples:
@@ -92,13 +90,13 @@ def predict(
 
     target = storage_path(output, check=True)
     suffix = Path(target.name).suffix.lower()
-    if suffix not in _WRITERS:
-        raise ConfigError(f"--output {output}: give a name that ends in {', '.join(_WRITERS)}")
+    if suffix not in _SUFFIXES:
+        raise ConfigError(f"--output {output}: unknown file type. Give a name that ends in {', '.join(_SUFFIXES)}")
     if target.local is not None and input.exists() and target.local.resolve() == input.resolve():
-        raise ConfigError(f"--output {output}: is the input, which it would replace; give another name")
+        raise ConfigError(f"--output {output}: this is the input, and would be overwritten. Give another name")
     if device == Device.cuda and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no GPU here; --device cpu")
-    on = torch.device("cuda" if device != Device.cpu and torch.cuda.is_available() else "cpu")
+        raise ConfigError("--device cuda: this machine has no GPU. Use the CPU: --device cpu")
+    torch_device = torch.device("cuda" if device != Device.cpu and torch.cuda.is_available() else "cpu")
     use_deterministic_torch(available_threads())
 
     place = storage_path(run, check=True)
@@ -115,15 +113,15 @@ def predict(
         usually_aligned=saved.word_aligned,
     )
     if source.whole is not None:
-        console.progress(f"{input} is no table: all of its rows are held in memory at once")
+        console.progress(f"{input} is not a table, so all its rows are held in memory at once")
     shape = source.check()
     _, notes = fitted(_empty(shape), source, saved, asked=fit_features)
-    again = retrained_models(place) if seeds else []
-    if again:
-        console.progress(f"Scores of {len(again)} retrainings beside the model's own; --no-seeds leaves them out")
+    retrained = retrained_models(place) if seeds else []
+    if retrained:
+        console.progress(f"Scoring with {len(retrained)} retrained models too; --no-seeds leaves them out")
     models = [
-        dataclasses.replace(model, model=model.model.to(on), word_aligned=source.word_aligned)
-        for model in (saved, *map(open_model, again))
+        dataclasses.replace(model, model=model.model.to(torch_device), word_aligned=source.word_aligned)
+        for model in (saved, *map(open_model, retrained))
     ]
 
     cut = 0
@@ -142,18 +140,18 @@ def predict(
 
     start = time.monotonic()
     with target.writing() as path:
-        _WRITERS[suffix](path, answers())
+        _write(path, answers(), suffix)
     seconds = time.monotonic() - start
     metrics, more = labelled.metrics()
     notes += more
     if cut:
         longest = saved.config.features.max_tokens
-        notes.append(f"{cut} of {shape.rows} texts are cut: they have more than {longest} subwords")
+        notes.append(f"{cut} of {shape.rows} texts have more than {longest} subwords and are cut")
     if json:
-        done: dict[str, Any] = {"rows": shape.rows, "output": str(target), "seeds": len(again), "notes": notes}
-        done |= {"cut_texts": cut, "metrics": metrics}
-        done |= {"device": on.type, "seconds": seconds, "rows_per_s": shape.rows / seconds}
-        console.print_json(done)
+        result: dict[str, Any] = {"rows": shape.rows, "output": str(target), "seeds": len(retrained), "notes": notes}
+        result |= {"cut_texts": cut, "metrics": metrics}
+        result |= {"device": torch_device.type, "seconds": seconds, "rows_per_s": shape.rows / seconds}
+        console.print_json(result)
         return
     speed = f"{console.duration(seconds)}, {shape.rows / seconds:.0f} rows/s"
     console.say(f"{shape.rows} rows scored ({speed}): {target}")
@@ -163,51 +161,36 @@ def predict(
         console.print_table(
             ("metric", *metrics),
             [
-                (title, *(f"{of[key]:.4f}" if key in of else "-" for of in metrics.values()))
+                (title, *(f"{figures[key]:.4f}" if key in figures else "-" for figures in metrics.values()))
                 for key, title in METRIC_TITLES.items()
-                if any(key in of for of in metrics.values())
+                if any(key in figures for figures in metrics.values())
             ],
         )
 
 
 def _empty(shape: Shape) -> pa.Table:
-    """A table without rows, whose columns are those of the input."""
+    """Return a table without rows that has the input's columns."""
     import pyarrow as pa
 
     kinds = {name: pa.list_(pa.list_(pa.float32(), width)) for name, width in shape.widths.items()}
     return pa.schema({"text": pa.string(), **kinds}).empty_table()
 
 
-def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
-    import pyarrow.parquet as pq
-
-    first = next(tables)
-    with pq.ParquetWriter(path, first.schema) as writer:
-        writer.write_table(first)
-        for table in tables:
-            writer.write_table(table)
-
-
-def _write_csv(path: Path, tables: Iterator[pa.Table]) -> None:
-    import pyarrow.csv
-
-    first = next(tables)
-    with pyarrow.csv.CSVWriter(path, first.schema) as writer:
-        writer.write_table(first)
-        for table in tables:
-            writer.write_table(table)
-
-
-def _write_lines(path: Path, tables: Iterator[pa.Table]) -> None:
+def _write(path: Path, tables: Iterator[pa.Table], suffix: str) -> None:
+    """Write tables of one schema to a file, in the format of `suffix`."""
     import json
 
-    with path.open("w", encoding="utf-8") as file:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if suffix == ".jsonl":
+        with path.open("w", encoding="utf-8") as file:
+            for table in tables:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        return
+    first = next(tables)
+    writer_class = pyarrow.parquet.ParquetWriter if suffix == ".parquet" else pyarrow.csv.CSVWriter
+    with writer_class(path, first.schema) as writer:
+        writer.write_table(first)
         for table in tables:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
-
-
-_WRITERS: dict[str, Callable[[Path, Iterator[pa.Table]], None]] = {
-    ".parquet": _write_parquet,
-    ".csv": _write_csv,
-    ".jsonl": _write_lines,
-}
+            writer.write_table(table)

@@ -1,28 +1,30 @@
-"""python -m grcf_ray.report: a run on one page, as text, or as the data of its figures."""
+"""Command `report`: write a run's report as a page, as text, or as the data of its charts."""
 
 from __future__ import annotations
 
 import typer
 
 from grcf_ray import console
+from grcf_ray.cli import options
 
-app = console.make_app("Report a run.")
+app = console.make_app("Write the report of a run")
 
 
 @app.command()
 def report(
-    run: str = typer.Argument(..., help="A run, as the search printed it: a folder or a URI."),
-    text: bool = typer.Option(False, "--text", help="Print a report of 80 columns instead of writing the page."),
+    run: options.Run,
+    text: bool = typer.Option(False, "--text", help="Print the report in 80 columns instead of writing the page"),
     out: str | None = typer.Option(
         None,
         metavar="FILE",
-        help="Where the page goes, a path or a URI, and report.json beside it; default report.html in the run.",
+        help="Path or URI of the page; report.json is written beside it [default: report.html in the run]",
     ),
-    json: bool = typer.Option(False, "--json", help="Print the data of the figures instead of writing the page."),
+    json: bool = typer.Option(False, "--json", help="Print the data of the charts instead of writing the page"),
 ) -> None:
-    """Write a run's report: one page that needs no network, with report.json, the data of its figures, beside it.
+    """Write a run's report: one HTML page that needs no network, and report.json with the data of its charts.
 
-    A search writes the same page as it goes on. Nothing is trained, and no split is read: a report shows the record.
+    A search writes the same page while it runs. The report reads the run record alone: it trains nothing and opens no
+    data.
 
     \b
     Examples:
@@ -41,7 +43,7 @@ def report(
         raise ConfigError("--text, --json and --out: choose one")
     target = None if out is None else storage_path(out, check=True)
     if target is not None and target.name == DATA:
-        raise ConfigError(f"--out {out}: {DATA} is written beside the page; give the page another name")
+        raise ConfigError(f"--out {out}: {DATA} is written beside the page. Give the page another name")
     record = RunRecord(storage_path(run, check=True))
     if text:
         from grcf_ray.report.text import text_report

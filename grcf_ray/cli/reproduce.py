@@ -1,4 +1,4 @@
-"""python -m grcf_ray.reproduce: the paper's experiments on a run's data, one command each."""
+"""Command `reproduce`: run the paper's experiments from a finished search."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from grcf_ray import console
+from grcf_ray.cli import options as cli_options
 from grcf_ray.data.datasets import spelled
 
 if TYPE_CHECKING:
@@ -20,37 +21,41 @@ if TYPE_CHECKING:
     from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import StoragePath
 
-app = console.make_app("Run the paper's experiments from a finished search.")
+app = console.make_app("Run the paper's experiments")
 
 
 @app.command()
 def reproduce(
-    name: str = typer.Argument(..., help="An experiment; `list` names them, `all` runs all that the data admit."),
+    name: str = typer.Argument(
+        ..., metavar="NAME", help="Experiment; `list` lists them, `all` runs all that the data allow"
+    ),
     dataset: str | None = typer.Option(
-        None, metavar="NAME", callback=spelled, help="Data set whose finished search is taken."
+        None, metavar="NAME", callback=spelled, help="Data set whose finished search to start from"
     ),
-    run: str | None = typer.Option(None, "--from", metavar="RUN", help="The search to start from: a folder or a URI."),
-    data: Path | None = typer.Option(
-        None, metavar="FILE|DIR", help="The data, where they no longer lie where the run read them."
+    run: str | None = typer.Option(None, "--from", metavar="RUN", help="Path or URI of the search to start from"),
+    data: cli_options.MovedData = None,
+    seeds: int = typer.Option(5, metavar="N", min=1, help="Fresh seeds to train each row under"),
+    retune: bool = typer.Option(
+        False, "--retune", help="For ablation: also give each ablation its own search, at the same cost"
     ),
-    seeds: int = typer.Option(5, metavar="N", min=1, help="Fresh seeds that each row is trained under."),
-    retune: bool = typer.Option(False, "--retune", help="ablation: also search each ablation anew, for the same cost."),
     backbones: list[str] = typer.Option(
-        [], metavar="NAME|DIR", help="backbones: a text encoder to train with; may be repeated; default the paper's."
+        [], metavar="NAME|DIR", help="For backbones: text encoder to train; may be repeated [default: the paper's]"
     ),
     onto: str | None = typer.Option(
-        None, metavar="NAME", callback=spelled, help="transfer: the data set that the models are taken to."
+        None, metavar="NAME", callback=spelled, help="For transfer: data set to move the models to"
     ),
     onto_data: Path | None = typer.Option(
-        None, metavar="FILE|DIR", help="transfer: its files; default $GRCF_DATA/NAME, then ./data/NAME."
+        None,
+        metavar="FILE|DIR",
+        help="For transfer: path to that data set [default: $GRCF_DATA/NAME, then ./data/NAME]",
     ),
-    backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="Text encoder; for complexity."),
+    backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="For complexity without a run: text encoder"),
     storage: str | None = typer.Option(
-        None, metavar="DIR|URI", help="Where runs lie, without --from; default $GRCF_RUNS, then ./runs."
+        None, metavar="DIR|URI", help="Folder or URI of runs, without --from [default: $GRCF_RUNS, then ./runs]"
     ),
-    json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+    json: cli_options.Json = False,
 ) -> None:
-    """Run one of the paper's experiments: its numbers and yours side by side, over seeds.
+    """Run one of the paper's experiments over several seeds, and print the paper's numbers beside yours.
 
     \b
     Examples:
@@ -60,8 +65,8 @@ def reproduce(
       python -m grcf_ray.reproduce ablation --from runs/mosi-all-MiniLM-L6-v2-seed42 --retune
       python -m grcf_ray.reproduce transfer --from runs/mosei-deberta-v3-base-seed42 --onto mosi
 
-    The same command again goes on with what was interrupted, and trains nothing twice. Results lie in
-    RUN/reproduce/NAME: a page, figures, Markdown, LaTeX and JSON.
+    Run the same command again to resume; no model is trained twice. The results are in RUN/reproduce/NAME: a page,
+    figures, Markdown, LaTeX and JSON.
     """
     from grcf_ray.config import nearest
     from grcf_ray.errors import ConfigError
@@ -72,16 +77,18 @@ def reproduce(
         console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.what) for e in EXPERIMENTS.values()])
         return
     if name != "all" and name not in EXPERIMENTS:
-        raise ConfigError(f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))}; `list` names them")
+        raise ConfigError(
+            f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))}. List them: python -m grcf_ray.reproduce list"
+        )
     options = Options(retune=retune, backbone=backbone, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
     options.check(name)
     if name == "complexity" and run is None:
         if dataset is None:
-            raise ConfigError("complexity needs the data set whose features the model takes: --dataset NAME")
+            raise ConfigError("complexity needs a data set, for the widths of its features: --dataset NAME")
         _show([_complexity(dataset, backbone)], json, None)
         return
     if backbone is not None:
-        raise ConfigError("--backbone is for complexity without a run; a run has its own")
+        raise ConfigError("--backbone is for complexity without a run. A run has its own text encoder, so leave it out")
     _from_run(name, _chosen(name, run, dataset, storage), data, seeds, options, as_json=json)
 
 
@@ -98,20 +105,20 @@ def _complexity(dataset: str, backbone: str | None) -> ExperimentResult:
 
 
 def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None) -> RunRecord:
-    """The search to start from."""
+    """Return the record of the search to start from."""
     from grcf_ray.errors import ConfigError
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.run_lookup import finished_run, runs_place
     from grcf_ray.storage import storage_path
 
     if run is None and dataset is None:
-        raise ConfigError(f"{name} starts from a finished search: --dataset NAME, or --from RUN")
+        raise ConfigError(f"{name} starts from a finished search. Name it: --dataset NAME, or --from RUN")
     if run is None:
         assert dataset is not None
         return finished_run(runs_place(storage), dataset)
     record = RunRecord(storage_path(run, check=True))
     if dataset is not None and (searched := record.read_search()["data"]["name"]) != dataset:
-        raise ConfigError(f"{record} is a search of {searched}, not of {dataset}")
+        raise ConfigError(f"{record} is a search of {searched}, not of {dataset}. Leave out --dataset or --from")
     return record
 
 
@@ -137,16 +144,16 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
     outcomes = []
     for experiment in EXPERIMENTS.values():
         try:
-            # Each is written when it is there: what comes after it may take hours, or fail.
+            # Each result is written at once, because later experiments may take hours or fail.
             outcomes.append(_written(experiment, lab))
         except (ConfigError, DataError, NoWinnerError) as error:
-            # Those that the data do not admit, or that came to nothing, are named, and the others run.
-            console.progress(f"{experiment.name} is left out: {error}")
+            # An experiment that the data do not allow must not stop the others.
+            console.progress(f"{experiment.name} is skipped: {error}")
     _show(outcomes, as_json, record.place / "reproduce", several=True)
 
 
 def _written(experiment: Experiment, lab: ExperimentContext) -> ExperimentResult:
-    """The experiment's outcome, written beside the run."""
+    """Run an experiment and write its result into the run."""
     from grcf_ray.experiments.result import write_result
 
     outcome = lab.noted(_outcome(experiment, lab), trains=experiment.trains)
@@ -159,10 +166,10 @@ def _outcome(experiment: Experiment, lab: ExperimentContext) -> ExperimentResult
 
     from grcf_ray.search.winner import available_threads
 
-    module = import_module(f"grcf_ray.reproduce.{experiment.module}")
+    module = import_module(f"grcf_ray.experiments.{experiment.module}")
     function = getattr(module, experiment.name.replace("-", "_"))
     if experiment.name == "complexity":
-        # What a model costs is known from its shape.
+        # A model's cost follows from its shape, so this experiment needs no training.
         info = lab.store.info
         dims = {"audio": info.audio_dim, "vision": info.vision_dim}
         described: ExperimentResult = function(

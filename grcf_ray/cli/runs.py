@@ -1,43 +1,54 @@
-"""python -m grcf_ray.runs: the runs of a place: list them, look into one, compare two, export, watch."""
+"""Command `runs`: list runs, show one, compare two, export trials, watch a running search."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import shlex
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from grcf_ray import console
+from grcf_ray.cli import options
 
-# Help must be quick: the record's readers, which need torch, are imported by the command.
+# `--help` must be quick, so the readers of run records, which import torch, are imported by each command.
 if TYPE_CHECKING:
     from grcf_ray.report.selection import Row
     from grcf_ray.report.view import RunView
 
-app = console.make_app("List runs, look into one, compare two, export their trials, watch one that is running.")
+app = console.make_app("List, show, compare, export and watch runs")
 
-_RUN = "A run, as the search printed it: a folder or a URI."
-_FILTER = "Only rows for which this holds: COLUMN=VALUE, or with != < <= > >=; may be repeated."
+_Filters = Annotated[
+    list[str],
+    typer.Option(
+        "--filter", metavar="EXPR", help="Keep rows where COLUMN=VALUE, also with != < <= > >=; may be repeated"
+    ),
+]
+_Reverse = Annotated[bool, typer.Option("--reverse", help="Reverse the order")]
+_Stage = Annotated[int | None, typer.Option(min=1, max=2, help="Stage to include [default: both]")]
+_AllJson = Annotated[bool, typer.Option("--json", help="Print all columns of all rows as JSON")]
 _DATABASES = ("sqlite", "mysql", "postgresql", "redis")
-"""How the URLs of Optuna's storages begin."""
+"""Schemes of the URLs of Optuna's storages."""
 
 
 @app.command("list")
 def list_(
     storage: str | None = typer.Option(
-        None, metavar="DIR|URI", help="Where the runs are; default $GRCF_RUNS, then ./runs."
+        None, metavar="DIR|URI", help="Folder or URI of the runs [default: $GRCF_RUNS, then ./runs]"
     ),
-    sort: str = typer.Option("changed", metavar="COLUMN", help="The best, the latest or the smallest comes first."),
-    reverse: bool = typer.Option(False, "--reverse", help="The other way round."),
+    sort: str = typer.Option(
+        "changed", metavar="COLUMN", help="Column to sort by: best metric, latest date or smallest number first"
+    ),
+    reverse: _Reverse = False,
     state: str | None = typer.Option(
-        None, metavar="STATE", help="Only runs in this state: running, finished, interrupted, failed, died, broken."
+        None, metavar="STATE", help="Keep runs in this state: running, finished, interrupted, failed, died, broken"
     ),
-    filter_: list[str] = typer.Option([], "--filter", metavar="EXPR", help=_FILTER),
-    json: bool = typer.Option(False, "--json", help="Print all columns of all rows as JSON."),
+    filter_: _Filters = [],  # noqa: B006
+    json: _AllJson = False,
 ) -> None:
-    """List runs, with what they came to.
+    """List runs with their state, metrics and cost.
 
-    A run whose search was killed is `died`; the command that began it goes on with it. One whose record cannot be read
-    is a line with the reason.
+    The state `died` marks a run whose search was killed; run its command again to resume it. A run whose record cannot
+    be read is listed with the reason.
 
     \b
     Examples:
@@ -63,20 +74,23 @@ def list_(
 
 @app.command()
 def show(
-    run: str = typer.Argument(..., help=_RUN),
-    stage: int | None = typer.Option(None, min=1, max=2, help="Only this stage."),
-    trial: str | None = typer.Option(None, metavar="NAME", help="All of one trial, such as stage2/7."),
+    run: options.Run,
+    stage: _Stage = None,
+    trial: str | None = typer.Option(None, metavar="NAME", help="Trial to show in full, such as stage2/7"),
     sort: str = typer.Option(
-        "objective", metavar="COLUMN", help="A column; objective: the best first. --json lists all columns."
+        "objective", metavar="COLUMN", help="Column to sort by; objective puts the best trial first"
     ),
-    reverse: bool = typer.Option(False, "--reverse", help="The other way round."),
-    filter_: list[str] = typer.Option([], "--filter", metavar="EXPR", help=_FILTER),
-    columns: str | None = typer.Option(None, metavar="A,B", help="These columns instead of those that vary and fit."),
-    json: bool = typer.Option(False, "--json", help="Print all columns of all rows as JSON."),
+    reverse: _Reverse = False,
+    filter_: _Filters = [],  # noqa: B006
+    columns: str | None = typer.Option(
+        None, metavar="A,B", help="Columns to show [default: those that vary and fit; --json prints all]"
+    ),
+    json: _AllJson = False,
 ) -> None:
-    """Show a run's trials, or all of one trial.
+    """Show a run's trials, or one trial in full.
 
-    A column may be named by its last part: head_lr for stage2.head_lr. Metrics of a trial's best epoch are best/...
+    The last part of a column's name is enough: head_lr for stage2.head_lr. Columns named best/... hold the metrics of
+    a trial's best epoch.
 
     \b
     Examples:
@@ -90,13 +104,16 @@ def show(
 
     view, width = _opened(run), console.width()
     if trial is not None:
-        found = named_trial(view, trial)
-        if found is None:
-            raise ConfigError(f"--trial {trial}: the run has no such one; they are named stage1/0, stage2/7 and so on")
+        shown = named_trial(view, trial)
+        if shown is None:
+            raise ConfigError(
+                f"--trial {trial}: the run has no such trial. Names are stage1/0, stage2/7 and so on; list them: "
+                f"python -m grcf_ray.runs show {shlex.quote(run)}"
+            )
         if json:
-            console.print_json(trial_facts(view, found))
+            console.print_json(trial_facts(view, shown))
         else:
-            console.say("\n".join(trial_lines(view, found, width=width)))
+            console.say("\n".join(trial_lines(view, shown, width=width)))
         return
     tables = shown_trials(view, _stages(stage), filters=filter_, sort=sort, reverse=reverse)
     if json:
@@ -107,14 +124,14 @@ def show(
 
 @app.command()
 def compare(
-    one: str = typer.Argument(..., metavar="A", help=_RUN),
-    other: str = typer.Argument(..., metavar="B", help=_RUN),
-    json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
+    first: str = typer.Argument(..., metavar="A", help="Path or URI of a run"),
+    second: str = typer.Argument(..., metavar="B", help="Path or URI of another run"),
+    json: options.Json = False,
 ) -> None:
     """Compare two runs and their winners.
 
-    What differs of data, settings and space; parameters, figures and cost side by side. Where both have --seeds, the
-    difference on test has a 95 % interval; with one seed each there is no claim.
+    The comparison shows which data, settings and spaces differ, and puts parameters, metrics and cost side by side. If
+    both runs have --seeds, the difference on test has a 95 % interval. One seed each supports no claim.
 
     \b
     Examples:
@@ -123,27 +140,27 @@ def compare(
     """
     from grcf_ray.report.comparison import compare_runs, comparison_lines
 
-    found = compare_runs(_opened(one), _opened(other))
+    comparison = compare_runs(_opened(first), _opened(second))
     if json:
-        console.print_json(found)
+        console.print_json(comparison)
     else:
-        console.say("\n".join(comparison_lines(found, width=console.width())))
+        console.say("\n".join(comparison_lines(comparison, width=console.width())))
 
 
 @app.command()
 def export(
-    run: str = typer.Argument(..., help=_RUN),
+    run: options.Run,
     to: str = typer.Option(
-        ..., metavar="FILE|URL", help="A file or URI that ends in .csv, .parquet or .json, or an Optuna storage."
+        ..., metavar="FILE|URL", help="File or URI that ends in .csv, .parquet or .json, or an Optuna storage URL"
     ),
-    stage: int | None = typer.Option(None, min=1, max=2, help="Only this stage."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace studies of the same name in Optuna's storage."),
+    stage: _Stage = None,
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace studies of the same name in the Optuna storage"),
 ) -> None:
-    """Write the trials to a table, or to Optuna.
+    """Export a run's trials to a table or to an Optuna storage.
 
-    To a table a row a trial, to an Optuna storage a study a stage. A table has all parameters, those that Stage 2
-    inherits too, and the metrics of each trial's best epoch; a file of that name is replaced. In CSV, texts that a
-    spreadsheet would run as formulas have an apostrophe before them.
+    A table has one row per trial: all parameters, including those that Stage 2 inherits, and the metrics of the trial's
+    best epoch. An existing file is replaced. In CSV, an apostrophe is put before texts that a spreadsheet would run as
+    formulas. An Optuna storage gets one study per stage.
 
     \b
     Examples:
@@ -164,7 +181,7 @@ def export(
         console.progress(f"written: the studies {' and '.join(names)}")
         return
     place = storage_path(to, check=True)
-    # Before the run is read, which may take a while.
+    # Reading the run may take a while, so the format is checked first.
     check_format(place)
     view = _opened(run)
     rows = [row for number in _stages(stage) for row in trial_rows(view, number)]
@@ -174,14 +191,16 @@ def export(
 
 @app.command()
 def watch(
-    run: str = typer.Argument(..., help=_RUN),
-    every: float = typer.Option(3.0, metavar="SECONDS", min=0.1, help="Time between two looks at the record."),
-    once: bool = typer.Option(False, "--once", help="Look once; so it is where the output is no terminal."),
+    run: options.Run,
+    every: float = typer.Option(3.0, metavar="SECONDS", min=0.1, help="Seconds between two readings of the record"),
+    once: bool = typer.Option(
+        False, "--once", help="Print one snapshot and exit (default when output is not a terminal)"
+    ),
 ) -> None:
     """Watch a running search from a second terminal.
 
-    Shown are progress, what is left, running trials and failures. It reads the record and writes nothing. It ends when
-    the search ends; Ctrl-C ends it before, and not the search.
+    The display shows progress, time left, running trials and failures. It only reads the record. It ends with the
+    search; Ctrl-C ends the display, not the search.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""python -m grcf_ray.search: the main job, from data to the best two-stage model that a budget finds."""
+"""Command `search`: search both stages of GRCF on a data set, and test the winner once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from grcf_ray import console
-from grcf_ray.data.datasets import spelled
+from grcf_ray.cli import options
 
-# Help must be quick: torch, Ray and the rest are imported once the arguments are parsed.
+# `--help` must be quick, so torch and Ray are imported after the arguments are parsed.
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
     from grcf_ray.search.preflight import Capacity
@@ -20,72 +20,74 @@ if TYPE_CHECKING:
     from grcf_ray.search.session import Session
     from grcf_ray.search.space import Space
 
-app = console.make_app("Search both stages of GRCF and evaluate the winner once on test.")
+app = console.make_app("Search both stages and test the winner once")
 
 
 @app.command()
 def search(
-    dataset: str = typer.Option(
-        ..., metavar="NAME", callback=spelled, help="A known data set (python -m grcf_ray.data list), or your own."
-    ),
-    data: Path | None = typer.Option(
-        None, metavar="FILE|DIR", help="Its files; default $GRCF_DATA/NAME, then ./data/NAME."
-    ),
-    label_range: tuple[float, float] | None = typer.Option(
-        None, metavar="A B", help="Lowest and highest label of your own data."
-    ),
-    space: Path | None = typer.Option(None, metavar="FILE", help="Search space; default the one that ships for NAME."),
+    dataset: options.Dataset,
+    data: options.Data = None,
+    label_range: options.LabelRange = None,
+    space: options.Space = None,
     set_: list[str] = typer.Option(
-        [], "--set", metavar="PATH=VALUE", help="Fix a setting, searched or not; may be repeated."
+        [], "--set", metavar="PATH=VALUE", help="Fix a setting, even if the space searches it; may be repeated"
     ),
-    backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="Text encoder."),
-    stage1_trials: int | None = typer.Option(None, metavar="N", help="Trials of Stage 1."),
-    stage2_trials: int | None = typer.Option(None, metavar="N", help="Trials of Stage 2."),
-    finalists: int | None = typer.Option(None, metavar="N", help="Stage 1 checkpoints that Stage 2 may start from."),
+    backbone: options.Backbone = None,
+    stage1_trials: int | None = typer.Option(None, metavar="N", help="Trials of Stage 1 [default: from the space]"),
+    stage2_trials: int | None = typer.Option(None, metavar="N", help="Trials of Stage 2 [default: from the space]"),
+    finalists: int | None = typer.Option(
+        None, metavar="N", help="Stage 1 checkpoints that Stage 2 may start from [default: from the space]"
+    ),
     seeds: int = typer.Option(
-        0, metavar="N", help="Retrain the winner and the starting point under N fresh seeds, and compare them on test."
+        0, metavar="N", help="Retrain the winner and the starting point under N fresh seeds and compare them on test"
     ),
     direct: bool = typer.Option(
-        False, "--direct", help="Search the baseline instead: MAE alone, no Stage 1, for the same cost."
+        False, "--direct", help="Search the baseline instead, at the same cost: MAE (or BCE) alone, no Stage 1"
     ),
-    workers: int | None = typer.Option(None, metavar="W", help="Processes that train one trial together."),
-    concurrent: int | None = typer.Option(None, metavar="N", help="Trials at a time; default as many as fit."),
-    cpus_per_worker: int | None = typer.Option(None, metavar="C", help="CPUs, and so threads, of a worker."),
-    gpus_per_worker: float | None = typer.Option(None, metavar="G", help="GPUs of a worker; a fraction shares one."),
+    workers: int | None = typer.Option(None, metavar="W", help="Processes that train one trial together [default: 1]"),
+    concurrent: int | None = typer.Option(None, metavar="N", help="Trials at a time [default: as many as fit]"),
+    cpus_per_worker: int | None = typer.Option(
+        None, metavar="C", help="CPUs and torch threads of a worker [default: 1]"
+    ),
+    gpus_per_worker: float | None = typer.Option(
+        None, metavar="G", help="GPUs of a worker; with a fraction, trials share a GPU [default: 0]"
+    ),
     accelerator_type: str | None = typer.Option(
-        None, metavar="KIND", help="Kind of GPU that a worker's node has to have, such as A100 (see ray status -v)."
+        None, metavar="KIND", help="GPU type of the workers, such as A100 (see ray status -v) [default: any]"
     ),
-    name: str | None = typer.Option(None, metavar="NAME", help="Run name; default dataset-backbone-seed."),
+    name: str | None = typer.Option(None, metavar="NAME", help="Run name [default: dataset-backbone-seed]"),
     storage: str | None = typer.Option(
         None,
         metavar="DIR|URI",
-        help="Where runs go, such as s3://bucket/runs; default $GRCF_RUNS, then ./runs, in a Ray job ~/grcf_runs.",
+        help="Folder of runs, or a URI such as s3://bucket/runs "
+        "[default: $GRCF_RUNS, then ./runs; in a Ray job ~/grcf_runs]",
     ),
     shared: bool = typer.Option(
-        False, "--shared", help="Let others read the run, as your umask allows; without it, you alone."
+        False, "--shared", help="Let other users read the run, as your umask allows [default: only you]"
     ),
     time_budget: str | None = typer.Option(
         None,
         metavar="TIME",
-        help="Time for the search, such as 2h: each stage hands on what it has by then. --seeds come after it.",
+        help="Time limit of the search, such as 2h; each stage hands on its best results so far. "
+        "The time of --seeds is not counted",
     ),
-    seed: int | None = typer.Option(None, metavar="S", help="Seed of everything; default 42."),
+    seed: int | None = typer.Option(None, metavar="S", help="Seed of all random numbers [default: 42]"),
     reopen: bool = typer.Option(
-        False, "--reopen", help="Let a finished Stage 2 search on from the finalists of an extended Stage 1."
+        False, "--reopen", help="Extend a finished Stage 2 with the finalists of an extended Stage 1"
     ),
-    force: bool = typer.Option(
-        False, "--force", help="Where the name holds a run with other settings, take a new name."
-    ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Check and print the plan, run nothing."),
+    force: bool = typer.Option(False, "--force", help="If the run name is taken by other settings, append a number"),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check the search, print its plan and exit"),
     calibrate: bool = typer.Option(
-        False, "--calibrate", help="Time trials side by side, and print how many to run at a time; run nothing."
+        False, "--calibrate", help="Time trials side by side, suggest how many to run at a time and exit"
     ),
     print_config: bool = typer.Option(
-        False, "--print-config", help="Print the starting configuration as YAML, run nothing."
+        False, "--print-config", help="Print the starting configuration as YAML and exit"
     ),
-    json: bool = typer.Option(False, "--json", help="Print the result as JSON; with --dry-run the plan."),
+    json: bool = typer.Option(False, "--json", help="Print the result as JSON; with --dry-run, the plan"),
 ) -> None:
-    """Search Stage 1, hand its best checkpoints to a search of Stage 2, evaluate the winner once on test.
+    """Search both stages of GRCF, then measure the winner once on the test split.
+
+    Stage 1 hands its best checkpoints to Stage 2. Validation alone chooses the winner.
 
     \b
     Examples:
@@ -96,8 +98,8 @@ def search(
       python -m grcf_ray.search --dataset mosi --set model.modalities=text --set stage1.epochs=5
       python -m grcf_ray.search --dataset mosi --time-budget 2h --seeds 5 --storage s3://bucket/runs
 
-    The same command again goes on with an interrupted run; a larger --stage1-trials or --stage2-trials extends one.
-    --debug shows tracebacks, --version the version; so does every command.
+    Run the same command again to resume an interrupted search. A larger --stage1-trials or --stage2-trials extends a
+    finished one. Every command takes --debug, which shows tracebacks, and --version.
     """
     from grcf_ray.config import check_read, config_faults, parse_assignments, to_yaml
     from grcf_ray.errors import ConfigError
@@ -152,7 +154,7 @@ def search(
 
 
 def _as_typed(fault: str) -> str:
-    """A setting's fault under the name of its own option."""
+    """Return a setting's fault under the name of the setting's option."""
     path, _, rest = fault.partition(" = ")
     return f"--{path.rpartition('.')[2].replace('_', '-')} {rest}"
 
@@ -206,9 +208,9 @@ def _run(
 
 
 def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
-    """What will run, on standard error. cut: texts that are longer than the model reads, of so many.
+    """Print the plan on standard error. cut: number of texts that are too long for the model, and of all texts.
 
-    An import cannot count those: how many subwords a text has hangs on the encoder, which is chosen here.
+    The import cannot count long texts, because the number of subwords depends on the encoder.
     """
     from grcf_ray.data.schema import split_sizes
     from grcf_ray.report.terminal import typed
@@ -222,8 +224,8 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
         console.progress(f"         {note}")
     if cut[0]:
         console.progress(
-            f"         {cut[0]} of {cut[1]} texts of train and valid are cut: they have more than "
-            f"features.max_tokens = {config.features.max_tokens} subwords"
+            f"         {cut[0]} of {cut[1]} texts of train and valid have more than "
+            f"features.max_tokens = {config.features.max_tokens} subwords and are cut"
         )
     encoder = f"{config.model.backbone}, {config.model.frozen_layers} frozen layers"
     console.progress(f"Model:   {encoder if config.model.sees_text else 'no text encoder'}")
@@ -232,7 +234,7 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
     stages = [f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in session.budgets.items()]
     after = [f"{config.search.finalists} finalists"] if len(stages) > 1 else []
     after += [f"at most {session.time_budget / 60:g} minutes of search"] if session.time_budget is not None else []
-    after += [f"winner and start under {session.seeds} seeds"] if session.seeds else []
+    after += [f"winner and starting point retrained under {session.seeds} seeds"] if session.seeds else []
     console.progress("Budget:  " + "; ".join([", then ".join(stages), *after]))
     per = f"{config.search.cpus_per_worker} CPU" + (
         f" + {config.search.gpus_per_worker:g} GPU" if config.search.gpus_per_worker else ""
@@ -248,8 +250,7 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
 
 
 def _print_plan_json(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
-    """The same plan as JSON on standard output; settings have the names of the configuration."""
-
+    """Print the same plan as JSON on standard output, with every setting by its path."""
     from grcf_ray.config import flatten
 
     info, space = session.store.info, session.space
@@ -282,32 +283,35 @@ def _print_calibration(session: Session, as_json: bool) -> None:
     from grcf_ray.errors import ClusterError
     from grcf_ray.search.calibration import suggestion
 
-    # Ray prints what befalls its processes on standard output, which is the answer's.
+    # Ray reports dead processes on standard output, which is reserved for the answer.
     with contextlib.redirect_stdout(sys.stderr):
-        ways = session.calibrate()
-    best = suggestion(ways)
+        placements = session.calibrate()
+    best = suggestion(placements)
     if best is None:
-        raise ClusterError(f"no trial could be timed: {ways[0].fault}")
+        raise ClusterError(f"no trial could be timed: {placements[0].fault}")
     if as_json:
-        console.print_json({"ways": [vars(way) for way in ways], "suggested": vars(best)}, indent=None)
+        answer = {"ways": [vars(placement) for placement in placements], "suggested": vars(best)}
+        console.print_json(answer, indent=None)
         return
-    one = ways[0].rate
+    single = placements[0].rate
     console.print_table(
-        ["trials", "CPUs each", "GPU each", "utterances/s", "of one trial's"],
+        ["trials", "CPUs each", "GPU each", "utterances/s", "against one trial"],
         [
             (
-                str(way.trials),
-                str(way.cpus),
-                f"{way.gpus:.3g}",
-                f"{way.rate:.1f}" if way.rate else way.fault or "-",
-                f"{way.rate / one:.2f}" if way.rate and one else "-",
+                str(placement.trials),
+                str(placement.cpus),
+                f"{placement.gpus:.3g}",
+                f"{placement.rate:.1f}" if placement.rate else placement.fault or "-",
+                f"{placement.rate / single:.2f}" if placement.rate and single else "-",
             )
-            for way in ways
+            for placement in placements
         ],
     )
-    each, of = (f"--gpus-per-worker {best.gpus:g}", "GPU") if best.gpus else (f"--cpus-per-worker {best.cpus}", "node")
+    each, unit = (
+        (f"--gpus-per-worker {best.gpus:g}", "GPU") if best.gpus else (f"--cpus-per-worker {best.cpus}", "node")
+    )
     alone = "" if best.gpus or best.trials > 1 else " --concurrent 1"
-    console.say(f"Suggested: {each}{alone}, {best.trials} trial{'s' * (best.trials > 1)} at a time on a {of}")
+    console.say(f"Suggested: {each}{alone}, {best.trials} trial{'s' * (best.trials > 1)} at a time on a {unit}")
 
 
 def _print(record: RunRecord, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""python -m grcf_ray.train: one configuration through both stages, under Ray where several workers share it."""
+"""Command `train`: train one configuration through both stages; several workers run under Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from grcf_ray import console
-from grcf_ray.data.datasets import spelled
+from grcf_ray.cli import options
 
 if TYPE_CHECKING:
     from grcf_ray.config import RunConfig, SearchConfig
@@ -22,47 +22,43 @@ if TYPE_CHECKING:
     from grcf_ray.train.distributed import WorkerGroup
     from grcf_ray.train.job import JobRunner, StageJob
 
-app = console.make_app("Train one configuration through both stages.")
+app = console.make_app("Train one configuration through both stages")
 
 
 @app.command()
 def train(
-    dataset: str | None = typer.Option(None, metavar="NAME", callback=spelled, help="A known data set, or your own."),
-    data: Path | None = typer.Option(
-        None, metavar="FILE|DIR", help="Its files; default $GRCF_DATA/NAME, then ./data/NAME."
-    ),
-    label_range: tuple[float, float] | None = typer.Option(
-        None, metavar="A B", help="Lowest and highest label of your own data."
-    ),
+    dataset: options.OptionalDataset = None,
+    data: options.Data = None,
+    label_range: options.LabelRange = None,
     space: Path | None = typer.Option(
-        None,
-        metavar="FILE",
-        help="Search space whose starting point to train; default the one that ships for NAME.",
+        None, metavar="FILE", help="Search space; its starting point is trained [default: the shipped space for NAME]"
     ),
-    set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="A setting; may be repeated."),
-    backbone: str | None = typer.Option(None, metavar="NAME|DIR", help="Text encoder."),
-    ablation: str = typer.Option("full", metavar="NAME", help="One of the switches of Table 3; see below."),
+    set_: options.Settings = [],  # noqa: B006
+    backbone: options.Backbone = None,
+    ablation: str = typer.Option("full", metavar="NAME", help="Row of the paper's Table 3; see the list below"),
     out: Path | None = typer.Option(
-        None, metavar="DIR", help="Folder for checkpoints, continued if it has any; default runs/train."
+        None, metavar="DIR", help="Folder of checkpoints; training resumes from those it holds [default: runs/train]"
     ),
     threads: int | None = typer.Option(
-        None, metavar="N", help="Torch threads of a process; default all CPUs, or those of a worker."
+        None, metavar="N", help="Torch threads of a process [default: all CPUs, or those of a worker]"
     ),
-    workers: int = typer.Option(1, metavar="W", min=1, help="Processes that train together; several run under Ray."),
-    cpus_per_worker: int = typer.Option(1, metavar="C", min=1, help="CPUs of each of several workers."),
+    workers: int = typer.Option(1, metavar="W", min=1, help="Processes that train together; several run under Ray"),
+    cpus_per_worker: int = typer.Option(1, metavar="C", min=1, help="CPUs of a worker, if there are several"),
     gpus_per_worker: float = typer.Option(
-        0.0, metavar="G", min=0.0, help="GPUs of each of several workers; a fraction shares one."
+        0.0, metavar="G", min=0.0, help="GPUs of a worker, if there are several; with a fraction, workers share a GPU"
     ),
     from_: str | None = typer.Option(
-        None, "--from", metavar="RUN", help="Train a recorded trial of a run again, and compare; with --trial."
+        None, "--from", metavar="RUN", help="Run whose trial (--trial) to train again and compare with its record"
     ),
     trial: str | None = typer.Option(
-        None, metavar="NAME", help="Such as stage2/7, or seeds/stage2/0 of the retrainings."
+        None, metavar="NAME", help="Trial to repeat: stage2/7, or seeds/stage2/0 for a retraining"
     ),
-    print_model: bool = typer.Option(False, "--print-model", help="Print the parameter table, train nothing."),
-    print_config: bool = typer.Option(False, "--print-config", help="Print the configuration as YAML, train nothing."),
+    print_model: bool = typer.Option(False, "--print-model", help="Print the parameter table and exit"),
+    print_config: bool = typer.Option(False, "--print-config", help="Print the configuration as YAML and exit"),
 ) -> None:
-    """Train one configuration through both stages; validation figures after each epoch. Test is not read.
+    """Train one configuration through both stages, and print validation metrics after each epoch.
+
+    The test split is not read. Run the same command again to resume.
 
     \b
     Examples:
@@ -81,7 +77,7 @@ def train(
     from grcf_ray.search.run_lookup import space_on
 
     if from_ is not None and trial is not None:
-        options = {
+        conflicting = {
             "--dataset": dataset,
             "--label-range": label_range,
             "--space": space,
@@ -95,14 +91,17 @@ def train(
             "--print-model": print_model,
             "--print-config": print_config,
         }
-        if given := [name for name, value in options.items() if value]:
-            raise ConfigError(f"--from repeats a trial as it was recorded: leave out {', '.join(given)}")
+        if given := [name for name, value in conflicting.items() if value]:
+            raise ConfigError(f"--from repeats a trial with its recorded settings: leave out {', '.join(given)}")
         _replay(from_, trial, data, out)
         return
     if dataset is None or from_ is not None or trial is not None:
         raise ConfigError("give --dataset NAME to train a configuration, or --from RUN --trial NAME to repeat a trial")
     if ablation not in ABLATIONS:
-        raise ConfigError(f"unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))}; {', '.join(ABLATIONS)}")
+        raise ConfigError(
+            f"--ablation: unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))}. "
+            f"Choose from {', '.join(ABLATIONS)}"
+        )
     start = flatten(space_on(dataset, space, data, label_range).config())
     asked = ({"model.backbone": backbone} if backbone else {}) | parse_assignments(set_)
     config = build_config({**start, **ABLATIONS[ablation], **asked})
@@ -111,7 +110,7 @@ def train(
     elif print_model:
         _print_model(config, dataset, data, label_range)
     else:
-        # How the work is shared is no part of the settings that a folder of checkpoints belongs to.
+        # Workers do not change the results, so they are not among the settings that a folder of checkpoints is tied to.
         sharing = dataclasses.replace(
             config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
         )
@@ -120,12 +119,12 @@ def train(
         task = store.info.task
         check_read(task, parse_assignments(set_))
         if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
-            raise ConfigError(f"--ablation {ablation} changes nothing for a data set for {task}")
+            raise ConfigError(f"--ablation {ablation}: changes no setting that {task} uses. Choose another ablation")
         _train(config, sharing, store, out, threads)
 
 
 def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
-    """Train a recorded trial again, as far as it came; GrcfError where a figure is not the same to the last bit."""
+    """Train a recorded trial again, up to its last epoch. GrcfError if a figure differs in any bit."""
     import tempfile
 
     from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
@@ -136,9 +135,11 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
 
     record, holder, trial = find_trial(run, name)
     if not trial.epoch and not trial.finished:
-        raise DataError(f"{name} of {run} has no epoch on record yet: there is nothing to repeat")
+        raise DataError(f"{name} of {run} has no recorded epoch yet, so there is nothing to repeat")
     if out is not None and out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty, and a trial is repeated from its start. Give another folder: --out DIR")
+        raise ConfigError(
+            f"{out} is not empty, but a trial is repeated from its start. Give an empty folder: --out DIR"
+        )
     store = recorded_store(record, data)
     with tempfile.TemporaryDirectory(prefix="grcf-replay-") as scratch:
         place = storage_path(out or Path(scratch) / "trial")
@@ -156,24 +157,24 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
     if differences := unlike(trial, result):
         described = record.read_search()
         versions = other_versions(described["versions"])
-        there, here = described.get("encoder"), encoder_of(config)
-        if there and here and there != here:
-            weights = f"{there['weights_sha256']} there, {here['weights_sha256']} here"
-            versions.append(f"weights of {here['name']}: {weights}")
+        before, now = described.get("encoder"), encoder_of(config)
+        if before and now and before != now:
+            weights = f"{before['weights_sha256']} recorded, {now['weights_sha256']} now"
+            versions.append(f"weights of {now['name']}: {weights}")
         raise GrcfError(
-            faults_message(f"{name} of {run} came out otherwise:", differences)
+            faults_message(f"{name} of {run} did not reproduce:", differences)
             + "\n"
-            + (faults_message("What it was recorded with:", versions) if versions else "The versions are the same.")
+            + (faults_message("Versions that changed:", versions) if versions else "The versions are the same.")
         )
     if trial.error is not None:
         console.say(f"Recorded: {trial.state} in epoch {trial.epoch + 1}, {trial.cause}: {trial.error}")
-        console.say(f"Now: {result.get('failure', 'it went on')}")
+        console.say(f"Now: {result.get('failure', 'it continued')}")
     epochs_again = f"{trial.epoch} epoch{'s' if trial.epoch != 1 else ''}"
     console.say(f"Reproduced: {name}, {trial.state}, {epochs_again}, every figure the same")
 
 
 def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range: tuple[float, float] | None) -> None:
-    """The table of Table 12. Without data it takes the fact sheet's dims; without weights, shapes alone."""
+    """Print the parameter table (Table 12). Needs no weights, and no data for a known data set."""
     import torch
 
     from grcf_ray.data import datasets
@@ -212,7 +213,7 @@ def _ready(
     label_range: tuple[float, float] | None,
     out: Path,
 ) -> DatasetStore:
-    """The data, once all that can keep the configuration from being trained on them is looked into."""
+    """Open the data, and check that the configuration can be trained on them."""
     from grcf_ray.config import check_margins
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError, faults_message
@@ -233,16 +234,16 @@ def _ready(
 
 
 def _join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> None:
-    """Connect to Ray. What can never be placed there is refused: Ray would wait for it forever."""
+    """Connect to Ray, and refuse workers that no node can hold: Ray would wait for them forever."""
     from grcf_ray.errors import ConfigError
 
     if sharing.workers > config.pairs.groups_per_step:
         raise ConfigError(
-            f"--workers {sharing.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups to "
-            f"deal out. Use at most as many workers, or raise it: --set pairs.groups_per_step={sharing.workers}"
+            f"--workers {sharing.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups, "
+            f"at least one per worker. Use fewer workers, or more groups: --set pairs.groups_per_step={sharing.workers}"
         )
     if config.train.device == "cuda" and not sharing.gpus_per_worker:
-        raise ConfigError("train.device = cuda, but the workers are given no GPU: --gpus-per-worker 1")
+        raise ConfigError("train.device = cuda, but the workers have no GPU. Give each worker one: --gpus-per-worker 1")
 
     from grcf_ray.cluster import connect
 
@@ -256,7 +257,7 @@ def _join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) ->
 
 
 def _train(config: RunConfig, sharing: SearchConfig, store: DatasetStore, out: Path, threads: int | None) -> None:
-    """Train both stages, or what is left of them."""
+    """Train both stages, or their remaining epochs."""
     import os
 
     from grcf_ray.data import datasets
@@ -282,7 +283,7 @@ def _train(config: RunConfig, sharing: SearchConfig, store: DatasetStore, out: P
 def _stage_jobs(
     config: RunConfig, protocol: MetricProtocol, out: StoragePath, *, threads: int, gpu: bool
 ) -> list[tuple[StageJob, int]]:
-    """The stages that have epochs, each with their number. Stage 2 starts from what Stage 1 leaves."""
+    """Return a job and its number of epochs for each stage that has any. Stage 2 starts from Stage 1's checkpoint."""
     from grcf_ray.config import flatten
     from grcf_ray.train.job import StageJob
     from grcf_ray.train.stage import stage_seed
@@ -309,7 +310,7 @@ def _stage_jobs(
 
 @contextlib.contextmanager
 def _runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | WorkerGroup]:
-    """What runs the jobs: this process, or workers that end with the context."""
+    """Yield the runner of the jobs: this process, or workers that end with the context."""
     from grcf_ray.errors import GrcfError
     from grcf_ray.train.job import JobRunner
 
@@ -332,19 +333,19 @@ def _runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | W
             yield group
     except WorkersDiedError as error:
         raise GrcfError(
-            f"the workers ended before their time ({error}). Finished epochs are kept: the same command goes on"
+            f"workers exited unexpectedly ({error}). Finished epochs are kept; resume with the same command"
         ) from error
 
 
 def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> None:
-    """Train the epochs that a stage lacks, a line each, and print its best. A known failure raises its error."""
+    """Train a stage's remaining epochs, print a line for each, then its best epoch. A known failure is raised."""
     from grcf_ray import errors
     from grcf_ray.storage import storage_path
     from grcf_ray.train.checkpoint import read_state
 
     folder, name = storage_path(job.folder), f"stage {job.stage}"
-    if found := _epochs_found(folder):
-        console.progress(f"{name}: goes on after epoch {found}")
+    if trained := _trained_epochs(folder):
+        console.progress(f"{name}: resumes after epoch {trained}")
     runner.start(job)
     noted: list[str] = []
     done = False
@@ -355,15 +356,15 @@ def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> None:
         noted, done = result["notes"], result["done"]
         if "failure" in result:
             raise getattr(errors, result["error"], errors.GrcfError)(result["failure"])
-        # Nothing is left to train in a stage that was finished before, unless its files turned out to be damaged.
-        if result["epoch"] > found or noted:
+        # A stage that was finished before has no new epoch, unless its checkpoints turned out to be damaged.
+        if result["epoch"] > trained or noted:
             console.progress(_line(job.stage, epochs, result["curve"][-1]))
     best = read_state(folder / "best.safetensors")["curve"][-1]
     console.say(f"{name}: best epoch {best['epoch']}, " + ", ".join(_figures(best)))
 
 
-def _epochs_found(folder: StoragePath) -> int:
-    """Epochs that a stage's last checkpoint holds; 0 where there is none, or where the stage will find it damaged."""
+def _trained_epochs(folder: StoragePath) -> int:
+    """Return the epochs of a stage's last checkpoint; 0 if it is missing or damaged."""
     from grcf_ray.errors import DataError
     from grcf_ray.train.checkpoint import read_state
 
@@ -374,24 +375,24 @@ def _epochs_found(folder: StoragePath) -> int:
 
 
 def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
-    """Keep the configuration beside the checkpoints; ConfigError where they belong to another one."""
+    """Write the configuration beside the checkpoints. ConfigError if they belong to another configuration."""
     import json
 
     from grcf_ray.config import flatten
     from grcf_ray.errors import ConfigError, faults_message
     from grcf_ray.files import write_json
 
-    ours = {"data": fingerprint, **flatten(config)}
+    settings = {"data": fingerprint, **flatten(config)}
     path = out / "train.json"
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{k}: {theirs.get(k)} -> {v}" for k, v in ours.items() if theirs.get(k) != v]
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{k}: {recorded.get(k)} -> {v}" for k, v in settings.items() if recorded.get(k) != v]
         if changed:
             raise ConfigError(
                 faults_message(f"{out} holds checkpoints of other settings:", changed)
                 + "\nGive another folder: --out DIR"
             )
-    write_json(path, ours)
+    write_json(path, settings)
 
 
 def _line(stage: int, epochs: int, metrics: dict[str, Any]) -> str:

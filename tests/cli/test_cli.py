@@ -36,6 +36,7 @@ def test_the_overview_names_every_command(monkeypatch: pytest.MonkeyPatch, capsy
     assert exit_code(monkeypatch, "--help") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == list(COMMANDS)
+    assert not [line for line in lines if line.endswith("...")], "a summary is cut"
 
 
 def test_an_unknown_command_is_a_usage_error(
@@ -65,8 +66,9 @@ def test_one_command_does_not_import_the_others() -> None:
         "print(sorted(name for name in sys.modules if name.startswith('grcf_ray.cli.')))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "['grcf_ray.cli.runs']"
+    assert said.splitlines()[-1] == "['grcf_ray.cli.options', 'grcf_ray.cli.runs']"
 
 
 def test_the_commands_are_the_modules() -> None:
-    assert set(COMMANDS) | {"__init__", "overview"} == {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    assert modules == {*COMMANDS, "__init__", "options", "overview"}

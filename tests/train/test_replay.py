@@ -91,7 +91,7 @@ def test_other_figures_are_named(copied: Path, capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert out == ""
     *_, head, difference, versions = err.splitlines()
-    assert head.startswith("error: stage1/0 of ") and head.endswith("came out otherwise:")
+    assert head.startswith("error: stage1/0 of ") and head.endswith("did not reproduce:")
     assert difference == f"  epoch 2, valid/mae: {true + 0.25} -> {true}"
     assert versions == "The versions are the same."
 
@@ -136,7 +136,7 @@ def test_death_of_a_process_is_not_repeated(copied: Path, capsys: pytest.Capture
     assert replay(copied, "stage1/0") == 0
     assert capsys.readouterr().out.splitlines() == [
         "Recorded: failed in epoch 3, process died: ActorDiedError: gone",
-        "Now: it went on",
+        "Now: it continued",
         "Reproduced: stage1/0, failed, 2 epochs, every figure the same",
     ]
 

@@ -1,0 +1,53 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grcf_ray.data.datasets import spelled
+
+
+class NonFinite(str, enum.Enum):
+    """What to do with NaN and infinity in audio and vision."""
+
+    FAIL = "fail"
+    ZERO = "zero"
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Path or URI of the run")]
+_DATASET = typer.Option(
+    metavar="NAME", callback=spelled, help="Known data set (see python -m grcf_ray.data list), or a name for your own"
+)
+Dataset = Annotated[str, _DATASET]
+OptionalDataset = Annotated[str | None, _DATASET]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE|DIR", help="Path to the data [default: $GRCF_DATA/NAME, then ./data/NAME]"),
+]
+MovedData = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE|DIR", help="Path to the data, if it has moved since the run started"),
+]
+LabelRange = Annotated[
+    tuple[float, float] | None, typer.Option(metavar="A B", help="Lowest and highest label of your own data")
+]
+Space = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Search space file [default: the shipped space for NAME]")
+]
+Settings = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Value of a setting; may be repeated")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|DIR", help="Text encoder: a Hugging Face name or a folder [default: from the space]"),
+]
+FitFeatures = Annotated[
+    bool,
+    typer.Option(
+        "--fit-features",
+        help="Adapt audio and vision of other widths: cut them off, fill them up, or do without",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
