@@ -686,7 +686,7 @@ def test_help_has_examples_and_imports_nothing_heavy(argv: tuple[str, ...], comm
     assert code == 0
     assert not argv or f"python -m grcf_ray.runs {argv[0]} " in out
     script = (
-        "import sys; from grcf_ray import console, runs\n"
+        "import sys; from grcf_ray import console; from grcf_ray.cli import runs\n"
         "try: console.run(runs.app, [*sys.argv[1:], '--help'])\n"
         "finally: print(sorted({'torch', 'ray', 'optuna', 'pyarrow', 'numpy', 'plotly'} & set(sys.modules)))"
     )
@@ -697,7 +697,7 @@ def test_help_has_examples_and_imports_nothing_heavy(argv: tuple[str, ...], comm
 def test_list_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     Run(tmp_path / "run").start().trials(1, "cc").trials(2, "c").finish()
     script = (
-        "import sys; from grcf_ray import console, runs\n"
+        "import sys; from grcf_ray import console; from grcf_ray.cli import runs\n"
         "try: console.run(runs.app, ['list', '--storage', sys.argv[1]])\n"
         "finally: print(sorted({'torch', 'ray', 'optuna', 'plotly', 'scipy'} & set(sys.modules)))"
     )

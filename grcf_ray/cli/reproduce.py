@@ -78,7 +78,7 @@ def reproduce(
         return
     if name != "all" and name not in EXPERIMENTS:
         raise ConfigError(
-            f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))}. List them: python -m grcf_ray.reproduce list"
+            f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))} (list them: python -m grcf_ray.reproduce list)"
         )
     options = Options(retune=retune, backbone=backbone, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
     options.check(name)

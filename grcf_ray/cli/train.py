@@ -99,8 +99,8 @@ def train(
         raise ConfigError("give --dataset NAME to train a configuration, or --from RUN --trial NAME to repeat a trial")
     if ablation not in ABLATIONS:
         raise ConfigError(
-            f"--ablation: unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))}. "
-            f"Choose from {', '.join(ABLATIONS)}"
+            f"--ablation: unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))} "
+            f"(accepted: {', '.join(ABLATIONS)})"
         )
     start = flatten(space_on(dataset, space, data, label_range).config())
     asked = ({"model.backbone": backbone} if backbone else {}) | parse_assignments(set_)

@@ -35,8 +35,9 @@ def test_both_spellings_have_the_same_help(
 def test_the_overview_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(monkeypatch, "--help") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == list(COMMANDS)
-    assert not [line for line in lines if line.endswith("...")], "a summary is cut"
+    listed = lines[lines.index("Commands:") + 1 :]
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert not [line for line in listed if line.endswith("...")], "a summary is cut"
 
 
 def test_an_unknown_command_is_a_usage_error(
