@@ -200,7 +200,7 @@ def list_() -> None:
                 sizes = split_sizes(info.splits)
                 low, high = info.label_range
                 rows.append((info.name, "own data", f"{low:g} to {high:g}", sizes, "-", str(folder)))
-    console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "folder"], rows)
+    console.print_table(["name", "title", "labels", "train/valid/test", "backbone", "here"], rows)
     for facts in absent:
         console.say(f"\n{facts.name} needs {facts.needs}\n  from {facts.obtain}")
 
