@@ -124,7 +124,7 @@ def test_moved_data_are_given(copy: Path, recorded: Recorded, tiny_parquet: Path
     (copy / "run.json").write_text(json.dumps(described))
     code, out, err = run(copy)
     assert (code, out) == (3, "")
-    assert err == f"error: {tmp_path / 'gone'}, where the run read its data, is gone; give the data: --data FILE\n"
+    assert str(tmp_path / "gone") in err and "--data" in err
     assert reads_of(copy) == ["search"]
     for data in (recorded.data, tiny_parquet):
         code, out, err = run(copy, "--data", data)
@@ -148,7 +148,7 @@ def test_an_unfinished_run_says_so(copy: Path, run: Run) -> None:
     (copy / "run.json").write_text(json.dumps({**described, "state": "interrupted"}))
     code, out, err = run(copy)
     assert (code, out) == (3, "")
-    assert err == f"error: {copy} has no best model yet: its search is interrupted\n"
+    assert str(copy) in err and "interrupted" in err
     (copy / "run.json").write_text(json.dumps(described))
     code, out, err = run(copy)
     assert (code, out) == (3, "")
@@ -158,7 +158,7 @@ def test_an_unfinished_run_says_so(copy: Path, run: Run) -> None:
 def test_what_is_no_run(tmp_path: Path, run: Run) -> None:
     code, _, err = run(tmp_path)
     assert code == 3
-    assert err == f"error: {tmp_path}: not a run directory, it has no run.json\n"
+    assert str(tmp_path) in err and "run.json" in err
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
@@ -188,7 +188,8 @@ def test_changed_figures_are_called_so(copy: Path, run: Run) -> None:
 
 def test_an_unknown_split(copy: Path, run: Run) -> None:
     code, _, err = run(copy, "--split", "dev")
-    assert (code, err) == (2, "error: --split dev: choose from train, valid, test\n")
+    assert code == 2
+    assert "--split dev" in err and "train, valid, test" in err
 
 
 @pytest.mark.parametrize("more", [2, -1])
@@ -204,20 +205,14 @@ def test_another_data_set(copy: Path, tiny_table: pa.Table, more: int, tmp_path:
     words = (copy, "--on", "own", "--data", data, "--label-range", 0, 4)
     code, out, err = run(*words)
     assert (code, out) == (3, "")
-    assert err == (
-        f"error: audio has rows of {width + more} values, and the model takes {width}: "
-        "--fit-features cuts off, fills up, does without, or takes the rows as they are\n"
-    )
+    assert all(part in err for part in ("audio", str(width + more), str(width), "--fit-features"))
     code, out, err = run(*words, "--fit-features", "--json")
     assert (code, err) == (0, "")
     answer = json.loads(out)
     assert answer["as_recorded"] is None
-    what = (
-        f"the last 2 of {width + 2} values are cut off"
-        if more > 0
-        else f"1 values, the means of the model's training rows, are added to {width - 1}"
-    )
-    assert answer["notes"] == [f"audio: {what}", "scores are scaled from [-3, 3] to [0, 4]"]
+    fitted, scaled = answer["notes"]
+    assert fitted.startswith(f"audio: the last 2 of {width + 2}" if more > 0 else "audio: 1 values, the means")
+    assert "[-3, 3] to [0, 4]" in scaled
     table = find_data("own", data, (0, 4)).read("test")
     mean = float(saved.standardisers["audio"].mean_A[-1])
     rows = [[[*row, mean][:width] for row in one] for one in table["audio"].to_pylist()]
@@ -229,7 +224,7 @@ def test_another_data_set(copy: Path, tiny_table: pa.Table, more: int, tmp_path:
     assert reads_of(copy)[-1] == "evaluate --on own"
     code, out, _ = run(*words, "--fit-features")
     assert out.splitlines()[0].split() == ["metric", "own,", "test"]
-    assert out.endswith("Scores are scaled from [-3, 3] to [0, 4].\n")
+    assert "[-3, 3] to [0, 4]" in out.splitlines()[-1]
 
 
 def test_another_data_set_without_a_modality(copy: Path, tiny_csv: Path, tmp_path: Path, run: Run) -> None:
@@ -243,17 +238,15 @@ def test_another_data_set_without_a_modality(copy: Path, tiny_csv: Path, tmp_pat
     words = (copy, "--on", "own", "--data", bare, "--label-range", -3, 3)
     code, _, err = run(*words)
     assert code == 3
-    assert "there is no audio, which the model was trained with: --fit-features" in err
+    assert "no audio" in err and "--fit-features" in err
     code, out, _ = run(*words, "--fit-features", "--json")
     assert code == 0
-    assert json.loads(out)["notes"] == ["no audio: taken as missing in every utterance"]
+    assert [note.partition(":")[0] for note in json.loads(out)["notes"]] == ["no audio"]
     options = ImportOptions(dataset="own", label_range=(-3, 3), binarize=True)
     write_store(tmp_path / "classes", *import_source(bare, options))
     code, _, err = run(copy, "--on", "own", "--data", tmp_path / "classes")
-    assert (code, err) == (
-        2,
-        "error: the model was trained for regression, and own is labelled for classification\n",
-    )
+    assert code == 2
+    assert "regression" in err and "classification" in err
 
 
 def test_options_for_another_data_set_need_one(copy: Path, run: Run) -> None:

@@ -256,7 +256,8 @@ def test_metrics_where_there_are_labels(
     code, out, _ = run(textual, *words)
     answer = json.loads(out)
     assert (code, list(answer["metrics"])) == (0, ["all"])
-    assert answer["notes"] == ["metrics are those of the 78 rows of 80 that have labels"]
+    (note,) = answer["notes"]
+    assert "78 rows of 80" in note
     rows = rows_of(tmp_path / "o.csv")[:78]
     expected = np.mean([abs(row["score"] - row["label"]) for row in rows])
     assert answer["metrics"]["all"]["mae"] == pytest.approx(expected, abs=1e-4)
@@ -265,7 +266,8 @@ def test_metrics_where_there_are_labels(
     answer = json.loads(run(textual, *words)[1])
     assert answer["metrics"] == {}
     lowest = min(value for value in label if value is not None)
-    assert answer["notes"] == [f"no metrics: the labels lie in [{lowest:g}, 5], and those of the model in [-3, 3]"]
+    (note,) = answer["notes"]
+    assert f"[{lowest:g}, 5]" in note and "[-3, 3]" in note
 
 
 def test_texts_that_are_cut_are_counted(
@@ -276,7 +278,7 @@ def test_texts_that_are_cut_are_counted(
     pq.write_table(pa.table({"text": ["good " * 6, "good " * 7, "bad " * 90]}), tmp_path / "new.parquet")
     words = ["--input", tmp_path / "new.parquet", "--output", tmp_path / "o.csv", "--batch", 1]
     assert json.loads(run(folder, *words, "--json")[1])["cut_texts"] == 2
-    assert run(folder, *words)[1].splitlines()[1] == "2 of 3 texts have more than 8 subwords and are cut."
+    assert run(folder, *words)[1].splitlines()[1].startswith("2 of 3 texts have more than 8 subwords")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -342,13 +344,14 @@ def test_every_bad_row_is_named_before_anything_is_written(
     (tmp_path / "scores.csv").write_text("before")
     code, out, err = run(full, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.csv", "--batch", 10)
     assert (code, out) == (3, "")
-    assert err.splitlines() == [
-        f"error: {tmp_path / 'new.parquet'}: 3 faults",
-        "  row 2 (id video0[1]): text is missing",
-        "  row 71 (id video17[2]): audio has 2 non-finite values",
-        "  row 80 (id video19[3]): vision has rows of 2 values, where those before have 3",
-        "Take such values as 0: --non-finite zero",
+    head, *faults, remedy = err.splitlines()
+    assert head.endswith("new.parquet: 3 faults")
+    assert [" ".join(fault.replace(":", "").split()[:5]) for fault in faults] == [
+        "row 2 (id video0[1]) text",
+        "row 71 (id video17[2]) audio",
+        "row 80 (id video19[3]) vision",
     ]
+    assert remedy.endswith("--non-finite zero")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["new.parquet", "scores.csv"]
     assert (tmp_path / "scores.csv").read_text() == "before"
 
@@ -396,17 +399,11 @@ def test_rows_of_another_width_are_fitted_when_asked(
     words = [full, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.parquet"]
     code, out, err = run(*words)
     assert (code, out) == (3, "")
-    assert err == (
-        "error: vision has rows of 5 values, and the model takes 3; there is no audio, which the model was trained with"
-        ": --fit-features cuts off, fills up, does without, or takes the rows as they are\n"
-    )
+    assert "vision has rows of 5 values" in err and "no audio" in err and "--fit-features" in err
     assert not (tmp_path / "scores.parquet").exists()
     code, out, err = run(*words, "--fit-features", "--batch", 9)
     assert (code, err) == (0, "")
-    assert out.splitlines()[1:] == [
-        "Vision: the last 2 of 5 values are cut off.",
-        "No audio: taken as missing in every utterance.",
-    ]
+    assert [line.partition(":")[0] for line in out.splitlines()[1:]] == ["Vision", "No audio"]
     nobody = conform(tiny_table)
     place = nobody.column_names.index("audio")
     nobody = nobody.set_column(place, nobody.schema.field("audio"), pa.nulls(80, nobody.schema.field("audio").type))
@@ -524,11 +521,12 @@ def test_a_run_and_its_best_are_the_same_model(tiny_parquet: Path, tmp_path: Pat
 def test_where_there_is_no_model(tiny_csv: Path, tmp_path: Path, run: Run) -> None:
     words = ["--input", tiny_csv, "--output", tmp_path / "o.csv"]
     code, _, err = run(tmp_path / "nowhere", *words)
-    assert (code, "neither a run, which has a run.json, nor a saved model" in err) == (3, True)
+    assert (code, "run.json" in err) == (3, True)
     (tmp_path / "begun").mkdir()
     RunRecord(storage_path(tmp_path / "begun")).write_run({"state": "interrupted"})
     code, _, err = run(tmp_path / "begun", *words)
-    assert (code, err) == (3, f"error: {tmp_path / 'begun'} has no best model yet: its search is interrupted\n")
+    assert code == 3
+    assert str(tmp_path / "begun") in err and "interrupted" in err
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def search(
     stage1_trials: int | None = typer.Option(None, metavar="N", help="Trials of Stage 1 [default: from the space]"),
     stage2_trials: int | None = typer.Option(None, metavar="N", help="Trials of Stage 2 [default: from the space]"),
     finalists: int | None = typer.Option(
-        None, metavar="N", help="Stage 1 checkpoints that Stage 2 may start from [default: from the space]"
+        None, metavar="N", help="Number of Stage 1 checkpoints to hand to Stage 2 [default: from the space]"
     ),
     seeds: int = typer.Option(
         0, metavar="N", help="Retrain the winner and the starting point under N fresh seeds and compare them on test"
@@ -68,12 +68,11 @@ def search(
     time_budget: str | None = typer.Option(
         None,
         metavar="TIME",
-        help="Time limit of the search, such as 2h; each stage hands on its best results so far. "
-        "The time of --seeds is not counted",
+        help="Time limit, such as 2h; a stage that runs out of time hands on its best results (--seeds run later)",
     ),
     seed: int | None = typer.Option(None, metavar="S", help="Seed of all random numbers [default: 42]"),
     reopen: bool = typer.Option(
-        False, "--reopen", help="Extend a finished Stage 2 with the finalists of an extended Stage 1"
+        False, "--reopen", help="After Stage 1 was extended, continue a finished Stage 2 with the new finalists"
     ),
     force: bool = typer.Option(False, "--force", help="If the run name is taken by other settings, append a number"),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check the search, print its plan and exit"),
@@ -87,7 +86,7 @@ def search(
 ) -> None:
     """Search both stages of GRCF, then measure the winner once on the test split.
 
-    Stage 1 hands its best checkpoints to Stage 2. Validation alone chooses the winner.
+    Stage 2 starts from the best checkpoints of Stage 1. The winner is chosen on validation data alone.
 
     \b
     Examples:
@@ -99,7 +98,7 @@ def search(
       python -m grcf_ray.search --dataset mosi --time-budget 2h --seeds 5 --storage s3://bucket/runs
 
     Run the same command again to resume an interrupted search. A larger --stage1-trials or --stage2-trials extends a
-    finished one. Every command takes --debug, which shows tracebacks, and --version.
+    finished one. Every command takes --debug (show tracebacks) and --version.
     """
     from grcf_ray.config import check_read, config_faults, parse_assignments, to_yaml
     from grcf_ray.errors import ConfigError
