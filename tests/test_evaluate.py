@@ -215,7 +215,7 @@ def test_another_data_set(copy: Path, tiny_table: pa.Table, more: int, tmp_path:
     assert "[-3, 3] to [0, 4]" in scaled
     table = find_data("own", data, (0, 4)).read("test")
     mean = float(saved.standardisers["audio"].mean_A[-1])
-    rows = [[[*row, mean][:width] for row in one] for one in table["audio"].to_pylist()]
+    rows = [[[*row, mean][:width] for row in cell] for cell in table["audio"].to_pylist()]
     table = table.set_column(table.column_names.index("audio"), "audio", pa.array(rows))
     scores = (saved.score(table) + 3) * 4 / 6
     assert answer["metrics"]["mae"] == pytest.approx(

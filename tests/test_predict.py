@@ -126,11 +126,11 @@ def test_rows_in_their_order_whatever_the_part(
     assert [row["id"] for row in rows] == tiny_table["id"].to_pylist()
     assert [row["split"] for row in rows] == tiny_table["split"].to_pylist()
     np.testing.assert_allclose([row["label"] for row in rows], tiny_table["label"].to_numpy(), atol=1e-6)
-    own = grcf_ray.load_model(full).score(conform(tiny_table))
-    np.testing.assert_allclose([row["score"] for row in rows], own, atol=1e-5)
+    expected = grcf_ray.load_model(full).score(conform(tiny_table))
+    np.testing.assert_allclose([row["score"] for row in rows], expected, atol=1e-5)
     if batch == 2048:
-        assert [row["score"] for row in rows] == own.tolist()
-    assert np.ptp(own) > 0.01
+        assert [row["score"] for row in rows] == expected.tolist()
+    assert np.ptp(expected) > 0.01
 
 
 def test_the_input_may_be_csv(full: Path, tiny_csv: Path, tiny_parquet: Path, tmp_path: Path, run: Run) -> None:
@@ -173,10 +173,10 @@ def test_a_model_without_text_scores_rows_without_text(
     pq.write_table(bare, rows) if suffix == ".parquet" else pyarrow.csv.write_csv(bare, rows)
     code, _, err = run(model, "--input", rows, "--output", tmp_path / "out.parquet")
     assert code == 0, err
-    found = rows_of(tmp_path / "out.parquet")
-    assert len(found) == len(tiny_table)
+    scored = rows_of(tmp_path / "out.parquet")
+    assert len(scored) == len(tiny_table)
     expected = load_model(model).score(tiny_table)
-    assert [row["score"] for row in found] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [row["score"] for row in scored] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -243,9 +243,9 @@ def test_metrics_where_there_are_labels(
     words = ["--input", tiny_parquet, "--output", tmp_path / "o.csv", "--batch", 7]
     code, out, _ = run(textual, *words, "--json")
     assert code == 0
-    found = json.loads(out)["metrics"]
-    assert list(found) == ["train", "valid", "test"]
-    for split, metrics in found.items():
+    scored = json.loads(out)["metrics"]
+    assert list(scored) == ["train", "valid", "test"]
+    for split, metrics in scored.items():
         assert metrics == pytest.approx(measure(saved, tiny_store.read(split), threads=1), abs=1e-4)
     lines = run(textual, *words)[1].splitlines()
     assert lines[1].split() == ["metric", "train", "valid", "test"]
@@ -318,12 +318,12 @@ def test_two_classes(tiny_backbone: Path, tiny_table: pa.Table, tmp_path: Path, 
     folder = model_of(tmp_path / "best", tiny_backbone, store)
     code, _, err = run(folder, "--input", tmp_path / "classes.parquet", "--output", tmp_path / "scores.parquet")
     assert (code, err) == (0, "")
-    found = pq.read_table(tmp_path / "scores.parquet")
-    assert found.column_names == ["id", "split", "label", "score", "logit", "group"]
+    scored = pq.read_table(tmp_path / "scores.parquet")
+    assert scored.column_names == ["id", "split", "label", "score", "logit", "group"]
     logit_N = grcf_ray.load_model(folder).score(conform(table))
-    np.testing.assert_array_equal(found["logit"].to_numpy(), logit_N)
-    np.testing.assert_allclose(found["score"].to_numpy(), 1 / (1 + np.exp(-logit_N)), rtol=1e-12)
-    assert found["group"].to_pylist() == [str(int(logit > 0)) for logit in logit_N]
+    np.testing.assert_array_equal(scored["logit"].to_numpy(), logit_N)
+    np.testing.assert_allclose(scored["score"].to_numpy(), 1 / (1 + np.exp(-logit_N)), rtol=1e-12)
+    assert scored["group"].to_pylist() == [str(int(logit > 0)) for logit in logit_N]
 
 
 def changed(table: pa.Table, **columns: Any) -> pa.Table:
@@ -407,8 +407,8 @@ def test_rows_of_another_width_are_fitted_when_asked(
     nobody = conform(tiny_table)
     place = nobody.column_names.index("audio")
     nobody = nobody.set_column(place, nobody.schema.field("audio"), pa.nulls(80, nobody.schema.field("audio").type))
-    found = pq.read_table(tmp_path / "scores.parquet")
-    np.testing.assert_allclose(found["score"].to_numpy(), grcf_ray.load_model(full).score(nobody), atol=1e-5)
+    scored = pq.read_table(tmp_path / "scores.parquet")
+    np.testing.assert_allclose(scored["score"].to_numpy(), grcf_ray.load_model(full).score(nobody), atol=1e-5)
 
 
 def test_what_the_model_does_not_read_is_not_looked_at(
@@ -429,13 +429,13 @@ def test_rows_that_follow_words_have_one_for_each(
     info = TableInfo.describe(conform(table), name="words", label_range=(-3, 3), word_aligned=True)
     store = write_store(tmp_path / "store", conform(table), info)
     folder = model_of(tmp_path / "best", tiny_backbone, store)
-    own = grcf_ray.load_model(folder).score(conform(table))
+    expected = grcf_ray.load_model(folder).score(conform(table))
     pq.write_table(table, tmp_path / "new.parquet")
     for source in (tmp_path / "new.parquet", store.folder):
         code, _, err = run(folder, "--input", source, "--output", tmp_path / "scores.parquet")
         assert (code, err) == (0, "")
         rows = {row["id"]: row["score"] for row in rows_of(tmp_path / "scores.parquet")}
-        np.testing.assert_allclose([rows[name] for name in table["id"].to_pylist()], own, atol=1e-5)
+        np.testing.assert_allclose([rows[name] for name in table["id"].to_pylist()], expected, atol=1e-5)
     audio[5] = audio[5] + audio[5]
     pq.write_table(changed(table, audio=audio), tmp_path / "new.parquet")
     code, _, err = run(folder, "--input", tmp_path / "new.parquet", "--output", tmp_path / "scores.parquet")
@@ -557,13 +557,15 @@ def test_spread_over_the_seeds(
     earlier, progress = err.splitlines()
     assert earlier.startswith("note: ") and "3 retrained models" in progress
     assert json.loads(out)["seeds"] == 3
-    found = pq.read_table(tmp_path / "s.parquet")
-    assert found.column_names[-4:] == ["score", "group", "seeds_mean", "seeds_deviation"]
+    scored = pq.read_table(tmp_path / "s.parquet")
+    assert scored.column_names[-4:] == ["score", "group", "seeds_mean", "seeds_deviation"]
     models = retrained / "seeds" / "stage2-4" / "models"
-    own = np.stack([grcf_ray.load_model(models / name).score(conform(tiny_table)) for name in ("0000", "0002", "0004")])
-    np.testing.assert_allclose(found["seeds_mean"].to_numpy(), own.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(found["seeds_deviation"].to_numpy(), own.std(axis=0, ddof=1), atol=1e-5)
-    np.testing.assert_array_equal(found["score"].to_numpy(), grcf_ray.load_model(retrained).score(conform(tiny_table)))
+    expected = np.stack(
+        [grcf_ray.load_model(models / name).score(conform(tiny_table)) for name in ("0000", "0002", "0004")]
+    )
+    np.testing.assert_allclose(scored["seeds_mean"].to_numpy(), expected.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(scored["seeds_deviation"].to_numpy(), expected.std(axis=0, ddof=1), atol=1e-5)
+    np.testing.assert_array_equal(scored["score"].to_numpy(), grcf_ray.load_model(retrained).score(conform(tiny_table)))
     assert run(retrained, "--input", tiny_parquet, "--output", tmp_path / "n.parquet", "--no-seeds")[2].endswith(
         f"{earlier}\n"
     )

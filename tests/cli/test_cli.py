@@ -19,17 +19,23 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(ended.value.code or 0)
 
 
+HEAVY = {"torch", "ray", "transformers", "pyarrow", "numpy", "optuna", "sklearn", "scipy", "tensorboard", "plotly"}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_both_spellings_have_the_same_help(
+def test_both_spellings_have_the_same_help_and_import_nothing_heavy(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(monkeypatch, command, "--help") == 0
     usage, help_ = capsys.readouterr().out.split("\n", 1)
     assert usage.startswith(f"Usage: grcf {command} ")
-    module = [sys.executable, "-m", f"grcf_ray.{command}", "--help"]
-    other = subprocess.run(module, capture_output=True, text=True, check=True).stdout
-    assert other.startswith(f"Usage: python -m grcf_ray.{command} ")
-    assert other.split("\n", 1)[1] == help_
+    module = [sys.executable, "-X", "importtime", "-m", f"grcf_ray.{command}", "--help"]
+    other = subprocess.run(module, capture_output=True, text=True, check=True)
+    assert other.stdout.startswith(f"Usage: python -m grcf_ray.{command} ")
+    assert other.stdout.split("\n", 1)[1] == help_
+    assert "Examples:" in help_ or "Commands:" in help_
+    assert "\x1b" not in help_
+    assert not HEAVY & {line.rpartition("|")[2].strip() for line in other.stderr.splitlines()}
 
 
 def test_the_overview_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

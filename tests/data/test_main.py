@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,17 +191,6 @@ def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
     assert here == {"mosi": "data/mosi", **absent, "demo": "packaged", "own": "data/own"}
     assert "mosei needs mosei.pkl" in out
     assert "mosi needs" not in out
-
-
-def test_module_runs_quickly_without_the_heavy_imports() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('grcf_ray.data', run_name='__main__')\n"
-    )
-    code += "except SystemExit as e: assert e.code == 0\n"
-    code += "print(sorted({'torch', 'ray', 'pyarrow', 'numpy', 'transformers'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
-    assert "\x1b" not in done.stdout
 
 
 def test_help_names_every_format_and_variant(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -550,20 +547,3 @@ def test_a_run_of_a_newer_release_is_left_alone(run: Run, recorded: Recorded, tm
     code, _, err = run(*argv)
     assert code == 3
     assert "newer grcf_ray" in err
-
-
-@pytest.mark.parametrize(
-    "module", ["grcf_ray.cli.search", "grcf_ray.cli.train", "grcf_ray.cli.data", "grcf_ray.cli.evaluate"]
-)
-def test_help_imports_nothing_heavy(module: str) -> None:
-    code = (
-        "import sys\nfrom importlib import import_module\nfrom grcf_ray import console\n"
-        f"app = import_module({module!r}).app\n"
-        "try:\n    console.run(app, ['--help'])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
-        "heavy = {'torch', 'ray', 'transformers', 'pyarrow', 'optuna', 'sklearn', 'scipy', 'tensorboard'}\n"
-        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert "Usage:" in ran.stdout
-    assert "Examples:" in ran.stdout or "data" in module
-    assert ran.stderr == "[]\n"

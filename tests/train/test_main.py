@@ -272,10 +272,10 @@ def test_same_command_goes_on_and_then_ends_at_once(
     for stage in (1, 2):
         assert curve(stage) == curve(stage, "whole")
         for name in ("last", "best"):
-            ours, theirs = (
+            resumed, uninterrupted = (
                 load_file(Path(place, f"stage{stage}", f"{name}.safetensors")) for place in ("out", "whole")
             )
-            assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+            assert all(torch.equal(tensor, uninterrupted[key]) for key, tensor in resumed.items())
 
     ran[:] = [(0, 0)]
     assert train() == 0, "every epoch has run"
@@ -341,12 +341,12 @@ def test_workers_go_on_where_one_process_stopped(
     epochs = [["stage 1", "epoch 2/2"], ["stage 2", "epoch 1/2"], ["stage 2", "epoch 2/2"]]
     assert told == [["Starting 2 workers"], ["stage 1: resumes after epoch 1"], *epochs]
     for stage in (1, 2):
-        ours, theirs = curve(stage), curve(stage, "whole")
-        assert len(ours) == len(theirs) == 2
-        for one, other in zip(ours, theirs, strict=True):
+        resumed, uninterrupted = curve(stage), curve(stage, "whole")
+        assert len(resumed) == len(uninterrupted) == 2
+        for metrics, reference in zip(resumed, uninterrupted, strict=True):
             # An utterance that both workers need is encoded by both.
-            assert one.pop("utterance_passes") >= other.pop("utterance_passes")
-            assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+            assert metrics.pop("utterance_passes") >= reference.pop("utterance_passes")
+            assert metrics == pytest.approx(reference, rel=1e-9, abs=1e-12)
 
     assert train(*words, "--workers", "2", "--set", "stage2.epochs=3") == 2, "workers are no setting, epochs are"
     assert "stage2.epochs: 2 -> 3\nGive another folder" in capsys.readouterr().err
