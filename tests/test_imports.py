@@ -33,6 +33,7 @@ RANKS = {
     "search": 5,
     "report": 6,
     "bench": 6,
+    "api": 7,
     "experiments": 7,
     "cli": 8,
 }

@@ -1,7 +1,6 @@
-"""Proposals: Optuna's TPE behind Tune's searcher interface, built from the run record at every start.
+"""The searcher: Ray Tune's `OptunaSearch` with TPE, built from the run record at every start.
 
-A trial's number is its Optuna number. Each proposal has a sampler of its own, seeded from (run, stage, number), so
-that it depends on the record alone, not on what this process did before.
+A trial's number is its Optuna number.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from grcf_ray.config import config_faults
 from grcf_ray.errors import ConfigError, DataError, reason
@@ -30,31 +30,32 @@ FEASIBLE_TRIES = 1000
 
 
 def startup_trials(budget: int) -> int:
-    """Random trials before TPE's model takes over."""
+    """Return the number of random trials before TPE's model."""
     return min(10, max(4, budget // 4))
 
 
 def distributions(dimensions: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
-    """The space as Optuna has it; a range of a whole-number setting yields whole numbers."""
+    """Return the space for Optuna; a range of a whole-number setting yields whole numbers."""
 
-    def one(path: str, dimension: Dimension) -> BaseDistribution:
+    def distribution(path: str, dimension: Dimension) -> BaseDistribution:
         if isinstance(dimension, Choice):
             return CategoricalDistribution(dimension.choices)
         assert isinstance(dimension, Range)
-        # A whole-number setting is one that admits no half.
+        # A whole-number setting refuses a half.
         if config_faults({path: math.floor(dimension.low) + 0.5}):
             return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
-    return {path: one(path, dimension) for path, dimension in dimensions.items()}
+    return {path: distribution(path, dimension) for path, dimension in dimensions.items()}
 
 
 def outcome(
     stage: int, epochs: int, curve: Sequence[Mapping[str, Any]], state: str | None
 ) -> tuple[OptunaState, dict[int, float], float | None]:
-    """What a trial is to Optuna: its state, its values by epoch, its last value.
+    """Return a trial's state for Optuna, its values by epoch and its last value.
 
-    epochs: of a whole trial. state: diverged, failed, or anything else of a trial that ended well or was stopped.
+    epochs: the number of a complete trial. state: `diverged`, `failed`, or any other for a trial that ended well or was
+    stopped.
     """
     if state == "failed":
         return OptunaState.FAIL, {}, None
@@ -65,9 +66,9 @@ def outcome(
 
 
 class FeasibleTPE(optuna.samplers.TPESampler):
-    """Multivariate TPE over a known space, drawing again where a proposal contradicts itself.
+    """Multivariate TPE over a known space, which draws again if a proposal breaks a rule between settings.
 
-    The whole space is sampled jointly from the first trial on, so that random trials can be judged as a whole too.
+    It samples the whole space jointly from the first trial on, so that random trials are checked too.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class FeasibleTPE(optuna.samplers.TPESampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The whole space."""
+        """Return the whole space."""
         return {name: distribution for name, distribution in self._space.items() if not distribution.single()}
 
     def sample_relative(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A proposal for the whole space; ConfigError where none can be found."""
+        """Return a proposal for the whole space. ConfigError if none is found."""
         for _ in range(FEASIBLE_TRIES):
             params = super().sample_relative(study, trial, search_space) or {
                 name: self.sample_independent(study, trial, name, distribution)
@@ -102,18 +103,18 @@ class FeasibleTPE(optuna.samplers.TPESampler):
             if self._feasible(params):
                 return params
         raise ConfigError(
-            f"the search space admits next to no setting: {FEASIBLE_TRIES} draws in a row broke a margin rule "
+            f"the search space allows almost no setting: {FEASIBLE_TRIES} draws in a row broke a margin rule "
             "(base margin at least the intra margin; the widest margin within the scores' reach)"
         )
 
 
-class OptunaSearcher(Searcher):
-    """Proposes trials of one stage and tells Optuna truthfully how they ended.
+class OptunaSearcher(OptunaSearch):
+    """Ray Tune's `OptunaSearch`, with proposals that depend on the record alone and outcomes told as they were.
 
-    space: what is searched. starts: the parameters of the first trials. budget: how many trials there are in all.
-    trials: the record so far: finished trials are told, unfinished ones are proposed again, first and under their
-    numbers; a number below theirs that the record lacks is spent, and no trial gets it again. launch: called with
-    number and parameters of each proposal; returns the configuration that the trial gets.
+    Three things differ from Ray's class. It starts from the recorded trials, under their numbers. It samples each
+    proposal with a sampler of its own, seeded from (run, stage, number). It tells Optuna how a trial ended only at the
+    end: COMPLETE, PRUNED at its epoch, PRUNED without a value, or FAIL. It uses `_ot_study`, `_ot_trials` and
+    `_setup_study` of Ray's class.
     """
 
     def __init__(
@@ -130,17 +131,22 @@ class OptunaSearcher(Searcher):
         feasible: Callable[[Mapping[str, Any]], bool],
         launch: Callable[[int, dict[str, Any]], dict[str, Any]],
     ) -> None:
-        super().__init__(metric="objective", mode=DIRECTIONS[stage])
+        """Build the study from the record.
+
+        starts: the parameters of the first trials. budget: the number of trials in all. trials: the record; unfinished
+        trials are proposed again first, and a number that the record lacks is not given again. launch: called with the
+        number and parameters of each proposal, returns the trial's configuration.
+        """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._launch, self._epochs, self._stage, self._run_seed = launch, epochs, stage, seed
-        self._budget, self._space = budget, dict(space)
+        self._budget = budget
         self._sampler_settings = (dict(space), feasible, n_startup_trials)
-        self._running: dict[str, optuna.Trial] = {}
         self._broken: dict[int, optuna.Trial] = {}
         self._again: list[optuna.Trial] = []
-        direction: Literal["minimize", "maximize"] = "minimize" if DIRECTIONS[stage] == "min" else "maximize"
-        self.study = optuna.create_study(direction=direction, sampler=self._sampler_for(0))
-        """What has been proposed and told."""
+        super().__init__(dict(space), metric="objective", mode=DIRECTIONS[stage], sampler=self._sampler_for(0))
+        if self._ot_study is None:
+            # Ray takes an empty space for one that is not known yet.
+            self._setup_study(DIRECTIONS[stage])
         recorded = {trial.number: trial for trial in trials}
         for number in range(max(recorded, default=-1) + 1):
             trial = recorded.get(number)
@@ -153,21 +159,39 @@ class OptunaSearcher(Searcher):
         for start in starts[len(self.study.get_trials(deepcopy=False)) : budget]:
             self.study.enqueue_trial(dict(start))
 
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study: all proposals, and what it was told of them."""
+        study: optuna.Study = self._ot_study  # type: ignore[assignment]
+        return study
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Keep the space: Tune's own configuration holds none."""
+        return False
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The configuration of the next trial; None while there may be one again, FINISHED when there will not."""
-        trial = self._again.pop(0) if self._again else self._next()
-        if trial is None:
-            return None if self._running or self._broken else str(Searcher.FINISHED)
-        self._running[trial_id] = trial
+        """Return the next trial's configuration; None if there may be one later, FINISHED if the budget is spent."""
+        if self._again:
+            self._ot_trials[trial_id] = self._again.pop(0)
+        else:
+            number = self._next_number()
+            if number is None:
+                return None if self._ot_trials or self._broken else str(Searcher.FINISHED)
+            self.study.sampler = self._sampler_for(number)
+            self._ot_trials[trial_id] = self.study.ask(self._sampler_settings[0])
+            assert self._ot_trials[trial_id].number == number
+        trial = self._ot_trials[trial_id]
         return self._launch(trial.number, dict(trial.params))
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended: COMPLETE, PRUNED at its epoch, PRUNED without a value, or FAIL.
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Do nothing: a trial that diverges later must leave no value in the study."""
 
-        It is told at the end, curve and all: a diverged trial must leave no value behind. One whose process died is
-        told nothing yet: it may be launched again (`settle`).
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna how a trial ended, with its curve.
+
+        A trial whose process died stays open: it may be launched again (`settle`).
         """
-        trial = self._running.pop(trial_id, None)
+        trial = self._ot_trials.pop(trial_id, None)
         if trial is None:
             return
         if error or not result:
@@ -176,11 +200,11 @@ class OptunaSearcher(Searcher):
         state, curve, value = self.outcome(result["curve"], result.get("state"))
         for epoch, figure in curve.items():
             trial.report(figure, epoch)
-        # PRUNED takes the last reported value itself.
+        # Optuna gives a PRUNED trial its last reported value.
         self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state=state)
 
     def settle(self, number: int, again: bool) -> None:
-        """What becomes of a trial whose process died: it is proposed again as it was, or has failed."""
+        """Close a trial whose process died: propose it again unchanged, or tell Optuna that it failed."""
         trial = self._broken.pop(number)
         if again:
             self._again.append(trial)
@@ -190,44 +214,40 @@ class OptunaSearcher(Searcher):
     def outcome(
         self, curve: Sequence[Mapping[str, Any]], state: str | None
     ) -> tuple[OptunaState, dict[int, float], float | None]:
-        """How Optuna is told of a trial, as `outcome` has it."""
+        """Return a trial's state, values by epoch and last value, as the function `outcome` does."""
         return outcome(self._stage, self._epochs, curve, state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the run record is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the run record is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher for a restore that is not used, and `launch` holds the features."""
+        return {}
 
     def _told(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
         state, curve, value = self.outcome(trial.curve, trial.state)
         return self._frozen(trial, state=state, value=value, intermediate_values=curve)
 
     def _frozen(self, trial: TrialRecord, **how: Any) -> optuna.trial.FrozenTrial:
-        """A recorded trial as Optuna has it. DataError where its parameters are not of the space."""
+        """Return a recorded trial for Optuna. DataError if its parameters do not fit the space."""
         try:
-            return create_trial(params=trial.params, distributions=self._space, **how)
+            return create_trial(params=trial.params, distributions=self._sampler_settings[0], **how)
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"stage{trial.stage}/trials/{trial.number:04d}.json: params do not fit the run's search space "
                 f"({reason(error)}); bring the file back from a copy"
             ) from error
 
-    def _next(self) -> optuna.Trial | None:
-        """The next of those that wait, else a new one while the budget lasts."""
+    def _next_number(self) -> int | None:
+        """Return the number of the first waiting trial, else the next one; None if the budget is spent."""
         asked = self.study.get_trials(deepcopy=False)
         waiting = next((trial.number for trial in asked if trial.state == OptunaState.WAITING), None)
         if waiting is None and len(asked) >= self._budget:
             return None
-        number = len(asked) if waiting is None else waiting
-        self.study.sampler = self._sampler_for(number)
-        trial = self.study.ask(self._space)
-        assert trial.number == number
-        return trial
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its searcher for a restore that is not used, and the features hang on this one."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the run record is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the run record is the state."""
+        return len(asked) if waiting is None else waiting
 
     def _sampler_for(self, number: int) -> FeasibleTPE:
         space, feasible, n_startup_trials = self._sampler_settings

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from grcf_ray.config import build_config, check_margins
 from grcf_ray.errors import ConfigError, DataError
@@ -368,7 +369,7 @@ def test_parameters_of_another_space_are_a_fault_of_the_record(state: Any, chang
 def test_a_space_without_a_feasible_setting_is_a_configuration_error() -> None:
     search = proposals(feasible=lambda params: False)
     search.suggest("start")
-    with pytest.raises(ConfigError, match="next to no setting"):
+    with pytest.raises(ConfigError, match="margin rule"):
         search.suggest("id")
 
 
@@ -431,3 +432,21 @@ def test_saving_and_restoring_leave_no_state(tmp_path: Any) -> None:
     search.save(str(tmp_path / "state"))
     search.restore(str(tmp_path / "state"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rays_class_has_what_the_searcher_uses() -> None:
+    """Held against every release of Ray that the package admits; docs/architecture.md names the attributes."""
+    search = OptunaSearch({"x": optuna.distributions.FloatDistribution(0, 1)}, metric="objective", mode="max")
+    assert search.suggest("a")["x"] == search._ot_trials["a"].params["x"]
+    assert [trial.number for trial in search._ot_study.trials] == [0]
+    unknown = OptunaSearch({}, metric="objective", mode="max")
+    assert unknown._ot_study is None
+    unknown._setup_study("max")
+    assert unknown._ot_study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+def test_a_space_without_a_dimension_has_trials() -> None:
+    search = proposals(space={}, starts=[{}], trials=[], budget=2)
+    assert search.set_search_properties("objective", "max", {}) is False
+    assert [search.suggest(name) is not None for name in ("a", "b")] == [True, True]
+    assert [trial.params for trial in search.study.trials] == [{}, {}]

@@ -1,0 +1,1 @@
+"""The public API, imported lazily by `import grcf_ray`."""
