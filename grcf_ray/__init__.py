@@ -8,14 +8,17 @@ from grcf_ray._version import __version__
 if TYPE_CHECKING:
     from grcf_ray.api.run import Run, open_run
     from grcf_ray.api.searching import run_search
+    from grcf_ray.api.training import Training, train_model
     from grcf_ray.search.saved_model import load_model
 
-__all__ = ["Run", "__version__", "load_model", "open_run", "run_search"]
+__all__ = ["Run", "Training", "__version__", "load_model", "open_run", "run_search", "train_model"]
 
 _MODULES = {
     "Run": "grcf_ray.api.run",
     "open_run": "grcf_ray.api.run",
     "run_search": "grcf_ray.api.searching",
+    "Training": "grcf_ray.api.training",
+    "train_model": "grcf_ray.api.training",
     "load_model": "grcf_ray.search.saved_model",
 }
 

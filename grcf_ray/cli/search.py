@@ -14,11 +14,9 @@ from grcf_ray.cli import options
 
 # `--help` must be quick, so torch and Ray are imported after the arguments are parsed.
 if TYPE_CHECKING:
-    from grcf_ray.data.store import DatasetStore
     from grcf_ray.search.preflight import Capacity
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.session import Session
-    from grcf_ray.search.space import Space
 
 app = console.make_app("Search both stages and test the winner once")
 
@@ -100,9 +98,9 @@ def search(
     Run the same command again to resume an interrupted search. A larger --stage1-trials or --stage2-trials extends a
     finished one. Every command takes --debug (show tracebacks) and --version.
     """
-    from grcf_ray.config import check_read, config_faults, parse_assignments, to_yaml
+    from grcf_ray.api.searching import chosen_space, prepared_search
+    from grcf_ray.config import config_faults, parse_assignments, to_yaml
     from grcf_ray.errors import ConfigError
-    from grcf_ray.search.direct_baseline import DIRECT, direct_space
     from grcf_ray.search.stopping import parse_duration
 
     flags = {
@@ -120,90 +118,49 @@ def search(
     given = {path: value for path, value in flags.items() if value is not None}
     if faults := config_faults(given):
         raise ConfigError("\n".join(_as_typed(fault) for fault in faults))
-    settings = given | parse_assignments(set_)
-    budget = parse_duration(time_budget) if time_budget else None
-    from grcf_ray.search.run_lookup import find_run, grown, kept_budgets, run_name, runs_place, space_on
-
-    chosen = space_on(dataset, space, data, label_range).with_settings(settings)
-    if direct:
-        chosen = direct_space(chosen)
+    settings, budget = parse_assignments(set_), parse_duration(time_budget) if time_budget else None
+    chosen = chosen_space(dataset, given | settings, data=data, label_range=label_range, space=space, direct=direct)
     if print_config:
         console.say(to_yaml(chosen.config()).rstrip("\n"))
         return
-    from grcf_ray.data.store import find_data
-
-    store = find_data(dataset, data, label_range)
-    check_read(store.info.task, parse_assignments(set_))
-    name = name or run_name(dataset, chosen.config(), store.info.task) + (DIRECT if direct else "")
-    record = find_run(runs_place(storage), name, chosen, store, force=force)
-    for note in kept_budgets(record, settings):
-        console.progress(note)
-    _run(
-        record,
-        grown(record, chosen),
-        store,
-        seeds,
-        reopen,
-        budget,
+    with prepared_search(
+        dataset,
+        chosen,
+        flags=given,
+        settings=settings,
+        data=data,
+        label_range=label_range,
+        direct=direct,
+        name=name,
+        storage=storage,
+        force=force,
+        seeds=seeds,
+        reopen=reopen,
+        time_budget=budget,
+        command=shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]]),
         shared=shared,
-        dry_run=dry_run,
-        calibrate=calibrate,
-        as_json=json,
-    )
+    ) as prepared:
+        session = prepared.session
+        if session.finished() and not dry_run and not calibrate:
+            console.progress(f"{session.record} is finished; this is its result")
+        else:
+            capacity = session.check()
+            cut = session.count_cut()
+            _print_plan(session, capacity, cut)
+            if calibrate:
+                _print_calibration(session, json)
+            elif dry_run and json:
+                _print_plan_json(session, capacity, cut)
+            if dry_run or calibrate:
+                return
+            prepared.run(capacity)
+    _print(session.record, json)
 
 
 def _as_typed(fault: str) -> str:
     """Return a setting's fault under the name of the setting's option."""
     path, _, rest = fault.partition(" = ")
     return f"--{path.rpartition('.')[2].replace('_', '-')} {rest}"
-
-
-def _run(
-    record: RunRecord,
-    space: Space,
-    store: DatasetStore,
-    seeds: int,
-    reopen: bool,
-    time_budget: float | None,
-    *,
-    shared: bool,
-    dry_run: bool,
-    calibrate: bool,
-    as_json: bool,
-) -> None:
-    from grcf_ray.report.listener import PageListener
-    from grcf_ray.report.tensorboard import TensorBoardListener
-    from grcf_ray.report.terminal import ProgressLines
-    from grcf_ray.report.view import RunView
-    from grcf_ray.search.session import Session
-
-    with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
-        session = Session(
-            record=record,
-            space=space,
-            store=store,
-            seeds=seeds,
-            reopen=reopen,
-            time_budget=time_budget,
-            shared=shared,
-            command=shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]]),
-            listeners=(ProgressLines(), tensorboard, page),
-        )
-        if session.finished() and not dry_run and not calibrate:
-            console.progress(f"{record} is finished; this is its result")
-        else:
-            room = session.check()
-            cut = session.count_cut()
-            _print_plan(session, room, cut)
-            if calibrate:
-                _print_calibration(session, as_json)
-            elif dry_run and as_json:
-                _print_plan_json(session, room, cut)
-            if dry_run or calibrate:
-                return
-            session.run(room)
-            tensorboard.finish(RunView.read(record))
-    _print(record, as_json)
 
 
 def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:

@@ -1,0 +1,282 @@
+"""Training of one configuration: what `grcf train` does, as a function."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from grcf_ray import console, errors
+from grcf_ray.config import ABLATIONS, build_config, check_margins, check_read, flatten, nearest, reads
+from grcf_ray.data import datasets
+from grcf_ray.data.store import DatasetStore, find_data
+from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
+from grcf_ray.files import write_json
+from grcf_ray.metrics import MetricProtocol
+from grcf_ray.search.run_lookup import space_on
+from grcf_ray.storage import storage_path
+from grcf_ray.train.assemble import prepare_features, select_modalities
+from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.job import JobRunner, StageJob
+from grcf_ray.train.stage import choose_device, stage_seed
+
+if TYPE_CHECKING:
+    from grcf_ray.data.features import Features
+    from grcf_ray.settings import RunConfig, SearchConfig
+    from grcf_ray.storage import StoragePath
+    from grcf_ray.train.distributed import WorkerGroup
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One trained configuration."""
+
+    folder: Path
+    """Its checkpoints: stage1/ and stage2/, each with best.safetensors and last.safetensors."""
+    best: Mapping[int, Mapping[str, Any]]
+    """By stage, the metrics of the epoch that validation chose."""
+
+
+def train_model(
+    dataset: str,
+    *,
+    data: str | Path | None = None,
+    label_range: tuple[float, float] | None = None,
+    space: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
+    ablation: str = "full",
+    out: str | Path = "runs/train",
+    threads: int | None = None,
+    workers: int = 1,
+    cpus_per_worker: int = 1,
+    gpus_per_worker: float = 0.0,
+) -> Training:
+    """Train one configuration through both stages, and return its checkpoints; resume if `out` has some.
+
+    The configuration is the starting point of the search space with `settings`, by path, in place of its own. The test
+    split is not read. ablation: a switch of Table 3. workers: processes that train together, several under Ray. Every
+    error is a `grcf_ray.errors.GrcfError`.
+
+    >>> training = train_model("mosi", data="mosi.pkl", settings={"stage1.epochs": 5})
+    >>> training.best[2]["valid/mae"]
+    """
+    settings = dict(settings or {})
+    config = starting_config(
+        dataset,
+        data=data,
+        label_range=label_range,
+        space=space,
+        settings=settings,
+        backbone=backbone,
+        ablation=ablation,
+    )
+    # Workers do not change the results, so they are not among the settings that a folder of checkpoints is tied to.
+    sharing = dataclasses.replace(
+        config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
+    )
+    out = Path(out)
+    store = _checked_store(config, sharing, dataset, None if data is None else Path(data), label_range, out)
+    task = store.info.task
+    check_read(task, settings)
+    if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
+        raise ConfigError(f"--ablation {ablation}: changes no setting that {task} uses. Choose another ablation")
+    return Training(out, _train(config, sharing, store, out, threads))
+
+
+def starting_config(
+    dataset: str,
+    *,
+    data: str | Path | None,
+    label_range: tuple[float, float] | None,
+    space: str | Path | None,
+    settings: Mapping[str, Any],
+    backbone: str | None,
+    ablation: str,
+) -> RunConfig:
+    """Return the space's starting point with an ablation's settings and the given ones."""
+    if ablation not in ABLATIONS:
+        raise ConfigError(
+            f"--ablation: unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))} "
+            f"(accepted: {', '.join(ABLATIONS)})"
+        )
+    files = None if data is None else Path(data)
+    start = flatten(space_on(dataset, None if space is None else Path(space), files, label_range).config())
+    named = {"model.backbone": backbone} if backbone else {}
+    return build_config({**start, **ABLATIONS[ablation], **named, **settings})
+
+
+def _checked_store(
+    config: RunConfig,
+    sharing: SearchConfig,
+    dataset: str,
+    data: Path | None,
+    label_range: tuple[float, float] | None,
+    out: Path,
+) -> DatasetStore:
+    """Open the data, and check that the configuration can be trained on them."""
+    store = find_data(dataset, data, label_range)
+    for note in store.check_trainable():
+        console.progress(f"Note: {note}")
+    low, high = store.info.label_range
+    if faults := check_margins(config, (high - low) / 2, store.info.task):
+        raise ConfigError(faults_message("the settings contradict themselves", faults))
+    if sharing.workers == 1:
+        choose_device(config.train, granted=True)
+    else:
+        join_cluster(config, sharing, storage_path(out))
+    return store
+
+
+def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> None:
+    """Connect to Ray, and refuse workers that no node can hold: Ray would wait for them forever."""
+    if sharing.workers > config.pairs.groups_per_step:
+        raise ConfigError(
+            f"--workers {sharing.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups, "
+            f"at least one per worker. Use fewer workers, or more groups: --set pairs.groups_per_step={sharing.workers}"
+        )
+    if config.train.device == "cuda" and not sharing.gpus_per_worker:
+        raise ConfigError("train.device = cuda, but the workers have no GPU. Give each worker one: --gpus-per-worker 1")
+    # Training in one process works without Ray.
+    from grcf_ray.cluster import connect
+
+    from grcf_ray.search.nodes import check_nodes, cluster_nodes
+    from grcf_ray.search.preflight import find_capacity
+
+    connect()
+    nodes, shared = cluster_nodes(), dataclasses.replace(config, search=sharing)
+    find_capacity(nodes, shared, [1])
+    check_nodes(nodes, shared, out, remedy="--out with a folder on a network disk")
+
+
+def _train(
+    config: RunConfig, sharing: SearchConfig, store: DatasetStore, out: Path, threads: int | None
+) -> dict[int, dict[str, Any]]:
+    """Train both stages, or their remaining epochs; return the metrics of each stage's best epoch."""
+    features = prepare_features(store, config)
+    select_modalities(features, config.model.modalities)
+    _claim(out, config, store.info.fingerprint)
+    jobs = _stage_jobs(
+        config,
+        datasets.protocol_of(store.info.name, store.info.task),
+        storage_path(out),
+        threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
+        gpu=sharing.workers == 1 or sharing.gpus_per_worker > 0,
+    )
+    with job_runner(features, sharing) as runner:
+        return {job.stage: _run(runner, job, epochs) for job, epochs in jobs}
+
+
+def _stage_jobs(
+    config: RunConfig, protocol: MetricProtocol, out: StoragePath, *, threads: int, gpu: bool
+) -> list[tuple[StageJob, int]]:
+    """Return a job and its number of epochs for each stage that has any. Stage 2 starts from Stage 1's checkpoint."""
+    stages: list[tuple[Literal[1, 2], int]] = [(1, config.stage1.epochs), (2, config.stage2.epochs)]
+    jobs, initial = [], None
+    for stage, epochs in stages:
+        if epochs:
+            job = StageJob(
+                stage=stage,
+                seed=stage_seed(config.seed, stage),
+                settings=flatten(config),
+                protocol=protocol,
+                folder=(out / f"stage{stage}").uri,
+                initial=initial,
+                initial_sha256=None,
+                threads=threads,
+                gpu=gpu,
+            )
+            jobs.append((job, epochs))
+            initial = (out / f"stage{stage}" / f"{config.stage2.start}.safetensors").uri
+    return jobs
+
+
+@contextlib.contextmanager
+def job_runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | WorkerGroup]:
+    """Yield the runner of the jobs: this process, or workers that end with the context."""
+    if sharing.workers == 1:
+        yield JobRunner(features)
+        return
+    from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
+    from grcf_ray.train.interfaces import named_interfaces
+
+    console.progress(f"Starting {sharing.workers} workers")
+    group = WorkerGroup(
+        share(features),
+        workers=sharing.workers,
+        resources=sharing.worker_resources,
+        interfaces=named_interfaces(),
+    )
+    try:
+        with contextlib.closing(group):
+            yield group
+    except WorkersDiedError as error:
+        raise GrcfError(
+            f"workers exited unexpectedly ({error}). Finished epochs are kept; resume with the same command"
+        ) from error
+
+
+def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> dict[str, Any]:
+    """Train a stage's remaining epochs with a line for each; return the best one's metrics. Raise a known failure."""
+    folder, name = storage_path(job.folder), f"stage {job.stage}"
+    if trained := _trained_epochs(folder):
+        console.progress(f"{name}: resumes after epoch {trained}")
+    runner.start(job)
+    noted: list[str] = []
+    done = False
+    while not done:
+        result = runner.step()
+        for note in result["notes"][len(noted) :]:
+            console.progress(f"{name}: {note}")
+        noted, done = result["notes"], result["done"]
+        if "failure" in result:
+            raise getattr(errors, result["error"], errors.GrcfError)(result["failure"])
+        # A stage that was finished before has no new epoch, unless its checkpoints turned out to be damaged.
+        if result["epoch"] > trained or noted:
+            console.progress(epoch_line(job.stage, epochs, result["curve"][-1]))
+    best: dict[str, Any] = read_state(folder / "best.safetensors")["curve"][-1]
+    return best
+
+
+def _trained_epochs(folder: StoragePath) -> int:
+    """Return the epochs of a stage's last checkpoint; 0 if it is missing or damaged."""
+    try:
+        return int(read_state(folder / "last.safetensors")["epoch"])
+    except DataError:
+        return 0
+
+
+def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
+    """Write the configuration beside the checkpoints. ConfigError if they belong to another configuration."""
+    settings = {"data": fingerprint, **flatten(config)}
+    path = out / "train.json"
+    if path.exists():
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{k}: {recorded.get(k)} -> {v}" for k, v in settings.items() if recorded.get(k) != v]
+        if changed:
+            raise ConfigError(
+                faults_message(f"{out} holds checkpoints of other settings:", changed)
+                + "\nGive another folder: --out DIR"
+            )
+    write_json(path, settings)
+
+
+def epoch_line(stage: int, epochs: int, metrics: dict[str, Any]) -> str:
+    """Return an epoch's progress line."""
+    left = (epochs - metrics["epoch"]) * metrics["seconds"]
+    loss = metrics["loss/total"]
+    shown = "  ".join(figures(metrics))
+    return (
+        f"stage {stage}  epoch {metrics['epoch']}/{epochs}  loss {loss:.4f}  {shown}  "
+        f"{metrics['utterances_per_s']:.0f} utterances/s  ETA {left:.0f} s"
+    )
+
+
+def figures(metrics: dict[str, Any]) -> list[str]:
+    """Return the validation figures of an epoch, each with its name."""
+    keys = (("PairwiseAcc", "valid/pairwise_acc"), ("MAE", "valid/mae"), ("Corr", "valid/corr"))
+    return [f"{title} {metrics[key]:.4f}" for title, key in keys if metrics.get(key) is not None]
