@@ -265,7 +265,7 @@ def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
     write_json(path, settings)
 
 
-def epoch_line(stage: int, epochs: int, metrics: dict[str, Any]) -> str:
+def epoch_line(stage: int, epochs: int, metrics: Mapping[str, Any]) -> str:
     """Return an epoch's progress line."""
     left = (epochs - metrics["epoch"]) * metrics["seconds"]
     loss = metrics["loss/total"]
@@ -276,7 +276,7 @@ def epoch_line(stage: int, epochs: int, metrics: dict[str, Any]) -> str:
     )
 
 
-def figures(metrics: dict[str, Any]) -> list[str]:
+def figures(metrics: Mapping[str, Any]) -> list[str]:
     """Return the validation figures of an epoch, each with its name."""
     keys = (("PairwiseAcc", "valid/pairwise_acc"), ("MAE", "valid/mae"), ("Corr", "valid/corr"))
     return [f"{title} {metrics[key]:.4f}" for title, key in keys if metrics.get(key) is not None]
