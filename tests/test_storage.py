@@ -303,13 +303,13 @@ class TestLocal:
         (tmp_path / "file").write_text("x")
         (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
         for act, said in (
-            ((place / "folder").read_json, "a folder where a file"),
-            (lambda: (place / "folder").write_text("x"), "a folder where a file"),
-            ((place / "file").names, "a file where a folder"),
-            ((place / "file" / "x").read_json, "a file where a folder"),
-            (lambda: (place / "file" / "x").write_text("x"), "a file where a folder"),
-            ((place / "nowhere").read_json, "not there"),
-            ((place / "nowhere").names, "not there"),
+            ((place / "folder").read_json, "should be a file"),
+            (lambda: (place / "folder").write_text("x"), "should be a file"),
+            ((place / "file").names, "should be a folder"),
+            ((place / "file" / "x").read_json, "should be a folder"),
+            (lambda: (place / "file" / "x").write_text("x"), "should be a folder"),
+            ((place / "nowhere").read_json, "does not exist"),
+            ((place / "nowhere").names, "does not exist"),
         ):
             with pytest.raises(DataError, match=said):
                 act()
@@ -388,7 +388,7 @@ class TestUris:
         place = storage_path(uri) / "a"
         assert isinstance(place, RemotePath)
         assert place.uri == child == storage_path(child).uri
-        assert str(place) == child.partition("?")[0] and repr(place) == f"RemotePlace({str(place)!r})"
+        assert str(place) == child.partition("?")[0] and repr(place) == f"RemotePath({str(place)!r})"
         assert place.local is None
 
     @pytest.mark.parametrize("host", ["127.0.0.1:1", "no.such.host.invalid"])

@@ -1,0 +1,211 @@
+"""Runs in object storage: s3://, gs:// and the other schemes of pyarrow.
+
+One upload per write, so that a reader sees the old object or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote
+
+from typing_extensions import override
+
+from grcf_ray.errors import ConfigError
+from grcf_ray.files import scratch_folder
+from grcf_ray.storage.path import StoragePath
+
+if TYPE_CHECKING:
+    from pyarrow import fs as pafs
+
+_READERS = 16
+"""Number of small objects to fetch in parallel; each takes a round trip."""
+_KEYS = re.compile(r"[^/@]*:(?!\d+/)[^@]*@")
+"""User and password before the host of a URI. A password can contain slashes; digits and a slash are a port."""
+_SECRETS = re.compile(r"(?:^|&)[^=&]*(?:key|password|secret|sig|token)[^=&]*=", re.IGNORECASE)
+"""Secret keys in the query of a URI, such as Azure's `sig` and `client_secret`."""
+
+
+class RemotePath(StoragePath):
+    """An object, or a prefix of objects, in storage that pyarrow opens."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, address: str, query: str) -> None:
+        """path: in the filesystem. address, query: the two parts of its URI."""
+        self._filesystem, self._path, self._address, self._query = filesystem, path, address, query
+
+    def __str__(self) -> str:
+        return self._address
+
+    @property
+    @override
+    def uri(self) -> str:
+        # The query can name an endpoint.
+        return f"{self._address}?{self._query}" if self._query else self._address
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._path.rpartition("/")[2]
+
+    @property
+    @override
+    def local(self) -> None:
+        return None
+
+    @override
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(
+            self._filesystem, f"{self._path}/{name}", f"{self._address}/{quote(name, safe='')}", self._query
+        )
+
+    @override
+    def beside(self, name: str) -> RemotePath:
+        path, address = (text.rpartition("/")[0] for text in (self._path, self._address))
+        return RemotePath(self._filesystem, path, address, self._query) / name
+
+    @override
+    def exists(self) -> bool:
+        from pyarrow import fs as pafs
+
+        return bool(self._filesystem.get_file_info(self._path).type != pafs.FileType.NotFound)
+
+    @override
+    def names(self) -> list[str]:
+        from pyarrow import fs as pafs
+
+        entries = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
+        return sorted(entry.base_name for entry in entries)
+
+    @override
+    def read_bytes(self) -> bytes:
+        with self._filesystem.open_input_stream(self._path) as stream:
+            content: bytes = stream.read()
+        return content
+
+    @override
+    def read_jsons(self, names: Sequence[str]) -> list[Any]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda name: (self / name).read_json(), names))
+
+    @contextlib.contextmanager
+    @override
+    def reading(self) -> Iterator[Path]:
+        with scratch_folder("grcf-") as folder:
+            path = folder / self.name
+            self._download(path)
+            yield path
+
+    @contextlib.contextmanager
+    @override
+    def writing(self) -> Iterator[Path]:
+        with scratch_folder("grcf-") as folder:
+            path = folder / self.name
+            yield path
+            self._upload(path)
+
+    @contextlib.contextmanager
+    @override
+    def reading_folder(self) -> Iterator[Path]:
+        with scratch_folder("grcf-") as folder:
+            self._download(folder)
+            yield folder
+
+    @contextlib.contextmanager
+    @override
+    def writing_folder(self) -> Iterator[Path]:
+        with scratch_folder("grcf-") as folder:
+            yield folder
+            self._upload(folder)
+
+    @override
+    def copy_to(self, other: StoragePath) -> None:
+        # The storage copies; the content does not pass through this machine.
+        assert isinstance(other, RemotePath)
+        self._filesystem.copy_file(self._path, other._path)
+
+    @override
+    def delete(self) -> None:
+        from pyarrow import fs as pafs
+
+        kind = self._filesystem.get_file_info(self._path).type
+        # Another process can delete the same object at the same time.
+        with contextlib.suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
+                self._filesystem.delete_dir(self._path)
+            elif kind == pafs.FileType.File:
+                self._filesystem.delete_file(self._path)
+
+    @override
+    def make_private(self) -> None:
+        """Do nothing: object storage has no folders, and access is set on the bucket."""
+
+    @override
+    def share(self) -> None:
+        """Do nothing: access is set on the bucket."""
+
+    @override
+    def rooted(self) -> RemotePath:
+        return self
+
+    @override
+    def check_links(self) -> None:
+        """Do nothing: object storage has no links."""
+
+    def _download(self, target: Path) -> None:
+        from pyarrow import fs as pafs
+
+        here = pafs.LocalFileSystem()
+        pafs.copy_files(self._path, str(target), source_filesystem=self._filesystem, destination_filesystem=here)
+
+    def _upload(self, source: Path) -> None:
+        from pyarrow import fs as pafs
+
+        here = pafs.LocalFileSystem()
+        pafs.copy_files(str(source), self._path, source_filesystem=here, destination_filesystem=self._filesystem)
+
+
+def open_remote(scheme: str, rest: str) -> RemotePath:
+    """Return the place of the URI `scheme://rest`. ConfigError if no storage serves it, or if it contains secrets."""
+    from pyarrow import ArrowInvalid, ArrowNotImplementedError
+    from pyarrow import fs as pafs
+
+    path, _, query = rest.partition("?")
+    endpoints = (value for key, value in parse_qsl(query) if key == "endpoint_override")
+    if _KEYS.match(rest) or _SECRETS.search(query) or any("@" in endpoint for endpoint in endpoints):
+        raise ConfigError(
+            f"{scheme}://...: the URI contains secret keys, which would be recorded with the run. Set them in the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws/credentials, on every machine"
+        )
+    # Encoded characters stay; spaces and non-ASCII letters are encoded here.
+    address = f"{scheme}://" + quote(path.rstrip("/"), safe="/%:@~!$&'()*+,;=")
+    try:
+        filesystem, inner = pafs.FileSystem.from_uri(f"{address}?{query}" if query else address)
+    except (ArrowInvalid, ArrowNotImplementedError) as error:
+        raise ConfigError(
+            f"{scheme}://{rest}: no such storage ({first_line(error)}); use a folder, or a URI such as "
+            "s3://bucket/runs or gs://bucket/runs"
+        ) from error
+    if not inner:
+        raise ConfigError(f"{scheme}://{rest}: the bucket is missing; use a URI such as s3://bucket/runs")
+    return RemotePath(filesystem, inner, address, query)
+
+
+def without_keys(where: str) -> str:
+    """Return a URI without the secret keys that `storage_path` refuses; any other text is returned unchanged."""
+    scheme, colon, rest = where.partition("://")
+    if not colon:
+        return where
+    path, mark, query = rest.partition("?")
+    if user := _KEYS.match(path):
+        path = path[user.end() :]
+    kept = [part for part in query.split("&") if part and not _SECRETS.search(part)]
+    return f"{scheme}://{path}{mark if kept else ''}{'&'.join(kept)}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the system's message of an error, or else its first line."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
