@@ -175,7 +175,7 @@ def tiny_features(tiny_store: DatasetStore, tiny_backbone: Path, tmp_path_factor
     """Features of the tiny data set for the tiny backbone, with default settings."""
     from grcf_ray.config import FeatureConfig
     from grcf_ray.data.features import build_features
-    from grcf_ray.model.text_encoder import load_tokenizer
+    from grcf_ray.model.pretrained import load_tokenizer
 
     cache = tmp_path_factory.mktemp("features")
     return build_features(tiny_store, load_tokenizer(str(tiny_backbone)), FeatureConfig(), cache=cache)

@@ -32,7 +32,7 @@ from grcf_ray.data.importers import table as importer
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import DataError
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.winner import measure
 from grcf_ray.storage import storage_path

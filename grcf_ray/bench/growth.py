@@ -34,13 +34,8 @@ from grcf_ray.data.frames import FRAMES, Frames
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.data.store import DatasetStore, write_store
-from grcf_ray.model.text_encoder import (
-    TextEncoder,
-    backbone_config,
-    backbone_from_config,
-    load_backbone,
-    load_tokenizer,
-)
+from grcf_ray.model.pretrained import backbone_config, backbone_from_config, load_backbone, load_tokenizer
+from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.scheduler import build_scheduler

@@ -10,7 +10,7 @@ import torch
 
 from grcf_ray.bench.measure import TIMES, Variant, interleave, timed_row
 from grcf_ray.model.deberta import cut_positions
-from grcf_ray.model.text_encoder import backbone_config
+from grcf_ray.model.pretrained import backbone_config
 from grcf_ray.tables import Column, Table
 
 _NAME = "microsoft/deberta-v3-base"

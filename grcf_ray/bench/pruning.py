@@ -140,7 +140,7 @@ def _narrow(space: Space, trials: int) -> Space:
 
 
 def _layers(backbone: str) -> int:
-    from grcf_ray.model.text_encoder import backbone_config
+    from grcf_ray.model.pretrained import backbone_config
 
     return int(backbone_config(backbone)["num_hidden_layers"])
 

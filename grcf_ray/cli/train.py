@@ -181,7 +181,7 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
     from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
     from grcf_ray.model.build import build_model, parameter_table
-    from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
+    from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 
     if data is not None:
         info = find_data(dataset, data, label_range).info

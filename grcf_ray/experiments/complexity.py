@@ -18,7 +18,7 @@ from grcf_ray.experiments import paper
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model, parameter_table
-from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
+from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 from grcf_ray.tables import Column, Table
 
 TOKENS = 50

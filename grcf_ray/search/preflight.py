@@ -17,7 +17,7 @@ from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.model.build import build_model
-from grcf_ray.model.text_encoder import backbone_config, backbone_from_config
+from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 from grcf_ray.search.nodes import Memory, Node
 from grcf_ray.storage import StoragePath
 

@@ -24,7 +24,7 @@ from grcf_ray.data.features import lowercases
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
-from grcf_ray.model.text_encoder import load_tokenizer, resolve_backbone
+from grcf_ray.model.pretrained import load_tokenizer, resolve_backbone
 from grcf_ray.search.calibration import Placement, calibrate
 from grcf_ray.search.card import write_card
 from grcf_ray.search.comparisons import retrainings

@@ -24,7 +24,7 @@ from grcf_ray.data.schema import split_sizes
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
 from grcf_ray.metrics import MetricProtocol, split_metrics
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.lease import fence
 from grcf_ray.search.record import RunRecord, TrialRecord, now

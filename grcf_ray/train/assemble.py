@@ -21,7 +21,8 @@ from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_featur
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
-from grcf_ray.model.text_encoder import TextEncoder, load_backbone, load_tokenizer, position_limit
+from grcf_ray.model.pretrained import load_backbone, load_tokenizer
+from grcf_ray.model.text_encoder import TextEncoder, position_limit
 from grcf_ray.train.stage import seed_torch
 
 if TYPE_CHECKING:

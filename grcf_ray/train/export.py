@@ -32,7 +32,7 @@ from grcf_ray.files import atomic_write, file_sha256, write_json
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
-from grcf_ray.model.text_encoder import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
+from grcf_ray.model.pretrained import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
 from grcf_ray.train.manifest import FIRST_LISTED, MANIFEST, check_manifest, write_manifest
 from grcf_ray.train.stage import predict
 

@@ -15,7 +15,7 @@ from grcf_ray.bench.scaling import Cost, Lines
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import build_config
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.space import load_space
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import ClusterError
 from grcf_ray.model.pooling import AttentionPooling
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 
 FRAMES = pa.list_(pa.list_(pa.float32()))
 

@@ -21,7 +21,7 @@ from grcf_ray.config import FeatureConfig
 from grcf_ray.data.features import build_split
 from grcf_ray.data.tokens import count_cut, tokenize
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 
 KNOWN = ("good", "quick", "ly", "film", "bad")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -96,7 +96,7 @@ def test_the_top_is_the_heaviest_twentieth() -> None:
 def make_model(tiny_features: Features, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """Makes the folder of a model with random weights."""
     from grcf_ray.config import build_config
-    from grcf_ray.model.text_encoder import load_tokenizer
+    from grcf_ray.model.pretrained import load_tokenizer
     from grcf_ray.train.assemble import initial_model, select_modalities
     from grcf_ray.train.export import save_model
 

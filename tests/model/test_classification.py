@@ -15,7 +15,7 @@ from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
 from grcf_ray.model.build import build_model, parameter_table
 from grcf_ray.model.classification import GrcfClassifier, build_classifier
-from grcf_ray.model.text_encoder import load_backbone
+from grcf_ray.model.pretrained import load_backbone
 
 AUDIO, VISION, HEADS = 5, 3, 4
 

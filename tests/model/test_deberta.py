@@ -20,7 +20,8 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as library
 from grcf_ray.data.batches import Batch
 from grcf_ray.model import deberta
 from grcf_ray.model.deberta import cut_positions
-from grcf_ray.model.text_encoder import TextEncoder, backbone_config, backbone_from_config, load_backbone
+from grcf_ray.model.pretrained import backbone_config, backbone_from_config, load_backbone
+from grcf_ray.model.text_encoder import TextEncoder
 
 V3 = backbone_config("microsoft/deberta-v3-base") | {
     "vocab_size": 40,

@@ -14,8 +14,8 @@ from grcf_ray.data.batches import Batch, collate
 from grcf_ray.data.features import Features
 from grcf_ray.metrics import split_metrics
 from grcf_ray.model.build import build_model, parameter_table
+from grcf_ray.model.pretrained import backbone_config, backbone_from_config, load_backbone
 from grcf_ray.model.regression import GrcfRegressor, build_regressor
-from grcf_ray.model.text_encoder import backbone_config, backbone_from_config, load_backbone
 
 TABLE_12 = {
     "mosi": {

@@ -89,7 +89,7 @@ def test_processes_without_ray_share_the_cached_features(
     tiny_store: DatasetStore, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     from grcf_ray.config import FeatureConfig
-    from grcf_ray.model.text_encoder import load_tokenizer
+    from grcf_ray.model.pretrained import load_tokenizer
 
     def opened() -> Features:
         return build_features(tiny_store, load_tokenizer(str(tiny_backbone)), FeatureConfig(), cache=tmp_path)
@@ -108,7 +108,7 @@ from pathlib import Path
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data.features import build_features
 from grcf_ray.data.store import Store
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 {MEASURE}
 store, tokenizer = Store.open(Path(sys.argv[1])), load_tokenizer(sys.argv[2])
 before = private()

@@ -15,7 +15,7 @@ from grcf_ray.data.features import build_features
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import DataError
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.transfer import fit_features, measure_on
 from grcf_ray.search.winner import measure
 from grcf_ray.train.assemble import initial_model, select_modalities

@@ -21,7 +21,8 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.model.text_encoder import TextEncoder, load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
+from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train import assemble
 from grcf_ray.train.assemble import (
     initial_model,
@@ -108,7 +109,7 @@ def test_frozen_features_of_other_weights_are_others(
     pretrained_backbone.cache_clear()
     with torch.no_grad():
         next(changed.parameters()).add_(0.5)
-    monkeypatch.setattr(assemble, "template", lambda name: changed)
+    monkeypatch.setattr(assemble, "pretrained_backbone", lambda name: changed)
     second = prepare_features(tiny_store, frozen(config, "all"))
     assert second.key == first.key
     assert first.train.vector_ND is not None and second.train.vector_ND is not None
@@ -180,7 +181,7 @@ def test_a_tokenizer_without_padding_or_ends(
     table = pa.concat_tables([table.set_column(place, table.schema.field("text"), nothing), tiny_store.read("valid")])
     store = write_store(tmp_path / "store", table, TableInfo.describe(table, name="own", label_range=(-3, 3)))
     if text_vector == "cls":
-        with pytest.raises(ConfigError, match="give mean or last"):
+        with pytest.raises(ConfigError, match="use mean or last"):
             prepare_features(store, own)
     else:
         features = prepare_features(store, own)

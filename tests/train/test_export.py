@@ -19,7 +19,7 @@ from grcf_ray.data.schema import conform
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.model.build import build_model
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model, save_model

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from grcf_ray.config import RunConfig, build_config
+from grcf_ray.model.pretrained import backbone_from_config
 from grcf_ray.model.regression import GrcfRegressor, build_regressor
-from grcf_ray.model.text_encoder import backbone_from_config
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor, parameter_groups
 
 DEBERTA: dict[str, Any] = {
