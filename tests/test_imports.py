@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,18 @@ def test_there_is_no_cycle() -> None:
 def test_package_init_files_import_nothing_heavy(path: Path) -> None:
     heavy = {"torch", "transformers", "ray", "optuna", "sklearn", "scipy", "tensorboard"}
     assert not heavy & {parts(name)[0] for name in imported(path)}
+
+
+SCORING = """
+import sys
+from grcf_ray import load_model
+model = load_model(sys.argv[1])
+assert len(model.score([{"text": "What a film!", "audio": None}])) == 1
+print(*sorted({"ray", "optuna", "tensorboard"} & set(sys.modules)))
+"""
+
+
+def test_loading_a_model_and_scoring_import_no_search_library() -> None:
+    run = Path(__file__).parent / "stored" / "run-1"
+    answer = subprocess.run([sys.executable, "-c", SCORING, run], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []

@@ -36,9 +36,9 @@ from pathlib import Path
 from grcf_ray.cluster import connect
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.run_lookup import find_run
-from grcf_ray.storage import place_at
+from grcf_ray.storage import storage_path
 
-with Lease(place_at(Path(sys.argv[1])), "the other") as lease:
+with Lease(storage_path(Path(sys.argv[1])), "the other") as lease:
     if "fork" in sys.argv:
         # A child that outlives its parent and holds all that it inherits.
         if os.fork() == 0:
