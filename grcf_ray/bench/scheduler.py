@@ -67,6 +67,7 @@ class Meter:
         self.marks = [self._mark()]
 
     def __call__(self, event: Event) -> None:
+        """Take a measurement when a trial ends."""
         if isinstance(event, TrialEnded):
             self.marks.append(self._mark())
 

@@ -59,6 +59,7 @@ class SlotClock:
         """From when a process reports a trial's last epoch until it begins the next one's first."""
 
     def __call__(self, event: Event) -> None:
+        """Note the time of an event of the search."""
         now = time.perf_counter()
         if isinstance(event, StageStarted):
             self._free, self._waiting = [(now, True)] * self._concurrent, {}

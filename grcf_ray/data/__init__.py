@@ -1,0 +1,1 @@
+"""Data sets: import, validate, store, and turn into features, pairs and batches."""

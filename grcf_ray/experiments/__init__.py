@@ -1,0 +1,1 @@
+"""The paper's experiments on finished runs: the command `grcf reproduce`."""

@@ -1,0 +1,1 @@
+"""The networks of both tasks, and the text encoder that they share."""

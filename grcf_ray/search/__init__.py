@@ -1,0 +1,1 @@
+"""The two-stage hyperparameter search: trials, scheduling, the run record."""

@@ -1,0 +1,1 @@
+"""Training of one configuration: the stage loop, checkpoints, workers, saved models."""

@@ -1,0 +1,1 @@
+"""The figures of the report page: their data, then their drawing."""
