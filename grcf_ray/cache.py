@@ -1,7 +1,7 @@
-"""The cache: folders that can be made again, each named by what it was made from.
+"""The cache: folders that can be created again, each named by a hash of its inputs.
 
-An entry is `KIND/KEY`, private to its user, and appears whole or not at all. Processes that want the same entry make it
-one at a time; an entry that a process may still read is never cleared.
+An entry is `KIND/KEY`. It is private to its user, and complete or absent. Processes that need the same entry create it
+one at a time. An entry in use by a process is never cleared.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from grcf_ray.errors import ClusterError
 from grcf_ray.files import atomic_write, sync
 
 KINDS = ("tables", "features")
-"""Imports of foreign files, and features of stores."""
+"""Imports of foreign files, and features of data sets."""
 
 _KEY_LENGTH = 24
-_OURS = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|\.[0-9a-f]{{{_KEY_LENGTH}}}\..+")
-"""Entries, and beside them their locks and what a killed process left of them."""
+_ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}|\.[0-9a-f]{{{_KEY_LENGTH}}}\..+")
+"""Names of entries, of their locks, and of remains of killed processes."""
 _IN_USE = ".in-use"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _held: dict[Path, IO[bytes]] = {}
-"""The shared locks of this process, which last as long as it."""
+"""The shared locks of this process, held until it ends."""
 
 
 class Usage(NamedTuple):
-    """What a part of the cache takes."""
+    """Size of one kind of entries."""
 
     kind: str
     folder: Path
@@ -42,21 +42,24 @@ class Usage(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """What can be made again lies here: `$GRCF_CACHE`, else `~/.cache/grcf_ray`."""
+    """Return the folder of the cache: `$GRCF_CACHE`, else `~/.cache/grcf_ray`."""
     return Path(os.environ.get("GRCF_CACHE") or Path.home() / ".cache" / "grcf_ray").absolute()
 
 
 def cache_entry(kind: str, digest: str) -> Path:
-    """The folder of an entry, existing or not. kind: one of `KINDS`; digest: hexadecimal, of all that it is made of."""
+    """Return the folder of an entry, existing or not.
+
+    kind: one of `KINDS`. digest: a hexadecimal hash of all inputs.
+    """
     return cache_folder() / kind / digest[:_KEY_LENGTH]
 
 
 @contextlib.contextmanager
 def locked(entry: Path) -> Iterator[None]:
-    """Keep other processes from making or replacing an entry while the context lasts, and its kind from being cleared
-    while this process lives.
+    """Keep other processes from creating or replacing an entry until the context ends.
 
-    Where the cache cannot be written, or its file system knows no locks, there is none.
+    While this process lives, its kind of entries cannot be cleared. If the cache is read-only, or its file system has
+    no locks, nothing is locked.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -72,9 +75,9 @@ def locked(entry: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making(entry: Path) -> Iterator[Path]:
-    """Give a folder to fill, private to its user; it takes the place of `entry` whole, or vanishes on an error.
+    """Provide a folder to fill, private to its user. At the end it replaces `entry`; on an error it is removed.
 
-    Its files are flushed to the disk first. ClusterError where the cache cannot be written.
+    Its files are flushed to disk first. ClusterError if the cache cannot be written.
     """
     replaces = entry.exists()
     beside, aside = (entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
@@ -93,7 +96,7 @@ def making(entry: Path) -> Iterator[Path]:
         try:
             beside.rename(entry)
         except OSError:
-            # Without locks another process may have made the same meanwhile: theirs is as good.
+            # On a file system without locks, another process can have created the same entry. It is equivalent.
             if not entry.is_dir():
                 raise
         sync(entry.parent)
@@ -106,9 +109,9 @@ def making(entry: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def adding(path: Path) -> Iterator[Path]:
-    """Give a path to write a file of an entry to; flushed, it takes the place of `path`, or vanishes on an error.
+    """Provide a path for one file of an entry. At the end it is flushed and replaces `path`; on an error it is removed.
 
-    ClusterError where the cache cannot be written.
+    ClusterError if the cache cannot be written.
     """
     try:
         with atomic_write(path) as beside:
@@ -119,18 +122,21 @@ def adding(path: Path) -> Iterator[Path]:
 
 
 def usage() -> list[Usage]:
-    """What each part of the cache takes; the files of other programs are not counted."""
-    found = []
+    """Return the size of each kind of entries; files of other programs are not counted."""
+    parts = []
     for kind in KINDS:
         folder = cache_folder() / kind
-        entries = _ours(folder)
-        nbytes = sum(_size(path) for path in entries)
-        found.append(Usage(kind, folder, sum(not path.name.startswith(".") for path in entries), nbytes))
-    return found
+        paths = _entries(folder)
+        nbytes = sum(_size(path) for path in paths)
+        parts.append(Usage(kind, folder, sum(not path.name.startswith(".") for path in paths), nbytes))
+    return parts
 
 
 def clear_cache() -> list[Usage]:
-    """Remove every entry and say what was removed. ClusterError, with nothing removed, while a process uses one."""
+    """Remove all entries and return their former sizes.
+
+    ClusterError, with nothing removed, while a process uses one.
+    """
     with contextlib.ExitStack() as stack:
         before = usage()
         for part in before:
@@ -139,60 +145,61 @@ def clear_cache() -> list[Usage]:
                     stack.enter_context(_lock(part.folder / _IN_USE, fcntl.LOCK_EX | fcntl.LOCK_NB))
                 except BlockingIOError as error:
                     raise ClusterError(
-                        f"{part.folder} is in use by another process; clear it when that has ended. Nothing was removed"
+                        f"{part.folder} is in use by another process. Nothing was removed; clear the cache after that "
+                        "process has ended"
                     ) from error
                 except OSError as error:
                     raise _unwritable(part.folder, error) from error
         for part in before:
-            for path in _ours(part.folder):
+            for path in _entries(part.folder):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
         left = {part.kind: part for part in usage()}
     if failed := [str(part.folder) for part in left.values() if part.entries]:
-        raise ClusterError(f"{', '.join(failed)}: some of it could not be removed; look at who owns its folders")
+        raise ClusterError(f"{', '.join(failed)}: some entries could not be removed; check who owns them")
     return before
 
 
 def unreadable(entry: Path, error: OSError) -> ClusterError:
-    """The error for an entry that the system keeps this process from reading, as it does another user's."""
+    """Return the error for an entry that this process may not read, such as another user's."""
     return ClusterError(
-        f"{entry} cannot be read ({error.strerror or error}). Give a cache of your own: GRCF_CACHE=FOLDER"
+        f"{entry} cannot be read ({error.strerror or error}). Use a cache of your own: GRCF_CACHE=FOLDER"
     )
 
 
 def _unwritable(entry: Path, error: OSError) -> ClusterError:
-    remedy = "Free some room: python -m grcf_ray.data cache --clear, or g" if error.errno in _FULL else "G"
+    free_space = "Free disk space (python -m grcf_ray.data cache --clear), or u" if error.errno in _FULL else "U"
     return ClusterError(
-        f"the cache {entry.parent} cannot be written ({error.strerror or error}). {remedy}ive another folder: "
+        f"the cache {entry.parent} cannot be written ({error.strerror or error}). {free_space}se another folder: "
         "GRCF_CACHE=FOLDER"
     )
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder, and those above that are missing, for their user alone."""
+    """Create a folder and its missing parents for their user only."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
 
 
-def _lock(path: Path, how: int) -> IO[bytes]:
-    """An open file that has the lock until it is closed. OSError where it cannot be had."""
+def _lock(path: Path, operation: int) -> IO[bytes]:
+    """Return an open file that holds the lock until it is closed. OSError if the lock is not available."""
     file = path.open("ab")
     try:
-        fcntl.flock(file, how)
+        fcntl.flock(file, operation)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _ours(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if _OURS.fullmatch(path.name)] if folder.is_dir() else []
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if _ENTRY.fullmatch(path.name)] if folder.is_dir() else []
 
 
 def _size(path: Path) -> int:
     paths = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sum(one.lstat().st_size for one in paths)
+    return sum(file.lstat().st_size for file in paths)

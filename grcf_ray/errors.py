@@ -1,4 +1,4 @@
-"""Every failure that a user can meet, each with the exit code that `console.run` ends the process with."""
+"""Errors that a user can meet, each with the exit code with which `console.run` ends the process."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ _T = TypeVar("_T")
 
 
 class GrcfError(Exception):
-    """Base of the errors that end a command with one clear message instead of a traceback."""
+    """Base of all errors that end a command with one clear message instead of a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(GrcfError):
-    """Usage or configuration is wrong: an option, a `--set` key, a search space, a backbone."""
+    """Wrong usage or configuration: an option, a `--set` path, a search space, a backbone."""
 
     exit_code = 2
 
 
 class DataError(GrcfError):
-    """The data are missing, malformed or inconsistent."""
+    """Missing, malformed or inconsistent data."""
 
     exit_code = 3
 
 
 class DamagedError(DataError):
-    """A file is not what was written: its checksum differs, or a part of it is missing."""
+    """A damaged file: its checksum differs, or a part of it is missing."""
 
 
 class NoWinnerError(GrcfError):
-    """The search ended without a usable winner."""
+    """A search without a usable winner."""
 
     exit_code = 4
 
 
 class DivergedError(NoWinnerError):
-    """Training left the finite numbers: a result of its settings, not a fault of the process."""
+    """Training whose numbers are no longer finite: a result of the settings, not a fault of the process."""
 
 
 class ClusterError(GrcfError):
-    """The cluster, or this machine, can never run the plan."""
+    """A plan that the cluster, or this machine, cannot run."""
 
     exit_code = 5
 
 
 def faults_message(head: str, faults: Sequence[str], *, limit: int = 20) -> str:
-    """One message for several faults: the head, then a line per fault, the rest counted past `limit`."""
+    """Return one message for several faults: the head, then a line per fault, and a count of those past `limit`."""
     lines = [f"  {fault}" for fault in faults[:limit]]
     if len(faults) > limit:
         lines.append(f"  ... and {len(faults) - limit} more")
@@ -56,14 +56,18 @@ def faults_message(head: str, faults: Sequence[str], *, limit: int = 20) -> str:
 
 
 def data_error(source: Path, faults: Sequence[str], *, named: bool = False) -> DataError:
-    """The error for all that is wrong with a source; named: each fault says itself which file it is in."""
+    """Return the error for all faults of a source.
+
+    named: each fault already names its file.
+    """
     if len(faults) == 1:
         return DataError(faults[0] if named else f"{source}: {faults[0]}")
     return DataError(faults_message(f"{source}: {len(faults)} faults", faults))
 
 
 def collect_error(faults: list[str], function: Callable[..., _T], *arguments: Any) -> _T | None:
-    """What a function returns; None where it raises a DataError, which joins the faults."""
+    """Call a function and return its result; if it raises a DataError, add the message to the faults and return
+    None."""
     try:
         return function(*arguments)
     except DataError as error:
@@ -72,5 +76,5 @@ def collect_error(faults: list[str], function: Callable[..., _T], *arguments: An
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what another library's error says, or else its type."""
+    """Return the first line of another library's error, or its type if the message is empty."""
     return str(error).partition("\n")[0].rstrip(". ") or type(error).__name__

@@ -1,6 +1,6 @@
-"""Temporary files, and atomic writes: beside, fsync, rename.
+"""Temporary files, and atomic writes: a file beside the target, fsync, rename.
 
-A reader sees the old file or the new one, never a part.
+A reader sees the old file or the new one, never a part of it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 _scratch: set[Path] = set()
-"""The temporary files and folders that this process has now."""
+"""Temporary files and folders that this process has created and not yet removed."""
 
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder, for as long as the context lasts."""
+    """Provide a temporary folder; it is removed when the context ends."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     _scratch.add(folder)
     try:
@@ -33,7 +33,7 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
 
 
 def clear_scratch() -> None:
-    """Remove the temporary files and folders of this process, which is about to end without leaving its contexts."""
+    """Remove all temporary files and folders of this process, before it exits without ending its contexts."""
     for path in list(_scratch):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -44,7 +44,7 @@ def clear_scratch() -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` at the end, or vanishes on an error."""
+    """Provide a path beside `path` to write to. At the end it replaces `path`; on an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     _scratch.add(beside)
@@ -52,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield beside
         sync(beside)
         beside.replace(path)
-        # Makes the rename outlive a power cut, where the file system knows how.
+        # After fsync of the folder the rename survives a power cut. Not every file system supports it.
         with suppress(OSError):
             sync(path.parent)
     finally:
@@ -61,7 +61,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -70,7 +70,7 @@ def sync(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` atomically: a second name where the disk allows, else a copy."""
+    """Link `target` to `source` atomically, or copy it if the file system has no links."""
     with atomic_write(target) as beside:
         try:
             os.link(source, beside)
@@ -79,18 +79,18 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text as the whole content of `path`."""
+    """Write a text atomically as the whole content of `path`."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The value as readable JSON; NaN and infinity are refused, since JSON has none."""
+    """Write a value atomically as readable JSON. ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

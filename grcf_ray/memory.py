@@ -1,4 +1,4 @@
-"""What a warm process does about memory between jobs, and while it starts."""
+"""Memory of a process: garbage collection, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """No search for garbage meanwhile: to import libraries and build a model makes many objects and little garbage.
+    """Stop garbage collection until the context ends.
 
-    A fifth of the time that the imports of a trial's process take.
+    Importing libraries and building a model create many objects and little garbage. Without collection, the imports of
+    a trial's process take a fifth less time.
     """
-    searching = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if searching:
+        if enabled:
             gc.enable()
 
 
 def tidy() -> None:
-    """Collect garbage, and give what was freed back to the system: glibc keeps it in pieces, more after every job."""
+    """Collect garbage, and return freed memory to the system."""
     gc.collect()
-    # What outlives a job stays: without it, the search for what does not is a matter of milliseconds.
+    # Objects that outlive a job are permanent. Without them, the next collection takes milliseconds.
     gc.freeze()
-    # Other C libraries have no such call.
+    return_memory()
+
+
+def return_memory() -> None:
+    """Return freed memory to the system: glibc keeps it in pieces, more after every job."""
+    # Other C libraries have no such function.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
-"""YAML as settings need it: the one reader of all YAML that people write.
+"""Read YAML that people write: search spaces and `--set` values.
 
-Mappings, lists and scalars; a scalar is a word unless it is true, false, null or a number in decimal digits, as YAML
-1.2 has it. YAML 1.1, which PyYAML reads, takes `1e-4` for a word, `010` for 8 and `1:30` for 90.
+Only mappings, lists and scalars are accepted. As in YAML 1.2, a scalar is a word unless it is true, false, null or a
+decimal number. PyYAML follows YAML 1.1, where `1e-4` is a word, `010` is 8 and `1:30` is 90.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import yaml
 from grcf_ray.errors import ConfigError, faults_message
 
 LARGEST = 1 << 15
-"""Bytes that are read; a space takes a few thousand."""
+"""Largest accepted text, in characters; a search space has a few thousand."""
 _DEEPEST = 16
-"""Mappings and lists within each other; a space has four."""
+"""Deepest accepted nesting of mappings and lists; a search space has four levels."""
 _INTEGER = r"[-+]?(?:0|[1-9][0-9]*)"
 DECIMAL = re.compile(rf"(?:{_INTEGER}(?:\.[0-9]*)?|[-+]?\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 """A number in decimal digits, as text."""
 
 
 class PlainYaml(NamedTuple):
-    """What a text holds."""
+    """The content of a YAML text."""
 
     content: Any
-    """Keys of mappings are texts."""
+    """Keys of mappings are strings."""
     lines: Mapping[tuple[str, ...], int]
-    """The line, counted from 1, of each key, by the keys that lead to it."""
+    """The line of each key, counted from 1, by its path of keys."""
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared by PyYAML
 
 
 for _tag, _pattern, _first in (
@@ -46,13 +46,15 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(text: str, source: str) -> PlainYaml:
-    """The content of a YAML text. ConfigError, with the line, where it is none, repeats a key, or is not plain.
+    """Return the content of a YAML text.
 
-    source: names the text in messages. Aliases, anchors and tags are refused, and so is what is very large or deep: a
-    few lines of aliases can stand for more than memory holds.
+    ConfigError, with the line, if it is not YAML, repeats a key, or uses aliases, anchors or tags. Very large or deep
+    texts are refused too: a few lines of aliases can expand beyond all memory.
+
+    source: name of the text in messages.
     """
     if len(text) > LARGEST:
-        raise ConfigError(f"{source}: has more than {LARGEST // 1024} KiB, which no search space needs")
+        raise ConfigError(f"{source}: has more than {LARGEST // 1024} KiB, too much for a search space")
     try:
         _check_plain(text, source)
         loader = _Loader(text)
@@ -71,20 +73,20 @@ def read_yaml(text: str, source: str) -> PlainYaml:
 
 
 def _check_plain(text: str, source: str) -> None:
-    """Look at the text piece by piece, before anything is built of it."""
+    """Check the events of a text for refused constructs, before any object is created."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         where = f"{source}: line {event.start_mark.line + 1}" if event.start_mark else source
         if isinstance(event, yaml.NodeEvent) and event.anchor:
-            raise ConfigError(f"{where}: aliases and anchors (*{event.anchor}) are not read; write the values out")
+            raise ConfigError(f"{where}: aliases and anchors (*{event.anchor}) are not accepted; write the values out")
         if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag:
-            raise ConfigError(f"{where}: tags ({event.tag}) are not read; leave it out")
+            raise ConfigError(f"{where}: tags ({event.tag}) are not accepted; remove it")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _DEEPEST:
-            raise ConfigError(f"{where}: more than {_DEEPEST} mappings and lists within each other")
+            raise ConfigError(f"{where}: more than {_DEEPEST} levels of mappings and lists")
 
 
 def _content(
@@ -94,16 +96,16 @@ def _content(
         return [_content(loader, child, (*keys, str(i)), lines, faults) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node)
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            faults.append(f"line {line}: a key should be a word")
+            faults.append(f"line {line}: a key must be a word")
             continue
-        here = (*keys, key.value)
-        if here in lines:
-            faults.append(f"line {line}: {key.value} was given in line {lines[here]} already; keep one of them")
+        path = (*keys, key.value)
+        if path in lines:
+            faults.append(f"line {line}: {key.value} is already set in line {lines[path]}; keep one of them")
             continue
-        lines[here] = line
-        found[key.value] = _content(loader, value, here, lines, faults)
-    return found
+        lines[path] = line
+        mapping[key.value] = _content(loader, value, path, lines, faults)
+    return mapping

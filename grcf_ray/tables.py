@@ -1,4 +1,4 @@
-"""Tables of what was measured: in a terminal, as Markdown, as LaTeX, as JSON."""
+"""Tables of results: for the terminal, Markdown, LaTeX and JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from grcf_ray.console import print_table, say, sentence
 
 P_VALUE = "p"
-"""The format of a p-value: three digits, and <0.001 for less."""
+"""Format of a p-value: three decimals, `<0.001` for smaller values."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the key of its cells, its heading, and how a number is written."""
+    """A column: key of its cells, heading, and number format."""
 
     key: str
     title: str
@@ -23,7 +23,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of what was measured."""
+    """A table of results, with notes below it."""
 
     name: str
     title: str
@@ -32,11 +32,11 @@ class Table:
     notes: Sequence[str] = ()
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The rows as text, `-` for what a row does not have."""
+        """Return the rows as text, with `-` for missing cells."""
         return [tuple(_cell(row.get(column.key), column.format) for column in self.columns) for row in self.rows]
 
     def markdown(self) -> str:
-        """Title, table and notes, as Markdown."""
+        """Return title, table and notes as Markdown."""
         alignment = ["---", *["---:"] * (len(self.columns) - 1)]
         rows = [tuple(column.title for column in self.columns), alignment, *self.cells()]
         lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
@@ -44,11 +44,11 @@ class Table:
         return "\n".join([f"## {self.title}", "", *lines, *notes])
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, numbers in full."""
+        """Return the table for JSON, with unrounded numbers."""
         return asdict(self)
 
     def latex(self) -> str:
-        """The table for a paper that has the package booktabs; the notes below it as comments."""
+        """Return the table in LaTeX, for the package booktabs, with the notes as comments."""
         rows = [tuple(column.title for column in self.columns), *self.cells()]
         first, *others = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in rows]
         return "\n".join(
@@ -69,7 +69,7 @@ class Table:
         )
 
     def print(self) -> None:
-        """Title, table and notes on standard output."""
+        """Print title, table and notes on standard output."""
         say(f"\n{self.title}\n")
         print_table([column.title for column in self.columns], self.cells())
         for note in self.notes:

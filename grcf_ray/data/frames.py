@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from grcf_ray.memory import return_memory
 
 FRAMES = pa.list_(pa.list_(pa.float32()))
 """Audio and vision before their widths are known to be equal."""
@@ -95,14 +95,8 @@ def joined(arrays: list[Rows | None]) -> tuple[Frames, dict[int, str]]:
             with np.errstate(over="ignore"):
                 values_FD[stops_N[row] - len(array) : stops_N[row]] = array
             arrays[row] = None
-    _return_memory()
+    return_memory()
     return Frames(lengths_N, np.full(len(values_FD), width), values_FD.reshape(-1)), odd
-
-
-def _return_memory() -> None:
-    """Give back what many small arrays took: glibc, the only library with such a function, keeps it else."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_list(kind: Any) -> bool:
