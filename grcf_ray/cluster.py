@@ -1,7 +1,7 @@
-"""The door to Ray: every module that imports Ray imports this one first, and `connect` alone starts or joins a cluster.
+"""Start or join a Ray cluster. Every module that imports Ray imports this one first.
 
-Ray reads much of its environment when it is imported, so this module sets it before. A Ray of our own serves one
-process tree: it listens on the loopback interface, asks for a random token, and keeps its files in a private folder.
+Ray reads much of its environment at import, so this module sets it before. A cluster that `connect` starts serves one
+process tree: it listens on the loopback interface, requires a random token, and keeps its files in a private folder.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ import psutil
 from grcf_ray.errors import ClusterError, reason
 
 _SETTINGS = {
-    # Trials' relative paths are the user's; Tune's own printing is replaced by ours.
+    # Relative paths of a trial are relative to the user's folder. Our own output replaces Tune's.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # The record is the truth: signals are the search's own, and Tune's snapshots of itself are for nobody.
+    # The run record replaces Tune's snapshots, and the search handles signals itself.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 _CLOSED = {
-    # Named after the systems where it is the default: Ray listens on the loopback interface and on no other.
+    # Keeps Ray on the loopback interface. Ray names it after the systems where that is the default.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
 }
-"""What keeps others out of a Ray of our own."""
+"""Settings that keep other users and machines out of a Ray that we start."""
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _LOOK_S = 1.0
-"""Seconds between two looks at Ray's processes."""
+"""Seconds between two checks of Ray's processes."""
 _PATIENCE_S = 45.0
-"""Silence after which a cluster's server is gone: it may be started again elsewhere, and Ray waits for it for 60 s."""
+"""Seconds of silence after which a cluster's server counts as gone. It may restart elsewhere; Ray waits 60 s for it."""
 _ANSWER_S = 10.0
-"""Seconds within which a cluster that is there answers."""
+"""Timeout for an answer of a cluster, in seconds."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-"""How a client of HTTP/2 begins: the preface, and a frame of settings that sets nothing."""
+"""Start of an HTTP/2 connection: the preface and an empty settings frame."""
 _SETTINGS_FRAME = b"\x04"
-"""The type of the frame that a server answers with."""
+"""Type of the frame with which a server answers."""
 _SOCKET_BYTES = 107 if sys.platform == "linux" else 103
-"""The longest path of a Unix socket."""
+"""Longest path of a Unix socket, in bytes."""
 _SOCKET = "/ray-xxxxxxxx/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""Ray's longest socket below the folder for temporary files."""
+"""Longest path of a Ray socket below the folder for temporary files."""
 _THREADS, _THREADS_PER_CPU = 220, 30
-"""Processes and threads of a Ray that runs a search; measured with Ray 2.60: 264 on 2 CPUs."""
+"""Number of processes and threads of a Ray that runs a search; measured with Ray 2.60: 264 on 2 CPUs."""
 
 
 _own: Path | None = None
-"""The folder of the Ray that this process starts, and starts again: Ray reads its token once in a process."""
+"""Folder of the Ray that this process starts. A restart reuses it: Ray reads its token once per process."""
 
 
 def starts_own() -> bool:
-    """Whether `connect` starts a Ray on this machine, for want of a cluster to join."""
+    """Return whether `connect` starts a Ray on this machine, because no cluster address is set."""
     return os.environ.get("RAY_ADDRESS") in (None, "", "local")
 
 
@@ -81,19 +81,19 @@ def _open() -> bool:
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 _TOO_LATE = "ray" in sys.modules and _open()
-"""Whether Ray was imported before it could be closed to others."""
+"""Whether Ray was imported before its access could be restricted."""
 if starts_own() and not _TOO_LATE:
     os.environ.update(_CLOSED)
 
 
 def connect() -> None:
-    """Join the cluster that this process was started for, else start one on this machine.
+    """Join the cluster that this process was started for, or start one on this machine.
 
-    ClusterError where there is none to join, or none can be started.
+    ClusterError if the cluster does not answer, or if none can be started.
     """
     import ray
 
-    # It logs the traceback of every trial that fails; the record has them, and the terminal a line each.
+    # Ray logs the traceback of every failed trial. The record has them, and the terminal shows one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
@@ -102,16 +102,16 @@ def connect() -> None:
     else:
         _join(os.environ["RAY_ADDRESS"])
     if threading.current_thread() is threading.main_thread():
-        # Ray's own handler prints its stack and aborts.
+        # Ray's handler prints its stack and aborts.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def watched(gone: Callable[[str], None]) -> Iterator[None]:
-    """While the context lasts, look whether Ray's server (GCS) and this node's raylet live.
+    """Check regularly, until the context ends, that Ray's server (GCS) and this node's raylet are alive.
 
-    gone: called, from another thread, once one of them does not, with what that is. Ray itself says nothing for a
-    minute, and then ends the process.
+    gone: called from another thread with the name of the part that is gone. Ray itself is silent for a minute, and then
+    ends the process.
     """
     import ray
 
@@ -129,7 +129,7 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception:
-        # What fails because one is gone may fail before anybody has looked.
+        # An error caused by a lost part can come before the next check.
         for name in _silent(parts):
             gone(f"{name} is gone")
         raise
@@ -139,35 +139,38 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
 
 
 def _silent(parts: Mapping[str, str]) -> list[str]:
-    """The parts, HOST:PORT by what they are called, that do not answer now."""
-    found = []
+    """Return the names of the parts that do not answer now.
+
+    parts: HOST:PORT by name.
+    """
+    silent = []
     for name, address in parts.items():
         try:
             _reach(address).close()
         except OSError:
-            found.append(name)
-    return found
+            silent.append(name)
+    return silent
 
 
 def _watch(parts: Mapping[str, str], patience: float, gone: Callable[[str], None], ended: threading.Event) -> None:
-    """Look at the parts until one has been silent for `patience` seconds, and at two looks."""
-    since: dict[str, float] = {}
+    """Check the parts until one has been silent for `patience` seconds, and in two checks."""
+    silent_since: dict[str, float] = {}
     while not ended.wait(_LOOK_S):
         now = time.monotonic()
-        since = {name: since.get(name, now) for name in _silent(parts)}
-        for name, begun in since.items():
-            if now - begun > patience:
+        silent_since = {name: silent_since.get(name, now) for name in _silent(parts)}
+        for name, since in silent_since.items():
+            if now - since > patience:
                 if not ended.is_set():
                     gone(f"{name} is gone")
                 return
 
 
 def _start() -> None:
-    """Start a Ray that nobody else reaches."""
+    """Start a Ray that only this process tree can reach."""
     global _own
     import ray
 
-    # The address that it will listen on; without a network that is the loopback one anyway.
+    # The address on which Ray will listen. Without a network it is the loopback address anyway.
     address = ipaddress.ip_address(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     if _TOO_LATE or _open() or not address.is_loopback:
         settings = " ".join(f"{name}={value}" for name, value in _CLOSED.items())
@@ -187,7 +190,7 @@ def _start() -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_own / "token")
     try:
         ray.init(address="local", include_dashboard=False, _temp_dir=str(_own / "ray"), **_QUIET)
-    # Ray raises a bare Exception where a process of its own does not start.
+    # Ray raises a bare Exception if one of its processes does not start.
     except Exception as error:
         logs = _own / "ray" / "session_latest" / "logs"
         if logs.exists():
@@ -195,13 +198,13 @@ def _start() -> None:
         raise ClusterError(
             f"Ray cannot start on this machine: {reason(error)}. "
             + (f"Its logs are in {logs}. " if logs.exists() else "")
-            + "Check the limits on processes and open files (ulimit -u, ulimit -n), free memory and room in /dev/shm, "
+            + "Check the limits on processes and open files (ulimit -u, ulimit -n), and the free memory and /dev/shm, "
             "or join a running cluster: RAY_ADDRESS=HOST:PORT"
         ) from error
 
 
 def _check_threads() -> None:
-    """ClusterError if this user's limit on processes is too low: Ray would wait for minutes, or abort the process."""
+    """Raise ClusterError if this user's limit on processes is too low: Ray would wait for minutes, or abort."""
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     user = os.getuid()
     if limit == resource.RLIM_INFINITY or user == 0:
@@ -213,22 +216,22 @@ def _check_threads() -> None:
     needed = _THREADS + _THREADS_PER_CPU * (os.cpu_count() or 1)
     if limit - used < needed:
         raise ClusterError(
-            f"Ray cannot start on this machine: it needs about {needed} processes and threads, and of the {limit} that "
-            f"your user may have (ulimit -u) {used} are in use. Raise the limit: ulimit -u {2 * (used + needed)}"
+            f"Ray cannot start on this machine: it needs about {needed} processes and threads, but {used} of the "
+            f"{limit} allowed for your user (ulimit -u) are in use. Raise the limit: ulimit -u {2 * (used + needed)}"
         )
 
 
 def _private_folder() -> Path:
-    """A new folder, this user's alone, for the token, the sockets, the logs and what is spilled.
+    """Create a folder for this user only: for the token, the sockets, the logs and spilled objects.
 
-    Where temporary files go, unless that leaves no room for the names of Ray's sockets.
+    It lies in the folder for temporary files, unless that path is too long for Ray's sockets.
     """
     faults = []
     for parent in dict.fromkeys(
         [os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
     ):
         if len(os.fsencode(parent + _SOCKET)) > _SOCKET_BYTES:
-            faults.append(f"{parent}: too long a path for the sockets of Ray")
+            faults.append(f"{parent}: path too long for Ray's sockets")
             continue
         try:
             return Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
@@ -236,12 +239,12 @@ def _private_folder() -> Path:
             faults.append(f"{parent}: {error.strerror or error}")
     raise ClusterError(
         f"Ray cannot start on this machine: no folder for its sockets ({'; '.join(faults)}). "
-        f"Set TMPDIR to a folder that you can write, of at most {_SOCKET_BYTES - len(_SOCKET)} characters"
+        f"Set TMPDIR to a writable folder whose path has at most {_SOCKET_BYTES - len(_SOCKET)} characters"
     )
 
 
 def _clear(folder: Path, pid: int) -> None:
-    """Remove the folder of a Ray that has served; its processes are told to end first."""
+    """Stop Ray, then remove its folder."""
     import ray
 
     if os.getpid() == pid:
@@ -250,12 +253,12 @@ def _clear(folder: Path, pid: int) -> None:
 
 
 def _join(address: str) -> None:
-    """Join a running cluster; at once, or not at all: Ray itself would try for minutes, or end the process."""
+    """Join a running cluster, or fail at once: Ray itself would retry for minutes, or end the process."""
     import ray
 
     if "://" in address:
         raise ClusterError(
-            f"RAY_ADDRESS={address}: a search does not run through this address. Give the address of the cluster's "
+            f"RAY_ADDRESS={address}: a search cannot run through a URI. Use the address of the cluster's "
             "head, RAY_ADDRESS=HOST:6379, or submit the command: ray job submit -- python -m grcf_ray.search ..."
         )
     try:
@@ -263,32 +266,33 @@ def _join(address: str) -> None:
         ray.init(**_QUIET)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: {reason(error)}. Start one (ray start --head), give the "
-            "address of one that runs, or unset RAY_ADDRESS to use this machine alone"
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {reason(error)}. Start one (ray start --head), set the "
+            "address of a running one, or unset RAY_ADDRESS to use this machine only"
         ) from error
 
 
 def _resolved(address: str) -> str:
-    """HOST:PORT of the cluster; for `auto`, what Ray has noted on this machine. ConnectionError where there is none."""
+    """Return HOST:PORT of the cluster. For `auto` Ray reads its note on this machine; ConnectionError if there is
+    none."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    found = canonicalize_bootstrap_address(address)
-    assert found is not None, "it is None where a Ray would be started"
-    return found
+    host_port = canonicalize_bootstrap_address(address)
+    assert host_port is not None, "None means that Ray would start a cluster"
+    return host_port
 
 
 def _knock(address: str) -> None:
-    """OSError where nobody answers, or somebody who does not speak HTTP/2, as Ray's servers do."""
+    """Raise OSError if no server answers, or if it does not speak HTTP/2, as Ray's servers do."""
     with _reach(address) as connection:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
             return
         connection.sendall(_GREETING)
         with connection.makefile("rb") as answer:
             if answer.read(9)[3:4] != _SETTINGS_FRAME:
-                raise ConnectionError(f"{address} is the port of another program")
+                raise ConnectionError(f"{address} is used by another program")
 
 
 def _reach(address: str) -> socket.socket:
-    """A connection to HOST:PORT. OSError where nobody listens."""
+    """Return a connection to HOST:PORT. OSError if no server listens."""
     host, _, port = address.rpartition(":")
     return socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S)

@@ -1,4 +1,4 @@
-"""What the commands share: an error's exit code, progress on standard error, tables on standard output."""
+"""Input and output of all commands: exit codes, progress on standard error, answers on standard output."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from grcf_ray.errors import GrcfError
 
 _NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%| s| min)?")
 _CODES = re.compile(
-    # C0 without the line feed, DEL and C1; separators of lines and overrides of direction; halves of letters.
+    # C0 without the line feed, DEL and C1; line separators and direction overrides; surrogates.
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _ASCII = dict(zip("▁▂▃▄▅▆▇█░•─│└–×“”‘’", "_.:-=+*#.o-|+-x\"\"''", strict=True)) | {"±": "+-", "…": "..."}
-"""What charts and sentences have, for terminals that have ASCII alone."""
+"""ASCII replacements of the characters in charts and sentences, for terminals without Unicode."""
 _ERRORS = "grcf_ray"
-"""The name of `_encodable` among Python's handlers of encoding errors."""
+"""Name under which `_encodable` is registered as a handler of encoding errors."""
 
 _GONE = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO})
-"""What a stream says whose reader, or terminal, is gone."""
+"""Errors of a stream whose reader or terminal is gone."""
 _QUIET_S = 5.0
-"""Between two lines of progress."""
+"""Seconds between two lines of progress."""
 
 
 def make_app(help: str) -> typer.Typer:
-    """A command line in the project's manner: plain help, no completion scripts, errors left to `run`."""
+    """Return a command line with plain help, no completion scripts, and errors left to `run`."""
     return typer.Typer(
         help=help,
         add_completion=False,
@@ -52,13 +52,13 @@ def make_app(help: str) -> typer.Typer:
 
 
 def run(app: typer.Typer, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line and exit: the one place where an exception becomes a message and an exit code.
+    """Run a command line and exit. Only here an exception becomes a message and an exit code.
 
-    `--debug`, anywhere among the arguments, or GRCF_DEBUG=1 adds the traceback; `--version` prints the version alone.
+    `--debug`, anywhere among the arguments, or GRCF_DEBUG=1 adds the traceback. `--version` prints the version only.
     """
     codecs.register_error(_ERRORS, _encodable)
     for stream in (sys.stdout, sys.stderr):
-        # A letter that the terminal's encoding lacks must not end a command.
+        # A character that the terminal cannot encode must not end a command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -76,7 +76,7 @@ def _run(app: typer.Typer, argv: Sequence[str], debug: bool) -> NoReturn:
             with _terminated_as_interrupted():
                 app([word for word in argv if word != "--debug"])
         finally:
-            # An answer that cannot be written is an error like any other.
+            # A failure to write the answer is an error like any other.
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -88,21 +88,21 @@ def _run(app: typer.Typer, argv: Sequence[str], debug: bool) -> NoReturn:
             sys.exit(error.exit_code)
         progress(f"internal error: {type(error).__name__}: {error}")
         if not debug:
-            progress("This is a fault of grcf_ray. Run the command again with --debug for the traceback.")
+            progress("This is a bug in grcf_ray. Run the command again with --debug for the traceback.")
         sys.exit(1)
     sys.exit(0)
 
 
 def printable(text: str) -> str:
-    """The text with escapes, such as `\\x1b`, for codes that would command a terminal; line feeds stay.
+    """Return a text with control codes replaced by escapes such as `\\x1b`; line feeds stay.
 
-    Data, names of files and errors of other programs reach the terminal through this alone.
+    Data, file names and errors of other programs reach the terminal only through this function.
     """
-    return _CODES.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CODES.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _encodable(error: UnicodeError) -> tuple[str, int]:
-    """In the place of letters that the terminal's encoding lacks: ASCII that looks like them, or their escapes."""
+    """Replace characters that the terminal cannot encode by similar ASCII, or by their escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
@@ -112,7 +112,7 @@ def _encodable(error: UnicodeError) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """A termination leaves the contexts that it meets, as an interrupt does: temporary files go with them."""
+    """Treat SIGTERM like an interrupt until the context ends, so that contexts remove their temporary files."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -125,8 +125,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lasting_streams() -> Iterator[None]:
-    """While the context lasts, standard output and error may be closed, then or before: what they lack is readers."""
-    # Otherwise the next file that is opened would take the place of a closed stream, and get what is meant for it.
+    """Allow standard output and error to be closed, now or later, until the context ends."""
+    # Otherwise the next opened file would get the number of a closed stream, and receive its output.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -141,9 +141,9 @@ def _lasting_streams() -> Iterator[None]:
 
 
 class _LastingStream:
-    """A stream that outlives its reader, such as `head`: nobody is there for what follows, and that is no error.
+    """A stream that continues without errors after its reader, such as `head`, has exited.
 
-    faults: numbers of the errors that are passed over; None is all, for what nobody's answer depends on.
+    faults: error numbers to ignore; None ignores all, for streams without an answer.
     """
 
     def __init__(self, stream: TextIO, faults: frozenset[int] | None) -> None:
@@ -153,13 +153,13 @@ class _LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """The characters written."""
+        """Write a text and return its length."""
         with self._surviving():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As of any stream."""
+        """Flush the stream."""
         with self._surviving():
             self._stream.flush()
 
@@ -173,21 +173,21 @@ class _LastingStream:
                     raise
             elif not self._stream.closed:
                 raise
-            # What is left in its buffer would be written again, at the latest when the process ends.
+            # Python would write the rest of the buffer again, at the latest when the process ends.
             if isinstance(error, OSError) and error.errno in _GONE:
                 with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nobody:
                     os.dup2(nobody.fileno(), self._stream.fileno())
 
 
 def progress(line: str) -> None:
-    """A line on standard error; standard output is kept for the answer."""
+    """Print a line on standard error; standard output is kept for the answer."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Lines on standard error with what is left, for what takes longer than a few seconds.
+    """Progress of work that takes more than a few seconds, with the remaining time, on standard error.
 
-    what: the work as a noun phrase. total: its steps, of any kind.
+    what: a noun phrase for the work. total: number of steps.
     """
 
     def __init__(self, what: str, total: int) -> None:
@@ -195,7 +195,7 @@ class Progress:
         self._start = self._said = time.monotonic()
 
     def add(self, steps: int) -> None:
-        """So many more steps are done."""
+        """Count finished steps; print a line if enough time has passed."""
         self._done += steps
         now = time.monotonic()
         if now - self._said < _QUIET_S or self._done >= self._total:
@@ -208,7 +208,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 12 min, 3 h 05 min."""
+    """Return seconds in words: 42 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -216,39 +216,42 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str = "") -> None:
-    """A line, or several, of the answer, on standard output."""
+    """Print one or more lines of the answer on standard output."""
     print(printable(text))
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
-    """An answer as JSON on standard output, in ASCII. ValueError for NaN, which JSON lacks."""
+    """Print an answer as JSON in ASCII on standard output. ValueError for NaN, which JSON lacks."""
     import json
 
     print(json.dumps(value, indent=indent, allow_nan=False))
 
 
 def sentence(note: str) -> str:
-    """A note as it is said by itself: with a capital and a full stop."""
+    """Return a note as a sentence: with a capital and a full stop."""
     return f"{note[:1].upper()}{note[1:]}."
 
 
 def size(count: float) -> str:
-    """So many bytes, as people read them: `1.5 GB`."""
+    """Return a number of bytes in words: `1.5 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on standard output, numbers to the right; it is as wide as a terminal, and off one it is not cut."""
+    """Print a table on standard output, as wide as the terminal, or uncut if there is none. Numbers align right."""
     say("\n".join(table_lines(header, rows)))
 
 
 def width() -> int:
-    """Columns of the terminal that standard output is; 80 where it is none."""
+    """Return the number of columns of the terminal; 80 if standard output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None) -> list[str]:
-    """A table's lines, a row a line where it fits. width: columns that it has to fit."""
+    """Return the lines of a table, one per row if they fit.
+
+    width: number of columns to fit into [default: the terminal's].
+    """
     from rich.console import Console
     from rich.table import Table
 

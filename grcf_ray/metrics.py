@@ -1,6 +1,6 @@
-"""Figures of merit of a set of scores: eq. 28 and the metrics that the field reports, in numpy.
+"""Metrics: pairwise accuracy (eq. 28) and the metrics that the field reports, in numpy.
 
-Shapes: N utterances. scikit-learn is imported where it is used, so that importing this module stays cheap.
+Shapes: N utterances. scikit-learn is imported at first use, so that importing this module stays cheap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Figure = Callable[[], float]
-"""A metric that is still to be computed."""
+"""A metric that is computed when called."""
 
 _MINIMISED = ("mae", "mae_nonzero", "bce")
 _MAXIMISED = (
@@ -52,7 +52,7 @@ METRIC_DIRECTIONS: Mapping[str, Direction] = {
     **dict.fromkeys(_MINIMISED, "min"),
     **dict.fromkeys(_MAXIMISED, "max"),
 }
-"""Which way each metric improves, for regression and classification."""
+"""Direction in which each metric improves, for regression and classification."""
 
 METRIC_TITLES: Mapping[str, str] = {
     "bce": "BCE",
@@ -73,44 +73,43 @@ METRIC_TITLES: Mapping[str, str] = {
     "f1_macro": "F1 (macro)",
     "f1_weighted_mmsa": "F1 (weighted, MMSA)",
 }
-"""What people call those that are shown to them, in the order in which they are."""
+"""Display names of metrics, in display order."""
 
 _NATIVE_LIMITS = {"mosi": 3.0, "sims": 1.0}
-"""Half of the label range that a protocol was made for, which its classes are decided on."""
+"""Half of the label range for which a protocol defines its classes."""
 _SIMS_ACC3_EDGES = (-0.1, 0.1)
 _SIMS_ACC5_EDGES = (-0.7, -0.1, 0.1, 0.7)
 _EXACT_DECIMALS = 6
-"""Of a label on the scale of whole labels: beyond are the remains of a float32, or of a sum."""
+"""Decimals of a label that count; the rest is rounding of a float32, or of a sum."""
 _MOST_WHOLE_LABELS = 11
-"""Of more, an accuracy would be of classes that nobody annotates with."""
+"""Largest number of labels that count as classes; no annotation scheme has more."""
 
 
 def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop") -> float:
-    """Share of the utterance pairs that the scores put in the labels' order, eq. 28, in O(N log N).
+    """Return the share of utterance pairs that the scores order as the labels do, eq. 28, in O(N log N).
 
-    score_N, label_N: [N], finite. `ties` says what equal values do:
+    score_N, label_N: [N], finite. `ties` decides about equal values:
 
     - "drop": pairs of equal labels are left out, and equal scores on different labels are wrong. The result
-      does not depend on the order of the rows.
+      does not depend on the row order.
     - "literal": eq. 28 as printed, the mean of I[(y_i > y_j) <=> (p_i > p_j)] over i < j. A tie counts as
-      "not greater", so where values tie the result depends on the order of the rows.
+      "not greater", so ties make the result depend on the row order.
 
-    ValueError where no pair can be compared, or where a value is not finite.
+    ValueError if no pair can be compared, or if a value is not finite.
     """
     _check_choice("ties", ties, get_args(Ties))
     score, label = _checked(score_N, label_N)
     pairs = _pairs(len(label))
     if ties == "drop":
         pairs -= sum(_pairs(int(count)) for count in np.unique(label, return_counts=True)[1])
-        # Equal labels in the order of their scores are never inverted; equal scores in the reverse order of
-        # their labels always are.
+        # Sorted by score, equal labels are never inverted. Equal scores, in reverse order of their labels, always are.
         by_label, by_score = np.lexsort((score, label)), np.lexsort((-label, score))
     else:
-        # A stable order breaks ties by row, so that for i < j "before" is exactly "not greater". A pair then
-        # disagrees in eq. 28 exactly where the two orders put it in opposite order.
+        # A stable sort breaks ties by row, so for i < j "before" is exactly "not greater". A pair then disagrees in eq.
+        # 28 exactly if the two orders invert it.
         by_label, by_score = np.argsort(label, kind="stable"), np.argsort(score, kind="stable")
     if pairs == 0:
-        raise ValueError(f"pairwise accuracy: the {len(label)} utterances have no pair of different labels")
+        raise ValueError(f"pairwise accuracy: none of the {len(label)} utterances form a pair of different labels")
     rank_N = np.empty(len(label), dtype=np.int64)
     rank_N[by_score] = np.arange(len(label))
     return 1.0 - _inversions(rank_N[by_label]) / pairs
@@ -126,10 +125,10 @@ def split_metrics(
     origin: float = 0.0,
     ties: Ties = "drop",
 ) -> dict[str, float]:
-    """The metrics of a data set's protocol: those of the logits under "binary", of predicted sentiment otherwise.
+    """Return the metrics of a data set's protocol: `classification_metrics` for "binary", else `regression_metrics`.
 
-    score_N: [N], logits under "binary", else in label units. label_N, limit, center, origin: as in
-    `regression_metrics`; ties: as in `pairwise_accuracy`.
+    score_N: [N], logits for "binary", else in label units. The other arguments are those of `regression_metrics` and
+    `pairwise_accuracy`.
     """
     if protocol == "binary":
         return classification_metrics(score_N, np.asarray(label_N) > center, ties=ties)
@@ -147,25 +146,25 @@ def split_metric(
     origin: float = 0.0,
     ties: Ties = "drop",
 ) -> float:
-    """One of `split_metrics`, without the time for the others; nan where it is absent there."""
+    """Return one of `split_metrics` without computing the others; nan if it is absent there."""
     if protocol == "binary":
-        found = _of_classes(score_N, np.asarray(label_N) > center, ties)
+        figures = _classification_figures(score_N, np.asarray(label_N) > center, ties)
     else:
-        found = _of_regression(
+        figures = _regression_figures(
             score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties
         )
-    return found[name]() if name in found else float("nan")
+    return figures[name]() if name in figures else float("nan")
 
 
 def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike, *, ties: Ties = "drop") -> dict[str, float]:
-    """Metrics of two classes; shares, not percentages.
+    """Return the metrics of binary classification; shares, not percentages.
 
-    logit_N: [N], finite; positive_N: [N], whether each is of the positive class. `bce` (eq. 26), `acc2` with
-    `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0, and where both classes are there `auroc` and
-    `pairwise_acc` (eq. 28, see `pairwise_accuracy`). With ties "drop" that is over the pairs of both classes, and the
-    two differ by half the share of equal logits.
+    logit_N: [N], finite. positive_N: [N], whether each utterance is positive.
+
+    `bce` (eq. 26); `acc2` with `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0; and, if both classes occur,
+    `auroc` and `pairwise_acc` (eq. 28). With ties "drop" the last two differ by half the share of equal logits.
     """
-    return {name: figure() for name, figure in _of_classes(logit_N, positive_N, ties).items()}
+    return {name: figure() for name, figure in _classification_figures(logit_N, positive_N, ties).items()}
 
 
 def regression_metrics(
@@ -178,32 +177,32 @@ def regression_metrics(
     origin: float = 0.0,
     ties: Ties = "drop",
 ) -> dict[str, float]:
-    """Metrics of predicted sentiment, by the conventions of a family of data sets; shares, not percentages.
+    """Return the metrics of predicted sentiment, by the conventions of a data set family; shares, not percentages.
 
-    score_N, label_N: [N], finite, in label units, the labels in [center - limit, center + limit]. `limit`
-    is by default the protocol's own, 3 for "mosi" and 1 for "sims"; "own" has none. On another range the classes of
-    "mosi" and "sims" are decided on (value - center) * own / limit; errors stay in label units. `origin` is the
-    label that 0 stands for, where scores and labels are given less a constant.
+    score_N, label_N: [N], finite, in label units; labels in [center - limit, center + limit]. limit: by default 3 for
+    "mosi" and 1 for "sims"; required for "own". On another range "mosi" and "sims" decide classes on (value - center) *
+    own / limit; errors stay in label units. origin: the label that 0 stands for, if scores and labels are offsets.
 
-    All protocols: `mae`, `corr` (nan where scores or labels are constant), `pairwise_acc` (see
-    `pairwise_accuracy`) and, with the labels equal to `center` left out, `acc2_non0` with its `f1_positive`,
-    `f1_weighted` and `f1_macro`, on value > center. A key whose utterances or pairs do not exist is absent.
+    All protocols: `mae`, `corr` (nan if scores or labels are constant) and `pairwise_acc`. Without the labels equal to
+    `center`: `acc2_non0` with its `f1_positive`, `f1_weighted` and `f1_macro`, on value > center. A key without
+    utterances or pairs is absent.
 
-    "mosi" (MOSI and MOSEI) and "own" (any other data) add `mae_nonzero` and `corr_nonzero` (labels other than
-    `center`) and `acc2_has0` with its `f1_*_has0` (all utterances, value >= center). Their accuracies of more classes
-    differ: "mosi" has `acc7` and `acc5` (rounded half to even, after clipping to +-3 and +-2), "own" has `acc_whole`
-    (clipped to the range and rounded to its whole labels), which is absent where `classes_of` gives None.
+    "mosi" (MOSI and MOSEI) and "own" (other data) add `mae_nonzero` and `corr_nonzero` (labels other than `center`),
+    and `acc2_has0` with its `f1_*_has0` (all utterances, value >= center). "mosi" adds `acc7` and `acc5`, rounded half
+    to even after clipping to +-3 and +-2. "own" adds `acc_whole`, clipped to the range and rounded to whole labels,
+    unless `classes_of` returns None.
 
-    "sims" (CH-SIMS and v2) clips scores and labels to the range first, as MMSA does, for all but
-    `pairwise_acc`, and adds `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all
-    utterances, value > center).
+    "sims" (CH-SIMS and v2) clips scores and labels to the range first, as MMSA does, except for `pairwise_acc`. It adds
+    `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all utterances, value > center).
     """
-    found = _of_regression(score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties)
-    return {name: figure() for name, figure in found.items()}
+    figures = _regression_figures(
+        score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties
+    )
+    return {name: figure() for name, figure in figures.items()}
 
 
-def _of_classes(logit_N: ArrayLike, positive_N: ArrayLike, ties: Ties) -> dict[str, Figure]:
-    """What `classification_metrics` gives, each still to be computed."""
+def _classification_figures(logit_N: ArrayLike, positive_N: ArrayLike, ties: Ties) -> dict[str, Figure]:
+    """Return `classification_metrics`, not yet computed."""
     positive = np.asarray(positive_N, dtype=bool)
     logit, label = _checked(logit_N, positive)
     figures: dict[str, Figure] = {"bce": lambda: float((np.logaddexp(0, logit) - label * logit).mean())}
@@ -220,7 +219,7 @@ def _auroc(logit_N: Floats, positive_N: Bools) -> float:
     return float(roc_auc_score(positive_N, logit_N))
 
 
-def _of_regression(
+def _regression_figures(
     score_N: ArrayLike,
     label_N: ArrayLike,
     *,
@@ -230,12 +229,12 @@ def _of_regression(
     origin: float,
     ties: Ties,
 ) -> dict[str, Figure]:
-    """What `regression_metrics` gives, each still to be computed."""
+    """Return `regression_metrics`, not yet computed."""
     _check_choice("protocol", protocol, (*_NATIVE_LIMITS, "own"))
     whole, truth = _checked(score_N, label_N)
     limit = _NATIVE_LIMITS.get(protocol) if limit is None else limit
     if limit is None:
-        raise ValueError(f"protocol='{protocol}': give limit, half of the label range")
+        raise ValueError(f"protocol='{protocol}': limit is required: half of the label range")
     figures: dict[str, Figure] = {}
     if np.ptp(truth) > 0:
         figures["pairwise_acc"] = lambda: pairwise_accuracy(whole, truth, ties)
@@ -273,14 +272,14 @@ class Classes:
     names: tuple[str, ...]
     """In ascending order of the labels."""
     index: Callable[[ArrayLike], Ints]
-    """[N] positions in `names` of the scores, or of the labels, [N] in label units."""
+    """Return the positions [N] in `names` of scores or labels, [N] in label units."""
 
 
 def classes_of(protocol: MetricProtocol, *, limit: float, center: float = 0.0, origin: float = 0.0) -> Classes | None:
-    """The finest classes that a regression protocol compares; None where there are none.
+    """Return the finest classes that a regression protocol compares; None if it has none.
 
-    "mosi" compares the seven of Acc7 and "sims" the five of Acc5, on any range as `regression_metrics` has it. "own"
-    compares the whole labels of the range: none where there are fewer than two of them, or more than eleven.
+    "mosi" has the seven classes of Acc7, "sims" the five of Acc5, on any range. "own" has the whole labels of the
+    range, if there are two to eleven of them.
     """
     if protocol == "mosi":
 
@@ -308,7 +307,7 @@ def classes_of(protocol: MetricProtocol, *, limit: float, center: float = 0.0, o
 
 
 def acc_whole_note(label_range: tuple[float, float]) -> str:
-    """Which classes `acc_whole` has on labels of this range."""
+    """Return a note that lists the classes of `acc_whole` on labels of this range."""
     low, high = label_range
     classes = classes_of("own", limit=(high - low) / 2, center=(low + high) / 2)
     names = classes.names if classes else ()
@@ -319,9 +318,9 @@ def acc_whole_note(label_range: tuple[float, float]) -> str:
 
 
 def _scaled(value_N: ArrayLike, protocol: MetricProtocol, limit: float, center: float) -> NDArray[np.float32]:
-    """Values less the center, on the range that the protocol decides classes on.
+    """Return values less the center, scaled to the range for which the protocol defines its classes.
 
-    The field's code decides them in float32, where a label that was stored as 0.1 is the edge 0.1.
+    The field's code computes them in float32, where a label stored as 0.1 is equal to the edge 0.1.
     """
     scale = np.float32(_NATIVE_LIMITS.get(protocol, limit) / limit)
     value = np.asarray(value_N, dtype=np.float64).astype(np.float32)
@@ -330,12 +329,12 @@ def _scaled(value_N: ArrayLike, protocol: MetricProtocol, limit: float, center: 
 
 
 def _inversions(order_N: Ints) -> int:
-    """Pairs a < b with order_a > order_b, of a permutation of 0..N-1, in O(N log N).
+    """Return the number of pairs a < b with order_a > order_b, in O(N log N).
 
-    A merge sort read from the top: one pass per bit of the values, the highest first. Before a pass the
-    values that agree in all higher bits form a block, which lies where the sorted permutation has it, its
-    values in their original order. The inversions between the halves of a block are the ones that stand
-    before each zero of the bit; a stable partition by the bit then makes the blocks of the next pass.
+    order_N: a permutation of 0..N-1. One pass per bit of the values, highest first: a merge sort read from the top.
+    Before a pass, the values that agree in all higher bits form a block, at its place in the sorted permutation, in
+    their original order. The inversions between the two halves of a block are the ones before each zero of the bit. A
+    stable partition by the bit forms the blocks of the next pass.
     """
     index_N = np.arange(len(order_N))
     total = 0
@@ -362,7 +361,7 @@ def _mae(score_N: Floats, label_N: Floats) -> float:
 
 
 def _corr(score_N: Floats, label_N: Floats) -> float:
-    """Pearson correlation; nan where either side is constant."""
+    """Return the Pearson correlation; nan if either side is constant."""
     if np.ptp(score_N) == 0 or np.ptp(label_N) == 0:
         return float("nan")
     return float(np.corrcoef(score_N, label_N)[0, 1])
@@ -373,12 +372,12 @@ def _agreement(class_p_N: NDArray[Any], class_y_N: NDArray[Any]) -> float:
 
 
 def _right_closed(value_N: Floats, edges: tuple[float, ...]) -> Ints:
-    """Index of the bin (edge, next edge] of each value."""
+    """Return the index of the bin (edge, next edge] of each value."""
     return np.searchsorted(np.asarray(edges, dtype=value_N.dtype), value_N, side="left")
 
 
 def _binary(positive_p_N: Bools, positive_y_N: Bools, *, acc: str, suffix: str = "") -> dict[str, Figure]:
-    """Accuracy under the name `acc` and the three F1 of two classes, their names ending in `suffix`."""
+    """Return the accuracy as `acc` and three F1 scores of two classes; the names of the latter end in `suffix`."""
     p, y = positive_p_N.astype(int), positive_y_N.astype(int)
 
     def f1(average: str) -> Figure:
@@ -399,7 +398,7 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _checked(score_N: ArrayLike, label_N: ArrayLike) -> tuple[Floats, Floats]:
-    """Both as float64 [N], N > 0, finite."""
+    """Return both as float64 [N]. ValueError unless N > 0 and all values are finite."""
     score, label = np.asarray(score_N, dtype=np.float64), np.asarray(label_N, dtype=np.float64)
     if score.ndim != 1 or score.shape != label.shape or len(score) == 0:
         raise ValueError(f"scores and labels must both be [N], N > 0, got {score.shape} and {label.shape}")

@@ -141,7 +141,7 @@ def test_a_long_folder_for_temporary_files_is_passed_over(
     folder.rmdir()
     assert folder.parent == Path("/tmp")
     monkeypatch.setattr(cluster, "_SOCKET_BYTES", 1)
-    assert f"{long}: too long a path" in refusal()
+    assert f"{long}: path too long" in refusal()
 
 
 def test_a_ray_that_does_not_start_is_a_fault_of_the_machine(

@@ -120,7 +120,7 @@ def test_only_the_literal_reading_depends_on_the_order_of_rows() -> None:
 
 
 def test_pairwise_accuracy_is_undefined_without_a_comparable_pair() -> None:
-    with pytest.raises(ValueError, match="no pair of different labels"):
+    with pytest.raises(ValueError, match="different labels"):
         pairwise_accuracy([0.1, 0.2, 0.3], [1.0, 1.0, 1.0])
     for ties in ("drop", "literal"):
         with pytest.raises(ValueError, match="the 1 utterances"):
@@ -232,7 +232,7 @@ def test_whole_labels_are_those_of_the_range(low: float, high: float, names: lis
 
 
 def test_own_data_need_their_range() -> None:
-    with pytest.raises(ValueError, match="give limit"):
+    with pytest.raises(ValueError, match="limit"):
         regression_metrics([0.0, 1.0], [0.0, 1.0], protocol="own")
 
 
