@@ -1,4 +1,4 @@
-"""The losses of the classification task, eqs. 18-26.
+"""The losses of classification, eqs. 18-26.
 
 Shapes: B scored slots of one group of pairs, repeats counted; P pairs. Labels are offsets from the centre of their
 range: the positive class is above 0.
@@ -16,30 +16,32 @@ from grcf_ray.losses.terms import PairTerms, check_slots, mean, standardised
 def separation_terms(
     logit_B: Tensor, label_B: Tensor, pairs_P2: Tensor, margin: float, *, advantage_weighting: bool = True
 ) -> PairTerms:
-    """Weight and hinge of each pair of both classes, eqs. 18-19; arguments as in `separation_loss`."""
+    """Return weight and hinge of each pair of both classes, eqs. 18-19; the arguments are those of
+    `separation_loss`."""
     check_slots(logit_B, label_B)
     positive_B = label_B > 0
     i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] != positive_B[pairs_P2[:, 1]]].unbind(-1)
-    # Which of the two is positive is a sign, which is exact, rather than a swap of indices.
+    # A sign is exact, and cheaper than swapping indices so that i is the positive.
     gap_P = (logit_B[i_P] - logit_B[j_P]) * torch.where(positive_B[i_P], 1, -1).to(logit_B.dtype)
     weight_P = separation_weight(gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
     return PairTerms(weight_P, relu(margin - gap_P))
 
 
 def separation_weight(gap_P: Tensor) -> Tensor:
-    """w = 1 - sigmoid(logit_pos - logit_neg) of eq. 19: [P]. gap_P: [P] logits of the positives less the negatives'."""
+    """Return the weights w = 1 - sigmoid(logit_pos - logit_neg) of eq. 19: [P]. gap_P: [P] logit_pos - logit_neg."""
     return torch.sigmoid(-gap_P)
 
 
 def separation_loss(
     logit_B: Tensor, label_B: Tensor, pairs_P2: Tensor, margin: float, *, advantage_weighting: bool = True
 ) -> Tensor:
-    """Separation, L_sep of eq. 20: mean of w max(0, margin - (logit_pos - logit_neg)) over pairs of both classes.
+    """Return the separation loss L_sep, eq. 20: the mean of w max(0, margin - (logit_pos - logit_neg)).
 
-    The weight is w = 1 - sigmoid(logit_pos - logit_neg), detached (eq. 19); `advantage_weighting=False` sets it to 1.
+    The mean is over pairs of both classes. The weight is w = 1 - sigmoid(logit_pos - logit_neg), detached (eq. 19);
+    `advantage_weighting=False` sets it to 1.
 
     logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B in either order; pairs of one class are left out.
-    margin: m_sep of eq. 18, in logits. Scalar; 0 with a zero gradient where no pair is left.
+    margin: m_sep of eq. 18, in logits. Scalar; 0 with a zero gradient if no pair is left.
     """
     return separation_terms(logit_B, label_B, pairs_P2, margin, advantage_weighting=advantage_weighting).loss()
 
@@ -53,28 +55,30 @@ def compactness_loss(
     advantage_weighting: bool = True,
     eps: float = 1e-8,
 ) -> Tensor:
-    """Compactness, L_comp of eq. 23: mean of max(0, (logit_i - logit_j)^2 (-A)) over pairs of one class.
+    """Return the compactness loss L_comp, eq. 23: the mean of max(0, (logit_i - logit_j)^2 (-A)).
 
-    The advantage A is the reward exp(-(logit_i - logit_j)^2), standardised over the pairs (population deviation +
-    `eps`), clipped to +-`clip` and detached (eq. 22): only pairs further apart than the mean count.
-    `advantage_weighting=False` sets it to -1.
+    The mean is over pairs of one class. The advantage A is the reward exp(-(logit_i - logit_j)^2), standardised over
+    the pairs (population deviation + `eps`), clipped to +-`clip` and detached (eq. 22). So only pairs further apart
+    than the mean count. `advantage_weighting=False` sets A to -1.
 
-    logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B; pairs of both classes are left out. Scalar; 0 with
-    a zero gradient where no pair is left.
+    logit_B, label_B: [B]. pairs_P2: int64 [P, 2], indices into B; pairs of both classes are left out. Scalar; 0 with a
+    zero gradient if no pair is left.
     """
     check_slots(logit_B, label_B)
     positive_B = label_B > 0
     i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] == positive_B[pairs_P2[:, 1]]].unbind(-1)
     distance_P = (logit_B[i_P] - logit_B[j_P]).square()
-    weight_P = _against(distance_P.detach(), clip, eps) if advantage_weighting else torch.ones_like(distance_P)
+    weight_P = (
+        _negative_advantage(distance_P.detach(), clip, eps) if advantage_weighting else torch.ones_like(distance_P)
+    )
     return mean(relu(distance_P * weight_P))
 
 
 def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
-    """Position, L_bound of eq. 24: mean max(0, margin - logit) of the positives plus mean max(0, logit + margin)
-    of the negatives.
+    """Return the boundary loss L_bound, eq. 24.
 
-    logit_B, label_B: [B]; margin: m_b, in logits. Scalar; a class without a slot adds 0.
+    The mean of max(0, margin - logit) over the positives, plus the mean of max(0, logit + margin) over the negatives.
+    logit_B, label_B: [B]. margin: m_b, in logits. Scalar; a class without a slot adds 0.
     """
     check_slots(logit_B, label_B)
     positive_B = label_B > 0
@@ -82,16 +86,16 @@ def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
 
 
 def centering_loss(logit_B: Tensor) -> Tensor:
-    """Distance of the mean logit from 0, L_cal of eq. 25. logit_B: [B]. Scalar; 0 where B = 0."""
+    """Return the distance of the mean logit from 0, L_cal of eq. 25. logit_B: [B]. Scalar; 0 if B = 0."""
     return mean(logit_B).abs()
 
 
 def bce_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
-    """Binary cross-entropy of the logits, eq. 26. logit_B, label_B: [B]. Scalar; 0 where B = 0."""
+    """Return the binary cross-entropy of the logits, eq. 26. logit_B, label_B: [B]. Scalar; 0 if B = 0."""
     check_slots(logit_B, label_B)
     return mean(binary_cross_entropy_with_logits(logit_B, (label_B > 0).to(logit_B.dtype), reduction="none"))
 
 
-def _against(distance_P: Tensor, clip: float, eps: float) -> Tensor:
-    """-A of eq. 22: [P], in the distances' dtype."""
+def _negative_advantage(distance_P: Tensor, clip: float, eps: float) -> Tensor:
+    """Return -A of eq. 22: [P], in the distances' dtype."""
     return -standardised(torch.exp(-distance_P.double()), eps).clamp(-clip, clip).to(distance_P.dtype)

@@ -1,7 +1,7 @@
-"""What the networks of both tasks share: a text encoder, modalities beside it, and scores of slots.
+"""The base of both tasks' networks: text encoder, other modalities, and scores of slots.
 
-B utterances; S scored slots; L rows; A their width; D the text encoder's width, or `model.textless_width` where there
-is none; W the width of what `encode` gives.
+B utterances; S scored slots; L rows; A their width; D the text encoder's width, or `model.textless_width` without text;
+W the width of the result of `encode`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from grcf_ray.model.text_encoder import TextEncoder
 
 
 class GrcfModel(nn.Module, ABC):
-    """A network that encodes each utterance once and scores it in as many slots as it fills.
+    """A network that encodes each utterance once, and scores it in each slot that it fills.
 
-    Autocast covers the text encoder alone. The layers after it are small, and in bfloat16 they would leave hundreds of
-    utterances with the same score, and margins of a hundredth without meaning.
+    Autocast covers the text encoder only. The layers after it are small. In bfloat16 they would give hundreds of
+    utterances the same score, and margins of a hundredth would be meaningless.
     """
 
     head: nn.Sequential
@@ -34,46 +34,46 @@ class GrcfModel(nn.Module, ABC):
         self.modality_dims = {k: v for k, v in (("vision", vision_dim), ("audio", audio_dim)) if v is not None}
 
     def forward(self, batches: Sequence[Batch], slot_S: Tensor) -> Tensor:
-        """[S] scores. Each utterance of the batches is encoded once, however many slots it fills.
+        """Return the scores [S]. Each utterance is encoded once, however many slots it fills.
 
-        slot_S: the utterance of each slot, counted through the batches. Slots have dropout masks of their own.
+        slot_S: the utterance of each slot, counted through the batches. Each slot has its own dropout mask.
         """
         looked_up = batches if self.text_encoder is None else self.text_encoder.looked_up(batches)
         return self.score(torch.cat([self.encode(batch) for batch in looked_up])[slot_S])
 
     def encode(self, batch: Batch) -> Tensor:
-        """[B, W] what is computed once an utterance, in the type of the weights outside the text encoder."""
+        """Return the vectors [B, W] that are computed once per utterance, in the dtype of the head."""
         text_BD = None if self.text_encoder is None else self.text_encoder(batch).to(self.dtype)
-        with self._unrounded():
+        with self._full_precision():
             return self._gather(text_BD, batch)
 
     def represent(self, vector_SW: Tensor) -> Tensor:
-        """[S, D] z_final, the representation before the head."""
-        with self._unrounded():
+        """Return z_final [S, D], the representation before the head."""
+        with self._full_precision():
             return self._represent(vector_SW)
 
     def decide(self, state_SD: Tensor) -> Tensor:
-        """[S] scores of what `represent` gives: about the centre of the label range, or logits."""
-        with self._unrounded():
+        """Return the scores [S] of z_final: about the centre of the label range, or logits."""
+        with self._full_precision():
             return self._decide(state_SD)
 
     def score(self, vector_SW: Tensor) -> Tensor:
-        """[S] scores of what `encode` gives."""
+        """Return the scores [S] of the vectors of `encode`."""
         return self.decide(self.represent(vector_SW))
 
     @abstractmethod
     def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
-        """`encode` from the text vectors, which a model without text has none of."""
+        """Combine the text vectors, None without text, with the other modalities: [B, W]."""
 
     @abstractmethod
     def _represent(self, vector_SW: Tensor) -> Tensor:
-        """`represent`, outside autocast."""
+        """Return z_final [S, D]; runs outside autocast."""
 
     @abstractmethod
     def _decide(self, state_SD: Tensor) -> Tensor:
-        """`decide`, outside autocast."""
+        """Return the scores [S]; runs outside autocast."""
 
-    def _unrounded(self) -> torch.autocast:
+    def _full_precision(self) -> torch.autocast:
         return torch.autocast(next(self.head.parameters()).device.type, enabled=False)
 
     @property
@@ -83,13 +83,13 @@ class GrcfModel(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights outside the text encoder."""
+        """The dtype of the weights outside the text encoder."""
         parameter: Tensor = next(self.head.parameters())
         return parameter.dtype
 
     @staticmethod
     def rows(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-        """[B, L, A] rows of audio or vision and their mask [B, L]. ValueError where the batch has none."""
+        """Return the rows [B, L, A] of audio or vision, and their mask [B, L]. ValueError if the batch has none."""
         rows, mask = (
             (batch.vision_BLV, batch.vision_mask_BL) if name == "vision" else (batch.audio_BLA, batch.audio_mask_BL)
         )

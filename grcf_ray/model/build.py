@@ -1,4 +1,4 @@
-"""The network of a task."""
+"""Build the network of a task, and count its parameters."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def build_model(
     vision_dim: int | None,
     half_range: float,
 ) -> GrcfModel:
-    """The network of a configuration for a task, around a backbone that it takes over; None for one without text.
+    """Return the network of a configuration for a task.
 
-    half_range: S, which the reach of regression's tanh grows with (3.5 for S = 3).
+    backbone: used, not copied; None for a model without text. half_range: S, which scales the reach of regression's
+    tanh (3.5 for S = 3).
     """
     if task == "classification":
         return build_classifier(backbone, config, audio_dim=audio_dim, vision_dim=vision_dim)
@@ -46,7 +47,7 @@ def build_model(
 
 
 def parameter_table(model: GrcfModel) -> list[tuple[str, int]]:
-    """Parameters by component, in the order of Table 12."""
+    """Return the number of parameters of each component, in the order of Table 12."""
     parts = dict(model.named_children())
     head = "Regression Head" if isinstance(model, GrcfRegressor) else "Classification Head"
     titles = {**_TITLES, "head": head}

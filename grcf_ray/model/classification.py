@@ -1,7 +1,7 @@
-"""GRCF for classification (appendix A.1): the mean text vector attends to the other modalities' rows, behind a gate.
+"""GRCF for classification (appendix A.1): the mean text vector attends to the rows of other modalities, with a gate.
 
-B utterances; S scored slots; L keys of all other modalities; D the text encoder's width; W = 2 D + 1: text vector,
-fused vector, and whether there is anything but text. W = D where the model sees text alone.
+B utterances; S scored slots; L keys of all other modalities; D the text encoder's width. W = 2 D + 1: text vector,
+fused vector, and whether the sample has anything but text. W = D if the model uses text only.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from grcf_ray.model.text_encoder import TextEncoder
 
 
 class GrcfClassifier(GrcfModel):
-    """The network of appendix A.1. Keys and values are the projected rows of audio, then vision, each with an
-    embedding of its type; a sample without a row is scored by its text alone, as if its gate were 1.
+    """The network of appendix A.1.
 
-    non_text: `pooled` gives each modality one key, its attention-pooled rows (eqs. 1-2), in place of one a row.
+    Keys and values are the projected rows of audio, then vision, each with an embedding of its type. A sample without
+    rows is scored by its text, as if its gate were 1.
+
+    non_text: `pooled` gives each modality one key, its attention-pooled rows (eqs. 1-2), instead of one per row.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class GrcfClassifier(GrcfModel):
     ) -> None:
         width = text_encoder.width
         super().__init__(text_encoder, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
-        # As keys and values follow each other.
+        # In the order of keys and values.
         self.modality_dims = {name: self.modality_dims[name] for name in sorted(self.modality_dims)}
         self.non_text = non_text
         for name, dim in self.modality_dims.items():
@@ -85,7 +87,7 @@ class GrcfClassifier(GrcfModel):
         return torch.cat([text_BD, fused_B1D.squeeze(1) * present_B1, present_B1], dim=-1)
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
-        """[S, D] z_final of eq. 16, after dropout."""
+        """Return z_final [S, D] of eq. 16, after dropout."""
         if not self.modality_dims:
             text: Tensor = self.unified_dropout(vector_SW)
             return text
@@ -100,7 +102,7 @@ class GrcfClassifier(GrcfModel):
         return final_SD
 
     def _decide(self, state_SD: Tensor) -> Tensor:
-        """[S] logits."""
+        """Return the logits [S]."""
         logit_S: Tensor = self.head(state_SD).squeeze(-1)
         return logit_S
 
@@ -108,9 +110,9 @@ class GrcfClassifier(GrcfModel):
 def build_classifier(
     backbone: nn.Module | None, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
 ) -> GrcfClassifier:
-    """The network of a configuration, around a backbone that it takes over.
+    """Return the network of a configuration. ConfigError if the heads do not divide the width, or without a backbone.
 
-    ConfigError for heads that do not fit, and without a backbone: it is the text that attends.
+    backbone: used, not copied; required, because the text attends to the other modalities.
     """
     if backbone is None:
         raise ConfigError(NEEDS_TEXT.format(config.modalities))

@@ -1,9 +1,9 @@
-"""DeBERTa-v2 and v3 without the relative positions that a text is too short to have.
+"""DeBERTa-v2 and v3 without the relative positions that cannot occur in short texts.
 
-The library multiplies every query and key with all 2 S position vectors (S = 256 buckets in DeBERTa-v3), then picks the
-few that occur: for L subwords at most 2 L - 1. Here they are picked first, and nothing else changes: what is left out
-has no part in any output and a gradient of zero. Dropout of position vectors is independent by element, so leaving out
-rows does not alter that of the others, though it draws other random numbers.
+The library multiplies every query and key with all 2 S position vectors (S = 256 buckets in DeBERTa-v3), then selects
+those that occur: for L tokens at most 2 L - 1. This module selects first. The outputs and gradients are the same: the
+unused rows have no part in any output, and a gradient of zero. Dropout of position vectors is independent per element,
+so leaving out rows changes the random numbers only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ else:  # The library is imported where a backbone is loaded; `_adapt` mixes thes
 
 
 class _Encoder(DebertaV2Encoder):
-    """Gives its layers the middle rows of the position table: distances -span to span - 1."""
+    """Give the layers the middle rows of the position table: distances -span to span - 1."""
 
     span: int | None = None
-    """What the positions just made need of the table; None for the whole of it."""
+    """Rows on each side that the current positions need; None for the whole table."""
     spans: dict[int, int]
-    """By length of text, filled as lengths come."""
+    """Spans by length of text, cached."""
 
     def get_rel_pos(self, hidden_states: Any, query_states: Any = None, relative_pos: Any = None) -> Any:
         self.span = self._span(hidden_states.size(-2)) if query_states is None and relative_pos is None else None
@@ -45,9 +45,10 @@ class _Encoder(DebertaV2Encoder):
         return table[middle - span : middle + span]
 
     def _span(self, length: int) -> int:
-        """More than the farthest bucket of a text, by one or more: devices may round buckets' logarithms differently.
+        """Return a span that exceeds the farthest bucket of a text by at least one, a multiple of 4.
 
-        A multiple of 4, so that the rows are one of 8, which suits matrix units.
+        Devices can round the logarithms of buckets differently, hence the margin. A multiple of 4 gives a multiple of 8
+        rows, which suits matrix units.
         """
         if length not in self.spans:
             with torch.device("cpu"):
@@ -58,7 +59,7 @@ class _Encoder(DebertaV2Encoder):
 
 
 class _Attention(DisentangledSelfAttention):
-    """Takes the span from the position table that it is given."""
+    """Read the span from the size of the position table."""
 
     def disentangled_attention_bias(
         self, query_layer: Any, key_layer: Any, relative_pos: Any, rel_embeddings: Any, scale_factor: Any
@@ -70,10 +71,10 @@ class _Attention(DisentangledSelfAttention):
 
 
 def cut_positions(backbone: nn.Module) -> nn.Module:
-    """The backbone, made faster in place if it is DeBERTa-v2 or v3; parameters and their names stay.
+    """Make a DeBERTa-v2 or v3 backbone faster in place, and return it; parameters and their names stay.
 
-    Where the library's module does not compute the same with it, down to the gradients, it stays as it is and a warning
-    tells why.
+    If the adapted module would not give the same outputs and gradients, it stays unchanged, and a warning gives the
+    reason.
     """
     config: Any = backbone.config
     if config.model_type != "deberta-v2" or not config.relative_attention:
@@ -81,15 +82,15 @@ def cut_positions(backbone: nn.Module) -> nn.Module:
     try:
         _check(type(backbone.encoder), config)  # type: ignore[arg-type]
         _adapt(backbone.encoder)
-    except Exception as error:  # Whatever fails, in a library of unknown form, only costs speed.
+    except Exception as error:  # The library can raise anything here; it only costs speed.
         _warn(f"{type(error).__name__}: {error}")
     return backbone
 
 
 def _adapt(encoder: Any) -> None:
-    """Mix the classes of an encoder and of its attentions with those above."""
+    """Add the classes above to an encoder and its attentions."""
     attentions = list(_attentions(encoder))
-    # The encoder comes last: attentions that are given the whole table use it.
+    # The encoder comes last: until then it gives attentions the whole table.
     for module, mixin in (*((attention, _Attention) for attention in attentions), (encoder, _Encoder)):
         module.__class__ = _mixed(mixin, module.__class__)
     encoder.spans = {}
@@ -106,7 +107,7 @@ def _attentions(encoder: Any) -> Iterator[Any]:
 
 
 def _check(kind: type[nn.Module], config: Any) -> None:
-    """ValueError where a tiny encoder of these settings computes something else, or no less, once it is adapted."""
+    """Raise ValueError if a tiny encoder with these settings gives other results, or no fewer rows, when adapted."""
     tiny = copy.deepcopy(config)
     tiny.update(
         {
@@ -130,16 +131,16 @@ def _check(kind: type[nn.Module], config: Any) -> None:
         for length in (buckets // 2 + 9, 5):
             hidden_BLD = torch.randn(2, length, 8, dtype=torch.float64)
             mask_BL = (torch.arange(length) < torch.tensor([[length], [3]])).long()
-            theirs, ours = _outcome(stock, hidden_BLD, mask_BL), _outcome(adapted, hidden_BLD, mask_BL)
-            difference = max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True))
+            results = (_outcome(encoder, hidden_BLD, mask_BL) for encoder in (stock, adapted))
+            difference = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
             if not difference < 1e-9:
                 raise ValueError(f"its results would differ by {difference:.1g}")
         if buckets >= 16 and any(attention.pos_ebd_size >= buckets for attention in _attentions(adapted)):
-            raise ValueError("it would take every relative position still")
+            raise ValueError("it would still use every relative position")
 
 
 def _outcome(encoder: Any, hidden_BLD: Tensor, mask_BL: Tensor) -> list[Tensor]:
-    """The states of the real positions, and the gradients of a weighted sum of them."""
+    """Return the states of the real positions, and the gradients of a weighted sum of them."""
     states = encoder(hidden_BLD, mask_BL).last_hidden_state[mask_BL.bool()]
     weights = torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)
     gradients = torch.autograd.grad(states, list(encoder.parameters()), weights, materialize_grads=True)
@@ -148,12 +149,12 @@ def _outcome(encoder: Any, hidden_BLD: Tensor, mask_BL: Tensor) -> list[Tensor]:
 
 @functools.cache
 def _warn(reason: str) -> None:
-    """Once a process for each reason."""
+    """Warn once per process for each reason."""
     import transformers
 
     warnings.warn(
-        f"DeBERTa is trained as the library has it, up to twice as slow: transformers {transformers.__version__} with "
-        f"torch {torch.__version__} cannot be made faster, {reason}",
+        f"DeBERTa trains up to twice as slowly: grcf_ray cannot speed up transformers {transformers.__version__} with "
+        f"torch {torch.__version__} ({reason})",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class AttentionPooling(nn.Module):
-    """Weighs rows by the softmax of a learned projection, eqs. 1-2.
+    """Pool rows with the softmax of a learned projection as weights, eqs. 1-2.
 
-    The projection has the bias of Table 12's count (dim + 1 parameters), though the softmax is blind to it.
+    The projection has the bias that Table 12 counts (dim + 1 parameters), though the softmax does not depend on it.
     """
 
     def __init__(self, dim: int) -> None:
@@ -17,9 +17,9 @@ class AttentionPooling(nn.Module):
         self.projection = nn.Linear(dim, 1)
 
     def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
-        """[B, A] pooled rows; zero, with zero gradient, for a sample that has none.
+        """Return the pooled rows [B, A]; zero, with zero gradient, for a sample without rows.
 
-        row_BLA: padded rows; mask_BL: true where a row is real.
+        row_BLA: padded rows. mask_BL: true for real rows.
         """
         weight_BL = self.projection(row_BLA).squeeze(-1)
         # The lowest finite number rather than -inf, so that a sample without rows has no NaN in its softmax.
@@ -28,7 +28,7 @@ class AttentionPooling(nn.Module):
 
 
 def masked_mean(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-    """[B, D] mean over the real positions, in single precision at least."""
+    """Return the mean [B, D] over the real positions, in single precision at least."""
     hidden_BLD = hidden_BLD.to(torch.promote_types(hidden_BLD.dtype, torch.float32))
     mask_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
     return (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1).clamp_min(1)

@@ -1,6 +1,6 @@
 """GRCF for regression (section 3.1): pool, project, concatenate, fuse, unify, scaled tanh.
 
-B utterances; S scored slots; D as in `base`; W = D for each modality that the model sees.
+B utterances; S scored slots; D as in `base`; W = D for each modality of the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grcf_ray.model.text_encoder import TextEncoder
 
 
 class GrcfRegressor(GrcfModel):
-    """The network of section 3.1, whose parts add up to Table 12.
+    """The network of section 3.1, with the parameter counts of Table 12.
 
     A modality whose dim is None has no branch, and the fusion is narrower by D; so is that of a model without text.
     """
@@ -47,7 +47,7 @@ class GrcfRegressor(GrcfModel):
         self.output_scale = output_scale
 
     def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
-        """[B, W] concatenated modality vectors, eq. 3; zeros where a sample lacks a modality."""
+        """Return the concatenated modality vectors [B, W], eq. 3; zeros for a missing modality."""
         parts = [] if text_BD is None else [text_BD]
         for name in self.modality_dims:
             rows, mask = self.rows(batch, name)
@@ -56,7 +56,7 @@ class GrcfRegressor(GrcfModel):
         return torch.cat(parts, dim=-1)
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
-        """[S, D] z_final: the fused, unified representation before the head."""
+        """Return z_final [S, D], the fused and unified representation before the head."""
         if self.training and self.modality_dropout:
             vector_SW = self._drop_modalities(vector_SW)
         fused_SD = self.fusion_dropout(torch.relu(self.fusion(vector_SW)))
@@ -64,7 +64,7 @@ class GrcfRegressor(GrcfModel):
         return unified_SD
 
     def _decide(self, state_SD: Tensor) -> Tensor:
-        """[S] scores about the centre of the label range, eqs. 4-5."""
+        """Return the scores [S] about the centre of the label range, eq. 5."""
         return self.output_scale * torch.tanh(self.head(state_SD).squeeze(-1))
 
     def _drop_modalities(self, vector_SW: Tensor) -> Tensor:
@@ -83,9 +83,10 @@ def build_regressor(
     vision_dim: int | None,
     half_range: float,
 ) -> GrcfRegressor:
-    """The network of a configuration, around a backbone that it takes over; None for one without text.
+    """Return the network of a configuration.
 
-    half_range: S, which the reach of the tanh grows with (3.5 for S = 3).
+    backbone: used, not copied; None for a model without text. half_range: S, which scales the reach of the tanh (3.5
+    for S = 3).
     """
     encoder = None if backbone is None else TextEncoder(backbone, config.text_vector, config.frozen_layers)
     return GrcfRegressor(

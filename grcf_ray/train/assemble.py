@@ -1,4 +1,4 @@
-"""From a configuration and a data set to what a stage loop takes: features, and a model with initial weights."""
+"""Prepare training: features of a data set, and a model with initial weights."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
 
 FROZEN_TOKEN_BUDGET = 4096
+"""Largest number of padded tokens in a batch of the frozen encoder."""
 
 
 @lru_cache(maxsize=1)
 def pretrained_backbone(backbone: str) -> nn.Module:
-    """The pretrained backbone on the CPU, loaded once a process and never trained: copy it."""
+    """Return the pretrained backbone on the CPU, loaded once per process. Copy it; never train it."""
     return load_backbone(backbone).requires_grad_(True).eval()
 
 
 @lru_cache(maxsize=1)
 def backbone_sha256(backbone: str) -> str:
-    """Of the pretrained weights, of which every process has to have the same."""
+    """Return a hash of the pretrained weights, which must be equal in every process."""
     return _weights_sha256(pretrained_backbone(backbone))
 
 
 def prepare_features(store: DatasetStore, config: RunConfig, *, cache: Path | None = None) -> Features:
-    """Features of the train and valid splits, with the frozen layers' output where the model has some."""
+    """Return the features of the train and valid splits, with the output of frozen layers if the model has some."""
     if not config.model.sees_text:
         features = build_features(store, None, config.features, cache=cache)
         _check_labels(features)
@@ -54,12 +55,12 @@ def prepare_features(store: DatasetStore, config: RunConfig, *, cache: Path | No
     limit = min(limit for limit in limits if limit is not None)
     if config.features.max_tokens > limit:
         raise ConfigError(
-            f"features.max_tokens = {config.features.max_tokens}: the backbone takes {limit}; "
-            f"give --set features.max_tokens={limit}"
+            f"features.max_tokens = {config.features.max_tokens}: the limit of the backbone is {limit}; "
+            f"use --set features.max_tokens={limit}"
         )
     features = build_features(store, tokenizer, config.features, cache=cache)
     _check_labels(features)
-    # Built and tried even where nothing is frozen: a backbone that will not do is found out before any trial starts.
+    # Built and tried even if no layer is frozen: an unusable backbone must fail before the first trial.
     encoder = TextEncoder(
         copy.deepcopy(pretrained_backbone(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
     ).eval()
@@ -75,7 +76,7 @@ def prepare_features(store: DatasetStore, config: RunConfig, *, cache: Path | No
 
 
 def _longest_text(features: Features) -> Tensor:
-    """[L] subwords of the longest text of train and valid."""
+    """Return the tokens [L] of the longest text in train and valid."""
     texts = []
     for split in (features.train, features.valid):
         assert split.tokens is not None
@@ -87,31 +88,36 @@ def _longest_text(features: Features) -> Tensor:
 def _check_labels(features: Features) -> None:
     for name, split in (("train", features.train), ("valid", features.valid)):
         if len(np.unique(split.label_N)) < 2:
-            raise DataError(f"all labels of the {name} split are equal: there is no order to learn or to measure")
+            raise DataError(f"all labels of the {name} split are equal, so there is no order to learn")
 
 
 def select_modalities(features: Features, modalities: Modalities) -> Features:
-    """The features without the modalities that a model does not see. ConfigError where it sees one they lack."""
+    """Return the features without the modalities that a model does not use.
+
+    ConfigError if the model needs a modality that the features lack.
+    """
     sees_text = ModelConfig(modalities=modalities).sees_text
     if sees_text and features.train.tokens is None:
-        raise ConfigError(f"model.modalities = {modalities}: the run's features were made without text")
+        raise ConfigError(f"model.modalities = {modalities}: the features of this run have no text")
     if not sees_text and features.task == "classification":
         raise ConfigError(NEEDS_TEXT.format(modalities))
     if modalities == "all":
         return features
     for name, dim in (("audio", features.audio_dim), ("vision", features.vision_dim)):
         if name in modalities and dim is None:
-            raise ConfigError(f"model.modalities = {modalities}: the data have no {name}; all takes what they have")
+            raise ConfigError(
+                f"model.modalities = {modalities}: the data have no {name}; all uses every modality that they have"
+            )
     return dataclasses.replace(features, train=features.train.only(modalities), valid=features.valid.only(modalities))
 
 
 def initial_model(config: ModelConfig, features: Features, *, seed: int) -> GrcfModel:
-    """A model with the pretrained backbone, if it sees text, and, from the seed, fresh weights elsewhere.
+    """Return a model with the pretrained backbone, if it uses text, and other weights drawn from the seed.
 
-    features: after `select_modalities`; a modality that they lack has no branch.
+    features: those of `select_modalities`. A modality that they lack has no branch.
     """
     backbone = copy.deepcopy(pretrained_backbone(config.backbone)) if config.sees_text else None
-    # After the template: loading it for the first time may draw random numbers.
+    # Seed after loading the backbone: the first load can draw random numbers.
     seed_torch(seed)
     return build_model(
         backbone,
@@ -126,7 +132,7 @@ def initial_model(config: ModelConfig, features: Features, *, seed: int) -> Grcf
 def text_vectors(
     features: Features, split: SplitFeatures, encoder: TextEncoder, *, token_budget: int = FROZEN_TOKEN_BUDGET
 ) -> NDArray[np.float32]:
-    """[N, D] text vectors of a split by an encoder as it stands, in the split's order; of the encoder's own type."""
+    """Return the text vectors [N, D] of a split, in its order and in the encoder's own type."""
     with torch.no_grad():
         order = length_sorted(split, np.arange(len(split)))
         vectors, progress = [], Progress("encoding utterances", len(split))
@@ -155,7 +161,7 @@ def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: 
 
 
 def _frozen_hidden(features: Features, split: SplitFeatures, encoder: TextEncoder) -> NDArray[np.float32]:
-    """[T, D] output of the frozen layers for every subword of the split."""
+    """Return the output [T, D] of the frozen layers for every token of the split."""
     assert split.tokens is not None
     hidden_TD = np.empty((len(split.tokens.values), encoder.width), np.float32)
     order = length_sorted(split, np.arange(len(split)))

@@ -1,6 +1,6 @@
-"""Ray Train's backend for torch, whose workers meet on an interface that joins their machines.
+"""Ray Train's torch backend, with workers that meet on a network interface that joins their nodes.
 
-Apart from `distributed`: Ray Train's part for torch takes seconds to import.
+In a module of its own, since Ray Train's torch part takes seconds to import.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from grcf_ray.train.interfaces import choose_interfaces, named_interfaces, priva
 
 @dataclasses.dataclass
 class MeetingConfig(TorchConfig):
-    """A process group of torch."""
+    """Configuration of a torch process group."""
 
     interfaces: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Those of `network.VARIABLES` that are set where the job was given; on a worker, its own node's come first."""
+    """Values of `interfaces.VARIABLES` from the process that gave the job. The values of a worker's own node come
+    first."""
     folder: str = ""
-    """Where workers of a private Ray meet, in a file."""
+    """Folder with the file in which workers of a private Ray meet."""
 
     @property
     def backend_cls(self) -> type:
-        """What starts the group."""
+        """The class that starts the group."""
         return _MeetingBackend
 
 
 class _MeetingBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Torch's, once the workers know where to meet."""
+    """Torch's backend, after the workers have learned where to meet."""
 
     def on_start(self, worker_group: Any, backend_config: MeetingConfig) -> None:
-        """Join the workers in a process group. Those of one machine meet wherever torch has them.
+        """Join the workers in a process group. On several nodes, choose the network interface first.
 
-        Those of a Ray that listens on the loopback interface alone do so too, and meet in a file: torch's own meeting
-        point listens on all interfaces.
+        Workers of a Ray that listens on the loopback interface use that interface, and meet in a file: torch's own
+        meeting point would listen on all interfaces.
         """
         addresses = set(worker_group.execute(ray.util.get_node_ip_address))
         if len(addresses) > 1:
@@ -60,14 +61,14 @@ class _MeetingBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         super().on_start(worker_group, backend_config)
 
 
-def _choose(asked: dict[str, str]) -> None:
-    """Of a worker: set the variables that its process group reads."""
+def _choose(requested: dict[str, str]) -> None:
+    """Set the variables that the process group of this worker reads."""
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    os.environ.update(choose_interfaces(address, asked | named_interfaces()))
+    os.environ.update(choose_interfaces(address, requested | named_interfaces()))
 
 
 def _meet(config: MeetingConfig, interfaces: dict[str, str], url: str, rank: int, size: int) -> None:
-    """Of a worker: join its process group on this machine."""
+    """Join this worker to its process group on this machine."""
     os.environ.update(interfaces | named_interfaces())
     torch.distributed.init_process_group(
         config.backend,

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, with the model, the optimizer and the state of the loop.
 
-One file, so that a rename or an upload replaces all of it at once. Its header carries a SHA-256 of all that it holds,
-verified whenever weights are read. Frozen parameters are the backbone's own and are left out. No random state is
-stored: the seeds of an epoch are derived from the run's (see `stage.StageLoop`).
+One file, so that a rename or an upload replaces all of it at once. Its header has a SHA-256 of the content, which every
+read of the weights verifies. Frozen parameters are those of the backbone and are left out. Random states are not
+stored: the seeds of an epoch are derived from the seed of the run (see `stage.StageLoop`).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.storage import StoragePath
 
 FORMAT = 1
-_NOT_KNOWN = 64 * "0"
-"""In place of a checksum that is being computed."""
+_NO_CHECKSUM = 64 * "0"
+"""Placeholder of a checksum that is not yet computed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and found whole."""
+    """A checkpoint that was read and verified."""
 
     place: StoragePath
     state: dict[str, Any]
-    """What it was saved with."""
+    """The state of the loop when the checkpoint was saved."""
     tensors: dict[str, Tensor]
     sha256: str
-    """Of its content."""
+    """Checksum of the content."""
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put it into model and optimizer. DataError where it was made for another model."""
+        """Load the weights and the optimizer's state. DataError if the checkpoint belongs to another model."""
         _load_model(self, model)
         for name, parameter in model.named_parameters():
             saved = {
@@ -51,13 +51,13 @@ class Checkpoint:
                 if f"optimizer.{key}.{name}" in self.tensors
             }
             if saved:
-                # The step counter of fused AdamW lives with the parameter, as its moments do. Copies: what was read is
-                # a map of the file.
+                # Fused AdamW keeps its step counter on the parameter's device, like its moments. The tensors are copied
+                # because they map the file.
                 optimizer.state[parameter] = {key: t.to(parameter.device, copy=True) for key, t in saved.items()}
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state but for frozen parameters, by name."""
+    """Return the model's state without frozen parameters, by name."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
@@ -65,7 +65,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 def save_checkpoint(
     place: StoragePath, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> str:
-    """Write model, optimizer and the loop's state (JSON values) as a whole; the content's SHA-256."""
+    """Write model, optimizer and the loop's state (JSON values) atomically; return the SHA-256 of the content."""
     tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -74,16 +74,16 @@ def save_checkpoint(
 
 
 def read_state(place: StoragePath) -> dict[str, Any]:
-    """The state that a checkpoint was saved with; its weights are neither read nor verified."""
+    """Return the state of a checkpoint without reading or verifying its weights."""
     with _opened(place) as file:
         text, _ = _header(place, file)
     return _state(place, text)
 
 
 def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpoint:
-    """All of a checkpoint, verified.
+    """Return a verified checkpoint.
 
-    sha256: the content's, where it is known. DamagedError where the file is not what was written, or another one.
+    sha256: the expected checksum, if known. DamagedError if the file is damaged, or is another file.
     """
     with _opened(place) as file:
         text, digest = _header(place, file)
@@ -91,10 +91,10 @@ def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpo
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise DamagedError(f"{place}: not a whole checkpoint ({error})") from error
-    # First of all, so that nothing is made of a damaged state: the checksum is the same in every format.
-    found = _sha256(text, tensors)
-    if found != digest:
-        raise DamagedError(f"{place}: damaged, its content has SHA-256 {found[:12]} instead of {digest[:12]}")
+    # Verify before parsing: the checksum is the same in every format, and a damaged state must not be used.
+    actual = _sha256(text, tensors)
+    if actual != digest:
+        raise DamagedError(f"{place}: damaged, its content has SHA-256 {actual[:12]} instead of {digest[:12]}")
     if sha256 is not None and sha256 != digest:
         raise DamagedError(
             f"{place}: another file than the one on record, SHA-256 {digest[:12]} instead of {sha256[:12]}"
@@ -103,14 +103,14 @@ def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpo
 
 
 def load_weights(place: StoragePath, model: nn.Module, *, sha256: str | None = None) -> dict[str, Any]:
-    """Put a checkpoint's weights, verified as in `read_checkpoint`, into the model; the state it was saved with."""
+    """Load the verified weights of a checkpoint into the model; return the state of the checkpoint."""
     checkpoint = read_checkpoint(place, sha256=sha256)
     _load_model(checkpoint, model)
     return checkpoint.state
 
 
 def export_weights(source: StoragePath, target: StoragePath, *, sha256: str | None = None) -> str:
-    """Copy a checkpoint, verified as in `read_checkpoint`, without its optimizer; the copy's SHA-256."""
+    """Copy a verified checkpoint without its optimizer; return the SHA-256 of the copy."""
     whole = read_checkpoint(source, sha256=sha256)
     weights = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("model.")}
     return _write(target, weights, whole.state)
@@ -119,8 +119,8 @@ def export_weights(source: StoragePath, target: StoragePath, *, sha256: str | No
 def _write(place: StoragePath, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
     text = json.dumps({"format": FORMAT, **state})
     with place.writing() as path:
-        save_file(dict(tensors), path, {"state": text, "sha256": _NOT_KNOWN})
-        # The disk takes in the weights while their checksum is computed; the file has its name only after both.
+        save_file(dict(tensors), path, {"state": text, "sha256": _NO_CHECKSUM})
+        # The disk writes the weights while their checksum is computed. The file gets its name only after both.
         with path.open("r+b") as file, ThreadPoolExecutor(1) as beside:
             flushed = beside.submit(os.fsync, file.fileno()) if place.local is not None else None
             digest = _sha256(text, tensors)
@@ -134,12 +134,12 @@ def _fill_in(file: BinaryIO, digest: str) -> None:
     """Put the content's SHA-256 into the header, which has room for it."""
     header = file.read(int.from_bytes(file.read(8), "little"))
     # Only this one stands in plain quotes: the state is JSON within JSON.
-    file.seek(8 + header.index(f'"sha256":"{_NOT_KNOWN}"'.encode()) + len('"sha256":"'))
+    file.seek(8 + header.index(f'"sha256":"{_NO_CHECKSUM}"'.encode()) + len('"sha256":"'))
     file.write(digest.encode())
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of those that share storage, as tied parameters do: safetensors refuses them."""
+    """Return the tensors, with copies of those that share storage (tied parameters), which safetensors refuses."""
     shared = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
     alone = {pointer for pointer, count in shared.items() if count == 1}
     return {
@@ -150,7 +150,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _opened(place: StoragePath) -> Iterator[Any]:
-    """The file; an OSError of the storage, which may pass, is not taken for damage."""
+    """Provide the open file. An OSError of the storage can be temporary, and is not reported as damage."""
     with contextlib.ExitStack() as stack:
         try:
             path = stack.enter_context(place.reading())
@@ -164,7 +164,7 @@ def _opened(place: StoragePath) -> Iterator[Any]:
 
 
 def _header(place: StoragePath, file: Any) -> tuple[str, str]:
-    """The state's text and the content's SHA-256, as the file has them."""
+    """Return the state's text and the checksum in the file's header."""
     metadata = file.metadata() or {}
     if not {"state", "sha256"} <= metadata.keys():
         raise DamagedError(f"{place}: a safetensors file, but no checkpoint of grcf_ray")
@@ -196,12 +196,14 @@ def _load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     wanted = trained_tensors(model)
     if saved.keys() != wanted.keys():
-        odd = sorted(saved.keys() ^ wanted.keys())
-        raise DataError(f"{place}: made for another model; {len(odd)} tensors differ, the first is {odd[0]}")
+        different = sorted(saved.keys() ^ wanted.keys())
+        raise DataError(
+            f"{place}: made for another model; {len(different)} tensors differ, the first is {different[0]}"
+        )
     for name, tensor in wanted.items():
         if saved[name].shape != tensor.shape:
-            there, here = tuple(saved[name].shape), tuple(tensor.shape)
-            raise DataError(f"{place}: {name} is {there}, but the model's is {here}")
+            shapes = tuple(saved[name].shape), tuple(tensor.shape)
+            raise DataError(f"{place}: {name} has the shape {shapes[0]}, but {shapes[1]} in the model")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved[name])

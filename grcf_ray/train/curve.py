@@ -1,4 +1,4 @@
-"""What a stage is judged by, and the curve of its epochs. Light: the readers of a record need no torch for it."""
+"""The objective of a stage, and the curve of its epochs. Needs no torch, so that readers of a record stay light."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Literal
 from grcf_ray.config import Task
 
 DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
-"""Which way each stage's objective improves."""
+"""Direction in which each stage's objective improves."""
 
 
 def objective_name(stage: int, task: Task) -> str:
-    """The validation metric that a stage is judged by (appendix C.3), without its split."""
+    """Return the name of the validation metric that a stage optimises (appendix C.3), without its split."""
     if stage == 1:
         return "pairwise_acc"
     return "bce" if task == "classification" else "mae"
 
 
 def objective_value(stage: int, metrics: Mapping[str, Any]) -> float | None:
-    """What an epoch is judged by; None where it is undefined."""
+    """Return the objective of an epoch; None if it is undefined."""
     task: Task = "classification" if "valid/bce" in metrics else "regression"
     value: float | None = metrics.get(f"valid/{objective_name(stage, task)}")
     return value
 
 
 def best_epoch(stage: int, curve: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The metrics of the epoch of the best objective, the earliest of equals; None where none has one."""
+    """Return the metrics of the epoch with the best objective, the earliest of equals; None if no epoch has one."""
     sign = 1 if DIRECTIONS[stage] == "min" else -1
     scored = [(objective_value(stage, metrics), metrics) for metrics in curve]
     usable = [(sign * value, metrics["epoch"], metrics) for value, metrics in scored if value is not None]
@@ -35,7 +35,7 @@ def best_epoch(stage: int, curve: Iterable[dict[str, Any]]) -> dict[str, Any] | 
 
 
 def finite(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curve with None for what is undefined (a correlation of constant scores), as JSON needs it."""
+    """Return the curve with None for undefined values, such as a correlation of constant scores, for JSON."""
     return [
         {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in metrics.items()}
         for metrics in curve

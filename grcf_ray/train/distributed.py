@@ -1,14 +1,14 @@
-"""Several processes that train one job after another: a long-lived worker group of Ray Train, given orders by mail.
+"""Data-parallel training of one job after another, by a long-lived worker group of Ray Train.
 
     holder (a trial's process, or a command)  --step-->  mailbox  --order-->  worker 0, worker 1, ...
                                               <-result-           <-answer--
 
-Ray Train places the workers, joins them in a process group and ends all of them when one dies. It does so once: the
-workers stay warm, so that the next job starts in milliseconds. The mailbox, an actor without a CPU of its own, runs the
-trainer in a thread. Whoever waits, waits in a call that another answers, and nobody polls.
+Ray Train places the workers, joins them in a process group, and ends all of them when one dies. It does so once: the
+workers stay warm, so the next job starts in milliseconds. The mailbox, an actor without CPUs, runs the trainer in a
+thread. All waiting happens inside calls; nothing polls.
 
-The mailbox outlives its holder, by as long as it takes to end the workers in good order: actors that are killed, by Ray
-or by hand, leave their placement group behind, and its CPUs with it.
+The mailbox outlives its holder until the workers have ended in order. Killed actors would leave their placement group
+behind, and keep its CPUs.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     from grcf_ray.train.job import StageJob
 
 _GRACE_S = 30.0
-"""Seconds that idle workers have to end by themselves."""
+"""Seconds that idle workers have to exit."""
 _CLEARING_S = 10.0
-"""Seconds that the end of killed workers is waited for."""
+"""Seconds to wait for the end of killed workers."""
 
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    # A relative path of the user's is relative to where he is.
+    # Relative paths are relative to the user's folder.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # A cluster that grows takes minutes to have a node ready.
+    # An autoscaling cluster needs minutes to start a node.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Those whose peer died hang in its process group.
+    # Workers hang in the process group when a peer has died.
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-    # A process of its own that would start the group again, which is the holder's to decide.
+    # This watcher would restart the group from a process of its own, but the holder decides about that.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Where nobody listens. Train's cleaner would ask there whether the group is still in use. A cluster without a
-    # dashboard names the usual port as its own, and another cluster that listens on it denies to know the group.
+    # A closed port: stops Ray Train's cleanup from contacting another cluster. A cluster without a dashboard gives the
+    # usual port as its own, and another cluster on that port would report the group as unknown.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -59,35 +59,35 @@ _ENVIRONMENT = {
 
 
 class WorkersDiedError(RuntimeError):
-    """The workers of a group are gone, for a reason that is no result of the job: it may be run again in another."""
+    """Workers exited for a reason that is no result of the job, which can be run again by another group."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """What every worker is to do next."""
+    """The next order for all workers."""
 
     kind: Literal["start", "step", "end"]
     job: StageJob | None = None
-    """To start."""
+    """The job to start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
-    """Why the workers are gone."""
+    """Why the workers exited."""
 
     line: str
     text: str
-    """All that is known of it, with the workers' tracebacks."""
+    """The full message, with the workers' tracebacks."""
 
 
 class WorkerGroup:
-    """Runs jobs an epoch at a time as `JobRunner` does, with several workers to a job.
+    """Run jobs one epoch at a time, as `JobRunner` does, with several workers per job.
 
-    Starts at once and is ready later: the first `step` waits until the workers are placed. Close it, or end the
-    process that holds it. The workers lie on one node where they fit.
+    The group starts in the background: the first `step` waits until the workers are placed, on one node if they fit.
+    Close it, or end the process that holds it.
 
-    resources: of each worker, as Ray names them. interfaces: those of `network.VARIABLES` that are set where the
-    command runs, for workers that lie on several nodes.
+    resources: of each worker, under Ray's names. interfaces: values of `interfaces.VARIABLES` in the caller's
+    environment, for workers on several nodes.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class WorkerGroup:
         interfaces: Mapping[str, str] | None = None,
     ) -> None:
         here = ray.get_runtime_context()
-        # Ray's tools would ask any cluster that is about.
+        # Otherwise Ray's tools would contact any cluster that they find.
         environment = {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
         mailbox: Any = ray.remote(_Mailbox)
-        # On this node, but outside the placement group that this process may be in.
+        # On this node, but outside the placement group of this process.
         self._mailbox: Any = mailbox.options(
             num_cpus=0,
             lifetime="detached",
@@ -110,23 +110,23 @@ class WorkerGroup:
             runtime_env={"env_vars": environment},
         ).remote(workers)
         self._presence = self._mailbox.stay.remote()
-        # In a list, for itself: the object of a reference that is an argument would be waited for.
+        # In a list, because Ray would wait for the object of a reference that is an argument itself.
         self._mailbox.watch.remote([self._presence])
         self._training = self._mailbox.train.remote(
             {"features": features, "mailbox": self._mailbox},
             dict(resources),
             dict(interfaces or {}),
         )
-        # Handed to the next call, which so comes after: calls of an asynchronous actor may overtake each other.
+        # Passed to the next call, so that it runs later: calls of an asynchronous actor can overtake each other.
         self._started: ray.ObjectRef[None] | None = None
         self._closed = self._busy = False
 
     def start(self, job: StageJob) -> None:
-        """Have the workers forget the last job. Nothing here can fail, nor does it wait."""
+        """Have the workers forget the last job. This cannot fail, and does not wait."""
         self._started = self._mailbox.start.remote(job, self._started)
 
     def step(self) -> dict[str, Any]:
-        """An epoch, as `JobRunner.step` has it, by all workers. WorkersDiedError where they are gone."""
+        """Run an epoch on all workers, as `JobRunner.step` does. WorkersDiedError if they have exited."""
         self._busy = True
         try:
             result: dict[str, Any] | _Fault = ray.get(self._mailbox.step.remote(self._started))
@@ -138,14 +138,14 @@ class WorkerGroup:
         return result
 
     def close(self) -> None:
-        """End the workers and wait until they are gone, less than a minute; once is enough.
+        """End the workers and wait until they are gone, less than a minute. Further calls do nothing.
 
-        Workers that have not been placed yet are not waited for: they end when they are, or are never started.
+        Workers that are not placed yet are not waited for: they end as soon as they are placed, or never start.
         """
         if self._closed:
             return
         self._closed = True
-        # In the middle of an epoch that nobody waits for any more, they would hear of it at its end.
+        # During an epoch, workers would see the order only at its end.
         if not self._busy:
             self._mailbox.end.remote()
             ray.wait([self._training], timeout=_GRACE_S)
@@ -161,19 +161,19 @@ class WorkerGroup:
 
 
 def share(features: Features) -> ray.ObjectRef[Features]:
-    """Put the features into Ray's object store, for the workers of a group."""
+    """Put the features into Ray's object store for the workers of a group, and return the reference."""
     return ray.put(features)
 
 
 class _Mailbox:
-    """Carries orders to the workers and their answers back, and runs the trainer that they belong to."""
+    """Carry orders to the workers and answers back, and run their trainer."""
 
     def __init__(self, workers: int) -> None:
         self._orders: list[asyncio.Queue[_Order]] = [asyncio.Queue() for _ in range(workers)]
         self._answers: asyncio.Queue[tuple[int, dict[str, Any]] | None] = asyncio.Queue()
         self._members: dict[int, Any] = {}
         self._ended = asyncio.Event()
-        self._fault = _Fault("the workers have ended", "")
+        self._fault = _Fault("the workers have exited", "")
 
     async def train(self, config: dict[str, Any], resources: dict[str, float], interfaces: dict[str, str]) -> None:
         """Run the trainer until the workers have ended, by order or by a fault."""
@@ -185,18 +185,18 @@ class _Mailbox:
         self._answers.put_nowait(None)
 
     async def stay(self) -> None:
-        """Does not return: whoever waits for it is told when its caller cancels it, or dies."""
+        """Wait for ever. Callers that wait on this learn when the holder cancels it or dies."""
         await asyncio.Event().wait()
 
     async def watch(self, presence: list[ray.ObjectRef[None]]) -> None:
-        """See to it that all comes to an end when the holder has gone."""
+        """End everything when the holder is gone."""
         with contextlib.suppress(RayError):
             await presence[0]
         self._post(_Order("end"))
         for member in self._members.values():
             ray.kill(member)
         await self._ended.wait()
-        # Calls that nobody will answer any more keep it from an orderly exit.
+        # Unanswered calls would prevent an orderly exit.
         ray.kill(ray.get_runtime_context().current_actor)
 
     async def start(self, job: StageJob, _after: None) -> None:
@@ -204,7 +204,7 @@ class _Mailbox:
         self._post(_Order("start", job))
 
     async def step(self, _after: None) -> dict[str, Any] | _Fault:
-        """Have all workers run an epoch; rank 0's result, or why there are none any more."""
+        """Have all workers run an epoch; return rank 0's result, or the fault if they have exited."""
         self._post(_Order("step"))
         results: dict[int, dict[str, Any]] = {}
         while len(results) < len(self._orders) and not self._ended.is_set():
@@ -221,30 +221,30 @@ class _Mailbox:
             orders.put_nowait(order)
 
     async def join(self, rank: int, member: Any) -> None:
-        """A worker is there. RuntimeError where it takes the place of one that died: it missed what went before."""
+        """Register a worker. RuntimeError if it replaces a worker that died, since it missed the earlier orders."""
         if rank in self._members:
-            raise RuntimeError(f"the node of worker {rank} is being taken away")
+            raise RuntimeError(f"worker {rank} was replaced: its node is being removed")
         self._members[rank] = member
 
     async def next_order(self, rank: int) -> _Order:
-        """What a worker is to do next, once somebody says so."""
+        """Return the next order for a worker, as soon as there is one."""
         return await self._orders[rank].get()
 
     async def answer(self, rank: int, result: dict[str, Any]) -> None:
-        """A worker has run its part of an epoch."""
+        """Accept a worker's result of an epoch."""
         self._answers.put_nowait((rank, result))
 
 
 def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], interfaces: dict[str, str]) -> None:
-    """Train's part: place the workers, join them, and have each of them take orders. Returns when all have ended."""
-    # Seconds to import, which the holder is spared.
+    """Run Ray Train: place the workers, join them, and let them take orders. Return when all have ended."""
+    # Imported here, because it takes seconds that the holder need not spend.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from grcf_ray.train.backend import MeetingConfig
 
     gpus = resources.get("GPU", 0.0)
-    # NCCL admits one process to a GPU.
+    # NCCL allows one process per GPU.
     cuda = "nccl" if gpus >= 1 else "gloo"
     with scratch_folder("grcf-train-") as scratch:
         TorchTrainer(
@@ -262,17 +262,17 @@ def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], inte
             run_config=RunConfig(
                 name=f"grcf-{uuid.uuid4().hex}",
                 storage_path=str(scratch),
-                # The holder says what is to be done; Train alone would try to start a group for ever.
+                # The holder decides about restarts. Ray Train alone would try to start a group for ever.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             ),
         ).fit()
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker does: an order after the other, until the one to end."""
+    """Take orders until the one to end. Runs in each worker."""
     from ray import train
 
-    # Torch and the model, which the mailbox has no use for.
+    # Imported here, because the mailbox does not need torch and the model.
     from grcf_ray.train.job import JobRunner
 
     rank, mailbox = train.get_context().get_world_rank(), config["mailbox"]
@@ -286,17 +286,17 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _fault(error: Exception) -> _Fault:
-    """Why a group ended: the first fault among its workers."""
+    """Return why a group ended: the first fault among its workers."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
         return _Fault(_line(error), str(error))
-    # Train wraps what Ray says of a process that died. When one dies, the others fail too for want of it.
+    # Ray Train wraps Ray's report of a dead process. When one worker dies, the others fail too.
     faults = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
     rank = min(faults, key=lambda rank: (not isinstance(faults[rank], RayError), rank))
     return _Fault(f"worker {rank}: {_line(faults[rank])}", f"{error}\n{faults[rank]}")
 
 
 def _line(error: Exception) -> str:
-    """The type and the last line of an error; Ray's own go on for a paragraph."""
+    """Return the type and the last line of an error; Ray's errors have whole paragraphs."""
     last = str(error).strip().rpartition("\n")[2]
     return textwrap.shorten(f"{type(error).__name__}: {last}", 200, placeholder=" ...")

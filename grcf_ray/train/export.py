@@ -1,8 +1,8 @@
-"""A trained model on its own: a folder that loads in a new process without its run, data or backbone.
+"""A trained model in a folder that loads in a new process without its run, data or backbone.
 
-model.safetensors     every weight, the text encoder's too
+model.safetensors     all weights, the text encoder's included
 config.json           settings, dims, label range, standardisation, the backbone's configuration
-tokenizer/            the backbone's tokenizer; none for a model without text
+tokenizer/            the backbone's tokenizer, unless the model has no text
 manifest.json         a SHA-256 of each file, verified before any of them is used (see `manifest`)
 """
 
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 2
-"""1 had no manifest, and a checksum of the weights alone."""
+"""Format of config.json. Format 1 had no manifest, and a checksum of the weights only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A loaded model with what it takes to feed it."""
+    """A loaded model and everything needed to score rows with it."""
 
     model: GrcfModel
     tokenizer: PreTrainedTokenizerBase | None
@@ -53,7 +53,7 @@ class SavedModel:
     config: RunConfig
     label_range: tuple[float, float]
     protocol: MetricProtocol
-    """Whose metrics its data set uses."""
+    """Metric protocol of its data set."""
     standardisers: dict[str, Standardiser]
     lowercase: bool
     task: Task
@@ -61,25 +61,25 @@ class SavedModel:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The columns that the model cannot do without."""
+        """The columns that the model requires."""
         return (*(() if self.tokenizer is None else ("text",)), *self.model.modality_dims)
 
     def score(self, rows: Any) -> NDArray[np.float64]:
-        """[N] scores in the order of the rows: in label units, or logits of the positive class.
+        """Return the scores [N] in the order of the rows: in label units, or logits of the positive class.
 
-        rows: a pyarrow table, a pandas DataFrame, or dictionaries with a key for each column, of which neither ids nor
-        labels are read; or texts alone for a model that needs no more. DataError says what is missing, which row is at
-        fault, or that it is none of these. Computed where the model is: on the CPU, unless it was moved.
+        rows: a pyarrow table, a pandas DataFrame, or a list of dictionaries, with a column or key for each input; for a
+        model of text alone, also a list of texts. Ids and labels are not read. DataError names the missing column, or
+        the row at fault. The scores are computed on the model's device, by default the CPU.
         """
         return self._predict(self._table_of(rows))
 
     def describe(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """[N] scores as in `score`, and of the same pass z_final [N, D], the representation before the head."""
+        """Return the scores [N], as in `score`, and z_final [N, D], the representation before the head."""
         state_ND = np.empty((len(table), self.model.state_width), np.float32)
         return self._predict(table, state_ND), state_ND
 
     def features_of(self, table: pa.Table) -> Features:
-        """The rows as the model takes them, as either split. DataError names what is missing."""
+        """Return the features of rows, as both splits. DataError names a missing column."""
         low, high = self.label_range
         center = (low + high) / 2
         split = build_split(
@@ -95,14 +95,17 @@ class SavedModel:
         return Features(split, split, self.standardisers, pad, center, (high - low) / 2, "", "")
 
     def score_features(self, features: Features, state_ND: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-        """[N] scores, as in `score`, of what `features_of` gave; z_final is written into state_ND where it is given."""
+        """Return the scores [N], as in `score`, of the result of `features_of`.
+
+        state_ND: an array that receives z_final, if given.
+        """
         budget = self.config.pairs.micro_batch_tokens
         device = next(self.model.parameters()).device
         score_N = predict(self.model, features, features.valid, device=device, token_budget=budget, state_ND=state_ND)
         return score_N if self.task == "classification" else score_N + features.center
 
     def count_cut(self, table: pa.Table) -> int:
-        """How many of the rows' texts have more subwords than the model reads; the rest of such a text is left out."""
+        """Return the number of rows whose text is longer than `features.max_tokens`, and so is cut."""
         if self.tokenizer is None:
             return 0
         texts: list[str] = table["text"].to_pylist()
@@ -116,7 +119,7 @@ class SavedModel:
         return self.score_features(self.features_of(table), state_ND)
 
     def _table_of(self, rows: Any) -> pa.Table:
-        """Rows in any of the forms that `score` takes as a table; of what else it is, DataError."""
+        """Return rows in any form that `score` accepts as a table. DataError for other types."""
         if isinstance(rows, pa.Table):
             return rows
         if isinstance(rows, pa.RecordBatch):
@@ -125,10 +128,10 @@ class SavedModel:
         if pandas is not None and isinstance(rows, pandas.DataFrame):
             _check_unique(list(rows.columns))
             return self._table_from({name: rows[name].tolist() for name in self._wanted if name in rows.columns})
-        # A text is a sequence of texts too: its letters. A dictionary is one of its keys.
+        # A string is a sequence of its letters, and a dictionary one of its keys; neither is a list of rows.
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
             raise DataError(f"{_TAKES}, not {type(rows).__name__}")
-        # What can be read only once is read here, and not checked away.
+        # An iterator can be read only once, so it is read before it is checked.
         listed = list(rows)
         if listed and all(isinstance(row, Mapping) for row in listed):
             present = [name for name in self._wanted if any(name in row for row in listed)]
@@ -137,37 +140,39 @@ class SavedModel:
             more = " and ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
             beside = "" if self.tokenizer is None else " beside the text"
             raise DataError(
-                f"the model was trained with {more}{beside}: give a pyarrow table, a DataFrame or dictionaries with "
+                f"the model was trained with {more}{beside}: use a pyarrow table, a DataFrame or dictionaries with "
                 f"the columns {', '.join(self.inputs)}"
             )
         return self._table_from({"text": listed})
 
     @property
     def _wanted(self) -> list[str]:
-        """The columns that the model may read."""
+        """The columns that the model can use."""
         return [*self.inputs, *([] if self.tokenizer is None else ["context"])]
 
     def _table_from(self, columns: Mapping[str, list[Any]]) -> pa.Table:
-        """Columns of Python values as a table; DataError names the first row that holds another kind."""
+        """Return columns of Python values as a table. DataError names the first row with a wrong type."""
         if missing := [name for name in self.inputs if name not in columns]:
             raise DataError(f"the rows have no {missing[0]} column, and the model was trained with {missing[0]}")
-        made = {}
+        arrays = {}
         for name, cells in columns.items():
             dim = self.model.modality_dims.get(name)
             if dim is not None:
                 kind = pa.list_(pa.list_(pa.float32(), dim))
-                made[name] = pa.array([_frames(cell, dim, name, row) for row, cell in enumerate(cells, 1)], kind)
+                arrays[name] = pa.array([_frames(cell, dim, name, row) for row, cell in enumerate(cells, 1)], kind)
             elif name == "context":
-                made[name] = pa.array([_strings(cell, row) for row, cell in enumerate(cells, 1)], pa.list_(pa.string()))
+                arrays[name] = pa.array(
+                    [_strings(cell, row) for row, cell in enumerate(cells, 1)], pa.list_(pa.string())
+                )
             else:
                 for row, cell in enumerate(cells, 1):
                     if not isinstance(cell, str):
-                        raise DataError(f"{_TAKES}; row {row} has {cell!r:.40} for a text")
-                made[name] = pa.array(cells, pa.string())
-        return pa.table(made)
+                        raise DataError(f"{_TAKES}; the text of row {row} is {cell!r:.40}")
+                arrays[name] = pa.array(cells, pa.string())
+        return pa.table(arrays)
 
     def _needed(self, table: pa.Table) -> pa.Table:
-        """The columns that the model reads, as it was trained with them."""
+        """Return the columns that the model reads, in the types of its training."""
         columns = {}
         _check_unique(table.column_names)
         for name in self.inputs:
@@ -196,12 +201,12 @@ def _check_unique(names: Sequence[str]) -> None:
 
 
 def _is_missing(cell: Any) -> bool:
-    """None, or the NaN that pandas has in its place."""
+    """Return whether a cell is None, or the NaN that pandas uses instead."""
     return cell is None or (isinstance(cell, float) and cell != cell)
 
 
 def _frames(cell: Any, dim: int, name: str, row: int) -> list[list[float]] | None:
-    """Rows of a modality as lists, from lists or an array; None where the sample lacks them."""
+    """Return the rows of a modality as lists; None if the sample lacks it."""
     if _is_missing(cell):
         return None
     try:
@@ -214,13 +219,13 @@ def _frames(cell: Any, dim: int, name: str, row: int) -> list[list[float]] | Non
 
 
 def _strings(cell: Any, row: int) -> list[str] | None:
-    """What was said before, as a list; None where nothing was."""
+    """Return the context as a list; None if there is none."""
     if _is_missing(cell):
         return None
     if isinstance(cell, str) or not isinstance(cell, Iterable):
         raise DataError(f"row {row}: context is not a list of strings")
     listed = list(cell)
-    if not all(isinstance(said, str) for said in listed):
+    if not all(isinstance(sentence, str) for sentence in listed):
         raise DataError(f"row {row}: context is not a list of strings")
     return listed
 
@@ -236,9 +241,12 @@ def save_model(
     protocol: MetricProtocol,
     lowercase: bool,
 ) -> None:
-    """Write a model for `load_model`. features: those it was trained on, for their statistics."""
+    """Write a model for `load_model`.
+
+    features: the features that it was trained on, for their statistics.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    # What lies here from before is no model until all of this one is written.
+    # An existing model in this folder becomes invalid until all files of the new one are written.
     (folder / MANIFEST).unlink(missing_ok=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
@@ -267,10 +275,12 @@ def save_model(
 
 
 def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
-    """A model that `save_model` wrote, on the CPU in eval mode.
+    """Return a model that `save_model` wrote, on the CPU in evaluation mode.
 
-    where: what messages call the folder, where it is a copy. DataError where the folder is damaged: the files are
-    verified first, then the sizes that config.json gives are compared with the weights, before anything is built.
+    DataError if the folder is damaged: the files are verified, and the sizes in config.json are compared with the
+    weights, before anything is built.
+
+    where: name of the folder in messages, if it is a copy.
     """
     where = where or str(folder)
     whole = check_manifest(folder, where)
@@ -278,7 +288,7 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
         saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         version = int(saved["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: no saved model: config.json cannot be read ({error})") from error
+        raise DataError(f"{where}: not a saved model: config.json cannot be read ({error})") from error
     if version > FORMAT:
         raise DataError(f"{where}: written by a newer grcf_ray; upgrade to read it")
     weights = folder / "model.safetensors"
@@ -295,10 +305,14 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
 
 
 def _check_unlisted(weights: Path, saved: dict[str, Any], version: int, where: str) -> None:
-    """A folder without a manifest: an earlier version's, whose weights can be verified, or one that is cut off."""
+    """Check a folder without a manifest: an earlier version wrote it, or the copy is incomplete.
+
+    Earlier versions recorded a checksum of the weights only.
+    """
     if version >= FIRST_LISTED:
         raise DataError(
-            f"{where}: has no {MANIFEST}, so it is not whole; take a whole copy, or run the search's command again"
+            f"{where}: has no {MANIFEST}, so it is incomplete; copy the whole folder again, or run the search "
+            "command again"
         )
     if not weights.exists() or file_sha256(weights) != saved.get("weights_sha256"):
         raise DataError(f"{where}: model.safetensors is missing, or not the file that was written")
@@ -308,7 +322,8 @@ def _check_unlisted(weights: Path, saved: dict[str, Any], version: int, where: s
 
 
 def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
-    """The model that a folder's config.json describes; LookupError, TypeError and so on where it describes none."""
+    """Return the model that a folder's config.json describes. LookupError, TypeError and similar errors if it
+    cannot."""
     weights, backbone = folder / "model.safetensors", saved["backbone"]
     shapes = tensor_shapes(weights)
     if backbone is not None and (faults := size_faults(backbone, shapes)):
@@ -328,7 +343,7 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
             half_range=(high - low) / 2,
         )
 
-    # Shapes alone, which take no memory: what is built next is as large as the weights are.
+    # Compare shapes on the meta device first: it takes no memory, and the model is as large as its weights.
     with torch.device("meta"):
         _check_shapes({name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}, shapes)
     state = load_file(weights)
@@ -347,11 +362,13 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
     )
 
 
-def _check_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    """DataError where the weights are not those that config.json describes."""
-    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if odd:
-        faults = [f"{name}: {found.get(name, 'missing')} instead of {wanted.get(name, 'nothing')}" for name in odd]
+def _check_shapes(wanted: dict[str, tuple[int, ...]], saved: dict[str, tuple[int, ...]]) -> None:
+    """Raise DataError if the weights do not have the shapes that config.json describes."""
+    different = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
+    if different:
+        faults = [
+            f"{name}: {saved.get(name, 'missing')} instead of {wanted.get(name, 'nothing')}" for name in different
+        ]
         raise DataError(faults_message("model.safetensors does not fit config.json", faults, limit=3))
 
 
@@ -359,22 +376,22 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return load_tokenizer(str(folder))
     except ConfigError as error:
-        raise DataError(f"tokenizer: missing, or damaged ({error})") from error
+        raise DataError(f"tokenizer: missing or damaged ({error})") from error
 
 
 def _standardisers(
     saved: dict[str, dict[str, list[float]]], dims: dict[str, int], *, needed: bool
 ) -> dict[str, Standardiser]:
-    """The statistics of each modality. DataError where they are not as wide as the rows, or divide by nothing."""
-    found = {}
+    """Return the statistics of each modality. DataError if their width is wrong, or a deviation is not positive."""
+    standardisers = {}
     for name, statistics in saved.items():
         mean_A, deviation_A = (np.array(statistics[key], np.float32) for key in ("mean", "deviation"))
         shape = (dims.get(name, len(mean_A)),)
         if mean_A.shape != shape or deviation_A.shape != shape:
-            raise DataError(f"config.json: standardisers.{name} has not the {shape[0]} columns of {name}")
+            raise DataError(f"config.json: standardisers.{name} should have {shape[0]} columns")
         if not (np.isfinite(mean_A).all() and np.isfinite(deviation_A).all() and (deviation_A > 0).all()):
             raise DataError(f"config.json: standardisers.{name} has values that are not finite, or a deviation of 0")
-        found[name] = Standardiser(mean_A, deviation_A)
-    if lacking := sorted(dims.keys() - found.keys()) if needed else []:
+        standardisers[name] = Standardiser(mean_A, deviation_A)
+    if lacking := sorted(dims.keys() - standardisers.keys()) if needed else []:
         raise DataError(f"config.json: standardisers has no {', '.join(lacking)}")
-    return found
+    return standardisers

@@ -1,8 +1,8 @@
-"""The encoder's part of a gradient without keeping its activations: encode, differentiate the rest, encode again.
+"""Gradient caching: compute the encoder's gradient without keeping its activations.
 
-The first pass keeps the vectors alone. Once the losses have given the gradient of each, the second pass encodes one
-micro-batch after the other under the same dropout masks and carries it on to the weights (gradient caching: Gao, Zhang,
-Han and Callan, 2021. Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup. arXiv:2101.06983).
+The first pass keeps only the vectors. The losses give the gradient of each vector. The second pass encodes one
+micro-batch after the other with the same dropout masks, and propagates the gradient to the weights (Gao, Zhang, Han and
+Callan, 2021. Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup. arXiv:2101.06983).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from grcf_ray.model.base import GrcfModel
 
 
 class GradientCache:
-    """Vectors of a step's utterances, cut off from the encoder that gave them."""
+    """The vectors of a step's utterances, detached from the encoder."""
 
     vector_UW: Tensor
-    """[U, W], a leaf that collects its gradient."""
+    """[U, W], a leaf tensor that accumulates its gradient."""
 
     def __init__(self, model: GrcfModel, batches: Sequence[Batch]) -> None:
         self._model, self._batches = model, batches
@@ -37,7 +37,10 @@ class GradientCache:
         self.vector_UW = torch.cat(vectors).requires_grad_()
 
     def backward(self, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
-        """Carry the vectors' gradient on into the encoder; autocast: as the vectors were made under."""
+        """Propagate the gradient of the vectors into the encoder.
+
+        autocast: the context in which the vectors were computed.
+        """
         gradient_UW = self.vector_UW.grad
         assert gradient_UW is not None
         after = _random_state(self._model)
@@ -47,14 +50,14 @@ class GradientCache:
             _set_random_state(self._model, state)
             with autocast():
                 vector_BW = self._model.encode(batch)
-            # A frozen encoder without another modality has no weight to carry it to.
+            # A frozen encoder without other modalities has no weight to train.
             if vector_BW.requires_grad:
                 vector_BW.backward(gradient_BW)  # type: ignore[no-untyped-call]
         _set_random_state(self._model, after)
 
 
 def average_gradients(model: nn.Module) -> None:
-    """The mean of all ranks' gradients, on each of them; what DDP does where it sees one forward and one backward."""
+    """Average the gradients over all ranks, as DDP does for one forward and one backward pass."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
     for work in waiting:

@@ -1,4 +1,4 @@
-"""One stage of one training as plain values, and the warm process that takes them one after the other."""
+"""A stage of a training as plain values, and the runner that trains one after another in a warm process."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_tor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageJob:
-    """What decides a stage's numbers, but the features, and where its checkpoints lie."""
+    """Everything that decides a stage's numbers, except the features, and the place of its checkpoints."""
 
     stage: Literal[1, 2]
     seed: int
     settings: dict[str, Any]
-    """The whole configuration by path."""
+    """All settings, by path."""
     protocol: MetricProtocol
     folder: str
-    """Place of its checkpoints, a path or a URI; nobody else writes there."""
+    """Place of the checkpoints, a path or URI; no other process writes there."""
     initial: str | None
-    """Checkpoint whose weights it starts from; None starts from the pretrained encoder."""
+    """Checkpoint with the initial weights; None starts from the pretrained encoder."""
     initial_sha256: str | None
-    """Of that checkpoint's content."""
+    """Checksum of that checkpoint's content."""
     threads: int
-    """Torch threads of each process."""
+    """Number of torch threads of each process."""
     gpu: bool
-    """Whether each process has been given a GPU, or a share of one."""
+    """Whether each process has a GPU, or a share of one."""
     reported: int | None = None
-    """Epochs that whoever asks has heard of; None for all that the checkpoint has."""
+    """Number of epochs that the caller already has; None if it has all epochs of the checkpoint."""
 
 
 def open_loop(job: StageJob, features: Features) -> StageLoop:
-    """The job's stage loop, brought to the job's last checkpoint if there is one."""
+    """Return the job's stage loop, resumed from its last checkpoint if there is one."""
     use_deterministic_torch(job.threads)
     config = build_config(job.settings)
     seen = select_modalities(features, config.model.modalities)
@@ -66,42 +66,42 @@ def open_loop(job: StageJob, features: Features) -> StageLoop:
 
 
 class JobRunner:
-    """Runs jobs an epoch at a time. Nothing but the features and the pretrained template outlives a job."""
+    """Run jobs one epoch at a time. Only the features and the pretrained backbone outlive a job."""
 
     def __init__(self, features: Features) -> None:
         self._features = features
         self._job: StageJob | None = None
         self._loop: StageLoop | None = None
-        self._told = 0
+        self._reported = 0
 
     def start(self, job: StageJob) -> None:
-        """Forget the last job. Nothing here can fail."""
+        """Forget the last job and store the next. This cannot fail."""
         self._job, self._loop = job, None
-        self._told = 0
+        self._reported = 0
         tidy()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def step(self) -> dict[str, Any]:
-        """An epoch; the first builds everything. A known failure is a result: the process is sound for the next job.
+        """Run an epoch; the first call builds everything. Return a known failure as a result: the process stays usable.
 
-        An epoch that the checkpoint has but nobody was told of, since a process died in between, is told first: early
-        stopping decides on it as it would have.
+        An epoch that is in the checkpoint but was never reported, since a process died in between, is reported first.
+        Early stopping then decides as it would have without the failure.
 
-        The result has `epoch`, `curve`, `done`, `notes` and `checkpoint_sha256`, further `objective` or, after
-        a known failure, `failure` (its message), `state` (diverged or failed) and `error` (its type's name).
+        The result has `epoch`, `curve`, `done`, `notes` and `checkpoint_sha256`; also `objective` or, after a known
+        failure, `failure` (its message), `state` (diverged or failed) and `error` (its type).
         """
         assert self._job is not None
         try:
             if self._loop is None:
                 with gc_paused():
-                    self._loop = self._agreed()
+                    self._loop = self._open_on_all_ranks()
                 reported = self._job.reported
-                self._told = self._loop.epoch if reported is None else min(reported, self._loop.epoch)
+                self._reported = self._loop.epoch if reported is None else min(reported, self._loop.epoch)
             loop = self._loop
-            if self._told == loop.epoch and not loop.done:
+            if self._reported == loop.epoch and not loop.done:
                 loop.run_epoch()
-            self._told = min(self._told + 1, loop.epoch)
+            self._reported = min(self._reported + 1, loop.epoch)
         except GrcfError as error:
             curve = list(self._loop.curve) if self._loop else []
             return {
@@ -114,22 +114,23 @@ class JobRunner:
                 "checkpoint_sha256": None,
                 "done": True,
             }
-        # Copies: the loop's own lists grow.
-        curve = loop.curve[: self._told]
+        # A copy, because the loop's list grows.
+        curve = loop.curve[: self._reported]
         return {
-            "epoch": self._told,
+            "epoch": self._reported,
             "curve": curve,
             "objective": objective_value(self._job.stage, curve[-1]),
             "notes": list(loop.notes),
             "checkpoint_sha256": loop.best_sha256,
-            "done": self._told >= loop.epochs,
+            "done": self._reported >= loop.epochs,
         }
 
     def close(self) -> None:
-        """Nothing: a group of workers, which does the same, has some to end."""
+        """Do nothing; exists so that runners are interchangeable."""
 
-    def _agreed(self) -> StageLoop:
-        """The job's loop, or the same error on every rank: one that failed alone would leave the others waiting."""
+    def _open_on_all_ranks(self) -> StageLoop:
+        """Return the job's loop, or raise the same error on every rank: if one rank failed alone, the others would
+        wait."""
         assert self._job is not None
         loop: StageLoop | None = None
         fault: GrcfError | None = None
@@ -144,8 +145,8 @@ class JobRunner:
             epochs = [epoch for _, epoch in outcomes]
             if fault is None and len(set(epochs)) > 1:
                 fault = GrcfError(
-                    f"the workers found checkpoints of different epochs {epochs} in {self._job.folder}: "
-                    "do all machines see the same files there?"
+                    f"the workers found checkpoints of different epochs {epochs} in {self._job.folder}; "
+                    "use a folder that all machines share"
                 )
         if fault is not None:
             raise fault

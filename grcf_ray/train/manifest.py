@@ -1,7 +1,7 @@
 """The manifest of a saved model: `manifest.json`, with a SHA-256 of each of its files, written last.
 
-Two files may change later and are not in it: README.md, the card, which its owner may edit; and provenance.json, which
-grows with each read of the test split. No score and no figure is computed from either.
+Two files can change later and are not listed: README.md, the model card, which its owner can edit; and provenance.json,
+which grows with each read of the test split. No score or metric depends on them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from grcf_ray.storage import LocalPath, StoragePath
 MANIFEST = "manifest.json"
 FORMAT = 1
 FIRST_LISTED = 2
-"""The first format of config.json that comes with a manifest."""
+"""First format of config.json that has a manifest."""
 _MAY_CHANGE = ("README.md", "provenance.json")
-_REMEDY = "take a whole copy, or delete the folder and run the search's command again"
+_REMEDY = "copy the whole folder again, or delete it and run the search command again"
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the manifest of all files of a folder, in place of the one that it may have."""
+    """Write the manifest of all files of a folder, replacing an existing one."""
     files = {name: file_sha256(folder / name) for name in _names(folder)}
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
 def extend_manifest(place: StoragePath, names: Sequence[str]) -> None:
-    """Note further files of a saved model, `/` between folder and name; the others are not read again."""
+    """Add files of a saved model to its manifest, named by their path in the folder. The others are not read again."""
     files = dict(_listed(place, str(place)))
     for name in names:
         with _file(place, name).reading() as path:
@@ -38,37 +38,37 @@ def extend_manifest(place: StoragePath, names: Sequence[str]) -> None:
 
 
 def check_manifest(folder: Path, where: str) -> bool:
-    """Compare a folder's files with its manifest; False where it has none.
+    """Compare a folder's files with its manifest; return False if it has none.
 
-    where: what messages call the folder. DamagedError names each file that is not the one that was written, each that
-    the model is missing, and each that lies in its tokenizer without being listed: there a library reads files by
-    name. What else is missing, such as predictions that were not passed on, or was added, such as a licence, is named
-    on standard error.
+    DamagedError lists every changed file, every missing file that the model needs, and every unlisted file in the
+    tokenizer folder, where libraries read files by name. Other missing or additional files, such as predictions or a
+    licence, are reported on standard error.
+
+    where: name of the folder in messages.
     """
     try:
         files = _listed(LocalPath(folder), where)
     except FileNotFoundError:
         return False
     present = set(_names(folder))
-    odd = dict.fromkeys(files.keys() - present, "missing")
-    odd |= dict.fromkeys(present - files.keys(), f"not in {MANIFEST}")
-    faults = {name: what for name, what in odd.items() if _is_needed(name)}
+    differences = dict.fromkeys(files.keys() - present, "missing")
+    differences |= dict.fromkeys(present - files.keys(), f"not in {MANIFEST}")
+    faults = {name: difference for name, difference in differences.items() if _is_needed(name)}
     for name, sha256 in files.items():
         if name in present and file_sha256(folder / name) != sha256:
             faults[name] = "not the file that was written"
     if faults:
-        lines = [f"{name}: {what}" for name, what in sorted(faults.items())]
+        lines = [f"{name}: {fault}" for name, fault in sorted(faults.items())]
         raise DamagedError(faults_message(f"{where}: not the model that was written; {_REMEDY}:", lines))
-    for name, what in sorted(odd.items()):
-        console.progress(f"note: {where}: {name} is {what}")
+    for name, difference in sorted(differences.items()):
+        console.progress(f"note: {where}: {name} is {difference}")
     return True
 
 
 def is_complete(place: StoragePath, others: Sequence[str]) -> bool:
-    """Whether a folder has every file that its model is loaded from, and the `others`, and its manifest lists them.
+    """Return whether a folder has, and its manifest lists, every file of its model and the `others`.
 
-    Their content is not read. Earlier versions wrote no manifest: of their models the tokenizer is looked for as a
-    folder.
+    The content is not read. Earlier versions wrote no manifest; of their tokenizer only the folder is checked.
     """
     try:
         files = _listed(place, str(place))
@@ -82,7 +82,7 @@ def is_complete(place: StoragePath, others: Sequence[str]) -> bool:
 
 
 def _listed(place: StoragePath, where: str) -> dict[str, str]:
-    """The SHA-256 of each file that a manifest lists. FileNotFoundError where there is none; DamagedError."""
+    """Return the SHA-256 of each listed file. FileNotFoundError if there is no manifest; DamagedError."""
     try:
         files: dict[str, str] = (place / MANIFEST).read_json()["files"]
         files.items()
@@ -100,12 +100,12 @@ def _file(place: StoragePath, name: str) -> StoragePath:
 
 
 def _is_needed(name: str) -> bool:
-    """Whether a model is loaded from this file, or would be."""
+    """Return whether loading a model reads this file."""
     return name in ("model.safetensors", "config.json") or name.startswith("tokenizer/")
 
 
 def _names(folder: Path) -> list[str]:
-    """The files that a manifest lists, by their paths in the folder; hidden ones are left out."""
+    """Return the paths of all files for the manifest; hidden files are left out."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(
         path.as_posix()

@@ -1,4 +1,4 @@
-"""What each task optimises: the losses of a group of pairs."""
+"""The losses of a group of pairs, for each task and stage."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Losses(Protocol):
     """The loss terms of a stage."""
 
     def __call__(self, group: Group, score_S: Tensor, label_S: Tensor) -> dict[str, Tensor]:
-        """The terms of one group of pairs, `loss/total` among them, and figures to log.
+        """Return the loss terms of one group of pairs, including `loss/total`, and values to log.
 
-        score_S, label_S: [S] of the group's slots, labels about the centre of their range.
+        score_S, label_S: [S] of the group's slots; labels as offsets from the centre of their range.
         """
 
 
 def ordinal_groups(ranking: RankingConfig, half_range: float) -> OrdinalGroups:
-    """The groups that a setting names, on labels that reach `half_range` either side of their centre."""
+    """Return the ordinal groups of a setting. half_range: S, half the label range."""
     return OrdinalGroups.named(ranking.groups, half_range if ranking.group_edges == "scaled" else 3.0)
 
 
@@ -36,7 +36,7 @@ class RegressionLosses:
         self.groups = ordinal_groups(config.ranking, half_range)
 
     def __call__(self, group: Group, score_S: Tensor, label_S: Tensor) -> dict[str, Tensor]:
-        """As `Losses` has it."""
+        """Return the terms of eq. 12 or 13 for one group of pairs."""
         ranking = self._config.ranking
         terms = regression.ranking_terms(
             score_S,
@@ -73,7 +73,7 @@ class ClassificationLosses:
         self._config, self._stage = config, stage
 
     def __call__(self, group: Group, score_S: Tensor, label_S: Tensor) -> dict[str, Tensor]:
-        """As `Losses` has it; the scores are logits."""
+        """Return the terms of eq. 17 or 26 for one group of pairs; the scores are logits."""
         if self._stage == 2:
             bce = classification.bce_loss(score_S, label_S)
             return {"loss/bce": bce, "loss/total": bce}
@@ -105,7 +105,7 @@ class ClassificationLosses:
 
 
 def choose_losses(task: Task, config: RunConfig, stage: Literal[1, 2], half_range: float) -> Losses:
-    """The losses of a task's stage. half_range: S, half the label range."""
+    """Return the losses of a task in a stage. half_range: S, half the label range."""
     if task == "classification":
         return ClassificationLosses(config, stage)
     return RegressionLosses(config, stage, half_range)

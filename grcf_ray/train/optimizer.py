@@ -17,10 +17,10 @@ from grcf_ray.model.text_encoder import layers_of
 def parameter_groups(
     model: GrcfModel, config: RunConfig, stage: Literal[1, 2]
 ) -> dict[str, tuple[float, list[nn.Parameter]]]:
-    """Name -> (learning rate, trainable parameters).
+    """Return the trainable parameters and their learning rate, by group name.
 
     Stage 1: encoder, head. Stage 2: encoder_top (the upper layers), encoder_base (embeddings, relative embeddings,
-    lower layers), head. The head is everything outside the text encoder.
+    lower layers), head. The head is all parameters outside the text encoder.
     """
     backbone = nn.Module() if model.text_encoder is None else model.text_encoder.backbone
     encoder = [p for p in backbone.parameters() if p.requires_grad]
@@ -33,7 +33,7 @@ def parameter_groups(
         n_top = (len(layers) + 1) // 2 if config.stage2.top_layers is None else config.stage2.top_layers
         top = {id(p) for layer in layers[max(0, len(layers) - n_top) :] for p in layer.parameters()}
         if not len(layers):
-            # Shared layers (ALBERT) are upper and lower at once; only the embeddings are surely below.
+            # Shared layers (ALBERT) are upper and lower at once, so only the embeddings count as base.
             top = {id(p) for name, p in backbone.named_parameters() if not name.startswith("embeddings.")}
         groups = {
             "encoder_top": (config.stage2.encoder_top_lr, [p for p in encoder if id(p) in top]),
@@ -44,9 +44,9 @@ def parameter_groups(
 
 
 def build_optimizer(model: GrcfModel, config: RunConfig, stage: Literal[1, 2]) -> torch.optim.AdamW:
-    """AdamW over the stage's groups; biases and norms, the vectors among the parameters, have no weight decay.
+    """Return AdamW over the stage's groups; biases and norms, the one-dimensional parameters, have no weight decay.
 
-    Each group carries its `name`, and its peak learning rate as `initial_lr`.
+    Each group has its `name`, and its peak learning rate as `initial_lr`.
     """
     decay = (config.stage1 if stage == 1 else config.stage2).weight_decay
 
@@ -69,7 +69,7 @@ def build_optimizer(model: GrcfModel, config: RunConfig, stage: Literal[1, 2]) -
 
 
 def learning_rate_factor(step: int, total: int, warmup_fraction: float) -> float:
-    """Share of the peak learning rate at a step: a linear rise, then a cosine to 0 at `total`."""
+    """Return the learning rate of a step as a share of the peak: a linear rise, then a cosine to 0 at `total`."""
     warmup = int(total * warmup_fraction)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""What is said of scored rows: the score, the group or class that it is of, and how far other seeds' models spread."""
+"""Scores of rows as users see them: score, group or class, and spread over seeds; and their metrics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from grcf_ray.train.objectives import ordinal_groups
 def scored(
     table: pa.Table, saved: SavedModel, retrained: Sequence[SavedModel] = (), *, with_text: bool = False
 ) -> pa.Table:
-    """The rows' id, split and label, as far as the table has them, and what the models make of them.
+    """Return id, split and label of the rows, if the table has them, and their scores.
 
-    Regression: `score` in label units, and `group`, the one of the model's ordinal groups that
-    `OrdinalGroups.nearest` names it after, by its edges. Classification: `score`, the probability of the positive
-    class, its `logit`, and as `group` the class that is the likelier: 1 where the logit is above 0, as accuracy has it.
-    retrained: the same settings trained under other seeds; `seeds_mean` and, of two or more, `seeds_deviation`
-    (n - 1) are those of their scores.
+    Regression: `score` in label units, and `group`, the edges of the nearest ordinal group (`OrdinalGroups.nearest`).
+    Classification: `score`, the probability of the positive class; its `logit`; and `group`, the predicted class, 1 if
+    the logit is above 0.
+
+    retrained: models with the same settings and other seeds. `seeds_mean` is the mean of their scores and, for two or
+    more, `seeds_deviation` the deviation (n - 1).
     """
     raw_N = saved.score(table)
     kept = ("id", "split", "label", *(["text"] if with_text else []))
@@ -43,7 +44,7 @@ def scored(
 
 
 class Labelled:
-    """The rows that have labels among those that are scored part by part, and the metrics of their scores."""
+    """Metrics of scored rows that have labels, collected part by part."""
 
     def __init__(self, saved: SavedModel) -> None:
         self._saved = saved
@@ -51,7 +52,7 @@ class Labelled:
         self._rows = 0
 
     def add(self, answer: pa.Table) -> None:
-        """Take in what `scored` gave."""
+        """Add the rows of a table that `scored` returned."""
         self._rows += answer.num_rows
         if "label" not in answer.column_names:
             return
@@ -62,9 +63,10 @@ class Labelled:
         self._parts.append((raw_N[has_N], label_N[has_N], [split_N[row] for row in np.flatnonzero(has_N)]))
 
     def metrics(self) -> tuple[dict[str, dict[str, float]], list[str]]:
-        """The metrics by split, or under `all` where not every row is of a known one; and what is to be said of them.
+        """Return the metrics by split, and notes about them.
 
-        None where no row has a label, or one lies outside the model's range: it is on another scale then.
+        If a row has no known split, all metrics are under `all`. There are none if no row has a label, or if a label
+        lies outside the model's range, and so on another scale.
         """
         if not sum(len(label_N) for _, label_N, _ in self._parts):
             return {}, []
@@ -72,28 +74,30 @@ class Labelled:
         split_N = np.array([split for *_, splits in self._parts for split in splits], object)
         low, high = self._saved.label_range
         if label_N.min() < low or label_N.max() > high:
-            found = f"[{label_N.min():g}, {label_N.max():g}]"
-            return {}, [f"no metrics: the labels lie in {found}, and those of the model in [{low:g}, {high:g}]"]
+            span = f"[{label_N.min():g}, {label_N.max():g}]"
+            return {}, [f"no metrics: the labels lie in {span}, and those of the model in [{low:g}, {high:g}]"]
         notes = []
         if len(label_N) < self._rows:
             notes.append(f"metrics are those of the {len(label_N)} rows of {self._rows} that have labels")
         known = all(split in SPLITS for split in split_N)
         names = [split for split in SPLITS if split in split_N] if known else ["all"]
         return {
-            name: self._of(score_N[split_N == name], label_N[split_N == name]) if known else self._of(score_N, label_N)
+            name: self._metrics(score_N[split_N == name], label_N[split_N == name])
+            if known
+            else self._metrics(score_N, label_N)
             for name in names
         }, notes
 
-    def _of(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
+    def _metrics(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         low, high = self._saved.label_range
-        found = split_metrics(
+        metrics = split_metrics(
             score_N, label_N, protocol=self._saved.protocol, limit=(high - low) / 2, center=(low + high) / 2
         )
-        return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+        return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
 def _shown(raw_N: NDArray[np.float64], saved: SavedModel) -> NDArray[np.float64]:
-    """Scores as people read them: of two classes the probability of the positive one."""
+    """Return scores as users see them: for classification the probability of the positive class."""
     if saved.task == "regression":
         return raw_N
     probability_N: NDArray[np.float64] = torch.sigmoid(torch.from_numpy(raw_N)).numpy()

@@ -1,7 +1,7 @@
-"""The loop of one stage: epochs of optimizer steps, validation, checkpoints. Plain torch, with or without DDP.
+"""The training loop of one stage: optimizer steps, validation, checkpoints. Plain torch, with or without DDP.
 
 Every random choice of an epoch is seeded from (seed, stage, epoch), so a checkpoint restarts a run exactly without
-storing random states.
+stored random states.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ _IDLE = Group(np.zeros(1, dtype=np.int64), np.zeros((0, 2), dtype=np.int64), 0.0
 
 
 class StageLoop:
-    """Trains a model through one stage, an epoch at a time.
+    """Train a model through one stage, one epoch at a time.
 
-    `run_epoch` returns the epoch's metrics: `loss/*` by term (means over the epoch's groups of pairs), `valid/*`,
-    `lr/*`, `grad_norm`, `active_pairs` and `pair_weight`, speeds, and the cost in `utterance_passes`: utterances
-    encoded for the gradient over training utterances, each once a step on a rank that needs it. A step that encodes
-    twice for want of memory counts each once too, here and in `utterances_per_s`, so that the cost is the same with
-    little memory; the second pass shows in the times. With a folder, each epoch ends with `last.safetensors` written,
-    the one before it kept as `previous.safetensors`, and `best.safetensors` beside them at a new best; `resume` goes on
-    from there.
+    `run_epoch` returns the metrics of the epoch: `loss/*` by term (means over the epoch's groups of pairs), `valid/*`,
+    `lr/*`, `grad_norm`, `active_pairs`, `pair_weight`, speeds, and the cost in `utterance_passes`. The cost counts the
+    utterances encoded for the gradient, divided by the number of training utterances; each counts once per step and
+    rank. A step that encodes twice to save memory counts once too, here and in `utterances_per_s`, so the cost does not
+    depend on memory. The second pass shows in the times.
+
+    With a folder, each epoch writes `last.safetensors`, keeps the one before as `previous.safetensors`, and writes
+    `best.safetensors` at a new best. `resume` continues from there.
     """
 
     def __init__(
@@ -82,55 +83,59 @@ class StageLoop:
         self.steps_per_epoch = math.ceil(self.n_pairs / (config.pairs.pairs_per_group * config.pairs.groups_per_step))
         self.curve: list[dict[str, Any]] = []
         self.best_sha256: str | None = None
-        """Of the content of `best.safetensors`; None on ranks that write no checkpoint."""
+        """Checksum of the content of `best.safetensors`; None on ranks that write no checkpoint."""
         self.notes: list[str] = []
-        """What happened to this training that its figures do not show."""
+        """Events of this training that its metrics do not show."""
 
     @cached_property
     def network(self) -> nn.Module:
-        """The model as training calls it. Ranks meet here first, so each may fail on its own before."""
+        """The model, wrapped by DDP if there are several ranks.
+
+        Ranks first wait for each other here; before, each can fail alone.
+        """
         return nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
 
     @property
     def epoch(self) -> int:
-        """Epochs finished."""
+        """Number of finished epochs."""
         return len(self.curve)
 
     @property
     def done(self) -> bool:
-        """Whether every epoch has run."""
+        """Whether all epochs have run."""
         return self.epoch >= self.epochs
 
     def resume(self) -> bool:
-        """Go on from the folder's last checkpoint, from the one before it where that is damaged; whether there was one.
+        """Resume from the last checkpoint in the folder; return whether there was one.
 
-        Where the best weights up to there are lost, the stage starts anew. All ranks decide alike, also while the first
-        one puts the folder in order: it changes nothing that a decision hangs on.
+        If it is damaged, the one before is used. If the best weights up to it are lost, the stage starts anew. All
+        ranks decide alike, even while rank 0 repairs the folder: the repair changes nothing that the decision depends
+        on.
         """
         if self.folder is None:
             return False
         faults: list[DamagedError] = []
-        found = self._newest(self.folder, faults)
-        if found is not None:
+        newest = self._newest(self.folder, faults)
+        if newest is not None:
             try:
-                best = self._best_until(found, self.folder / BEST)
+                best = self._best_until(newest, self.folder / BEST)
             except DamagedError as error:
                 faults.append(error)
             else:
-                found.restore(self.model, self.optimizer)
-                self.curve = found.state["curve"]
+                newest.restore(self.model, self.optimizer)
+                self.curve = newest.state["curve"]
                 if self.rank == 0:
-                    self._put_in_order(self.folder, found, best)
+                    self._repair_folder(self.folder, newest, best)
         self.notes += [f"{fault}; trained again from epoch {self.epoch + 1}" for fault in faults]
         return self.epoch > 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The metrics of the epochs that remain, each run when it is asked for."""
+        """Yield the metrics of the remaining epochs; each runs when it is requested."""
         while not self.done:
             yield self.run_epoch()
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train one epoch, validate, save; its metrics. DivergedError where numbers cease to be finite."""
+        """Train one epoch, validate, save; return the metrics. DivergedError if numbers are no longer finite."""
         start = time.perf_counter()
         seed_torch(self.seed, self.stage, self.epoch, self.rank)
         self.network.train()
@@ -149,13 +154,13 @@ class StageLoop:
             raise DivergedError(f"the loss or its gradient is no longer finite after epoch {self.epoch + 1}")
         metrics |= self._validate()
         metrics["seconds"] = time.perf_counter() - start
-        # As a checkpoint gives it back, so that a resumed curve is the uninterrupted one.
+        # In the form of a checkpoint, so that a resumed curve equals an uninterrupted one.
         self.curve += finite([metrics])
         self._save()
         return self.curve[-1]
 
     def steps(self) -> Iterator[Step]:
-        """The optimizer steps of the epoch that is next, as this rank sees them."""
+        """Yield the optimizer steps of the next epoch, with the groups of this rank."""
         pairs_M2 = draw_pairs(
             len(self.features.train),
             self.n_pairs,
@@ -164,7 +169,7 @@ class StageLoop:
         return epoch_steps(pairs_M2, self.config.pairs, rank=self.rank, world=self.world)
 
     def take_step(self, step: Step) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimizer step; its loss terms as `backward` has them, and the norm of its gradient before clipping."""
+        """Run one optimizer step; return its loss terms as `backward` does, and the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.backward(step)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
@@ -172,11 +177,11 @@ class StageLoop:
         return terms, norm
 
     def backward(self, step: Step) -> dict[str, Tensor]:
-        """Gradients of one step into the model; the step's loss terms on this rank, weighted as the loss is.
+        """Compute the gradients of one step; return its loss terms on this rank, weighted like the loss.
 
-        Each distinct utterance is encoded once, in length-sorted micro-batches; each group of pairs has losses of
-        its own. Where the encoder's activations would be too many to keep, they are computed twice instead, for the
-        same gradients. Under DDP these are those of the whole step on every rank.
+        Each distinct utterance is encoded once, in length-sorted micro-batches; each group of pairs has its own losses.
+        If the encoder's activations need too much memory, they are computed twice, with the same gradients. Under DDP
+        every rank gets the gradients of the whole step.
         """
         order_U = length_sorted(self.features.train, step.utterance_U)
         batches = [
@@ -189,11 +194,11 @@ class StageLoop:
                 device=self.device,
             )
         ]
-        place_U = np.empty(len(order_U), dtype=np.int64)
-        place_U[np.searchsorted(step.utterance_U, order_U)] = np.arange(len(order_U))
-        # A rank without a group still takes part in the exchange of gradients and of loss terms.
+        position_U = np.empty(len(order_U), dtype=np.int64)
+        position_U[np.searchsorted(step.utterance_U, order_U)] = np.arange(len(order_U))
+        # A rank without a group still takes part in the exchange of gradients and loss terms.
         groups = step.groups or (_IDLE,)
-        slot_S = torch.from_numpy(place_U[np.concatenate([group.slot_S for group in groups])]).to(self.device)
+        slot_S = torch.from_numpy(position_U[np.concatenate([group.slot_S for group in groups])]).to(self.device)
         if self._keeps_activations(batches):
             with self.autocast():
                 score_S: Tensor = self.network(batches, slot_S)
@@ -211,7 +216,7 @@ class StageLoop:
         return totals
 
     def totals(self, step: Step, groups: Sequence[Group], score_S: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Of the scores of the groups' slots, end to end: the step's loss terms on this rank, and its loss."""
+        """Return the step's loss terms on this rank, and its loss, from the concatenated scores of all groups."""
         totals: dict[str, Tensor] = defaultdict(lambda: score_S.new_zeros((), dtype=torch.float64))
         loss = score_S.new_zeros(())
         for group, part_S in zip(groups, torch.split(score_S, [len(group.slot_S) for group in groups]), strict=True):
@@ -222,7 +227,7 @@ class StageLoop:
         return totals, loss
 
     def _keeps_activations(self, batches: Sequence[Batch]) -> bool:
-        """Whether a step's activations are few enough to be kept; all ranks decide alike."""
+        """Return whether a step's activations fit the limit; all ranks decide alike."""
         pairs = self.config.pairs
         most = pairs.activation_tokens or 4 * pairs.pairs_per_group * self.config.features.max_tokens
         too_many = sum(batch.tokens for batch in batches) > most
@@ -233,12 +238,12 @@ class StageLoop:
         return not too_many
 
     def _labels(self, step: Step, group: Group) -> Tensor:
-        # The array is a fresh copy: features are read-only, which torch would warn about.
+        # Indexing copies the array. The features are read-only, which torch would warn about.
         label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
         return torch.from_numpy(label_S).to(self.dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision that the model is called in."""
+        """Return the context that sets the precision of the model."""
         precision = self.config.train.precision
         if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -254,7 +259,7 @@ class StageLoop:
         self, totals: dict[str, Tensor], encoded: int, seconds: float, rates: dict[str, float]
     ) -> dict[str, Any]:
         names = sorted(totals)
-        # Loss terms are sums over this rank's groups, the gradient norm is the same on all, encoded adds up.
+        # Loss terms are sums over this rank's groups. The gradient norm is equal on all ranks. `encoded` adds up.
         sums = torch.stack([*(totals[name] for name in names), totals["grad_norm"].new_tensor(encoded)])
         if self.world > 1:
             sums[names.index("grad_norm")] /= self.world
@@ -304,7 +309,7 @@ class StageLoop:
 
     @staticmethod
     def _newest(folder: StoragePath, faults: list[DamagedError]) -> Checkpoint | None:
-        """The newest whole checkpoint; what is wrong with newer ones joins the faults."""
+        """Return the newest valid checkpoint; the faults of newer ones are added to `faults`."""
         for place in (folder / LAST, folder / PREVIOUS):
             if place.exists():
                 try:
@@ -314,7 +319,8 @@ class StageLoop:
         return None
 
     def _best_until(self, checkpoint: Checkpoint, kept: StoragePath) -> Checkpoint:
-        """The best checkpoint up to one: itself, or the one that is kept. DamagedError where that is another."""
+        """Return the best checkpoint up to this one: itself, or the kept one. DamagedError if that is of another
+        epoch."""
         epoch = self._best_epoch(checkpoint.state["curve"])
         if epoch == checkpoint.state["epoch"]:
             return checkpoint
@@ -325,17 +331,17 @@ class StageLoop:
             raise DamagedError(f"{kept}: of epoch {best.state['epoch']}, but epoch {epoch} is the best one so far")
         return best
 
-    def _put_in_order(self, folder: StoragePath, found: Checkpoint, best: Checkpoint) -> None:
-        """The files as at the end of the epoch that was found, whenever and wherever the process ended."""
+    def _repair_folder(self, folder: StoragePath, newest: Checkpoint, best: Checkpoint) -> None:
+        """Restore the files to their state at the end of the newest epoch, whenever the process stopped."""
         self.best_sha256 = best.sha256
-        if found.place.name != LAST:
-            found.place.copy_to(folder / LAST)
-        if best is found:
-            found.place.copy_to(folder / BEST)
+        if newest.place.name != LAST:
+            newest.place.copy_to(folder / LAST)
+        if best is newest:
+            newest.place.copy_to(folder / BEST)
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of the best objective, the earliest of equals; 0 before the first."""
+        """The epoch with the best objective, the earliest of equals; 0 before the first."""
         return self._best_epoch(self.curve) if self.curve else 0
 
     def _best_epoch(self, curve: list[dict[str, Any]]) -> int:
@@ -354,9 +360,9 @@ def predict(
     token_budget: int,
     state_ND: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float64]:
-    """[N] scores of a split about the centre of the label range, in the split's order, on every rank.
+    """Return the scores [N] of a split about the centre of the label range, in its order, on every rank.
 
-    state_ND: where it is given, z_final of the utterances that this rank scores is written into it.
+    state_ND: an array that receives z_final of the utterances that this rank scores, if given.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     training = model.training
@@ -380,36 +386,34 @@ def predict(
 
 
 def stage_seed(*parts: int) -> int:
-    """A seed derived from others, such as (run, stage, trial): never ambient, never their sum."""
+    """Return a seed derived from others, such as (run, stage, trial)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
 
 
 def seed_torch(*parts: int) -> None:
-    """Seed torch's own generators, which dropout and initial weights draw from."""
+    """Seed torch's generators, which draw dropout masks and initial weights."""
     torch.manual_seed(stage_seed(*parts))
 
 
 def choose_device(train: TrainConfig, *, granted: bool) -> torch.device:
-    """The device that the setting asks for. ClusterError where it asks for a GPU and there is none to take.
+    """Return the device of the setting. ClusterError if the setting is `cuda` and no GPU is available.
 
-    granted: whether the process may take a GPU. Ray shows all of a machine's GPUs to a trial that asked for none.
+    granted: whether the process has been given a GPU. Ray shows all GPUs of a machine to a trial without one.
     """
     usable = granted and torch.cuda.is_available()
     if train.device == "cuda" and not usable:
-        raise ClusterError(
-            "train.device = cuda, but there is no GPU to take; a search gives one by --gpus-per-worker 1"
-        )
+        raise ClusterError("train.device = cuda, but there is no GPU to take; request one with --gpus-per-worker 1")
     return torch.device("cuda" if usable and train.device != "cpu" else "cpu")
 
 
 def use_deterministic_torch(threads: int) -> None:
-    """Results that repeat bit for bit for a seed, on the same machine type with the same number of threads."""
+    """Make results repeatable bit for bit for a seed, on one machine type and number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    # Some CUDA kernels have no deterministic form; warn_only trains with them rather than not at all. Attention has
-    # others, which take the place of those two.
+    # Some CUDA kernels have no deterministic form. warn_only trains with them instead of failing. Attention has
+    # deterministic kernels besides the two that are disabled here.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    # Nothing reads memory before it is written; to fill it costs time all the same.
+    # No code reads uninitialised memory, so filling it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

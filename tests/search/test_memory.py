@@ -107,10 +107,10 @@ import sys
 from pathlib import Path
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data.features import build_features
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.model.pretrained import load_tokenizer
 {MEASURE}
-store, tokenizer = Store.open(Path(sys.argv[1])), load_tokenizer(sys.argv[2])
+store, tokenizer = DatasetStore.open(Path(sys.argv[1])), load_tokenizer(sys.argv[2])
 before = private()
 features = build_features(store, tokenizer, FeatureConfig(), cache=Path(sys.argv[3]))
 summed = total(features)

@@ -365,7 +365,7 @@ def test_checkpoint_of_another_model_names_a_tensor(tmp_path: Path) -> None:
     place = storage_path(tmp_path / "a")
     save_checkpoint(place, *made(width=5), {})
     network, optimizer = made()
-    with pytest.raises(DataError, match=r"norm.weight is \(5,\), but the model's is \(4,\)"):
+    with pytest.raises(DataError, match=r"norm.weight .*\(5,\).*\(4,\)"):
         read_checkpoint(place).restore(network, optimizer)
     network.frozen.requires_grad_(True)
     with pytest.raises(DataError, match=r"made for another model; 2 tensors differ, the first is frozen.bias"):

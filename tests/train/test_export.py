@@ -36,11 +36,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from grcf_ray.data.store import Store
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.train.export import load_model
 
 torch.set_num_threads(1)
-np.save(sys.argv[3], load_model(Path(sys.argv[1])).score(Store.open(Path(sys.argv[2])).read("valid")))
+np.save(sys.argv[3], load_model(Path(sys.argv[1])).score(DatasetStore.open(Path(sys.argv[2])).read("valid")))
 """
 
 
@@ -285,8 +285,8 @@ STATISTICS = {"mean": [0.0] * 3, "deviation": [1.0] * 3}
         ({"settings": {"seed": "many"}}, "seed = 'many'"),
         ({"label_range": [3]}, "config.json describes no model"),
         ({"standardisers": {}}, "standardisers has no audio, vision"),
-        ({"standardisers": {"audio": {"mean": [1.0], "deviation": [1.0] * 5}}}, "has not the 5 columns of audio"),
-        ({"standardisers": {"audio": {"mean": [0.0] * 5, "deviation": [1.0]}}}, "has not the 5 columns of audio"),
+        ({"standardisers": {"audio": {"mean": [1.0], "deviation": [1.0] * 5}}}, "should have 5 columns"),
+        ({"standardisers": {"audio": {"mean": [0.0] * 5, "deviation": [1.0]}}}, "should have 5 columns"),
         ({"standardisers": {"vision": {**STATISTICS, "deviation": [1.0, 0.0, 1.0]}}}, "a deviation of 0"),
         ({"standardisers": {"vision": {**STATISTICS, "mean": [1.0, float("nan"), 1.0]}}}, "not finite"),
     ],
