@@ -131,9 +131,9 @@ def _lasting_streams() -> Iterator[None]:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     before = sys.stdout, sys.stderr
-    with Path(os.devnull).open("w", encoding="utf-8") as nobody:
-        sys.stdout = cast(TextIO, _LastingStream(sys.stdout or nobody, _GONE))
-        sys.stderr = cast(TextIO, _LastingStream(sys.stderr or nobody, None))
+    with Path(os.devnull).open("w", encoding="utf-8") as devnull:
+        sys.stdout = cast(TextIO, _LastingStream(sys.stdout or devnull, _GONE))
+        sys.stderr = cast(TextIO, _LastingStream(sys.stderr or devnull, None))
         try:
             yield
         finally:
@@ -175,8 +175,8 @@ class _LastingStream:
                 raise
             # Python would write the rest of the buffer again, at the latest when the process ends.
             if isinstance(error, OSError) and error.errno in _GONE:
-                with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nobody:
-                    os.dup2(nobody.fileno(), self._stream.fileno())
+                with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as devnull:
+                    os.dup2(devnull.fileno(), self._stream.fileno())
 
 
 def progress(line: str) -> None:
@@ -187,11 +187,11 @@ def progress(line: str) -> None:
 class Progress:
     """Progress of work that takes more than a few seconds, with the remaining time, on standard error.
 
-    what: a noun phrase for the work. total: number of steps.
+    task: a noun phrase for the work. total: number of steps.
     """
 
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
+    def __init__(self, task: str, total: int) -> None:
+        self._task, self._total, self._done = task, total, 0
         self._start = self._said = time.monotonic()
 
     def add(self, steps: int) -> None:
@@ -203,7 +203,7 @@ class Progress:
         self._said = now
         left = (now - self._start) / self._done * (self._total - self._done)
         progress(
-            f"{time.strftime('%H:%M:%S')}  {self._what} {self._done}/{self._total}  ETA {duration(max(1.0, left))}"
+            f"{time.strftime('%H:%M:%S')}  {self._task} {self._done}/{self._total}  ETA {duration(max(1.0, left))}"
         )
 
 

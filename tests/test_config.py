@@ -236,7 +236,7 @@ def test_margins_of_the_paper_agree() -> None:
 
 def test_base_margin_is_at_least_the_intra_margin() -> None:
     (fault,) = margin_faults(intra_margin=0.6, base_margin=0.5)
-    assert fault.startswith("ranking.base_margin = 0.5 is below ranking.intra_margin = 0.6")
+    assert "ranking.base_margin = 0.5" in fault and "ranking.intra_margin = 0.6" in fault
     assert margin_faults(intra_margin=0.6, base_margin=0.5, dynamic_margin=False) == []
 
 
@@ -261,7 +261,7 @@ def test_widest_margin_is_the_farthest_groups(groups: str, steps: int) -> None:
 def test_native_edges_cover_the_papers_range() -> None:
     assert margin_faults(3.0, group_edges="native") == margin_faults(1.0, group_edges="native") == []
     (fault,) = margin_faults(4.0, group_edges="native")
-    assert fault.startswith("ranking.group_edges = native covers [-3, 3], but labels reach 4 either side")
+    assert fault.startswith("ranking.group_edges = native ")
 
 
 def test_both_margin_faults_are_told() -> None:

@@ -63,7 +63,7 @@ class GrcfClassifier(GrcfModel):
         self.modality_dropout = modality_dropout
 
     def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
-        """[B, W] z_text, z_fused of eq. 14 (0 without a row), and 1 where there is a row of another modality."""
+        """Return [B, W]: z_text, z_fused of eq. 14 (0 without a row), and 1 if another modality has a row."""
         assert text_BD is not None
         if not self.modality_dims:
             return text_BD

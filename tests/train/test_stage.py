@@ -458,7 +458,7 @@ def test_scores_that_are_not_finite_diverge(new_loop: NewLoop, monkeypatch: pyte
     """The last step's update may be the first that goes wrong: no loss has seen it."""
     loop = new_loop()
     monkeypatch.setattr(stage_module, "predict", lambda *_, **__: np.array([0.0, math.inf]))
-    with pytest.raises(DivergedError, match="the model's scores are no longer finite after epoch 1"):
+    with pytest.raises(DivergedError, match="scores are no longer finite after epoch 1"):
         loop.run_epoch()
     assert loop.curve == []
 
@@ -564,7 +564,7 @@ def test_device_is_the_one_granted(
     if device is not None:
         assert choose_device(TrainConfig(device=asked), granted=granted).type == device
         return
-    with pytest.raises(ClusterError, match=r"train.device = cuda, but there is no GPU to take"):
+    with pytest.raises(ClusterError, match=r"train.device = cuda"):
         choose_device(TrainConfig(device=asked), granted=granted)
 
 
