@@ -1,4 +1,4 @@
-"""`python -m grcf_ray.data`: the same command as `grcf data`."""
+"""Run `python -m grcf_ray.data`, the same command as `grcf data`."""
 
 from grcf_ray.cli import main
 

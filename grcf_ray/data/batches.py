@@ -1,4 +1,4 @@
-"""Padded tensors from ragged features, in micro-batches of utterances of like length.
+"""Pad ragged features to tensors, in micro-batches of utterances of similar length.
 
 B utterances of a micro-batch; L their longest text; A, V widths of audio and vision rows; D of the text encoder.
 """
@@ -17,15 +17,15 @@ from torch import Tensor
 from grcf_ray.data.features import Features, Ragged, SplitFeatures
 
 BATCH_COST = {"cpu": 32, "cuda": 8192}
-"""What one batch more costs, in subwords more: on the CPU as measured, on a GPU about what its kernels' starts take."""
+"""Cost of one more batch, in subwords: measured on a CPU, about the launch of its kernels on a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Utterances as the model takes them; absent modalities are None."""
+    """One micro-batch of model input; absent modalities are None."""
 
     token_BL: Tensor | None
-    """Subword ids; None where the frozen layers' output stands in for them, and for models without text."""
+    """Subword ids; None if the frozen layers' output replaces them, and for models without text."""
     mask_BL: Tensor | None
     hidden_BLD: Tensor | None
     vector_BD: Tensor | None
@@ -34,15 +34,15 @@ class Batch:
     vision_BLV: Tensor | None
     vision_mask_BL: Tensor | None
     word_BLD: Tensor | None = None
-    """What the text encoder's table has for the subwords, where it was looked up for several batches at once."""
+    """Word embeddings of the subwords, if they were looked up for several batches at once."""
 
     @property
     def tokens(self) -> int:
-        """Subwords that the text encoder takes, padding included; 0 where it has no layer to run."""
+        """Subwords that the text encoder processes, padding included; 0 if it has no layer to run."""
         return 0 if self.mask_BL is None else self.mask_BL.numel()
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch on a device, its floating-point values of the given type."""
+        """Copy the batch to a device, floating-point values in the given type."""
 
         def moved(value: Tensor | None) -> Tensor | None:
             if value is None:
@@ -53,7 +53,7 @@ class Batch:
 
 
 def length_sorted(split: SplitFeatures, index_U: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The utterances by rising length (`SplitFeatures.lengths_of`), ties by their place in the split."""
+    """Sort utterances by length (`SplitFeatures.lengths_of`), ties by their place in the split."""
     return index_U[np.argsort(split.lengths_of(index_U), kind="stable")]
 
 
@@ -65,10 +65,10 @@ def micro_batches(
     *,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """The utterances, in the order given, in batches of at most `token_budget` padded subwords each.
+    """Yield batches of at most `token_budget` padded subwords, in the given order.
 
-    index_U: by rising length (`length_sorted`). Batches are cut where the length rises, so that padding and the
-    cost of one batch more are least together. device: where they will be encoded; the CPU by default.
+    index_U: utterances by rising length (`length_sorted`). A batch ends where the length rises, at the places that
+    minimise padding plus the cost of more batches. device: the encoder's device; the CPU by default.
     """
     length_U = split.lengths_of(index_U)
     stops = _cuts(length_U, token_budget, BATCH_COST.get(device.type if device else "cpu", BATCH_COST["cuda"]))
@@ -77,10 +77,9 @@ def micro_batches(
 
 
 def _cuts(length_U: NDArray[np.int64], token_budget: int, batch_cost: int) -> list[int]:
-    """Where batches end.
+    """Return the ends of the cheapest batches.
 
-    A dynamic programme over the distinct lengths: `least[k]` is what the utterances of the k shortest lengths cost, in
-    subwords.
+    A dynamic programme over the distinct lengths: `least[k]` is the cost of the k shortest lengths, in subwords.
     """
     if not len(length_U):
         return []
@@ -90,10 +89,10 @@ def _cuts(length_U: NDArray[np.int64], token_budget: int, batch_cost: int) -> li
     begin = np.zeros(len(length_K) + 1, dtype=np.int64)
     size_K = np.maximum(1, token_budget // np.maximum(1, length_K))
     for k, (length, size) in enumerate(zip(length_K.tolist(), size_K.tolist(), strict=True), start=1):
-        # Of the lengths from each place up to this one: as many utterances, padded to this one.
+        # One run of lengths from each place up to this one, padded to this one.
         utterances = before_K[k] - before_K[:k]
         cost = least[:k] + utterances * length + batch_cost * -(-utterances // size)
-        # The longest run of equals: fewer batches.
+        # Of equal costs the first, which is the longest run and so gives the fewest batches.
         begin[k] = cost.argmin()
         least[k] = cost[begin[k]]
     stops: list[int] = []
@@ -106,7 +105,7 @@ def _cuts(length_U: NDArray[np.int64], token_budget: int, batch_cost: int) -> li
 
 
 def collate(features: Features, split: SplitFeatures, index_B: NDArray[np.int64]) -> Batch:
-    """The chosen utterances of a split as padded tensors."""
+    """Pad the chosen utterances of a split to tensors."""
     token_BL = mask_BL = hidden_BLD = vector_BD = None
     if split.vector_ND is not None:
         vector_BD = torch.from_numpy(split.vector_ND[index_B])

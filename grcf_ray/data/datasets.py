@@ -1,4 +1,4 @@
-"""One fact sheet per data set: what a run needs to know about it beyond its utterance table."""
+"""Keep a fact sheet for each known data set: the facts that its utterance table does not hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grcf_ray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """What is known of a data set before its files are read."""
+    """The fact sheet of a data set, known before its files are read."""
 
     name: str
     """The name that `--dataset` takes."""
@@ -23,43 +23,40 @@ class DatasetFacts:
     label_range: tuple[float, float]
     """Lowest and highest label of the annotation scheme."""
     language: str
-    """Two-letter code of the transcripts' language."""
+    """Two-letter language code of the transcripts."""
     splits: tuple[Mapping[str, int], ...]
-    """Utterances per split, one mapping for each release in use, the one that the paper fits first."""
+    """Utterances per split, one mapping for each release in use; first the release that fits the paper."""
     default_backbone: str
-    """Text encoder that a run takes unless told otherwise."""
+    """Text encoder of a run without `--backbone`."""
     audio_dim: int | None
-    """Width of the paper's audio features; None where there is no audio."""
+    """Width of the paper's audio features; None without audio."""
     vision_dim: int | None
-    """Width of the paper's vision features; None where there is no vision."""
+    """Width of the paper's vision features; None without vision."""
     metrics: Literal["mosi", "sims", "own", "binary"]
-    """Whose accuracy and F1 head the tables: MOSI's bins, SIMS's right-closed ones on [-1, 1], the whole labels of the
-    range, or two classes."""
+    """Definition of accuracy and F1: MOSI's bins, SIMS's right-closed bins on [-1, 1], one bin for each whole label,
+    or two classes."""
     paper_results: Mapping[str, float] = field(default_factory=dict)
-    """The paper's test figures (its Tables 1 and 2) under our metric keys, percentages as fractions."""
+    """The paper's test figures (its Tables 1 and 2) by metric key, percentages as fractions."""
     paper_backbone: str | None = None
-    """Text encoder behind `paper_results`."""
+    """Text encoder of `paper_results`."""
     citation: str
-    """Who collected and annotated the data."""
+    """Citation of the people who collected and annotated the data."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Of the files as they are published, by their names, where we have seen them."""
+    """SHA-256 of published files by name, if known."""
     needs: str
-    """The file that the importer reads."""
+    """Files that an importer can read."""
     obtain: str
-    """Where people get that file."""
+    """Where people get these files."""
 
 
 TWO_READINGS = (
-    "The paper's Acc2 and F1 stand beside both definitions: its appendix C.5 drops zeros, as on MOSI; the code of its "
-    "baselines (MMSA) counts them as negative. Which one Table 2 has is unknown."
+    "The paper's Acc2 and F1 are shown under both definitions: its appendix C.5 drops zeros, as on MOSI; the code of "
+    "its baselines (MMSA) counts zeros as negative. The paper does not say which one Table 2 uses."
 )
-"""Of CH-SIMS v2, wherever its figures stand beside the paper's."""
+"""Remark on CH-SIMS v2, for every comparison with the paper."""
 
-_TABLE = (
-    "a table (Parquet, CSV, TSV, JSON Lines) with the columns id, split, text, label and, where there are any, audio, "
-    "vision"
-)
-_CONTEXT_TABLE = f"{_TABLE}, context (what was said before, a list)"
+_TABLE = "a table (Parquet, CSV, TSV, JSON Lines) with the columns id, split, text, label and optionally audio, vision"
+_CONTEXT_TABLE = f"{_TABLE}, context (a list of the preceding sentences)"
 _CMU_NEEDS = (
     "{name}.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA, the pickles of MISA or MMIM, a folder of .csd "
     f"files with their folds, or {_TABLE}"
@@ -127,16 +124,15 @@ _FACTS = {
             needs=_CMU_NEEDS.format(name="mosei"),
             obtain=_CMU_OBTAIN,
         ),
-        # Table 2's Acc2 and F1 stand under both definitions: appendix C.5 drops zeros, as on MOSI, and the code of its
-        # baselines (MMSA) counts them as negative. Which one the figures are of is unknown. Section 4.1 names one
-        # backbone for all sets, whatever read the Chinese text.
+        # Acc2 and F1 are listed under both definitions, see TWO_READINGS. Section 4.1 names one backbone for all data
+        # sets, although it cannot read Chinese text.
         DatasetFacts(
             name="sims_v2",
             title="CH-SIMS v2",
             task="regression",
             label_range=(-1.0, 1.0),
             language="zh",
-            # Files in use differ by one training utterance.
+            # Published files differ by one training utterance.
             splits=(
                 {"train": 2722, "valid": 647, "test": 1034},
                 {"train": 2721, "valid": 647, "test": 1034},
@@ -161,8 +157,8 @@ _FACTS = {
             needs=f"a pickle of CH-SIMS v2, such as unaligned.pkl, or {_TABLE}",
             obtain="https://github.com/thuiar/ch-sims-v2",
         ),
-        # Figure 4 alone; the paper prints neither settings nor splits for the two sets of classes, and its figures fit
-        # HKT's splits.
+        # Only Figure 4 has results. The paper gives no settings or splits for MUStARD and UR-FUNNY; its figures fit
+        # the splits of HKT.
         DatasetFacts(
             name="mustard",
             title="MUStARD",
@@ -231,29 +227,29 @@ _FACTS = {
 
 
 def names() -> list[str]:
-    """The data sets that have a fact sheet."""
+    """List the data sets that have a fact sheet."""
     return list(_FACTS)
 
 
 def get(name: str) -> DatasetFacts:
-    """The fact sheet of a data set; ConfigError for an unknown one."""
+    """Return the fact sheet of a data set; ConfigError for an unknown name."""
     if name not in _FACTS:
         raise ConfigError(unknown_message(name))
     return _FACTS[name]
 
 
 def spelled(name: str | None) -> str | None:
-    """A data set's name as it is filed: known ones are known in any case, `MOSI` is `mosi`."""
+    """Return a data set's name in the spelling of its fact sheet: `MOSI` is `mosi`."""
     return name.lower() if name is not None and name.lower() in _FACTS else name
 
 
 def find(name: str) -> DatasetFacts | None:
-    """The fact sheet of a data set; None for one of your own."""
+    """Return the fact sheet of a data set; None for a user's own data."""
     return _FACTS.get(name)
 
 
 def protocol_of(name: str, task: Literal["regression", "classification"]) -> Literal["mosi", "sims", "own", "binary"]:
-    """Whose metrics a data set uses; one of your own has those of its whole labels, or of two classes."""
+    """Return the metric definitions of a data set; for a user's own data, by its task."""
     if task == "classification":
         return "binary"
     facts = find(name)
@@ -261,7 +257,7 @@ def protocol_of(name: str, task: Literal["regression", "classification"]) -> Lit
 
 
 def unknown_message(name: str) -> str:
-    """What to tell someone who named a data set that has no fact sheet."""
+    """Write the error for a data set without a fact sheet: the nearest name, all names, the options for own data."""
     near = difflib.get_close_matches(name, _FACTS, n=1, cutoff=0.5)
     question = f" Did you mean {near[0]}?" if near else ""
     return (

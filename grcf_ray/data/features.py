@@ -1,7 +1,7 @@
-"""Features: what every trial reads, built once from the utterance table and never copied per trial.
+"""Build the features that all trials share, once from the utterance table, without a copy per trial.
 
-A split's sequences lie end to end in one flat array with offsets (N utterances, T subwords, R rows of audio or
-vision, D and A widths), so that memory mapping and Ray's object store can both hand out read-only views.
+A split's sequences are stored end to end in one flat array with offsets (N utterances, T subwords, R rows of audio or
+vision, D and A widths). Memory mapping and Ray's object store can then both return read-only views.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
 
 BLOCK = 65_536
-"""Rows that are taken at a time."""
+"""Rows processed at a time."""
 _HASHED = 1 << 20
-"""Bytes that are hashed at a time."""
+"""Bytes hashed at a time."""
 _THREADS = 4
-"""Files that are checked at a time: hashing leaves the interpreter free."""
+"""Files checked in parallel: hashing releases the interpreter lock."""
 LABEL_DECIMALS = 4
 """Labels are compared after rounding to 1e-4: a float32 1.8 is below 1.8."""
 
@@ -51,16 +51,16 @@ class Ragged:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[N] lengths of the sequences."""
+        """Return the [N] lengths of the sequences."""
         return np.diff(self.offsets)
 
     def lengths_of(self, index_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[B] lengths of the chosen sequences, whatever the number of all."""
+        """Return the [B] lengths of the chosen sequences, in time proportional to B."""
         chosen: NDArray[np.int64] = self.offsets[index_B + 1] - self.offsets[index_B]
         return chosen
 
     def padded(self, index_B: NDArray[np.int64], fill: float = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The chosen sequences as [B, longest, ...] and their mask [B, longest], true where a value is real."""
+        """Pad the chosen sequences to [B, longest, ...]; the mask [B, longest] is true for real values."""
         start_B, length_B = self.offsets[index_B], self.lengths_of(index_B)
         step_L = np.arange(max(1, length_B.max(initial=0)))
         mask_BL = step_L < length_B[:, None]
@@ -71,24 +71,24 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class SplitFeatures:
-    """One split, ready to batch."""
+    """The features of one split."""
 
     label_N: NDArray[np.float64]
-    """Labels less the centre of the label range, rounded to 1e-4."""
+    """Labels minus the centre of the label range, rounded to 1e-4."""
     tokens: Ragged | None
     """Subword ids, special tokens included: int32. None for models without text."""
     audio: Ragged | None
     vision: Ragged | None
     hidden: Ragged | None = None
-    """Output of the frozen layers, [T, D], where some layers of the text encoder are frozen."""
+    """Output of the frozen layers, [T, D], if some layers of the text encoder are frozen."""
     vector_ND: NDArray[np.float32] | None = None
-    """Text vectors, where the whole text encoder is frozen."""
+    """Text vectors, if the whole text encoder is frozen."""
 
     def __len__(self) -> int:
         return len(self.label_N)
 
     def lengths_of(self, index_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[B] what batches are cut by: subwords, or without text the rows of the longer modality."""
+        """Return [B] lengths for batching: subwords, or without text the rows of the longer modality."""
         if self.tokens is not None:
             return self.tokens.lengths_of(index_B)
         rows = [modality.lengths_of(index_B) for modality in (self.audio, self.vision) if modality is not None]
@@ -96,7 +96,7 @@ class SplitFeatures:
         return longest_B
 
     def only(self, modalities: Collection[str]) -> SplitFeatures:
-        """The split without the text, audio or vision that `modalities` does not name."""
+        """Drop the text, audio or vision that `modalities` does not name."""
         text = self if "text" in modalities else dataclasses.replace(self, tokens=None, hidden=None, vector_ND=None)
         return dataclasses.replace(
             text,
@@ -106,20 +106,20 @@ class SplitFeatures:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Return the bytes of all arrays."""
         return sum(array.nbytes for array in _arrays(self).values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Standardiser:
-    """Column means and deviations of one modality's training rows."""
+    """Column means and standard deviations of one modality's training rows."""
 
     mean_A: NDArray[np.float32]
     deviation_A: NDArray[np.float32]
 
     @classmethod
     def fit(cls, rows_RA: NDArray[np.float32]) -> Standardiser:
-        """Statistics of the rows; a column that never changes keeps a deviation of 1."""
+        """Compute the statistics of rows; a constant column gets a deviation of 1."""
         if not len(rows_RA):
             width = rows_RA.shape[1]
             return cls(np.zeros(width, np.float32), np.ones(width, np.float32))
@@ -132,40 +132,40 @@ class Standardiser:
         return cls(mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32))
 
     def __call__(self, rows_RA: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The rows with these statistics taken out."""
+        """Standardise rows."""
         return (rows_RA - self.mean_A) / self.deviation_A
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """The splits that a search may see, and what it takes to build the test split alike later."""
+    """The splits that a search may read, and the settings to build the test split in the same way later."""
 
     train: SplitFeatures
     valid: SplitFeatures
     standardisers: Mapping[str, Standardiser]
     pad_token_id: int
     center: float
-    """Centre of the label range; scores and labels are measured from it."""
+    """Centre of the label range, subtracted from labels and scores."""
     half_range: float
     """S: labels lie within `center` ± S."""
     key: str
-    """Identity of table, tokenizer and settings."""
+    """Cache key of table, tokenizer and settings."""
     folder: str
-    """Where the arrays lie on the node that built them."""
+    """Folder of the arrays on the node that built them."""
     task: Task = "regression"
-    """Kind of label; for classification the centre lies between the two."""
+    """Kind of label; for classification the centre is between the two classes."""
     word_aligned: bool = False
-    """Whether audio and vision have rows by subword, each its word's; for special tokens see
+    """Whether audio and vision have a row for each subword, that of its word; for special tokens see
     `FeatureConfig.special_rows`."""
 
     @property
     def audio_dim(self) -> int | None:
-        """Width of the audio rows; None where no training utterance has audio."""
+        """Return the width of the audio rows; None if no training utterance has audio."""
         return _width(self.train.audio)
 
     @property
     def vision_dim(self) -> int | None:
-        """Width of the vision rows; None where no training utterance has vision."""
+        """Return the width of the vision rows; None if no training utterance has vision."""
         return _width(self.train.vision)
 
 
@@ -176,12 +176,10 @@ def build_features(
     *,
     cache: Path | None = None,
 ) -> Features:
-    """Features of the train and valid splits, from the cache where they lie there whole, else built now.
+    """Return the features of the train and valid splits, from the cache if it has them undamaged, else built now.
 
-    tokenizer: None leaves the text out.
-
-    The test split is not opened: `build_split` makes its features once a winner is fixed. ClusterError where the cache
-    cannot be read or written.
+    tokenizer: None leaves the text out. The test split is not opened: `build_split` makes its features after the
+    winner is fixed. ClusterError if the cache cannot be read or written.
     """
     digest = _digest(store, tokenizer, settings)
     folder = cache_entry("features", digest)
@@ -197,16 +195,16 @@ def build_features(
 
 
 def _open(folder: Path, store: DatasetStore) -> Features:
-    """Features from the cache. DamagedError where a file is not the one that was written, or is missing."""
+    """Open features in the cache; DamagedError if a file changed or is missing."""
     try:
         meta = json.loads((folder / "features.json").read_bytes())
-        said = hashlib.sha256(json.dumps(meta["content"]).encode()).hexdigest()
+        sha256 = hashlib.sha256(json.dumps(meta["content"]).encode()).hexdigest()
     except PermissionError as error:
         raise unreadable(folder, error) from error
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{folder / 'features.json'} cannot be read: {error}") from error
-    if said != meta.get("sha256"):
-        raise DamagedError(f"{folder / 'features.json'} is not what was written")
+    if sha256 != meta.get("sha256"):
+        raise DamagedError(f"{folder / 'features.json'} changed since it was written")
     meta = meta["content"]
     paths = [folder / split / f"{name}.npy" for split in ("train", "valid") for name in meta["arrays"][split]]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -243,10 +241,10 @@ def build_split(
     standardisers: Mapping[str, Standardiser],
     word_aligned: bool = False,
 ) -> SplitFeatures:
-    """Features of one split's utterance table; its labels, if it has none, are the centre of the range.
+    """Build the features of one split's utterance table; without labels, the labels are the centre of the range.
 
-    tokenizer: None leaves the text out, which the table then need not have. word_aligned: the table's audio and vision
-    have a row for each word; here they get one for each subword, where there is text.
+    tokenizer: None leaves the text out; the table then needs no text column. word_aligned: the table's audio and
+    vision have a row for each word; with text, the features have a row for each subword.
     """
     tokens = words = None
     if tokenizer is not None:
@@ -254,12 +252,12 @@ def build_split(
     label_N = table["label"].to_numpy().astype(np.float64) - center if "label" in table.column_names else None
 
     def rows(name: str) -> Ragged | None:
-        found = _rows(table, name)
-        if found is None:
+        modality = _rows(table, name)
+        if modality is None:
             return None
         if name in standardisers:
-            found = Ragged(standardisers[name](found.values), found.offsets)
-        return found if tokens is None or words is None else _by_subword(found, tokens, words, settings)
+            modality = Ragged(standardisers[name](modality.values), modality.offsets)
+        return modality if tokens is None or words is None else _by_subword(modality, tokens, words, settings)
 
     return SplitFeatures(
         label_N=np.zeros(table.num_rows) if label_N is None else np.round(label_N, LABEL_DECIMALS),
@@ -272,13 +270,13 @@ def build_split(
 def _tokens(
     table: pa.Table, tokenizer: PreTrainedTokenizerBase, settings: FeatureConfig, *, lowercase: bool, by_word: bool
 ) -> tuple[Ragged, NDArray[np.int64] | None]:
-    """Subword ids of every utterance, and by_word [T] the word that each is of, `NO_WORD` for special tokens."""
+    """Tokenize every utterance; by_word: also return [T] the word of each subword, `NO_WORD` for special tokens."""
     text: list[str] = table["text"].to_pylist()
-    said_before = settings.context and "context" in table.column_names
-    before = [" ".join(said or ()) for said in table["context"].to_pylist()] if said_before else []
+    has_context = settings.context and "context" in table.column_names
+    context = [" ".join(said or ()) for said in table["context"].to_pylist()] if has_context else []
     if lowercase:
-        text, before = [one.lower() for one in text], [one.lower() for one in before]
-    ids, words = tokenize(text, before, tokenizer, max_tokens=settings.max_tokens, by_word=by_word)
+        text, context = list(map(str.lower, text)), list(map(str.lower, context))
+    ids, words = tokenize(text, context, tokenizer, max_tokens=settings.max_tokens, by_word=by_word)
     tokens = Ragged(
         np.fromiter((token for row in ids for token in row), np.int32),
         np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
@@ -289,8 +287,10 @@ def _tokens(
 
 
 def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64], settings: FeatureConfig) -> Ragged:
-    """A word's row for each of its subwords, and for special tokens what the settings say; nothing for a sample without
-    rows."""
+    """Repeat a word's row for each of its subwords; special tokens follow `FeatureConfig.special_rows`.
+
+    A sample without rows gets none.
+    """
     kept = np.repeat(rows.lengths > 0, tokens.lengths)
     if settings.special_rows == "none":
         kept &= words >= 0
@@ -303,19 +303,19 @@ def _by_subword(rows: Ragged, tokens: Ragged, words: NDArray[np.int64], settings
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """The id that fills up texts, masked wherever it stands: the first one where the tokenizer has none (GPT-2)."""
+    """Return the id that pads texts, which is always masked: 0 if the tokenizer has none (GPT-2)."""
     return int(getattr(tokenizer, "pad_token_id", None) or 0)
 
 
 def lowercases(store: DatasetStore, settings: FeatureConfig) -> bool:
-    """Whether the text is lower-cased, as the setting and the table's own note have it."""
+    """Return whether to lower-case the text, by the setting and by the case of the transcripts."""
     return settings.lowercase == "yes" or (settings.lowercase == "auto" and store.info.transcripts == "upper")
 
 
 def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """The array of this name in the folder of a split of features, memory-mapped.
+    """Return an array of a split's folder, memory-mapped.
 
-    It is computed and stored the first time, and again where its file is damaged.
+    It is computed and stored on first use, and again if its file is damaged.
     """
     path = folder / f"{name}.npy"
     with locked(folder.parent):
@@ -331,7 +331,7 @@ def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    """Write an array, and behind it the SHA-256 of what it takes, which numpy does not look at."""
+    """Write an array followed by its SHA-256, which numpy ignores."""
     with path.open("wb") as file:
         np.save(file, array)
     digest = _sha256(path, path.stat().st_size)
@@ -340,9 +340,9 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 
 def _load(path: Path) -> NDArray[Any]:
-    """The array of a file, read page by page as it is used, and shared by the processes of a machine.
+    """Memory-map the array of a file, which the processes of a machine then share.
 
-    DamagedError where it is not what `_save` wrote.
+    DamagedError if `_save` wrote other bytes.
     """
     length = hashlib.sha256().digest_size
     try:
@@ -351,8 +351,8 @@ def _load(path: Path) -> NDArray[Any]:
             file.seek(max(0, size))
             written = file.read()
         if size < 0 or _sha256(path, size) != written:
-            raise DamagedError(f"{path} is not what was written")
-        # A plain view of the map: Ray's object store copies a subclass of ndarray into every process.
+            raise DamagedError(f"{path} changed since it was written")
+        # A plain view: Ray's object store copies a subclass of ndarray into every process.
         return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
     except PermissionError as error:
         raise unreadable(path, error) from error
@@ -361,7 +361,7 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _sha256(path: Path, size: int) -> bytes:
-    """SHA-256 of the first `size` bytes of a file."""
+    """Hash the first `size` bytes of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for start in range(0, size, _HASHED):
@@ -370,11 +370,11 @@ def _sha256(path: Path, size: int) -> bytes:
 
 
 def _rows(table: pa.Table, name: str) -> Ragged | None:
-    """A modality's rows, flat; None where the table has no such column. A null sample has no rows."""
+    """Flatten the rows of a modality; None without such a column. A null sample has no rows."""
     if name not in table.column_names:
         return None
     frames = Frames.of(table[name])
-    # In a store the width is the column's own: a split in which every utterance lacks the modality has no rows.
+    # In a store the column's type has the width, even for a split in which no utterance has the modality.
     width = getattr(table.schema.field(name).type.value_type, "list_size", None) or frames.width()
     if width is None:
         return None
@@ -389,7 +389,7 @@ def _width(rows: Ragged | None) -> int | None:
 def _digest(store: DatasetStore, tokenizer: PreTrainedTokenizerBase | None, settings: FeatureConfig) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab() if tokenizer else {}
-    # How the last call cut and padded, no rule of the tokenizer's.
+    # Truncation and padding of the last call are not rules of the tokenizer.
     rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     parts = [
         store.info.fingerprint,
@@ -451,7 +451,7 @@ def _arrays(features: SplitFeatures) -> dict[str, NDArray[Any]]:
 
 
 def _split_of(arrays: Mapping[str, NDArray[Any]]) -> SplitFeatures:
-    """The inverse of `_arrays`."""
+    """Build a split from the arrays of `_arrays`."""
 
     def ragged(name: str) -> Ragged | None:
         if f"{name}.values" not in arrays:

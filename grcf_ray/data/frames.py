@@ -1,4 +1,4 @@
-"""An audio or vision column as flat arrays: what lets millions of feature rows be checked without a loop."""
+"""Read an audio or vision column as flat arrays, so that no loop over millions of feature rows is needed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import pyarrow.compute as pc
 from grcf_ray.memory import return_memory
 
 FRAMES = pa.list_(pa.list_(pa.float32()))
-"""Audio and vision before their widths are known to be equal."""
+"""Type of audio and vision columns whose rows may differ in width."""
 Rows = npt.NDArray[Any]
-"""[n, d] feature rows of one utterance, of any kind of number."""
+"""[n, d] feature rows of one utterance, of any numeric type."""
 
 
 def is_frames_type(kind: Any) -> bool:
-    """Whether an Arrow type is a list of rows of numbers."""
+    """Return whether an Arrow type is a list of rows of numbers."""
     return _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """One modality of N utterances that hold F feature rows, called frames, between them."""
+    """One modality of N utterances with F feature rows (frames) in total."""
 
     lengths_N: npt.NDArray[np.int64]
-    """Frames of each utterance; 0 where it lacks the modality."""
+    """Frames of each utterance; 0 if it lacks the modality."""
     widths_F: npt.NDArray[np.int64]
     """Values in each frame."""
     values: npt.NDArray[np.float32]
@@ -43,11 +43,11 @@ class Frames:
         return cls(_lengths(column), _lengths(frames), _joined(values, np.float32))
 
     def utterances_F(self) -> npt.NDArray[np.int64]:
-        """The utterance that each frame belongs to."""
+        """Return the utterance of each frame."""
         return np.repeat(np.arange(len(self.lengths_N)), self.lengths_N)
 
     def non_finite_F(self) -> npt.NDArray[np.int64]:
-        """How many values of each frame are NaN or infinite."""
+        """Count the NaN and infinite values of each frame."""
         bad = ~np.isfinite(self.values)
         if not bad.any():
             return np.zeros(len(self.widths_F), np.int64)
@@ -56,13 +56,13 @@ class Frames:
         return np.asarray(ends[stops] - ends[stops - self.widths_F])
 
     def width(self) -> int | None:
-        """The most frequent width, None where no utterance has a frame."""
+        """Return the most frequent width, None without a frame."""
         return int(np.bincount(self.widths_F).argmax()) if len(self.widths_F) else None
 
     def to_arrow(self, *, width: int | None = None, zero_non_finite: bool = False) -> pa.ListArray:
-        """Lists of float32 rows, null where the modality is missing; frames must be equally wide.
+        """Convert to lists of float32 rows, null where the modality is missing; all frames must have one width.
 
-        width: theirs, where there may be none to tell it; without it, a column of nulls is of type `FRAMES`.
+        width: needed if there may be no frame; without it, a column of nulls has the type `FRAMES`.
         """
         width = width or self.width()
         if width is None:
@@ -76,9 +76,9 @@ class Frames:
 
 
 def joined(arrays: list[Rows | None]) -> tuple[Frames, dict[int, str]]:
-    """The rows of all utterances one after another, and what is wrong with those of a width that few have.
+    """Concatenate the rows of all utterances; leave out arrays of a rare width, and return a fault for each.
 
-    Each array leaves the list when it is copied, so that a modality does not take its memory twice.
+    Each array is removed from the list when it is copied, so that memory never holds the modality twice.
     """
     widths = Counter(array.shape[1] for array in arrays if array is not None)
     width = widths.most_common(1)[0][0] if widths else 0

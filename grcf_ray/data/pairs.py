@@ -1,4 +1,4 @@
-"""Pairs of utterances (appendix C.2), groups of pairs, and optimizer steps.
+"""Draw pairs of utterances (appendix C.2) and divide them into groups and optimizer steps.
 
 U distinct utterances of a step; S scored slots of a group, repeats counted; P pairs.
 """
@@ -16,32 +16,32 @@ from grcf_ray.config import PairConfig
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Pairs whose losses are computed together."""
+    """One group of pairs, whose losses are computed together."""
 
     slot_S: NDArray[np.int64]
-    """The utterance of each scored slot, as an index into the step's distinct utterances."""
+    """The utterance in each scored slot, an index into the step's distinct utterances."""
     pairs_P2: NDArray[np.int64]
-    """The pairs to compare, as indices into the slots."""
+    """The pairs to compare, indices into the slots."""
     weight: float
     """The group's share of the step's loss: its share of the step's drawn pairs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one optimizer step compares, on one rank."""
+    """The groups of one optimizer step on one rank."""
 
     utterance_U: NDArray[np.int64]
-    """Distinct utterances, rising; a rank without a group still has one, of weight nothing."""
+    """Distinct utterances, rising; a rank without a group has one, with no weight."""
     groups: tuple[Group, ...]
 
 
 def pairs_per_epoch(config: PairConfig, n_utterances: int) -> int:
-    """M, the pairs drawn an epoch: as configured, else 39 for each training utterance."""
+    """Return M, the number of pairs drawn an epoch: the configured number, else 39 for each training utterance."""
     return config.pairs_per_epoch or 39 * n_utterances
 
 
 def draw_pairs(n_utterances: int, n_pairs: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[M, 2] pairs (i, j), i != j, uniform over the utterances with replacement (around eq. 27)."""
+    """Draw [M, 2] pairs (i, j), i != j, uniformly over the utterances with replacement (around eq. 27)."""
     first = rng.integers(0, n_utterances, n_pairs)
     second = rng.integers(0, n_utterances - 1, n_pairs)
     second += second >= first
@@ -49,19 +49,21 @@ def draw_pairs(n_utterances: int, n_pairs: int, rng: np.random.Generator) -> NDA
 
 
 def epoch_steps(pairs_M2: NDArray[np.int64], config: PairConfig, *, rank: int = 0, world: int = 1) -> Iterator[Step]:
-    """The epoch's optimizer steps as `rank` of `world` sees them, groups dealt round-robin.
+    """Yield the epoch's optimizer steps for `rank` of `world`; the ranks take groups in turn.
 
-    A step is `groups_per_step` groups whatever the number of ranks. Weights are multiplied by `world`, so that the
+    A step is `groups_per_step` groups for any number of ranks. Weights are multiplied by `world`, so that the
     mean of the ranks' gradients is the gradient of the step's weighted sum over all groups. The last step may be
     short, and its last group too.
     """
     size = config.pairs_per_group
     for start in range(0, len(pairs_M2), size * config.groups_per_step):
         step_pairs = pairs_M2[start : start + size * config.groups_per_step]
-        drawn = [step_pairs[at : at + size] for at in range(0, len(step_pairs), size)]
-        mine = drawn[rank::world]
-        utterance_U = np.unique(np.concatenate(mine)) if mine else step_pairs[0, :1]
-        yield Step(utterance_U, tuple(_group(p, utterance_U, config, world * len(p) / len(step_pairs)) for p in mine))
+        groups = [step_pairs[first : first + size] for first in range(0, len(step_pairs), size)][rank::world]
+        utterance_U = np.unique(np.concatenate(groups)) if groups else step_pairs[0, :1]
+        yield Step(
+            utterance_U,
+            tuple(_group(pairs, utterance_U, config, world * len(pairs) / len(step_pairs)) for pairs in groups),
+        )
 
 
 def _group(pairs_P2: NDArray[np.int64], utterance_U: NDArray[np.int64], config: PairConfig, weight: float) -> Group:

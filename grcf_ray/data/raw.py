@@ -1,11 +1,11 @@
-"""What an importer hands over: the rows of foreign files under our column names, not yet checked."""
+"""The result of an importer: the rows of foreign files under this package's column names, not yet validated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -26,45 +26,50 @@ RAW_SCHEMA = pa.schema(
         "video_id": pa.string(),
     }
 )
-"""The columns an importer may hand over; the first four it must."""
+"""The columns of an importer's table; the first four are required."""
+
+
+def typed_arrays(columns: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
+    """Convert columns of Python values to the types of `RAW_SCHEMA`."""
+    return {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
-    """The rows of one source, files one after another."""
+    """The rows of one source, file after file."""
 
     table: pa.Table
-    """Columns of `RAW_SCHEMA`, nulls where a cell is empty; the optional ones may be missing."""
+    """Columns of `RAW_SCHEMA`, null where a cell is empty; optional columns may be missing."""
     files: tuple[tuple[Path, int], ...]
-    """Every file read, and how many rows came from it."""
+    """Every file read, and the number of its rows."""
     faults: tuple[Fault, ...] = ()
     """Cells that could not be read; they are null in the table."""
     word_aligned: bool = False
-    """Whether audio and vision have one row for each word of the text, which are those between single spaces."""
+    """Whether audio and vision have one row for each word of the text; single spaces separate words."""
     notes: tuple[str, ...] = ()
-    """What a reader of results should know about the reading."""
+    """Remarks on the import for readers of results."""
 
     def place(self, row: int) -> str:
-        """Where a row of the table stands: its number in its file, and the file where there are several."""
+        """Describe the place of a row: its number in its file, and the file's name if there are several files."""
         path, number = _within(row, self.files)
         return f"row {number}" if len(self.files) == 1 else f"{path.name}: row {number}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTable(RawTable):
-    """Rows of one file that has a part for each split, or is divided by one: their place is their number in it."""
+    """Rows of a source that is divided by split; messages give a row's number within its split."""
 
     splits: tuple[tuple[str, int], ...]
-    """What the splits are called, and how many rows each has, in the order of the table."""
+    """The file's name of each split, and the number of its rows, in the order of the table."""
 
     def place(self, row: int) -> str:
-        """Where a row of the table stands: its split, and its number in it."""
+        """Describe the place of a row: its split, and its number in the split."""
         split, number = _within(row, self.splits)
         return f"{split} row {number}"
 
 
 def _within(row: int, parts: Iterable[tuple[_T, int]]) -> tuple[_T, int]:
-    """The part that a row is in, and its number there, from 1."""
+    """Return the part that holds a row, and the row's number in the part, from 1."""
     for part, rows in parts:
         if row < rows:
             return part, row + 1

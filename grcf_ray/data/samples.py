@@ -1,8 +1,7 @@
-"""Pickles that hold a list of samples for each split, a sample being nested tuples: what their importers share."""
+"""Read pickles of a list of samples for each split, where a sample is nested tuples; shared by their importers."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,43 +17,44 @@ from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.errors import DataError, data_error
 
 _ARRAYS = ("._reconstruct", "._frombuffer", ".scalar")
-_THEIR_NAMES = {"train": "train", "valid": "dev", "test": "test"}
+_FILE_NAMES = {"train": "train", "valid": "dev", "test": "test"}
+"""The usual name of each split in these files."""
 _REQUIRED = ("id", "split", "text", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What the pickles of one format are called, and how their samples are built."""
+    """A format: its name in messages, and the structure of its samples."""
 
     name: str
     """With its article, such as `a MAG-BERT pickle`."""
     sample: str
-    """A sample as its authors write it."""
+    """A sample, as the authors of the format write it."""
     members: int
-    """How many members that has."""
+    """Members of a sample."""
     cells: Callable[[Sequence[Any], Cells], dict[str, Any]]
-    """Cells of a row of the table, by column, from the members of a sample; audio and vision are `Rows`."""
+    """Makes the cells of a row, by column, from the members of a sample; audio and vision are `Rows`."""
 
 
 def first_sample(start: Start) -> Start:
-    """The start's tokens from the first sample on; none where it is no dict of splits that are lists."""
+    """Return the tokens from the first sample on; none for anything but a dict of splits that are lists."""
     if start[:1] != ("dict",) or start[2:3] != ("list",):
         return ()
     return start[3:] if start[1].strip('"').lower() in SPLIT_ALIASES else ()
 
 
 def is_array(token: str) -> bool:
-    """Whether a token of a start is that of an array, or of one of numpy's scalars."""
+    """Return whether a token stands for a NumPy array or scalar."""
     return token.endswith(_ARRAYS)
 
 
 def is_array_of(start: Start, kinds: str) -> bool:
-    """Whether tokens begin with an array or scalar of one of these kinds, as numpy writes them: texts are `USO`."""
+    """Return whether tokens begin with an array or scalar of one of these NumPy kinds: texts are `USO`."""
     if not start or not is_array(start[0]):
         return False
-    codes = (token.strip('"<>=|') for token in start if token.startswith('"'))
-    found = [code[0] for code in codes if code[1:].isdigit()]
-    return bool(found) and found[0] in kinds
+    texts = (token.strip('"<>=|') for token in start if token.startswith('"'))
+    kind = next((text[0] for text in texts if text[1:].isdigit()), None)
+    return kind is not None and kind in kinds
 
 
 def samples_table(
@@ -66,10 +66,10 @@ def samples_table(
     notes: Iterable[str] = (),
     word_aligned: bool = False,
 ) -> SplitTable:
-    """A table from what a pickle holds, which it takes apart; valid may be missing.
+    """Make a table from the content of a pickle, which is emptied on the way; the split valid may be missing.
 
-    files: the file of each split, by its name in the content, where there are several, of the folder `path`.
-    DataError names every split and sample of another form, and all faults beside.
+    files: with several files in the folder `path`, the file of each split by its name in the content. DataError names
+    every split and sample of another structure, and all other faults.
     """
     names, problems = _split_names(path, content, form)
     notes = [*notes, *_left_out(content, names.values())]
@@ -93,37 +93,39 @@ def samples_table(
         files=((path, len(rows)),) if files is None else tuple((files[name], count) for name, count in counts),
         faults=tuple(sorted(cells.faults, key=lambda fault: fault.row)),
         word_aligned=word_aligned,
-        notes=(*notes, *(f"{what}: {count}" for what, count in sorted(cells.counts.items()) if count)),
+        notes=(*notes, *(f"{repair}: {count}" for repair, count in sorted(cells.counts.items()) if count)),
         splits=tuple(counts),
     )
     if problems:
         ids = raw.table["id"].to_pylist()
-        problems += [f"{raw.place(fault.row)} (id {ids[fault.row]}): {fault.what}" for fault in raw.faults]
+        problems += [f"{raw.place(fault.row)} (id {ids[fault.row]}): {fault.problem}" for fault in raw.faults]
         raise data_error(path, problems)
     return raw
 
 
 def _split_names(path: Path, content: Any, form: Form) -> tuple[dict[str, str], list[str]]:
-    """The file's names of our splits, in our order, and what is wrong with these."""
-    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    """Return the file's name of each split, in the order of `SPLITS`, and the faults of the splits."""
+    aliases: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in content if isinstance(content, dict) else ():
         if isinstance(name, str) and name.lower() in SPLIT_ALIASES:
-            names[SPLIT_ALIASES[name.lower()]].append(name)
-    lists = {name for name in itertools.chain(*names.values()) if isinstance(content[name], (list, tuple))}
-    if not lists:
+            aliases[SPLIT_ALIASES[name.lower()]].append(name)
+    names: dict[str, str] = {}
+    problems = []
+    for split, present in aliases.items():
+        if not present and split != "valid":
+            problems.append(f"the split {_FILE_NAMES[split]} is missing")
+        elif len(present) > 1:
+            problems.append(f"{' and '.join(present)} are names of one split")
+        elif present and not isinstance(content[present[0]], (list, tuple)):
+            problems.append(f"the split {present[0]} is {kind_of(content[present[0]])}, not a list of samples")
+        elif present:
+            names[split] = present[0]
+    if not names:
         raise DataError(
-            f"{path}: not {form.name}, which is a dict of the splits {', '.join(_THEIR_NAMES.values())}, "
+            f"{path}: not {form.name}, which is a dict of the splits {', '.join(_FILE_NAMES.values())}, "
             f"each a list of {form.sample}"
         )
-    problems = []
-    for split, found in names.items():
-        if not found and split != "valid":
-            problems.append(f"the split {_THEIR_NAMES[split]} is missing")
-        elif len(found) > 1:
-            problems.append(f"{' and '.join(found)} are names of one split")
-        elif found and found[0] not in lists:
-            problems.append(f"the split {found[0]} is {kind_of(content[found[0]])}, not a list of samples")
-    return {split: found[0] for split, found in names.items() if len(found) == 1 and found[0] in lists}, problems
+    return names, problems
 
 
 def _left_out(content: dict[Any, Any], used: Collection[str]) -> Iterator[str]:
@@ -132,7 +134,7 @@ def _left_out(content: dict[Any, Any], used: Collection[str]) -> Iterator[str]:
 
 
 def _taken(samples: list[Any]) -> Iterator[Any]:
-    """The samples in their order, each of them freed when the next is taken."""
+    """Yield the samples in their order, and free each before the next."""
     samples.reverse()
     while samples:
         yield samples.pop()

@@ -1,4 +1,4 @@
-"""The utterance table: its Arrow schema and the facts that travel with it."""
+"""Define the utterance table: its Arrow schema and its metadata."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from grcf_ray.files import file_sha256
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("audio", "vision")
 SCHEMA_VERSION = 1
-# Above this share of upper-case letters the transcripts carry no case.
+# Share of upper-case letters from which transcripts count as upper case.
 _UPPER_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file by its name and content."""
+    """A file's name and hash."""
 
     name: str
     """File name, without its folder."""
@@ -42,32 +42,32 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class TableInfo:
-    """What is known of an utterance table without opening it."""
+    """The metadata of an utterance table."""
 
     name: str
-    """Data set, as `--dataset` names it."""
+    """Name of the data set, as in `--dataset`."""
     task: Task
     """Kind of label."""
     label_range: tuple[float, float]
     """Lowest and highest label of the annotation scheme; (0, 1) for classification."""
     language: str
-    """Two-letter code of the transcripts' language, or `unknown`."""
+    """Two-letter language code of the transcripts, or `unknown`."""
     transcripts: Literal["upper", "mixed"]
-    """`upper` where the training split's letters are nearly all upper case."""
+    """`upper` if nearly all letters of the training split are upper case."""
     audio_dim: int | None
-    """Values in an audio row; None where no utterance has audio."""
+    """Values in an audio row; None if no utterance has audio."""
     vision_dim: int | None
-    """Values in a vision row; None where no utterance has vision."""
+    """Values in a vision row; None if no utterance has vision."""
     splits: Mapping[str, int]
     """Utterances in train, valid and test."""
     sources: tuple[Source, ...]
-    """The files the table was made from."""
+    """The imported files."""
     notes: tuple[str, ...]
-    """What the import did that a reader of results should know, a sentence each."""
+    """Remarks on the import for readers of results."""
     fingerprint: str
     """SHA-256 of the content, see `fingerprint`."""
     word_aligned: bool = False
-    """Whether audio and vision have one row for each word of the text, which are those between single spaces."""
+    """Whether audio and vision have one row for each word of the text; single spaces separate words."""
     schema_version: int = SCHEMA_VERSION
     """Version of the table's layout."""
 
@@ -84,7 +84,7 @@ class TableInfo:
         sources: Sequence[Source] = (),
         notes: Sequence[str] = (),
     ) -> TableInfo:
-        """The facts of a table that has the Arrow schema."""
+        """Derive the metadata of a table that has the Arrow schema."""
         low, high = label_range
         return cls(
             name=name,
@@ -104,15 +104,18 @@ class TableInfo:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A mapping that `json` can write."""
+        """Convert to a mapping for `json`."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TableInfo:
-        """The inverse of `to_json`; DataError where the values are not an info of this layout."""
+        """Convert from the mapping of `to_json`; DataError for another layout."""
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise DataError(f"utterance table of layout {version}, this grcf_ray reads {SCHEMA_VERSION}. Import again")
+            raise DataError(
+                f"utterance table of layout {version}, but this grcf_ray reads layout {SCHEMA_VERSION}. "
+                "Import the data set again"
+            )
         low, high = values["label_range"]
         changed = {
             "label_range": (float(low), float(high)),
@@ -123,12 +126,12 @@ class TableInfo:
 
 
 def split_sizes(splits: Mapping[str, int]) -> str:
-    """Utterances in train, valid and test as people read them: `1284/229/686`."""
+    """Format the utterances in train, valid and test: `1284/229/686`."""
     return "/".join(str(splits[split]) for split in SPLITS)
 
 
 def table_schema(*, audio_dim: int | None = None, vision_dim: int | None = None, context: bool = False) -> pa.Schema:
-    """The Arrow schema; a modality without a width, and a context that nobody has, get no column."""
+    """Return the Arrow schema; a modality without a width has no column."""
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
@@ -144,7 +147,7 @@ def table_schema(*, audio_dim: int | None = None, vision_dim: int | None = None,
 
 
 def conform(table: pa.Table, *, zero_non_finite: bool = False) -> pa.Table:
-    """A valid table of looser types, brought to the Arrow schema; a modality without rows becomes null."""
+    """Convert a valid table of looser types to the Arrow schema; a modality without rows loses its column."""
     columns = {name: table[name].cast(pa.string()) for name in ("id", "split", "text")}
     columns["label"] = table["label"].cast(pa.float32(), safe=False)
     dims: dict[str, int] = {}
@@ -169,10 +172,10 @@ def fingerprint(
     language: str,
     word_aligned: bool = False,
 ) -> str:
-    """SHA-256 over the content of a table that has the Arrow schema.
+    """Hash the content of a table that has the Arrow schema.
 
-    Splits in order, and the rows of each in theirs, since the order decides which utterances a seed pairs.
-    Column by column, so that neither Parquet's writer nor how the rows are chunked matters.
+    The order of the rows in a split counts, since a seed draws pairs by it. Columns are hashed one by one, so that
+    Parquet's writer and the chunks of a table do not count.
     """
     digest = hashlib.sha256()
 
@@ -203,5 +206,5 @@ def _dim(table: pa.Table, name: str) -> int | None:
 def _transcripts(table: pa.Table) -> Literal["upper", "mixed"]:
     text = "".join(table.filter(pc.equal(table["split"], "train"))["text"].to_pylist())
     letters = sum(map(str.isalpha, text))
-    # Scripts without case count as letters that are not upper, which is what they should be here.
+    # Letters of scripts without case count as not upper.
     return "upper" if letters and sum(map(str.isupper, text)) > _UPPER_SHARE * letters else "mixed"

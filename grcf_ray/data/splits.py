@@ -1,4 +1,4 @@
-"""Drawing a split by a fixed rule: the same rows on every machine, whatever order the file has them in."""
+"""Draw a split by a fixed rule: the same rows on every machine and for any order of the file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SPLIT_ALIASES = {
     "dev": "valid",
     "test": "test",
 }
-"""What the field calls the splits, in lower case, and our names."""
+"""The field's names of the splits, in lower case, and the name of each in an utterance table."""
 
 _SHARE = 1 / 10
 _LARGEST_SHARE = 0.12
 
 
 def stratified(ids: Sequence[str], label_N: npt.NDArray[np.float64], *, block: int) -> npt.NDArray[np.int64]:
-    """[N] numbers 0..block-1: every `block` neighbours in label share them out, by a hash of their ids."""
+    """Number the rows: each block of neighbours in label gets 0..block-1, in the order of a hash of the ids."""
     hashes = [_hash(name) for name in ids]
     by_label = sorted(range(len(ids)), key=lambda row: (label_N[row], hashes[row]))
     part_N = np.empty(len(ids), np.int64)
@@ -37,7 +37,7 @@ def stratified(ids: Sequence[str], label_N: npt.NDArray[np.float64], *, block: i
 
 
 def grouped(groups: Sequence[str], *, share: float, largest: float) -> npt.NDArray[np.bool_]:
-    """[N] mask of whole groups, taken in the order of a hash: `share` of the rows, never over `largest`."""
+    """Return an [N] mask of whole groups, taken in the order of a hash: `share` of the rows, at most `largest`."""
     names, member_N, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     taken: list[int] = []
     rows = 0
@@ -57,10 +57,10 @@ def draw_valid(
     *,
     classes: bool = False,
 ) -> tuple[npt.NDArray[np.bool_], str]:
-    """[N] mask of the training rows that become the valid split, about a tenth, and a note that says how.
+    """Return an [N] mask of the training rows for the valid split, about a tenth, and a note on the rule.
 
-    Whole groups where they are known, so that no video stands in both splits; else stratified by label.
-    DataError where too few rows come out, of either class too if the labels are `classes`.
+    With `groups`, whole groups are drawn, so that no video is in both splits; otherwise rows, stratified by label.
+    DataError if the split would have too few rows or, with `classes`, too few of either class.
     """
     if groups is not None:
         valid_N = grouped(groups, share=_SHARE, largest=_LARGEST_SHARE)
@@ -74,9 +74,9 @@ def draw_valid(
         few |= min(int((label_N[valid_N] == value).sum()) for value in (0, 1)) < FEWEST_OF_A_CLASS
     if few:
         raise DataError(
-            f"there is no valid split, and the {len(ids)} training utterances allow one of {rows} only: "
-            f"{FEWEST_ROWS} are needed{f', {FEWEST_OF_A_CLASS} of each class' if classes else ''}. Mark "
-            "utterances for early stopping and selection with split valid"
+            f"the split valid is missing, and the {len(ids)} training utterances are enough to draw {rows} for it, but "
+            f"{FEWEST_ROWS} are needed{f', {FEWEST_OF_A_CLASS} of each class' if classes else ''}. Mark more "
+            "utterances with split valid: early stopping and selection use them"
         )
     return valid_N, f"no valid split given: {rows} of {len(ids)} training utterances drawn, {rule}"
 

@@ -1,4 +1,4 @@
-"""Utterance tables on disk: a Parquet file per split, and `dataset.json`, which says what they hold."""
+"""Keep utterance tables on disk: a Parquet file per split, and their metadata in `dataset.json`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from grcf_ray.errors import ConfigError, DataError, data_error
 from grcf_ray.files import sync, write_json
 
 _INDEX = "dataset.json"
-_OWN_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
+_STORE_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
 _DEMO = Path(__file__).parent / "demo" / "utterances.csv"
 
 
@@ -38,15 +38,15 @@ class DatasetStore:
     """An imported data set, opened without reading its rows."""
 
     folder: Path
-    """Where it lies, absolute."""
+    """Absolute path."""
     info: TableInfo
-    """What it holds."""
+    """Metadata of the table."""
     files: Mapping[str, Source]
     """The file of each split."""
 
     @classmethod
     def open(cls, folder: Path) -> DatasetStore:
-        """Read `dataset.json` alone; DataError where the folder is no store."""
+        """Read `dataset.json` alone; DataError if the folder is not a store."""
         folder = folder.absolute()
         index = folder / _INDEX
         try:
@@ -62,17 +62,17 @@ class DatasetStore:
         return cls(folder, info, files)
 
     def read(self, split: str) -> pa.Table:
-        """The rows of one split; no other file is opened. DataError where the file is not the one written."""
+        """Read one split, without opening the others; DataError if its file changed since the import."""
         return pq.read_table(self._checked(split), partitioning=None)
 
     def label_remarks(self) -> tuple[list[str], list[str]]:
-        """What keeps a model from being trained and chosen by the labels, and what makes its figures uncertain."""
+        """List the faults of the labels that prevent training, and the remarks on uncertain figures."""
         labels = {split: self._labels(split) for split in ("train", "valid")}
-        own = datasets.find(self.info.name) is None
-        return label_remarks(labels, self.info.task, self.info.label_range, own=own)
+        is_custom = datasets.find(self.info.name) is None
+        return label_remarks(labels, self.info.task, self.info.label_range, custom_range=is_custom)
 
     def check_trainable(self) -> list[str]:
-        """DataError where no model can be trained and chosen by the labels; what to know of them otherwise."""
+        """Raise DataError if the labels prevent training; return remarks on uncertain figures otherwise."""
         faults, notes = self.label_remarks()
         if faults:
             raise data_error(self.folder, faults)
@@ -83,7 +83,7 @@ class DatasetStore:
         return np.asarray(table["label"].to_numpy(), np.float64)
 
     def check(self) -> None:
-        """DataError where a split's file is not the one written."""
+        """Raise DataError if the file of a split changed since the import."""
         for split in SPLITS:
             self._checked(split)
 
@@ -91,18 +91,18 @@ class DatasetStore:
         file = self.files[split]
         path = self.folder / file.name
         try:
-            now = Source.of(path)
+            current = Source.of(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}). Import the data set again") from error
-        if now != file:
+        if current != file:
             raise DataError(
-                f"{path} changed since its import: SHA-256 {now.sha256[:12]}, expected {file.sha256[:12]}. "
+                f"{path} changed since its import: SHA-256 {current.sha256[:12]}, expected {file.sha256[:12]}. "
                 "Import the data set again"
             )
         return path
 
     def texts(self, split: str) -> list[str]:
-        """[N] texts of one split, for counts: the file is not verified, and its other columns are not read."""
+        """Read the [N] texts of one split alone, without verifying the file, for counts."""
         path = self.folder / self.files[split].name
         try:
             texts: list[str] = pq.read_table(path, columns=["text"], partitioning=None)["text"].to_pylist()
@@ -112,14 +112,14 @@ class DatasetStore:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether the folder looks like an imported data set."""
+    """Return whether a folder looks like an imported data set."""
     return (folder / _INDEX).is_file()
 
 
 def write_store(folder: Path, table: pa.Table, info: TableInfo) -> DatasetStore:
-    """Write a store as a whole or not at all, in place of the store that the folder may hold.
+    """Write a store, whole or not at all; it replaces a store in the folder.
 
-    A folder that holds anything else is refused: nobody's files are ever replaced.
+    ConfigError if the folder holds anything else: other files are never replaced.
     """
     folder = folder.resolve()
     check_replaceable(folder)
@@ -136,19 +136,18 @@ def write_store(folder: Path, table: pa.Table, info: TableInfo) -> DatasetStore:
 
 
 def usual_folders(dataset: str) -> list[Path]:
-    """Where a data set is looked for without `--data`; the first is where an import puts it."""
+    """List the default folders of a data set; an import writes the first."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
-        raise ConfigError(f"data set name {dataset!r}: letters, digits, '_', '-' and '.' only")
+        raise ConfigError(f"data set name {dataset!r}: use letters, digits, '_', '-' and '.' only")
     root = os.environ.get("GRCF_DATA")
     return [*([Path(root).expanduser() / dataset] if root else []), Path("data") / dataset]
 
 
 def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, float] | None = None) -> DatasetStore:
-    """The store of a data set; foreign files are imported into the cache first, once.
+    """Open the store of a data set; foreign files are imported into the cache on first use.
 
-    `data` is a store, a foreign file or a folder of them; without it the usual folders are tried, and `demo`
-    is the packaged one. ConfigError where name, store and label range disagree, DataError where nothing is
-    usable.
+    data: a store, a foreign file or a folder of foreign files; without it, the default folders are tried, and `demo`
+    is the packaged data set. ConfigError if name, store and label range disagree, DataError without usable data.
     """
     folders = usual_folders(dataset)
     if data is None:
@@ -172,7 +171,7 @@ def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, 
 
 
 def _imported(source: Path, options: ImportOptions) -> DatasetStore:
-    """The cached import of foreign files, made now if it is the first."""
+    """Open the cached import of foreign files; import them now if the cache has none."""
     files = find_importer(source, options.format).files(source)
     try:
         content = [asdict(Source.of(path)) for path in files]
@@ -207,30 +206,30 @@ def _imported(source: Path, options: ImportOptions) -> DatasetStore:
 
 
 def check_replaceable(folder: Path) -> None:
-    """ConfigError where a store must not be written, for there is something else."""
+    """Raise ConfigError if the folder holds anything but a store."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; a store is a folder. Give another one: --out DIR")
-    found = {path.name for path in folder.iterdir()}
-    # Split files without the index are somebody's own table, in the layout that the importer reads.
-    foreign = sorted(found - _OWN_FILES if _INDEX in found else found)
+        raise ConfigError(f"{folder} is a file, but a store is a folder. Give another path: --out DIR")
+    names = {path.name for path in folder.iterdir()}
+    # Split files without the index are a user's own table, in the layout of the table importer.
+    foreign = sorted(names - _STORE_FILES if _INDEX in names else names)
     if foreign:
         raise ConfigError(f"{folder} holds other files ({', '.join(foreign[:3])}). Give another folder: --out DIR")
 
 
 def check_same(folder: Path, info: TableInfo) -> None:
-    """DataError where a folder holds a store of other content, which would be lost."""
+    """Raise DataError if a folder holds a store of other content, which a write would replace."""
     try:
         before = DatasetStore.open(folder).info
     except DataError:
-        # None, or one that nothing can read.
+        # No store, or an unreadable one.
         return
     if before.fingerprint != info.fingerprint:
         raise DataError(
             f"{folder} holds other data: {before.name}, {split_sizes(before.splits)} utterances, fingerprint "
-            f"{before.fingerprint[:12]}; these are {info.name}, {split_sizes(info.splits)}, {info.fingerprint[:12]}. "
-            "Replace them with --overwrite, or give another folder: --out DIR"
+            f"{before.fingerprint[:12]}. The import has {info.name}, {split_sizes(info.splits)}, fingerprint "
+            f"{info.fingerprint[:12]}. Replace the data with --overwrite, or give another folder: --out DIR"
         )
 
 
@@ -247,7 +246,7 @@ def _fill(folder: Path, table: pa.Table, info: TableInfo) -> None:
 
 
 def _move_in(new: Path, folder: Path) -> None:
-    """Put `new` in the folder's place; what stood there comes back if that fails."""
+    """Move `new` to the folder's path; restore the old folder if that fails."""
     aside = new.with_name(new.name + ".old")
     if folder.exists():
         folder.rename(aside)

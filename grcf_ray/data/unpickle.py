@@ -1,9 +1,9 @@
-"""Pickles from the internet, read without running them: numpy arrays and builtin containers, and nothing else.
+"""Read untrusted pickles without running their code: NumPy arrays and builtin containers only.
 
-A pickle is a program. This one reader admits the few functions that arrays and containers are put together with, each
-replaced by one of our own that checks what it is given, and refuses every other by its name. numpy's own are left out
-as well: its dtype believes what a file says of an object's memory. What a file becomes is bounded by its size: neither
-arrays without bytes, nor parts that it names over and over, may take more memory than a multiple of it.
+A pickle is a program. This reader admits only the functions that build arrays and containers, each replaced by a
+function of this module that checks its arguments. It refuses all others by name. NumPy's own functions are replaced
+too, since its dtype trusts the file about the memory of objects. The size of the file bounds the memory of the result:
+neither arrays without bytes nor parts that the file names many times can exceed a multiple of it.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ import numpy as np
 
 from grcf_ray.errors import DataError
 
-# Calls make each byte of a file into so many at most: a pointer for each object of an array, which one byte can name,
-# and the copies that texts of Python 2 go through.
+# Most bytes that calls may make from one byte of the file. One byte can name an object, whose pointer in an array takes
+# eight; texts of Python 2 are copied as well.
 _MADE = 16
-# Parts that a file names again count each time, since tables copy them: real files share words and labels.
+# Parts that a file names again count each time, since tables copy them; real files share words and labels.
 _REPEATED = 100
 _SMALL = 1 << 24
-"""Bytes that any file may become, however small it is."""
+"""Bytes of memory that a file of any size may take."""
 _MOST_DIMENSIONS = 32
 _LARGEST_KEY = 1 << 60
-"""Larger numbers can share one hash, which makes a dict of them slow without end."""
+"""Larger integers can share one hash, which makes a dict of them extremely slow."""
 
 
 class RefusedError(DataError):
-    """A pickle asks for something that is no array and no container."""
+    """A pickle asks for something other than arrays and containers."""
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle holds, of protocols 0 to 5; a text of Python 2 comes with a character for each of its bytes.
+    """Read a pickle of protocols 0 to 5; a text of Python 2 has one character for each of its bytes.
 
-    Arrays are `numpy.ndarray`, their scalars Python's. RefusedError, by name, for what is no data, DataError for
-    what is no whole pickle.
+    Arrays are `numpy.ndarray`; NumPy scalars become Python's. RefusedError names anything but data; DataError for a
+    damaged pickle.
     """
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise DataError(f"{path}: the file is empty")
-        # As memory: a length that is damaged then reads to the end of the file and no further.
+        # Mapped, so that a read of a damaged length ends with the file.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
                 value = _Reader(content).load()
                 _check_weight(value, _SMALL + _REPEATED * len(content))
                 return value
             except RefusedError as error:
-                raise RefusedError(f"{path}: refused, nothing of it was run: {error}") from error
-            # Whatever damaged bytes can bring about, such as a key that is a list.
+                raise RefusedError(f"{path}: refused, no code of it was run: {error}") from error
+            # Damaged bytes can cause any error, such as a TypeError for a key that is a list.
             except Exception as error:
                 if content.tell() == len(content):
                     raise DataError(f"{path}: the pickle is cut short; download it again") from error
@@ -63,7 +63,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def repaired_text(text: str | bytes) -> str:
-    """A text as it was meant: bytes, and what Python 2 wrote as bytes, are UTF-8, or else Latin-1."""
+    """Decode bytes, and texts that Python 2 wrote as bytes: as UTF-8, or else as Latin-1."""
     try:
         return (text if isinstance(text, bytes) else text.encode("latin-1")).decode("utf-8")
     except UnicodeEncodeError:
@@ -74,7 +74,7 @@ def repaired_text(text: str | bytes) -> str:
 
 
 class _Type:
-    """A numpy dtype of numbers, texts or objects, as a file describes it."""
+    """A NumPy dtype of numbers, texts or objects, as a file describes it."""
 
     __slots__ = ("dtype",)
 
@@ -94,13 +94,13 @@ class _Type:
 
 
 class _Array(np.ndarray[Any, Any]):
-    """An array that takes a file's word for nothing."""
+    """An array that checks every claim of the file."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, content = state
         shape, dtype = _shape(shape), _dtype(kind)
         count = math.prod(shape)
-        # What takes no byte of the file could be of any size.
+        # An array without bytes in the file could have any size.
         if (not dtype.itemsize and count > 1) or (not count and max((*shape, dtype.itemsize)) > _SMALL >> 8):
             raise ValueError(f"an array of type {dtype} and shape {shape} without a byte")
         if dtype.hasobject:
@@ -110,12 +110,12 @@ class _Array(np.ndarray[Any, Any]):
             content = _bytes(content)
             if len(content) != count * dtype.itemsize:
                 raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
-        # numpy's stub asks for a numpy.bool, which numpy refuses.
+        # NumPy's stub asks for a numpy.bool, which NumPy refuses.
         super().__setstate__((1, shape, dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
 class _Admitted:
-    """A function that a pickle may call; it is no type, and has no state that a pickle could set."""
+    """A function that a pickle may call; not a type, and without a state that a pickle could set."""
 
     __slots__ = ("_function",)
 
@@ -130,7 +130,7 @@ class _Admitted:
 
 
 _NDARRAY = "numpy.ndarray"
-"""Stands for the type, which is only ever an argument."""
+"""Stands for the type, which pickles only use as an argument."""
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
@@ -156,7 +156,7 @@ def _scalar(kind: Any, content: Any = b"") -> Any:
 
 
 def _encode(text: Any, encoding: Any = "latin-1", *_: Any) -> bytes:
-    # How Python 3 writes bytes for Python 2. Other encodings can unpack a little into a lot.
+    # Python 3 writes bytes for Python 2 in this way. Other encodings can expand a few bytes to many.
     if encoding not in ("latin-1", "latin1", "iso-8859-1"):
         raise RefusedError(f"the encoding {encoding!r}")
     if not isinstance(text, str):
@@ -165,9 +165,9 @@ def _encode(text: Any, encoding: Any = "latin-1", *_: Any) -> bytes:
 
 
 def _no_bytes(*content: Any) -> bytes:
-    # A number would ask for so much memory.
+    # bytes(n) would allocate n bytes.
     if content:
-        raise RefusedError("bytes that are made")
+        raise RefusedError("a call of bytes with arguments")
     return b""
 
 
@@ -175,7 +175,7 @@ def _bytearray(content: Any = b"", encoding: Any = "latin-1") -> bytearray:
     if isinstance(content, list):
         return bytearray(content)
     if not isinstance(content, (str, bytes, bytearray)):
-        raise RefusedError("bytes that are made")
+        raise RefusedError("a call of bytearray with a number")
     return bytearray(_bytes(content))
 
 
@@ -186,7 +186,7 @@ def _items(content: Any = ()) -> Any:
 
 
 def _keys(content: Any) -> Any:
-    """The members of a set, or the keys of a dict, which must be hashed in no time."""
+    """Return the members of a set or the keys of a dict; RefusedError for those that hash slowly."""
     for key in content:
         parts = key if isinstance(key, tuple) else (key,)
         if not all(isinstance(part, (str, bytes, int, float, complex, type(None))) for part in parts):
@@ -197,7 +197,7 @@ def _keys(content: Any) -> Any:
 
 
 def _pairs(*content: Any) -> dict[Any, Any]:
-    # The pairs of an ordered one, or the factory of the missing, which nobody calls.
+    # An OrderedDict comes with its pairs, a defaultdict with a factory, which is never called.
     pairs = [(key, value) for key, value in content[0]] if content and isinstance(content[0], list) else []
     _keys(key for key, _ in pairs)
     return dict(pairs)
@@ -234,7 +234,7 @@ _ADMITTED: dict[str, Any] = {
 }
 
 
-_TENSORS = "it holds PyTorch tensors: load it with PyTorch, make arrays of them with .numpy(), and pickle it again"
+_TENSORS = "it holds PyTorch tensors: load it with PyTorch, convert them with .numpy(), and pickle the arrays"
 _CONTAINER_TYPES = (list, tuple, set, frozenset, dict)
 _NUMBERS = {int, float, bool, complex, type(None)}
 _POINTER = 8
@@ -245,56 +245,56 @@ def _counting(opcode: bytes) -> Callable[[_Reader], None]:
 
 
 class _Reader(pickle._Unpickler):
-    """Python's unpickler in Python: its memory grows with what is read, not with the numbers that a file names."""
+    """Python's unpickler in Python, whose memory grows with the bytes read, not with the sizes that a file names."""
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
     stack: list[Any]
-    """All are set by `load`."""
+    """These four are set by `load`."""
 
     def __init__(self, content: mmap.mmap) -> None:
         super().__init__(content, encoding="latin-1")
         self._left = _SMALL + _MADE * len(content)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our function of this name, or a refusal."""
+        """Return the replacement of a function; RefusedError for any other name."""
         full = f"{module}.{name}"
         if full not in _ADMITTED:
-            way_out = f"; {_TENSORS}" if module.partition(".")[0] == "torch" else ""
-            raise RefusedError(f"it asks for {full}, which is neither an array nor a container{way_out}")
+            remedy = f"; {_TENSORS}" if module.partition(".")[0] == "torch" else ""
+            raise RefusedError(f"it asks for {full}, which is neither an array nor a container{remedy}")
         return _ADMITTED[full]
 
     def load_bytearray8(self) -> None:
-        """As many bytes as there are: Python's own makes room for the number that the file names."""
+        """Read at most the bytes of the file: Python's own method first allocates the size that the file names."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
     def load_setitem(self) -> None:
-        """One pair of a dict, and of nothing else: an array would spread it over its elements."""
+        """Set one item of a dict and of no other type: an array would spread the value over its elements."""
         value, key = self.stack.pop(), self.stack.pop()
         self._put(self.stack[-1], [key, value])
 
     def load_setitems(self) -> None:
-        """Pairs of a dict."""
+        """Set several items of a dict."""
         pairs = self.pop_mark()
         self._put(self.stack[-1], pairs)
 
     def load_dict(self) -> None:
-        """A dict, and its pairs."""
+        """Make a dict of pairs."""
         made: dict[Any, Any] = {}
         self._put(made, self.pop_mark())
         self.append(made)
 
     def load_additems(self) -> None:
-        """Members of a set."""
+        """Add members to a set."""
         members = _keys(self.pop_mark())
         if not isinstance(self.stack[-1], set):
             raise TypeError(self.stack[-1])
         self.stack[-1].update(members)
 
     def load_frozenset(self) -> None:
-        """A frozen set of members."""
+        """Make a frozen set of members."""
         members = frozenset(_keys(self.pop_mark()))
         self.append(members)
 
@@ -304,11 +304,11 @@ class _Reader(pickle._Unpickler):
         target.update(zip(_keys(pairs[::2]), pairs[1::2], strict=True))
 
     def _counted(self, opcode: bytes) -> None:
-        """Do what an opcode does, and count what its call made: it may be a copy of what the file has once."""
+        """Run an opcode, and count the memory of its result, which may be a copy of another part."""
         pickle._Unpickler.dispatch[opcode[0]](cast(Any, self))
         self._left -= _own_weight(self.stack[-1])
         if self._left < 0:
-            raise RefusedError("it makes far more out of its parts than it holds")
+            raise RefusedError("its calls make far more data than the file holds")
 
     dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,
@@ -323,7 +323,7 @@ class _Reader(pickle._Unpickler):
 
 
 def _own_weight(value: Any) -> int:
-    """Bytes that a value takes, about, without what its members take."""
+    """Estimate the bytes of a value, without those of its members."""
     if isinstance(value, np.ndarray):
         return int(value.nbytes)
     if isinstance(value, (str, bytes, bytearray)):
@@ -332,7 +332,7 @@ def _own_weight(value: Any) -> int:
 
 
 def _members(value: Any) -> Iterable[Any]:
-    """What a container or an array of objects holds."""
+    """Return the members of a container or an array of objects."""
     if isinstance(value, np.ndarray):
         return value.ravel().tolist() if _holds_objects(value) else ()
     if isinstance(value, dict):
@@ -341,9 +341,9 @@ def _members(value: Any) -> Iterable[Any]:
 
 
 def _check_weight(value: Any, most: int) -> None:
-    """RefusedError where a value takes more bytes than `most` once its parts are copied wherever they are named.
+    """Raise RefusedError if a value with a copy of each part for each mention takes more than `most` bytes.
 
-    Each container is weighed once, after its members; one that holds itself is not weighed again within itself.
+    Each container is weighed once, after its members; a container inside itself is not weighed again.
     """
     weights = {id(value): _own_weight(value)}
     unfinished = [(value, iter(_members(value)))]
@@ -364,7 +364,7 @@ def _check_weight(value: Any, most: int) -> None:
             unfinished.pop()
             if unfinished:
                 weights[id(unfinished[-1][0])] += weights[id(part)]
-        # As it grows: the weight of parts within parts has no end.
+        # Checked at each step, since the weight of nested parts grows exponentially.
         if weights[id(part)] > most:
             raise RefusedError("it names its parts so often that they would take far more memory than the file")
 
@@ -375,7 +375,7 @@ def _holds_objects(value: Any) -> bool:
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError("a shape that is none")
+        raise ValueError("a shape that is not a tuple of sizes")
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"the shape {shape!r}")
     return shape

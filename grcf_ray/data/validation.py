@@ -1,4 +1,4 @@
-"""The check that every import passes: all rows, all faults, one message."""
+"""Validate every row of an import, and report all faults in one message."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-# Half of the step to which labels are rounded before they are compared with anything.
+# Half of the step to which labels are rounded for comparisons.
 _LABEL_TOLERANCE = 5e-5
 FEWEST_PAIRED = 3
-"""Utterances: of two the correlation is 1 or -1, whatever their scores."""
+"""Fewest utterances of a split: the correlation of two is always 1 or -1."""
 FEWEST_ROWS = 20
-"""Utterances of a valid split that choices can be made by."""
+"""Fewest utterances of a valid split for a useful selection."""
 FEWEST_OF_A_CLASS = 10
-"""And of each of two classes."""
+"""Fewest utterances of each of two classes for a useful selection."""
 _NARROW = 0.5
-"""Share of the label range that labels of a scheme cover at least."""
+"""Smallest share of the label range that labels usually cover."""
 _ALONE = 5
-"""As many faults of one kind are told by themselves."""
+"""Most faults of one kind that are listed one by one."""
 _EXAMPLES = 3
-"""Faults that are told of a kind with more."""
+"""Faults that are listed of a kind with more."""
 _VALUES = re.compile(r"""'[^']*'|"[^"]*"|[-+]?\b\d[\w.+-]*|\b(?:nan|inf)\b""")
-"""What differs between faults of one kind."""
+"""The parts in which faults of one kind differ."""
 
 
 class Fault(NamedTuple):
-    """What is wrong with one cell."""
+    """A fault of one cell."""
 
     row: int
     """Row of the table, counted from 0."""
     column: str
     """Column of the utterance table."""
-    what: str
+    problem: str
     """The problem and the value."""
 
 
@@ -59,40 +59,44 @@ def validate(
     source: str = "utterance table",
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
     command: str = "python -m grcf_ray.data import SOURCE --dataset NAME",
-    own: bool = False,
+    custom_range: bool = False,
 ) -> None:
-    """Raise one DataError that names all faults of all rows, by the row's number (the first is 1) and its id.
+    """Raise one DataError with all faults of all rows, by the row's number (the first is 1) and its id.
 
-    Many faults of one kind are told once, with their number, the first few of them, and what is likely to mend them.
+    Many faults of one kind are listed once, with their number, the first few and a likely remedy.
 
-    The table has the columns id, split, text and label, and may have audio, vision and context, of types that
-    `schema.conform` can cast. `splits` must hold rows. `word_aligned`: audio and vision have a row for each word of
-    the text. `parse_faults` were found while reading: they join the list and stand for their cells. `place` says
-    where a row stands in its file; `command` is this import, to which the message may add an option. `own`: the label
-    range is the user's to give.
+    table: the columns id, split, text and label, and optionally audio, vision and context, of types that
+    `schema.conform` can cast. splits: each must have rows. word_aligned: audio and vision have a row for each word of
+    the text. parse_faults: faults from reading, which replace any other fault of their cells. place: describes the
+    place of a row in its file. command: this import, to which the message may add an option. custom_range: the user
+    may choose the label range.
     """
     parsed = {fault[:2] for fault in parse_faults}
-    found = list(_faults(table, task, label_range, non_finite, place))
-    if word_aligned:
-        found += alignment_faults(table)
-    faults = [fault for fault in found if fault[:2] not in parsed]
-    faults = sorted([*parse_faults, *faults], key=lambda fault: fault.row)
+    cell_faults = [
+        *_id_faults(table["id"], place),
+        *_split_faults(table["split"]),
+        *_label_faults(table["label"], task, label_range),
+        *input_faults(table, non_finite=non_finite),
+        *(alignment_faults(table) if word_aligned else ()),
+    ]
+    faults = [*parse_faults, *(fault for fault in cell_faults if fault[:2] not in parsed)]
+    faults.sort(key=lambda fault: fault.row)
     ids = table["id"].to_pylist() if faults else []
-    told = FaultList()
+    listed = FaultList()
     for fault in faults:
-        told.add(f"{place(fault.row)} (id {ids[fault.row]})", fault)
-    lines = told.lines()
+        listed.add(f"{place(fault.row)} (id {ids[fault.row]})", fault)
+    lines = listed.lines()
     present = set(pc.unique(table["split"]).to_pylist())
     empty = [f"the split {split} holds no utterance" for split in splits if split not in present]
     count = len(faults) + len(empty)
     if not count:
         return
-    whats = [fault.what for fault in faults]
+    problems = [fault.problem for fault in faults]
     remedies = []
-    # Few of them are slips of whoever typed the rows.
-    if own and task == "regression" and sum("lies outside" in what for what in whats) > _ALONE:
+    # A few labels outside the range are typing errors; many mean another range.
+    if custom_range and task == "regression" and sum("lies outside" in problem for problem in problems) > _ALONE:
         remedies += _range_remedy(table["label"], label_range)
-    if any("non-finite" in what for what in whats):
+    if any("non-finite" in problem for problem in problems):
         remedies.append(f"Clean it: {command} --non-finite zero")
     if count == 1:
         raise DataError(". ".join([f"{source}: {[*lines, *empty][0]}", *remedies]))
@@ -100,7 +104,7 @@ def validate(
 
 
 class FaultList:
-    """Faults as a message tells them: many of one kind once, with their number and the first few of them."""
+    """A list of faults for a message: many of one kind appear once, with their number and the first few."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -108,29 +112,29 @@ class FaultList:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, where: str, fault: Fault) -> None:
-        """Add one. where: what messages call its row. Of a kind the first few are kept, however many there are."""
-        kind = (fault.column, _VALUES.sub("...", fault.what))
+        """Add a fault, of which only the first few of a kind are kept. where: the place of its row."""
+        kind = (fault.column, _VALUES.sub("...", fault.problem))
         first = self._kinds.setdefault(kind, [])
         if len(first) < _ALONE:
-            first.append((self.count, f"{where}: {fault.what}"))
+            first.append((self.count, f"{where}: {fault.problem}"))
         self._counts[kind] += 1
         self.count += 1
 
     def lines(self) -> list[str]:
-        """The message's lines, in the order in which faults were added."""
-        found: list[tuple[int, str]] = []
+        """Return the lines of a message, in the order in which the faults were added."""
+        lines: list[tuple[int, str]] = []
         for kind, first in self._kinds.items():
             if self._counts[kind] <= _ALONE:
-                found += first
+                lines += first
                 continue
             examples = [line for _, line in first[:_EXAMPLES]]
             more = f"... and {self._counts[kind] - _EXAMPLES} more"
-            found.append((first[0][0], "\n    ".join([f"{self._counts[kind]} times: {kind[1]}", *examples, more])))
-        return [line for _, line in sorted(found)]
+            lines.append((first[0][0], "\n    ".join([f"{self._counts[kind]} times: {kind[1]}", *examples, more])))
+        return [line for _, line in sorted(lines)]
 
 
 def _range_remedy(column: pa.ChunkedArray, label_range: tuple[float, float]) -> list[str]:
-    """The range that the labels ask for, where they have one: whole numbers, and alike on both sides as the old one."""
+    """Suggest a range of whole numbers that holds the labels, symmetric if the old range is; nothing without labels."""
     label_N = column.to_numpy().astype(np.float64)
     label_N = label_N[np.isfinite(label_N)]
     if not len(label_N):
@@ -142,58 +146,45 @@ def _range_remedy(column: pa.ChunkedArray, label_range: tuple[float, float]) -> 
 
 
 def label_remarks(
-    labels: Mapping[str, NDArray[np.float64]], task: Task, label_range: tuple[float, float], *, own: bool
+    labels: Mapping[str, NDArray[np.float64]], task: Task, label_range: tuple[float, float], *, custom_range: bool
 ) -> tuple[list[str], list[str]]:
-    """What keeps a model from being trained and chosen by these labels, and what makes its figures uncertain.
+    """List the faults of the labels that prevent training, and the remarks on uncertain figures.
 
-    labels: those of train and valid. own: the label range is the user's to give.
+    labels: the labels of train and valid. custom_range: the user may choose the label range.
     """
     faults, notes = [], []
     for split, label_N in labels.items():
         values, counts = np.unique(label_N, return_counts=True)
         if len(values) < 2:
-            what = f"are {values[0]:g}" if len(values) else "are missing"
-            faults.append(f"all labels of the {split} split {what}: there is no order to learn or to measure")
+            state = f"are {values[0]:g}" if len(values) else "are missing"
+            faults.append(f"all labels of the {split} split {state}: a model cannot learn or be ranked by one value")
         elif len(label_N) < FEWEST_PAIRED:
-            faults.append(f"the {split} split has {len(label_N)} utterances: {FEWEST_PAIRED} are needed at least")
+            faults.append(f"the {split} split has {len(label_N)} utterances: at least {FEWEST_PAIRED} are needed")
         elif split == "valid" and len(label_N) < FEWEST_ROWS:
             notes.append(
-                f"the valid split has {len(label_N)} utterances: choosing by fewer than {FEWEST_ROWS} is near chance"
+                f"the valid split has {len(label_N)} utterances: selection by fewer than {FEWEST_ROWS} is nearly random"
             )
         elif split == "valid" and task == "classification" and counts.min() < FEWEST_OF_A_CLASS:
             notes.append(
-                f"the valid split has {counts.min()} utterances of class {values[counts.argmin()]:g}: choosing by "
-                f"fewer than {FEWEST_OF_A_CLASS} is near chance"
+                f"the valid split has {counts.min()} utterances of class {values[counts.argmin()]:g}: selection by "
+                f"fewer than {FEWEST_OF_A_CLASS} is nearly random"
             )
-    every = np.concatenate(list(labels.values()))
-    if own and task == "regression" and not faults and np.ptp(every) < np.ptp(label_range) * _NARROW:
+    label_N = np.concatenate(list(labels.values()))
+    if custom_range and task == "regression" and not faults and np.ptp(label_N) < np.ptp(label_range) * _NARROW:
         low, high = label_range
         notes.append(
-            f"labels run from {every.min():g} to {every.max():g}, a small part of {low:g} to {high:g}, which margins "
-            "follow. If it is not the scheme's, import again with --label-range"
+            f"labels run from {label_N.min():g} to {label_N.max():g}, a small part of the range {low:g} to {high:g}, "
+            "which sets the margins. If the annotation scheme has another range, import again with --label-range"
         )
     return faults, notes
-
-
-def _faults(
-    table: pa.Table,
-    task: Task,
-    label_range: tuple[float, float],
-    non_finite: Literal["fail", "zero"],
-    place: Callable[[int], str],
-) -> Iterable[Fault]:
-    yield from _id_faults(table["id"], place)
-    yield from _split_faults(table["split"])
-    yield from _label_faults(table["label"], task, label_range)
-    yield from input_faults(table, non_finite=non_finite)
 
 
 def input_faults(
     table: pa.Table, *, non_finite: Literal["fail", "zero"] = "fail", widths: Mapping[str, int] | None = None
 ) -> Iterable[Fault]:
-    """What is wrong with what a model reads: text, audio and vision.
+    """Yield the faults of a model's input: text, audio and vision.
 
-    widths: of the rows of audio and vision that came before, where the table is one part of many.
+    widths: widths of audio and vision in the parts before this table, if it is one part of many.
     """
     for row in _rows(pc.is_null(table["text"])) if "text" in table.column_names else ():
         yield Fault(row, "text", "text is missing")
@@ -227,7 +218,7 @@ def _label_faults(column: pa.ChunkedArray, task: Task, label_range: tuple[float,
     low, high = label_range
     for row in np.flatnonzero(np.isnan(label_N)).tolist():
         yield Fault(row, "label", "label is missing")
-    # A comparison with NaN is false, so what is missing is not reported again.
+    # A comparison with NaN is false, so a missing label is not reported twice.
     outside_N = (label_N < low - _LABEL_TOLERANCE) | (label_N > high + _LABEL_TOLERANCE)
     for row in np.flatnonzero(outside_N).tolist():
         yield Fault(row, "label", f"label {label_N[row]:g} lies outside [{low:g}, {high:g}]")
@@ -242,13 +233,13 @@ def _width_faults(name: str, frames: Frames, before: int | None) -> Iterable[Fau
     odd_F = np.flatnonzero(frames.widths_F != width) if width else np.arange(len(frames.widths_F))
     utterances_F, widths_F = frames.utterances_F()[odd_F], frames.widths_F[odd_F]
     for row in np.unique(utterances_F).tolist():
-        found = ", ".join(str(found) for found in np.unique(widths_F[utterances_F == row]))
-        most = f", where {'those before' if before else 'most'} have {width}" if width else ""
-        yield Fault(row, name, f"{name} has rows of {found} values{most}")
+        widths = ", ".join(map(str, np.unique(widths_F[utterances_F == row])))
+        usual = f", where {'those before' if before else 'most'} have {width}" if width else ""
+        yield Fault(row, name, f"{name} has rows of {widths} values{usual}")
 
 
 def alignment_faults(table: pa.Table) -> Iterable[Fault]:
-    """Audio and vision that are to have a row for each word of the text, and have not."""
+    """Yield a fault for audio and vision without exactly one row for each word of the text."""
     words_N = pc.add(pc.count_substring(pc.fill_null(table["text"], ""), " "), 1).to_numpy()
     for name in MODALITIES:
         if name in table.column_names:
@@ -265,5 +256,5 @@ def _non_finite_faults(name: str, frames: Frames) -> Iterable[Fault]:
 
 
 def _rows(mask: Any) -> list[int]:
-    """The positions at which an Arrow mask is true."""
+    """Return the positions at which an Arrow mask is true."""
     return [] if not pc.any(mask).as_py() else pc.indices_nonzero(mask).to_pylist()

@@ -1,4 +1,4 @@
-"""Whether an imported data set is whole, and whether it is what its fact sheet says."""
+"""Verify that an imported data set is undamaged and agrees with its fact sheet."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from grcf_ray.data.store import DatasetStore
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """One comparison."""
 
     what: str
     expected: str
     found: str
     verdict: str
-    """`ok`, `damaged` for a file that is not the one that was written, `differs` from the fact sheet, or `unknown`."""
+    """`ok`, `damaged` (the file changed since the import), `differs` (from the fact sheet) or `unknown`."""
 
 
 def verify_store(store: DatasetStore) -> list[Check]:
-    """Every split's file by its hash, then the sources, the splits' sizes and the widths by the fact sheet."""
+    """Check the file of each split by its hash; then sources, split sizes and widths by the fact sheet."""
     checks = [_file(store, split) for split in SPLITS]
     info = store.info
     if (facts := datasets.find(info.name)) is None:
@@ -30,8 +30,8 @@ def verify_store(store: DatasetStore) -> list[Check]:
         verdict = "unknown" if known is None else "ok" if known == source.sha256 else "differs"
         checks.append(Check(f"source {source.name}", (known or "-")[:12], source.sha256[:12], verdict))
     releases = [split_sizes(release) for release in facts.splits]
-    here = split_sizes(info.splits)
-    checks.append(Check("train/valid/test", " or ".join(releases), here, "ok" if here in releases else "differs"))
+    sizes = split_sizes(info.splits)
+    checks.append(Check("train/valid/test", " or ".join(releases), sizes, "ok" if sizes in releases else "differs"))
     for name, known_dim, dim in (
         ("audio", facts.audio_dim, info.audio_dim),
         ("vision", facts.vision_dim, info.vision_dim),
@@ -47,8 +47,8 @@ def verify_store(store: DatasetStore) -> list[Check]:
 def _file(store: DatasetStore, split: str) -> Check:
     expected = store.files[split]
     try:
-        found = Source.of(store.folder / expected.name)
+        current = Source.of(store.folder / expected.name)
     except OSError as error:
         return Check(expected.name, expected.sha256[:12], str(error.strerror), "damaged")
-    verdict = "ok" if found == expected else "damaged"
-    return Check(expected.name, expected.sha256[:12], found.sha256[:12], verdict)
+    verdict = "ok" if current == expected else "damaged"
+    return Check(expected.name, expected.sha256[:12], current.sha256[:12], verdict)

@@ -135,7 +135,7 @@ def test_sequences_are_aligned_to_words_and_labels(tmp_path: Path, plain: bool) 
     assert [one.name for one in info.sources] == [LABELS, WORDS, AUDIO, VISION, "folds.json"]
     raw = csd.read(source)
     assert raw.notes == (
-        "the words of an utterance are those whose middle lies in its label's interval",
+        "an utterance has the words with their middle in its label's interval",
         "labels from Opinion Segment Labels (labels.csd), words from words (words.csd), audio from COVAREP "
         "(audio.csd), vision from FACET_4.1 (vision.csd)",
         "videos without vision: 1",
@@ -194,7 +194,7 @@ def test_words_without_rows_have_zeros_and_are_counted(tmp_path: Path) -> None:
     files[AUDIO][1]["v1"] = (np.ones((4, 5)), np.array([[0.25, 0.7], [0.7, 0.75], [0.75000001, 0.7500001], [9, 10]]))
     table, info = import_source(write_all(tmp_path / "own", files), OWN)
     assert [[row[0] for row in rows] for rows in table["audio"].to_pylist()[3:6]] == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert "words without a row of audio, which have zeros: 8" in info.notes
+    assert "words without a row of audio, which get zeros: 8" in info.notes
 
 
 def test_rows_in_no_order_and_over_each_other(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_sequence_that_nothing_tells_is_an_error_unless_it_is_to_be_left_out(t
     wide = {video: (np.ones((len(rows), width)), when) for video, (rows, when) in files.pop(AUDIO)[1].items()}
     source = write_all(tmp_path / "own", files | {"prosody.csd": ("pitch", wide)})
     message = refusal(source)
-    assert "prosody.csd: nothing tells what 'pitch', rows of" in message and "--variant known" in message
+    assert "prosody.csd: 'pitch', rows of" in message and "--variant known" in message
     table, info = import_source(source, dataclasses.replace(OWN, variant="known"))
     assert "audio" not in table.column_names
     assert "not used: pitch (prosody.csd)" in info.notes
@@ -320,7 +320,7 @@ def test_a_small_file_cannot_become_a_large_table(folder: Path) -> None:
         root["data/v1"] = root["data/v0"]
 
     replace(folder, LABELS, overlap)
-    assert refusal(folder).startswith("video 'v0': its labels' intervals lie over each other")
+    assert refusal(folder).startswith("video 'v0': the intervals of its labels overlap")
     replace(folder, LABELS, share)
     assert "has more than one name in the file" in refusal(folder)
 
@@ -338,9 +338,7 @@ def test_sequences_that_the_sdk_has_aligned_are_refused(tmp_path: Path) -> None:
         for name, (root, entries) in made_up().items()
     }
     message = refusal(write_all(tmp_path / "own", files))
-    assert message.endswith(
-        "own: its labels are of utterances already, not of videos: give the files as they are downloaded"
-    )
+    assert message.endswith("own: its labels are of utterances, not of videos: give the files as downloaded")
 
 
 def test_a_video_may_lack_words_or_have_no_row(tmp_path: Path) -> None:
@@ -384,7 +382,7 @@ def test_videos_outside_the_folds_and_folds_without_videos_are_noted(folder: Pat
     write_folds(folder, {"train": ["v0", "x1", "v0"], "dev": ["v2", "x2"], "test": ["v3"], "other": ["v1"]})
     table, info = import_source(folder, OWN)
     assert info.splits == {"train": 3, "valid": 3, "test": 3}
-    assert "1 video ('v1') with labels in no fold, and left out" in info.notes
+    assert "1 video ('v1') with labels in no fold, left out" in info.notes
     assert "2 videos ('x1', 'x2') of the folds without labels" in info.notes
     assert "v1[0]" not in table["id"].to_pylist()
 
@@ -426,7 +424,7 @@ def test_folds_must_be_there_once(folder: Path) -> None:
         (folder / name).unlink()
     (folder / "readme.txt").write_text("see standard_train_fold = [...]")
     message = refusal(folder)
-    assert message.startswith(f"{folder}: no file says which videos are for training")
+    assert message.startswith(f"{folder}: no file of folds")
     assert "cmu_mosi_std_folds.py" in message and '{"train": ["a video", ...]' in message
 
 
@@ -438,7 +436,7 @@ def test_all_that_lacks_is_named_at_once(folder: Path) -> None:
         "no sequence of labels, such as CMU_MOSI_Opinion_Labels.csd",
         "no sequence of words (features of text), such as CMU_MOSI_TimestampedWords.csd",
     ]
-    assert found[2].startswith("no file says which videos")
+    assert found[2].startswith("no file of folds")
     write_folds(folder)
     assert len(faults(refusal(folder))) == 2
 
@@ -466,7 +464,7 @@ def test_every_file_of_the_folder_is_accounted_for(folder: Path, tmp_path: Path)
     ]
     known = dataclasses.replace(OWN, variant="known")
     assert refusal(folder, known) == (
-        f"{folder / 'readme.csd'}: not HDF5, as its name says: download it again, or move it out of the folder"
+        f"{folder / 'readme.csd'}: not HDF5, although its name says so: download it again, or move it out of the folder"
     )
     (folder / "readme.csd").unlink()
     assert import_source(folder, known)[0].to_pylist() == aligned(made_up())
@@ -485,7 +483,7 @@ def test_every_file_of_the_folder_is_accounted_for(folder: Path, tmp_path: Path)
 def test_a_sequence_alone_asks_for_its_folder(folder: Path) -> None:
     assert find_importer(folder / WORDS) is csd
     assert refusal(folder / WORDS) == (
-        f"{folder / WORDS}: one sequence alone; give the folder that has the others, and the folds"
+        f"{folder / WORDS}: a single sequence: give the folder with the other sequences and the folds"
     )
 
 
@@ -532,7 +530,8 @@ def test_arrays_that_lie_in_other_files_are_refused(folder: Path) -> None:
 
     replace(folder, AUDIO, change)
     assert faults(refusal(folder)) == [
-        f"{folder / AUDIO}: video 'v{number}': 'features' is in another file, which is not read" for number in (1, 2)
+        f"{folder / AUDIO}: video 'v{number}': 'features' is stored in another file, which is not read"
+        for number in (1, 2)
     ]
 
 
@@ -544,7 +543,7 @@ def test_sizes_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
             root.create_dataset(f"data/v1/{name}", (2**40, width), np.float64, chunks=(4096, width))
 
     replace(folder, AUDIO, change)
-    assert "video 'v1': 'features' is of shape (1099511627776, 5), little of which is in the file" in refusal(folder)
+    assert "video 'v1': 'features' is of shape (1099511627776, 5), but the file holds little of it" in refusal(folder)
 
 
 def wrong(name: str, value: Any) -> Callable[[Any], None]:
@@ -561,8 +560,8 @@ def wrong(name: str, value: Any) -> Callable[[Any], None]:
     [
         (AUDIO, wrong("data/v1/features", None), "video 'v1': 'features' is missing"),
         (AUDIO, wrong("data/v1/intervals", None), "video 'v1': 'intervals' is missing"),
-        (AUDIO, wrong("data/v1", np.ones(3)), "video 'v1': 'v1' is no group"),
-        (AUDIO, wrong("data", np.ones(3)), "'data' is no group"),
+        (AUDIO, wrong("data/v1", np.ones(3)), "video 'v1': 'v1' is not a group"),
+        (AUDIO, wrong("data", np.ones(3)), "'data' is not a group"),
         (
             AUDIO,
             wrong("data/v1/features", np.ones((69, 5))),
@@ -582,9 +581,9 @@ def wrong(name: str, value: Any) -> Callable[[Any], None]:
             wrong("data/v1/features", np.full((70, 5), b"x")),
             "features of type |S1, unlike those of other videos",
         ),
-        (AUDIO, wrong("data/v1/features", np.ones((70, 5), bool)), "neither numbers nor texts"),
-        (AUDIO, wrong("data/v1/features", np.ones((70, 5), "c16")), "neither numbers nor texts"),
-        (AUDIO, wrong("data/v1/features", np.zeros(70, "f8,i4")), "neither numbers nor texts"),
+        (AUDIO, wrong("data/v1/features", np.ones((70, 5), bool)), "not numbers or texts"),
+        (AUDIO, wrong("data/v1/features", np.ones((70, 5), "c16")), "not numbers or texts"),
+        (AUDIO, wrong("data/v1/features", np.zeros(70, "f8,i4")), "not numbers or texts"),
         (
             AUDIO,
             wrong("data/v1/intervals", np.ones((2, 70))),
@@ -645,7 +644,7 @@ def test_a_damaged_file_of_a_folder_is_named_and_not_ignored(folder: Path) -> No
 
 def test_an_empty_sequence_is_refused(folder: Path) -> None:
     write(folder / AUDIO, "COVAREP", {})
-    assert refusal(folder) == f"{folder / AUDIO}: it has no video"
+    assert refusal(folder) == f"{folder / AUDIO}: it has no videos"
 
 
 def damage(folder: Path, files: dict[str, tuple[str, Entries]], rng: random.Random) -> bool:

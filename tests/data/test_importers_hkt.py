@@ -193,8 +193,8 @@ def test_rows_of_zeros_at_the_end_are_taken_off(tmp_path: Path) -> None:
     check(table, samples)
     assert hkt.read(path).notes == (
         *NOTES,
-        "sequences of audio of whose end rows of zeros are taken off: 1",
-        "sequences of vision of whose end rows of zeros are taken off: 1",
+        "sequences of audio with rows of zeros removed from their end: 1",
+        "sequences of vision with rows of zeros removed from their end: 1",
     )
 
 
@@ -258,7 +258,7 @@ def test_one_of_several_pickles_must_be_named(tmp_path: Path) -> None:
         (pickle.dumps([1, 2]), "not an HKT pickle, which is a dict of the splits train, dev, test, each a list of"),
         (pickle.dumps({"train": [1] * 3, "dev": [], "test": []}), f"none of its 3 samples is {SHAPE}"),
         (pickle.dumps({"train": [((["so"], 1, 2), 1.0, "v[1]")]}), f"none of its 1 samples is {SHAPE}"),
-        (pickle.dumps({"train": [os.getcwd]}), "refused, nothing of it was run"),
+        (pickle.dumps({"train": [os.getcwd]}), "refused, no code of it was run"),
         (pickle.dumps({"train": [], "dev": [], "test": []}), "the split train holds no utterance"),
     ],
 )
@@ -282,7 +282,7 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
     ("damage", "says"),
     [
         (lambda content: content.pop("train"), "{path}: the split train is missing"),
-        (lambda content: content.pop("dev"), "there is no valid split, and the 12 training utterances allow one"),
+        (lambda content: content.pop("dev"), "the split valid is missing, and the 12 training utterances"),
         (lambda content: content.update(test={}), "{path}: the split test is of type dict, not a list of samples"),
         (put("dev", 1, lambda one: one[:3]), f"{{path}}: dev row 2 is a tuple of 3, not {SHAPE}"),
         (put("dev", 1, lambda one: (*one, 0)), f"{{path}}: dev row 2 is a tuple of 5, not {SHAPE}"),
@@ -442,4 +442,4 @@ def test_real_punchlines_come_back(tmp_path: Path, real: Samples, protocol: int 
     check(table, real)
     assert info.splits == {"train": 539, "valid": 68, "test": 68}
     assert info.task == "classification"
-    assert not any("is known with" in note for note in info.notes)
+    assert not any("usually has" in note for note in info.notes)

@@ -205,8 +205,8 @@ def test_a_word_with_white_space_is_several_and_an_empty_one_none(tmp_path: Path
     table, info = import_source(write(tmp_path, content), OWN)
     check(table, samples)
     assert info.notes == (
-        "words with nothing in them, which are left out with their rows: 3",
-        "words with white space in them, each of which is several with the same rows: 1",
+        "empty words, left out with their rows: 3",
+        "words with white space, split into several words with the same rows: 1",
         "audio: 2 of 22 utterances have none",
         "vision: 1 of 22 utterances have none",
         "1 of 22 utterances have no text",
@@ -294,7 +294,7 @@ def test_an_older_file_of_the_name_says_which_is_needed(tmp_path: Path, content:
 def test_the_first_release_has_numbers_for_words(tmp_path: Path) -> None:
     for form in (lambda words: [7] * len(words), lambda words: np.arange(len(words))):
         path = write(tmp_path, each("words", form))
-        assert refusal(path).startswith(f"{path}: its words are numbers, to be looked up in the word2id.pickle of MAG-")
+        assert refusal(path).startswith(f"{path}: its words are numbers of the word2id.pickle")
 
 
 def misa(samples: Samples, *, mmim: bool = False) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def test_lists_of_misa_and_mmim(tmp_path: Path, whole: bool, mmim: bool, protoco
         one.acoustic = one.acoustic[:1]
     check(table, samples)
     assert info.word_aligned != mmim
-    assert any("sequences of their own" in note for note in info.notes) == mmim
+    assert any("not aligned to words" in note for note in info.notes) == mmim
     assert [source.name for source in info.sources] == (["mosi.pkl"] if whole else ["train.pkl", "dev.pkl", "test.pkl"])
     if not whole:
         assert import_source(tmp_path / "dev.pkl", OWN)[0].equals(table)
@@ -374,7 +374,7 @@ def test_segments_may_be_whole_numbers(tmp_path: Path) -> None:
         (pickle.dumps({"train": [[1, 2]], "dev": [], "test": []}), f"none of its 1 samples is {SHAPE}"),
         (pickle.dumps({"train": {"raw_text": ["a"]}}), "each split is a dict of arrays, as in files of MMSA, which --"),
         (pickle.dumps({"train": {"vision": np.ones(3)}}), "of MFN and of the Multimodal Transformer, which lack the w"),
-        (pickle.dumps({"train": [os.getcwd]}), "refused, nothing of it was run"),
+        (pickle.dumps({"train": [os.getcwd]}), "refused, no code of it was run"),
         (pickle.dumps({"train": [], "dev": [], "test": []}), "the split train holds no utterance"),
     ],
 )
@@ -401,7 +401,7 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
     ("damage", "says"),
     [
         (lambda content: content.pop("train"), "{path}: the split train is missing"),
-        (lambda content: content.pop("dev"), "there is no valid split, and the 12 training utterances allow one"),
+        (lambda content: content.pop("dev"), "the split valid is missing, and the 12 training utterances"),
         (lambda content: content.pop("test"), "{path}: the split test is missing"),
         (lambda content: content.update(valid=[]), "{path}: dev and valid are names of one split"),
         (lambda content: content.update(dev="abc"), "{path}: the split dev is of type str, not a list of samples"),
@@ -422,7 +422,7 @@ def change(split: str, row: int, member: str, value: Any) -> Callable[[dict[str,
         ),
         (
             change("test", 2, "words", ["a", 3, None]),
-            "mosi.pkl: test row 3 (id test_1[2]): word 2, 3, is not a text, nor are 1 more",
+            "mosi.pkl: test row 3 (id test_1[2]): word 2, 3, is not a text (1 more)",
         ),
         (
             change("test", 2, "words", ["a", "\ud800", "b"]),

@@ -118,9 +118,9 @@ def test_padding_is_taken_off(tmp_path: Path, protocol: int, lengths: bool, fron
     assert len(info.sources) == 1
     how = "by audio_lengths" if lengths else "where it is zero, at both ends"
     assert mmsa.read(path).notes == (
-        "raw_text is tokenised anew: text and text_bert, BERT's vectors and ids, are not used",
-        f"audio: padding is taken off {how}",
-        f"vision: padding is taken off {how.replace('audio', 'vision')}",
+        "raw_text is tokenised again: the vectors and ids of BERT (text, text_bert) are not used",
+        f"audio: padding is removed {how}",
+        f"vision: padding is removed {how.replace('audio', 'vision')}",
     )
 
 
@@ -234,7 +234,7 @@ def test_lengths_beyond_a_cut_array_are_clipped_and_counted(tmp_path: Path) -> N
     table, info = import_source(write(tmp_path, content), OWN)
     check(table)
     assert (
-        "audio: 2 sequences are shorter than their length; rows of zeros are taken off them at both ends" in info.notes
+        "audio: 2 sequences are shorter than their length; their rows of zeros at both ends are removed" in info.notes
     )
 
 
@@ -247,7 +247,7 @@ def test_a_text_that_was_an_empty_cell_is_empty(tmp_path: Path, empty: Any) -> N
     texts = [one.text for split in SPLITS for one in MADE_UP[split]]
     texts[2] = texts[21] = ""
     assert table["text"].to_pylist() == texts
-    assert any(note.startswith("text: 2 utterances whose text is nan") for note in info.notes)
+    assert any(note.startswith("text: 2 texts that are nan") for note in info.notes)
 
 
 def test_ids_may_be_whole_numbers(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_rows_without_labels_are_left_out_and_counted(tmp_path: Path, first: boo
     content = {"train_mix": mixed, **content} if first else {**content, "train_mix": mixed}
     table, info = import_source(write(tmp_path, content), OWN)
     check(table)
-    assert "'train_mix' with its 36 rows is left out: it is train with rows added that have no label" in info.notes
+    assert "'train_mix' with its 36 rows is left out: it is train plus rows without labels" in info.notes
 
 
 def test_pickles_are_known_by_their_content(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_one_of_several_pickles_must_be_named(tmp_path: Path) -> None:
         (b"PK\x03\x04", "a zip archive"),
         (pickle.dumps([1, 2]), "not an MMSA pickle, which is a dict of the splits train, valid, test"),
         (pickle.dumps({"train": [1], "dev": [], "test": []}), "not an MMSA pickle"),
-        (pickle.dumps({"train": {"audio": os.getcwd}}), "refused, nothing of it was run"),
+        (pickle.dumps({"train": {"audio": os.getcwd}}), "refused, no code of it was run"),
     ],
 )
 def test_a_forced_format_that_does_not_fit(tmp_path: Path, content: bytes, says: str) -> None:
@@ -358,8 +358,8 @@ def change(split: str, column: str, value: Any) -> Callable[[dict[str, Any]], No
     ("damage", "says"),
     [
         (lambda content: content.pop("train"), "the split train is missing"),
-        (lambda content: content.update(valid=[1]), "the split valid is no dict of columns"),
-        (lambda content: content.update(test=[1]), "the split test is no dict of columns"),
+        (lambda content: content.update(valid=[1]), "the split valid is not a dict of columns"),
+        (lambda content: content.update(test=[1]), "the split test is not a dict of columns"),
         (lambda content: content["train"].pop("id"), "train: missing id; present: raw_text, audio, vision, text, "),
         (lambda content: content["test"].pop("vision"), "test: missing vision; present: raw_text, audio, id, "),
         (change("train", "audio", lambda a: a[:3]), "train: audio has 3 rows, where id has 12"),
@@ -439,8 +439,8 @@ def test_a_file_of_vectors_without_texts_says_what_is_needed(tmp_path: Path, wit
     path = write(tmp_path, dict.fromkeys(SPLITS, split), protocol, "mosi_data.pkl")
     for source in (path, tmp_path):
         assert refusal(source) == (
-            f"{path}: it has no texts (raw_text), only vectors of words (text), as files of MFN and of the Multimodal "
-            "Transformer do. Needed is aligned_50.pkl or unaligned_50.pkl of MMSA, or the mosi.pkl or mosei.pkl that "
+            f"{path}: it has no texts (raw_text), only word vectors (text), as in files of MFN and of the Multimodal "
+            "Transformer. Needed is aligned_50.pkl or unaligned_50.pkl of MMSA, or the mosi.pkl or mosei.pkl that "
             "MAG-BERT reads"
         )
 

@@ -185,9 +185,8 @@ def test_speaker_independent_is_by_show_and_needs_no_folds(folder: Path, items: 
     assert "speaker-independent: test is the 10 utterances of FRIENDS, train the 10 others" in raw.notes
     assert FOLDS not in [path.name for path, _ in raw.files]
     assert refusal(folder) == (
-        f"{folder}: a fold needs split_indices.p of MUStARD's authors (data/ of "
-        "https://github.com/soujanyaporia/MUStARD), and no file begins like it: put it there, or take "
-        "--variant speaker-independent, which works without"
+        f"{folder}: no file of folds: copy split_indices.p here from data/ of "
+        "https://github.com/soujanyaporia/MUStARD, or give --variant speaker-independent, which needs no folds"
     )
 
 
@@ -252,7 +251,7 @@ def test_audio_is_turned_by_the_size_that_all_share(folder: Path, items: Items, 
     raw = mustard.read(folder)
     check(accepted(raw), items, audio)
     which = "second" if time_first else "first"
-    assert f"audio: the {which} axis of its arrays has the features, 7 values a row" in raw.notes
+    assert f"audio: features are on the {which} axis of its arrays, 7 values a row" in raw.notes
 
 
 def test_audio_of_one_shape_has_the_features_first(folder: Path, items: Items) -> None:
@@ -272,7 +271,7 @@ def test_features_of_an_utterance_may_be_missing(folder: Path, items: Items) -> 
     table = accepted(raw)
     assert [row for row, rows in enumerate(table["audio"].to_pylist()) if rows is None] == [0, 1]
     assert [row for row, rows in enumerate(table["vision"].to_pylist()) if rows is None] == [2, 4]
-    assert "audio: 1 arrays are not of an utterance, and left out" in raw.notes
+    assert "audio: 1 arrays belong to no utterance and are left out" in raw.notes
 
 
 def test_a_modality_may_be_missing_and_all_of_it_empty(folder: Path, items: Items) -> None:
@@ -280,7 +279,7 @@ def test_a_modality_may_be_missing_and_all_of_it_empty(folder: Path, items: Item
     write_pickle(folder / AUDIO, {name: np.empty((AUDIO_DIM, 0)) for name in items})
     raw = mustard.read(folder)
     assert accepted(raw).column_names == ["id", "split", "text", "label", "context"]
-    assert "no vision: no file of video features for its items is there" in raw.notes
+    assert "no vision: the folder has no file of video features for these items" in raw.notes
 
 
 def test_infinite_features_are_left_to_the_check(folder: Path, items: Items) -> None:
@@ -338,7 +337,7 @@ def test_a_show_is_needed_where_it_decides(folder: Path, items: Items) -> None:
     ("text", "says"),
     [
         ('{"1_1": {"utterance": "so", "sarcasm": true, ', "not readable as JSON"),
-        ('{"1_1": {"utterance": "so", "sarcasm": true}, "1_1": {}}', "'1_1' stands there twice"),
+        ('{"1_1": {"utterance": "so", "sarcasm": true}, "1_1": {}}', "the name '1_1' occurs twice"),
         ('{"1_1": {"utterance": "so", "sarcasm": ' + "9" * 5000 + "}}", "not readable as JSON"),
         ('{"1_1": {"utterance": "so", "sarcasm": ' + "[" * 10**5 + "}}", "not readable as JSON"),
     ],
@@ -359,7 +358,10 @@ def test_json_that_cannot_be_read(folder: Path, text: str, says: str) -> None:
         (lambda folds: [(train, test[:, None]) for train, test in folds], None),
         (lambda folds: [*folds[:4], (folds[4][0], np.array(3))], None),
         (lambda folds: [*folds[:4], (folds[4][0], "ab")], None),
-        (lambda folds: [*folds[:4], (folds[4][0] + 20, folds[4][1])], ["fold 5: 16 indices of no item", "fold 5: 16 "]),
+        (
+            lambda folds: [*folds[:4], (folds[4][0] + 20, folds[4][1])],
+            ["fold 5: 16 indices outside the items", "fold 5: 16 "],
+        ),
         (lambda folds: [(t, np.r_[s, s[:1]]) for t, s in folds[:1]] + folds[1:], ["fold 1: 1 indices more than once"]),
         (
             lambda folds: [(t, t) for t, s in folds[:1]] + folds[1:],
@@ -368,7 +370,7 @@ def test_json_that_cannot_be_read(folder: Path, text: str, says: str) -> None:
         (lambda folds: [(t, s - 1) for t, s in folds[:1]] + folds[1:], ["fold 1: "]),
         (
             lambda folds: [(t, s.astype("u8") + 2**63) for t, s in folds[:1]] + folds[1:],
-            ["fold 1: 4 indices of no item"],
+            ["fold 1: 4 indices outside the items"],
         ),
     ],
 )
@@ -378,7 +380,7 @@ def test_folds_that_do_not_fit(folder: Path, change: Callable[[Any], Any], says:
     if says is None:
         assert message == f"{folder / FOLDS}: not 5 folds, each a pair of train and test indices"
     else:
-        assert message.startswith(f"{folder / FOLDS}: it does not fit the 20 items of {JSON}\n")
+        assert message.startswith(f"{folder / FOLDS}: the folds do not fit the 20 items of {JSON}\n")
         for line, start in zip(faults(message), says, strict=False):
             assert line.startswith(start)
 
@@ -408,9 +410,9 @@ def test_all_faults_of_the_features_are_named_at_once(folder: Path, items: Items
         file.create_dataset("1_13", (1000, VISION_DIM), "f4")
     assert faults(refusal(folder)) == [
         f"{JSON}: row 2 (id 1_1): audio has rows of 3 values, where most have 7",
-        f"{JSON}: row 3 (id 2_2): audio (an array of numbers of shape (7,)) is not an array of features and time",
-        f"{JSON}: row 4 (id 0_3): audio (of type NoneType) is not an array of features and time",
-        f"{JSON}: row 5 (id 1_4): audio (an array of texts of shape (1, 1)) is not an array of features and time",
+        f"{JSON}: row 3 (id 2_2): audio (an array of numbers of shape (7,)) is not an array of features by time",
+        f"{JSON}: row 4 (id 0_3): audio (of type NoneType) is not an array of features by time",
+        f"{JSON}: row 5 (id 1_4): audio (an array of texts of shape (1, 1)) is not an array of features by time",
         f"{JSON}: row 6 (id 2_5): vision has rows of 3 values, where most have 4",
         f"{JSON}: row 7 (id 0_6): vision is of shape (2, 4, 7, 7), not rows of values",
         f"{JSON}: row 8 (id 1_7): vision is of shape (), not rows of values",
@@ -418,8 +420,8 @@ def test_all_faults_of_the_features_are_named_at_once(folder: Path, items: Items
         f"{JSON}: row 10 (id 0_9): vision is of type float64 and of shape (3,), not frames of numbers",
         f"{JSON}: row 11 (id 1_10): vision is a link, which is not followed",
         f"{JSON}: row 12 (id 2_11): vision is a link, which is not followed",
-        f"{JSON}: row 13 (id 0_12): vision is no dataset",
-        f"{JSON}: row 14 (id 1_13): vision is of shape (1000, 4), little of which is in the file",
+        f"{JSON}: row 13 (id 0_12): vision is not a dataset",
+        f"{JSON}: row 14 (id 1_13): vision is of shape (1000, 4), but the file holds little of it",
     ]
 
 
@@ -446,7 +448,7 @@ def test_a_file_of_no_known_kind_may_be_the_modality_that_is_missing(folder: Pat
     write_pickle(folder / "features.p", {"x": np.ones((2, 3))})
     accepted(mustard.read(folder))
     (folder / AUDIO).unlink()
-    assert "not MUStARD's, and there is no file of audio features" in refusal(folder)
+    assert "not MUStARD's, while no file has audio features" in refusal(folder)
 
 
 def test_all_damaged_files_are_named_at_once(folder: Path) -> None:
@@ -464,7 +466,7 @@ def test_all_damaged_files_are_named_at_once(folder: Path) -> None:
 
 def test_a_pickle_that_would_run_code_is_refused(folder: Path, items: Items) -> None:
     write_pickle(folder / AUDIO, {**audio_of(items), "1_1": os.getcwd})
-    assert "refused, nothing of it was run" in refusal(folder)
+    assert "refused, no code of it was run" in refusal(folder)
 
 
 def test_an_import_draws_a_valid_split(tmp_path: Path) -> None:

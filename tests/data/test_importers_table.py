@@ -81,7 +81,7 @@ def test_columns_that_are_not_used_and_utterances_without_a_modality_are_noted(t
 
 def test_a_column_that_is_ours_but_for_its_letters_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", "id,split,text,label, Audio\na,train,x,1,\n")
-    assert refusal(path) == f"{path}: columns are named by lower-case words: rename ' Audio' for audio"
+    assert refusal(path) == f"{path}: column names are lower case: rename ' Audio' to audio"
 
 
 def test_features_and_context_in_csv_are_json(tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ def test_json_lines(tmp_path: Path, suffix: str, ascii_alone: bool) -> None:
     [
         ("{", "line 2: Expecting"),
         ("[1]", "line 2: not an object"),
-        ('{"id": 1, "id": 2}', "line 2: a name stands twice"),
+        ('{"id": 1, "id": 2}', "line 2: the name 'id' occurs twice"),
         ('{"id": 1.5}', "line 2: id is 1.5, not a text or a whole number"),
         ('{"text": ["a"]}', "line 2: text is (a list of 1), not a text"),
-        ('{"text": "\\ud800"}', "line 2: text has half of a character"),
+        ('{"text": "\\ud800"}', "line 2: text has an incomplete character"),
         ("[" * 10**5, "line 2: "),
         (
             '{"id": "b", "split": "test", "text": "x", "label": true}',
@@ -370,7 +370,7 @@ def test_missing_valid_split_is_drawn_by_video_where_known(tmp_path: Path) -> No
 
 def test_valid_split_that_would_be_too_small_is_refused(tmp_path: Path) -> None:
     pq.write_table(rows_of(100), tmp_path / "own.parquet")
-    assert "Mark utterances" in refusal(tmp_path / "own.parquet")
+    assert "Mark more utterances" in refusal(tmp_path / "own.parquet")
 
 
 def test_upper_case_transcripts_and_missing_texts_are_noted_and_kept(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_other_counts_than_the_fact_sheets_are_noted(tmp_path: Path) -> None:
     path = write(tmp_path / "mosi.csv", HEADER + ROWS)
     _, info = import_source(path, ImportOptions(dataset="mosi"))
     assert info.notes[:1] == (
-        "1/1/1 utterances in train/valid/test, where CMU-MOSI is known with 1281/229/685 or 1284/229/686",
+        "1/1/1 utterances in train/valid/test, but CMU-MOSI usually has 1281/229/685 or 1284/229/686",
     )
 
 
@@ -440,7 +440,7 @@ def test_two_classes_are_made_of_regression_labels(tmp_path: Path) -> None:
         **{"a": 0, "d": 1, "e": 0, "f": 1, "g": 1, "h": 0}
     }
     assert (info.task, info.label_range) == ("classification", (0, 1))
-    assert "above 3 against below; 2 of 8 utterances labelled 3 are left out" in " ".join(info.notes)
+    assert "above and below 3; 2 of 8 utterances labelled 3 are left out" in " ".join(info.notes)
     assert options.command(tmp_path / "own.parquet").endswith("--label-range 1 5 --binarize")
 
 
@@ -460,7 +460,7 @@ def test_own_classes(tmp_path: Path) -> None:
     [
         ({"dataset": "mosi", "task": "classification"}, "mosi is annotated for regression; --binarize makes two"),
         ({"dataset": "mustard", "task": "regression"}, "mustard is annotated for classification$"),
-        ({"dataset": "mustard", "binarize": True}, "these have two classes already"),
+        ({"dataset": "mustard", "binarize": True}, "already has two classes"),
         ({"dataset": "own", "task": "classification", "label_range": (-1, 1)}, "two classes are labelled 0 and 1"),
     ],
 )
@@ -481,7 +481,7 @@ def test_texts_of_several_splits_are_noted(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
     _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", label_range=(0, 2)))
     (note,) = [note for note in info.notes if "more than one" in note]
-    assert note == "1 texts stand in more than one of train, valid and test, with the same context"
+    assert note == "1 texts are in more than one of train, valid and test, with the same context"
 
 
 def made_up() -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_what_a_reader_of_results_should_know(folder: Path) -> None:
     raw = ur_funny.read(folder)
     assert raw.files == ((folder / LANGUAGE, 11), *((folder / name, 0) for name in NAMES[1:]))
     assert raw.notes == (
-        "1 of 12 labelled samples are in no fold, and left out",
+        "1 of 12 labelled samples are in no fold and are left out",
         f"audio from {COVAREP}, rows of 81 values",
         f"vision from {OPENFACE}, rows of 371 values",
     )
@@ -179,7 +179,7 @@ def test_missing_files_are_named(folder: Path, missing: tuple[str, ...]) -> None
     for name in missing:
         (folder / name).unlink()
     message = refusal(folder, FORCED)
-    assert message.startswith(f"{folder}: no file begins as UR-FUNNY's ")
+    assert message.startswith(f"{folder}: no file of UR-FUNNY's ")
     lacking, _, found = message.partition("Found: ")
     for name in NAMES:
         assert (f"({name})" in lacking) == (name in missing)
@@ -193,7 +193,7 @@ def test_a_modality_may_be_missing(folder: Path, name: str) -> None:
     modality, other = ("audio", "vision") if name == COVAREP else ("vision", "audio")
     check(table, {other: OPENFACE if name == COVAREP else COVAREP})
     assert modality not in table.column_names
-    assert f"no {modality}: none of the files begins as {name} does" in info.notes
+    assert f"no {modality}: the folder has no file such as {name}" in info.notes
 
 
 def resized(content: Content, **widths: int) -> Content:
@@ -207,27 +207,27 @@ def test_modalities_of_other_widths(tmp_path: Path, covarep: int, openface: int)
     folder = write(tmp_path / "own", resized(content_of(), covarep=covarep, openface=openface))
     table, info = import_source(folder, MINE)
     assert (info.audio_dim, info.vision_dim) == (covarep, openface)
-    assert any("the wider is taken as vision" in note for note in info.notes) == ((covarep, openface) != (81, 371))
+    assert any("the wider file is vision" in note for note in info.notes) == ((covarep, openface) != (81, 371))
     assert table["audio"].to_pylist()[0] == rows_of(ALL[0], covarep).astype(np.float32).tolist()
 
 
 def test_modalities_that_cannot_be_told(tmp_path: Path) -> None:
     folder = write(tmp_path / "own", resized(content_of(), covarep=9, openface=9))
     assert refusal(folder, FORCED) == (
-        f"{COVAREP} and {OPENFACE} both have rows of 9 values: they cannot be audio and vision"
+        f"{COVAREP} and {OPENFACE} both have rows of 9 values: keep one file of audio and one of vision"
     )
     (folder / OPENFACE).unlink()
-    assert "rows of 9 values, neither audio's 81 nor vision's 371: alone it cannot be told" in refusal(folder, FORCED)
+    assert "rows of 9 values, but audio has 81 and vision 371" in refusal(folder, FORCED)
 
 
 def test_one_file_of_each_kind_is_kept(folder: Path) -> None:
     write(folder, {"old_labels.pkl": {5: 1}, "other.pkl": {5: features_of(5, 3)}})
     assert refusal(folder, FORCED) == (
-        f"{folder}: several files begin as UR-FUNNY's labels (humor_label_sdk.pkl) should: humor_label_sdk.pkl, "
-        "old_labels.pkl. Keep 1"
+        f"{folder}: too many files of UR-FUNNY's labels (humor_label_sdk.pkl) (humor_label_sdk.pkl, old_labels.pkl). "
+        "Keep 1"
     )
     (folder / "old_labels.pkl").unlink()
-    assert "begin as UR-FUNNY's features should: covarep_features_sdk.pkl, openface_features_sdk.pkl, " in refusal(
+    assert "too many files of UR-FUNNY's features (covarep_features_sdk.pkl, openface_features_sdk.pkl, " in refusal(
         folder, FORCED
     )
 
@@ -327,9 +327,9 @@ def test_all_faults_of_the_samples_are_named_at_once(tmp_path: Path) -> None:
     assert set(found) == {
         "train row 1 (id 5): punchline_sentence 3.5 is not a text",
         "train row 1 (id 5): label 2 is not 0 or 1",
-        "train row 2 (id 64): its sentences are a list of 1, not in a dict",
+        "train row 2 (id 64): the sample is a list of 1, not a dict of sentences",
         "train row 2 (id 64): label '1' is not 0 or 1",
-        f"train row 3 (id 1001): {LANGUAGE} does not have it",
+        f"train row 3 (id 1001): {LANGUAGE} does not have this id",
         "train row 4 (id 7): label is missing",
         "train row 5 (id 8): context_sentences is missing",
         "train row 6 (id 12): punchline_sentence '\\ud800' is not a text",
@@ -351,18 +351,26 @@ def test_all_faults_of_the_samples_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        (FOLDS, lambda folds: {**folds, "dev": "ab"}, "dev is not a list of ids, which are numbers or texts"),
-        (FOLDS, lambda folds: {**folds, "dev": [1, 2.5]}, "dev is not a list of ids, which are numbers or texts"),
-        (FOLDS, lambda folds: {**folds, "dev": [1, True]}, "dev is not a list of ids, which are numbers or texts"),
-        (FOLDS, lambda folds: {**folds, "dev": [10**5000]}, "dev is not a list of ids, which are numbers or texts"),
+        (FOLDS, lambda folds: {**folds, "dev": "ab"}, "dev is not a list of ids, which are whole numbers or texts"),
+        (FOLDS, lambda folds: {**folds, "dev": [1, 2.5]}, "dev is not a list of ids, which are whole numbers or texts"),
+        (
+            FOLDS,
+            lambda folds: {**folds, "dev": [1, True]},
+            "dev is not a list of ids, which are whole numbers or texts",
+        ),
+        (
+            FOLDS,
+            lambda folds: {**folds, "dev": [10**5000]},
+            "dev is not a list of ids, which are whole numbers or texts",
+        ),
         (FOLDS, lambda folds: {"train": folds["train"], "test": [1]}, "not folds, a dict of train, dev, test"),
         (FOLDS, lambda folds: {**folds, "more": [1]}, "not folds, a dict of train, dev, test"),
-        (LABELS, lambda labels: {**labels, "5": 0}, "the id '5' is there twice, as a number and as a text"),
-        (LABELS, lambda labels: {**labels, None: 0}, "the id (of type NoneType) is neither a number nor a text"),
-        (LABELS, lambda labels: {**labels, "\ud800": 0}, "the id '\\ud800' is neither a number nor a text"),
-        (LANGUAGE, lambda texts: {5: {"punchline_embedding_indexes": [1]}}, "no punchline_sentence; the files of UR-F"),
+        (LABELS, lambda labels: {**labels, "5": 0}, "the id '5' occurs twice, as a number and as a text"),
+        (LABELS, lambda labels: {**labels, None: 0}, "the id (of type NoneType) is neither a whole number nor a text"),
+        (LABELS, lambda labels: {**labels, "\ud800": 0}, "the id '\\ud800' is neither a whole number nor a text"),
+        (LANGUAGE, lambda texts: {5: {"punchline_embedding_indexes": [1]}}, "no punchline_sentence"),
         (COVAREP, lambda features: {"a": features[5]}, "none of its 1 ids is in the folds"),
-        (COVAREP, lambda features: {**features, 5.5: 1}, "the id 5.5 is neither a number nor a text"),
+        (COVAREP, lambda features: {**features, 5.5: 1}, "the id 5.5 is neither a whole number nor a text"),
         (
             COVAREP,
             lambda features: {name: {"punchline_features": []} for name in features} | {IN_NO_FOLD: features[5]},
@@ -388,7 +396,7 @@ def test_a_file_of_no_known_kind_may_be_the_modality_that_is_missing(folder: Pat
     write(folder, {"features.pkl": {"x": np.ones((2, 3))}})
     import_source(folder, MINE)
     (folder / COVAREP).unlink()
-    assert "not UR-FUNNY's, and there are 1 files of features of 2" in refusal(folder, FORCED)
+    assert "not UR-FUNNY's, while the folder has 1 of 2 files of features" in refusal(folder, FORCED)
 
 
 def test_all_damaged_files_are_named_at_once(folder: Path) -> None:
@@ -408,12 +416,12 @@ def test_empty_folds(folder: Path) -> None:
     write(folder, {FOLDS: {"train": [5], "dev": [], "test": []}})
     assert refusal(folder, FORCED) == f"{folder.name}: the split test holds no utterance"
     write(folder, {FOLDS: {"train": [], "dev": [], "test": []}})
-    assert "no file begins as UR-FUNNY's folds (data_folds.pkl) should" in refusal(folder, FORCED)
+    assert "no file of UR-FUNNY's folds" in refusal(folder, FORCED)
 
 
 def test_a_pickle_that_would_run_code_is_refused(folder: Path) -> None:
     write(folder, {LABELS: {**content_of()[LABELS], 5: os.getcwd}})
-    assert "refused, nothing of it was run" in refusal(folder, FORCED)
+    assert "refused, no code of it was run" in refusal(folder, FORCED)
 
 
 @pytest.mark.parametrize("content", [b"", b"id,text\n", b"PK\x03\x04", pickle.dumps([1]), pickle.dumps({"a": [1]})])

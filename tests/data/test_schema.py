@@ -120,7 +120,7 @@ def test_faults_of_one_kind_are_told_once_with_their_number_and_remedy() -> None
             validate(table, label_range=(-3, 3), parse_faults=bad, source="t.csv", **options)
         return str(caught.value).splitlines()
 
-    lines = told(own=True)
+    lines = told(custom_range=True)
     assert lines[0] == "t.csv: 19 faults"
     assert [line.strip()[:9] for line in lines if line.startswith("  ") and line[2] != " "] == [
         "12 times:",
@@ -153,7 +153,7 @@ def test_the_remedy_is_a_range_that_holds_the_labels(
     n = len(labels)
     columns = {"id": [str(row) for row in range(n)], "split": ["train"] * n, "text": ["x"] * n, "label": labels}
     with pytest.raises(DataError) as caught:
-        validate(pa.table(columns), label_range=label_range, splits=["train"], own=True)
+        validate(pa.table(columns), label_range=label_range, splits=["train"], custom_range=True)
     assert str(caught.value).endswith(remedy)
 
 
@@ -180,13 +180,13 @@ def test_labels_that_nothing_can_be_learned_from(
 ) -> None:
     """And those that little can be: the number of rows, of each class, and how much of their range they take."""
     train = np.array(CLASSES) if task == "classification" else np.linspace(-3, 3, 50)
-    found = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, own=True)
+    found = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, custom_range=True)
     for told, expected in zip(found, (faults, notes), strict=True):
         assert len(told) == len(expected)
         assert all(one.startswith(start) for one, start in zip(told, expected, strict=True))
-    swapped = label_remarks({"train": np.array(valid), "valid": train}, task, label_range, own=True)
+    swapped = label_remarks({"train": np.array(valid), "valid": train}, task, label_range, custom_range=True)
     assert len(swapped[0]) == len(faults)
-    known = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, own=False)
+    known = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, custom_range=False)
     assert not any(note.startswith("labels run") for note in known[1])
 
 

@@ -70,7 +70,7 @@ def test_what_is_no_pickle_has_no_start(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n", "a Git LFS pointer, .* git lfs pull"),
-        (b"\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>", "a web page, .* download the file again"),
+        (b"\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>", "a web page, .* download it again"),
         (b"<html>", "a web page"),
         (b"PK\x03\x04", "a zip archive: unpack it"),
         (b"\x1f\x8b\x08", "a gzip archive: unpack it"),
@@ -91,7 +91,7 @@ def test_downloads_that_went_wrong(content: bytes, says: str, tmp_path: Path) ->
     ("member", "says"),
     [
         ("xl/workbook.xml", "an Excel workbook .*CSV in UTF-8"),
-        ("audio.npy", "an archive of numpy"),
+        ("audio.npy", "NumPy arrays"),
         ("model/data.pkl", "a file of PyTorch .*numpy"),
         ("data.csv", "a zip archive: unpack it"),
     ],
@@ -108,7 +108,7 @@ def test_older_files_of_pytorch_and_single_arrays(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a file of PyTorch"):
         check_kind(write(tmp_path, pickle.dumps(0x1950A86A20F9469CFC6C, 2)))
     np.save(tmp_path / "audio.npy", ROWS)
-    with pytest.raises(DataError, match="an array of numpy"):
+    with pytest.raises(DataError, match="a single NumPy array"):
         check_kind(tmp_path / "audio.npy")
 
 
@@ -135,7 +135,7 @@ def test_another_delimiter_is_named_and_can_be_changed(tmp_path: Path, mark: str
     path.write_text("\n".join(mark.join(cells) for cells in lines) + "\n")
     with pytest.raises(DataError) as caught:
         find_importer(path).read(path, "")
-    command = shlex.split(str(caught.value).partition("Make it so: ")[2])
+    command = shlex.split(str(caught.value).partition("Convert it: ")[2])
     command[0] = sys.executable
     subprocess.run(command, check=True, timeout=60)
     found = find_importer(Path(command[-1])).read(Path(command[-1]), "").table

@@ -40,7 +40,7 @@ def test_group_too_large_for_the_share_is_passed_over() -> None:
 
 def test_drawn_split_of_fewer_than_20_rows_is_refused() -> None:
     assert draw_valid(IDS[:200], LABELS[:200], None)[0].sum() == 20
-    with pytest.raises(DataError, match=r"190 training utterances allow one of 19 only: 20 are needed"):
+    with pytest.raises(DataError, match=r"190 training utterances are enough to draw 19 for it, but 20 are needed"):
         draw_valid(IDS[:190], LABELS[:190], None)
 
 

@@ -148,8 +148,8 @@ def attacks(file: str) -> dict[str, tuple[bytes, str]]:
         "OBJ": (f"(cos\nsystem\nS'{command}'\no.".encode(), "os.system"),
         "a dotted name": (b"\x80\x04\x8c\x08builtins\x8c\x0dset.__class__\x93.", "builtins.set.__class__"),
         "another codec": (pickle.dumps(Calls(codecs.encode, "x" * 9, "zip")), "encod"),
-        "memory": (b"cbuiltins\nbytearray\n(L99999999999999L\ntR.", "bytes that are made"),
-        "memory of bytes": (b"c__builtin__\nbytes\n(L99999999999999L\ntR.", "bytes that are made"),
+        "memory": (b"cbuiltins\nbytearray\n(L99999999999999L\ntR.", "a call of bytearray with a number"),
+        "memory of bytes": (b"c__builtin__\nbytes\n(L99999999999999L\ntR.", "a call of bytes with arguments"),
         "the state of a function": (b"c_codecs\nencode\n}(S'a'\nI1\nub.", "the state of a function"),
         "slots of a function": (b"c_codecs\nencode\nN}(S'__doc__'\nI1\nu\x86b.", "the state of a function"),
         "a subclass of arrays": (
@@ -165,7 +165,7 @@ def test_what_is_no_data_is_refused_by_name_and_not_run(name: str, tmp_path: Pat
     target = tmp_path / "written"
     content, says = attacks(str(target))[name]
     path = write(tmp_path, content)
-    with pytest.raises(RefusedError, match=r"refused, nothing of it was run") as caught:
+    with pytest.raises(RefusedError, match=r"refused, no code of it was run") as caught:
         read_pickle(path)
     assert says in str(caught.value)
     assert caught.value.exit_code == 3

@@ -1,8 +1,8 @@
-"""Importers, a module per foreign format, and the way from what they read to a valid utterance table.
+"""Import foreign files into a valid utterance table, with a module for each format.
 
-An importer is a module of this package with `VARIANTS`, the ways in which its files can be read, and two functions:
-`files(source)`, the files of its format that a source consists of (none where it is of another format), and
-`read(source, variant)`, which returns a `RawTable`. To add a format, add a module.
+An importer is a module of this package with `VARIANTS`, the ways to read its files, and two functions:
+`files(source)` lists the files of its format in a source (none for another format), and `read(source, variant)`
+returns a `RawTable`. To add a format, add a module.
 """
 
 from __future__ import annotations
@@ -32,50 +32,47 @@ from grcf_ray.errors import ConfigError, DataError
 
 
 class Importer(Protocol):
-    """What a module of this package offers."""
+    """The interface of a module of this package."""
 
     VARIANTS: Mapping[str, str]
-    """Ways to read the files, such as the folds of a protocol, and what each is; the first is the default."""
+    """Ways to read the files, such as the folds of a protocol, with a description; the first is the default."""
 
     def files(self, source: Path) -> list[Path]:
-        """The files of this format that the source consists of; none where it is of another format.
-
-        By their content, from a few bytes of each: a file may take gigabytes.
-        """
+        """List the files of this format in a source, by the first bytes of each; none for another format."""
 
     def read(self, source: Path, variant: str) -> RawTable:
-        """Their rows; DataError with all that makes them unreadable. variant: one of `VARIANTS`, or empty."""
+        """Read the rows; DataError with all faults of unreadable files. variant: one of `VARIANTS`, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """How a source is to be read; ConfigError where fact sheet and label range do not fit each other."""
+    """The options of an import; ConfigError if they contradict the fact sheet."""
 
     dataset: str
-    """Data set, known or the user's own."""
+    """Name of a known data set, or of the user's own."""
     label_range: tuple[float, float] | None = None
-    """Lowest and highest label; None takes the fact sheet's."""
+    """Lowest and highest label; None for those of the fact sheet."""
     non_finite: Literal["fail", "zero"] = "fail"
     """What to do with NaN and infinity in audio and vision."""
     format: str = "auto"
     """Importer's name, or `auto`."""
     variant: str = ""
-    """Which of the importer's `VARIANTS`; empty takes its default."""
+    """One of the importer's `VARIANTS`; empty for its default."""
     task: Task | None = None
-    """Kind of label of the user's own data; None takes the fact sheet's, or regression."""
+    """Kind of label of the user's own data; None for that of the fact sheet, or regression."""
     binarize: bool = False
-    """Make two classes of regression labels: above the centre of their range against below; the centre is left out."""
+    """Make two classes of regression labels, above and below the centre of their range; leave out the centre."""
 
     def __post_init__(self) -> None:
         low, high = self.limits()
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ConfigError(f"label range {low:g} {high:g}: two finite numbers, the lower one first")
+            raise ConfigError(f"label range {low:g} {high:g}: give two finite numbers, the lower one first")
         facts = self.facts()
         if facts and self.task not in (None, facts.task):
-            makes = "; --binarize makes two classes of it" if facts.task == "regression" else ""
-            raise ConfigError(f"--task {self.task}: {self.dataset} is annotated for {facts.task}{makes}")
+            remedy = "; --binarize makes two classes of it" if facts.task == "regression" else ""
+            raise ConfigError(f"--task {self.task}: {self.dataset} is annotated for {facts.task}{remedy}")
         if self.binarize and self.kind() == "classification":
-            raise ConfigError("--binarize is for labels of regression; these have two classes already")
+            raise ConfigError("--binarize is for regression labels; this data already has two classes")
         if self.kind() == "classification" and (low, high) != (0, 1):
             raise ConfigError(f"label range {low:g} {high:g}: two classes are labelled 0 and 1")
         if facts and facts.label_range != (low, high):
@@ -86,16 +83,16 @@ class ImportOptions:
             )
 
     def facts(self) -> datasets.DatasetFacts | None:
-        """The fact sheet, None for the user's own data."""
+        """Return the fact sheet; None for the user's own data."""
         return datasets.find(self.dataset)
 
     def kind(self) -> Task:
-        """The kind of label of the files, given or known."""
+        """Return the kind of label in the files, given or known."""
         facts = self.facts()
         return self.task or (facts.task if facts else "regression")
 
     def limits(self) -> tuple[float, float]:
-        """The label range, given or known."""
+        """Return the label range, given or known."""
         if self.label_range is not None:
             return self.label_range
         if self.task == "classification" and self.facts() is None:
@@ -103,7 +100,7 @@ class ImportOptions:
         return datasets.get(self.dataset).label_range
 
     def command(self, source: Path, out: Path | None = None) -> str:
-        """The import as one would type it. out: the folder to write; None for the usual one."""
+        """Return the command line of the import. out: the folder to write; None for the default."""
         words = ["python", "-m", "grcf_ray.data", "import", str(source), "--dataset", self.dataset]
         if self.label_range is not None:
             words += ["--label-range", *(f"{edge:g}" for edge in self.label_range)]
@@ -121,48 +118,48 @@ class ImportOptions:
 
 
 def formats() -> Mapping[str, Importer]:
-    """The importers by name."""
+    """Return the importers by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return {name: cast(Importer, importlib.import_module(f"{__name__}.{name}")) for name in names}
 
 
 def find_importer(source: Path, name: str = "auto") -> Importer:
-    """The importer of this name, else the one that recognises the source."""
-    known = formats()
-    if name not in ("auto", *known):
-        raise ConfigError(f"unknown format {name!r}. Known: auto, {', '.join(known)}")
+    """Return the importer of this name or, for `auto`, the importer that recognises the source."""
+    importers = formats()
+    if name not in ("auto", *importers):
+        raise ConfigError(f"unknown format {name!r}. Known: auto, {', '.join(importers)}")
     if not source.exists():
         raise DataError(f"{source} does not exist")
-    found = [name] if name != "auto" else [name for name in known if known[name].files(source)]
-    if not found:
+    names = [name] if name != "auto" else [name for name in importers if importers[name].files(source)]
+    if not names:
         if source.is_dir():
             check_folder(source)
         for path in files_of(source):
             check_kind(path)
-        raise DataError(f"{source}: no data of a known format ({', '.join(known)})")
-    if len(found) > 1:
-        raise DataError(f"{source} holds several formats ({', '.join(found)}). Name the file, or give --format")
-    return known[found[0]]
+        raise DataError(f"{source}: no data of a known format ({', '.join(importers)})")
+    if len(names) > 1:
+        raise DataError(f"{source} holds several formats ({', '.join(names)}). Name the file, or give --format")
+    return importers[names[0]]
 
 
 def import_source(source: Path, options: ImportOptions, *, out: Path | None = None) -> tuple[pa.Table, TableInfo]:
     """Read foreign files into an utterance table; DataError with all faults of all rows.
 
-    out: the folder that the caller was told to write it to, for the command that an error may suggest; None for none.
+    out: the folder that the user gave for the table, which the command in an error repeats; None without one.
     """
     try:
         importer = find_importer(source, options.format)
         variants = list(importer.VARIANTS)
         if options.variant not in ("", *variants):
-            known = f"Known: {', '.join(variants)}" if variants else "its files can be read in one way only"
-            raise ConfigError(f"{source}: no variant {options.variant!r}. {known}")
+            known = f"Known: {', '.join(variants)}" if variants else "This format has no variants"
+            raise ConfigError(f"{source}: unknown variant {options.variant!r}. {known}")
         raw = importer.read(source, options.variant or next(iter(variants), ""))
         sources = [Source.of(path) for path, _ in raw.files]
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read ({error.strerror})") from error
     facts, task, limits = options.facts(), options.kind(), options.limits()
     zero = options.non_finite == "zero"
-    table = _with_own_split_names(raw.table)
+    table = _with_split_names(raw.table)
     validate(
         table,
         task=task,
@@ -174,9 +171,9 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         source=source.name or str(source),
         place=raw.place,
         command=options.command(source, out),
-        own=facts is None,
+        custom_range=facts is None,
     )
-    # The rows as they were read make room for those that are written.
+    # Free the rows as read before the converted rows are made.
     raw = replace(raw, table=raw.table.schema.empty_table())
     notes = [*raw.notes, *(_zeroed(table) if zero else [])]
     if options.binarize:
@@ -200,11 +197,15 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
     return table, replace(info, notes=(*notes, *_observations(table, info, facts)))
 
 
-def _with_own_split_names(table: pa.Table) -> pa.Table:
+def _with_split_names(table: pa.Table) -> pa.Table:
+    """Replace the field's names of the splits by train, valid and test."""
     codes = table["split"].combine_chunks().dictionary_encode()
-    ours = [SPLIT_ALIASES.get(name.strip().lower(), name) for name in codes.dictionary.to_pylist()]
-    column = pc.take(pa.array(ours, pa.string()), codes.indices)
-    return table.set_column(table.column_names.index("split"), "split", column)
+    names = [SPLIT_ALIASES.get(name.strip().lower(), name) for name in codes.dictionary.to_pylist()]
+    return _with_column(table, "split", pc.take(pa.array(names, pa.string()), codes.indices))
+
+
+def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 def _binarized(table: pa.Table, *, center: float) -> tuple[pa.Table, str]:
@@ -212,10 +213,10 @@ def _binarized(table: pa.Table, *, center: float) -> tuple[pa.Table, str]:
     kept = table.filter(pa.array(offset_N != 0))
     classes = pa.array((offset_N[offset_N != 0] > 0).astype(np.float64))
     note = (
-        f"two classes were made of its labels: above {center:g} against below; {table.num_rows - kept.num_rows} of "
+        f"labels were made into two classes, above and below {center:g}; {table.num_rows - kept.num_rows} of "
         f"{table.num_rows} utterances labelled {center:g} are left out"
     )
-    return kept.set_column(kept.column_names.index("label"), "label", classes), note
+    return _with_column(kept, "label", classes), note
 
 
 def _with_valid(table: pa.Table, *, classes: bool) -> tuple[pa.Table, str]:
@@ -227,7 +228,7 @@ def _with_valid(table: pa.Table, *, classes: bool) -> tuple[pa.Table, str]:
     valid_N, note = draw_valid(ids, train["label"].to_numpy(), groups, classes=classes)
     drawn = pa.array([name for name, valid in zip(ids, valid_N, strict=True) if valid])
     column = pc.if_else(pc.is_in(table["id"], value_set=drawn), "valid", table["split"])
-    return table.set_column(table.column_names.index("split"), "split", column), note
+    return _with_column(table, "split", column), note
 
 
 def _zeroed(table: pa.Table) -> list[str]:
@@ -238,7 +239,7 @@ def _zeroed(table: pa.Table) -> list[str]:
 
 
 def _lacking(table: pa.Table) -> list[str]:
-    """Notes on modalities that utterances lack, before one that all lack loses its column."""
+    """List the modalities that utterances lack, before `conform` drops a modality that all lack."""
     rows = {
         name: pc.fill_null(pc.list_value_length(table[name]), 0) for name in MODALITIES if name in table.column_names
     }
@@ -249,22 +250,24 @@ def _lacking(table: pa.Table) -> list[str]:
 def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts | None) -> list[str]:
     notes = []
     if info.transcripts == "upper":
-        notes.append("the transcripts are upper case; they are kept as they are, and lower-cased for the encoder")
+        notes.append("the transcripts are upper case; they are stored unchanged, and lower-cased for the text encoder")
     if textless := pc.sum(pc.equal(table["text"], "")).as_py():
         notes.append(f"{textless} of {table.num_rows} utterances have no text")
     if shared := _shared_texts(table):
-        notes.append(f"{shared} texts stand in more than one of train, valid and test, with the same context")
+        notes.append(f"{shared} texts are in more than one of train, valid and test, with the same context")
     if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:
-        here, known = split_sizes(info.splits), " or ".join(split_sizes(release) for release in facts.splits)
-        notes.append(f"{here} utterances in train/valid/test, where {facts.title} is known with {known}")
+        known = " or ".join(split_sizes(release) for release in facts.splits)
+        notes.append(
+            f"{split_sizes(info.splits)} utterances in train/valid/test, but {facts.title} usually has {known}"
+        )
     return notes
 
 
 def _shared_texts(table: pa.Table) -> int:
-    """Texts, each with what was said before it, that more than one split has; the empty one aside."""
-    before = table["context"].to_pylist() if "context" in table.column_names else [None] * table.num_rows
+    """Count the texts that more than one split has with the same context, empty texts aside."""
+    contexts = table["context"].to_pylist() if "context" in table.column_names else [None] * table.num_rows
     splits: dict[tuple[str, ...], set[str]] = {}
-    for text, said, split in zip(table["text"].to_pylist(), before, table["split"].to_pylist(), strict=True):
+    for text, context, split in zip(table["text"].to_pylist(), contexts, table["split"].to_pylist(), strict=True):
         if text:
-            splits.setdefault((*(said or ()), text), set()).add(split)
-    return sum(len(found) > 1 for found in splits.values())
+            splits.setdefault((*(context or ()), text), set()).add(split)
+    return sum(len(names) > 1 for names in splits.values())

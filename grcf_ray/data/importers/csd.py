@@ -1,11 +1,13 @@
-"""Folders of the CMU-MultimodalSDK: `.csd` files, each one sequence of features of many videos, and the folds.
+"""Import folders of the CMU-MultimodalSDK: `.csd` files, each a sequence of features of many videos, and the folds.
 
-A file is HDF5: one group, whose name says what the sequence is, with `data/<video>/features` [n, d] and
-`data/<video>/intervals` [n, 2], in seconds. Needed are the words (features of text), the labels, and a file of folds:
-JSON such as {"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK's own `cmu_mosi_std_folds.py`.
+A file is HDF5 with one group, named after the sequence, with `data/<video>/features` [n, d] and
+`data/<video>/intervals` [n, 2], in seconds. An import needs the words (features of text), the labels, and a file of
+folds: JSON such as {"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK's own
+`cmu_mosi_std_folds.py`.
 
-A label's interval is one utterance, `video[i]` by the interval's place in the file, as the SDK numbers them. Its words
-are those whose middle lies in it; audio and vision get a row for each word, the mean of the rows that overlap it.
+The interval of a label is one utterance, `video[i]` by the interval's place in the file, as the SDK numbers them. It
+has the words with their middle in the interval. Audio and vision get a row for each word: the mean of the rows that
+overlap it.
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ import pyarrow as pa
 
 from grcf_ray.data.frames import joined
 from grcf_ray.data.hdf5 import dataset, is_text, member, opened, reading
-from grcf_ray.data.raw import RAW_SCHEMA, RawTable
+from grcf_ray.data.raw import RawTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES, SPLITS
-from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5
+from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5, only_file
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import repaired_text
 from grcf_ray.errors import DataError, collect_error, data_error
 
 _KNOWN = "known"
 VARIANTS: dict[str, str] = {
-    "whole": "every sequence of the folder is used, or known not to be needed",
-    _KNOWN: "sequences of no known kind are left out",
+    "whole": "every sequence of the folder is used or of a kind that is not needed",
+    _KNOWN: "sequences of unknown kinds are left out",
 }
 
-# Parts of a name without its punctuation, and the role that each tells, the first of these that a name has: the
-# features of the paper before other ones, MOSEI's COVAREP as its file spells it, and None for what is not needed.
+# Parts of a name without punctuation, and the role of each; the first part that a name has counts. The features of the
+# paper come before others; "coavarep" is the spelling in MOSEI's file; None marks a sequence that is not needed.
 _PARTS = (
     ("covarep", "audio"),
     ("coavarep", "audio"),
@@ -66,25 +68,25 @@ _PARTS = (
     ("word", "words"),
 )
 _WIDTHS = {74: "audio", 35: "vision", 47: "vision", 713: "vision"}
-"""Of COVAREP, FACET 4.2, FACET 4.1 and OpenFace 2."""
+"""Widths of COVAREP, FACET 4.2, FACET 4.1 and OpenFace 2."""
 _ROLES = ("labels", "words", *MODALITIES)
 _NEEDED = {
     "labels": "labels, such as CMU_MOSI_Opinion_Labels.csd",
     "words": "words (features of text), such as CMU_MOSI_TimestampedWords.csd",
 }
 _NO_FOLDS = (
-    "no file says which videos are for training and which for testing: put folds.json beside the sequences, "
+    "no file of folds (the videos of each split): put folds.json beside the sequences, "
     '{"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK\'s own, such as cmu_mosi_std_folds.py'
 )
 _LEAVE_OUT = f"move it out of the folder, or give --variant {_KNOWN}"
 _RENAME = "name its file after its kind (covarep, opensmile, facet, openface, labels)"
 _MOST_LABELS = 7
 _NO_WORDS = {"sp", "NW"}
-"""A pause, and no word: what aligners write between words."""
-# The SDK's: what is shorter is no overlap.
+"""Marks of aligners for a pause and for no word."""
+# Shortest overlap, as in the SDK.
 _SECONDS = 1e-5
 _LARGEST_OVERLAP = 50
-"""Utterances that each word of a video may be in, on average."""
+"""Most utterances for each word of a video, on average."""
 _HEAD = 1 << 16
 _JSON_FOLDS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:train|valid|validation|val|dev|test)"\s*:\s*\[')
 _SDK_FOLDS = re.compile(
@@ -98,45 +100,42 @@ Spans = npt.NDArray[np.float64]
 
 
 def files(source: Path) -> list[Path]:
-    """The sequences of a source; in a folder that has some, also HDF5 files that are damaged."""
-    if source.is_file():
-        return [source] if is_hdf5(source) and _is_sequence(source) is not False else []
-    found = {path: _is_sequence(path) for path in files_of(source) if is_hdf5(path)}
-    return [path for path, answer in found.items() if answer is not False] if True in found.values() else []
+    """List the sequences of a source, and the damaged HDF5 files of a folder that has sequences."""
+    answers = {path: _is_sequence(path) for path in files_of(source) if is_hdf5(path)}
+    sequences = [path for path, answer in answers.items() if answer is not False]
+    return sequences if source.is_file() or True in answers.values() else []
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Align the sequences of a folder to its labels; DataError with all that is missing or damaged."""
+    """Align the sequences of a folder to its labels; DataError names everything that is missing or damaged."""
     paths = files(source)
     if not paths:
         if source.is_file():
             check_kind(source)
-        raise DataError(f"{source}: no computational sequence, an HDF5 file with one group that has data in it")
+        raise DataError(f"{source}: no computational sequence (an HDF5 file with one group that has data)")
     folds_path = _folds_file(source)
     problems: list[str] = []
     if source.is_dir():
-        unused = "" if variant == _KNOWN else f"no computational sequence: {_LEAVE_OUT}"
+        unused = "" if variant == _KNOWN else f"not a computational sequence: {_LEAVE_OUT}"
         problems = folder_faults(source, [*paths, *([folds_path] if folds_path else [])], unused=unused)
     with ExitStack() as stack:
         sequences = _opened(source, paths, stack, problems)
         if source.is_file():
-            raise DataError(f"{source}: one sequence alone; give the folder that has the others, and the folds")
+            raise DataError(f"{source}: a single sequence: give the folder with the other sequences and the folds")
         chosen, notes, unknown = _roles(sequences)
-        problems = [f"no sequence of {what}" for role, what in _NEEDED.items() if role not in chosen]
+        problems = [f"no sequence of {kind}" for role, kind in _NEEDED.items() if role not in chosen]
         problems += unknown if variant != _KNOWN else []
         if "labels" in chosen and any("[" in video for video in chosen["labels"].videos):
-            problems.append(
-                "its labels are of utterances already, not of videos: give the files as they are downloaded"
-            )
+            problems.append("its labels are of utterances, not of videos: give the files as downloaded")
         if folds_path is None:
             raise data_error(source, [*problems, _NO_FOLDS])
         if problems:
             raise data_error(source, problems)
         folds = _read_folds(folds_path)
         notes += _fold_notes(folds, chosen["labels"])
-        table, lacking = _aligned(source, chosen, folds)
+        table, missing = _aligned(source, chosen, folds)
     labels, *others = (chosen[role].path for role in _ROLES if role in chosen)
-    notes += [f"{what}: {count}" for what, count in lacking.items() if count]
+    notes += [f"{kind}: {count}" for kind, count in missing.items() if count]
     return RawTable(
         table=table,
         files=((labels, table.num_rows), *((path, 0) for path in (*others, folds_path))),
@@ -147,17 +146,17 @@ def read(source: Path, variant: str = "") -> RawTable:
 
 @dataclass(frozen=True)
 class _Place:
-    """What a sequence is: its role, None where none needs it, and its rank among those of that role."""
+    """The role of a sequence, None if it is not needed, and its rank among sequences of that role."""
 
     role: str | None
     rank: int
     named: bool
-    """Whether a name tells it, not its content alone."""
+    """Whether a name gives the role, not only the content."""
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """An open file: what its root group is called, and its videos."""
+    """An open file: the name of its root group, and its videos."""
 
     path: Path
     name: str
@@ -168,24 +167,24 @@ class _Sequence:
 
     @classmethod
     def of(cls, path: Path, file: Any) -> _Sequence:
-        """Look at its names and its first video; DataError where there is none."""
+        """Read the names in a file and its first video; DataError without any."""
         with reading(path):
             roots = list(itertools.islice(file, 2))
             if len(roots) != 1:
-                raise DataError("its root holds no single group")
+                raise DataError("its root does not hold exactly one group")
             data = member(member(file, roots[0], h5py.Group), "data", h5py.Group)
             videos = dict.fromkeys(data)
             if not videos:
-                raise DataError("it has no video")
+                raise DataError("it has no videos")
             features = dataset(member(data, next(iter(videos)), h5py.Group), "features")
             name = roots[0].encode("utf-8", "replace").decode()
             return cls(path, name, data, videos, is_text(features.dtype), _width(features))
 
     def place(self) -> _Place | None:
-        """What it is: as its root's name says, else its file's, else its width; None where nothing tells it."""
+        """Return the role by the root's name, else by the file's name, else by the width; None if unknown."""
         named = [place for place in (_named(self.name, 0), _named(self.path.stem, len(_PARTS))) if place]
         if self.is_text:
-            # Of texts, only words are needed; whatever their name, unless it is that of something else.
+            # Texts are words, unless their name or width is that of something else.
             other = self.width > 1 or any(place.role != "words" for place in named[:1])
             return _Place(None if other else "words", named[0].rank if named else 2 * len(_PARTS), True)
         named = [place for place in named if place.role != "words"]
@@ -195,7 +194,7 @@ class _Sequence:
         return _Place(role, 2 * len(_PARTS), False) if role else None
 
     def read(self, video: str) -> tuple[npt.NDArray[Any], Spans] | None:
-        """Features [n, d] and intervals of a video, None where it has no row; DataError where they are amiss."""
+        """Read features [n, d] and intervals of a video; None without a row, DataError if they are malformed."""
         if video not in self.videos:
             return None
         with reading(self.path, f"video {video!r}: "):
@@ -216,7 +215,7 @@ class _Sequence:
 
 
 def _is_sequence(path: Path) -> bool | None:
-    """Whether an HDF5 file has one group at its root with data in it, or a link there; None where it is damaged."""
+    """Return whether an HDF5 file has one root group with data, or a link at its root; None for a damaged file."""
     try:
         with opened(path) as file, reading(path):
             roots = list(itertools.islice(file, 2))
@@ -231,13 +230,13 @@ def _is_sequence(path: Path) -> bool | None:
 
 
 def _opened(source: Path, paths: Iterable[Path], stack: ExitStack, problems: list[str]) -> list[_Sequence]:
-    found = [
+    sequences = [
         collect_error(problems, lambda path: _Sequence.of(path, stack.enter_context(opened(path))), path)
         for path in paths
     ]
     if problems:
         raise data_error(source, problems, named=True)
-    return [sequence for sequence in found if sequence]
+    return [sequence for sequence in sequences if sequence]
 
 
 def _width(dataset: Any) -> int:
@@ -245,30 +244,33 @@ def _width(dataset: Any) -> int:
 
 
 def _named(name: str, rank: int) -> _Place | None:
-    """What a name tells of a sequence; rank: that of the first part."""
+    """Return the role that a name gives; rank: the rank of the first part."""
     plain = re.sub("[^a-z0-9]", "", name.lower())
-    found = next((place for place, (part, _) in enumerate(_PARTS) if part in plain), None)
-    return None if found is None else _Place(_PARTS[found][1], rank + found, True)
+    matches = (_Place(role, rank + place, True) for place, (part, role) in enumerate(_PARTS) if part in plain)
+    return next(matches, None)
 
 
 def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[str], list[str]]:
-    """The best sequence for each role that any has, notes, and what is wrong with those of which nothing tells it."""
-    places = [one.place() for one in sequences]
+    """Return the best sequence of each role, notes, and a fault for each sequence of unknown role."""
+    places = [sequence.place() for sequence in sequences]
     chosen: dict[str, _Sequence] = {}
     for role in _ROLES:
         ranked = [(place.rank, index) for index, place in enumerate(places) if place and place.role == role]
         if ranked:
             chosen[role] = sequences[min(ranked)[1]]
-    left = [(one, place) for one, place in zip(sequences, places, strict=True) if one not in chosen.values()]
-    notes = ["the words of an utterance are those whose middle lies in its label's interval"]
-    notes.append(", ".join(f"{role} from {one.name} ({one.path.name})" for role, one in chosen.items()))
-    if left:
-        notes.append("not used: " + ", ".join(f"{one.name} ({one.path.name})" for one, _ in left))
+    unused = [
+        (sequence, place) for sequence, place in zip(sequences, places, strict=True) if sequence not in chosen.values()
+    ]
+    notes = ["an utterance has the words with their middle in its label's interval"]
+    notes.append(", ".join(f"{role} from {sequence.name} ({sequence.path.name})" for role, sequence in chosen.items()))
+    if unused:
+        notes.append("not used: " + ", ".join(f"{sequence.name} ({sequence.path.name})" for sequence, _ in unused))
     if "labels" in chosen and (width := chosen["labels"].width) > 1:
         notes.append(f"the label is the first of {width} columns of {chosen['labels'].name}")
     unknown = [
-        f"{one.path.name}: nothing tells what {one.name!r}, rows of {one.width} values, is: {_RENAME}, {_LEAVE_OUT}"
-        for one, place in left
+        f"{sequence.path.name}: {sequence.name!r}, rows of {sequence.width} values, is of unknown kind: {_RENAME}, "
+        f"{_LEAVE_OUT}"
+        for sequence, place in unused
         if not place or not place.named
     ]
     return chosen, notes, unknown
@@ -276,9 +278,7 @@ def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[s
 
 def _folds_file(source: Path) -> Path | None:
     found = [path for path in files_of(source) if source.is_dir() and _has_folds(path)]
-    if len(found) > 1:
-        raise DataError(f"{source}: several files of folds ({', '.join(path.name for path in found)}). Keep one")
-    return found[0] if found else None
+    return only_file(source, found, "folds") if found else None
 
 
 def _has_folds(path: Path) -> bool:
@@ -288,16 +288,16 @@ def _has_folds(path: Path) -> bool:
 
 
 def _read_folds(path: Path) -> dict[str, list[str]]:
-    """The videos of each split; DataError where one is missing, or a video is in two."""
+    """Read the videos of each split; DataError if a split is missing, or a video is in two."""
     folds: dict[str, list[str]] = {}
     try:
         text = path.read_text("utf-8-sig")
-        named = json.loads(text) if text.lstrip().startswith("{") else _evaluated(text)
-        for name, videos in named.items():
+        lists = json.loads(text) if text.lstrip().startswith("{") else _evaluated(text)
+        for name, videos in lists.items():
             if (split := SPLIT_ALIASES.get(name)) is None:
                 continue
             if split in folds or not isinstance(videos, list):
-                raise ValueError(f"{name} is not the only list of videos of its split")
+                raise ValueError(f"{name} is not a list, or not the only one of its split")
             "".join(videos).encode()
             folds[split] = list(dict.fromkeys(videos))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
@@ -315,14 +315,15 @@ def _evaluated(text: str) -> dict[str, Any]:
 
 
 def _fold_notes(folds: Mapping[str, list[str]], labels: _Sequence) -> Iterable[str]:
-    named = dict.fromkeys(itertools.chain.from_iterable(folds.values()))
-    if left := [video for video in labels.videos if video not in named]:
-        yield f"{_some(left)} with labels in no fold, and left out"
-    if lacking := [video for video in named if video not in labels.videos]:
-        yield f"{_some(lacking)} of the folds without labels"
+    videos = dict.fromkeys(itertools.chain.from_iterable(folds.values()))
+    if left_out := [video for video in labels.videos if video not in videos]:
+        yield f"{_some(left_out)} with labels in no fold, left out"
+    if unlabelled := [video for video in videos if video not in labels.videos]:
+        yield f"{_some(unlabelled)} of the folds without labels"
 
 
 def _some(videos: Sequence[str]) -> str:
+    """Count videos, and name the first few."""
     shown = ", ".join(repr(video) for video in videos[:_VIDEOS_SHOWN])
     more = ", ..." if len(videos) > _VIDEOS_SHOWN else ""
     return f"{len(videos)} video{'s' * (len(videos) > 1)} ({shown}{more})"
@@ -331,43 +332,37 @@ def _some(videos: Sequence[str]) -> str:
 def _aligned(
     source: Path, chosen: Mapping[str, _Sequence], folds: Mapping[str, list[str]]
 ) -> tuple[pa.Table, Counter[str]]:
-    """An utterance for each label, and how often what is lacking."""
+    """Make an utterance of each label; count videos and words without data of a role."""
     tables: list[pa.Table] = []
     problems: list[str] = []
-    lacking: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
     for split, videos in folds.items():
         columns: dict[str, list[Any]] = {name: [] for name in ("id", "text", "label", "video_id")}
         columns |= {role: [] for role in MODALITIES if role in chosen}
         for video in videos:
-            found = _read_all(video, chosen, problems)
-            if "labels" in found:
-                lacking.update(f"videos without {role}" for role in chosen if role not in found)
-                lacking.update(collect_error(problems, _add_utterances, columns, video, found) or {})
+            answers = {role: collect_error(problems, sequence.read, video) for role, sequence in chosen.items()}
+            data = {role: answer for role, answer in answers.items() if answer is not None}
+            if "labels" in data:
+                missing.update(f"videos without {role}" for role in chosen if role not in data)
+                missing.update(collect_error(problems, _add_utterances, columns, video, data) or {})
         columns["split"] = [split] * len(columns["id"])
         tables.append(_table(columns, {role: chosen[role].width for role in MODALITIES if role in chosen}))
     if problems:
         raise data_error(source, problems, named=True)
-    return pa.concat_tables(tables), lacking
-
-
-def _read_all(
-    video: str, chosen: Mapping[str, _Sequence], problems: list[str]
-) -> dict[str, tuple[npt.NDArray[Any], Spans]]:
-    read = {role: collect_error(problems, sequence.read, video) for role, sequence in chosen.items()}
-    return {role: rows for role, rows in read.items() if rows is not None}
+    return pa.concat_tables(tables), missing
 
 
 def _add_utterances(
-    columns: dict[str, list[Any]], video: str, found: Mapping[str, tuple[npt.NDArray[Any], Spans]]
+    columns: dict[str, list[Any]], video: str, data: Mapping[str, tuple[npt.NDArray[Any], Spans]]
 ) -> Counter[str]:
-    """Those of one video, in order of time; returns how many of their words lack a row of each modality.
+    """Append the utterances of one video in order of time; count the words without a row of each modality.
 
-    DataError where far more words are in utterances than were said: the text of a small file has no end then.
+    DataError if the utterances have far more words than the video, since the text of a small file would be endless.
     """
-    label_ND, label_N2 = found["labels"]
-    words, word_W2 = _words(*found["words"]) if "words" in found else ([], np.empty((0, 2)))
-    rows = {role: _word_rows(*found[role], word_W2) for role in MODALITIES if role in found}
-    lacking: Counter[str] = Counter()
+    label_ND, label_N2 = data["labels"]
+    words, word_W2 = _words(*data["words"]) if "words" in data else ([], np.empty((0, 2)))
+    rows = {role: _word_rows(*data[role], word_W2) for role in MODALITIES if role in data}
+    missing: Counter[str] = Counter()
     middle_W = word_W2.mean(axis=1)
     left = _LARGEST_OVERLAP * (len(words) + _LARGEST_OVERLAP)
     for place in np.argsort(label_N2[:, 0], kind="stable").tolist():
@@ -375,7 +370,9 @@ def _add_utterances(
         inside = np.flatnonzero((middle_W >= start) & (middle_W < end))
         left -= len(inside)
         if left < 0:
-            raise DataError(f"video {video!r}: its labels' intervals lie over each other, and share all its words")
+            raise DataError(
+                f"video {video!r}: the intervals of its labels overlap so much that each has most of its words"
+            )
         columns["id"].append(f"{video}[{place}]")
         columns["text"].append(" ".join(words[word] for word in inside))
         columns["label"].append(float(label_ND[place, 0]))
@@ -384,14 +381,14 @@ def _add_utterances(
             if role in rows:
                 means_WD, bare_W = rows[role]
                 columns[role].append(means_WD[inside])
-                lacking[f"words without a row of {role}, which have zeros"] += int(bare_W[inside].sum())
+                missing[f"words without a row of {role}, which get zeros"] += int(bare_W[inside].sum())
             elif role in columns:
                 columns[role].append(None)
-    return lacking
+    return missing
 
 
 def _words(features_N1: npt.NDArray[Any], spans_N2: Spans) -> tuple[list[str], Spans]:
-    """The words without pauses, in order of time; what has a space in it is several words of one interval."""
+    """Return the words without pauses in order of time; a text with a space becomes several words of one interval."""
     words, places = [], []
     for place in np.argsort(spans_N2[:, 0], kind="stable").tolist():
         text = repaired_text(features_N1[place, 0])
@@ -404,10 +401,10 @@ def _words(features_N1: npt.NDArray[Any], spans_N2: Spans) -> tuple[list[str], S
 def _word_rows(
     features_ND: npt.NDArray[Any], spans_N2: Spans, word_W2: Spans
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """[W, D] means of the rows that overlap each word, zeros where none does, and [W] where that is."""
+    """Return [W, D] means of the rows that overlap each word, zeros without any, and the [W] mask of such words."""
     order_N = np.argsort(spans_N2[:, 0], kind="stable")
     start_N, end_N = spans_N2[order_N].T
-    # Rows may overlap each other, so the ends alone are in no order.
+    # Rows may overlap, so their ends need not be in order.
     latest_N = np.maximum.accumulate(end_N)
     first_W = np.searchsorted(latest_N, word_W2[:, 0] + _SECONDS, side="right")
     stop_W = np.searchsorted(start_N, word_W2[:, 1] - _SECONDS, side="left")
@@ -423,7 +420,7 @@ def _word_rows(
 
 
 def _table(columns: dict[str, list[Any]], widths: Mapping[str, int]) -> pa.Table:
-    arrays = {name: pa.array(columns[name], RAW_SCHEMA.field(name).type) for name in columns if name not in widths}
+    arrays = typed_arrays({name: cells for name, cells in columns.items() if name not in widths})
     for name, width in widths.items():
         frames, _ = joined(columns[name])
         arrays[name] = frames.to_arrow(width=width)

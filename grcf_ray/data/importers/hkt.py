@@ -1,8 +1,8 @@
-"""Pickles of HKT, the Humor Knowledge Enriched Transformer: MUStARD and UR-FUNNY, split and with features.
+"""Import pickles of HKT, the Humor Knowledge Enriched Transformer: MUStARD and UR-FUNNY, split and with features.
 
 A dict of the splits train, dev and test, each a list of samples (punchline, context, id, label). Punchline and context
 are (words, visual [n, 91], acoustic [n, 81], hcf): the punchline's words are one text, the context's a text for each
-sentence. As in HKT's code, columns 55 to 90 of visual and 0 to 59 of acoustic are used; here the punchline's only.
+sentence. As in HKT's code, columns 55 to 90 of visual and 0 to 59 of acoustic are used, but only of the punchline.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from grcf_ray.data.cells import Cells, alone, id_of, items, kind_of, number_of, shown, text_of
+from grcf_ray.data.cells import Cells, alone, id_of, items, kind_of, number_of, shown, texts_of
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, samples_table
@@ -24,7 +24,7 @@ VARIANTS: dict[str, str] = {}
 
 _PART = "({0}_words, {0}_visual, {0}_acoustic, {0}_hcf)"
 _PART_MEMBERS = 4
-# Width in the file, and the columns that HKT takes of it.
+# Width in the file, and the columns that HKT uses.
 _USED = {"vision": (91, slice(55, 91)), "audio": (81, slice(0, 60))}
 _NOTES = (
     "vision is columns 55 to 90 of the punchline's 91, audio columns 0 to 59 of its 81, as in HKT",
@@ -33,12 +33,12 @@ _NOTES = (
 
 
 def files(source: Path) -> list[Path]:
-    """The pickles whose first sample begins with a text and an array."""
+    """List the pickles whose first sample begins with a text and an array."""
     return begins_with(source, _begins_as_hkt)
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read one pickle; DataError names every split and sample of another form."""
+    """Read one pickle; DataError names every split and sample of another structure."""
     path = only_pickle(source, files(source), _FORM.name)
     return samples_table(path, read_pickle(path), _FORM, notes=_NOTES)
 
@@ -46,7 +46,7 @@ def read(source: Path, variant: str = "") -> RawTable:
 def _begins_as_hkt(start: Start) -> bool:
     sample = first_sample(start)
     if sample[:1] == ("_codecs.encode",):
-        # Bytes that Python 3 wrote for Python 2 are a call with the text and its encoding.
+        # Python 3 writes bytes for Python 2 as a call with the text and its encoding.
         sample = (*sample[1:2], *(token for token in sample[2:] if token != '"latin1"'))
     if sample and sample[0].endswith("scalar"):
         return is_array_of(sample, "USO")
@@ -78,12 +78,12 @@ def _is_part(part: Any) -> bool:
 
 
 def _label(cell: Any) -> float | None:
-    truth = alone(cell)
-    return float(truth) if isinstance(truth, bool) else number_of(truth)
+    label = alone(cell)
+    return float(label) if isinstance(label, bool) else number_of(label)
 
 
 def _rows(column: str, name: str, cell: Any, cells: Cells) -> Rows | None:
-    """The columns in use of a modality, without rows of zeros at the end; None where nothing is left."""
+    """Return the used columns of a modality without the rows of zeros at its end; None if no row is left."""
     width, used = _USED[column]
     rows = cells.rows(column, name, cell)
     if rows is not None and rows.shape[1] != width:
@@ -93,12 +93,12 @@ def _rows(column: str, name: str, cell: Any, cells: Cells) -> Rows | None:
         return None
     filled = np.flatnonzero(rows.any(axis=1))
     stop = int(filled[-1]) + 1 if len(filled) else 0
-    cells.counts[f"sequences of {column} of whose end rows of zeros are taken off"] += stop < len(rows)
+    cells.counts[f"sequences of {column} with rows of zeros removed from their end"] += stop < len(rows)
     return rows[:stop, used] if stop else None
 
 
 def _context(content: Any, cells: Cells) -> list[str] | None:
-    """The sentences before the punchline, each a text or a list of words; None where nothing was said."""
+    """Return the sentences before the punchline, each a text or a list of words; None without any."""
     sentences = [content] if isinstance(content, (str, bytes)) else items(() if content is None else content)
     if sentences is None:
         cells.fault("context", f"c_words is {kind_of(content)}, not a list of sentences")
@@ -112,9 +112,8 @@ def _context(content: Any, cells: Cells) -> list[str] | None:
 
 
 def _sentence(sentence: Any) -> str | None:
-    words = [sentence] if isinstance(sentence, (str, bytes)) else items(sentence)
-    texts = [text_of(word) for word in words or ()]
-    return None if words is None or None in texts else " ".join(text for text in texts if text is not None)
+    words = texts_of([sentence] if isinstance(sentence, (str, bytes)) else items(sentence))
+    return None if words is None else " ".join(words)
 
 
 _FORM = Form(

@@ -1,12 +1,12 @@
-"""Pickles of MAG-BERT, `mosi.pkl` and `mosei.pkl`, which ITHP and others use too, and those of MISA and MMIM.
+"""Import pickles of MAG-BERT, `mosi.pkl` and `mosei.pkl`, which ITHP and others also use, and of MISA and MMIM.
 
 A dict of the splits train, dev and test, each a list of samples ((words, visual, acoustic), label, segment): L words,
-visual [L, d] and acoustic [L, d], a number, and `video[i]`. Audio and vision thus have a row for each word. As MAG-BERT
-tokenises a word with its row, a word with white space in it becomes several with the same row, and an empty one none.
+visual [L, d] and acoustic [L, d], a number, and `video[i]`. Audio and vision thus have a row for each word. MAG-BERT
+tokenises a word with its row. A word with white space therefore becomes several with the same row, an empty word none.
 
-MISA and MMIM have such a list for each split, as train.pkl, dev.pkl and test.pkl, or in one dict. Their samples begin
-with (ids, visual, acoustic, words, ...): ids of a vocabulary of their own, or nothing, and the words after the
-features. Those of MISA have a row for each word; those of MMIM are sequences of their own.
+MISA and MMIM have such a list for each split, in train.pkl, dev.pkl and test.pkl, or in one dict. Their samples begin
+with (ids, visual, acoustic, words, ...): ids of a private vocabulary, or an empty list, and the words after the
+features. Features of MISA have a row for each word; features of MMIM are not aligned to words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from grcf_ray.data.cells import Cells, id_of, items, kind_of, shown, text_of
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, samples_table
-from grcf_ray.data.sniff import Start, begins_with, files_of, folder_faults, only_pickle, pickle_start
+from grcf_ray.data.sniff import Start, begins_with, files_of, folder_faults, folder_of, only_pickle, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import alignment_faults
@@ -34,47 +34,43 @@ VARIANTS: dict[str, str] = {}
 
 _MODALITIES = (("vision", "visual"), ("audio", "acoustic"))
 _MEMBERS = 3
-_UNALIGNED = "audio and vision are sequences of their own: not all have a row for each word"
+_UNALIGNED = "audio and vision are not aligned to words: some do not have a row for each word"
 _OLD_KEYS = ("facet", "covarep", "glove", "opensmile", "emotient", "output_label")
 _SEGMENT = re.compile(r"(.+)\[[^\[\]]*\]", re.DOTALL)
 _NEEDED = "Needed is the mosi.pkl or mosei.pkl that MAG-BERT reads, or aligned_50.pkl of MMSA"
 _OLD = f"an older file, of features (facet, covarep, glove) without the words. {_NEEDED}"
 _COLUMNS = (
-    "each split is a dict of arrays, as in files of MMSA, which --format mmsa reads, and in those of MFN and of the "
+    "each split is a dict of arrays, as in files of MMSA, which --format mmsa reads, and in files of MFN and of the "
     f"Multimodal Transformer, which lack the words. {_NEEDED}"
 )
-_SEVERAL = "words with white space in them, each of which is several with the same rows"
-_EMPTY = "words with nothing in them, which are left out with their rows"
-_NUMBERED = f"its words are numbers, to be looked up in the word2id.pickle of MAG-BERT's first release. {_NEEDED}"
+_SEVERAL = "words with white space, split into several words with the same rows"
+_EMPTY = "empty words, left out with their rows"
+_NUMBERED = f"its words are numbers of the word2id.pickle of MAG-BERT's first release. {_NEEDED}"
 
 
 def files(source: Path) -> list[Path]:
-    """The pickles that begin as MAG-BERT's or MISA's; else older ones of the same name, for `read` to refuse."""
-    whole = begins_with(source, lambda start: _begins_as_mag(first_sample(start)))
-    return whole or list(_split_files(source).values()) or begins_with(source, _begins_as_older)
+    """List the pickles that begin as MAG-BERT's or MISA's, else older ones, which `read` refuses with a remedy."""
+    return _whole_files(source) or list(_split_files(source).values()) or begins_with(source, _begins_as_older)
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read one pickle, or one for each split; DataError names every split and sample of another form.
-
-    It says what an older file is.
-    """
-    if source.is_file() and begins_with(source, lambda start: _begins_as_mag(first_sample(start))):
-        split_files = {}
-    else:
-        split_files = _split_files(source)
-    found = files(source)
-    if split_files and set(found) == set(split_files.values()):
-        folder = _folder(source)
-        _check_others(folder, found)
+    """Read one pickle, or one for each split; DataError names every split and sample of another structure."""
+    if not _whole_files(source) and (split_files := _split_files(source)):
+        folder = folder_of(source)
+        _check_others(folder, split_files.values())
         return _table(folder, {name: read_pickle(path) for name, path in split_files.items()}, split_files)
-    path = only_pickle(source, found, _FORM.name)
+    path = only_pickle(source, files(source), _FORM.name)
     start = pickle_start(path)
     if _begins_as_older(start):
         raise DataError(f"{path}: {_OLD}")
     if start[:3:2] == ("dict", "dict") and _key(start[1]) in SPLIT_ALIASES:
         raise DataError(f"{path}: {_COLUMNS}")
     return _table(path, read_pickle(path), None)
+
+
+def _whole_files(source: Path) -> list[Path]:
+    """List the pickles that hold all splits."""
+    return begins_with(source, lambda start: _begins_as_mag(first_sample(start)))
 
 
 def _table(path: Path, content: Any, split_files: dict[str, Path] | None) -> RawTable:
@@ -88,7 +84,7 @@ def _table(path: Path, content: Any, split_files: dict[str, Path] | None) -> Raw
 
 
 def _first_content(content: Any) -> Sequence[Any] | None:
-    """What the first sample has beside its label and segment; None where it is no sample."""
+    """Return the first sample without its label and segment; None for another structure."""
     if not isinstance(content, dict):
         return None
     lists = [rows for rows in content.values() if isinstance(rows, (list, tuple)) and rows]
@@ -104,39 +100,31 @@ def _are_numbers(words: Any) -> bool:
 
 
 def _split_files(source: Path) -> dict[str, Path]:
-    """The lists of a folder by the names of their splits; a file that is one stands for its folder."""
-    found = {
-        path.stem: path
-        for path in files_of(_folder(source))
-        if path.stem.lower() in SPLIT_ALIASES and _is_list(pickle_start(path))
-    }
-    return found if source.is_dir() or source in found.values() else {}
+    """Return the lists of a folder by the names of their splits; a file that is such a list stands for its folder."""
+    lists = {}
+    for path in files_of(folder_of(source)):
+        start = pickle_start(path) if path.stem.lower() in SPLIT_ALIASES else ()
+        if start[:1] == ("list",) and _begins_as_mag(start[1:]):
+            lists[path.stem] = path
+    return lists if source.is_dir() or source in lists.values() else {}
 
 
-def _folder(source: Path) -> Path:
-    return source if source.is_dir() else source.parent
-
-
-def _is_list(start: Start) -> bool:
-    return start[:1] == ("list",) and _begins_as_mag(start[1:])
-
-
-def _check_others(folder: Path, found: Sequence[Path]) -> None:
-    """DataError where a file of the folder cannot be read, or is of a split and no list of samples."""
-    problems = folder_faults(folder, found)
+def _check_others(folder: Path, used: Collection[Path]) -> None:
+    """Raise DataError for an unreadable file of the folder, or one of a split that is not a list of samples."""
+    problems = folder_faults(folder, used)
     problems += [
         f"{path}: not a list of {_FORM.sample}"
         for path in files_of(folder)
-        if path not in found and path.stem.lower() in SPLIT_ALIASES and pickle_start(path)
+        if path not in used and path.stem.lower() in SPLIT_ALIASES and pickle_start(path)
     ]
     if problems:
         raise data_error(folder, problems, named=True)
 
 
 def _begins_as_mag(sample: Start) -> bool:
-    """A sample that begins with words, or numbers of words: a list, which an array follows if the start goes so far.
+    """Return whether a sample begins with words or numbers: a list and then an array, or an array of them.
 
-    Or with an array of them.
+    The array may lie beyond the first tokens of the file.
     """
     if sample[:1] != ("list",):
         return is_array_of(sample, "USOiu") and not sample[0].endswith("scalar")
@@ -145,7 +133,7 @@ def _begins_as_mag(sample: Start) -> bool:
 
 
 def _is_word(token: str) -> bool:
-    # Bytes that Python 3 wrote for Python 2 are a call with the text and its encoding.
+    # Python 3 writes bytes for Python 2 as a call with the text and its encoding.
     return token.startswith('"') or token in ("bytes", "int", "_codecs.encode")
 
 
@@ -168,12 +156,12 @@ def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
     if not isinstance(content, (list, tuple)) or len(content) < _MEMBERS:
         cells.fault("text", f"(words, visual, acoustic) is {kind_of(content)}")
         return row
-    # MISA and MMIM have the words last, and first only what stands for them.
+    # MISA and MMIM have the words after the features, and ids or an empty list in their place.
     aligned = len(content) == _MEMBERS
     if (words := _words(content[0 if aligned else _MEMBERS], cells)) is None:
         return row
     text = " ".join(words)
-    # The place in the file of every word, where that is not its own.
+    # The row of every word, if any word was split or left out.
     places = None if text.split() == words else _places(words, cells)
     row["text"] = text if places is None else " ".join(text.split())
     for (column, name), array in zip(_MODALITIES, content[1:_MEMBERS], strict=True):
@@ -189,25 +177,25 @@ def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
 
 
 def _words(content: Any, cells: Cells) -> list[str] | None:
-    """The words, None with a fault where one is no text."""
-    found = items(content)
-    if found is None:
+    """Return the words; None and a fault if one is not a text."""
+    members = items(content)
+    if members is None:
         cells.fault("text", f"words is {kind_of(content)}, not a list of texts")
         return None
-    words = [text_of(word) for word in found]
+    words = [text_of(word) for word in members]
     wrong = [place for place, word in enumerate(words) if word is None]
     if wrong:
-        more = f", nor are {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        cells.fault("text", f"word {wrong[0] + 1}, {shown(found[wrong[0]])}, is not a text{more}")
+        more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        cells.fault("text", f"word {wrong[0] + 1}, {shown(members[wrong[0]])}, is not a text{more}")
         return None
     return [word for word in words if word is not None]
 
 
 def _places(words: list[str], cells: Cells) -> list[int]:
     parts = [word.split() for word in words]
-    cells.counts[_SEVERAL] += sum(len(found) > 1 for found in parts)
-    cells.counts[_EMPTY] += sum(not found for found in parts)
-    return [place for place, found in enumerate(parts) for _ in found]
+    cells.counts[_SEVERAL] += sum(len(part) > 1 for part in parts)
+    cells.counts[_EMPTY] += sum(not part for part in parts)
+    return [place for place, part in enumerate(parts) for _ in part]
 
 
 _FORM = Form(name="a MAG-BERT pickle", sample="((words, visual, acoustic), label, segment)", members=3, cells=_cells)

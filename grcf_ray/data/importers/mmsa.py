@@ -1,10 +1,11 @@
-"""Pickles of MMSA: MOSI, MOSEI, CH-SIMS and CH-SIMS v2, and what MMSA-FET extracts from other videos.
+"""Import pickles of MMSA: MOSI, MOSEI, CH-SIMS and CH-SIMS v2, and features that MMSA-FET extracts.
 
 A dict of the splits train, valid and test, each a dict of columns of N rows: id (`video$_$clip`), raw_text,
-regression_labels, audio and vision [N, L, D], and audio_lengths and vision_lengths [N] where the features are not
-aligned. Aligned features follow BERT's subwords, so neither kind has a row for each word. Other columns are ignored.
+regression_labels, audio and vision [N, L, D], and audio_lengths and vision_lengths [N] if the features are not
+aligned. Aligned features have a row for each of BERT's subwords, so neither kind has a row for each word. Other
+columns are ignored.
 
-Sequences are padded with rows of zeros, at their end or, as MMSA-FET can do it, at their start.
+Sequences are padded with rows of zeros at their end or, optionally in MMSA-FET, at their start.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from grcf_ray.data.cells import Cells, id_of, kind_of, number_of, shown
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
+from grcf_ray.data.raw import RawTable, SplitTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.data.sniff import Start, begins_with, only_pickle
 from grcf_ray.data.unpickle import read_pickle
@@ -39,33 +40,33 @@ _FIRST_COLUMNS = {json.dumps(name) for name in (*_USED, *_LABELS, "text", "text_
 _CLIP = "$_$"
 _NAME_SHOWN = 40
 _NO_TEXTS = (
-    "it has no texts (raw_text), only vectors of words (text), as files of MFN and of the Multimodal Transformer do. "
+    "it has no texts (raw_text), only word vectors (text), as in files of MFN and of the Multimodal Transformer. "
     "Needed is aligned_50.pkl or unaligned_50.pkl of MMSA, or the mosi.pkl or mosei.pkl that MAG-BERT reads"
 )
 _ZEROS = "at both ends"
-_MISFIT = f"{{}} sequences do not fit their length; rows of zeros are taken off them {_ZEROS}"
-_CUT = f"{{}} sequences are shorter than their length; rows of zeros are taken off them {_ZEROS}"
+_MISFIT = f"{{}} sequences do not fit their length; their rows of zeros {_ZEROS} are removed"
+_CUT = f"{{}} sequences are shorter than their length; their rows of zeros {_ZEROS} are removed"
 _NO_TEXT = "nan"
-"""What pandas makes of an empty cell, and numpy a word."""
-_EMPTY = f"text: {{}} utterances whose text is {_NO_TEXT} have none, since an empty one is written like this"
+"""The text that pandas and NumPy make of an empty cell."""
+_EMPTY = f"text: {{}} texts that are {_NO_TEXT} count as empty, since files have {_NO_TEXT} for an empty text"
 
 
 def files(source: Path) -> list[Path]:
-    """The pickles that begin with a split and one of MMSA's columns."""
+    """List the pickles that begin with a split and one of MMSA's columns."""
     return begins_with(source, _begins_as_mmsa)
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read one pickle, split by split; DataError names every split and column that is missing or of a wrong form."""
+    """Read one pickle, split by split; DataError names every split and column that is missing or malformed."""
     path = only_pickle(source, files(source), "an MMSA pickle")
     content = read_pickle(path)
     columns = _checked_columns(path, content)
     notes = [
-        "raw_text is tokenised anew: text and text_bert, BERT's vectors and ids, are not used",
+        "raw_text is tokenised again: the vectors and ids of BERT (text, text_bert) are not used",
         *_left_out(content),
         *_padding_notes(columns),
     ]
-    # Frees what is not used, most of the file.
+    # Free the unused columns, most of the file.
     content.clear()
     tables: dict[str, pa.Table] = {}
     cells = Cells()
@@ -77,7 +78,7 @@ def read(source: Path, variant: str = "") -> RawTable:
         table=pa.concat_tables(tables.values()),
         files=((path, rows),),
         faults=tuple(cells.faults),
-        notes=(*notes, *(what.format(count) for what, count in sorted(cells.counts.items()) if count)),
+        notes=(*notes, *(note.format(count) for note, count in sorted(cells.counts.items()) if count)),
         splits=tuple((split, table.num_rows) for split, table in tables.items()),
     )
 
@@ -89,7 +90,7 @@ def _begins_as_mmsa(start: Start) -> bool:
 
 
 def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
-    """The columns in use of each split, all of the right form and as many rows; valid may be missing."""
+    """Return the used columns of each split, well-formed and of equal length; the split valid may be missing."""
     if not isinstance(content, dict) or not any(isinstance(content.get(split), dict) for split in SPLITS):
         raise DataError(
             f"{path}: not an MMSA pickle, which is a dict of the splits {', '.join(SPLITS)}, each a dict of columns"
@@ -100,7 +101,7 @@ def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
         if split == "valid" and split not in content:
             continue
         if not isinstance(content.get(split), dict):
-            problems.append(f"the split {split} is " + ("no dict of columns" if split in content else "missing"))
+            problems.append(f"the split {split} is " + ("not a dict of columns" if split in content else "missing"))
             continue
         columns[split] = {name: content[split][name] for name in _USED if name in content[split]}
     if all(_has_vectors_alone(content[split]) for split in columns):
@@ -132,7 +133,7 @@ def _column_problems(columns: dict[str, Any]) -> Iterable[str]:
 
 
 def _form_problem(name: str, values: Any) -> str:
-    """What is wrong with a column as a whole, empty where it is a value for each row, or a sequence of vectors."""
+    """Describe the fault of a column as a whole; empty for one value, or one sequence of vectors, for each row."""
     array = isinstance(values, np.ndarray)
     if name in MODALITIES:
         if not array or values.dtype.kind not in "fiu":
@@ -160,13 +161,13 @@ def _left_out(content: dict[Any, Any]) -> list[str]:
     for name in sorted(name for name in content if isinstance(name, str) and name not in SPLITS):
         ids: Any = content[name].get("id") if isinstance(content[name], dict) else None
         rows = "" if _form_problem("id", ids) else f" with its {len(ids)} rows"
-        why = ": it is train with rows added that have no label" if name == _UNLABELLED else ""
-        notes.append(f"{shown(name)}{rows} is left out{why}")
+        reason = ": it is train plus rows without labels" if name == _UNLABELLED else ""
+        notes.append(f"{shown(name)}{rows} is left out{reason}")
     return notes
 
 
 def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.Table:
-    """The rows of one split, from the table's row `start` on; counts the sequences that do not fit their lengths."""
+    """Make the rows of one split, from the table's row `start` on; count sequences that do not fit their lengths."""
 
     def read(parse: Callable[[str, str, Any], _T], column: str, key: str) -> list[_T]:
         return [parse(column, key, cell) for cell in cells.each(_values(columns.pop(key)), start)]
@@ -175,21 +176,21 @@ def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.
         return cells.read(column, key, cell, id_of, "a text or a whole number")
 
     def text(column: str, key: str, cell: Any) -> str | None:
-        found = _NO_TEXT if _is_nan(cell) else cells.text(column, key, cell)
-        if found != _NO_TEXT:
-            return found
+        value = _NO_TEXT if _is_nan(cell) else cells.text(column, key, cell)
+        if value != _NO_TEXT:
+            return value
         cells.counts[_EMPTY] += 1
         return ""
 
     ids = read(id_, "id", "id")
-    table = {
+    table: dict[str, list[Any]] = {
         "id": ids,
         "split": [split] * len(ids),
         "text": read(text, "text", "raw_text"),
         "label": read(cells.number, "label", "regression_labels"),
         "video_id": [name.partition(_CLIP)[0] if name and _CLIP in name else None for name in ids],
     }
-    arrays = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in table.items()}
+    arrays = typed_arrays(table)
     for name in [name for name in MODALITIES if name in columns]:
         key = f"{name}_lengths"
         lengths = read(cells.number, name, key) if key in columns else None
@@ -205,7 +206,7 @@ def _is_nan(cell: Any) -> bool:
 
 
 def _whole(name: str, lengths: Sequence[float | None], most: int, cells: Cells, start: int) -> npt.NDArray[np.int64]:
-    """[N] rows of each sequence, -1 where it was cut to fewer; a fault where it is no number of rows."""
+    """Return [N] rows of each sequence, -1 for one that was cut; a fault for anything but a number of rows."""
     length_N = np.zeros(len(lengths), np.int64)
     for row, length in enumerate(cells.each(lengths, start)):
         if length is None:
@@ -221,12 +222,12 @@ def _whole(name: str, lengths: Sequence[float | None], most: int, cells: Cells, 
 
 
 def _unpadded(array: npt.NDArray[Any], length_N: npt.NDArray[np.int64] | None) -> tuple[pa.Array, int]:
-    """Sequences without their padding, null where nothing is left, and how many did not fit their lengths.
+    """Remove the padding of sequences, and count those that do not fit their lengths.
 
-    The padding is at the side where all rows beyond the length are zero, or at that of most sequences where they are
-    at both. A sequence that starts with a row and ends in zeros may have more rows than its length: they are left out.
-    Any other one, and one without a length (None, or -1), loses the rows of zeros at both ends, as does what is aligned
-    to subwords, whose first and last token have no row. A sequence of nothing but zeros is null.
+    The padding is at the side where all rows beyond the length are zero; if both sides are, at that of most sequences.
+    A sequence that starts with a row and ends in zeros may have more rows than its length: they are left out. Any
+    other sequence, and one without a length (None or -1), loses the rows of zeros at both ends. So do features aligned
+    to subwords, whose first and last token have no row. A sequence of zeros alone is null.
     """
     filled_NL = np.asarray(array.any(axis=2))
     most = filled_NL.shape[1]
@@ -255,12 +256,12 @@ def _unpadded(array: npt.NDArray[Any], length_N: npt.NDArray[np.int64] | None) -
 
 def _padding_notes(columns: dict[str, dict[str, Any]]) -> Iterable[str]:
     for name in [name for name in MODALITIES if name in columns["train"]]:
-        how = f"by {name}_lengths" if f"{name}_lengths" in columns["train"] else f"where it is zero, {_ZEROS}"
-        yield f"{name}: padding is taken off {how}"
+        rule = f"by {name}_lengths" if f"{name}_lengths" in columns["train"] else f"where it is zero, {_ZEROS}"
+        yield f"{name}: padding is removed {rule}"
 
 
 def _values(column: Any) -> list[Any]:
-    """A value for each row of a column that holds them as [N], as [N, 1] or as a list."""
+    """Return the values of a column, which is an array [N] or [N, 1] or a list."""
     if isinstance(column, np.ndarray):
         flat = np.asarray(column).reshape(-1)
         return (flat.astype(np.float64) if flat.dtype.kind == "f" else flat).tolist()

@@ -1,10 +1,11 @@
-"""MUStARD as its authors publish it: utterances of four shows, sarcastic or not, each with what was said before it.
+"""Import MUStARD as its authors publish it: utterances of four shows, sarcastic or not, each with its context.
 
-`sarcasm_data.json` is a dict of items {utterance, context, show, sarcasm}. Beside it, known by their content as well:
-`split_indices.p`, five pairs of train and test indices of its items; `audio_features.p`, a dict of arrays; and an HDF5
-file of video features, an array [frames, values] for each item. Features of the context are not read.
+`sarcasm_data.json` is a dict of items {utterance, context, show, sarcasm}. Other files in its folder are recognised by
+their content: `split_indices.p`, five pairs of train and test indices of the items; `audio_features.p`, a dict of
+arrays; and an HDF5 file of video features, an array [frames, values] for each item. Features of the context are not
+read.
 
-A source is a folder, or one of these files, which stands for the folder that it lies in.
+A source is a folder, or one of these files, which stands for its folder.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, class_of, is_unicode, shown
+from grcf_ray.data.cells import Cells, class_of, is_unicode, shown, texts_of, unique_names
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
-from grcf_ray.data.raw import RAW_SCHEMA, RawTable
-from grcf_ray.data.sniff import check_kind, files_of, folder_faults, is_hdf5, pickle_start
+from grcf_ray.data.raw import RawTable, typed_arrays
+from grcf_ray.data.sniff import check_kind, files_of, folder_faults, folder_of, is_hdf5, only_file, pickle_start
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.errors import DataError, collect_error, data_error, faults_message, reason
 
@@ -38,10 +39,10 @@ VARIANTS: dict[str, str] = {
 _TEST_SHOW = "FRIENDS"
 _KINDS = {"items": "items", "folds": "folds", "audio": "audio features", "vision": "video features"}
 _NO_FOLDS = (
-    "a fold needs split_indices.p of MUStARD's authors (data/ of https://github.com/soujanyaporia/MUStARD), and no "
-    f"file begins like it: put it there, or take --variant {_BY_SHOW}, which works without"
+    "no file of folds: copy split_indices.p here from data/ of https://github.com/soujanyaporia/MUStARD, or give "
+    f"--variant {_BY_SHOW}, which needs no folds"
 )
-_MOVE = "download it again, or move it out of the folder to import without them"
+_MOVE = "download it again, or move it out of the folder to import without these features"
 _HEAD = 1 << 14
 _ITEMS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"[^"]*"\s*:\s*\{')
 _KEYS = re.compile(rb'"([^"\\]*)"\s*:\s*\{')
@@ -55,26 +56,24 @@ _KEYS_LOOKED_AT = 100
 
 
 def files(source: Path) -> list[Path]:
-    """The JSON file of a source, and what belongs to it; none where there is no such JSON file."""
+    """List the JSON file of a source and the files that belong to it; none without such a JSON file."""
     return [path for paths in _found(source).values() for path in paths]
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read the items in their order; DataError with every file that is missing or damaged."""
+    """Read the items in their order; DataError names every file that is missing or damaged."""
     variant = variant or next(iter(VARIANTS))
     found = _found(source)
     if not found:
         if source.is_file():
             check_kind(source)
-        raise DataError(
-            f"{source}: no sarcasm_data.json of MUStARD, which is a dict of items with utterance and sarcasm"
-        )
-    lacking_files = " and ".join(_KINDS[kind] for kind in ("audio", "vision") if not found[kind])
-    unused = f"not MUStARD's, and there is no file of {lacking_files}: {_MOVE}" if lacking_files else ""
-    problems = folder_faults(_folder(source), list(itertools.chain(*found.values())), unused=unused)
+        raise DataError(f"{source}: no sarcasm_data.json of MUStARD, a dict of items with utterance and sarcasm")
+    missing = " and ".join(_KINDS[kind] for kind in ("audio", "vision") if not found[kind])
+    unused = f"not MUStARD's, while no file has {missing}: {_MOVE}" if missing else ""
+    problems = folder_faults(folder_of(source), list(itertools.chain(*found.values())), unused=unused)
     if variant == _BY_SHOW:
         del found["folds"]
-    paths = {kind: _only(source, kind, found[kind]) for kind in found if found[kind]}
+    paths = {kind: only_file(source, found[kind], f"MUStARD's {_KINDS[kind]}") for kind in found if found[kind]}
     items = _read_items(paths["items"])
     cells = Cells()
     columns = _columns(items, cells)
@@ -84,14 +83,14 @@ def read(source: Path, variant: str = "") -> RawTable:
     else:
         folds = collect_error(problems, _read_folds, paths, len(items)) or {}
         columns["split"] = folds.get(variant, [None] * len(items))
-    table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
+    table = typed_arrays(columns)
     notes = _split_notes(variant, columns["split"], shows)
     for name, reader in (("audio", _read_audio), ("vision", _read_vision)):
         if name not in paths:
-            notes.append(f"no {name}: no file of {_KINDS[name]} for its items is there")
-        elif answer := collect_error(problems, reader, paths[name], list(items), cells):
-            table[name], found_notes = answer
-            notes += found_notes
+            notes.append(f"no {name}: the folder has no file of {_KINDS[name]} for these items")
+        elif column := collect_error(problems, reader, paths[name], list(items), cells):
+            table[name], column_notes = column
+            notes += column_notes
     if problems:
         raise data_error(source, problems, named=True)
     rows = tuple((path, len(items) if kind == "items" else 0) for kind, path in paths.items())
@@ -99,8 +98,8 @@ def read(source: Path, variant: str = "") -> RawTable:
 
 
 def _found(source: Path) -> dict[str, list[Path]]:
-    """The files of each kind; nothing where none has items, or where the source is a file of no kind."""
-    kinds = {path: _kind(path) for path in files_of(_folder(source))}
+    """Return the files of each kind; an empty dict if no file has items, or if the source is a file of no kind."""
+    kinds = {path: _kind(path) for path in files_of(folder_of(source))}
     found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
     if not found["items"]:
         return {}
@@ -112,12 +111,8 @@ def _found(source: Path) -> dict[str, list[Path]]:
     return {kind: [source] if source in paths else paths for kind, paths in found.items()}
 
 
-def _folder(source: Path) -> Path:
-    return source if source.is_dir() else source.parent
-
-
 def _kind(path: Path) -> str:
-    """What a file may be of all that MUStARD has, empty for nothing; whose features these are is not looked at."""
+    """Return the kind that a file may be, or an empty text; features may be of other data."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if _ITEMS.match(head):
@@ -135,11 +130,12 @@ def _kind(path: Path) -> str:
 
 
 def _texts(path: Path, keys: Iterable[str]) -> Iterable[str]:
+    """Return the first texts in a pickle."""
     return [json.loads(token) for token in pickle_start(path) if token.startswith('"')]
 
 
 def _members(path: Path, keys: Iterable[str]) -> Iterable[str]:
-    """The first names in an HDF5 file; all that are asked for where it is damaged, so that it is not passed over."""
+    """Return the first names in an HDF5 file; for a damaged file all keys, so that `read` reports it."""
     try:
         with opened(path) as file, reading(path):
             return list(itertools.islice(file, _KEYS_LOOKED_AT))
@@ -147,22 +143,9 @@ def _members(path: Path, keys: Iterable[str]) -> Iterable[str]:
         return keys
 
 
-def _only(source: Path, kind: str, paths: Sequence[Path]) -> Path:
-    if len(paths) > 1:
-        names = ", ".join(path.name for path in paths)
-        raise DataError(f"{source}: several files of MUStARD's {_KINDS[kind]} ({names}). Keep one")
-    return paths[0]
-
-
 def _read_items(path: Path) -> dict[str, dict[str, Any]]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = Counter(name for name, _ in pairs)
-        if twice := [name for name in names if names[name] > 1]:
-            raise ValueError(f"{twice[0]!r} stands there twice")
-        return dict(pairs)
-
     try:
-        items = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=unique)
+        items = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}); download it again") from error
     return {name: item if isinstance(item, dict) else {} for name, item in items.items()}
@@ -174,19 +157,17 @@ def _columns(items: Mapping[str, dict[str, Any]], cells: Cells) -> dict[str, lis
         columns["id"].append(cells.read("id", "id", name, _text, "a text"))
         columns["text"].append(cells.read("text", "utterance", item.get("utterance"), _text, "a text"))
         columns["label"].append(cells.read("label", "sarcasm", item.get("sarcasm"), class_of, "true or false"))
-        columns["context"].append(cells.read("context", "context", item.get("context"), _context, "a list of texts"))
+        columns["context"].append(cells.read("context", "context", item.get("context"), _texts_of, "a list of texts"))
     return columns
 
 
 def _text(value: Any) -> str | None:
-    # JSON says itself what its texts are.
+    # JSON texts need no decoding.
     return value if isinstance(value, str) and is_unicode(value) else None
 
 
-def _context(value: Any) -> list[str] | None:
-    texts = [_text(one) for one in value] if isinstance(value, list) else [None]
-    known = [text for text in texts if text is not None]
-    return known if len(known) == len(texts) else None
+def _texts_of(value: Any) -> list[str] | None:
+    return texts_of(value, _text)
 
 
 def _splits_by_show(shows: Iterable[Any], cells: Cells) -> list[str | None]:
@@ -195,7 +176,7 @@ def _splits_by_show(shows: Iterable[Any], cells: Cells) -> list[str | None]:
 
 
 def _read_folds(paths: Mapping[str, Path], items: int) -> dict[str, list[str | None]]:
-    """The splits of the items in each fold; DataError where a fold does not divide all items in two."""
+    """Return the splits of the items in each fold; DataError for a fold that does not divide all items in two."""
     if "folds" not in paths:
         raise DataError(f"{paths['items'].parent}: {_NO_FOLDS}")
     path = paths["folds"]
@@ -210,7 +191,7 @@ def _read_folds(paths: Mapping[str, Path], items: int) -> dict[str, list[str | N
         tested = set(test)
         folds[f"fold-{number}"] = ["test" if index in tested else "train" for index in range(items)]
     if problems:
-        head = f"{path}: it does not fit the {items} items of {paths['items'].name}"
+        head = f"{path}: the folds do not fit the {items} items of {paths['items'].name}"
         raise DataError(faults_message(head, problems))
     return folds
 
@@ -219,14 +200,14 @@ def _pair(fold: Any) -> tuple[list[int], list[int]] | None:
     if not isinstance(fold, (list, tuple)) or len(fold) != 2:
         return None
     train, test = (part.tolist() if isinstance(part, np.ndarray) else part for part in fold)
-    known = all(isinstance(part, list) and all(type(index) is int for index in part) for part in (train, test))
-    return (train, test) if known else None
+    is_indices = all(isinstance(part, list) and all(type(index) is int for index in part) for part in (train, test))
+    return (train, test) if is_indices else None
 
 
 def _fold_problems(indices: Iterable[int], items: int) -> Iterable[str]:
     count = Counter(indices)
     if beyond := sum(not 0 <= index < items for index in count):
-        yield f"{beyond} indices of no item"
+        yield f"{beyond} indices outside the items"
     if twice := sum(times > 1 for times in count.values()):
         yield f"{twice} indices more than once"
     if missing := items - len(count) + beyond:
@@ -244,9 +225,9 @@ def _split_notes(variant: str, splits: Sequence[str | None], shows: Sequence[Any
     shared = [show for show, _ in test.most_common() if show in train]
     if not shared:
         return []
-    of_all = "its" if len(shared) == len(test) else f"{len(shared)} of its"
+    share = "its" if len(shared) == len(test) else f"{len(shared)} of its"
     counts = ", ".join(f"{show} {test[show]}/{train[show]}" for show in shared)
-    return [f"{variant}: test shares {of_all} {len(test)} shows with train (utterances in test/train: {counts})"]
+    return [f"{variant}: test shares {share} {len(test)} shows with train (utterances in test/train: {counts})"]
 
 
 def _read_audio(path: Path, ids: Sequence[str], cells: Cells) -> tuple[pa.Array, list[str]]:
@@ -255,26 +236,26 @@ def _read_audio(path: Path, ids: Sequence[str], cells: Cells) -> tuple[pa.Array,
         raise DataError(f"{path}: not a dict of arrays")
     arrays = [_array(content.pop(name), cells) if name in content else None for name in cells.each(ids)]
     axis, width = _feature_axis([array.shape for array in arrays if array is not None])
-    note = f"audio: the {('first', 'second')[axis]} axis of its arrays has the features, {width} values a row"
+    note = f"audio: features are on the {('first', 'second')[axis]} axis of its arrays, {width} values a row"
     rows = [array if array is None or axis else array.T for array in arrays]
     del arrays
     return _column("audio", rows, len(content), cells, note)
 
 
 def _array(value: Any, cells: Cells) -> Rows | None:
-    """That of an utterance, None where it has no values."""
+    """Return the array of an utterance; None if it is empty, None and a fault if it is not an array."""
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiu":
         return np.asarray(value) if value.size else None
-    cells.fault("audio", f"audio {shown(value)} is not an array of features and time")
+    cells.fault("audio", f"audio {shown(value)} is not an array of features by time")
     return None
 
 
 def _feature_axis(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
-    """The axis that has one size in most of the arrays, and that size."""
+    """Return the axis that has one size in most of the arrays, and that size."""
     if not shapes:
         return 0, 0
     (first, firsts), (second, seconds) = (Counter(sizes).most_common(1)[0] for sizes in zip(*shapes, strict=True))
-    # The authors have the features first, which decides where all arrays are of one shape.
+    # The authors have the features first, which decides if all arrays have one shape.
     return (1, second) if seconds > firsts else (0, first)
 
 
@@ -287,13 +268,13 @@ def _read_vision(path: Path, ids: Sequence[str], cells: Cells) -> tuple[pa.Array
 
 
 def _frames(file: Any, name: str, cells: Cells) -> Rows | None:
-    """Those of an utterance, None where there are none; what is read here may be damaged in any way."""
+    """Return the frames of an utterance; None and a fault if they are damaged in any way."""
     try:
-        found = dataset(file, name, called="vision")
-        if is_text(found.dtype) or len(found.shape) != 2:
-            raise DataError(f"vision is of type {found.dtype} and of shape {found.shape}, not frames of numbers")
+        array = dataset(file, name, called="vision")
+        if is_text(array.dtype) or len(array.shape) != 2:
+            raise DataError(f"vision is of type {array.dtype} and of shape {array.shape}, not frames of numbers")
         with np.errstate(over="ignore"):
-            return np.asarray(found[()], np.float32)
+            return np.asarray(array[()], np.float32)
     except DataError as error:
         cells.fault("vision", str(error))
     except Exception as error:
@@ -303,5 +284,5 @@ def _frames(file: Any, name: str, cells: Cells) -> Rows | None:
 
 def _column(name: str, rows: list[Rows | None], others: int, cells: Cells, *notes: str) -> tuple[pa.Array, list[str]]:
     frames = cells.frames(name, rows)
-    left_out = [f"{name}: {others} arrays are not of an utterance, and left out"] if others else []
+    left_out = [f"{name}: {others} arrays belong to no utterance and are left out"] if others else []
     return frames.to_arrow(), [*notes, *left_out]

@@ -1,12 +1,13 @@
-"""Tables of our own layout: a Parquet, CSV, TSV or JSON Lines file, or a folder of them.
+"""Import tables of this package's own layout: a Parquet, CSV, TSV or JSON Lines file, or a folder of them.
 
-Columns in any order: id, text, label; split, unless files are named train, valid and test; optionally audio
-and vision (lists of feature rows), context (list of strings) and video_id. In CSV and TSV the lists are JSON. A
-line of JSON Lines is an object, a row with its columns. Other columns are ignored.
+Columns in any order: id, text, label; split, unless files are named train, valid and test; optionally audio and vision
+(lists of feature rows), context (list of strings) and video_id. In CSV and TSV, lists are JSON. A line of JSON Lines is
+an object with the columns of a row. Other columns are ignored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shlex
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from grcf_ray.data.cells import is_unicode, shown
+from grcf_ray.data.cells import is_unicode, shown, unique_names
 from grcf_ray.data.frames import FRAMES
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.schema import MODALITIES
@@ -38,15 +39,15 @@ _OPTIONAL = (*MODALITIES, "context", "video_id")
 _NUMBERS = ("label", *MODALITIES)
 _NAMES = ("id", "video_id")
 _ROWS_AT_A_TIME = 1000
-# A CSV row with features in it can be long, and must fit one block of Arrow's reader.
+# A CSV row with features can be long, and must fit one block of Arrow's reader.
 _LARGEST_BLOCK = 1 << 30
 _CELL_SHOWN = 40
 _STREAMED_BLOCK = 1 << 24
-"""Bytes of a CSV file that are read at a time where it is not to be held as a whole."""
+"""Bytes of a streamed CSV file that are read at a time."""
 
 
 def files(source: Path) -> list[Path]:
-    """The tables of a source: in a folder those named after splits if there are any, else all."""
+    """List the tables of a source; in a folder with tables named after splits, only these."""
     if source.is_file():
         return [source] if source.suffix.lower() in _SUFFIXES or _is_parquet(source) else []
     tables = [path for path in files_of(source) if path.suffix.lower() in _SUFFIXES]
@@ -54,7 +55,7 @@ def files(source: Path) -> list[Path]:
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read all tables of a source; DataError names every file that is none and every missing column."""
+    """Read all tables of a source; DataError names every unreadable file and every missing column."""
     tables: list[pa.Table] = []
     faults: list[Fault] = []
     problems: list[str] = []
@@ -62,10 +63,10 @@ def read(source: Path, variant: str = "") -> RawTable:
     rows = 0
     paths = files(source) or [source]
     for path in paths:
-        if answer := collect_error(problems, _read_file, path):
-            table, found, others = answer
+        if file := collect_error(problems, _read_file, path):
+            table, file_faults, others = file
             ignored |= dict.fromkeys(others)
-            faults += [fault._replace(row=rows + fault.row) for fault in found]
+            faults += [fault._replace(row=rows + fault.row) for fault in file_faults]
             rows += table.num_rows
             tables.append(table)
     if problems:
@@ -81,11 +82,10 @@ def read(source: Path, variant: str = "") -> RawTable:
 def stream(
     path: Path, columns: Collection[str], rows: int, *, optional: Collection[str] = ()
 ) -> Iterator[tuple[pa.Table, list[Fault]]]:
-    """One table of a source, up to `rows` rows at a time, as `read` has them; for those who score its rows.
+    """Yield one table of a source, up to `rows` rows at a time, with the faults of each part; to score its rows.
 
-    columns: those to read of `RAW_SCHEMA`. `text`, if asked for, must be there; any of the others may be missing.
-    optional: columns whose cells are null, and no fault, where they cannot be read. Rows of faults are counted within
-    their part.
+    columns: the columns of `RAW_SCHEMA` to read; `text`, if asked for, must exist, others may be missing. optional:
+    columns whose unreadable cells are null without a fault. A fault's row is counted within its part.
     """
     if _is_parquet(path):
         batches = _parquet_batches(path, columns, rows)
@@ -112,19 +112,16 @@ def _needed(columns: Collection[str]) -> tuple[str, ...]:
 
 def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterator[pa.RecordBatch]:
     check_kind(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            _check_columns(path, present, _needed(columns))
-            for batch in file.iter_batches(rows, columns=[name for name in present if name in columns]):
-                batch.validate(full=True)
-                yield batch
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
+    with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
+        present = file.schema_arrow.names
+        _check_columns(path, present, _needed(columns))
+        for batch in file.iter_batches(rows, columns=[name for name in present if name in columns]):
+            batch.validate(full=True)
+            yield batch
 
 
 def _json_columns(path: Path) -> list[str]:
-    """The names that any of the rows has; DataError with every line that is no row."""
+    """Return the names in all rows; DataError with every line that is not a row."""
     _check_encoding(path)
     faults: list[str] = []
     present: dict[str, None] = {}
@@ -144,7 +141,7 @@ def _json_schema(present: Collection[str], columns: Collection[str]) -> pa.Schem
 
 
 def _json_batches(path: Path, schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-    """The rows, up to `rows` at a time, each cell as CSV has it: lists and numbers are written out."""
+    """Yield up to `rows` rows at a time, with lists and numbers as texts, as in CSV."""
     lines = (_json_cells(line)[0] for _, line in _json_lines(path))
     while part := list(itertools.islice(lines, rows)):
         yield pa.RecordBatch.from_pylist(part, schema)
@@ -156,11 +153,11 @@ def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_cells(line: str) -> tuple[dict[str, str | None], list[str]]:
-    """The cells that we know of an object, as texts, and all its names.
+    """Return the known cells of an object as texts, and all its names.
 
-    ValueError where it is no object, has a name twice, or something else where a text should be.
+    ValueError for anything but an object, a name that occurs twice, or another value in place of a text.
     """
-    value = json.loads(line, object_pairs_hook=_unique)
+    value = json.loads(line, object_pairs_hook=unique_names)
     if not isinstance(value, dict):
         raise ValueError('not an object, such as {"id": ..., "text": ...}')
     cells: dict[str, str | None] = {}
@@ -171,7 +168,7 @@ def _json_cells(line: str) -> tuple[dict[str, str | None], list[str]]:
         if cell is None or isinstance(cell, str):
             cells[name] = cell
             if cell is not None and not is_unicode(cell):
-                raise ValueError(f"{name} has half of a character")
+                raise ValueError(f"{name} has an incomplete character (a lone surrogate)")
         elif name in _WRITTEN or (name in _NAMES and type(cell) is int):
             cells[name] = json.dumps(cell)
         else:
@@ -179,27 +176,9 @@ def _json_cells(line: str) -> tuple[dict[str, str | None], list[str]]:
     return cells, list(value)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
-
-
 def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
-    _check_encoding(path)
-    broken: list[Any] = []
-
-    def skip(row: Any) -> str:
-        broken.append(row)
-        return "skip"
-
-    block = min(path.stat().st_size + 1, _STREAMED_BLOCK)
-    options = {
-        "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=block),
-        "parse_options": _parse_options(path, skip),
-    }
-    try:
+    options, broken = _csv_options(path, _STREAMED_BLOCK)
+    with _readable(path, "CSV"):
         with pyarrow.csv.open_csv(path, **options) as reader:
             present = reader.schema.names
         _check_columns(path, present, _needed(columns))
@@ -213,14 +192,12 @@ def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatc
                 if broken:
                     break
                 yield batch
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable CSV file ({reason(error)})") from error
     if broken:
         raise _misfits(path, broken)
 
 
 def _read_file(path: Path) -> tuple[pa.Table, list[Fault], list[str]]:
-    """The rows of a file, the faults of their cells, and the columns that are none of ours."""
+    """Read the rows of a file, the faults of their cells, and the names of unknown columns."""
     if _is_parquet(path):
         table, present = _read_parquet(path)
     elif path.suffix.lower() in _JSON_LINES:
@@ -244,18 +221,27 @@ def _is_parquet(path: Path) -> bool:
 
 def _read_parquet(path: Path) -> tuple[pa.Table, list[str]]:
     check_kind(path)
-    try:
+    with _readable(path, "Parquet"):
         file = pq.ParquetFile(path)
         present = file.schema_arrow.names
         table = file.read([name for name in present if name in RAW_SCHEMA.names])
-        # Arrow believes a file that its texts are UTF-8.
+        # Arrow does not check that texts are UTF-8.
         table.validate(full=True)
-        return table, present
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({reason(error)})") from error
+    return table, present
 
 
 def _read_csv(path: Path) -> pa.Table:
+    options, broken = _csv_options(path, _LARGEST_BLOCK)
+    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string()))
+    with _readable(path, "CSV"):
+        table = pyarrow.csv.read_csv(path, **options, convert_options=convert)
+    if broken:
+        raise _misfits(path, broken)
+    return table
+
+
+def _csv_options(path: Path, largest_block: int) -> tuple[dict[str, Any], list[Any]]:
+    """Return the options to read a CSV or TSV file, and the list that collects rows that do not fit the header."""
     _check_encoding(path)
     broken: list[Any] = []
 
@@ -263,25 +249,20 @@ def _read_csv(path: Path) -> pa.Table:
         broken.append(row)
         return "skip"
 
-    try:
-        block = min(path.stat().st_size + 1, _LARGEST_BLOCK)
-        table = pyarrow.csv.read_csv(
-            path,
-            # One thread, or Arrow does not count rows.
-            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=block),
-            parse_options=_parse_options(path, skip),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string())),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable CSV file ({reason(error)})") from error
-    if broken:
-        raise _misfits(path, broken)
-    return table
-
-
-def _parse_options(path: Path, skip: Callable[[Any], str]) -> Any:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    return pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
+    # Arrow counts rows only with a single thread.
+    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=min(path.stat().st_size + 1, largest_block))
+    return {"read_options": read, "parse_options": parse}, broken
+
+
+@contextlib.contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Turn the errors of Arrow into a DataError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable {kind} file ({reason(error)})") from error
 
 
 def _misfits(path: Path, broken: list[Any]) -> DataError:
@@ -290,7 +271,7 @@ def _misfits(path: Path, broken: list[Any]) -> DataError:
 
 
 def _check_encoding(path: Path) -> None:
-    """DataError where a file of text is none, or of another encoding."""
+    """Raise DataError if a file is not text in UTF-8, or has another delimiter."""
     check_kind(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -309,7 +290,7 @@ def _check_delimiter(path: Path) -> None:
     if path.suffix.lower() != ".csv" or "," in header:
         return
     if "\t" in header:
-        raise DataError(f"{path}: its cells are separated by tabs. Name it {path.with_suffix('.tsv').name}")
+        raise DataError(f"{path}: its cells are separated by tabs. Rename it to {path.with_suffix('.tsv').name}")
     for mark in ";|":
         if mark in header:
             code = (
@@ -317,13 +298,13 @@ def _check_delimiter(path: Path) -> None:
                 f'delimiter="{mark}", newlines_in_values=True)), sys.argv[2])'
             )
             raise DataError(
-                f"{path}: its cells are separated by {mark!r}, not commas. Make it so: "
+                f"{path}: its cells are separated by {mark!r}, not commas. Convert it: "
                 + shlex.join(["python", "-c", code, str(path), str(path.with_name(f"{path.stem}-commas.csv"))])
             )
 
 
 def _select(path: Path, table: pa.Table, present: list[str]) -> pa.Table:
-    """The columns we know of those present; the split from the file's name where no column says it."""
+    """Select the known columns; without a split column, take the split from the file's name."""
     if "split" not in table.column_names and path.stem.lower() in SPLIT_ALIASES:
         table = table.append_column("split", pa.repeat(pa.scalar(path.stem), table.num_rows))
         present = [*present, "split"]
@@ -335,19 +316,25 @@ def _select(path: Path, table: pa.Table, present: list[str]) -> pa.Table:
 
 def _check_columns(path: Path, present: list[str], required: Collection[str]) -> None:
     if missing := [name for name in required if name not in present]:
-        named = " (or files named train, valid and test)" if "split" in missing else ""
-        raise DataError(f"{path}: missing columns {', '.join(missing)}{named}; present: {', '.join(present)}")
-    ours = {name: [other for other in present if other != name and other.strip().lower() == name] for name in _OPTIONAL}
-    if close := [f"{other!r} for {name}" for name, others in ours.items() for other in others if name not in present]:
-        raise DataError(f"{path}: columns are named by lower-case words: rename {', '.join(close)}")
+        remedy = " (or files named train, valid and test)" if "split" in missing else ""
+        raise DataError(f"{path}: missing columns {', '.join(missing)}{remedy}; present: {', '.join(present)}")
+    misspelled = [
+        f"{other!r} to {name}"
+        for name in _OPTIONAL
+        if name not in present
+        for other in present
+        if other.strip().lower() == name
+    ]
+    if misspelled:
+        raise DataError(f"{path}: column names are lower case: rename {', '.join(misspelled)}")
     if twice := sorted({name for name in RAW_SCHEMA.names if present.count(name) > 1}):
         raise DataError(f"{path}: more than one column named {', '.join(twice)}")
 
 
 def _typed(path: Path, table: pa.Table, optional: Collection[str] = ()) -> tuple[pa.Table, list[Fault]]:
-    """Every column in the type that `RAW_SCHEMA` says; what cannot be converted is null, and a fault.
+    """Convert every column to its type in `RAW_SCHEMA`; a cell that cannot be converted is null, and a fault.
 
-    optional: columns in which it is no fault.
+    optional: columns in which it is not a fault.
     """
     faults: list[Fault] = []
     columns = {}
@@ -361,11 +348,11 @@ def _typed(path: Path, table: pa.Table, optional: Collection[str] = ()) -> tuple
             column = pa.chunked_array([_plain_lists(chunk) for chunk in column.chunks])
         is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         if is_text and name in _WRITTEN:
-            column, found = _parsed(column, name, wanted)
-            faults += [] if name in optional else found
+            column, column_faults = _parsed(column, name, wanted)
+            faults += [] if name in optional else column_faults
         else:
             try:
-                # Numbers may be rounded, bytes must be UTF-8.
+                # Numbers may be rounded; texts must be UTF-8.
                 column = column.cast(wanted, safe=name not in _NUMBERS)
             except pa.ArrowException as error:
                 if name not in optional:
@@ -381,7 +368,7 @@ def _has_views(kind: Any) -> bool:
 
 
 def _plain_lists(array: Any) -> Any:
-    """Lists of any kind as those that have offsets: Arrow's own cast of list views makes arrays that are not valid."""
+    """Convert lists of any kind to lists with offsets: Arrow's own cast of list views makes invalid arrays."""
     if not _is_nested(array.type):
         return array
     lengths = pc.fill_null(pc.list_value_length(array).cast(pa.int64()), 0)
@@ -390,12 +377,12 @@ def _plain_lists(array: Any) -> Any:
 
 
 def _is_nested(kind: Any) -> bool:
-    # Not structs and maps, which have no values of one type.
+    # Structs and maps have no values of one type.
     return pa.types.is_nested(kind) and hasattr(kind, "value_type") and not pa.types.is_map(kind)
 
 
 def _parsed(column: pa.ChunkedArray, name: str, wanted: Any) -> tuple[pa.ChunkedArray, list[Fault]]:
-    """Cells that are written out: a number, or a JSON list."""
+    """Parse texts of numbers or JSON lists."""
     if name == "label":
         column = pc.utf8_trim_whitespace(column)
         column = pc.if_else(pc.equal(column, ""), None, column)

@@ -1,12 +1,12 @@
-"""UR-FUNNY v2 as its authors publish it: punchlines of talks, humorous or not, each with the sentences before it.
+"""Import UR-FUNNY v2 as its authors publish it: punchlines of talks, humorous or not, each with its context.
 
-Five pickles, known by their content, dicts by the id of a sample, which is a number or a text: `language_sdk`
+Five pickles, recognised by their content, are dicts by the id of a sample, a number or a text: `language_sdk`
 {punchline_sentence, context_sentences}, `humor_label_sdk` 0 or 1, `covarep_features_sdk` and `openface_features_sdk`
 {punchline_features [rows, values]}; and `data_folds`, the ids of train, dev and test. Either modality may be missing.
-Features of the context are not read. Those of a punchline are sequences of their own: their rows are of aligned words,
-which need not be those between the spaces of its sentence.
+Features of the context are not read. Features of a punchline do not count as aligned to words: their rows are of
+words that may differ from those between the spaces of its sentence.
 
-A source is a folder, or one of these files, which stands for the folder that it lies in.
+A source is a folder, or one of these files, which stands for its folder.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, shown, text_of
+from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, shown, text_of, texts_of
 from grcf_ray.data.frames import Frames, Rows, joined
-from grcf_ray.data.raw import RAW_SCHEMA, RawTable, SplitTable
+from grcf_ray.data.raw import RawTable, SplitTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES
-from grcf_ray.data.sniff import check_kind, files_of, folder_faults, pickle_start
+from grcf_ray.data.sniff import check_kind, files_of, folder_faults, folder_of, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import Fault
@@ -47,27 +47,27 @@ _FEATURES = {json.dumps(f"{part}_features") for part in _PARTS}
 _LANGUAGE = {json.dumps(f"{part}_{what}") for part in _PARTS for what in ("embedding_indexes", "intervals")}
 _LANGUAGE |= {'"punchline_sentence"', '"context_sentences"'}
 _AUDIO_WIDTH, _VISION_WIDTH = 81, 371
-_MOVE = "download it again, or move it out of the folder to import without them"
-_ORIGIN = "https://github.com/ROC-HCI/UR-FUNNY has them all"
+_MOVE = "download it again, or move it out of the folder to import without these features"
+_ORIGIN = "get it from https://github.com/ROC-HCI/UR-FUNNY"
 
 
 @dataclass(frozen=True)
 class _Sequences:
-    """The rows of features of a file, and what is wrong with those samples that have none for it."""
+    """The feature rows of a file, and the fault of each malformed sample by row of the table."""
 
     path: Path
     frames: Frames
     width: int
-    amiss: Mapping[int, str]
+    problems: Mapping[int, str]
 
 
 def files(source: Path) -> list[Path]:
-    """The pickles of UR-FUNNY that a source consists of; labels alone or folds alone may be anybody's, and are none."""
+    """List the pickles of UR-FUNNY in a source; labels alone or folds alone do not identify the format."""
     return [path for paths in _found(source).values() for path in paths]
 
 
 def read(source: Path, variant: str = "") -> RawTable:
-    """Read the samples of the folds, in their order; DataError with every file that is missing or damaged."""
+    """Read the samples of the folds, in their order; DataError names every file that is missing or damaged."""
     found = _found(source)
     problems = _file_faults(source, found)
     language, labels, folds = (found[kind][0] for kind in _NEEDED)
@@ -85,10 +85,10 @@ def read(source: Path, variant: str = "") -> RawTable:
     roles = {} if problems else collect_error(problems, _roles, sequences) or {}
     if problems:
         raise data_error(source, problems, named=True)
-    table = {name: pa.array(values, RAW_SCHEMA.field(name).type) for name, values in columns.items()}
-    for name, one in roles.items():
-        cells.faults += [Fault(row, name, f"{name} {what}") for row, what in one.amiss.items()]
-        table[name] = one.frames.to_arrow()
+    table = typed_arrays(columns)
+    for name, modality in roles.items():
+        cells.faults += [Fault(row, name, f"{name} {problem}") for row, problem in modality.problems.items()]
+        table[name] = modality.frames.to_arrow()
     return SplitTable(
         table=pa.table(table),
         files=((language, len(ids)), *((path, 0) for path in (labels, folds, *found["features"]))),
@@ -99,8 +99,8 @@ def read(source: Path, variant: str = "") -> RawTable:
 
 
 def _found(source: Path) -> dict[str, list[Path]]:
-    """The files of each kind; nothing where the source is a file of none, or where all are labels, or all are folds."""
-    kinds = {path: _kind(path) for path in files_of(_folder(source))}
+    """Return the files of each kind; an empty dict for a file of no kind, and for labels or folds alone."""
+    kinds = {path: _kind(path) for path in files_of(folder_of(source))}
     present = set(kinds.values()) - {""}
     if present <= {"labels"} or present <= {"folds"} or not (source.is_dir() or kinds.get(source)):
         return {}
@@ -108,23 +108,19 @@ def _found(source: Path) -> dict[str, list[Path]]:
     return {kind: [source] if source in paths and kind != "features" else paths for kind, paths in found.items()}
 
 
-def _folder(source: Path) -> Path:
-    return source if source.is_dir() else source.parent
-
-
 def _kind(path: Path) -> str:
-    """What a file may be of all that UR-FUNNY has, empty for nothing."""
+    """Return the kind that a file may be, or an empty text."""
     start = pickle_start(path)
     if len(start) < 3 or start[0] != "dict" or not _is_id(start[1]):
         return ""
     if start[2] == "dict":
         if _LANGUAGE.intersection(start):
             return "language"
-        # A language file begins with the words of a sentence where others have numbers.
+        # A language file begins with the words of a sentence, other files with numbers.
         numbers = any(token == "float" or token.startswith("numpy.") for token in start)
         return ("features" if numbers else "language") if _FEATURES.intersection(start[3:4]) else ""
     if start[2] == "list":
-        # Files of HKT have a sample where this one has an id: a text and an array.
+        # Files of HKT have a sample, a text and an array, in place of the id.
         return "folds" if start[1] in map(json.dumps, _FOLDS) and all(map(_is_id, start[3:5])) else ""
     return "labels" if start[2] in ("int", "float") or start[2].endswith(".scalar") else ""
 
@@ -134,7 +130,7 @@ def _is_id(token: str) -> bool:
 
 
 def _file_faults(source: Path, found: Mapping[str, Sequence[Path]]) -> list[str]:
-    """What is wrong with the other files of the folder; DataError where one is missing, or there are too many."""
+    """List the faults of the unused files in the folder; DataError if a kind is missing or has too many files."""
     if not found:
         if source.is_file():
             check_kind(source)
@@ -142,41 +138,37 @@ def _file_faults(source: Path, found: Mapping[str, Sequence[Path]]) -> list[str]
             f"{source}: not the pickles of UR-FUNNY, such as {' or '.join(_KINDS[kind] for kind in _NEEDED)}"
         )
     count = len(found["features"])
-    unused = f"not UR-FUNNY's, and there are {count} files of features of 2: {_MOVE}" if count < 2 else ""
-    problems = folder_faults(_folder(source), list(itertools.chain(*found.values())), unused=unused)
-    lacking = [_KINDS[kind] for kind in _NEEDED if not found[kind]]
-    if lacking:
+    unused = f"not UR-FUNNY's, while the folder has {count} of 2 files of features: {_MOVE}" if count < 2 else ""
+    problems = folder_faults(folder_of(source), list(itertools.chain(*found.values())), unused=unused)
+    missing = [_KINDS[kind] for kind in _NEEDED if not found[kind]]
+    if missing:
         names = ", ".join(f"{path.name} ({kind})" for kind, paths in found.items() for path in paths)
-        problems.append(
-            f"{source}: no file begins as UR-FUNNY's {' and '.join(lacking)} should; {_ORIGIN}. Found: {names}"
-        )
-    mosts = {**dict.fromkeys(_NEEDED, 1), "features": 2}
-    if many := next((kind for kind in _KINDS if len(found[kind]) > mosts[kind]), None):
+        problems.append(f"{source}: no file of UR-FUNNY's {' and '.join(missing)}: {_ORIGIN}. Found: {names}")
+    limits = {**dict.fromkeys(_NEEDED, 1), "features": 2}
+    if many := next((kind for kind in _KINDS if len(found[kind]) > limits[kind]), None):
         names = ", ".join(path.name for path in found[many])
-        problems.append(
-            f"{source}: several files begin as UR-FUNNY's {_KINDS[many]} should: {names}. Keep {mosts[many]}"
-        )
-    if lacking or many:
+        problems.append(f"{source}: too many files of UR-FUNNY's {_KINDS[many]} ({names}). Keep {limits[many]}")
+    if missing or many:
         raise data_error(source, problems, named=True)
     return problems
 
 
 def _read_folds(path: Path) -> dict[str, list[str]]:
-    """The ids of each fold."""
+    """Read the ids of each fold."""
     content = read_pickle(path)
     if not isinstance(content, dict) or set(content) != set(_FOLDS):
         raise DataError(f"{path}: not folds, a dict of {', '.join(_FOLDS)}")
     folds = {}
     for fold in _FOLDS:
-        ids = [_id(name) for name in content[fold]] if isinstance(content[fold], (list, tuple)) else [None]
-        if None in ids:
-            raise DataError(f"{path}: {fold} is not a list of ids, which are numbers or texts")
-        folds[fold] = [name for name in ids if name is not None]
+        ids = texts_of(content[fold], _id)
+        if ids is None:
+            raise DataError(f"{path}: {fold} is not a list of ids, which are whole numbers or texts")
+        folds[fold] = ids
     return folds
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
-    """What a file has for each id."""
+    """Read the value of each id."""
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: {kind_of(content)}, not a dict by id")
@@ -184,8 +176,8 @@ def _read_samples(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         name = _id(key)
         if name is None or name in samples:
-            what = "there twice, as a number and as a text" if name else "neither a number nor a text"
-            raise DataError(f"{path}: the id {shown(key)} is {what}")
+            problem = "occurs twice, as a number and as a text" if name else "is neither a whole number nor a text"
+            raise DataError(f"{path}: the id {shown(key)} {problem}")
         samples[name] = value
     return samples
 
@@ -195,40 +187,36 @@ def _id(key: Any) -> str | None:
 
 
 def _read_language(path: Path, ids: Sequence[str], cells: Cells) -> dict[str, list[Any]]:
-    """Texts and contexts."""
+    """Read texts and contexts."""
     samples = _read_samples(path)
     if not any(isinstance(sample, dict) and "punchline_sentence" in sample for sample in samples.values()):
-        raise DataError(
-            f"{path}: no punchline_sentence; the files of UR-FUNNY's version 1 have no texts, take version 2"
-        )
+        raise DataError(f"{path}: no punchline_sentence: UR-FUNNY's version 1 has no texts, so download version 2")
     columns: dict[str, list[Any]] = {"text": [], "context": []}
     for name in cells.each(ids):
         text = context = None
         sample = samples.get(name, {})
         if not isinstance(sample, dict):
-            cells.fault("text", f"its sentences are {kind_of(sample)}, not in a dict")
+            cells.fault("text", f"the sample is {kind_of(sample)}, not a dict of sentences")
         elif name not in samples:
-            cells.fault("text", f"{path.name} does not have it")
+            cells.fault("text", f"{path.name} does not have this id")
         else:
-            said, before = map(sample.get, ("punchline_sentence", "context_sentences"))
-            text = cells.read("text", "punchline_sentence", said, _sentence, "a text")
-            context = cells.read("context", "context_sentences", before, _sentences, "a list of texts")
+            punchline, sentences = map(sample.get, ("punchline_sentence", "context_sentences"))
+            text = cells.read("text", "punchline_sentence", punchline, _sentence, "a text")
+            context = cells.read("context", "context_sentences", sentences, _sentences, "a list of texts")
         columns["text"].append(text)
         columns["context"].append(context)
     return columns
 
 
 def _sentences(value: Any) -> list[str] | None:
-    sentences = [_sentence(one) for one in value] if isinstance(value, (list, tuple)) else [None]
-    known = [one for one in sentences if one is not None]
-    return known if len(known) == len(sentences) else None
+    return texts_of(value, _sentence)
 
 
 def _sentence(value: Any) -> str | None:
-    """A text, or one in parts, as the authors' description has it."""
+    """Return a text, given whole or as a list of words, as in the authors' description."""
     if isinstance(value, (list, tuple)):
-        parts = [text_of(part) for part in value]
-        return None if None in parts else " ".join(filter(None, parts))
+        words = texts_of(value)
+        return None if words is None else " ".join(filter(None, words))
     return text_of(value)
 
 
@@ -237,28 +225,28 @@ def _read_sequences(path: Path, ids: Sequence[str]) -> _Sequences:
     if samples.keys().isdisjoint(ids):
         raise DataError(f"{path}: none of its {len(samples)} ids is in the folds")
     arrays: list[Rows | None] = [None] * len(ids)
-    amiss: dict[int, str] = {}
+    problems: dict[int, str] = {}
     for row, name in enumerate(ids):
         try:
-            # Taken out, so that the features of its context are freed.
+            # pop frees the features of the context.
             arrays[row] = _rows(samples.pop(name, None))
         except (LookupError, TypeError, ValueError, OverflowError):
-            amiss[row] = "is not rows of numbers of one length (punchline_features)"
+            problems[row] = "is not rows of numbers of one length (punchline_features)"
     del samples
     frames, odd = joined(arrays)
     width = frames.width()
     if not width:
         raise DataError(f"{path}: no sample in the folds has rows of punchline_features")
-    return _Sequences(path, frames, width, amiss | odd)
+    return _Sequences(path, frames, width, problems | odd)
 
 
 def _rows(sample: Any) -> npt.NDArray[np.float32] | None:
-    """[rows, values] of a punchline, None where there are none; ValueError or the like where they are amiss."""
+    """Return [rows, values] of a punchline, None without any; ValueError, TypeError or the like if malformed."""
     if sample is None:
         return None
     value = sample["punchline_features"]
     if not _is_numbers(value):
-        rows = [np.asarray(one) if _is_numbers(one) else _row(one) for one in _listed(value)]
+        rows = [np.asarray(row) if _is_numbers(row) else _row(row) for row in _listed(value)]
         value = np.stack(rows) if rows else np.empty((0, 0))
     if not value.size:
         return None
@@ -288,37 +276,36 @@ def _listed(value: Any) -> list[Any] | tuple[Any, ...]:
 
 
 def _roles(sequences: Sequence[_Sequences]) -> dict[str, _Sequences]:
-    """Audio and vision by their widths: those that are known, else the wider one is vision."""
+    """Tell audio from vision by width: a known width decides, otherwise the wider file is vision."""
     known = {_AUDIO_WIDTH: "audio", _VISION_WIDTH: "vision"}
     if len(sequences) == 1:
-        (one,) = sequences
-        if one.width not in known:
+        (file,) = sequences
+        if file.width not in known:
             raise DataError(
-                f"{one.path}: rows of {one.width} values, neither audio's {_AUDIO_WIDTH} nor vision's {_VISION_WIDTH}: "
-                "alone it cannot be told which it is"
+                f"{file.path}: rows of {file.width} values, but audio has {_AUDIO_WIDTH} and vision {_VISION_WIDTH}: "
+                "add the file of the other modality"
             )
-        return {known[one.width]: one}
-    ranked = sorted(sequences, key=lambda one: (one.width != _AUDIO_WIDTH, one.width == _VISION_WIDTH, one.width))
-    if len({one.width for one in sequences}) < len(sequences):
-        names = " and ".join(one.path.name for one in sequences)
-        raise DataError(f"{names} both have rows of {ranked[0].width} values: they cannot be audio and vision")
+        return {known[file.width]: file}
+    ranked = sorted(sequences, key=lambda file: (file.width != _AUDIO_WIDTH, file.width == _VISION_WIDTH, file.width))
+    if len({file.width for file in sequences}) < len(sequences):
+        names = " and ".join(file.path.name for file in sequences)
+        raise DataError(f"{names} both have rows of {ranked[0].width} values: keep one file of audio and one of vision")
     return dict(zip(MODALITIES, ranked, strict=False))
 
 
 def _left_out(labelled: Mapping[str, Any], ids: Iterable[str]) -> Iterable[str]:
     if others := len(labelled.keys() - set(ids)):
-        yield f"{others} of {len(labelled)} labelled samples are in no fold, and left out"
+        yield f"{others} of {len(labelled)} labelled samples are in no fold and are left out"
 
 
 def _modality_notes(roles: Mapping[str, _Sequences]) -> Iterable[str]:
-    if len(roles) > 1 and [one.width for one in roles.values()] != [_AUDIO_WIDTH, _VISION_WIDTH]:
+    if len(roles) > 1 and [file.width for file in roles.values()] != [_AUDIO_WIDTH, _VISION_WIDTH]:
         yield (
-            f"the rows of audio and vision are not of UR-FUNNY's {_AUDIO_WIDTH} and {_VISION_WIDTH} values: one of "
-            "these widths tells which is which, else the wider is taken as vision"
+            f"audio and vision do not have UR-FUNNY's {_AUDIO_WIDTH} and {_VISION_WIDTH} values a row: one of these "
+            "widths identifies its file, otherwise the wider file is vision"
         )
-    for name, file in zip(MODALITIES, ("covarep_features_sdk", "openface_features_sdk"), strict=True):
-        if name not in roles:
-            yield f"no {name}: none of the files begins as {file}.pkl does"
-            continue
-        one = roles[name]
-        yield f"{name} from {one.path.name}, rows of {one.width} values"
+    for name, usual in zip(MODALITIES, ("covarep_features_sdk.pkl", "openface_features_sdk.pkl"), strict=True):
+        if name in roles:
+            yield f"{name} from {roles[name].path.name}, rows of {roles[name].width} values"
+        else:
+            yield f"no {name}: the folder has no file such as {usual}"
