@@ -1,7 +1,8 @@
 """Damage to the files of every importer, at random but seeded, and what each import makes of it.
 
-An import must end with a table or a DataError, in little time and memory, and a table must have the modalities that
-the whole files have, unless a note tells what became of them. Imports run in processes of their own, whose memory and
+An import must end with a table or a DataError, in little time and memory. A table must have the modalities of the
+whole files, unless a note says otherwise. Damage in one place may change one utterance or one column only.
+Imports run in processes of their own, whose memory and
 processor time are limited. By hand, for more of them: `python -m data.fuzz COUNT [FORMAT ...]` in `tests`.
 """
 
@@ -19,214 +20,29 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from data.foreign import DOWNLOADS, STRANGE, dumped
+from data.formats import FORMATS, Files, put_files
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.errors import DataError
 
-SPLITS = {"train": 4, "dev": 2, "test": 2}
 MOST_SECONDS = 60
 """Of processor time for one import; the slowest take a tenth of one."""
 MOST_BYTES = 1 << 30
 """Of address space beyond what the process has when it begins."""
 
-Files = dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class Format:
-    """The files of a format, as others write them."""
-
-    files: Callable[[random.Random], Files]
-    """By name; whole ones, of any of the ways to write them."""
-    options: ImportOptions
-
-
-def _rows(rng: np.random.Generator, count: int, width: int) -> Any:
-    return rng.normal(size=(count, width)).astype(np.float32)
-
-
-def _samples() -> Iterator[tuple[str, str, list[str], Any, Any, float]]:
-    """Split, id, words, audio and vision with a row for each word, label."""
-    rng = np.random.default_rng(1)
-    for split, count in SPLITS.items():
-        for row in range(count):
-            words = ["so", "it", "was", "good"][: 2 + row % 3]
-            yield split, f"{split}[{row}]", words, _rows(rng, len(words), 5), _rows(rng, len(words), 3), row - 1.0
-
-
-def _mag(rng: random.Random) -> Files:
-    content: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    for split, name, words, audio, vision, label in _samples():
-        content[split].append(((words, vision, audio), np.array([[label]], np.float32), name))
-    return {"mosi.pkl": dumped(content, rng.choice([0, 2, 4, 5, "Python 2"]))}
-
-
-def _misa(rng: random.Random) -> Files:
-    content: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    for split, name, words, audio, vision, label in _samples():
-        content[split].append(((np.arange(len(words)), vision, audio, words), np.array([[label]], np.float32), name))
-    return {f"{split}.pkl": dumped(rows, rng.choice([2, 4, 5])) for split, rows in content.items()}
-
-
-def _mmsa(rng: random.Random) -> Files:
-    content: dict[str, Any] = {}
-    for split, name, words, audio, vision, label in _samples():
-        columns = content.setdefault({"dev": "valid"}.get(split, split), {})
-        for key, value in (("raw_text", " ".join(words)), ("id", name), ("regression_labels", label)):
-            columns.setdefault(key, []).append(value)
-        for key, rows in (("audio", audio), ("vision", vision)):
-            columns.setdefault(key, []).append(np.pad(rows, ((0, 6 - len(rows)), (0, 0))))
-            columns.setdefault(f"{key}_lengths", []).append(len(rows))
-    for columns in content.values():
-        columns |= {key: np.stack(columns[key]) for key in ("audio", "vision")}
-        columns["regression_labels"] = np.array(columns["regression_labels"])
-        if rng.random() < 0.3:
-            del columns["audio_lengths"], columns["vision_lengths"]
-    return {"unaligned_50.pkl": dumped(content, rng.choice([2, 4, 5]))}
-
-
-def _hkt(rng: random.Random) -> Files:
-    made = np.random.default_rng(2)
-    content: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    for split, name, words, _, _, label in _samples():
-        part = (" ".join(words), _rows(made, 3, 91), _rows(made, 3, 81), _rows(made, 3, 4))
-        content[split].append((part, ([part[0]], *part[1:]), name, int(label > 0)))
-    return {"mustard.pkl": dumped(content, rng.choice([2, 4, 5]))}
-
-
-def _ur_funny(rng: random.Random) -> Files:
-    made = np.random.default_rng(3)
-    files: dict[str, dict[Any, Any]] = {
-        name: {} for name in ("language_sdk", "humor_label_sdk", "covarep_features_sdk", "openface_features_sdk")
-    }
-    folds: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for number, (split, _, words, _, _, label) in enumerate(_samples()):
-        folds[split].append(number)
-        sentence = " ".join(words)
-        files["language_sdk"][number] = {"punchline_sentence": sentence, "context_sentences": [sentence]}
-        files["humor_label_sdk"][number] = int(label > 0)
-        for name, width in (("covarep_features_sdk", 81), ("openface_features_sdk", 371)):
-            features = {f"{part}_features": _rows(made, 2, width) for part in ("punchline", "context")}
-            files[name][number] = features
-    return {
-        f"{name}.pkl": dumped(value, rng.choice([0, 2, 4])) for name, value in (files | {"data_folds": folds}).items()
-    }
-
-
-def _mustard(rng: random.Random) -> Files:
-    # As many as a draw of a valid split needs.
-    items = {
-        f"{row % 3}_{row}": {
-            "utterance": "it was so good",
-            "context": ["so", "it was"],
-            "show": "FRIENDS" if row % 10 == 0 else "BBT",
-            "sarcasm": row % 2 == 0,
-        }
-        for row in range(280)
-    }
-    made = np.random.default_rng(4)
-    few = list(items)[:8]
-    folds = [(np.r_[: 28 * k, 28 * k + 28 : 280], np.arange(28 * k, 28 * k + 28)) for k in range(5)]
-    video = io.BytesIO()
-    with h5py.File(video, "w") as file:
-        for name in few:
-            file.create_dataset(name, data=_rows(made, 2, 4))
-    return {
-        "sarcasm_data.json": json.dumps(items).encode(),
-        "split_indices.p": dumped(folds, rng.choice([2, 4])),
-        "audio_features.p": dumped({name: _rows(made, 7, 3 + row % 2) for row, name in enumerate(few)}, 2),
-        "resnet.hdf5": video.getvalue(),
-    }
-
-
-def _csd(rng: random.Random) -> Files:
-    made = np.random.default_rng(5)
-    kinds: dict[str, tuple[str, Callable[[], Any], int]] = {
-        "words.csd": ("words", lambda: np.array([[b"so"], [b"sp"], [b"it"], [b"was"]] * 2), 8),
-        "labels.csd": ("Opinion Segment Labels", lambda: made.integers(-3, 4, (2, 1)).astype(float), 2),
-        "audio.csd": (rng.choice(["COVAREP", "COAVAREP"]), lambda: _rows(made, 16, 74), 16),
-        "vision.csd": (rng.choice(["FACET_4.1", "renamed"]), lambda: _rows(made, 16, 35), 16),
-    }
-    files: Files = {"folds.json": b'{"train": ["v0", "v1"], "valid": ["v2"], "test": ["v3"]}'}
-    for name, (root, features, count) in kinds.items():
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
-            how = {"compression": "gzip"} if rng.random() < 0.5 else {}
-            for video in range(4):
-                edges = np.linspace(0, 4, count + 1)
-                spans = np.stack([edges[:-1], edges[1:]], axis=1)
-                for part, data in (("features", features()), ("intervals", spans)):
-                    file.create_dataset(f"{root}/data/v{video}/{part}", data=data, **how)
-        files[name] = buffer.getvalue()
-    return files
-
-
-def _columns() -> dict[str, Any]:
-    found: dict[str, list[Any]] = {name: [] for name in ("id", "split", "text", "label", "audio", "vision", "context")}
-    for split, name, words, audio, vision, label in _samples():
-        row = (name, split, " ".join(words), label, audio.tolist(), vision.tolist(), words)
-        for cells, cell in zip(found.values(), row, strict=True):
-            cells.append(cell)
-    return found
-
-
-def _parquet(rng: random.Random) -> Files:
-    file = io.BytesIO()
-    how = {"compression": rng.choice(["none", "snappy"]), "use_dictionary": rng.random() < 0.5}
-    pq.write_table(pa.table(_columns()), file, **how)
-    return {"own.parquet": file.getvalue()}
-
-
-def _csv(delimiter: str, name: str) -> Callable[[random.Random], Files]:
-    def write(rng: random.Random) -> Files:
-        written = {
-            key: [json.dumps(c) if isinstance(c, list) else c for c in cells] for key, cells in _columns().items()
-        }
-        file = io.BytesIO()
-        pyarrow.csv.write_csv(pa.table(written), file, pyarrow.csv.WriteOptions(delimiter=delimiter))
-        return {name: file.getvalue()}
-
-    return write
-
-
-def _json_lines(rng: random.Random) -> Files:
-    return {"own.jsonl": "\n".join(map(json.dumps, pa.table(_columns()).to_pylist())).encode()}
-
-
-def _options(*, classes: bool = False, variant: str = "") -> ImportOptions:
-    return ImportOptions(
-        dataset="own",
-        label_range=(0, 1) if classes else (-3, 3),
-        task="classification" if classes else None,
-        non_finite="zero",
-        variant=variant,
-    )
-
-
-FORMATS = {
-    "mag": Format(_mag, _options()),
-    "misa": Format(_misa, _options()),
-    "mmsa": Format(_mmsa, _options()),
-    "hkt": Format(_hkt, _options(classes=True)),
-    "ur_funny": Format(_ur_funny, _options(classes=True)),
-    "mustard": Format(_mustard, _options(classes=True)),
-    "csd": Format(_csd, _options()),
-    "parquet": Format(_parquet, _options()),
-    "csv": Format(_csv(",", "own.csv"), _options()),
-    "tsv": Format(_csv("\t", "own.tsv"), _options()),
-    "jsonl": Format(_json_lines, _options()),
-}
+_OF_BYTES = {"flip", "letters", "hole", "insert", "twice", "zeros"}
+"""Damage to single bytes, after which any value may be another."""
+_OF_LINES = {"csv", "tsv", "jsonl"}
+"""Formats whose files may end after any line."""
 
 
 def damaged(files: Files, rng: random.Random) -> tuple[Files, str]:
@@ -275,8 +91,7 @@ def _with_another_value(name: str, content: bytes, rng: random.Random) -> bytes:
     if content.startswith(b"\x89HDF"):
         return _other_hdf5(content, rng)
     if name.endswith(".parquet"):
-        table = pa.Table.from_pydict(_columns())
-        return _other_parquet(table, rng)
+        return _other_parquet(pq.read_table(io.BytesIO(content)), rng)
     if name.endswith((".json", ".jsonl")):
         lines = [content] if name.endswith(".json") else content.splitlines()
         row = rng.randrange(len(lines))
@@ -382,13 +197,13 @@ def _other_parquet(table: pa.Table, rng: random.Random) -> bytes:
 
 
 def outcome(name: str, seed: int, folder: Path) -> tuple[str, str]:
-    """What becomes of one import, and more of it: `imported` or `refused`, else what is wrong."""
+    """The outcome of one import, and details: `imported` or `refused`, else a fault of the importer."""
     rng = random.Random(f"{name} {seed}")
     kind = FORMATS[name]
     whole = kind.files(rng)
     files, told = damaged(whole, rng)
     try:
-        found, notes = imported(folder / "damaged", files, kind.options)
+        table, notes = imported(folder / "damaged", files, kind.options)
     except DataError as error:
         text = str(error)
         text.encode()
@@ -396,30 +211,49 @@ def outcome(name: str, seed: int, folder: Path) -> tuple[str, str]:
         return ("memory" if "MemoryError" in text or "nable to allocate" in text else "refused"), f"{told}: {text}"
     except Exception as error:
         return "traceback", f"{told}: {type(error).__name__}: {error}"
-    before, said = imported(folder / "whole", whole, kind.options)
-    news = [note for note in notes if note not in said]
-    for modality, count in before.items():
-        if modality == "rows":
-            continue
-        if found.get(modality, 0) < count and not any(modality in note or "not used" in note for note in news):
-            rows = "rows lost" if found.get(modality, 0) else "lost"
-            # A sample that is left out as a whole takes its modalities with it.
-            if rows == "lost" or found.get("rows") == before["rows"]:
-                return rows, f"{told}: {modality} {count} -> {found.get(modality, 0)}; {notes}"
+    before, whole_notes = imported(folder / "whole", whole, kind.options)
+    for modality in ("audio", "vision"):
+        count, was = (
+            len(rows) - rows[modality].null_count if modality in rows.column_names else 0 for rows in (table, before)
+        )
+        noted = any(modality in note or "not used" in note for note in notes if note not in whole_notes)
+        # A sample that is left out as a whole takes its modalities with it.
+        if count < was and not noted and (not count or len(table) == len(before)):
+            return "rows lost" if count else "lost", f"{told}: {modality} {was} -> {count}; {notes}"
+    way = told.split()[0]
+    if way == "cut" and name not in _OF_LINES and not table.equals(before):
+        return "changed", told
+    if way not in _OF_BYTES and (strayed := _strayed(before, table, notes)):
+        return "changed", f"{told}: {strayed}"
+    if way == "value" and name not in _OF_LINES and len(before) - len(table) > 1:
+        return "utterances lost", told
     return "imported", told
 
 
-def imported(folder: Path, files: Files, options: ImportOptions) -> tuple[dict[str, int], tuple[str, ...]]:
-    """How many utterances have each modality, and how many there are; and the notes."""
+def _strayed(before: pa.Table, after: pa.Table, notes: tuple[str, ...]) -> str:
+    """The cells that differ, unless all are of one utterance or of one column, as damage in one place allows."""
+    rows = {row["id"]: row for row in before.to_pylist()}
+    names = {*before.column_names, *after.column_names}
+    if any("no valid split" in note for note in notes):
+        # One row more or less may change which rows are drawn.
+        names.discard("split")
+    cells = {
+        (row["id"], name)
+        for row in after.to_pylist()
+        for name in names
+        if row["id"] in rows and row.get(name) != rows[row["id"]].get(name)
+    }
+    ids, columns = {at for at, _ in cells}, {name for _, name in cells}
+    return "" if len(ids) <= 1 or len(columns) <= 1 else f"{sorted(ids)[:5]} {sorted(columns)}"
+
+
+def imported(folder: Path, files: Files, options: ImportOptions) -> tuple[pa.Table, tuple[str, ...]]:
+    """The table and its notes."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    table, info = import_source(folder, options)
+    table, info = import_source(put_files(folder, files), options)
     table.validate(full=True)
-    names = ("audio", "vision")
-    counts = {name: len(table) - table[name].null_count for name in names if name in table.column_names}
-    return {**counts, "rows": len(table)}, info.notes
+    assert sum(info.splits.values()) == table.num_rows
+    return table, info.notes
 
 
 def run(count: int, names: list[str]) -> Iterator[tuple[str, int, str, str]]:

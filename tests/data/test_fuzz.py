@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from data import fuzz
 
 COUNT = int(os.environ.get("GRCF_TEST_FUZZ", "20"))
-"""Damaged sets of files of each format; 300 for a search that is worth the name."""
+"""Damaged sets of files of each format; 300 for a thorough search."""
 
 
 @pytest.mark.parametrize("name", fuzz.FORMATS)
-def test_whole_files_are_imported_and_damage_is_of_the_seed(name: str, tmp_path: Path) -> None:
-    kind = fuzz.FORMATS[name]
-    files = kind.files(random.Random(0))
-    counts, _ = fuzz.imported(tmp_path / "whole", files, kind.options)
-    assert counts["audio"] == counts["vision"] == sum(fuzz.SPLITS.values())
+def test_damage_follows_from_the_seed(name: str) -> None:
+    files = fuzz.FORMATS[name].files(random.Random(0))
     assert fuzz.damaged(files, random.Random(1)) == fuzz.damaged(files, random.Random(1))
 
 

@@ -1,0 +1,266 @@
+"""The same utterances in the files of every format that an importer reads, as others write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from data.foreign import SPLITS, dumped
+
+from grcf_ray.data.importers import ImportOptions
+
+COUNTS = {"train": 4, "dev": 2, "test": 2}
+FILLERS = 272
+"""Further items of MUStARD, without features: a valid split is drawn from at least 200 rows."""
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance, with a row of audio and vision for each word."""
+
+    split: str
+    id: str
+    words: list[str]
+    label: float | None
+    audio: Any
+    vision: Any
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def row(self, *, context: bool) -> dict[str, Any]:
+        """The row of an utterance table."""
+        features = {name: None if rows is None else rows.tolist() for name, rows in self._modalities()}
+        row = {"id": self.id, "split": SPLITS[self.split], "text": self.text, "label": self.label, **features}
+        return {**row, "context": [self.text]} if context else row
+
+    def _modalities(self) -> tuple[tuple[str, Any], tuple[str, Any]]:
+        return ("audio", self.audio), ("vision", self.vision)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its importer, a function that writes utterances in it, and the options to import them."""
+
+    importer: str
+    write: Callable[[random.Random, list[Utterance]], Files]
+    """The content of the files by name, in any of the ways to write them."""
+    options: ImportOptions
+    widths: tuple[int, int] = (5, 3)
+    """Of audio and vision."""
+    context: bool = False
+
+    def utterances(self, counts: dict[str, int] = COUNTS) -> list[Utterance]:
+        rng = np.random.default_rng(1)
+        classes = self.options.task == "classification"
+        utterances = []
+        for split, count in counts.items():
+            for row in range(count):
+                words = ["so", "it", "was", "good"][: 2 + row % 3]
+                audio, vision = (_rows(rng, len(words), width) for width in self.widths)
+                label = float(row % 2) if classes else row % 6 - 1.0
+                utterances.append(Utterance(split, f"{split}{row}[0]", words, label, audio, vision))
+        return utterances
+
+    def files(self, rng: random.Random) -> Files:
+        return self.write(rng, self.utterances())
+
+
+def put_files(folder: Path, files: Files) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _rows(rng: np.random.Generator, count: int, width: int) -> Any:
+    return rng.normal(size=(count, width)).astype(np.float32)
+
+
+def _by_split(utterances: Iterable[Utterance], sample: Callable[[Utterance], Any]) -> dict[str, list[Any]]:
+    content: dict[str, list[Any]] = {}
+    for one in utterances:
+        content.setdefault(one.split, []).append(sample(one))
+    return content
+
+
+def _array(label: float | None) -> Any:
+    return None if label is None else np.array([[label]], np.float32)
+
+
+def _mag(rng: random.Random, utterances: list[Utterance]) -> Files:
+    content = _by_split(utterances, lambda one: ((one.words, one.vision, one.audio), _array(one.label), one.id))
+    return {"mosi.pkl": dumped(content, rng.choice([0, 2, 4, 5, "Python 2"]))}
+
+
+def _misa(rng: random.Random, utterances: list[Utterance]) -> Files:
+    def sample(one: Utterance) -> Any:
+        return (np.arange(len(one.words)), one.vision, one.audio, one.words), _array(one.label), one.id
+
+    content = _by_split(utterances, sample)
+    return {f"{split}.pkl": dumped(rows, rng.choice([2, 4, 5])) for split, rows in content.items()}
+
+
+def _mmsa(rng: random.Random, utterances: list[Utterance]) -> Files:
+    content: dict[str, Any] = {}
+    with_lengths = rng.random() < 0.7
+    for split, rows in _by_split(utterances, lambda one: one).items():
+        columns = content[SPLITS[split]] = {
+            "raw_text": [one.text for one in rows],
+            "id": [one.id for one in rows],
+            "regression_labels": np.array([one.label for one in rows]),
+        }
+        for name in ("audio", "vision"):
+            arrays = [getattr(one, name) for one in rows]
+            width = next((array.shape[1] for array in arrays if array is not None), 0)
+            if width:
+                arrays = [np.zeros((0, width), np.float32) if array is None else array for array in arrays]
+                columns[name] = np.stack([np.pad(array, ((0, 6 - len(array)), (0, 0))) for array in arrays])
+                columns |= {f"{name}_lengths": [len(array) for array in arrays]} if with_lengths else {}
+    return {"unaligned_50.pkl": dumped(content, rng.choice([2, 4, 5]))}
+
+
+def _hkt(rng: random.Random, utterances: list[Utterance]) -> Files:
+    def sample(one: Utterance) -> Any:
+        unused = np.ones((len(one.words), 55))
+        visual = None if one.vision is None else np.concatenate([unused, one.vision], axis=1)
+        acoustic = None if one.audio is None else np.concatenate([one.audio, unused[:, :21]], axis=1)
+        context = ([one.text], np.ones((3, 91)), np.ones((3, 81)), np.ones((3, 4)))
+        return (one.text, visual, acoustic, unused[:, :4]), context, one.id, one.label
+
+    return {"mustard.pkl": dumped(_by_split(utterances, sample), rng.choice([2, 4, 5]))}
+
+
+def _ur_funny(rng: random.Random, utterances: list[Utterance]) -> Files:
+    sentences = {one.id: {"punchline_sentence": one.text, "context_sentences": [one.text]} for one in utterances}
+    ids = _by_split(utterances, lambda one: one.id)
+    content: dict[str, Any] = {
+        "language_sdk": sentences,
+        "humor_label_sdk": {one.id: one.label if one.label is None else int(one.label) for one in utterances},
+        "data_folds": {split: ids.get(split, []) for split in COUNTS},
+    }
+    for name, file in (("audio", "covarep_features_sdk"), ("vision", "openface_features_sdk")):
+        arrays = {one.id: getattr(one, name) for one in utterances}
+        if features := {key: {"punchline_features": rows} for key, rows in arrays.items() if rows is not None}:
+            content[file] = features
+    return {f"{name}.pkl": dumped(value, rng.choice([0, 2, 4])) for name, value in content.items()}
+
+
+def _mustard(rng: random.Random, utterances: list[Utterance]) -> Files:
+    def item(text: str, label: float | None, show: str) -> dict[str, Any]:
+        return {
+            "utterance": text,
+            "context": [text],
+            "show": show,
+            "sarcasm": bool(label) if label in (0, 1) else label,
+        }
+
+    items = {one.id: item(one.text, one.label, "FRIENDS" if one.split == "test" else "BBT") for one in utterances}
+    items |= {f"{row % 3}_{row}": item("it was so good", row % 2, "BBT") for row in range(FILLERS)}
+    every = np.arange(len(items))
+    # The test split of the first fold has the utterances of the test split.
+    is_test = np.array([one.split == "test" for one in utterances] + [False] * FILLERS)
+    tests = [every[is_test], *np.array_split(every[~is_test], 4)]
+    folds = [(np.setdiff1d(every, test), test) for test in tests]
+    files = {
+        "sarcasm_data.json": json.dumps(items).encode(),
+        "split_indices.p": dumped(folds, rng.choice([2, 4])),
+    }
+    if audio := {one.id: one.audio.T for one in utterances if one.audio is not None}:
+        files["audio_features.p"] = dumped(audio, 2)
+    if vision := {one.id: one.vision for one in utterances if one.vision is not None}:
+        files["resnet.hdf5"] = _hdf5(vision)
+    return files
+
+
+def _hdf5(arrays: dict[str, Any], **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, **how)
+    return buffer.getvalue()
+
+
+def _csd(rng: random.Random, utterances: list[Utterance]) -> Files:
+    """A video for each utterance: a word each half a second, then a pause."""
+    roots = {"words": "words", "labels": "Opinion Segment Labels", "vision": "FACET_4.1"}
+    roots["audio"] = rng.choice(["COVAREP", "COAVAREP"])
+    arrays: dict[str, dict[str, Any]] = {name: {} for name in roots}
+    for one in utterances:
+        starts = np.arange(len(one.words) + 1) / 2
+        spans = np.stack([starts, starts + 0.5], axis=1)
+        label = np.nan if one.label is None else one.label
+        data = {
+            "words": (np.array([[word.encode()] for word in [*one.words, "sp"]]), spans),
+            "labels": (np.array([[label]], np.float64), np.array([[0.0, 9.0]])),
+            "audio": (one.audio, spans[:-1]),
+            "vision": (one.vision, spans[:-1]),
+        }
+        for name, (features, intervals) in data.items():
+            if features is not None:
+                at = f"{roots[name]}/data/{one.id.partition('[')[0]}"
+                arrays[name] |= {f"{at}/features": features, f"{at}/intervals": intervals}
+    how = {"compression": "gzip"} if rng.random() < 0.5 else {}
+    folds = _by_split(utterances, lambda one: one.id.partition("[")[0])
+    files = {f"{name}.csd": _hdf5(content, **how) for name, content in arrays.items() if content}
+    return {"folds.json": json.dumps(folds).encode(), **files}
+
+
+def _columns(utterances: list[Utterance]) -> dict[str, list[Any]]:
+    rows = [one.row(context=True) for one in utterances]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _parquet(rng: random.Random, utterances: list[Utterance]) -> Files:
+    file = io.BytesIO()
+    how: Any = {"compression": rng.choice(["none", "snappy"]), "use_dictionary": rng.random() < 0.5}
+    pq.write_table(pa.table(_columns(utterances)), file, **how)
+    return {"own.parquet": file.getvalue()}
+
+
+def _csv(delimiter: str, name: str) -> Callable[[random.Random, list[Utterance]], Files]:
+    def write(rng: random.Random, utterances: list[Utterance]) -> Files:
+        columns = {
+            key: [json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]
+            for key, cells in _columns(utterances).items()
+        }
+        file = io.BytesIO()
+        pyarrow.csv.write_csv(pa.table(columns), file, pyarrow.csv.WriteOptions(delimiter=delimiter))
+        return {name: file.getvalue()}
+
+    return write
+
+
+def _json_lines(rng: random.Random, utterances: list[Utterance]) -> Files:
+    return {"own.jsonl": "\n".join(json.dumps(one.row(context=True)) for one in utterances).encode()}
+
+
+_SCORES = ImportOptions(dataset="own", label_range=(-3, 6), non_finite="zero")
+_CLASSES = ImportOptions(dataset="own", task="classification", non_finite="zero")
+
+FORMATS = {
+    "mag": Format("mag", _mag, _SCORES),
+    "misa": Format("mag", _misa, _SCORES),
+    "mmsa": Format("mmsa", _mmsa, _SCORES),
+    "hkt": Format("hkt", _hkt, _CLASSES, (60, 36), context=True),
+    "ur_funny": Format("ur_funny", _ur_funny, _CLASSES, (81, 371), context=True),
+    "mustard": Format("mustard", _mustard, _CLASSES, context=True),
+    "csd": Format("csd", _csd, _SCORES),
+    "parquet": Format("table", _parquet, _SCORES, context=True),
+    "csv": Format("table", _csv(",", "own.csv"), _SCORES, context=True),
+    "tsv": Format("table", _csv("\t", "own.tsv"), _SCORES, context=True),
+    "jsonl": Format("table", _json_lines, _SCORES, context=True),
+}

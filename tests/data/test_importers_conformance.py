@@ -1,0 +1,244 @@
+"""What every importer guarantees, whatever its format; what is special to a format is tested in a file of its own."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from data.foreign import DOWNLOADS, faults, refusal
+from data.formats import FILLERS, FORMATS, Format, Utterance, put_files
+from data.fuzz import outcome
+
+from grcf_ray.data.importers import ImportOptions, formats, import_source
+from grcf_ray.data.schema import TableInfo
+
+VARIANTS = 60
+MOST_SECONDS = 20
+MOST_KIB = 1 << 19
+SEVERAL_FILES = ["misa", "mustard", "ur_funny"]
+NAMED_BY_SUFFIX = ["misa", "csv", "tsv", "jsonl"]
+PICKLES = ["mag", "misa", "mmsa", "hkt", "ur_funny", "mustard"]
+
+each_format = pytest.mark.parametrize("name", FORMATS)
+
+
+def put(folder: Path, kind: Format, utterances: list[Utterance] | None = None, seed: int = 0) -> Path:
+    return put_files(folder, kind.write(random.Random(seed), utterances or kind.utterances()))
+
+
+def imported(folder: Path, kind: Format, **options: Any) -> tuple[pa.Table, TableInfo]:
+    """The table without MUStARD's fillers, and its metadata."""
+    table, info = import_source(folder, replace(kind.options, **options))
+    return table.slice(0, table.num_rows - FILLERS * (kind.importer == "mustard")), info
+
+
+def check(table: pa.Table, kind: Format, utterances: list[Utterance]) -> None:
+    expected = [one.row(context=kind.context) for one in utterances]
+    rows = table.to_pylist()
+    if kind.importer == "mustard":
+        # It has no valid split: one is drawn.
+        for row in [*expected, *rows]:
+            row["split"] = row["split"].replace("valid", "train")
+    assert rows == [{name: row[name] for name in table.column_names} for row in expected]
+    assert ("context" in table.column_names) == kind.context
+
+
+@each_format
+@pytest.mark.parametrize("seed", range(4))
+def test_utterances_come_back_however_they_are_written(name: str, seed: int, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    folder = put(tmp_path / "own", kind, seed=seed)
+    assert [importer for importer, module in formats().items() if module.files(folder)] == [kind.importer]
+    table, info = imported(folder, kind)
+    check(table, kind, kind.utterances())
+    assert (info.audio_dim, info.vision_dim) == kind.widths
+    assert sorted(source.name for source in info.sources) == sorted(path.name for path in folder.iterdir())
+    assert info.word_aligned == (name in ("mag", "misa", "csd"))
+    if name != "mustard":
+        assert info.splits == {"train": 4, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in NAMED_BY_SUFFIX])
+def test_files_are_known_by_their_content(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    folder = put(tmp_path / "own", kind)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{9 - number}.download")
+    if name == "parquet":
+        # A folder's tables are known by their suffix.
+        folder = next(folder.iterdir())
+    check(imported(folder, kind)[0], kind, kind.utterances())
+
+
+@pytest.mark.parametrize("name", SEVERAL_FILES)
+def test_a_file_stands_for_its_folder(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    folder = put(tmp_path / "own", kind)
+    table, info = import_source(folder, kind.options)
+    for path in folder.iterdir():
+        assert formats()[kind.importer].files(path) == formats()[kind.importer].files(folder)
+        alone, other = import_source(path, kind.options)
+        assert alone.equals(table)
+        assert other.notes == info.notes
+
+
+@pytest.mark.parametrize("name", ["mag", "mmsa", "hkt"])
+def test_one_of_several_files_must_be_named(name: str, tmp_path: Path) -> None:
+    folder = put(tmp_path / "own", FORMATS[name])
+    (path,) = folder.iterdir()
+    (folder / "second.pkl").write_bytes(path.read_bytes())
+    message = refusal(folder, FORMATS[name].options)
+    assert path.name in message and "second.pkl" in message
+    check(imported(path, FORMATS[name])[0], FORMATS[name], FORMATS[name].utterances())
+
+
+@each_format
+def test_failed_downloads_are_named(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    files = kind.files(random.Random(0))
+    for file in files:
+        for problem, content in DOWNLOADS.items():
+            folder = put_files(tmp_path / "own", {**files, file: content})
+            assert f"{folder / file}: {problem}" in refusal(folder, kind.options)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("csv", "tsv")])
+def test_files_cut_short_are_named_at_once(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    files = kind.files(random.Random(0))
+    for file, content in files.items():
+        folder = put_files(tmp_path / "own", {**files, file: content[:-10]})
+        assert str(folder / file) in refusal(folder, kind.options)
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_that_would_run_code_is_refused(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    files = kind.files(random.Random(0))
+    for file in [file for file in files if file.endswith((".pkl", ".p"))]:
+        # Drop the value, and ask for a function.
+        folder = put_files(tmp_path / "own", {**files, file: files[file][:-1] + b"0cos\ngetcwd\n."})
+        message = refusal(folder, kind.options)
+        assert f"{folder / file}: refused" in message and "os.getcwd" in message
+
+
+@each_format
+def test_bad_labels_are_named_by_their_rows(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    utterances = kind.utterances()
+    utterances[1] = replace(utterances[1], label=None)
+    utterances[6] = replace(utterances[6], label=99)
+    found = faults(refusal(put(tmp_path / "own", kind, utterances), kind.options))
+    assert len(found) == 2
+    for line, one in zip(found, (utterances[1], utterances[6]), strict=True):
+        assert f"(id {one.id})" in line and ("label" in line or "sarcasm" in line)
+    assert "missing" in found[0] and "99" in found[1]
+
+
+@each_format
+def test_non_finite_values_are_named_or_set_to_zero(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    utterances = kind.utterances()
+    utterances[1].audio[:2, 0] = [-np.inf, np.nan]
+    utterances[4].vision[0, 1:] = np.inf
+    folder = put(tmp_path / "own", kind, utterances)
+    message = refusal(folder, replace(kind.options, non_finite="fail"))
+    assert f"(id {utterances[1].id}): audio has 2 non-finite values" in message
+    assert f"(id {utterances[4].id}): vision has {kind.widths[1] - 1} non-finite values" in message
+    assert message.endswith("--non-finite zero")
+    table, info = imported(folder, kind)
+    utterances[1].audio[:2, 0] = utterances[4].vision[0, 1:] = 0
+    check(table, kind, utterances)
+    assert "audio: 2 non-finite values set to 0" in info.notes
+
+
+@each_format
+def test_a_modality_may_be_missing(name: str, tmp_path: Path) -> None:
+    """Of one utterance it is null, of all it has no column."""
+    kind = FORMATS[name]
+    utterances = kind.utterances()
+    utterances[1] = replace(utterances[1], vision=None)
+    utterances[4] = replace(utterances[4], audio=None)
+    table, info = imported(put(tmp_path / "own", kind, utterances), kind)
+    check(table, kind, utterances)
+    for modality in ("audio", "vision"):
+        missing = 1 + FILLERS * (name == "mustard")
+        assert any(note.startswith(f"{modality}: {missing} of ") and "have none" in note for note in info.notes)
+    utterances = [replace(one, vision=None) for one in utterances]
+    table, info = imported(put(tmp_path / "without", kind, utterances), kind)
+    assert "vision" not in table.column_names
+    check(table, kind, utterances)
+    assert (info.audio_dim, info.vision_dim) == (kind.widths[0], None)
+
+
+@each_format
+def test_a_missing_valid_split_is_drawn(name: str, tmp_path: Path) -> None:
+    kind = FORMATS[name]
+    utterances = kind.utterances({"train": 240, "test": 6})
+    table, info = imported(put(tmp_path / "own", kind, utterances), kind)
+    assert any(note.startswith("no valid split given") for note in info.notes)
+    assert sum(info.splits.values()) == len(utterances) + FILLERS * (name == "mustard")
+    assert 20 <= info.splits["valid"] <= 60
+    assert table["id"].to_pylist() == [one.id for one in utterances]
+    few = kind.utterances({"train": 12, "test": 6})
+    if name != "mustard":
+        assert "enough to draw" in refusal(put(tmp_path / "few", kind, few), kind.options)
+
+
+@pytest.mark.parametrize("importer", formats())
+def test_a_forced_format_that_does_not_fit(importer: str, tmp_path: Path) -> None:
+    options = ImportOptions(dataset="own", label_range=(0, 1), format=importer)
+    folder = put_files(tmp_path / "own", {"some.data": b"no,data,at,all\n"})
+    for source in (folder, folder / "some.data"):
+        assert refusal(source, options).startswith(str(source))
+
+
+NEAR_MISSES: dict[str, Any] = {
+    "numbers": {"train": [1, 2], "dev": [3], "test": [4]},
+    "ids": {"train": ["a"], "dev": ["b"], "test": ["c"]},
+    "lists": {"train": [["a"], ["b"]], "test": [["c"]]},
+    "arrays": {"train": [np.ones((2, 3)), np.ones((2, 3))]},
+    "no list": {"train": 1, "dev": []},
+    "features alone": {"a": {"punchline_features": np.ones((2, 3))}},
+    "indices": [[[0], [1]]],
+    "vectors": {"the": np.ones(3), "so": np.ones(3)},
+    "a vocabulary": {"the": 1, "so": 2},
+    "words": {"so": [1, 2], "it": [3]},
+    "nested": {1: {"so": 1}},
+    "labels alone": {5: 1, 6: 0},
+    "a text": "id,split",
+}
+
+
+@pytest.mark.parametrize("kind", NEAR_MISSES)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_of_something_else_is_of_no_format(kind: str, protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps(NEAR_MISSES[kind], protocol))
+    if kind == "features alone":
+        assert formats()["ur_funny"].files(path)
+    else:
+        assert [name for name, importer in formats().items() if importer.files(path)] == []
+
+
+@each_format
+def test_damaged_files_are_refused_or_read_correctly(name: str, tmp_path: Path) -> None:
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes: dict[str, list[str]] = {}
+    for seed in range(VARIANTS):
+        start = time.process_time()
+        state, details = outcome(name, seed, tmp_path)
+        outcomes.setdefault(state, []).append(f"{seed}: {details}")
+        assert time.process_time() - start < MOST_SECONDS, seed
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MOST_KIB
+    accepted, refused = outcomes.pop("imported"), outcomes.pop("refused")
+    assert outcomes == {}
+    assert 0 < len(accepted) < len(refused) * 2
