@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grcf_ray import console
-from grcf_ray.cache import adding, cache_entry, locked, making, unreadable
+from grcf_ray.cache import cache_entry, locked, making, unreadable
 from grcf_ray.config import FeatureConfig, Task
+from grcf_ray.data.array_files import load_array, save_array
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.tokens import tokenize
 from grcf_ray.errors import DamagedError
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 BLOCK = 65_536
 """Rows processed at a time."""
-_HASHED = 1 << 20
-"""Bytes hashed at a time."""
 _THREADS = 4
 """Files checked in parallel: hashing releases the interpreter lock."""
 LABEL_DECIMALS = 4
@@ -208,7 +207,7 @@ def _open(folder: Path, store: DatasetStore) -> Features:
     meta = meta["content"]
     paths = [folder / split / f"{name}.npy" for split in ("train", "valid") for name in meta["arrays"][split]]
     with ThreadPoolExecutor(_THREADS) as pool:
-        arrays = dict(zip(paths, pool.map(_load, paths), strict=True))
+        arrays = dict(zip(paths, pool.map(load_array, paths), strict=True))
     train, valid = (
         _split_of({path.stem: array for path, array in arrays.items() if path.parent.name == split})
         for split in ("train", "valid")
@@ -312,63 +311,6 @@ def lowercases(store: DatasetStore, settings: FeatureConfig) -> bool:
     return settings.lowercase == "yes" or (settings.lowercase == "auto" and store.info.transcripts == "upper")
 
 
-def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """Return an array of a split's folder, memory-mapped.
-
-    It is computed and stored on first use, and again if its file is damaged.
-    """
-    path = folder / f"{name}.npy"
-    with locked(folder.parent):
-        if path.exists():
-            try:
-                return _load(path)
-            except DamagedError as error:
-                console.progress(f"The cached features are damaged ({error}); computing them again")
-        array = compute()
-        with adding(path) as beside:
-            _save(beside, array)
-        return _load(path)
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    """Write an array followed by its SHA-256, which numpy ignores."""
-    with path.open("wb") as file:
-        np.save(file, array)
-    digest = _sha256(path, path.stat().st_size)
-    with path.open("ab") as file:
-        file.write(digest)
-
-
-def _load(path: Path) -> NDArray[Any]:
-    """Memory-map the array of a file, which the processes of a machine then share.
-
-    DamagedError if `_save` wrote other bytes.
-    """
-    length = hashlib.sha256().digest_size
-    try:
-        size = path.stat().st_size - length
-        with path.open("rb") as file:
-            file.seek(max(0, size))
-            written = file.read()
-        if size < 0 or _sha256(path, size) != written:
-            raise DamagedError(f"{path} changed since it was written")
-        # A plain view: Ray's object store copies a subclass of ndarray into every process.
-        return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
-    except PermissionError as error:
-        raise unreadable(path, error) from error
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _sha256(path: Path, size: int) -> bytes:
-    """Hash the first `size` bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in range(0, size, _HASHED):
-            digest.update(file.read(min(_HASHED, size - start)))
-    return digest.digest()
-
-
 def _rows(table: pa.Table, name: str) -> Ragged | None:
     """Flatten the rows of a modality; None without such a column. A null sample has no rows."""
     if name not in table.column_names:
@@ -427,7 +369,7 @@ def _build(
             arrays = _arrays(features)
             (beside / split).mkdir()
             for name, array in arrays.items():
-                _save(beside / split / f"{name}.npy", array)
+                save_array(beside / split / f"{name}.npy", array)
             names[split] = list(arrays)
         content = {
             "arrays": names,

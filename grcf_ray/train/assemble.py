@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from grcf_ray.config import NEEDS_TEXT, Modalities, ModelConfig, RunConfig
 from grcf_ray.console import Progress
+from grcf_ray.data.array_files import cached_array
 from grcf_ray.data.batches import length_sorted, micro_batches
-from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features, cached_array
+from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model

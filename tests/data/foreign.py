@@ -5,28 +5,20 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import random
-import resource
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from grcf_ray.data.importers import ImportOptions, import_source
-from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import DataError
 
 OWN = ImportOptions(dataset="own", label_range=(-3, 3))
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 """The splits of pickles that are lists of samples, and our names."""
-VARIANTS = 200
-MOST_SECONDS = 20
-MOST_KIB = 1 << 19
 
 ITSELF: list[Any] = []
 ITSELF.append(ITSELF)
@@ -105,42 +97,6 @@ def in_order(samples: dict[str, list[_T]]) -> list[tuple[str, _T]]:
     return [(SPLITS[split], one) for split in SPLITS for one in samples[split]]
 
 
-def spoiled(content: bytes, kind: str, rng: random.Random, *, head: int = 300) -> bytes:
-    """A file that is cut short, or has other bytes in it, anywhere or in its head; as it was for any other kind."""
-    data = bytearray(content)
-    if kind == "cut":
-        del data[rng.randrange(len(data)) :]
-    elif kind == "flip":
-        for _ in range(rng.choice([1, 4, 40])):
-            data[rng.randrange(min(len(data), rng.choice([head, 10**6])))] = rng.randrange(256)
-    return bytes(data)
-
-
-def survivors(
-    source: Path, damage: Callable[[random.Random], _T], *options: ImportOptions
-) -> list[tuple[_T, pa.Table, TableInfo]]:
-    """What is imported of as many variants, each with what `damage` told when it wrote it; the others are refused.
-
-    Where there are several options, they take turns. No variant may take long, or much memory.
-    """
-    found = []
-    memory = _peak_kib()
-    for seed in range(VARIANTS):
-        told = damage(random.Random(seed))
-        start = time.process_time()
-        try:
-            table, info = import_source(source, options[seed % len(options)])
-        except DataError as error:
-            str(error).encode()
-        else:
-            table.validate(full=True)
-            assert sum(info.splits.values()) == table.num_rows, seed
-            found.append((told, table, info))
-        assert time.process_time() - start < MOST_SECONDS, seed
-    assert _peak_kib() - memory < MOST_KIB
-    return found
-
-
 def real_file(name: str) -> Path:
     """A file of real data, where the machine that runs the tests has it."""
     root = os.environ.get("GRCF_TEST_DATA")
@@ -148,7 +104,3 @@ def real_file(name: str) -> Path:
     if not root or not path.is_file():
         pytest.skip(f"GRCF_TEST_DATA names no folder with {name}")
     return path
-
-
-def _peak_kib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

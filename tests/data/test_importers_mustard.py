@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import pickle
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from data.foreign import DOWNLOADS, STRANGE, VARIANTS, faults, real_file, spoiled, survivors, write_pickle
+from data.foreign import faults, real_file, write_pickle
 
-from grcf_ray.data.importers import ImportOptions, find_importer, import_source, mustard
+from grcf_ray.data.importers import ImportOptions, import_source, mustard
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.schema import conform
 from grcf_ray.data.validation import validate
@@ -29,7 +26,6 @@ from grcf_ray.errors import DataError
 
 JSON, FOLDS, AUDIO, VISION = "sarcasm_data.json", "split_indices.p", "audio_features.p", "resnet_pool5.hdf5"
 MINE = ImportOptions(dataset="mine", label_range=(0, 1))
-ZEROED = replace(MINE, non_finite="zero")
 FORCED = replace(MINE, format="mustard")
 AUDIO_DIM, VISION_DIM = 7, 4
 SHOWS = ["BBT", "FRIENDS", "FRIENDS", "GOLDENGIRLS"]
@@ -83,15 +79,14 @@ def write_video(folder: Path, arrays: dict[str, Any], name: str = VISION) -> Pat
     return path
 
 
-def write_all(folder: Path, items: Items, protocol: int = 2, *, featured: Items | None = None) -> Path:
-    """All files as the authors publish them, with the context's features beside those of all or some utterances."""
-    featured = featured or items
+def write_all(folder: Path, items: Items, protocol: int = 2) -> Path:
+    """All files as the authors publish them, with the features of the context beside those of the utterances."""
     folder.mkdir(exist_ok=True)
     write_json(folder, items)
     write_pickle(folder / FOLDS, folds_of(len(items)), protocol)
-    write_pickle(folder / AUDIO, audio_of(featured), protocol)
-    context = {f"{name}_c": np.ones((2, VISION_DIM)) for name in featured}
-    write_video(folder, {**vision_of(featured), **context})
+    write_pickle(folder / AUDIO, audio_of(items), protocol)
+    context = {f"{name}_c": np.ones((2, VISION_DIM)) for name in items}
+    write_video(folder, {**vision_of(items), **context})
     return folder
 
 
@@ -105,16 +100,14 @@ def folder(tmp_path: Path, items: Items) -> Path:
     return write_all(tmp_path / "mustard", items)
 
 
-def check(
-    table: pa.Table, items: Items, audio: dict[str, Array] | None = None, *, featured: Items | None = None
-) -> None:
-    """The table holds exactly these items, and the features made for all or some of them."""
+def check(table: pa.Table, items: Items, audio: dict[str, Array] | None = None) -> None:
+    """The table holds exactly these items, and the features made for them."""
     assert table["id"].to_pylist() == list(items)
     assert table["text"].to_pylist() == [item["utterance"] for item in items.values()]
     assert table["context"].to_pylist() == [item["context"] for item in items.values()]
     assert table["label"].to_pylist() == [float(item["sarcasm"]) for item in items.values()]
-    turned = {name: array.T for name, array in (audio or audio_of(featured or items)).items()}
-    for column, arrays in (("audio", turned), ("vision", vision_of(featured or items))):
+    turned = {name: array.T for name, array in (audio or audio_of(items)).items()}
+    for column, arrays in (("audio", turned), ("vision", vision_of(items))):
         if column in table.column_names:
             rows = {name: array.astype(np.float32).tolist() for name, array in arrays.items()}
             assert table[column].to_pylist() == [rows.get(name) for name in items]
@@ -194,12 +187,6 @@ def test_damaged_folds_do_not_matter_where_they_are_not_read(folder: Path, items
     write_pickle(folder / FOLDS, folds_of(19))
     write_pickle(folder / "second.p", folds_of(19))
     check(accepted(mustard.read(folder, "speaker-independent")), items)
-
-
-@pytest.mark.parametrize("name", [JSON, FOLDS, AUDIO, VISION])
-def test_a_file_stands_for_its_folder(folder: Path, name: str) -> None:
-    assert mustard.files(folder / name) == mustard.files(folder)
-    assert mustard.read(folder / name).table.equals(mustard.read(folder).table)
 
 
 def test_files_are_known_by_their_content(folder: Path, items: Items) -> None:
@@ -282,18 +269,11 @@ def test_a_modality_may_be_missing_and_all_of_it_empty(folder: Path, items: Item
     assert "no vision: the folder has no file of video features for these items" in raw.notes
 
 
-def test_infinite_features_are_left_to_the_check(folder: Path, items: Items) -> None:
-    audio, vision = audio_of(items), vision_of(items)
-    audio["1_1"][3, 0] = -np.inf
+def test_numbers_beyond_float32_are_not_finite(folder: Path, items: Items) -> None:
+    audio = audio_of(items)
     audio["2_2"][0, 0] = 1e300
-    vision["0_3"][0, 1:] = np.nan
     write_pickle(folder / AUDIO, audio)
-    write_video(folder, vision)
-    assert faults(refusal(folder))[:-1] == [
-        f"{JSON}: row 2 (id 1_1): audio has 1 non-finite value",
-        f"{JSON}: row 3 (id 2_2): audio has 1 non-finite value",
-        f"{JSON}: row 4 (id 0_3): vision has 3 non-finite values",
-    ]
+    assert f"{JSON}: row 3 (id 2_2): audio has 1 non-finite value" in refusal(folder)
 
 
 def test_all_faults_of_the_items_are_named_at_once(folder: Path, items: Items) -> None:
@@ -350,39 +330,37 @@ def test_json_that_cannot_be_read(folder: Path, text: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    "change",
     [
-        (lambda folds: folds[:4], None),
-        (lambda folds: [fold[0] for fold in folds], None),
-        (lambda folds: [(train, test.astype(float)) for train, test in folds], None),
-        (lambda folds: [(train, test[:, None]) for train, test in folds], None),
-        (lambda folds: [*folds[:4], (folds[4][0], np.array(3))], None),
-        (lambda folds: [*folds[:4], (folds[4][0], "ab")], None),
-        (
-            lambda folds: [*folds[:4], (folds[4][0] + 20, folds[4][1])],
-            ["fold 5: 16 indices outside the items", "fold 5: 16 "],
-        ),
-        (lambda folds: [(t, np.r_[s, s[:1]]) for t, s in folds[:1]] + folds[1:], ["fold 1: 1 indices more than once"]),
-        (
-            lambda folds: [(t, t) for t, s in folds[:1]] + folds[1:],
-            ["fold 1: 16 indices more", "fold 1: 4 items in ne"],
-        ),
-        (lambda folds: [(t, s - 1) for t, s in folds[:1]] + folds[1:], ["fold 1: "]),
-        (
-            lambda folds: [(t, s.astype("u8") + 2**63) for t, s in folds[:1]] + folds[1:],
-            ["fold 1: 4 indices outside the items"],
-        ),
+        lambda folds: folds[:4],
+        lambda folds: [fold[0] for fold in folds],
+        lambda folds: [(train, test.astype(float)) for train, test in folds],
+        lambda folds: [(train, test[:, None]) for train, test in folds],
+        lambda folds: [*folds[:4], (folds[4][0], np.array(3))],
+        lambda folds: [*folds[:4], (folds[4][0], "ab")],
     ],
 )
-def test_folds_that_do_not_fit(folder: Path, change: Callable[[Any], Any], says: list[str] | None) -> None:
+def test_folds_of_another_structure(folder: Path, change: Callable[[Any], Any]) -> None:
     write_pickle(folder / FOLDS, change(folds_of(20)))
+    assert refusal(folder).startswith(f"{folder / FOLDS}: not 5 folds")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda train, test: (train + 20, test), ["16 indices outside", "16 items in neither"]),
+        (lambda train, test: (train, np.r_[test, test[:1]]), ["1 indices more than once"]),
+        (lambda train, test: (train, train), ["16 indices more than once", "4 items in neither"]),
+        (lambda train, test: (train, test.astype("u8") + 2**63), ["4 indices outside", "4 items in neither"]),
+    ],
+)
+def test_folds_that_do_not_fit(folder: Path, change: Callable[[Array, Array], Any], says: list[str]) -> None:
+    first, *others = folds_of(20)
+    write_pickle(folder / FOLDS, [change(*first), *others])
     message = refusal(folder)
-    if says is None:
-        assert message == f"{folder / FOLDS}: not 5 folds, each a pair of train and test indices"
-    else:
-        assert message.startswith(f"{folder / FOLDS}: the folds do not fit the 20 items of {JSON}\n")
-        for line, start in zip(faults(message), says, strict=False):
-            assert line.startswith(start)
+    assert message.startswith(f"{folder / FOLDS}: ") and "20 items" in message
+    for line, problem in zip(faults(message), says, strict=True):
+        assert line.startswith(f"fold 1: {problem}")
 
 
 def test_folds_may_be_lists(folder: Path, items: Items) -> None:
@@ -437,13 +415,6 @@ def test_an_id_is_no_path_into_a_file(folder: Path) -> None:
     assert raw.table["vision"].null_count == 1
 
 
-@pytest.mark.parametrize("what", DOWNLOADS)
-@pytest.mark.parametrize("name", [FOLDS, AUDIO, VISION])
-def test_downloads_that_went_wrong_are_named(folder: Path, name: str, what: str) -> None:
-    (folder / name).write_bytes(DOWNLOADS[what])
-    assert f"{folder / name}: {what}" in refusal(folder)
-
-
 def test_a_file_of_no_known_kind_may_be_the_modality_that_is_missing(folder: Path) -> None:
     write_pickle(folder / "features.p", {"x": np.ones((2, 3))})
     accepted(mustard.read(folder))
@@ -462,76 +433,6 @@ def test_all_damaged_files_are_named_at_once(folder: Path) -> None:
         found[2],
     ]
     assert found[2].startswith(f"{folder / VISION}: damaged (")
-
-
-def test_a_pickle_that_would_run_code_is_refused(folder: Path, items: Items) -> None:
-    write_pickle(folder / AUDIO, {**audio_of(items), "1_1": os.getcwd})
-    assert "refused, no code of it was run" in refusal(folder)
-
-
-def test_an_import_draws_a_valid_split(tmp_path: Path) -> None:
-    items = items_of(300)
-    folder = write_all(tmp_path / "large", items)
-    assert find_importer(folder) is find_importer(folder / JSON) is mustard
-    table, info = import_source(folder, MINE)
-    assert info.splits == {"train": 216, "valid": 24, "test": 60}
-    assert (info.audio_dim, info.vision_dim, info.word_aligned) == (AUDIO_DIM, VISION_DIM, False)
-    assert [source.name for source in info.sources] == [JSON, FOLDS, AUDIO, VISION]
-    assert any(note.startswith("no valid split given: 24 of 240 training utterances drawn") for note in info.notes)
-    check(table, items)
-
-
-def damage(folder: Path, items: Items, featured: Items, rng: random.Random) -> bool:
-    """Something wrong in one of the files; returns whether its values may be others."""
-    name = rng.choice([JSON, FOLDS, AUDIO, VISION])
-    kind = rng.choice(["cut", "flip", "flip", "type", "swap"])
-    key = rng.choice(list(items if name == JSON else featured))
-    if kind in ("cut", "flip"):
-        path = folder / name
-        path.write_bytes(spoiled(path.read_bytes(), kind, rng, head=400))
-    elif name == JSON:
-        field = rng.choice(["utterance", "context", "show", "sarcasm", ""])
-        strange = rng.choice([None, 7, "x", [], {}, 1.5, [[1]], {"a": 1}, True, "\ud800", [None]])
-        write_json(folder, {**items, key: {**items[key], field: strange} if field else strange})
-    elif name == FOLDS:
-        folds: list[Any] = folds_of(len(items))
-        place = rng.randrange(5)
-        folds[place] = folds[place][::-1] if kind == "swap" else (folds[place][0], rng.choice(STRANGE))
-        write_pickle(folder / FOLDS, rng.choice([folds, folds, rng.choice(STRANGE)]))
-    elif name == AUDIO:
-        audio: dict[str, Any] = audio_of(featured)
-        audio[key] = audio[key].T if kind == "swap" else rng.choice(STRANGE)
-        write_pickle(folder / AUDIO, audio, rng.choice([0, 2, 4]))
-    else:
-        vision: dict[str, Any] = vision_of(featured)
-        vision[key] = vision[key].T if kind == "swap" else rng.choice([7, "x", np.ones(3), np.ones((2, 2, 2))])
-        write_video(folder, vision)
-    return kind != "cut"
-
-
-def test_damaged_files_are_refused_or_read_correctly(tmp_path: Path) -> None:
-    # As many as a draw of a valid split needs.
-    items = items_of(260)
-    for row, item in enumerate(items.values()):
-        item["show"] = "BBT" if row % 10 else "FRIENDS"
-    featured = dict(itertools.islice(items.items(), 10))
-    folder = write_all(tmp_path / "own", items, featured=featured)
-    whole = {path: path.read_bytes() for path in folder.iterdir()}
-
-    def damage_one(rng: random.Random) -> bool:
-        for path, content in whole.items():
-            path.write_bytes(content)
-        return damage(folder, items, featured, rng)
-
-    by_show = replace(ZEROED, variant="speaker-independent")
-    found = survivors(folder, damage_one, by_show, ZEROED, replace(ZEROED, format="mustard"), ZEROED)
-    for others, table, info in found:
-        assert table.num_rows == len(items)
-        for name in ("audio", "vision"):
-            assert name in table.column_names or any(note.startswith(f"no {name}:") for note in info.notes)
-        if not others:
-            check(table, items, featured=featured)
-    assert 0 < len(found) < VARIANTS * 0.6
 
 
 @pytest.fixture(scope="module")

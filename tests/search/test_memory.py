@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from grcf_ray.data.features import Features, Ragged, SplitFeatures, _save, build_features
+from grcf_ray.data.array_files import save_array
+from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features
 from grcf_ray.search.trial import Shared
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def test_processes_without_ray_share_the_cached_features(
     audio = opened().train.audio
     assert audio is not None
     width = audio.values.shape[1]
-    _save(Path(opened().folder) / "train" / "audio.values.npy", np.full((SIZE // 4 // width, width), 0.5, np.float32))
+    save_array(
+        Path(opened().folder) / "train" / "audio.values.npy", np.full((SIZE // 4 // width, width), 0.5, np.float32)
+    )
     names: dict[str, Any] = {}
     exec(MEASURE, names)
     features = opened()

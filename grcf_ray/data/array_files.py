@@ -1,0 +1,75 @@
+"""Keep arrays in files that end in a checksum and are read by memory mapping."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grcf_ray import console
+from grcf_ray.cache import adding, locked, unreadable
+from grcf_ray.errors import DamagedError
+
+_HASHED = 1 << 20
+"""Bytes hashed at a time."""
+
+
+def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """Return an array of a split's folder, memory-mapped.
+
+    It is computed and stored on first use, and again if its file is damaged.
+    """
+    path = folder / f"{name}.npy"
+    with locked(folder.parent):
+        if path.exists():
+            try:
+                return load_array(path)
+            except DamagedError as error:
+                console.progress(f"The cached features are damaged ({error}); computing them again")
+        array = compute()
+        with adding(path) as beside:
+            save_array(beside, array)
+        return load_array(path)
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array followed by its SHA-256, which numpy ignores."""
+    with path.open("wb") as file:
+        np.save(file, array)
+    digest = _sha256(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(digest)
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """Memory-map the array of a file, which the processes of a machine then share.
+
+    DamagedError if `save_array` wrote other bytes.
+    """
+    length = hashlib.sha256().digest_size
+    try:
+        size = path.stat().st_size - length
+        with path.open("rb") as file:
+            file.seek(max(0, size))
+            written = file.read()
+        if size < 0 or _sha256(path, size) != written:
+            raise DamagedError(f"{path} changed since it was written")
+        # A plain view: Ray's object store copies a subclass of ndarray into every process.
+        return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _sha256(path: Path, size: int) -> bytes:
+    """Hash the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in range(0, size, _HASHED):
+            digest.update(file.read(min(_HASHED, size - start)))
+    return digest.digest()

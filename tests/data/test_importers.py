@@ -1,0 +1,180 @@
+"""Options of an import, and the steps that all formats share after their files are read."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from data.foreign import OWN, refusal
+from data.formats import FORMATS
+from data.fuzz import damaged
+
+from grcf_ray import console
+from grcf_ray.cli.data import app
+from grcf_ray.data.importers import ImportOptions, find_importer, import_source
+from grcf_ray.data.store import DatasetStore
+from grcf_ray.errors import ConfigError, DataError
+
+HEADER = "id,split,text,label\n"
+
+
+ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def rows_of(n: int, **extra: Any) -> pa.Table:
+    """n training utterances and one of test."""
+    columns = {
+        "id": [f"u{row}" for row in range(n + 1)],
+        "split": ["train"] * n + ["test"],
+        "text": ["Some words"] * (n + 1),
+        "label": [row % 7 - 3.0 for row in range(n + 1)],
+        **extra,
+    }
+    return pa.table(columns)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_split_other_than_valid_must_be_there(tmp_path: Path, split: str) -> None:
+    other = "test" if split == "train" else "train"
+    path = write(tmp_path / "own.csv", f"{HEADER}a,{other},x,1\nb,valid,x,1\n")
+    assert refusal(path) == f"own.csv: the split {split} holds no utterance"
+
+
+def test_missing_valid_split_is_drawn_by_video_where_known(tmp_path: Path) -> None:
+    video = [f"v{row // 4}" for row in range(200)] + ["t"]
+    pq.write_table(rows_of(200, video_id=video), tmp_path / "own.parquet")
+    table, info = import_source(tmp_path / "own.parquet", OWN)
+    split_of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    for row in range(0, 200, 4):
+        assert len({split_of[f"u{row + offset}"] for offset in range(4)}) == 1
+    assert 20 <= info.splits["valid"] <= 30
+    assert "whole videos" in info.notes[0]
+
+
+def test_upper_case_transcripts_and_missing_texts_are_noted_and_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", f"{HEADER}a,train,IT WAS GOOD,1\nb,valid,,1\nc,test,x,1\n")
+    table, info = import_source(path, OWN)
+    assert info.transcripts == "upper"
+    assert table["text"].to_pylist() == ["IT WAS GOOD", "", "x"]
+    assert any("upper case" in note for note in info.notes)
+    assert "1 of 3 utterances have no text" in info.notes
+
+
+def test_other_counts_than_the_fact_sheets_are_noted(tmp_path: Path) -> None:
+    path = write(tmp_path / "mosi.csv", HEADER + ROWS)
+    _, info = import_source(path, ImportOptions(dataset="mosi"))
+    assert info.notes[:1] == (
+        "1/1/1 utterances in train/valid/test, but CMU-MOSI usually has 1281/229/685 or 1284/229/686",
+    )
+
+
+def test_options_that_contradict_the_fact_sheet(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mosi is annotated on -3 3"):
+        ImportOptions(dataset="mosi", label_range=(-1, 1))
+    with pytest.raises(ConfigError, match="the lower one first"):
+        ImportOptions(dataset="own", label_range=(1, 1))
+    with pytest.raises(ConfigError, match="unknown data set 'own'"):
+        ImportOptions(dataset="own")
+    with pytest.raises(ConfigError, match=r"unknown format 'pickle'. Known: auto, .*table"):
+        find_importer(tmp_path, "pickle")
+
+
+def test_sources_that_are_not_there_or_of_no_format(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'} does not exist"
+    write(tmp_path / "readme.txt", "hello")
+    assert "no data of a known format (" in refusal(tmp_path)
+    assert "no data of a known format (" in refusal(tmp_path / "readme.txt")
+
+
+def test_two_classes_are_made_of_regression_labels(tmp_path: Path) -> None:
+    """Above the centre against below; the centre, as it is after rounding, is left out."""
+    label_N = [1.0, 3.0, 3.00001, 5.0, 2.9, 3.2, 4.0, 1.5]
+    rows = {
+        "id": list("abcdefgh"),
+        "split": ["train", "train", "test", "test", "train", "valid", "valid", "valid"],
+        "text": ["x"] * 8,
+        "label": label_N,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    options = ImportOptions(dataset="own", label_range=(1, 5), binarize=True)
+    table, info = import_source(tmp_path / "own.parquet", options)
+    assert dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True)) == {
+        **{"a": 0, "d": 1, "e": 0, "f": 1, "g": 1, "h": 0}
+    }
+    assert (info.task, info.label_range) == ("classification", (0, 1))
+    assert "above and below 3; 2 of 8 utterances labelled 3 are left out" in " ".join(info.notes)
+    assert options.command(tmp_path / "own.parquet").endswith("--label-range 1 5 --binarize")
+
+
+def test_own_classes(tmp_path: Path) -> None:
+    rows = {"id": ["a", "b", "c"], "split": ["train", "valid", "test"], "text": ["x"] * 3, "label": [0, 1, 1]}
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
+    assert (info.task, info.label_range) == ("classification", (0, 1))
+    rows["label"] = [0, 1, 0.5]  # type: ignore[list-item]
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    with pytest.raises(DataError, match=r"\(id c\): label 0.5 is neither 0 nor 1"):
+        import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dataset": "mosi", "task": "classification"}, "mosi is annotated for regression; --binarize makes two"),
+        ({"dataset": "mustard", "task": "regression"}, "mustard is annotated for classification$"),
+        ({"dataset": "mustard", "binarize": True}, "already has two classes"),
+        ({"dataset": "own", "task": "classification", "label_range": (-1, 1)}, "two classes are labelled 0 and 1"),
+    ],
+)
+def test_tasks_that_contradict_the_data(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ImportOptions(**options)
+
+
+def test_texts_of_several_splits_are_noted(tmp_path: Path) -> None:
+    """One text in all three, one twice in train alone, one with another context, and the empty one."""
+    rows = {
+        "id": [str(number) for number in range(9)],
+        "split": ["train", "valid", "test", "train", "train", "train", "test", "train", "test"],
+        "text": ["same", "same", "same", "twice", "twice", "said", "said", "", ""],
+        "label": [1.0] * 9,
+        "context": [None, None, [], None, None, ["a"], ["b"], None, None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "own.parquet")
+    _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", label_range=(0, 2)))
+    (note,) = [note for note in info.notes if "more than one" in note]
+    assert note == "1 texts are in more than one of train, valid and test, with the same context"
+
+
+def test_a_damaged_file_leaves_a_whole_store_or_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command: an exit code and one message, whatever the file holds."""
+    path, store = tmp_path / "own.csv", tmp_path / "store"
+    codes = []
+    for seed in range(60):
+        rng = random.Random(seed)
+        files, _ = damaged(FORMATS["csv"].files(rng), rng)
+        path.write_bytes(files[path.name])
+        words = ["import", str(path), "--dataset", "own", "--label-range", "-3", "6", "--out", str(store / str(seed))]
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, words)
+        codes.append(ended.value.code)
+        err = capfd.readouterr().err
+        assert codes[-1] in (0, 3), err
+        assert "Traceback" not in err
+        if codes[-1] == 0:
+            DatasetStore.open(store / str(seed))
+        else:
+            assert not (store / str(seed)).exists()
+            assert "error: " in err
+    assert 0 < codes.count(0) < len(codes)
+    assert len(list(store.iterdir())) == codes.count(0)
