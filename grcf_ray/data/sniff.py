@@ -7,7 +7,7 @@ import json
 import pickletools
 import shlex
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from grcf_ray.errors import DataError
@@ -133,6 +133,15 @@ def files_of(source: Path) -> list[Path]:
 def folder_of(source: Path) -> Path:
     """Return a folder itself, or the folder of a file."""
     return source if source.is_dir() else source.parent
+
+
+def files_by_kind(source: Path, kind_of: Callable[[Path], str], kinds: Iterable[str]) -> dict[str, list[Path]]:
+    """Group the files in a source's folder by kind, in the order of `kinds`; leave out files of other kinds."""
+    paths: dict[str, list[Path]] = {kind: [] for kind in kinds}
+    for path in files_of(folder_of(source)):
+        if (kind := kind_of(path)) in paths:
+            paths[kind].append(path)
+    return paths
 
 
 def only_file(source: Path, paths: Sequence[Path], name: str) -> Path:

@@ -92,8 +92,8 @@ def _rows(rng: np.random.Generator, count: int, width: int) -> Any:
 
 def _by_split(utterances: Iterable[Utterance], sample: Callable[[Utterance], Any]) -> dict[str, list[Any]]:
     content: dict[str, list[Any]] = {}
-    for one in utterances:
-        content.setdefault(one.split, []).append(sample(one))
+    for utterance in utterances:
+        content.setdefault(utterance.split, []).append(sample(utterance))
     return content
 
 
@@ -102,13 +102,20 @@ def _array(label: float | None) -> Any:
 
 
 def _mag(rng: random.Random, utterances: list[Utterance]) -> Files:
-    content = _by_split(utterances, lambda one: ((one.words, one.vision, one.audio), _array(one.label), one.id))
+    content = _by_split(
+        utterances,
+        lambda utterance: ((utterance.words, utterance.vision, utterance.audio), _array(utterance.label), utterance.id),
+    )
     return {"mosi.pkl": dumped(content, rng.choice([0, 2, 4, 5, "Python 2"]))}
 
 
 def _misa(rng: random.Random, utterances: list[Utterance]) -> Files:
-    def sample(one: Utterance) -> Any:
-        return (np.arange(len(one.words)), one.vision, one.audio, one.words), _array(one.label), one.id
+    def sample(utterance: Utterance) -> Any:
+        return (
+            (np.arange(len(utterance.words)), utterance.vision, utterance.audio, utterance.words),
+            _array(utterance.label),
+            utterance.id,
+        )
 
     content = _by_split(utterances, sample)
     return {f"{split}.pkl": dumped(rows, rng.choice([2, 4, 5])) for split, rows in content.items()}
@@ -117,14 +124,14 @@ def _misa(rng: random.Random, utterances: list[Utterance]) -> Files:
 def _mmsa(rng: random.Random, utterances: list[Utterance]) -> Files:
     content: dict[str, Any] = {}
     with_lengths = rng.random() < 0.7
-    for split, rows in _by_split(utterances, lambda one: one).items():
+    for split, rows in _by_split(utterances, lambda utterance: utterance).items():
         columns = content[SPLITS[split]] = {
-            "raw_text": [one.text for one in rows],
-            "id": [one.id for one in rows],
-            "regression_labels": np.array([one.label for one in rows]),
+            "raw_text": [utterance.text for utterance in rows],
+            "id": [utterance.id for utterance in rows],
+            "regression_labels": np.array([utterance.label for utterance in rows]),
         }
         for name in ("audio", "vision"):
-            arrays = [getattr(one, name) for one in rows]
+            arrays = [getattr(utterance, name) for utterance in rows]
             width = next((array.shape[1] for array in arrays if array is not None), 0)
             if width:
                 arrays = [np.zeros((0, width), np.float32) if array is None else array for array in arrays]
@@ -134,26 +141,32 @@ def _mmsa(rng: random.Random, utterances: list[Utterance]) -> Files:
 
 
 def _hkt(rng: random.Random, utterances: list[Utterance]) -> Files:
-    def sample(one: Utterance) -> Any:
-        unused = np.ones((len(one.words), 55))
-        visual = None if one.vision is None else np.concatenate([unused, one.vision], axis=1)
-        acoustic = None if one.audio is None else np.concatenate([one.audio, unused[:, :21]], axis=1)
-        context = ([one.text], np.ones((3, 91)), np.ones((3, 81)), np.ones((3, 4)))
-        return (one.text, visual, acoustic, unused[:, :4]), context, one.id, one.label
+    def sample(utterance: Utterance) -> Any:
+        unused = np.ones((len(utterance.words), 55))
+        visual = None if utterance.vision is None else np.concatenate([unused, utterance.vision], axis=1)
+        acoustic = None if utterance.audio is None else np.concatenate([utterance.audio, unused[:, :21]], axis=1)
+        context = ([utterance.text], np.ones((3, 91)), np.ones((3, 81)), np.ones((3, 4)))
+        return (utterance.text, visual, acoustic, unused[:, :4]), context, utterance.id, utterance.label
 
     return {"mustard.pkl": dumped(_by_split(utterances, sample), rng.choice([2, 4, 5]))}
 
 
 def _ur_funny(rng: random.Random, utterances: list[Utterance]) -> Files:
-    sentences = {one.id: {"punchline_sentence": one.text, "context_sentences": [one.text]} for one in utterances}
-    ids = _by_split(utterances, lambda one: one.id)
+    sentences = {
+        utterance.id: {"punchline_sentence": utterance.text, "context_sentences": [utterance.text]}
+        for utterance in utterances
+    }
+    ids = _by_split(utterances, lambda utterance: utterance.id)
     content: dict[str, Any] = {
         "language_sdk": sentences,
-        "humor_label_sdk": {one.id: one.label if one.label is None else int(one.label) for one in utterances},
+        "humor_label_sdk": {
+            utterance.id: utterance.label if utterance.label is None else int(utterance.label)
+            for utterance in utterances
+        },
         "data_folds": {split: ids.get(split, []) for split in COUNTS},
     }
     for name, file in (("audio", "covarep_features_sdk"), ("vision", "openface_features_sdk")):
-        arrays = {one.id: getattr(one, name) for one in utterances}
+        arrays = {utterance.id: getattr(utterance, name) for utterance in utterances}
         if features := {key: {"punchline_features": rows} for key, rows in arrays.items() if rows is not None}:
             content[file] = features
     return {f"{name}.pkl": dumped(value, rng.choice([0, 2, 4])) for name, value in content.items()}
@@ -168,20 +181,23 @@ def _mustard(rng: random.Random, utterances: list[Utterance]) -> Files:
             "sarcasm": bool(label) if label in (0, 1) else label,
         }
 
-    items = {one.id: item(one.text, one.label, "FRIENDS" if one.split == "test" else "BBT") for one in utterances}
+    items = {
+        utterance.id: item(utterance.text, utterance.label, "FRIENDS" if utterance.split == "test" else "BBT")
+        for utterance in utterances
+    }
     items |= {f"{row % 3}_{row}": item("it was so good", row % 2, "BBT") for row in range(FILLERS)}
     every = np.arange(len(items))
     # The test split of the first fold has the utterances of the test split.
-    is_test = np.array([one.split == "test" for one in utterances] + [False] * FILLERS)
+    is_test = np.array([utterance.split == "test" for utterance in utterances] + [False] * FILLERS)
     tests = [every[is_test], *np.array_split(every[~is_test], 4)]
     folds = [(np.setdiff1d(every, test), test) for test in tests]
     files = {
         "sarcasm_data.json": json.dumps(items).encode(),
         "split_indices.p": dumped(folds, rng.choice([2, 4])),
     }
-    if audio := {one.id: one.audio.T for one in utterances if one.audio is not None}:
+    if audio := {utterance.id: utterance.audio.T for utterance in utterances if utterance.audio is not None}:
         files["audio_features.p"] = dumped(audio, 2)
-    if vision := {one.id: one.vision for one in utterances if one.vision is not None}:
+    if vision := {utterance.id: utterance.vision for utterance in utterances if utterance.vision is not None}:
         files["resnet.hdf5"] = _hdf5(vision)
     return files
 
@@ -199,28 +215,28 @@ def _csd(rng: random.Random, utterances: list[Utterance]) -> Files:
     roots = {"words": "words", "labels": "Opinion Segment Labels", "vision": "FACET_4.1"}
     roots["audio"] = rng.choice(["COVAREP", "COAVAREP"])
     arrays: dict[str, dict[str, Any]] = {name: {} for name in roots}
-    for one in utterances:
-        starts = np.arange(len(one.words) + 1) / 2
+    for utterance in utterances:
+        starts = np.arange(len(utterance.words) + 1) / 2
         spans = np.stack([starts, starts + 0.5], axis=1)
-        label = np.nan if one.label is None else one.label
+        label = np.nan if utterance.label is None else utterance.label
         data = {
-            "words": (np.array([[word.encode()] for word in [*one.words, "sp"]]), spans),
+            "words": (np.array([[word.encode()] for word in [*utterance.words, "sp"]]), spans),
             "labels": (np.array([[label]], np.float64), np.array([[0.0, 9.0]])),
-            "audio": (one.audio, spans[:-1]),
-            "vision": (one.vision, spans[:-1]),
+            "audio": (utterance.audio, spans[:-1]),
+            "vision": (utterance.vision, spans[:-1]),
         }
         for name, (features, intervals) in data.items():
             if features is not None:
-                at = f"{roots[name]}/data/{one.id.partition('[')[0]}"
+                at = f"{roots[name]}/data/{utterance.id.partition('[')[0]}"
                 arrays[name] |= {f"{at}/features": features, f"{at}/intervals": intervals}
     how = {"compression": "gzip"} if rng.random() < 0.5 else {}
-    folds = _by_split(utterances, lambda one: one.id.partition("[")[0])
+    folds = _by_split(utterances, lambda utterance: utterance.id.partition("[")[0])
     files = {f"{name}.csd": _hdf5(content, **how) for name, content in arrays.items() if content}
     return {"folds.json": json.dumps(folds).encode(), **files}
 
 
 def _columns(utterances: list[Utterance]) -> dict[str, list[Any]]:
-    rows = [one.row(context=True) for one in utterances]
+    rows = [utterance.row(context=True) for utterance in utterances]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -245,7 +261,7 @@ def _csv(delimiter: str, name: str) -> Callable[[random.Random, list[Utterance]]
 
 
 def _json_lines(rng: random.Random, utterances: list[Utterance]) -> Files:
-    return {"own.jsonl": "\n".join(json.dumps(one.row(context=True)) for one in utterances).encode()}
+    return {"own.jsonl": "\n".join(json.dumps(utterance.row(context=True)) for utterance in utterances).encode()}
 
 
 _SCORES = ImportOptions(dataset="own", label_range=(-3, 6), non_finite="zero")

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from grcf_ray import cache
 from grcf_ray.config import FeatureConfig
 from grcf_ray.data import features as features_module
-from grcf_ray.data.features import build_features, build_split, cached_array
+from grcf_ray.data.array_files import cached_array
+from grcf_ray.data.features import build_features, build_split
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
 from grcf_ray.model.text_encoder import load_tokenizer

@@ -41,7 +41,7 @@ def imported(folder: Path, kind: Format, **options: Any) -> tuple[pa.Table, Tabl
 
 
 def check(table: pa.Table, kind: Format, utterances: list[Utterance]) -> None:
-    expected = [one.row(context=kind.context) for one in utterances]
+    expected = [utterance.row(context=kind.context) for utterance in utterances]
     rows = table.to_pylist()
     if kind.importer == "mustard":
         # It has no valid split: one is drawn.
@@ -138,8 +138,8 @@ def test_bad_labels_are_named_by_their_rows(name: str, tmp_path: Path) -> None:
     utterances[6] = replace(utterances[6], label=99)
     found = faults(refusal(put(tmp_path / "own", kind, utterances), kind.options))
     assert len(found) == 2
-    for line, one in zip(found, (utterances[1], utterances[6]), strict=True):
-        assert f"(id {one.id})" in line and ("label" in line or "sarcasm" in line)
+    for line, utterance in zip(found, (utterances[1], utterances[6]), strict=True):
+        assert f"(id {utterance.id})" in line and ("label" in line or "sarcasm" in line)
     assert "missing" in found[0] and "99" in found[1]
 
 
@@ -172,7 +172,7 @@ def test_a_modality_may_be_missing(name: str, tmp_path: Path) -> None:
     for modality in ("audio", "vision"):
         missing = 1 + FILLERS * (name == "mustard")
         assert any(note.startswith(f"{modality}: {missing} of ") and "have none" in note for note in info.notes)
-    utterances = [replace(one, vision=None) for one in utterances]
+    utterances = [replace(utterance, vision=None) for utterance in utterances]
     table, info = imported(put(tmp_path / "without", kind, utterances), kind)
     assert "vision" not in table.column_names
     check(table, kind, utterances)
@@ -187,7 +187,7 @@ def test_a_missing_valid_split_is_drawn(name: str, tmp_path: Path) -> None:
     assert any(note.startswith("no valid split given") for note in info.notes)
     assert sum(info.splits.values()) == len(utterances) + FILLERS * (name == "mustard")
     assert 20 <= info.splits["valid"] <= 60
-    assert table["id"].to_pylist() == [one.id for one in utterances]
+    assert table["id"].to_pylist() == [utterance.id for utterance in utterances]
     few = kind.utterances({"train": 12, "test": 6})
     if name != "mustard":
         assert "enough to draw" in refusal(put(tmp_path / "few", kind, few), kind.options)

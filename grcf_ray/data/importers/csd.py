@@ -277,8 +277,8 @@ def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[s
 
 
 def _folds_file(source: Path) -> Path | None:
-    found = [path for path in files_of(source) if source.is_dir() and _has_folds(path)]
-    return only_file(source, found, "folds") if found else None
+    paths = [path for path in files_of(source) if source.is_dir() and _has_folds(path)]
+    return only_file(source, paths, "folds") if paths else None
 
 
 def _has_folds(path: Path) -> bool:
@@ -364,12 +364,12 @@ def _add_utterances(
     rows = {role: _word_rows(*data[role], word_W2) for role in MODALITIES if role in data}
     missing: Counter[str] = Counter()
     middle_W = word_W2.mean(axis=1)
-    left = _LARGEST_OVERLAP * (len(words) + _LARGEST_OVERLAP)
+    remaining = _LARGEST_OVERLAP * (len(words) + _LARGEST_OVERLAP)
     for place in np.argsort(label_N2[:, 0], kind="stable").tolist():
         start, end = label_N2[place]
         inside = np.flatnonzero((middle_W >= start) & (middle_W < end))
-        left -= len(inside)
-        if left < 0:
+        remaining -= len(inside)
+        if remaining < 0:
             raise DataError(
                 f"video {video!r}: the intervals of its labels overlap so much that each has most of its words"
             )

@@ -25,7 +25,7 @@ from grcf_ray.data.cells import Cells, class_of, is_unicode, shown, texts_of, un
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
 from grcf_ray.data.raw import RawTable, typed_arrays
-from grcf_ray.data.sniff import check_kind, files_of, folder_faults, folder_of, is_hdf5, only_file, pickle_start
+from grcf_ray.data.sniff import check_kind, files_by_kind, folder_faults, folder_of, is_hdf5, only_file, pickle_start
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.errors import DataError, collect_error, data_error, faults_message, reason
 
@@ -57,23 +57,23 @@ _KEYS_LOOKED_AT = 100
 
 def files(source: Path) -> list[Path]:
     """List the JSON file of a source and the files that belong to it; none without such a JSON file."""
-    return [path for paths in _found(source).values() for path in paths]
+    return [path for paths in _recognised(source).values() for path in paths]
 
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read the items in their order; DataError names every file that is missing or damaged."""
     variant = variant or next(iter(VARIANTS))
-    found = _found(source)
-    if not found:
+    by_kind = _recognised(source)
+    if not by_kind:
         if source.is_file():
             check_kind(source)
         raise DataError(f"{source}: no sarcasm_data.json of MUStARD, a dict of items with utterance and sarcasm")
-    missing = " and ".join(_KINDS[kind] for kind in ("audio", "vision") if not found[kind])
+    missing = " and ".join(_KINDS[kind] for kind in ("audio", "vision") if not by_kind[kind])
     unused = f"not MUStARD's, while no file has {missing}: {_MOVE}" if missing else ""
-    problems = folder_faults(folder_of(source), list(itertools.chain(*found.values())), unused=unused)
+    problems = folder_faults(folder_of(source), list(itertools.chain(*by_kind.values())), unused=unused)
     if variant == _BY_SHOW:
-        del found["folds"]
-    paths = {kind: only_file(source, found[kind], f"MUStARD's {_KINDS[kind]}") for kind in found if found[kind]}
+        del by_kind["folds"]
+    paths = {kind: only_file(source, by_kind[kind], f"MUStARD's {_KINDS[kind]}") for kind in by_kind if by_kind[kind]}
     items = _read_items(paths["items"])
     cells = Cells()
     columns = _columns(items, cells)
@@ -97,18 +97,17 @@ def read(source: Path, variant: str = "") -> RawTable:
     return RawTable(table=pa.table(table), files=rows, faults=tuple(cells.faults), notes=tuple(notes))
 
 
-def _found(source: Path) -> dict[str, list[Path]]:
+def _recognised(source: Path) -> dict[str, list[Path]]:
     """Return the files of each kind; an empty dict if no file has items, or if the source is a file of no kind."""
-    kinds = {path: _kind(path) for path in files_of(folder_of(source))}
-    found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
-    if not found["items"]:
+    by_kind = files_by_kind(source, _kind, _KINDS)
+    if not by_kind["items"]:
         return {}
-    keys = {key.decode("utf-8", "replace") for path in found["items"] for key in _KEYS.findall(path.read_bytes())}
+    keys = {key.decode("utf-8", "replace") for path in by_kind["items"] for key in _KEYS.findall(path.read_bytes())}
     for kind, first_keys in (("audio", _texts), ("vision", _members)):
-        found[kind] = [path for path in found[kind] if not keys.isdisjoint(first_keys(path, keys))]
-    if not (source.is_dir() or any(source in paths for paths in found.values())):
+        by_kind[kind] = [path for path in by_kind[kind] if not keys.isdisjoint(first_keys(path, keys))]
+    if not (source.is_dir() or any(source in paths for paths in by_kind.values())):
         return {}
-    return {kind: [source] if source in paths else paths for kind, paths in found.items()}
+    return {kind: [source] if source in paths else paths for kind, paths in by_kind.items()}
 
 
 def _kind(path: Path) -> str:

@@ -26,7 +26,7 @@ from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, shown, text_of,
 from grcf_ray.data.frames import Frames, Rows, joined
 from grcf_ray.data.raw import RawTable, SplitTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES
-from grcf_ray.data.sniff import check_kind, files_of, folder_faults, folder_of, pickle_start
+from grcf_ray.data.sniff import check_kind, files_by_kind, folder_faults, folder_of, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
 from grcf_ray.data.unpickle import read_pickle
 from grcf_ray.data.validation import Fault
@@ -63,14 +63,14 @@ class _Sequences:
 
 def files(source: Path) -> list[Path]:
     """List the pickles of UR-FUNNY in a source; labels alone or folds alone do not identify the format."""
-    return [path for paths in _found(source).values() for path in paths]
+    return [path for paths in _recognised(source).values() for path in paths]
 
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read the samples of the folds, in their order; DataError names every file that is missing or damaged."""
-    found = _found(source)
-    problems = _file_faults(source, found)
-    language, labels, folds = (found[kind][0] for kind in _NEEDED)
+    by_kind = _recognised(source)
+    problems = _file_faults(source, by_kind)
+    language, labels, folds = (by_kind[kind][0] for kind in _NEEDED)
     cells = Cells()
     names = collect_error(problems, _read_folds, folds) or {}
     ids = [name for fold in names.values() for name in fold]
@@ -81,7 +81,7 @@ def read(source: Path, variant: str = "") -> RawTable:
     columns["label"] = [
         cells.read("label", "label", labelled.get(name), class_of, "0 or 1") for name in cells.each(ids)
     ]
-    sequences = [collect_error(problems, _read_sequences, path, ids) for path in found["features"]] if ids else []
+    sequences = [collect_error(problems, _read_sequences, path, ids) for path in by_kind["features"]] if ids else []
     roles = {} if problems else collect_error(problems, _roles, sequences) or {}
     if problems:
         raise data_error(source, problems, named=True)
@@ -91,21 +91,22 @@ def read(source: Path, variant: str = "") -> RawTable:
         table[name] = modality.frames.to_arrow()
     return SplitTable(
         table=pa.table(table),
-        files=((language, len(ids)), *((path, 0) for path in (labels, folds, *found["features"]))),
+        files=((language, len(ids)), *((path, 0) for path in (labels, folds, *by_kind["features"]))),
         faults=tuple(cells.faults),
         notes=(*_left_out(labelled, ids), *_modality_notes(roles)),
         splits=tuple((SPLIT_ALIASES[fold], len(names[fold])) for fold in names),
     )
 
 
-def _found(source: Path) -> dict[str, list[Path]]:
+def _recognised(source: Path) -> dict[str, list[Path]]:
     """Return the files of each kind; an empty dict for a file of no kind, and for labels or folds alone."""
-    kinds = {path: _kind(path) for path in files_of(folder_of(source))}
-    present = set(kinds.values()) - {""}
-    if present <= {"labels"} or present <= {"folds"} or not (source.is_dir() or kinds.get(source)):
+    by_kind = files_by_kind(source, _kind, _KINDS)
+    present = {kind for kind, paths in by_kind.items() if paths}
+    if present <= {"labels"} or present <= {"folds"}:
         return {}
-    found = {kind: [path for path in kinds if kinds[path] == kind] for kind in _KINDS}
-    return {kind: [source] if source in paths and kind != "features" else paths for kind, paths in found.items()}
+    if not (source.is_dir() or any(source in paths for paths in by_kind.values())):
+        return {}
+    return {kind: [source] if source in paths and kind != "features" else paths for kind, paths in by_kind.items()}
 
 
 def _kind(path: Path) -> str:
@@ -129,24 +130,24 @@ def _is_id(token: str) -> bool:
     return token == "int" or token.startswith('"')
 
 
-def _file_faults(source: Path, found: Mapping[str, Sequence[Path]]) -> list[str]:
+def _file_faults(source: Path, by_kind: Mapping[str, Sequence[Path]]) -> list[str]:
     """List the faults of the unused files in the folder; DataError if a kind is missing or has too many files."""
-    if not found:
+    if not by_kind:
         if source.is_file():
             check_kind(source)
         raise DataError(
             f"{source}: not the pickles of UR-FUNNY, such as {' or '.join(_KINDS[kind] for kind in _NEEDED)}"
         )
-    count = len(found["features"])
+    count = len(by_kind["features"])
     unused = f"not UR-FUNNY's, while the folder has {count} of 2 files of features: {_MOVE}" if count < 2 else ""
-    problems = folder_faults(folder_of(source), list(itertools.chain(*found.values())), unused=unused)
-    missing = [_KINDS[kind] for kind in _NEEDED if not found[kind]]
+    problems = folder_faults(folder_of(source), list(itertools.chain(*by_kind.values())), unused=unused)
+    missing = [_KINDS[kind] for kind in _NEEDED if not by_kind[kind]]
     if missing:
-        names = ", ".join(f"{path.name} ({kind})" for kind, paths in found.items() for path in paths)
+        names = ", ".join(f"{path.name} ({kind})" for kind, paths in by_kind.items() for path in paths)
         problems.append(f"{source}: no file of UR-FUNNY's {' and '.join(missing)}: {_ORIGIN}. Found: {names}")
     limits = {**dict.fromkeys(_NEEDED, 1), "features": 2}
-    if many := next((kind for kind in _KINDS if len(found[kind]) > limits[kind]), None):
-        names = ", ".join(path.name for path in found[many])
+    if many := next((kind for kind in _KINDS if len(by_kind[kind]) > limits[kind]), None):
+        names = ", ".join(path.name for path in by_kind[many])
         problems.append(f"{source}: too many files of UR-FUNNY's {_KINDS[many]} ({names}). Keep {limits[many]}")
     if missing or many:
         raise data_error(source, problems, named=True)
