@@ -1,7 +1,7 @@
 """Build the features that all trials share, once from the utterance table, without a copy per trial.
 
-A split's sequences are stored end to end in one flat array with offsets (N utterances, T subwords, R rows of audio or
-vision, D and A widths). Memory mapping and Ray's object store can then both return read-only views.
+A split's sequences are stored end to end in one flat array with offsets. Memory mapping and Ray's object store can then
+both return read-only views. N utterances, T subwords, R rows of audio or vision, D and A widths.
 """
 
 from __future__ import annotations

@@ -109,6 +109,12 @@ def _split_names(path: Path, content: Any, form: Form) -> tuple[dict[str, str], 
     for name in content if isinstance(content, dict) else ():
         if isinstance(name, str) and name.lower() in SPLIT_ALIASES:
             aliases[SPLIT_ALIASES[name.lower()]].append(name)
+    lists = {name for group in aliases.values() for name in group if isinstance(content[name], (list, tuple))}
+    if not lists:
+        raise DataError(
+            f"{path}: not {form.name}, which is a dict of the splits {', '.join(_FILE_NAMES.values())}, "
+            f"each a list of {form.sample}"
+        )
     names: dict[str, str] = {}
     problems = []
     for split, present in aliases.items():
@@ -116,15 +122,10 @@ def _split_names(path: Path, content: Any, form: Form) -> tuple[dict[str, str], 
             problems.append(f"the split {_FILE_NAMES[split]} is missing")
         elif len(present) > 1:
             problems.append(f"{' and '.join(present)} are names of one split")
-        elif present and not isinstance(content[present[0]], (list, tuple)):
+        elif present and present[0] not in lists:
             problems.append(f"the split {present[0]} is {kind_of(content[present[0]])}, not a list of samples")
         elif present:
             names[split] = present[0]
-    if not names:
-        raise DataError(
-            f"{path}: not {form.name}, which is a dict of the splits {', '.join(_FILE_NAMES.values())}, "
-            f"each a list of {form.sample}"
-        )
     return names, problems
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the importers share: refusals, files as others write them, damage, and real data."""
+"""Helpers for tests of importers: refusals, pickles of every protocol, strange values, and real data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STRANGE: list[Any] = [None, "x", b"", 7, 1.5, True, [], [[]], {}, (), [None] * 4
 STRANGE += [10**400, [10**4000] * 4, np.ones(3), np.full(4, 99.0), np.ones((4, 4, 6)), np.ones((3, 0)), np.array(1.0)]
 STRANGE += [np.array(["a"] * 5), np.array([b"x"]), np.array([None] * 4), [np.ones((2, 2))] * 4, ITSELF]
 STRANGE += [((), None, None), (None,) * 4, ("x", None, None, None)]
-"""Values that may stand where others should."""
+"""Values of unexpected types."""
 
 DOWNLOADS = {
     "a web page": b"<!DOCTYPE html><html>Quota exceeded</html>",
@@ -35,13 +35,13 @@ DOWNLOADS = {
     "a zip archive": b"PK\x03\x04",
     "a gzip archive": b"\x1f\x8b\x08",
 }
-"""Files that are not what was to be downloaded, by what is said of them."""
+"""Content of failed downloads, by a part of the message about each."""
 
 _T = TypeVar("_T")
 
 
 def refusal(source: Path, options: ImportOptions = OWN) -> str:
-    """What an import says that cannot be made."""
+    """The message of an import that fails."""
     with pytest.raises(DataError) as caught:
         import_source(source, options)
     assert caught.value.exit_code == 3
@@ -49,7 +49,7 @@ def refusal(source: Path, options: ImportOptions = OWN) -> str:
 
 
 def faults(message: str) -> list[str]:
-    """The faults of a refusal that has several."""
+    """The faults in a message that has several."""
     return [line.strip() for line in message.splitlines()[1:]]
 
 
@@ -79,12 +79,12 @@ def write_pickle(path: Path, content: Any, protocol: int | str = 4) -> Path:
 
 
 def content_of(samples: dict[str, list[Any]]) -> dict[str, Any]:
-    """The samples as a file has them; each knows how its authors wrote it."""
+    """The samples in the structure of the file."""
     return {split: [one.packed() for one in rows] for split, rows in samples.items()}
 
 
 def put(split: str, row: int, sample: Any) -> Callable[[dict[str, Any]], None]:
-    """A change that puts something in the place of a sample, or what it makes of this."""
+    """A change that replaces a sample, or applies a function to it."""
 
     def apply(content: dict[str, Any]) -> None:
         content[split][row] = sample(content[split][row]) if callable(sample) else sample
@@ -98,7 +98,7 @@ def in_order(samples: dict[str, list[_T]]) -> list[tuple[str, _T]]:
 
 
 def real_file(name: str) -> Path:
-    """A file of real data, where the machine that runs the tests has it."""
+    """A file of real data, or skip the test."""
     root = os.environ.get("GRCF_TEST_DATA")
     path = Path(root or "") / name
     if not root or not path.is_file():

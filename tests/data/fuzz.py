@@ -1,9 +1,9 @@
-"""Damage to the files of every importer, at random but seeded, and what each import makes of it.
+"""Damage the files of every format by a seed, import them, and report the outcome.
 
 An import must end with a table or a DataError, in little time and memory. A table must have the modalities of the
 whole files, unless a note says otherwise. Damage in one place may change one utterance or one column only.
-Imports run in processes of their own, whose memory and
-processor time are limited. By hand, for more of them: `python -m data.fuzz COUNT [FORMAT ...]` in `tests`.
+`run` imports in child processes with limited memory and processor time. For a longer search, run
+`python -m data.fuzz COUNT [FORMAT ...]` in `tests`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OF_LINES = {"csv", "tsv", "jsonl"}
 
 
 def damaged(files: Files, rng: random.Random) -> tuple[Files, str]:
-    """The files, one of them with something wrong, and what that is."""
+    """Damage one of the files; return all of them, and a description of the damage."""
     name = rng.choice(list(files))
     content = bytearray(files[name])
     ways = ["flip", "flip", "letters", "cut", "hole", "insert", "twice", "zeros", "download", "empty", "join", "swap"]
@@ -87,7 +87,7 @@ def damaged(files: Files, rng: random.Random) -> tuple[Files, str]:
 
 
 def _with_another_value(name: str, content: bytes, rng: random.Random) -> bytes:
-    """A file that holds something else in one place, left out or there twice, written as its own kind."""
+    """Replace, drop or repeat one value of a file, and write it in its own format."""
     if content.startswith(b"\x89HDF"):
         return _other_hdf5(content, rng)
     if name.endswith(".parquet"):
@@ -112,7 +112,7 @@ def _with_another_value(name: str, content: bytes, rng: random.Random) -> bytes:
 
 
 def _change(value: Any, strange: list[Any], rng: random.Random) -> None:
-    """Put something strange in a place within lists and dicts and in what tuples and arrays these hold."""
+    """Replace one value within lists, dicts, tuples and arrays by a strange one."""
     while True:
         if isinstance(value, dict):
             keys: list[Any] = list(value)
@@ -207,7 +207,7 @@ def outcome(name: str, seed: int, folder: Path) -> tuple[str, str]:
     except DataError as error:
         text = str(error)
         text.encode()
-        # Its own bounds name a file; what Python or a library says of memory means that there was no bound.
+        # The bounds of an importer name a file; an error of Python or a library about memory means a missing bound.
         return ("memory" if "MemoryError" in text or "nable to allocate" in text else "refused"), f"{told}: {text}"
     except Exception as error:
         return "traceback", f"{told}: {type(error).__name__}: {error}"
@@ -231,11 +231,11 @@ def outcome(name: str, seed: int, folder: Path) -> tuple[str, str]:
 
 
 def _strayed(before: pa.Table, after: pa.Table, notes: tuple[str, ...]) -> str:
-    """The cells that differ, unless all are of one utterance or of one column, as damage in one place allows."""
+    """Describe the cells that differ; empty if all are of one utterance or of one column."""
     rows = {row["id"]: row for row in before.to_pylist()}
     names = {*before.column_names, *after.column_names}
     if any("no valid split" in note for note in notes):
-        # One row more or less may change which rows are drawn.
+        # One row more or less may change the drawn rows.
         names.discard("split")
     cells = {
         (row["id"], name)
@@ -248,7 +248,7 @@ def _strayed(before: pa.Table, after: pa.Table, notes: tuple[str, ...]) -> str:
 
 
 def imported(folder: Path, files: Files, options: ImportOptions) -> tuple[pa.Table, tuple[str, ...]]:
-    """The table and its notes."""
+    """Import files; return the table and the notes."""
     shutil.rmtree(folder, ignore_errors=True)
     table, info = import_source(put_files(folder, files), options)
     table.validate(full=True)
@@ -257,7 +257,7 @@ def imported(folder: Path, files: Files, options: ImportOptions) -> tuple[pa.Tab
 
 
 def run(count: int, names: list[str]) -> Iterator[tuple[str, int, str, str]]:
-    """Format, seed, outcome and more of it for `count` damaged sets of files of each format."""
+    """Yield format, seed, outcome and details for `count` damaged sets of files of each format."""
     for name in names:
         seed = 0
         while seed < count:
@@ -279,9 +279,9 @@ def run(count: int, names: list[str]) -> Iterator[tuple[str, int, str, str]]:
 
 
 def _child(name: str, start: int, stop: int) -> None:
-    """Tell the outcome of each seed in a line; a limit that is passed ends the process."""
+    """Print the outcome of each seed on a line; exceeding a limit ends the process."""
     with tempfile.TemporaryDirectory() as folder:
-        # Whatever libraries load when they are first used counts to the process, not to a file.
+        # One import first, so that memory of libraries does not count as memory of a file.
         outcome(name, 0, Path(folder))
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + MOST_BYTES
@@ -292,7 +292,7 @@ def _child(name: str, start: int, stop: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Tell what came of all, and each that should not have."""
+    """Print the number of each outcome, and every unexpected one."""
     if arguments[0] == "--child":
         _child(arguments[1], int(arguments[2]), int(arguments[3]))
         return

@@ -1,4 +1,4 @@
-"""What every importer guarantees, whatever its format; what is special to a format is tested in a file of its own."""
+"""The guarantees of every importer; each format has another test file for its special cases."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check(table: pa.Table, kind: Format, utterances: list[Utterance]) -> None:
     expected = [utterance.row(context=kind.context) for utterance in utterances]
     rows = table.to_pylist()
     if kind.importer == "mustard":
-        # It has no valid split: one is drawn.
+        # The valid split is drawn from train.
         for row in [*expected, *rows]:
             row["split"] = row["split"].replace("valid", "train")
     assert rows == [{name: row[name] for name in table.column_names} for row in expected]
@@ -162,7 +162,7 @@ def test_non_finite_values_are_named_or_set_to_zero(name: str, tmp_path: Path) -
 
 @each_format
 def test_a_modality_may_be_missing(name: str, tmp_path: Path) -> None:
-    """Of one utterance it is null, of all it has no column."""
+    """It is null if one utterance lacks it, and has no column if all do."""
     kind = FORMATS[name]
     utterances = kind.utterances()
     utterances[1] = replace(utterances[1], vision=None)
