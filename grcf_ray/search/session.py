@@ -162,8 +162,7 @@ class Session:
         stop = Stop(time_budget=self.time_budget, last_words=self._leave)
         # Ray prints what befalls its processes on standard output, which is the answer's.
         aside = contextlib.redirect_stdout(sys.stderr)
-        with Lease(self.record.place, self.command) as lease, stop.on_signals(), aside:
-            lease.join_cluster()
+        with Lease(self.record.place, self.command), stop.on_signals(), aside:
             try:
                 with watched(self._lose_cluster):
                     self._search(room, stop)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import signal
@@ -35,10 +34,9 @@ import os, sys
 from pathlib import Path
 from grcf_ray.cluster import connect
 from grcf_ray.search.lease import Lease
-from grcf_ray.search.run_lookup import find_run
 from grcf_ray.storage import storage_path
 
-with Lease(storage_path(Path(sys.argv[1])), "the other") as lease:
+with Lease(storage_path(Path(sys.argv[1])), "the other"):
     if "fork" in sys.argv:
         # A child that outlives its parent and holds all that it inherits.
         if os.fork() == 0:
@@ -46,19 +44,16 @@ with Lease(storage_path(Path(sys.argv[1])), "the other") as lease:
             os._exit(0)
     if "ray" in sys.argv:
         connect()
-        lease.join_cluster()
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def another_driver(folder: Path, *what: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lease of a folder's run, until it is killed."""
+def another_driver(folder: Path, *what: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that holds the lease of a folder's run until it is killed."""
     argv = [sys.executable, "-c", HOLD, str(folder), *what]
-    with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
-    ) as process:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "held\n"
@@ -108,20 +103,17 @@ def test_a_second_search_is_refused_with_who_holds_the_run(run: StoragePath) -> 
         started = (run / "lock").read_json()["started"]
         with pytest.raises(ConfigError) as refused, Lease(run, "the second"):
             pass
-    assert str(refused.value) == (
-        f"{run} is being written by another search: host {socket.gethostname()}, process {os.getpid()}, "
-        f"since {started} ({COMMAND}). Wait for it, stop it, or give this one a name of its own: --name NAME"
-    )
+    for part in (run, socket.gethostname(), f"process {os.getpid()}", started, COMMAND, "--name NAME"):
+        assert str(part) in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"", "it has not said who it is"), (b'{"host": "new"}', r"host new, process unknown, since unknown \(unknown\)")],
+    ("content", "message"), [(b"", "not recorded"), (b'{"host": "new"}', r"host new, process unknown, since unknown")]
 )
-def test_a_holder_that_has_not_said_who_it_is_refuses_too(run: StoragePath, content: bytes, said: str) -> None:
+def test_a_holder_whose_name_is_not_recorded_yet_refuses_too(run: StoragePath, content: bytes, message: str) -> None:
     with Lease(run, COMMAND):
         Path(str(run), "lock").write_bytes(content)
-        with pytest.raises(ConfigError, match=said), Lease(run, "the second"):
+        with pytest.raises(ConfigError, match=message), Lease(run, "the second"):
             pass
 
 
@@ -204,8 +196,8 @@ class TestBeats:
             Lease(place, "the second", interval=50 * BEAT),
         ):
             pass
-        waiting = f"Waiting 12.5 s to see whether the search on host {socket.gethostname()} still lives"
-        assert waiting in capfd.readouterr().err
+        waiting = capfd.readouterr().err
+        assert "Waiting 12.5 s" in waiting and socket.gethostname() in waiting
 
     def test_what_stands_still_is_taken_over(self, place: StoragePath) -> None:
         (place / "lease.json").write_json({"holder": RIVAL, "nonce": "old", "beat": 3})
@@ -272,47 +264,6 @@ def test_a_beat_that_fails_is_made_up_for(run: StoragePath, no_locks: None) -> N
     place.trouble = fail
     with Lease(place, COMMAND, interval=BEAT):
         eventually(lambda: len(failed) == 2 and (run / "lease.json").read_json()["beat"] > 3)
-
-
-class TestCluster:
-    """Drivers of one cluster whose disks do not show them each other."""
-
-    def test_a_second_search_is_refused_with_who_holds_the_run(self, ray_session: None, run: StoragePath) -> None:
-        import ray
-
-        with another_driver(Path(str(run)), "ray", RAY_ADDRESS=ray.get_runtime_context().gcs_address) as driver:
-            # As on a machine that does not see the lock.
-            with pytest.raises(ConfigError, match=rf"process {driver.pid}, since .* \(the other\)"):
-                Lease(run, COMMAND).join_cluster()
-            kill(driver)
-            with Lease(run, COMMAND) as lease:
-                lease.join_cluster()
-
-    def test_the_name_is_free_at_the_end(self, ray_session: None, run: StoragePath) -> None:
-        # Both are kept: Ray ends an actor too when nobody knows it any more.
-        leases = [Lease(run, COMMAND) for _ in range(2)]
-        for lease in leases:
-            with lease:
-                lease.join_cluster()
-
-    def test_one_that_never_answers_is_taken_over(
-        self, ray_session: None, run: StoragePath, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        import ray
-
-        @ray.remote(num_cpus=0)
-        class Deaf:
-            def answer(self) -> None:
-                threading.Event().wait()
-
-        name = "grcf-run-" + hashlib.sha256(run.uri.encode()).hexdigest()[:16]
-        deaf = Deaf.options(name=name, namespace="grcf").remote()
-        monkeypatch.setattr(module, "_ANSWER_SECONDS", BEAT)
-        monkeypatch.setattr(module, "_DYING_SECONDS", 0)
-        with Lease(run, COMMAND) as lease:
-            lease.join_cluster()
-        with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(deaf.answer.remote())
 
 
 def test_a_look_tells_whether_a_search_holds_the_run(tmp_path: Path) -> None:
