@@ -94,7 +94,7 @@ class ExperimentContext:
         self.view = RunView.read(record)
         if self.view.winner is None or self.view.metrics is None:
             raise DataError(f"{record}: experiments start from its winner, and the search is {self.view.run['state']}")
-        self.space = run_space(self.view.run, str(record))
+        self.space = run_space(record.search_info(), str(record))
         """What the run searched."""
         self.config: RunConfig = config_of(self.space, record, self.view.winner)
         """The winner's configuration."""

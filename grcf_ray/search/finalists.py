@@ -23,7 +23,7 @@ def keep_finalists(record: RunRecord, space: Space, features: Features, store: D
 
     A finalist whose weights are damaged by now is named and left out.
     """
-    for number in record.read_run().get("finalists", []):
+    for number in record.info().finalists:
         folder = record.finalist_folder(int(number))
         place = folder / "predictions" / "valid.parquet"
         if place.exists():

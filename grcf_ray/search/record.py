@@ -18,18 +18,18 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from grcf_ray.config import recorded_settings
-from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.lease import fence
 from grcf_ray.search.schema import (
     SCHEMA_VERSION,
     FinalistFile,
-    PartFile,
-    RunFile,
+    PartInfo,
+    RunData,
+    RunInfo,
     TrialFile,
     checked,
+    parsed,
     read_file,
 )
 from grcf_ray.storage import StoragePath
@@ -44,11 +44,8 @@ def now() -> str:
 
 
 def protocol_in(run: Mapping[str, Any]) -> MetricProtocol:
-    """Whose metrics the figures of a run are. run: run.json."""
-    data = run["data"]
-    # Runs of the first releases do not say; all of their data that had no other metrics had MOSI's.
-    found: MetricProtocol = data.get("metrics") or protocol_of(data["name"], data.get("task", "regression"))
-    return "mosi" if found == "own" and "metrics" not in data else found
+    """Return the metric protocol of a run's figures. run: the content of run.json."""
+    return RunData.model_validate(run["data"]).protocol
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -131,17 +128,36 @@ class RunRecord:
             )
         return False
 
+    def info(self) -> PartInfo:
+        """Return run.json. Raises DataError if it is missing or damaged, or if a newer release wrote it."""
+        return self._read()[1]
+
+    def search_info(self) -> RunInfo:
+        """Return the run.json of a search. Raises DataError as `info` does, and if the record is a part of a run."""
+        return self._checked_search(self.info())
+
     def read_run(self) -> dict[str, Any]:
-        """The content of run.json. DataError where there is none, where it is damaged, or a newer release wrote it."""
+        """Return run.json as JSON. Raises DataError as `info` does."""
+        content, info = self._read()
+        return content | {"settings": info.settings} if isinstance(info, RunInfo) else content
+
+    def read_search(self) -> dict[str, Any]:
+        """Return the run.json of a search as JSON. Raises DataError as `search_info` does."""
+        content, info = self._read()
+        return content | {"settings": self._checked_search(info).settings}
+
+    def _checked_search(self, info: PartInfo) -> RunInfo:
+        if not isinstance(info, RunInfo):
+            raise DataError(f"{self}: not a search; its run.json has no search space and no data")
+        return info
+
+    def _read(self) -> tuple[dict[str, Any], PartInfo]:
         place = self.place / "run.json"
         try:
             content = place.read_json()
         except FileNotFoundError as error:
             raise DataError(f"{self}: not a run directory, it has no run.json") from error
-        if not _is_search(content):
-            return checked(content, PartFile, place)
-        run = checked(content, RunFile, place)
-        return {**run, "settings": recorded_settings(run["settings"])}
+        return parsed(content, RunInfo if _is_search(content) else PartInfo, place)
 
     def lacks(self) -> list[str]:
         """What the run.json of an earlier version does not say, and what is taken instead."""
@@ -151,13 +167,6 @@ class RunRecord:
             "the weights of its encoder, taken for those that are here": "encoder" in content,
         }
         return [what for what, said in missing.items() if not said] if content["schema_version"] == 1 else []
-
-    def read_search(self) -> dict[str, Any]:
-        """The content of the run.json of a search. DataError also where it is that of a part of one."""
-        run = self.read_run()
-        if not _is_search(run):
-            raise DataError(f"{self}: no search, its run.json says neither what was searched nor on which data")
-        return run
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace run.json."""
@@ -258,7 +267,7 @@ class RunRecord:
 
 
 def _is_search(content: Any) -> bool:
-    """Whether a run.json is, or was, that of a search: a part of a run has none of these."""
+    """Return whether a run.json is, or was, that of a search: a part of a run has none of these keys."""
     return isinstance(content, dict) and not content.keys().isdisjoint(("starts", "space", "data", "versions"))
 
 

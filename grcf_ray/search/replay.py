@@ -10,7 +10,7 @@ from grcf_ray.config import RunConfig
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.callback import stage_job
 from grcf_ray.search.comparisons import seeds_record
-from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.winner import versions
@@ -34,10 +34,10 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
         raise ConfigError(f"--trial {name}: should be named like stage1/7, stage2/0 or seeds/stage2/3")
     seeds, stage, number = match.groups()
     record = RunRecord(storage_path(run))
-    described = record.read_search()
-    if seeds and "winner" not in described:
+    winner = record.search_info().winner
+    if seeds and winner is None:
         raise ConfigError(f"{record} has no winner yet, and so no retrainings under seeds")
-    holder = seeds_record(record, described["winner"]) if seeds else record
+    holder = seeds_record(record, winner) if seeds and winner else record
     return record, holder, holder.trial(int(stage), int(number))
 
 
@@ -45,10 +45,9 @@ def replay_job(
     run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: StoragePath
 ) -> tuple[StageJob, RunConfig]:
     """The trial's job with checkpoints of its own, and its whole configuration."""
-    described = run.read_search()
-    space = run_space(described, f"{run}/space.yaml")
-    config = config_of(space, holder, trial)
-    return stage_job(holder, trial, config=config, protocol=protocol_in(described), folder=folder.uri), config
+    info = run.search_info()
+    config = config_of(run_space(info, f"{run}/space.yaml"), holder, trial)
+    return stage_job(holder, trial, config=config, protocol=info.data.protocol, folder=folder.uri), config
 
 
 def epochs_to_repeat(trial: TrialRecord) -> int:

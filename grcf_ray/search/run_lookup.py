@@ -15,6 +15,7 @@ from grcf_ray.data.store import DatasetStore, find_data, is_store
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
 from grcf_ray.search.direct_baseline import DIRECT
 from grcf_ray.search.record import RunRecord
+from grcf_ray.search.schema import RunInfo
 from grcf_ray.search.space import Space, space_for
 from grcf_ray.storage import StoragePath, storage_path
 
@@ -69,8 +70,8 @@ def finished_run(runs: StoragePath, dataset: str) -> RunRecord:
         record = RunRecord(runs / name)
         # What a killed search or somebody's editor left of another run is no hindrance.
         with contextlib.suppress(GrcfError, OSError):
-            run = record.read_search()
-            if run["data"]["name"] == dataset and run["state"] == "finished":
+            info = record.search_info()
+            if info.data.name == dataset and info.state == "finished":
                 found[name] = record
     if not found:
         raise ConfigError(
@@ -95,7 +96,7 @@ def find_run(runs: StoragePath, name: str, space: Space, store: DatasetStore, *,
     while True:
         record = RunRecord((runs / (name if number == 1 else f"{name}-{number}")).rooted())
         try:
-            changed = differences(record.read_search(), space, store) if record.exists else []
+            changed = differences(record.search_info(), space, store) if record.exists else []
         except PermissionError as error:
             raise ConfigError(
                 f"{record} is another user's ({error.strerror}); give this one a name of its own: --name NAME"
@@ -125,9 +126,9 @@ def _check_name(name: str) -> None:
         )
 
 
-def differences(run: dict[str, Any], space: Space, store: DatasetStore) -> list[str]:
+def differences(info: RunInfo, space: Space, store: DatasetStore) -> list[str]:
     """What is asked for otherwise than the record has it, a line each: `key: before -> after`."""
-    before = {"data": run["data"]["fingerprint"], **run["settings"], **_searched(run["space"])}
+    before = {"data": info.data.fingerprint, **info.settings, **_searched(info.space.model_dump())}
     after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
     # Rows that follow no words have none for special tokens either way.
     unread = () if store.info.word_aligned else ("features.special_rows",)
@@ -151,7 +152,7 @@ def encoder_of(config: RunConfig) -> dict[str, str] | None:
 
 def note_encoder(record: RunRecord, config: RunConfig) -> None:
     """Say in run.json what the trials begin with. Runs of the first releases did not: they are held to today's."""
-    if "encoder" not in record.read_run():
+    if "encoder" not in record.info().model_fields_set:
         record.update_run(encoder=encoder_of(config))
 
 
@@ -160,26 +161,26 @@ def check_encoder(record: RunRecord, config: RunConfig, *, otherwise: str) -> No
 
     otherwise: what may be done but to bring the old ones back.
     """
-    before = record.read_run().get("encoder") if record.exists else None
-    if before is None or not config.model.sees_text or before["name"] != config.model.backbone:
+    before = record.info().encoder if record.exists else None
+    if before is None or not config.model.sees_text or before.name != config.model.backbone:
         return
-    if encoder_of(config) != before:
+    if encoder_of(config) != before.model_dump():
         raise ConfigError(
-            f"{before['name']} has other weights than when {record} was begun, whose trials would not compare with "
+            f"{before.name} has other weights than when {record} was begun, whose trials would not compare with "
             f"new ones; bring the old ones back, or {otherwise}"
         )
 
 
 def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
     """The data that a run was searched on, from `data` or from where it read them. DataError where they are others."""
-    described = record.read_search()["data"]
-    name, folder = described["name"], Path(described["folder"])
+    recorded = record.search_info().data
+    name, folder = recorded.name, Path(recorded.folder)
     if data is None and not is_store(folder) and name not in datasets.names():
         raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
-    low, high = described["label_range"]
+    low, high = recorded.label_range
     # A cached import may have been cleared away: the data are then looked for as a search does.
     store = DatasetStore.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
-    if store.info.fingerprint != described["fingerprint"]:
+    if store.info.fingerprint != recorded.fingerprint:
         raise DataError(f"{store.folder} holds other data than the run's: their fingerprints differ")
     return store
 
@@ -188,13 +189,13 @@ def grown(record: RunRecord, space: Space) -> Space:
     """The space with the budgets of the record where those are larger: a run is never cut short by a later start."""
     if not record.exists:
         return space
-    settings, asked = record.read_search()["settings"], flatten(space.config())
+    settings, asked = record.search_info().settings, flatten(space.config())
     return space.with_settings({key: max(settings[key], asked[key]) for key in GROWING})
 
 
 def kept_budgets(record: RunRecord, asked: Mapping[str, Any]) -> list[str]:
     """Which of the settings that were asked for are smaller than the record's, which stay, a sentence each."""
-    before = record.read_run()["settings"] if record.exists else {}
+    before = record.info().settings if record.exists else {}
     return [
         f"{key} = {asked[key]} is less than the run's {before[key]}, which it keeps. For a smaller search: --name NAME"
         for key in GROWING

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grcf_ray.errors import DataError
 from grcf_ray.search.record import RunRecord
+from grcf_ray.search.schema import RunInfo
 from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train import export
 from grcf_ray.train.export import SavedModel
@@ -36,10 +37,10 @@ def find_model(place: StoragePath) -> StoragePath:
 
 def no_model(record: RunRecord) -> DataError:
     """Why a run has no best model, and what to do about it."""
-    run = record.read_run()
-    if run["state"] != "finished":
-        return DataError(f"{record} has no best model yet: its search is {run['state']}")
-    return DataError(f"{record}: best/ is gone; the search's command makes it again: {run['starts'][-1]['command']}")
+    info = record.info()
+    if not isinstance(info, RunInfo) or info.state != "finished":
+        return DataError(f"{record} has no best model yet: its search is {info.state}")
+    return DataError(f"{record}: best/ is missing. To write it again, repeat the search: {info.starts[-1].command}")
 
 
 def open_model(place: StoragePath) -> SavedModel:
@@ -57,5 +58,5 @@ def retrained_models(place: StoragePath) -> list[StoragePath]:
     from grcf_ray.search.seeds import winner_models
 
     record = RunRecord(place)
-    winner = record.read_run().get("winner")
+    winner = record.info().winner
     return winner_models(record, winner) if winner and retrainings(record, winner) else []

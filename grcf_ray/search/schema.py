@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from grcf_ray.config import Task, config_faults
+from grcf_ray.config import Task, config_faults, recorded_settings
+from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.storage import StoragePath
@@ -85,6 +86,9 @@ class StoredFile(_Part):
         return content
 
 
+_Stored = TypeVar("_Stored", bound=StoredFile)
+
+
 class _Start(_Part):
     time: _Time
     command: str
@@ -126,7 +130,9 @@ class _Space(_Part):
     stage2: _Dimensions
 
 
-class _Data(_Part):
+class RunData(_Part):
+    """The data of a search: where it read them, and what they are."""
+
     folder: str
     name: str
     task: Task
@@ -134,13 +140,20 @@ class _Data(_Part):
     label_range: Annotated[list[_Finite], Field(min_length=2, max_length=2)]
     metrics: MetricProtocol | None = None
 
+    @property
+    def protocol(self) -> MetricProtocol:
+        """The metric protocol of the run's figures."""
+        # The first releases recorded no protocol and measured all other data as MOSI.
+        protocol = protocol_of(self.name, self.task)
+        return self.metrics or ("mosi" if protocol == "own" else protocol)
+
 
 class _Encoder(_Part):
     name: str
     weights_sha256: str
 
 
-class PartFile(StoredFile):
+class PartInfo(StoredFile):
     """run.json of a record that is a part of a run, such as retrainings."""
 
     versioned_from = 1
@@ -154,13 +167,14 @@ class PartFile(StoredFile):
     cut: list[Literal[1, 2]] = []
 
 
-class RunFile(PartFile):
+class RunInfo(PartInfo):
     """run.json of a search."""
 
     starts: Annotated[list[_Start], Field(min_length=1)]
     space: _Space
-    settings: _Settings
-    data: _Data
+    settings: Annotated[_Settings, AfterValidator(recorded_settings)]
+    """Every setting by path; settings that the run's release did not have keep their earlier behaviour."""
+    data: RunData
     versions: dict[str, str]
     seeds: _Count = 0
     test_seen: bool = False
@@ -318,10 +332,15 @@ def read_file(place: StoragePath, kind: type[StoredFile]) -> dict[str, Any]:
 
 
 def checked(content: Any, kind: type[StoredFile], place: StoragePath) -> dict[str, Any]:
-    """The content of a file, as of the current version.
+    """Return the content of a file in the current version.
 
-    DataError where a newer release wrote it, DamagedError with every fault where it is not of the kind.
+    Raises DataError if a newer release wrote the file, DamagedError with every fault if it does not fit the kind.
     """
+    return parsed(content, kind, place)[0]
+
+
+def parsed(content: Any, kind: type[_Stored], place: StoragePath) -> tuple[dict[str, Any], _Stored]:
+    """Return the content of a file in the current version, as JSON and as a model. Raises as `checked` does."""
     if not isinstance(content, dict):
         raise _damaged(place, [f"should be a JSON object, not {type(content).__name__}"])
     version = content.get("schema_version", 1 if kind.versioned_from > 1 else None)
@@ -334,14 +353,14 @@ def checked(content: Any, kind: type[StoredFile], place: StoragePath) -> dict[st
         content = kind.upgraded({**content, "schema_version": SCHEMA_VERSION})
     while True:
         try:
-            kind.model_validate(content)
+            model = kind.model_validate(content)
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False)
             if not old or any(fault["type"] != "extra_forbidden" for fault in found):
                 raise _damaged(place, _lines(found)) from error
             content = _without(content, [fault["loc"] for fault in found])
         else:
-            return dict(content)
+            return dict(content), model
 
 
 def checked_list(place: StoragePath, kind: type[_Part]) -> list[dict[str, Any]]:

@@ -126,7 +126,7 @@ def _complete(job: Search) -> bool:
     record = job.record
     budgets = dict.fromkeys(job.stages, job.config.search.stage1_trials)
     if job.stages == [1, 2]:
-        budgets[2] = len(record.read_run().get("finalists", [])) or 1
+        budgets[2] = len(record.info().finalists) or 1
     return all(spent(record.trials(stage)) >= budgets[stage] for stage in job.stages)
 
 

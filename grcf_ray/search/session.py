@@ -34,7 +34,7 @@ from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.preflight import Capacity, check_disk, find_capacity
-from grcf_ray.search.record import RunRecord, now, protocol_in
+from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.seeds import retrain
 from grcf_ray.search.space import Choice, Space
@@ -93,16 +93,16 @@ class Session:
         """Whether the record holds all that is asked for: the search, its best model, and the retrainings."""
         if not self.record.exists or self.reopen:
             return False
-        run = self.record.read_search()
-        same = all(run["settings"][key] == value for key, value in flatten(self.config).items() if key in GROWING)
-        if not (run["state"] == "finished" and same and run.get("seeds", 0) >= self.seeds):
+        info = self.record.search_info()
+        same = all(info.settings[key] == value for key, value in flatten(self.config).items() if key in GROWING)
+        if info.winner is None or info.state != "finished" or not same or info.seeds < self.seeds:
             return False
-        if not measured(self.record, run.get("winner", "")):
+        if not measured(self.record, info.winner):
             console.progress(
                 f"{self.record.place / 'best'} is gone or not whole: the winner is saved and measured again"
             )
             return False
-        return not self.seeds or retrainings(self.record, run["winner"]) is not None
+        return not self.seeds or retrainings(self.record, info.winner) is not None
 
     def check(self) -> Capacity:
         """How the trials fit the cluster, which is joined. What can never run is refused here."""
@@ -201,7 +201,7 @@ class Session:
             stage: left for stage in self.budgets if (left := stop.seconds_until(STAGE_SHARES[stage])) is not None
         }
         self._open_record(seconds)
-        protocol = protocol_in(record.read_run())
+        protocol = record.search_info().data.protocol
         self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task, self.seeds, seconds))
         listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners
         job = Search(
@@ -231,7 +231,7 @@ class Session:
             complete &= retrain(job, winner, self.seeds, store)["complete"]
             self._step("writing the model card")
             write_card(record, store.info)
-        seeds = max(self.seeds, record.read_run().get("seeds", 0))
+        seeds = max(self.seeds, record.search_info().seeds)
         record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
 
     def _open_record(self, seconds: Mapping[int, float]) -> None:
@@ -296,7 +296,7 @@ class Session:
             nonlocal choosing
             # Nothing is chosen among the retrainings.
             choosing &= not isinstance(event, RetrainingsStarted)
-            if choosing and isinstance(event, TrialStarted) and not self.record.read_run().get("test_seen"):
+            if choosing and isinstance(event, TrialStarted) and not self.record.search_info().test_seen:
                 self.record.update_run(test_seen=True)
 
         return note

@@ -34,6 +34,7 @@ from grcf_ray.config import (
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
 from grcf_ray.plain_yaml import LARGEST, PlainYaml, read_yaml
+from grcf_ray.search.schema import RunInfo
 
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
@@ -166,12 +167,10 @@ def recorded_space(content: Mapping[str, Any], source: str) -> Space:
     return Space(content["dataset"], content["fixed"], first, second, source)
 
 
-def run_space(run: Mapping[str, Any], source: str) -> Space:
-    """The space that a run's trials were made with; settings that came later have what was done before.
-
-    run: the content of run.json.
-    """
-    return recorded_space(run["space"], source).with_settings({path: run["settings"][path] for path in EARLIER})
+def run_space(info: RunInfo, source: str) -> Space:
+    """Return the space of a run's trials; settings that its release did not have keep their earlier behaviour."""
+    space = recorded_space(info.space.model_dump(), source)
+    return space.with_settings({path: info.settings[path] for path in EARLIER})
 
 
 def load_space(path: Path) -> Space:

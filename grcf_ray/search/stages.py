@@ -87,7 +87,7 @@ class Search:
     def complete(self) -> bool:
         """Whether every stage has spent its budget."""
         search = self.config.search
-        second = max(search.stage2_trials, self.record.read_run().get("stage2_trials", 0))
+        second = max(search.stage2_trials, self.record.info().stage2_trials)
         budgets = {1: search.stage1_trials, 2: second}
         return all(spent(self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
 
@@ -155,7 +155,7 @@ class Search:
         cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)))
         if cut:
             # Trials that were cut off are on record as running, to go on when there is more time.
-            self.record.update_run(cut=sorted({*self.record.read_run().get("cut", []), stage}))
+            self.record.update_run(cut=sorted({*self.record.info().cut, stage}))
         self._tell(StageEnded(stage, cut))
 
     def _time_is_up(self, stage: Literal[1, 2]) -> bool:
@@ -215,10 +215,10 @@ class Search:
 
         Once Stage 2 has trials the list only grows: they name their finalists by it.
         """
-        run, search = self.record.read_run(), self.config.search
-        handed: list[str] = run.get("finalists", [])
+        info, search = self.record.info(), self.config.search
+        handed: list[str] = info.finalists
         second = self.record.trials(2)
-        budget = max(search.stage2_trials, run.get("stage2_trials", 0))
+        budget = max(search.stage2_trials, info.stage2_trials)
         over = spent(second) >= budget
         ranked = self.record.ranked(1)
         if over and not self.reopen:

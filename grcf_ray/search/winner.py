@@ -29,7 +29,7 @@ from grcf_ray.search.baseline import ridge_metrics
 from grcf_ray.search.lease import fence
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.saved_model import open_model
-from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, read_file
+from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, RunInfo, read_file
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
@@ -215,10 +215,10 @@ def test_was_read(record: RunRecord) -> bool:
 
 def _lost_reads(record: RunRecord) -> list[dict[str, Any]]:
     """The looks at test of a run whose `best/` is gone, as far as run.json knows: the winner is named after one."""
-    run = record.read_run()
-    if "winner" not in run:
+    info = record.info()
+    if not isinstance(info, RunInfo) or info.winner is None:
         return []
-    return [{"time": run.get("ended", "unknown"), "command": "search, best/ lost since", "models": [run["winner"]]}]
+    return [{"time": info.ended or "unknown", "command": "search, best/ lost since", "models": [info.winner]}]
 
 
 def available_threads() -> int:

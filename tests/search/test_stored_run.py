@@ -59,7 +59,7 @@ def arguments(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> lis
 
 def command(monkeypatch: pytest.MonkeyPatch, name: str, *argv: str) -> int:
     """Run a command of the package in this process; its exit code."""
-    app = import_module(f"{name}").app
+    app = import_module(f"grcf_ray.cli.{name}").app
     monkeypatch.setattr(sys, "argv", [name, *argv])
     with pytest.raises(SystemExit) as ended:
         console.run(app, list(argv))
