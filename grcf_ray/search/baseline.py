@@ -1,4 +1,4 @@
-"""Linear models on the frozen text vectors: what the pretrained encoder gives without any training of ours."""
+"""Fit linear models on the frozen text vectors: the baseline of the pretrained encoder without training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 def ridge_metrics(
     features: Features, test: SplitFeatures, config: RunConfig, *, protocol: MetricProtocol
 ) -> dict[str, Any]:
-    """Validation and test metrics of ridge regression, its alpha chosen by validation MAE.
+    """Return validation and test metrics of ridge regression, with alpha chosen by validation MAE.
 
-    For classification those of logistic regression under the same penalty, alpha chosen by validation BCE.
-    features, test: without frozen hidden states, so that the vectors are the whole pretrained encoder's.
+    For classification: logistic regression with the same penalty, alpha chosen by validation BCE.
+    features, test: without frozen hidden states, so that the whole pretrained encoder computes the vectors.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -33,7 +33,7 @@ def ridge_metrics(
     ).eval()
 
     def vectors(split: SplitFeatures) -> NDArray[np.float64]:
-        # Sentence vectors are nearly collinear: in float32 the solver is at its limit for the small alphas.
+        # Sentence vectors are nearly collinear, so float32 is too coarse for the small alphas.
         return text_vectors(features, split, encoder).astype(np.float64)
 
     train_ND, valid_ND, test_ND = vectors(features.train), vectors(features.valid), vectors(test)
@@ -56,7 +56,7 @@ def ridge_metrics(
         )
 
     valid = [metrics(score, valid_ND, features.valid) for score in scores]
-    best = int(np.argmin([found[objective_name(2, features.task)] for found in valid]))
+    best = int(np.argmin([scored[objective_name(2, features.task)] for scored in valid]))
     return {
         "name": f"{'logistic' if classes else 'ridge'} regression on the frozen text vectors",
         "alpha": ALPHAS[best],

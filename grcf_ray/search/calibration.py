@@ -1,4 +1,4 @@
-"""How many trials a node carries side by side: a few steps of them, timed before a search. Nothing is saved."""
+"""Time a few training steps of concurrent trials, to choose how many trials to run on a node. Saves nothing."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
 
 SECONDS = 2.0
-"""A timed run takes about so long, or one step."""
+"""Approximate length of a timed run, which takes at least one step."""
 RUNS = 3
 START_S = 300.0
-"""For processes to start, load and take a first step."""
+"""Time limit for processes to start, load and take a first step."""
 ENOUGH = 0.95
-"""Share of the best throughput that will do: the fewer trials at a time, the more each proposal knows."""
+"""Acceptable share of the best throughput: with fewer trials at a time, each proposal knows more results."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Trials side by side on one node, or on one GPU of it."""
+    """A number of concurrent trials on one node, or on one of its GPUs, and their throughput."""
 
     trials: int
     cpus: int
-    """CPUs, and torch threads, of each."""
+    """CPUs and torch threads of each trial."""
     gpus: float
-    """Share of the GPU of each; 0 on CPUs."""
+    """Fraction of the GPU for each trial; 0 on CPUs."""
     rate: float | None = None
-    """Utterances encoded per second, by all together; None where they did not run."""
+    """Utterances encoded per second by all trials together; None if the trials failed."""
     fault: str | None = None
-    """Why they did not."""
+    """Why the trials failed."""
 
 
 class WorkerSet:
-    """Processes with a trial's model each, on one node, as a search would place them.
+    """Processes on one node, each with the model of a trial, placed as in a search.
 
-    ClusterError where one of them dies, or cannot train.
+    Methods raise ClusterError if a process dies or cannot train.
     """
 
     def __init__(
@@ -67,24 +67,24 @@ class WorkerSet:
         ]
 
     def run(self, steps: int, *, members: int | None = None) -> tuple[float, int]:
-        """Wall-clock seconds in which each of the first `members` takes so many steps; the utterances of them all."""
+        """Take steps in the first `members` processes; return wall-clock seconds and utterances encoded by all."""
         chosen = self._members[:members]
         start = time.perf_counter()
         encoded = sum(_results([member.run.remote(steps) for member in chosen]))
         return time.perf_counter() - start, encoded
 
     def __enter__(self) -> WorkerSet:
-        """Once all of them have taken a step, which loads and allocates.
+        """Wait until every process has taken a first step, which loads the model and allocates memory.
 
-        ClusterError where they do not all start: others may hold what the node has.
+        Raises ClusterError if some processes do not start, for example because other work occupies the node.
         """
         try:
             first = [member.run.remote(1) for member in self._members]
             ready, waiting = ray.wait(first, num_returns=len(first), timeout=START_S)
             if waiting:
                 raise ClusterError(
-                    f"only {len(ready)} of {len(self._members)} processes started within {START_S:g} s; is the node "
-                    "busy with other work?"
+                    f"only {len(ready)} of {len(self._members)} processes started within {START_S:g} s; check with "
+                    "`ray status` whether other work occupies the node"
                 )
             _results(ready)
         except BaseException:
@@ -93,13 +93,13 @@ class WorkerSet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Their processes end."""
+        """End the processes."""
         for member in self._members:
             ray.kill(member)
 
 
 class _Member:
-    """A Stage 1 at the starting point."""
+    """A process that trains Stage 1 at the starting point."""
 
     def __init__(self, features: Features, settings: dict[str, Any], threads: int, gpu: bool) -> None:
         use_deterministic_torch(threads)
@@ -118,7 +118,7 @@ class _Member:
         self._steps = itertools.chain.from_iterable(self._loop.steps() for _ in itertools.count())
 
     def run(self, steps: int) -> int:
-        """So many steps, the optimizer's part with them; the utterances that were encoded."""
+        """Take training steps with the optimizer; return the number of utterances encoded."""
         encoded = 0
         for step in itertools.islice(self._steps, steps):
             self._loop.take_step(step)
@@ -129,36 +129,36 @@ class _Member:
 
 
 def calibrate(features: Features, config: RunConfig, say: Callable[[str], None]) -> list[Placement]:
-    """Throughput of one trial after the other, and of ever more of them at a time.
+    """Return the throughput of a single trial and of growing numbers of concurrent trials.
 
-    On a node with GPUs of one GPU, else of all CPUs of the node that has the most. Several workers a trial are not
-    timed: ConfigError.
+    Times one GPU of a node with GPUs, else all CPUs of the node with most CPUs. Raises ConfigError for trials of
+    several workers.
     """
     if config.search.workers > 1:
-        raise ConfigError("--calibrate times trials of one worker each; leave --workers out")
+        raise ConfigError("--calibrate times trials of one worker each; remove --workers")
     fitting = [node for node in cluster_nodes() if node.resources.keys() >= config.search.worker_resources.keys()]
     node = max(fitting, key=lambda node: (node.resources.get("GPU", 0.0) > 0, node.resources.get("CPU", 0.0)))
     shared = ray.put(features)
-    found: list[Placement] = []
+    placements: list[Placement] = []
     for way in ways_on(node.resources, config):
         say(f"{way.trials} at a time, {way.cpus} CPU{'s' * (way.cpus > 1)} each")
         try:
-            with WorkerSet(shared, config, way, node_id=node.id) as crew:
-                found.append(dataclasses.replace(way, rate=_rate(crew)))
+            with WorkerSet(shared, config, way, node_id=node.id) as workers:
+                placements.append(dataclasses.replace(way, rate=_rate(workers)))
         except ClusterError as error:
-            found.append(dataclasses.replace(way, fault=str(error)))
+            placements.append(dataclasses.replace(way, fault=str(error)))
             if way.gpus:
-                # The memory of the GPU is spent: more of them need more.
+                # The GPU ran out of memory, and more trials would need more.
                 break
-    return found
+    return placements
 
 
 def ways_on(node: Mapping[str, float], config: RunConfig) -> list[Placement]:
-    """What can be tried on a node with these resources, one trial first. With GPUs, on one of them."""
+    """Return the placements to time on a node with these resources, one trial first; with GPUs, on one GPU."""
     cpus = math.floor(node.get("CPU", 0.0))
     if gpus := (0 if config.train.device == "cpu" else math.floor(node.get("GPU", 0.0))):
         each = config.search.cpus_per_worker
-        # The other GPUs' trials need CPUs as well.
+        # The trials on the other GPUs need CPUs too.
         return [Placement(count, each, share(count)) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus // gpus]
     threads = [2**power for power in range(max(1, cpus).bit_length()) if 2**power <= cpus]
     together = [Placement(cpus // each, each, 0.0) for each in threads]
@@ -166,21 +166,21 @@ def ways_on(node: Mapping[str, float], config: RunConfig) -> list[Placement]:
 
 
 def share(count: int) -> float:
-    """Of a GPU for each of so many trials, short enough to be typed and small enough for all of them."""
+    """Return the GPU fraction of each of `count` trials, rounded down to three digits."""
     return math.floor(1000 / count) / 1000
 
 
 def suggestion(ways: Sequence[Placement]) -> Placement | None:
-    """The fewest trials at a time that reach nearly the best throughput; None where none ran."""
+    """Return the placement with fewest trials that nearly reaches the best throughput; None if none ran."""
     rates = [way.rate for way in ways if way.rate is not None]
     enough = [way for way in ways if way.rate is not None and way.rate >= ENOUGH * max(rates)]
     return min(enough, key=lambda way: (way.trials, way.cpus), default=None)
 
 
-def _rate(crew: WorkerSet) -> float:
-    once, _ = crew.run(1)
+def _rate(workers: WorkerSet) -> float:
+    once, _ = workers.run(1)
     steps = max(1, math.ceil(SECONDS / once))
-    runs = [crew.run(steps) for _ in range(RUNS)]
+    runs = [workers.run(steps) for _ in range(RUNS)]
     return statistics.median(encoded / seconds for seconds, encoded in runs)
 
 
@@ -188,4 +188,4 @@ def _results(calls: Sequence[Any]) -> list[int]:
     try:
         return list(ray.get(list(calls)))
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"a process that trained died: {last_line(str(error))}") from error
+        raise ClusterError(f"a training process died: {last_line(str(error))}") from error

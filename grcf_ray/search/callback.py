@@ -1,4 +1,4 @@
-"""What keeps the run record while Tune runs the trials of a stage, and watches over them."""
+"""Keep the run record while Tune runs the trials of a stage, and end trials that hang."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
 from grcf_ray.train.job import StageJob
 
 RETRIES = 2
-"""Times that a trial is started again after its process died, whatever driver started it."""
+"""Restarts of a trial after its process died, counted over all drivers."""
 
 
 class RecordCallback(tune.Callback):
-    """Keeps the record of one stage: every launch, epoch and end, before Tune acts on it.
+    """Record every launch, epoch and end of a stage's trials before Tune acts on it.
 
-    seed_of: a trial's seed by its parameters and number. epochs: of a whole trial. choices: how many trials the stage
-    hands on, whose weights are kept. config_of: the whole configuration of a trial. tell: where events go.
+    seed_of: returns a trial's seed from its parameters and number. epochs: of a full trial. choices: number of trials
+    that the stage hands over, whose weights are kept. config_of: returns a trial's whole configuration. tell: receives
+    events.
     """
 
     settle: Callable[[int, bool], None]
-    """Called with the number of a trial whose process died, and whether it will be launched again."""
+    """Called with the number of a trial whose process died, and whether the trial will be launched again."""
 
     def __init__(
         self,
@@ -55,24 +56,24 @@ class RecordCallback(tune.Callback):
         self._sign_of_life: dict[int, float] = {}
         self._hung: set[int] = set()
         self.failing = 0
-        """Trials that failed one after the other, up to the last one to end."""
+        """Number of consecutive failed trials up to the last one that ended."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that is not used, and the features hang on this one."""
+        """Return no state: Tune pickles callbacks for a restore that is not used, and this one holds the features."""
         return {}
 
     @property
     def hopeless(self) -> bool:
-        """Whether so many trials failed in a row that what they share is at fault, and the others would fail too."""
+        """Whether enough trials failed in a row to blame a shared cause."""
         return self.failing >= self._search.failures_in_a_row
 
     @property
     def unfinished(self) -> int:
-        """Trials that have been launched and have not ended."""
+        """Number of trials that were launched and have not ended."""
         return sum(not trial.finished for trial in self._trials.values())
 
     def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
-        """Record a proposal; the configuration that its trial gets."""
+        """Record a proposal; return the trial's configuration for Tune."""
         record, known = self._record, self._trials.get(number)
         trial = known or TrialRecord(
             number=number,
@@ -86,10 +87,10 @@ class RecordCallback(tune.Callback):
         before = record.attempt_folder(trial)
         trial.attempt += 1
         folder = record.attempt_folder(trial)
-        # Here, where links show; the trial's process then notices if the run is moved before its first checkpoint.
+        # The driver creates the folder, because it checks for links; a missing folder tells the trial of a moved run.
         folder.make_private()
         if known:
-            # The new attempt goes on from a copy: a surviving process of the old one may still write to its own.
+            # The new attempt resumes from a copy: a surviving process of the old attempt may still write to its folder.
             for name in before.names():
                 (before / name).copy_to(folder / name)
         self._trials[number] = trial
@@ -99,17 +100,17 @@ class RecordCallback(tune.Callback):
         return {"number": number, "job": self.job(trial, folder.uri)}
 
     def job(self, trial: TrialRecord, folder: str) -> dict[str, Any]:
-        """What the trial's process is handed, as plain values."""
+        """Return the trial's `StageJob` as plain values."""
         return vars(
             stage_job(self._record, trial, config=self._config_of(trial), protocol=self._protocol, folder=folder)
         )
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Its process has begun."""
+        """Note that the trial's process has started."""
         self._sign_of_life[trial.config["number"]] = time.monotonic()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """An epoch has ended; `done` says whether the trial has too, be it by ASHA."""
+        """Record an epoch; `done` tells whether the trial has ended, for example by ASHA."""
         kept = self._trials[trial.config["number"]]
         self._sign_of_life[kept.number] = time.monotonic()
         kept.curve = result["curve"]
@@ -129,9 +130,9 @@ class RecordCallback(tune.Callback):
             self._tell(EpochFinished(kept))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial's process died: it is launched again with the same parameters, or has failed once too often."""
+        """Record that a trial's process died; restart the trial, or fail it after the last restart."""
         kept = self._trials[trial.config["number"]]
-        # Tune's own copy here; the one that `get_error` reads is written later, by a thread.
+        # `get_error` reads a copy that a thread writes later.
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         cause, error = cause_of_error(text), last_line(text) if text.strip() else "the trial's process died"
         if kept.number in self._hung:
@@ -147,11 +148,11 @@ class RecordCallback(tune.Callback):
         self.settle(kept.number, again)
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Kill the processes of trials that have been silent for too long: what they would say next, nobody knows."""
+        """Kill the processes of trials that finished no epoch within `search.hang_minutes`."""
         now = time.monotonic()
         for trial in trials:
             number, process = trial.config["number"], trial.temporary_state.ray_actor
-            # One that is pending and has a process waits for that process to put its last trial away.
+            # A pending trial with a process waits for the process to end its last trial.
             if trial.status not in ("RUNNING", "PENDING") or process is None or number in self._hung:
                 continue
             if now - self._sign_of_life.setdefault(number, now) > 60 * self._search.hang_minutes:
@@ -172,15 +173,15 @@ class RecordCallback(tune.Callback):
         self._tell(TrialEnded(trial))
 
     def _drop_weights(self, ended: TrialRecord) -> None:
-        """Delete what nobody will read: of the trial that ended all but its best, of those that others outrank all."""
+        """Delete unused checkpoints: all of outranked trials, and all but the kept ones of the ended trial."""
         record = self._record
-        # A running trial may lead now and diverge later: it pushes nobody out.
+        # A running trial may lead now and diverge later, so it does not outrank others.
         finished = [trial for trial in self._trials.values() if trial.finished]
         chosen = {trial.number for trial in rank(finished)[: self._choices]}
         for trial in finished:
-            own = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
-            if trial.number not in chosen and (own or trial is ended):
-                if own:
+            has_weights = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
+            if trial.number not in chosen and (has_weights or trial is ended):
+                if has_weights:
                     trial.checkpoint = trial.checkpoint_sha256 = None
                     record.write_trial(trial)
                 record.trial_folder(trial).delete()
@@ -198,7 +199,7 @@ class RecordCallback(tune.Callback):
 def stage_job(
     record: RunRecord, trial: TrialRecord, *, config: RunConfig, protocol: MetricProtocol, folder: str
 ) -> StageJob:
-    """The training that a trial is, its checkpoints in `folder`."""
+    """Return the training job of a trial, with its checkpoints in `folder`."""
     search, finalist = config.search, trial.params.get("finalist")
     initial = record.finalist_folder(int(finalist)) if finalist is not None else None
     return StageJob(

@@ -1,6 +1,6 @@
-"""What is told beside a run's figures: retrainings, the direct and the linear baseline, and when seeds are too few.
+"""Compare a run's winner with its starting point, the direct baseline and the linear baseline.
 
-It reads records only, so that runs are listed without torch and Ray.
+Reads records only, so that listing runs imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from grcf_ray.train.curve import objective_name
 
 ARMS = ("winner", "start")
 _FEW_SEEDS = 5
-"""Below so many seeds nothing is claimed."""
+"""Fewer seeds do not support a claim."""
 
 
 def seeds_record(run: RunRecord, winner: str) -> RunRecord:
-    """The record of a winner's retrainings. A search that goes on may find another winner: each has its own."""
+    """Return the record of a winner's retrainings. Each winner of an extended search has its own."""
     return RunRecord(run.place / "seeds" / winner.replace("/", "-"))
 
 
 def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
-    """What the winner's retrainings came to; None where there are none."""
+    """Return the content of `seeds/metrics.json`; None if this winner was not retrained."""
     try:
         metrics = read_file(record.place / "seeds" / "metrics.json", SeedsFile)
     except FileNotFoundError:
@@ -37,102 +37,99 @@ def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
 
 
 def compare(models: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
-    """Mean and deviation (n - 1) of each arm's figures, and the paired gain of the winner with its 95 % t interval.
+    """Return mean and deviation (n - 1) of each arm's metrics, and the winner's paired gain with its 95 % t interval.
 
-    models: entries with `arm`, `index`, `valid` and `test`. A gain is winner minus start: below zero is better for MAE.
+    models: entries with `arm`, `index`, `valid`, `test`. The gain is winner minus start: below zero is better for MAE.
     """
     by_arm = {arm: {m["index"]: m for m in models if m["arm"] == arm} for arm in ARMS}
     arms = {
         arm: {
-            "trained": len(of),
-            **{split: _spread([m[split] for m in of.values()]) for split in ("valid", "test")},
+            "trained": len(entries),
+            **{split: _spread([m[split] for m in entries.values()]) for split in ("valid", "test")},
         }
-        for arm, of in by_arm.items()
+        for arm, entries in by_arm.items()
     }
-    pairs = [(by_arm["winner"][index], by_arm["start"][index]) for index in range(seeds) if _both(by_arm, index)]
-    gains = [_difference(ours["test"], theirs["test"]) for ours, theirs in pairs]
+    winners, starts = by_arm["winner"], by_arm["start"]
+    shared = [index for index in range(seeds) if index in winners and index in starts]
+    gains = [_difference(winners[index]["test"], starts[index]["test"]) for index in shared]
     return {"arms": arms, "gain": _spread(gains)}
 
 
 def paired(models: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
-    """Two sides' models of the same seeds: how many seeds they share, the figures of each side, the paired `gain`.
+    """Return the number of shared seeds, the metrics of both sides on them, and the paired `gain`, first minus second.
 
-    models: of each of the two sides, by seed, the metrics of its model. A gain is the first side minus the second.
+    models: for each of the two sides, the metrics of its model by seed.
     """
-    (one, ours), (other, theirs) = models.items()
-    shared = sorted(ours.keys() & theirs.keys())
+    (first_name, first), (second_name, second) = models.items()
+    shared = sorted(first.keys() & second.keys())
     return {
         "seeds": len(shared),
-        one: _spread([ours[seed] for seed in shared]),
-        other: _spread([theirs[seed] for seed in shared]),
-        "gain": _spread([_difference(ours[seed], theirs[seed]) for seed in shared]),
+        first_name: _spread([first[seed] for seed in shared]),
+        second_name: _spread([second[seed] for seed in shared]),
+        "gain": _spread([_difference(first[seed], second[seed]) for seed in shared]),
     }
 
 
 def against_baseline(record: RunRecord) -> dict[str, Any] | None:
-    """The two-stage search against the direct-MAE one of the same name, whichever of the two this is.
+    """Compare the two-stage search with the direct-MAE search of the same name; record: either of the two.
 
-    Their winners' retrainings, paired by seed: `gain` is two-stage minus direct on test, so below zero is better for
-    MAE. None where either has no retrainings.
+    The winners' retrainings are paired by seed: `gain` is two-stage minus direct on test, so below zero is better for
+    MAE. Returns None if either search has no retrainings.
     """
     places = both_sides(record.place)
-    found = {}
+    by_side = {}
     for side, place in places.items():
         try:
             models = read_file(place / "seeds" / "metrics.json", SeedsFile)["models"]
         except FileNotFoundError:
             return None
-        found[side] = {m["index"]: m["test"] for m in models if m["arm"] == "winner"}
-    return {"runs": {side: str(place) for side, place in places.items()}, **paired(found)}
+        by_side[side] = {m["index"]: m["test"] for m in models if m["arm"] == "winner"}
+    return {"runs": {side: str(place) for side, place in places.items()}, **paired(by_side)}
 
 
 def few_seeds(seeds: int) -> str | None:
-    """What has to be said of so few seeds; None where there are enough."""
+    """Return a warning about too few seeds; None if there are enough."""
     return None if seeds >= _FEW_SEEDS else f"too few seeds for a claim: {seeds}, and {_FEW_SEEDS} are the least"
 
 
 def few_retrainings(seeds: Mapping[str, Any]) -> str | None:
-    """As `few_seeds`, of what `compare` found: the arm with the fewest models counts."""
+    """Return a warning if the arm with fewest models has too few seeds; None otherwise. seeds: from `compare`."""
     return few_seeds(min(arm["trained"] for arm in seeds["arms"].values()))
 
 
 def baseline_kind(baseline: Mapping[str, Any]) -> str:
-    """What a recorded baseline is, without what it reads: ridge regression, or of two classes logistic regression."""
+    """Return the kind of a recorded baseline: "ridge regression", or for classification "logistic regression"."""
     kind: str = baseline["name"].partition(" on ")[0]
     return kind
 
 
 def baseline_remarks(baselines: Sequence[Mapping[str, Any]], test: Mapping[str, float], task: Task) -> Iterator[str]:
-    """What has to be said of the recorded baselines, a sentence each. test: the winner's metrics."""
+    """Yield sentences about the recorded baselines. test: the winner's metrics."""
     objective = objective_name(2, task)
     for baseline in baselines:
         yield f"Baseline: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation."
-        ours, theirs = test.get(objective), baseline["test"].get(objective)
-        if ours is not None and theirs is not None and theirs < ours:
+        winner, linear = test.get(objective), baseline["test"].get(objective)
+        if winner is not None and linear is not None and linear < winner:
             kind = baseline_kind(baseline).capitalize()
-            yield f"{kind} has the better test {METRIC_TITLES[objective]}: {theirs:.4f} against {ours:.4f}."
+            yield f"{kind} has the better test {METRIC_TITLES[objective]}: {linear:.4f} against {winner:.4f}."
 
 
-def _both(by_arm: Mapping[str, Mapping[int, Any]], index: int) -> bool:
-    return all(index in by_arm[arm] for arm in ARMS)
-
-
-def _difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
-    return {name: ours[name] - theirs[name] for name in ours if name in theirs}
+def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {name: first[name] - second[name] for name in first if name in second}
 
 
 def _spread(figures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Of each metric that all have: mean, deviation, and the half width of the mean's 95 % t interval."""
+    """Return mean, deviation and half width of the mean's 95 % t interval for each metric that all entries have."""
     from scipy import stats
 
     if not figures:
         return {}
     names = [name for name in figures[0] if all(name in entry for entry in figures)]
-    found: dict[str, dict[str, float | None]] = {}
+    spread: dict[str, dict[str, float | None]] = {}
     for name in names:
         values = np.array([entry[name] for entry in figures])
         n = len(values)
         deviation = float(values.std(ddof=1)) if n > 1 else None
         half = float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5 if deviation is not None else None
-        found[name] = {"mean": float(values.mean()), "deviation": deviation, "half_width": half}
-    return found
+        spread[name] = {"mean": float(values.mean()), "deviation": deviation, "half_width": half}
+    return spread

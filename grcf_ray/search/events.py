@@ -1,4 +1,4 @@
-"""What a search tells its listeners: the terminal, TensorBoard, tests. The search imports none of them."""
+"""Events that a search sends to its listeners, such as the terminal and TensorBoard. The search imports no listener."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class SearchStarted:
     """Trials and epochs of each stage."""
     task: Task = "regression"
     seeds: int = 0
-    """Fresh seeds that the winner and the starting point are trained under when the search has ended."""
+    """Fresh seeds for retraining the winner and the starting point after the search."""
     seconds: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    """Seconds until each stage hands on what it has, by the time budget; empty without one."""
+    """Seconds until each stage ends by the time budget; empty without a time budget."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StageStarted:
-    """A stage is about to run the trials that its budget still has."""
+    """A stage is about to run the rest of its budget."""
 
     stage: Literal[1, 2]
     budget: int
     epochs: int
     trials: tuple[TrialRecord, ...]
-    """What the record already holds."""
+    """Trials on record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialsMissing:
-    """The record lacks trials between others, as where their JSON was deleted. Their numbers stay spent."""
+    """The record lacks some trials below the last number, for example deleted files. Their numbers are not reused."""
 
     stage: Literal[1, 2]
     numbers: tuple[int, ...]
@@ -60,7 +60,7 @@ class EpochFinished:
 
 @dataclasses.dataclass(frozen=True)
 class TrialBroke:
-    """A trial's process died; the trial goes on in another."""
+    """A trial's process died; the trial continues in another process."""
 
     trial: TrialRecord
 
@@ -74,23 +74,23 @@ class TrialEnded:
 
 @dataclasses.dataclass(frozen=True)
 class StageEnded:
-    """No trial of a stage will run in this search."""
+    """A stage has ended: this search runs no more of its trials."""
 
     stage: Literal[1, 2]
     cut: int = 0
-    """Trials of its budget that the time budget left unfinished or did not begin."""
+    """Trials that the time budget left unfinished or did not start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FinalistsHeld:
-    """Stage 1 was extended and has new finalists, but Stage 2 has spent its budget and was not asked to reopen."""
+    """An extended Stage 1 has new finalists, but Stage 2 has spent its budget and `--reopen` was not given."""
 
     trials: tuple[TrialRecord, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class FinalistSkipped:
-    """A trial's weights turned out to be damaged: it is left out of the finalists."""
+    """A trial is not a finalist because its weights are damaged."""
 
     trial: TrialRecord
     why: str
@@ -98,17 +98,17 @@ class FinalistSkipped:
 
 @dataclasses.dataclass(frozen=True)
 class RetrainingsStarted:
-    """Trials whose parameters and seeds are given are about to be trained; the stages that follow are theirs."""
+    """Retrainings with fixed parameters and seeds are about to start; later stage events are theirs."""
 
     what: str
-    """What is trained, for people."""
+    """Description of the models to train."""
     trials: Mapping[int, int]
-    """By stage, how many there are to train at most."""
+    """Most trials to train, by stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelMeasured:
-    """Of so many trained models, so many are measured on valid and test; the first time none."""
+    """`done` of `total` trained models are measured on valid and test; the first event has `done` 0."""
 
     done: int
     total: int
@@ -116,17 +116,17 @@ class ModelMeasured:
 
 @dataclasses.dataclass(frozen=True)
 class StepStarted:
-    """Something that trains nothing is about to be done with the models that were trained."""
+    """A step without training, such as saving a model, is about to start."""
 
     what: str
-    """As a noun phrase of what is done: "saving the winner's model"."""
+    """The step as a noun phrase: "saving the winner's model"."""
     models: int = 0
-    """Models that are still to be measured, before any retrainings."""
+    """Models still to measure, without retrainings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WinnerFixed:
-    """Validation has chosen; the test split is read only after this."""
+    """Validation has chosen the winner; the test split is read only after this event."""
 
     trial: TrialRecord
 

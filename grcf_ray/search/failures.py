@@ -1,4 +1,4 @@
-"""Why trials fail: causes that failures are grouped by, and which of them may pass if the trial runs again."""
+"""Classify trial failures by cause, so that messages can group them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CAUSES = (
     ("storage", re.compile(r"Read-only file system|Errno 30|PermissionError|AWS Error|Input/output error")),
     (
         "process died",
-        # By name where it is part of a traceback; by what it says where it is the exception itself.
+        # A traceback contains the exception's name; the exception itself contains only its message.
         re.compile(
             r"ActorDiedError|ActorUnavailableError|RayActorError|WorkerCrashedError|NodeDied"
             r"|The actor died unexpectedly|The actor \w+ is unavailable"
@@ -28,9 +28,9 @@ _CAUSES = (
 
 
 def cause_of_error(text: str) -> str:
-    """The cause of an exception that ended a trial's process, by its text. All of these may pass.
+    """Return the cause of an exception that ended a trial's process; "process died" for an empty text.
 
-    A process without last words has died.
+    All of these causes are temporary: the trial may succeed if it runs again.
     """
     if not text.strip():
         return "process died"
@@ -38,9 +38,9 @@ def cause_of_error(text: str) -> str:
 
 
 def cause_of_result(state: str, error: str) -> str:
-    """The cause of a failure that the trial reported itself, which its settings or its input would bring about again.
+    """Return the cause of a failure that the trial reported itself, and that would repeat with the same settings.
 
-    error: the exception's type.
+    error: name of the exception's type.
     """
     if state == "diverged":
         return "not finite"
@@ -48,15 +48,15 @@ def cause_of_result(state: str, error: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """What a traceback says in the end."""
+    """Return the last line of a traceback that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else text
 
 
 def failures_by_cause(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
-    """The trials that failed or diverged, by cause."""
-    found: dict[str, list[TrialRecord]] = {}
+    """Return the trials that failed or diverged, by cause."""
+    by_cause: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.cause is not None:
-            found.setdefault(trial.cause, []).append(trial)
-    return found
+            by_cause.setdefault(trial.cause, []).append(trial)
+    return by_cause

@@ -1,4 +1,4 @@
-"""What the finalists, as Stage 1 left them, make of the valid split: on record for whoever looks at them later."""
+"""Save the finalists' predictions on the valid split, for the report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from grcf_ray.train.stage import predict
 
 
 def keep_finalists(record: RunRecord, space: Space, features: Features, store: DatasetStore) -> None:
-    """Write `finalists/0007/predictions/valid.parquet` for each finalist that has none, laid out as `best/` has it.
+    """Write `finalists/0007/predictions/valid.parquet` for each finalist without one, in the format of `best/`.
 
-    A finalist whose weights are damaged by now is named and left out.
+    Skips a finalist with damaged weights and prints its name.
     """
     for number in record.info().finalists:
         folder = record.finalist_folder(int(number))
@@ -35,7 +35,7 @@ def keep_finalists(record: RunRecord, space: Space, features: Features, store: D
         try:
             load_weights(folder / "model.safetensors", model, sha256=record.read_finalist(int(number))["sha256"])
         except DamagedError as error:
-            console.progress(f"Finalist {trial_name(trial)} cannot be shown: {error}")
+            console.progress(f"Skipping the predictions of finalist {trial_name(trial)}: {error}")
             continue
         state_ND = np.empty((len(seen.valid), model.state_width), np.float32)
         score_N = predict(

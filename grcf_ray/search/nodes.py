@@ -1,6 +1,6 @@
-"""The nodes of a cluster, each looked at before anything is trained there: every fault of every node, at once.
+"""Check every node of a cluster before training, and report all faults of all nodes together.
 
-A cluster of one node is not looked at: what the driver finds for itself holds there.
+A cluster of one node needs no check: the driver has checked its own node.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces
 
 PATIENCE_S = 900.0
-"""For a node to answer: it may have to fetch the text encoder first."""
+"""Time for a node to answer: it may have to download the text encoder first."""
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node as Ray knows it."""
+    """A node of the Ray cluster."""
 
     id: str
     host: str
@@ -48,43 +48,43 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a node has for the objects that its processes share, in bytes."""
+    """A node's memory for objects that its processes share, in bytes."""
 
     store: int
-    """Ray's object store."""
+    """Size of Ray's object store."""
     shared: int
-    """What /dev/shm holds at most."""
+    """Size of /dev/shm."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeCheck:
-    """What is looked for on every node, as the driver has it."""
+    """The driver's values, which every node must match."""
 
     versions: Mapping[str, str]
     backbone: str
     backbone_sha256: str | None
-    """None where the trials have no text encoder."""
+    """None for trials without a text encoder."""
     folder: str
-    """Beside the run: the driver's file is in it, and every node writes one."""
+    """A folder beside the run that holds a file of the driver; every node writes another file there."""
     word: str
-    """What the driver's file says."""
+    """The content of the driver's file."""
     remedy: str
-    """How the command is given another place."""
+    """How to give the command another place, for messages."""
     interfaces: Mapping[str, str] | None
-    """Those that are named for the workers of a trial to meet on; None where a trial has but one worker."""
+    """Network interfaces named for a trial's workers; None for trials of one worker."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What was found on a node."""
+    """The result of checking a node."""
 
     faults: Sequence[str]
     shared_memory: int = 0
-    """What /dev/shm holds at most, in bytes."""
+    """Size of /dev/shm in bytes."""
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes that are alive."""
+    """Return the nodes that are alive."""
     return [
         Node(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"], dict(node["Resources"]))
         for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -99,16 +99,16 @@ def check_nodes(
     *,
     remedy: str = "a network disk, or --storage s3://bucket/runs",
 ) -> dict[str, Memory]:
-    """What each of several nodes has for shared objects. ClusterError with all that keeps trials from running there.
+    """Check every node; return the shared memory of each, empty for a single node.
 
-    place: of the run. remedy: how the command is given another one.
+    Raises ClusterError with all faults. place: of the run. remedy: how to give the command another place.
     """
     if len(nodes) < 2:
         return {}
-    # Torch, which whoever asks for the nodes alone has no use for.
+    # Listing the nodes needs no torch.
     from grcf_ray.train.assemble import backbone_sha256
 
-    console.progress(f"Looking at {len(nodes)} nodes")
+    console.progress(f"Checking {len(nodes)} nodes")
     with _sign(place, remedy) as (folder, word):
         wanted = NodeCheck(
             versions=_versions(),
@@ -120,19 +120,19 @@ def check_nodes(
             interfaces=named_interfaces() if config.search.workers > 1 else None,
         )
         seen = _look_at(nodes, wanted)
-    if faults := [f"{node}: {fault}" for node, found in zip(nodes, seen, strict=True) for fault in found.faults]:
+    if faults := [f"{node}: {fault}" for node, result in zip(nodes, seen, strict=True) for fault in result.faults]:
         raise ClusterError(faults_message("not every node of the cluster can run trials:", faults))
     return {
-        str(node): Memory(int(node.resources.get("object_store_memory", 0)), found.shared_memory)
-        for node, found in zip(nodes, seen, strict=True)
+        str(node): Memory(int(node.resources.get("object_store_memory", 0)), result.shared_memory)
+        for node, result in zip(nodes, seen, strict=True)
     }
 
 
 def check_memory(size: int, memory: Mapping[str, Memory]) -> None:
-    """ClusterError where the features, so many bytes, have no room among the shared objects of some nodes."""
+    """Raise ClusterError if the features, `size` bytes, do not fit the shared memory of every node."""
     lacks = {
         node: [(has.store, "Ray's object store", "ray start --object-store-memory=BYTES")] * (has.store < size)
-        + [(has.shared, str(_SHARED_MEMORY), "a larger one (a container's --shm-size)")] * (has.shared < size)
+        + [(has.shared, str(_SHARED_MEMORY), "more shared memory (a container's --shm-size)")] * (has.shared < size)
         for node, has in memory.items()
     }
     faults = [
@@ -142,12 +142,12 @@ def check_memory(size: int, memory: Mapping[str, Memory]) -> None:
     ]
     if faults:
         raise ClusterError(
-            faults_message(f"the features take {console.size(size)} on every node, and there is not the room:", faults)
+            faults_message(f"the features need {console.size(size)} on every node; nodes with less:", faults)
         )
 
 
 def look(wanted: NodeCheck) -> Seen:
-    """Look at the node that this process is on."""
+    """Check the node of this process."""
     faults: list[str] = []
     for check in (_check_versions, _check_backbone, _check_storage, _check_interfaces):
         try:
@@ -160,7 +160,7 @@ def look(wanted: NodeCheck) -> Seen:
 
 @contextlib.contextmanager
 def _sign(place: StoragePath, remedy: str) -> Iterator[tuple[str, str]]:
-    """A folder beside the run, with a file of the driver's in it; the folder's place, and what the file says."""
+    """Create a folder beside the run with a file of the driver in it; yield the folder's URI and the file's content."""
     folder, word = place.beside(f".grcf-look-{uuid.uuid4().hex}"), uuid.uuid4().hex
     try:
         try:
@@ -176,7 +176,7 @@ def _sign(place: StoragePath, remedy: str) -> Iterator[tuple[str, str]]:
 
 
 def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
-    """What was found on each: the driver's own it looks at itself."""
+    """Check all nodes, the driver's own in this process."""
     here = ray.get_runtime_context().get_node_id()
     task: Any = ray.remote(look)
     calls = {
@@ -186,10 +186,10 @@ def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
         for node in nodes
         if node.id != here
     }
-    own = look(wanted)
+    local = look(wanted)
     if calls:
         ray.wait(list(calls.values()), num_returns=len(calls), timeout=PATIENCE_S)
-    return [own if node.id == here else _answer(calls[node.id]) for node in nodes]
+    return [local if node.id == here else _answer(calls[node.id]) for node in nodes]
 
 
 def _answer(call: ray.ObjectRef[Seen]) -> Seen:
@@ -197,19 +197,23 @@ def _answer(call: ray.ObjectRef[Seen]) -> Seen:
         return ray.get(call, timeout=0)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(call, force=True)
-        return Seen([f"has not answered in {PATIENCE_S:g} s; see ray status, or take it out of the cluster"])
+        return Seen([f"no answer within {PATIENCE_S:g} s; check it with `ray status`, or remove it from the cluster"])
     except ray.exceptions.RayTaskError as error:
         return Seen(
-            [f"cannot run grcf_ray ({last_line(str(error))}); install it there, or submit with --working-dir ."]
+            [f"cannot run grcf_ray ({last_line(str(error))}); install it on that node, or submit with --working-dir ."]
         )
     except ray.exceptions.RayError as error:
         return Seen([f"cannot be reached ({last_line(str(error))})"])
 
 
 def _check_versions(wanted: NodeCheck) -> list[str]:
-    own, theirs = _versions(), wanted.versions
-    differing = [f"{name} {own[name]} (the driver: {theirs[name]})" for name in theirs if own[name] != theirs[name]]
-    return [f"has {', '.join(differing)}; install the same there"] if differing else []
+    local = _versions()
+    differing = [
+        f"{name} {local[name]} (driver: {version})"
+        for name, version in wanted.versions.items()
+        if local[name] != version
+    ]
+    return [f"has {', '.join(differing)}; install the driver's versions there"] if differing else []
 
 
 def _check_backbone(wanted: NodeCheck) -> list[str]:
@@ -217,7 +221,7 @@ def _check_backbone(wanted: NodeCheck) -> list[str]:
 
     if wanted.backbone_sha256 is None or backbone_sha256(wanted.backbone) == wanted.backbone_sha256:
         return []
-    return [f"backbone {wanted.backbone} has other weights there; copy the folder that the search reads"]
+    return [f"backbone {wanted.backbone} has other weights there; copy the driver's folder to that node"]
 
 
 def _check_storage(wanted: NodeCheck) -> list[str]:
@@ -228,13 +232,13 @@ def _check_storage(wanted: NodeCheck) -> list[str]:
     except FileNotFoundError:
         seen = False
     except OSError as error:
-        return [f"cannot read {runs} ({error.strerror or reason(error)}), where runs go"]
+        return [f"cannot read {runs}, the folder of runs ({error.strerror or reason(error)})"]
     if not seen:
         return [f"does not see what is written to {runs}; give a place that all nodes share: {wanted.remedy}"]
     try:
         (folder / uuid.uuid4().hex).write_text(wanted.word)
     except OSError as error:
-        return [f"cannot write to {runs} ({error.strerror or reason(error)}), where runs go"]
+        return [f"cannot write to {runs}, the folder of runs ({error.strerror or reason(error)})"]
     return []
 
 
@@ -246,7 +250,7 @@ def _check_interfaces(wanted: NodeCheck) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    """What has to be the same on every node; builds of torch for a CPU and for GPUs may go together."""
+    """Return the versions that every node must share; CPU and GPU builds of one torch release may be mixed."""
     import numpy
     import torch
     import transformers
@@ -262,7 +266,7 @@ def _versions() -> dict[str, str]:
 
 
 def _source_sha256() -> str:
-    """Of the package's own files: checkouts of one version differ."""
+    """Return a hash of the package's source files, because checkouts of the same version can differ."""
     folder = Path(grcf_ray.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Preflight: what the cluster has, how many trials fit, and what can never run."""
+"""Check before a search how many trials fit the cluster and the disk, and refuse a search that can never run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from grcf_ray.search.nodes import Memory, Node
 from grcf_ray.storage import StoragePath
 
 _KIND = "accelerator_type:"
-"""Begins the name of the resource that marks a node's kind of GPU."""
+"""Prefix of the resource that names a node's kind of GPU."""
 _REPORT_BYTES = 24 * 10**6
-"""Room for a run's page, of which there are two while it is replaced (6 MB each), and for what TensorBoard reads."""
+"""Room for the report page, twice while it is replaced (6 MB each), and for TensorBoard files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """How trials fit the cluster."""
+    """The cluster's resources, and how many trials fit."""
 
     nodes: int
     cpus: float
@@ -37,26 +37,27 @@ class Capacity:
     concurrent: int
     """Trials at a time."""
     notes: tuple[str, ...]
-    """What the user should know before the search starts."""
+    """Notes for the user before the search starts."""
     memory: Mapping[str, Memory] = dataclasses.field(default_factory=dict)
-    """What each of several nodes has for shared objects."""
+    """Shared memory by node; empty on a single node."""
 
 
 def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) -> Capacity:
-    """How many trials run at a time. ClusterError names what a trial lacks on every node.
+    """Return how many trials run at a time. Raises ClusterError with the missing resource if no trial fits any node.
 
-    budgets: the trials of each stage. Workers of a trial lie on one node where they fit, and on several where they
-    must.
+    budgets: the trials of each stage. A trial's workers share a node if they fit, else they use several nodes.
     """
     search = config.search
     if search.workers > config.pairs.groups_per_step:
         raise ConfigError(
-            f"--workers {search.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups to "
-            "deal out; use at most as many workers"
+            f"--workers {search.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups; "
+            "use at most as many workers"
         )
     wanted, have = search.worker_resources, [node.resources for node in nodes]
     if search.gpus_per_worker > 1 and search.gpus_per_worker % 1:
-        raise ConfigError(f"--gpus-per-worker {search.gpus_per_worker:g}: a trial takes whole GPUs, or a share of one")
+        raise ConfigError(
+            f"--gpus-per-worker {search.gpus_per_worker:g}: give a whole number of GPUs, or a fraction below 1"
+        )
     processes = sum(_fitting(node, wanted) for node in have)
     room = processes // search.workers
     cpus, gpus = (sum(node.get(name, 0.0) for node in have) for name in ("CPU", "GPU"))
@@ -64,25 +65,25 @@ def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[in
         raise ClusterError(_lack(have, wanted, search.workers, processes))
     notes = []
     if gpus and not search.gpus_per_worker:
-        notes.append(f"{gpus:g} GPU(s) stay idle: --gpus-per-worker 1 gives one to each trial, 0.5 half of one")
+        notes.append(f"{gpus:g} GPU(s) stay idle; to use them, give --gpus-per-worker 1, or 0.5 for half a GPU")
     concurrent = search.concurrent or room
     if concurrent > room:
-        notes.append(f"--concurrent {concurrent}: there is room for {room} trials at a time, so {room} will run")
+        notes.append(f"--concurrent {concurrent}: only {room} trials fit at a time, so {room} will run")
         concurrent = room
     if 3 * concurrent > min(budgets) and concurrent > 1:
         notes.append(
             f"{concurrent} trials at a time with a budget of {min(budgets)}: the search is close to random; "
-            "raise the trials or lower --concurrent"
+            "raise the number of trials or lower --concurrent"
         )
     return Capacity(len(nodes), cpus, gpus, concurrent, tuple(notes))
 
 
 def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """Trials that fit a node."""
+    """Return the number of worker processes that fit a node."""
     fits = []
     for name, amount in wanted.items():
         have = node.get(name, 0.0)
-        # A share of a GPU lies on one GPU: two of them hold four trials of 0.4, not five.
+        # A fraction of a GPU lies on one GPU: two GPUs hold four trials of 0.4, not five.
         units, unit = (math.floor(have), 1.0) if name == "GPU" and amount < 1 else (1, have)
         fits.append(units * math.floor(unit / amount + 1e-9))
     return min(fits)
@@ -90,7 +91,7 @@ def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
 
 def _lack(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float], workers: int, processes: int) -> str:
     if processes:
-        return f"a trial asks for {workers} workers, and there is room for {processes}. Lower --workers, or add a node"
+        return f"a trial asks for {workers} workers, but only {processes} fit. Lower --workers, or add a node"
     asked = " and ".join(_named(name, amount) for name, amount in wanted.items())
     most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
     lacks = [
@@ -98,11 +99,11 @@ def _lack(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float], wor
         for name, amount in wanted.items()
         if most[name] < amount
     ]
-    found = "; ".join(lacks) or ("no node has both" if len(wanted) == 2 else "no node has all of it")
+    missing = "; ".join(lacks) or ("no node has both" if len(wanted) == 2 else "no node has all of them")
     kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
-    there = f", whose kinds of GPU are: {', '.join(kinds) or 'none'}" if any(_is_kind(name) for name in wanted) else ""
+    gpus = f"; kinds of GPU: {', '.join(kinds) or 'none'}" if any(_is_kind(name) for name in wanted) else ""
     return (
-        f"a trial asks for {asked} on one node, and {found} ({len(nodes)} node(s){there}). Lower --cpus-per-worker or "
+        f"a trial asks for {asked} on one node, but {missing} ({len(nodes)} node(s){gpus}). Lower --cpus-per-worker or "
         "--gpus-per-worker, or add a node that has them"
     )
 
@@ -112,14 +113,14 @@ def _is_kind(name: str) -> bool:
 
 
 def _named(name: str, amount: float | None = None) -> str:
-    """A resource as people call it, and how much of it."""
+    """Return a resource in words, with its amount."""
     if _is_kind(name):
         return f"a GPU of kind {name.removeprefix(_KIND)}"
     return f"a {name}" if amount is None else f"{amount:g} {name}{'s' if amount != 1 else ''}"
 
 
 def check_disk(place: StoragePath, config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> None:
-    """ClusterError where the run's disk has no room for a search and its report; object storage has no end."""
+    """Raise ClusterError if the run's disk lacks room; object storage is not checked."""
     if place.local is None:
         return
     folder = next(path for path in (place.local, *place.local.parents) if path.exists())
@@ -127,18 +128,18 @@ def check_disk(place: StoragePath, config: RunConfig, info: TableInfo, *, concur
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ClusterError(
-            f"{place}: the search needs about {console.size(needed)} more for checkpoints and its report, and its disk "
-            f"has {console.size(free)} left. Free some, give another place (--storage DIR), or lower --concurrent or "
-            "--finalists"
+            f"{place}: the search needs about {console.size(needed)} more for checkpoints and report, but its disk "
+            f"has {console.size(free)} left. Free some space, give another place (--storage DIR), or lower "
+            "--concurrent or --finalists"
         )
 
 
 def _held_bytes(run: Path) -> int:
-    """Bytes of all files of a run; a second name of a file takes no room."""
+    """Return the bytes of all files of a run, counting hard links once."""
     sizes = {}
     for folder, _, names in os.walk(run):
         for name in names:
-            # Another search may have the run, and replace what it wrote.
+            # Another search may be replacing files of the run.
             with contextlib.suppress(FileNotFoundError):
                 stat = Path(folder, name).stat()
                 sizes[stat.st_ino] = stat.st_size
@@ -146,11 +147,11 @@ def _held_bytes(run: Path) -> int:
 
 
 def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> int:
-    """Bytes that the checkpoints and models of a search take at most at a time.
+    """Return the most bytes that the checkpoints and models of a search take at any time.
 
-    A running trial has four checkpoints (last, previous, best, and one in the making), each with both of Adam's
-    moments; an ended one that may be chosen has one. Finalists are bare weights, and so are the winner and the models
-    of both arms under each seed, with their frozen layers.
+    A running trial has four checkpoints (last, previous, best, and one being written), each with both Adam moments.
+    A finished trial that may still be chosen has one. Finalists are weights alone; so are the winner and both arms'
+    models under each seed, which include the frozen layers.
     """
     with torch.device("meta"):
         model = build_model(

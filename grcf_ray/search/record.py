@@ -1,13 +1,13 @@
-"""The run record: readable files that are the truth of a search. Written by the driver alone, each time whole.
+"""The run record: readable files from which a search resumes. Only the driver writes them, each file whole.
 
-    run.json  space.yaml              what was asked for, and the state
+    run.json  space.yaml              the command, the settings and the state
     stage1/trials/0007.json           a trial: parameters, curve, state, failures, cost, checkpoint
     stage1/trials/0007/attempt-1/     its checkpoints, written by the trial
-    stage1/trials.jsonl               export of the above, one line a trial
-    finalists/0007/                   the hand-off to Stage 2
+    stage1/trials.jsonl               export of the trials, one line each
+    finalists/0007/                   the weights that Stage 2 starts from
     seeds/stage2-4/                   retrainings of a winner under fresh seeds, laid out like a run
 
-Paths inside are relative, so that a run can be moved or copied.
+Paths in the files are relative, so that a run can be moved or copied.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
 
 
 def now() -> str:
-    """The time, as the record has it."""
+    """Return the time in the record's format."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -50,56 +50,56 @@ def protocol_in(run: Mapping[str, Any]) -> MetricProtocol:
 
 @dataclasses.dataclass(kw_only=True)
 class TrialRecord:
-    """One trial, as its JSON has it."""
+    """One trial, with the keys of its JSON."""
 
     number: int
     stage: Literal[1, 2]
     attempt: int
-    """Launches so far; each writes to a folder of its own."""
+    """Launches so far; each launch writes to a separate folder."""
     params: dict[str, Any]
-    """Searched settings by path; in Stage 2 also `finalist`, the Stage 1 trial it starts from."""
+    """Searched settings by path; in Stage 2 also `finalist`, the number of the Stage 1 trial to start from."""
     seed: int
     state: TrialState
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """The metrics of each epoch, as the stage loop gives them."""
+    """The metrics of each epoch, from the stage loop."""
     error: str | None = None
-    """Why it diverged or failed: the last error."""
+    """The last error of a diverged or failed trial."""
     cause: str | None = None
-    """The kind of that error, by which failures are grouped."""
+    """The kind of that error, for grouping failures."""
     failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Attempts that broke off, with cause, error and time; the last one's is the trial's where it failed."""
+    """Attempts whose process died, with cause, error and time."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What happened that the figures do not show, such as a damaged checkpoint."""
+    """Events that the metrics do not show, such as a damaged checkpoint."""
     seconds: float = 0.0
-    """Time in training and validation."""
+    """Seconds of training and validation."""
     utterance_passes: float = 0.0
     """Cost: encoded utterances over training utterances."""
     checkpoint: str | None = None
     """The best epoch's checkpoint, relative to the run; None once the trial can no longer be chosen."""
     checkpoint_sha256: str | None = None
-    """Of the checkpoint's content."""
+    """Hash of the checkpoint's content."""
     started: str = ""
     ended: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
     def epoch(self) -> int:
-        """Epochs finished."""
+        """Number of finished epochs."""
         return len(self.curve)
 
     @property
     def finished(self) -> bool:
-        """Whether it will not run again."""
+        """Whether the trial has ended for good."""
         return self.state != "running"
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The metrics of the best epoch, the earliest of equals; None before the first, or after divergence."""
+        """The metrics of the best epoch, the earliest of equals; None before epoch 1 and for unusable trials."""
         return None if self.state in ("diverged", "failed") else best_epoch(self.stage, self.curve)
 
     @property
     def objective(self) -> float | None:
-        """The best epoch's value of the metric that the stage is judged by."""
+        """The best epoch's value of the stage's objective."""
         best = self.best
         return None if best is None else objective_value(self.stage, best)
 
@@ -115,15 +115,15 @@ class RunRecord:
 
     @property
     def exists(self) -> bool:
-        """Whether a run has been recorded here. DataError where there are trials of one without its run.json.
+        """Whether the folder holds a run. Raises DataError if it holds trials without a run.json.
 
-        They would be taken for trials of whatever is searched here next, be it on other data.
+        The next search here would otherwise adopt those trials, perhaps on other data.
         """
         if (self.place / "run.json").exists():
             return True
-        if found := [name for name in ("stage1", "stage2", "finalists") if (self.place / name).exists()]:
+        if parts := [name for name in ("stage1", "stage2", "finalists") if (self.place / name).exists()]:
             raise DataError(
-                f"{self}: holds {', '.join(found)} of a run, but no run.json. Bring run.json back from a copy, "
+                f"{self}: holds {', '.join(parts)} of a run, but no run.json. Restore run.json from a copy, "
                 "move the folder away, or give another name: --name NAME"
             )
         return False
@@ -160,13 +160,13 @@ class RunRecord:
         return parsed(content, RunInfo if _is_search(content) else PartInfo, place)
 
     def lacks(self) -> list[str]:
-        """What the run.json of an earlier version does not say, and what is taken instead."""
+        """Return the entries that a run.json of an earlier version lacks, with the values used instead."""
         content = (self.place / "run.json").read_json()
         missing = {
-            "the task of its data, taken for regression": "task" in content["data"],
-            "the weights of its encoder, taken for those that are here": "encoder" in content,
+            "the task of its data (regression is used)": "task" in content["data"],
+            "the weights of its encoder (the present weights are used)": "encoder" in content,
         }
-        return [what for what, said in missing.items() if not said] if content["schema_version"] == 1 else []
+        return [name for name, present in missing.items() if not present] if content["schema_version"] == 1 else []
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace run.json."""
@@ -174,11 +174,11 @@ class RunRecord:
         (self.place / "run.json").write_json({"schema_version": SCHEMA_VERSION, **run})
 
     def update_run(self, **changes: Any) -> None:
-        """Replace some of run.json's entries."""
+        """Replace entries of run.json."""
         self.write_run({**self.read_run(), **changes})
 
     def write_space(self, text: str) -> None:
-        """Keep the search space beside the record."""
+        """Write the search space to space.yaml."""
         fence(self.place)
         (self.place / "space.yaml").write_text(text)
 
@@ -186,15 +186,15 @@ class RunRecord:
         return self.place / f"stage{stage}" / "trials"
 
     def trial_folder(self, trial: TrialRecord) -> StoragePath:
-        """Where the trial's attempts keep their checkpoints."""
+        """Return the folder of the trial's attempts."""
         return self._trials_place(trial.stage) / f"{trial.number:04d}"
 
     def attempt_folder(self, trial: TrialRecord) -> StoragePath:
-        """Where the trial's present attempt keeps its checkpoints."""
+        """Return the folder of the current attempt's checkpoints."""
         return self.trial_folder(trial) / f"attempt-{trial.attempt}"
 
     def at(self, path: str) -> StoragePath:
-        """The place of a path that the record holds."""
+        """Return the place of a relative path from the record."""
         place = self.place
         for part in path.split("/"):
             place = place / part
@@ -208,7 +208,7 @@ class RunRecord:
         place.write_json(values | {"curve": finite(trial.curve)})
 
     def trial(self, stage: int, number: int) -> TrialRecord:
-        """One trial. DataError where there is no such one."""
+        """Return a trial. Raises DataError if the record lacks it."""
         place = self._trials_place(stage) / f"{number:04d}.json"
         try:
             return _trial(place.read_json(), place, stage)
@@ -216,10 +216,10 @@ class RunRecord:
             raise DataError(f"{self}: has no trial stage{stage}/{number}") from error
 
     def trials(self, stage: int, known: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
-        """The stage's trials by number. DataError that names the first file that is not one.
+        """Return the stage's trials by number. Raises DataError for the first file that is not a trial.
 
-        known: what was read before; of it trials that had ended are not read again. What may have changed of those is
-        where their checkpoint lies.
+        known: trials from an earlier call. Those that had ended are not read again; only their checkpoint path may be
+        out of date.
         """
         place = self._trials_place(stage)
         ended = {f"{trial.number:04d}.json": trial for trial in known if trial.finished}
@@ -229,11 +229,11 @@ class RunRecord:
         return sorted(trials, key=lambda trial: trial.number)
 
     def ranked(self, stage: int) -> list[TrialRecord]:
-        """The stage's trials that have a usable result, best first, the earlier of equals first."""
+        """Return the stage's trials with a usable result, best first, ties by number."""
         return rank(self.trials(stage))
 
     def export_trials(self, stage: int) -> None:
-        """Write the stage's trials as one JSON line each."""
+        """Write the stage's trials to trials.jsonl."""
         fence(self.place)
         lines = [
             json.dumps(dataclasses.asdict(trial), ensure_ascii=False, allow_nan=False) + "\n"
@@ -242,19 +242,21 @@ class RunRecord:
         (self.place / f"stage{stage}" / "trials.jsonl").write_text("".join(lines))
 
     def finalist_folder(self, number: int) -> StoragePath:
-        """Where a Stage 1 trial waits for Stage 2."""
+        """Return the folder of a finalist's weights."""
         return self.place / "finalists" / f"{number:04d}"
 
     def read_finalist(self, number: int) -> dict[str, Any]:
-        """What a Stage 1 trial was handed over as. DataError where it was not."""
+        """Return a finalist's trial.json. Raises DamagedError if it is missing."""
         place = self.finalist_folder(number) / "trial.json"
         try:
             return read_file(place, FinalistFile)
         except FileNotFoundError as error:
-            raise DamagedError(f"{place}: missing, and trials of Stage 2 start from it") from error
+            raise DamagedError(
+                f"{place}: missing, but trials of Stage 2 start from it; restore it from a copy"
+            ) from error
 
     def write_finalist(self, trial: TrialRecord, sha256: str) -> None:
-        """Say what a trial is handed over as. sha256: of the content of the weights beside."""
+        """Write a finalist's trial.json. sha256: of the finalist's weights."""
         (self.finalist_folder(trial.number) / "trial.json").write_json(
             {
                 "schema_version": SCHEMA_VERSION,
@@ -275,29 +277,29 @@ def _trial(content: Any, place: StoragePath, stage: int) -> TrialRecord:
     trial = TrialRecord(**checked(content, TrialFile, place))
     if (place.name, stage) != (f"{trial.number:04d}.json", trial.stage):
         raise DamagedError(
-            f"{place}: holds trial stage{trial.stage}/{trial.number}, which its name is not; move it away, or bring "
-            "the trial back from a copy"
+            f"{place}: holds trial stage{trial.stage}/{trial.number}, which does not match the file's name; move the "
+            "file away, or restore the trial from a copy"
         )
     return trial
 
 
 def missing_numbers(trials: Iterable[TrialRecord]) -> list[int]:
-    """Numbers of a stage below its last trial's that the record lacks, as where a trial's JSON was deleted.
+    """Return the numbers below the last trial's that the record lacks, for example after a file was deleted.
 
-    They are spent: a trial that took such a number again would not be the one that others were proposed after.
+    The numbers are not reused, because later proposals depended on the missing trials.
     """
     numbers = {trial.number for trial in trials}
     return [number for number in range(max(numbers, default=0)) if number not in numbers]
 
 
 def spent(trials: Iterable[TrialRecord]) -> int:
-    """How much of a stage's budget is spent: trials that have ended, and missing ones."""
+    """Return the spent part of a stage's budget: finished and missing trials."""
     trials = list(trials)
     return sum(trial.finished for trial in trials) + len(missing_numbers(trials))
 
 
 def rank(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The trials of a stage that have a usable result, best first, the earlier of equals first."""
+    """Return a stage's trials with a usable result, best first, ties by number."""
     scored = []
     for trial in trials:
         if (objective := trial.objective) is not None:

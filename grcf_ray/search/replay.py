@@ -1,4 +1,4 @@
-"""A recorded trial as a job that runs again, and whether it came out the same."""
+"""Train a recorded trial again and compare the result with the record."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.job import StageJob
 
 REPEATED = ("not finite", "refused", "damaged file")
-"""Causes of failures that the trial's settings or input bring about again."""
+"""Causes of failures that repeat with the same settings and input."""
 
 TIMINGS = ("seconds", "utterances_per_s", "pairs_per_s")
-"""What another run of the same trial need not repeat."""
+"""Metrics that may differ between two runs of the same trial."""
 
 
 def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
-    """The run, the record that the trial lies in, and the trial. ConfigError for a name that is none.
+    """Return the run, the record that holds the trial, and the trial. Raises ConfigError for an invalid name.
 
-    name: stage1/7, stage2/0, or seeds/stage2/3 for a retraining, whose record lies below the run's.
+    name: stage1/7, stage2/0, or seeds/stage2/3 for a retraining, whose record is a folder of the run.
     """
     match = re.fullmatch(r"(seeds/)?stage([12])/(\d+)", name)
     if not match:
@@ -36,7 +36,7 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
     record = RunRecord(storage_path(run))
     winner = record.search_info().winner
     if seeds and winner is None:
-        raise ConfigError(f"{record} has no winner yet, and so no retrainings under seeds")
+        raise ConfigError(f"{record} has no winner yet, so there are no retrainings; give a trial such as stage1/7")
     holder = seeds_record(record, winner) if seeds and winner else record
     return record, holder, holder.trial(int(stage), int(number))
 
@@ -44,30 +44,30 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
 def replay_job(
     run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: StoragePath
 ) -> tuple[StageJob, RunConfig]:
-    """The trial's job with checkpoints of its own, and its whole configuration."""
+    """Return the trial's job, which writes its checkpoints to `folder`, and the trial's whole configuration."""
     info = run.search_info()
     config = config_of(run_space(info, f"{run}/space.yaml"), holder, trial)
     return stage_job(holder, trial, config=config, protocol=info.data.protocol, folder=folder.uri), config
 
 
 def epochs_to_repeat(trial: TrialRecord) -> int:
-    """How far a trial came, counting the epoch that failed if it would fail again."""
+    """Return the number of epochs to repeat, including the failed epoch if the failure would repeat."""
     return trial.epoch + (trial.cause in REPEATED)
 
 
 def unlike(trial: TrialRecord, result: Mapping[str, Any]) -> list[str]:
-    """What another run of a trial, by its last result, did otherwise than the record has it."""
-    # A process that died, or a disk that was full, is nothing that a trial repeats: what it had done before is.
+    """Return the differences between a trial's record and the last result of another run of it, one line each."""
+    # A dead process or a full disk does not repeat, but the epochs before it do.
     broke = trial.cause is not None and trial.cause not in REPEATED
-    again, own = result["curve"][: trial.epoch] if broke else result["curve"], None if broke else trial.error
-    found = differences(trial.curve, again)
-    if own != result.get("failure"):
-        found.append(f"{_ended(result.get('failure'))} instead of: {_ended(own)}")
-    return found
+    curve, error = (result["curve"][: trial.epoch], None) if broke else (result["curve"], trial.error)
+    lines = differences(trial.curve, curve)
+    if error != result.get("failure"):
+        lines.append(f"{_ended(result.get('failure'))} instead of: {_ended(error)}")
+    return lines
 
 
 def other_versions(recorded: Mapping[str, str]) -> list[str]:
-    """What differs between here and where a run was recorded, a line each."""
+    """Return the differences between the recorded versions and those of this machine, one line each."""
     here = versions()
     return [
         f"{name}: {recorded.get(name)} there, {here.get(name)} here"
@@ -81,14 +81,14 @@ def _ended(error: str | None) -> str:
 
 
 def differences(recorded: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Figures that are not the same to the last bit, a line each; timings aside."""
-    found = []
+    """Return the metrics that are not bit-identical, one line each, except timings."""
+    lines = []
     if len(recorded) != len(again):
-        found.append(f"{len(again)} epochs instead of {len(recorded)}")
+        lines.append(f"{len(again)} epochs instead of {len(recorded)}")
     for before, now in zip(recorded, again, strict=False):
-        found += [
+        lines += [
             f"epoch {before['epoch']}, {name}: {before.get(name)} -> {now.get(name)}"
             for name in sorted(before.keys() | now.keys())
             if name not in TIMINGS and before.get(name) != now.get(name)
         ]
-    return found
+    return lines

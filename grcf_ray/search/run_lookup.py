@@ -1,4 +1,4 @@
-"""Where a run lies, and whether what is asked for is the run that lies there."""
+"""Find the folder of a run, and compare the run recorded there with the search that the user asks for."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from grcf_ray.search.space import Space, space_for
 from grcf_ray.storage import StoragePath, storage_path
 
 FREE = frozenset({"search.concurrent", "search.hang_minutes", "search.failures_in_a_row"})
-"""Settings that change no number of a trial: they may differ from start to start."""
+"""Settings that do not affect results: each start of a run may change them."""
 _NAME_BYTES = 200
-"""Disks take 255; other runs' names are made from this one, as with `--force`."""
+"""File systems allow 255; `--force` and the direct baseline lengthen the name."""
 GROWING = ("search.stage1_trials", "search.stage2_trials")
-"""Budgets: the larger of what is asked for and what is on record holds."""
+"""Budgets: the larger of the requested and the recorded value applies."""
 
 
 def runs_place(storage: str | None) -> StoragePath:
-    """Where runs go: `--storage`, else `$GRCF_RUNS`, else ./runs; under a Ray job ~/grcf_runs."""
+    """Return the folder of runs: `--storage`, else `$GRCF_RUNS`, else ./runs, or ~/grcf_runs under a Ray job."""
     if storage is None:
-        # The working directory of a Ray job is a cache that may vanish.
+        # Ray may delete the working directory of a job.
         default = Path.home() / "grcf_runs" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path("runs")
         storage = os.environ.get("GRCF_RUNS") or str(default)
     return storage_path(storage, check=True)
 
 
 def space_on(dataset: str, path: Path | None, data: Path | None, label_range: tuple[float, float] | None) -> Space:
-    """The space of a file, else the one that ships for a data set, with margins for the data set's labels.
+    """Return the space of a file, else the data set's shipped one, with margins scaled to its labels.
 
-    The data are opened only where neither a fact sheet nor the space tells the range. Scaled margins are told.
+    Open the data only if neither a fact sheet nor the space gives the label range. Print a line if margins are scaled.
     """
     written = space_for(dataset, path)
     about = datasets.find(dataset)
@@ -50,13 +50,13 @@ def space_on(dataset: str, path: Path | None, data: Path | None, label_range: tu
     space = written.for_labels(dataset, (high - low) / 2, labels.task)
     if space is not written:
         console.progress(
-            f"Margins of {written.source} are scaled from {written.dataset}'s labels to {low:g} to {high:g}"
+            f"Scaling the margins of {written.source} from the labels of {written.dataset} to [{low:g}, {high:g}]"
         )
     return space
 
 
 def run_name(dataset: str, config: RunConfig, task: Task) -> str:
-    """The name of a run that is given none."""
+    """Return the default name of a run."""
     facts = datasets.find(dataset)
     classes = "-binary" if facts and facts.task != task else ""
     encoder = Path(config.model.backbone).name if config.model.sees_text else config.model.modalities.replace("+", "-")
@@ -64,32 +64,32 @@ def run_name(dataset: str, config: RunConfig, task: Task) -> str:
 
 
 def finished_run(runs: StoragePath, dataset: str) -> RunRecord:
-    """The finished search of a data set, the direct baseline aside. ConfigError where there is none, or several."""
-    found = {}
+    """Return the finished search of a data set, except the direct baseline. Raises ConfigError unless there is one."""
+    finished = {}
     for name in [name for name in runs.names() if not name.endswith(DIRECT)]:
         record = RunRecord(runs / name)
-        # What a killed search or somebody's editor left of another run is no hindrance.
+        # Skip damaged runs and folders that are not runs.
         with contextlib.suppress(GrcfError, OSError):
             info = record.search_info()
             if info.data.name == dataset and info.state == "finished":
-                found[name] = record
-    if not found:
+                finished[name] = record
+    if not finished:
         raise ConfigError(
-            f"{runs} holds no finished search of {dataset}; search it first: "
+            f"{runs} holds no finished search of {dataset}; run one first: "
             f"python -m grcf_ray.search --dataset {dataset}"
         )
-    if len(found) > 1:
+    if len(finished) > 1:
         raise ConfigError(
-            f"{runs} holds {len(found)} finished searches of {dataset}; say which: "
-            f"--from {' or '.join(map(str, found.values()))}"
+            f"{runs} holds {len(finished)} finished searches of {dataset}; choose one: "
+            f"--from {' or '.join(map(str, finished.values()))}"
         )
-    return next(iter(found.values()))
+    return next(iter(finished.values()))
 
 
 def find_run(runs: StoragePath, name: str, space: Space, store: DatasetStore, *, force: bool) -> RunRecord:
-    """The run of this name, to begin or to go on with. ConfigError, with the differences, where it is another one.
+    """Return the run of this name, to start or to resume. Raises ConfigError with the differences if they differ.
 
-    force: take the name with -2, -3 and so on instead, the first that is free or that is this run.
+    force: if the name is taken by other settings, append -2, -3 and so on, up to the first free or matching run.
     """
     _check_name(name)
     number = 1
@@ -99,21 +99,21 @@ def find_run(runs: StoragePath, name: str, space: Space, store: DatasetStore, *,
             changed = differences(record.search_info(), space, store) if record.exists else []
         except PermissionError as error:
             raise ConfigError(
-                f"{record} is another user's ({error.strerror}); give this one a name of its own: --name NAME"
+                f"{record} belongs to another user ({error.strerror}); give another name: --name NAME"
             ) from error
         if not changed:
             return record
         if not force:
             raise ConfigError(
                 faults_message(f"{record} holds a run with other settings:", changed)
-                + "\nGive the old settings to go on with it, a name of its own to this one (--name NAME), or --force, "
-                f"which names it {name}-{number + 1}"
+                + "\nRepeat the old settings to resume that run, give another name (--name NAME), or give --force, "
+                f"which starts {name}-{number + 1}"
             )
         number += 1
 
 
 def _check_name(name: str) -> None:
-    """ConfigError where a run of this name would lie outside its folder, or could not be listed or written there."""
+    """Raise ConfigError for a name that leaves the folder of runs, or that cannot be listed or written there."""
     if (
         name.startswith(".")
         or len(name.encode("utf-8", "surrogateescape")) not in range(1, _NAME_BYTES + 1)
@@ -121,16 +121,16 @@ def _check_name(name: str) -> None:
         or set("/\\") & set(name)
     ):
         raise ConfigError(
-            f"--name {name!r}: a run's name is that of a folder in --storage: 1 to {_NAME_BYTES} bytes, no / or \\, no "
-            "control characters, no dot at the start; give another: --name NAME"
+            f"--name {name!r}: not a folder name; allowed are 1 to {_NAME_BYTES} bytes without /, \\, control "
+            "characters or a leading dot. Give another name: --name NAME"
         )
 
 
 def differences(info: RunInfo, space: Space, store: DatasetStore) -> list[str]:
-    """What is asked for otherwise than the record has it, a line each: `key: before -> after`."""
+    """Return the differences between a run and the requested search, one line each: `key: before -> after`."""
     before = {"data": info.data.fingerprint, **info.settings, **_searched(info.space.model_dump())}
     after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
-    # Rows that follow no words have none for special tokens either way.
+    # Rows that are not aligned to words have none for special tokens.
     unread = () if store.info.word_aligned else ("features.special_rows",)
     ignored = {*FREE, *GROWING, *unread}
     return [
@@ -141,52 +141,54 @@ def differences(info: RunInfo, space: Space, store: DatasetStore) -> list[str]:
 
 
 def encoder_of(config: RunConfig) -> dict[str, str] | None:
-    """What run.json says of the text encoder that the trials begin with, as `encoder`; None for trials without text."""
+    """Return the entry `encoder` of run.json: the trials' pretrained text encoder, None for trials without text."""
     if not config.model.sees_text:
         return None
-    # Torch and transformers, which whoever asks for runs has no use for.
+    # Commands that list runs need neither torch nor transformers.
     from grcf_ray.train.assemble import backbone_sha256
 
     return {"name": config.model.backbone, "weights_sha256": backbone_sha256(config.model.backbone)}
 
 
 def note_encoder(record: RunRecord, config: RunConfig) -> None:
-    """Say in run.json what the trials begin with. Runs of the first releases did not: they are held to today's."""
+    """Add the encoder to a run.json of the first releases, which lacks it; later starts must use the same weights."""
     if "encoder" not in record.info().model_fields_set:
         record.update_run(encoder=encoder_of(config))
 
 
 def check_encoder(record: RunRecord, config: RunConfig, *, otherwise: str) -> None:
-    """ConfigError where the encoder's weights are others than those that the record's trials began with.
+    """Raise ConfigError if the encoder's weights changed since the recorded trials started.
 
-    otherwise: what may be done but to bring the old ones back.
+    otherwise: the alternative to restoring the old weights, for the message.
     """
     before = record.info().encoder if record.exists else None
     if before is None or not config.model.sees_text or before.name != config.model.backbone:
         return
     if encoder_of(config) != before.model_dump():
         raise ConfigError(
-            f"{before.name} has other weights than when {record} was begun, whose trials would not compare with "
-            f"new ones; bring the old ones back, or {otherwise}"
+            f"The weights of {before.name} changed since {record} started, so new trials would not be comparable; "
+            f"restore the old weights, or {otherwise}"
         )
 
 
 def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
-    """The data that a run was searched on, from `data` or from where it read them. DataError where they are others."""
+    """Open the data of a run, from `data` or from the recorded folder. Raises DataError if the data differ."""
     recorded = record.search_info().data
     name, folder = recorded.name, Path(recorded.folder)
     if data is None and not is_store(folder) and name not in datasets.names():
         raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
     low, high = recorded.label_range
-    # A cached import may have been cleared away: the data are then looked for as a search does.
+    # If the cached import was deleted, look for the data as a search does.
     store = DatasetStore.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
     if store.info.fingerprint != recorded.fingerprint:
-        raise DataError(f"{store.folder} holds other data than the run's: their fingerprints differ")
+        raise DataError(
+            f"{store.folder} holds other data than the run's: their fingerprints differ; give its data: --data FILE"
+        )
     return store
 
 
 def grown(record: RunRecord, space: Space) -> Space:
-    """The space with the budgets of the record where those are larger: a run is never cut short by a later start."""
+    """Return the space with each budget at least as large as the record's: a later start never shrinks a run."""
     if not record.exists:
         return space
     settings, asked = record.search_info().settings, flatten(space.config())
@@ -194,10 +196,11 @@ def grown(record: RunRecord, space: Space) -> Space:
 
 
 def kept_budgets(record: RunRecord, asked: Mapping[str, Any]) -> list[str]:
-    """Which of the settings that were asked for are smaller than the record's, which stay, a sentence each."""
+    """Return one sentence for each requested budget that is smaller than the record's, which stays."""
     before = record.info().settings if record.exists else {}
     return [
-        f"{key} = {asked[key]} is less than the run's {before[key]}, which it keeps. For a smaller search: --name NAME"
+        f"{key} = {asked[key]} is below the run's {before[key]}; the run keeps {before[key]}. "
+        "For a smaller search, give another name: --name NAME"
         for key in GROWING
         if key in asked and key in before and asked[key] < before[key]
     ]

@@ -1,4 +1,4 @@
-"""Where the models of a run lie, and how to open them: its best one, and the retrainings of it under other seeds."""
+"""Find and open the models of a run: the best model and its retrainings under other seeds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from grcf_ray.train.export import SavedModel
 
 
 def load_model(where: str | Path) -> SavedModel:
-    """The best model of a run, on the CPU, ready to score.
+    """Return the best model of a run, on the CPU, ready to score.
 
-    where: a run, its `best/`, or a copy of that, as a folder or a URI.
+    where: a run, its `best/`, or a copy of `best/`, as a folder or a URI.
 
     >>> model = load_model("runs/demo-all-MiniLM-L6-v2-seed42")
     >>> model.score(["What a film!", "Never again."])
@@ -24,7 +24,7 @@ def load_model(where: str | Path) -> SavedModel:
 
 
 def find_model(place: StoragePath) -> StoragePath:
-    """The folder of a run's best model, or the place itself where it is one. DataError where there is neither."""
+    """Return the folder of a run's best model, or the place itself if it is a model. Raises DataError otherwise."""
     if (place / "config.json").exists():
         return place
     if not (place / "run.json").exists():
@@ -36,7 +36,7 @@ def find_model(place: StoragePath) -> StoragePath:
 
 
 def no_model(record: RunRecord) -> DataError:
-    """Why a run has no best model, and what to do about it."""
+    """Return the error for a run without a best model."""
     info = record.info()
     if not isinstance(info, RunInfo) or info.state != "finished":
         return DataError(f"{record} has no best model yet: its search is {info.state}")
@@ -44,16 +44,16 @@ def no_model(record: RunRecord) -> DataError:
 
 
 def open_model(place: StoragePath) -> SavedModel:
-    """A model that `export.save_model` wrote, verified, from a folder or from object storage."""
+    """Open and verify a model that `export.save_model` wrote, in a folder or on object storage."""
     with place.reading_folder() as folder:
         return export.load_model(folder, where=str(place))
 
 
 def retrained_models(place: StoragePath) -> list[StoragePath]:
-    """The models that a run's winner was trained anew to under fresh seeds; none where it was not, or is no run."""
+    """Return the winner's retrained models; empty if there are none or the place is not a run."""
     if not (place / "run.json").exists():
         return []
-    # Of all this, Ray alone takes a second to import.
+    # Importing Ray takes a second.
     from grcf_ray.search.comparisons import retrainings
     from grcf_ray.search.seeds import winner_models
 

@@ -1,8 +1,7 @@
-"""The JSON files of a run: what each holds, checked as it is read, and brought to the current version.
+"""Define the JSON files of a run, check each file when it is read, and upgrade files of earlier versions.
 
-A key that is missing, unknown or of another kind is a fault of the file: a DataError that names it. Files of earlier
-versions are brought up to date first, and what they have beyond is left out. The lease is not among them: it is another
-process's word, read by `lease`.
+A missing key, an unknown key or a value of the wrong type raises a DataError that names it. Unknown keys in files of
+earlier versions are ignored. `lease.json` is not defined here: another process writes it, and `lease` reads it.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from grcf_ray.metrics import MetricProtocol
 from grcf_ray.storage import StoragePath
 
 SCHEMA_VERSION = 2
-"""Of every file of a run. 1: what release 0.1 wrote, some files without a version."""
+"""Version of every file of a run. Release 0.1 wrote version 1, some files without a version."""
 _MOST_EPOCHS = 100_000
 _FAULTS = 5
-"""Faults of a file that are said."""
+"""Number of a file's faults that an error lists."""
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -44,7 +43,7 @@ def _moment(text: str) -> str:
 
 
 _Time = Annotated[str, AfterValidator(_moment)]
-"""A time as the record has it; empty where nobody noted it."""
+"""A time in ISO format; empty if it was not recorded."""
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +58,7 @@ _Settings = Annotated[dict[str, Any], AfterValidator(_settings)]
 def _epochs(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for number, metrics in enumerate(curve, 1):
         if metrics.get("epoch") != number:
-            raise ValueError(f"entry {number} should be of epoch {number}, it is of {metrics.get('epoch')}")
+            raise ValueError(f"entry {number} has epoch {metrics.get('epoch')} instead of {number}")
     return curve
 
 
@@ -67,7 +66,7 @@ _Curve = Annotated[list[dict[str, _Finite | None]], Field(max_length=_MOST_EPOCH
 
 
 class _Part(BaseModel):
-    """A mapping with these keys and no others, of exactly these kinds."""
+    """A mapping with exactly these keys, of exactly these types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -76,13 +75,13 @@ class StoredFile(_Part):
     """A JSON file of a run."""
 
     versioned_from: ClassVar[int] = 2
-    """The first version that this file names."""
+    """The first version whose files of this kind have a version number."""
 
     schema_version: Annotated[int, Field(ge=1)]
 
     @staticmethod
     def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-        """The content of version 1 as of version 2."""
+        """Return the content of version 1 in version 2."""
         return content
 
 
@@ -105,7 +104,7 @@ class _Range(_Part):
     @model_validator(mode="after")
     def _bounds(self) -> _Range:
         if not self.low <= self.start <= self.high or (self.log and self.low <= 0):
-            raise ValueError("should have low <= start <= high, and low > 0 where log is true")
+            raise ValueError("should have low <= start <= high, and low > 0 if log is true")
         return self
 
 
@@ -131,7 +130,7 @@ class _Space(_Part):
 
 
 class RunData(_Part):
-    """The data of a search: where it read them, and what they are."""
+    """The data of a search, with the folder it read them from."""
 
     folder: str
     name: str
@@ -182,7 +181,7 @@ class RunInfo(PartInfo):
 
     @staticmethod
     def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-        """Data were all for regression before they said so."""
+        """Add the task: all data of version 1 were for regression."""
         data = content.get("data")
         return {**content, "data": {"task": "regression", **data}} if isinstance(data, dict) else content
 
@@ -220,7 +219,7 @@ class TrialFile(StoredFile):
     @model_validator(mode="after")
     def _finalist(self) -> TrialFile:
         if not re.fullmatch(r"\d{1,9}", str(self.params.get("finalist", 0))):
-            raise ValueError(f"params.finalist = {self.params['finalist']!r}: should be a trial's number")
+            raise ValueError(f"params.finalist = {self.params['finalist']!r}: should be the number of a trial")
         return self
 
 
@@ -234,7 +233,7 @@ class FinalistFile(StoredFile):
 
 
 class ModelMetricsFile(StoredFile):
-    """metrics.json of a model that was trained anew."""
+    """metrics.json of a retrained model."""
 
     valid: _Figures
     test: _Figures
@@ -276,7 +275,7 @@ class _Origin(_Part):
 
 
 class ProvenanceFile(StoredFile):
-    """best/provenance.json, and that of a model that was trained anew."""
+    """provenance.json of the best model or of a retrained one."""
 
     trial: _Name
     params: dict[str, _Scalar]
@@ -319,7 +318,7 @@ class SeedsFile(StoredFile):
 
 
 class EntryFile(_Part):
-    """An item of reproduce/models/SHAPE/entries.json."""
+    """An entry of reproduce/models/SHAPE/entries.json."""
 
     stage1: dict[str, _Scalar]
     stage2: dict[str, _Scalar]
@@ -327,7 +326,7 @@ class EntryFile(_Part):
 
 
 def read_file(place: StoragePath, kind: type[StoredFile]) -> dict[str, Any]:
-    """A file of a run, as of the current version. FileNotFoundError where there is none; DataError as in `checked`."""
+    """Read a file of a run in the current version. Raises FileNotFoundError, and DataError as `checked` does."""
     return checked(place.read_json(), kind, place)
 
 
@@ -345,7 +344,7 @@ def parsed(content: Any, kind: type[_Stored], place: StoragePath) -> tuple[dict[
         raise _damaged(place, [f"should be a JSON object, not {type(content).__name__}"])
     version = content.get("schema_version", 1 if kind.versioned_from > 1 else None)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise _damaged(place, [f"schema_version = {version!r}: should be a whole number from 1 on"])
+        raise _damaged(place, [f"schema_version = {version!r}: should be an integer of at least 1"])
     if version > SCHEMA_VERSION:
         raise DataError(f"{place}: written by a newer grcf_ray (version {version}); upgrade to read it")
     old = version < SCHEMA_VERSION
@@ -355,16 +354,16 @@ def parsed(content: Any, kind: type[_Stored], place: StoragePath) -> tuple[dict[
         try:
             model = kind.model_validate(content)
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False)
-            if not old or any(fault["type"] != "extra_forbidden" for fault in found):
-                raise _damaged(place, _lines(found)) from error
-            content = _without(content, [fault["loc"] for fault in found])
+            faults = error.errors(include_url=False, include_context=False)
+            if not old or any(fault["type"] != "extra_forbidden" for fault in faults):
+                raise _damaged(place, _lines(faults)) from error
+            content = _without(content, [fault["loc"] for fault in faults])
         else:
             return dict(content), model
 
 
 def checked_list(place: StoragePath, kind: type[_Part]) -> list[dict[str, Any]]:
-    """A file that is a list of objects of a kind. FileNotFoundError; DamagedError."""
+    """Read a file that is a list of objects of a kind. Raises FileNotFoundError or DamagedError."""
     try:
         content: list[dict[str, Any]] = place.read_json()
         TypeAdapter(list[kind]).validate_python(content)  # type: ignore[valid-type]
@@ -374,7 +373,7 @@ def checked_list(place: StoragePath, kind: type[_Part]) -> list[dict[str, Any]]:
 
 
 def _lines(faults: Any) -> list[str]:
-    def said(fault: Mapping[str, Any]) -> str:
+    def line(fault: Mapping[str, Any]) -> str:
         where = ".".join(map(str, fault["loc"])) or "the file"
         if fault["type"] == "missing":
             return f"{where} is missing"
@@ -382,19 +381,19 @@ def _lines(faults: Any) -> list[str]:
             return f"{where}: no such key"
         return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
 
-    return list(map(said, faults))
+    return list(map(line, faults))
 
 
 def _damaged(place: StoragePath, faults: list[str]) -> DamagedError:
     more = [f"and {len(faults) - _FAULTS} more faults"] if len(faults) > _FAULTS else []
     return DamagedError(
-        f"{place}: damaged, edited or not of this run ({'; '.join([*faults[:_FAULTS], *more])}). "
-        "Bring it back from a copy, or move it away"
+        f"{place}: damaged, edited or from another run ({'; '.join([*faults[:_FAULTS], *more])}). "
+        "Restore the file from a copy, or move it away"
     )
 
 
 def _without(content: Any, places: list[tuple[Any, ...]]) -> Any:
-    """JSON without the keys at these places."""
+    """Return JSON without the keys at these paths."""
     if isinstance(content, dict):
         gone = {at[0] for at in places if len(at) == 1}
         return {

@@ -1,7 +1,7 @@
-"""What the search's gain is worth: winner and starting point trained anew under fresh seeds, and compared on test.
+"""Retrain the winner and the starting point under fresh seeds, and compare them on the test split.
 
-The retrainings are trials like any other, in a record of their own below the run's. Of 2 N trials number 2 i is the
-winner under the i-th seed, and number 2 i + 1 the starting point under the same. Nothing is chosen among them.
+Retrainings are trials in a separate record inside the run. Of 2 N trials, number 2 i is the winner under seed i, and
+number 2 i + 1 the starting point under the same seed. No model is chosen among them.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from grcf_ray.train.manifest import extend_manifest, is_complete
 from grcf_ray.train.stage import stage_seed
 
 _FRESH = 3
-"""Sets the seeds apart from those of the search's stages, 1 and 2."""
+"""Separates the seeds from those of the search's stages, 1 and 2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedTrials:
-    """The trials of both stages, as `Search.retrainings` has them."""
+    """The retrainings of both arms, as `Search.retrainings` takes them."""
 
     seed: int
-    """The run's."""
+    """The run's seed."""
     seeds: int
-    """Fresh seeds for each arm."""
+    """Number of fresh seeds for each arm."""
     arms: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    """The parameters of each arm's stages."""
+    """Parameters by arm and stage."""
 
     def params(self, stage: Literal[1, 2], finalists: Sequence[Any]) -> list[dict[str, Any]]:
-        """The parameters of a stage's trials; in Stage 2 one for each that came through Stage 1.
+        """Return the parameters of a stage's trials; in Stage 2, one for each finalist of Stage 1, in the same order.
 
-        In the order of the finalists, which only grow: those of a resumed search are added at the end.
+        A resumed search appends its finalists, so earlier trials keep their numbers.
         """
         numbers = [int(finalist) for finalist in finalists] or list(range(2 * self.seeds))
         return [
@@ -54,17 +54,17 @@ class SeedTrials:
         ]
 
     def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
-        """The seed of a trial: both arms have the same ones."""
+        """Return the seed of a trial; both arms use the same seeds."""
         return fresh_seed(self.seed, stage, int(params.get("finalist", number)) // 2)
 
 
 def fresh_seed(run_seed: int, stage: Literal[1, 2], index: int) -> int:
-    """The seed of a stage under the run's fresh seed of an index, which no trial of the search has had."""
+    """Return the seed of a stage under a fresh seed of the run, which no trial of the search has used."""
     return stage_seed(run_seed, _FRESH, stage, index)
 
 
 def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore) -> dict[str, Any]:
-    """Train both arms under `seeds` fresh seeds, measure all on test; write and return `seeds/metrics.json`."""
+    """Train both arms under `seeds` fresh seeds, measure them on test, write and return `seeds/metrics.json`."""
     run, space = search.record, search.space
     record = seeds_record(run, trial_name(winner))
     budget = {"search.stage1_trials": 2 * seeds, "search.stage2_trials": 2 * seeds, "search.finalists": 2 * seeds}
@@ -78,9 +78,8 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
         retrainings=trials,
         reopen=False,
     )
-    what = f"Training the winner and the starting point anew under {seeds} fresh seeds"
-    for listener in search.listeners:
-        listener(RetrainingsStarted(what, dict.fromkeys((1, 2), 2 * seeds)))
+    description = f"Retraining the winner and the starting point under {seeds} fresh seeds"
+    search.tell(RetrainingsStarted(description, dict.fromkeys((1, 2), 2 * seeds)))
     job.run()
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
@@ -100,20 +99,20 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
 
 
 def _drop_checkpoints(record: RunRecord, ended: Sequence[TrialRecord]) -> None:
-    """Delete the checkpoints of retrainings whose models lie whole in `models/`: nothing reads them any more.
+    """Delete the checkpoints of retrainings whose models are saved in `models/`.
 
-    What Stage 2 started from stays in `finalists/`: it is another model, from which a retraining is replayed.
+    The Stage 1 weights stay in `finalists/`: replaying a Stage 2 retraining starts from them.
     """
     for trial in ended:
         if trial.checkpoint is not None:
-            # The record first: it never names a file that is gone.
+            # Write the record first, so that it never names a deleted file.
             trial.checkpoint = trial.checkpoint_sha256 = None
             record.write_trial(trial)
         record.trial_folder(trial).delete()
 
 
 def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
-    """The folders of the models that the winner was trained anew to; those of the starting point are left out."""
+    """Return the folders of the winner's retrained models, without those of the starting point."""
     models = seeds_record(record, winner)
     trials = models.trials(2) or models.trials(1)
     ended = [trial for trial in trials if trial.state == "complete" and _arm(trial) == ARMS[0]]
@@ -122,7 +121,7 @@ def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
 
 
 def _complete(job: Search) -> bool:
-    """Whether every retraining has ended; in Stage 2 there are as many as came through Stage 1."""
+    """Return whether every retraining has ended; Stage 2 has one for each finalist."""
     record = job.record
     budgets = dict.fromkeys(job.stages, job.config.search.stage1_trials)
     if job.stages == [1, 2]:
@@ -131,12 +130,12 @@ def _complete(job: Search) -> bool:
 
 
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:
-    own = {path: value for path, value in winner.params.items() if path != "finalist"}
+    params = {path: value for path, value in winner.params.items() if path != "finalist"}
     if winner.stage == 1:
-        tuned: dict[int, dict[str, Any]] = {1: own, 2: {}}
+        tuned: dict[int, dict[str, Any]] = {1: params, 2: {}}
     else:
         finalist = winner.params.get("finalist")
-        tuned = {1: record.read_finalist(int(finalist))["params"] if finalist is not None else {}, 2: own}
+        tuned = {1: record.read_finalist(int(finalist))["params"] if finalist is not None else {}, 2: params}
     return {"winner": tuned, "start": {1: space.start(1), 2: space.start(2)}}
 
 
@@ -145,12 +144,12 @@ def _arm(trial: TrialRecord) -> str:
 
 
 def _number(trial: TrialRecord) -> int:
-    """The retraining's own; in Stage 2 that which it came from."""
+    """Return the number of a retraining's Stage 1 trial, or its own number without one."""
     return int(trial.params.get("finalist", trial.number))
 
 
 def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> StoragePath:
-    """Where the model of a retraining lies, as `train.export.load_model` takes it. last: the last stage of them all."""
+    """Return the folder of a retraining's model, for `train.export.load_model`. last: the last stage of the run."""
     stage = "" if trial.stage == last else f"stage{trial.stage}-"
     return record.place / "models" / f"{stage}{trial.number:04d}"
 
@@ -164,28 +163,26 @@ def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
 def measure_models(
     job: Search, trials: Sequence[TrialRecord], store: DatasetStore, run: RunRecord, command: str, *, below: str
 ) -> None:
-    """Export and measure the models that are not measured yet, as many at a time as the cluster holds.
+    """Export and measure the models that are not measured yet, in parallel on the cluster.
 
-    Reading test is noted in the provenance of the run's winner, under `command`, with the trials' names below `below`.
+    Notes the reading of test in the provenance of the run's winner, with `command` and the names `below`/TRIAL.
     """
     record, config = job.record, job.config
     places = [(trial, model_place(record, trial, last=job.stages[-1])) for trial in trials]
     missing = [(trial, place) for trial, place in places if not is_complete(place, ["metrics.json"])]
     if not missing:
         return
-    for listener in job.listeners:
-        listener(StepStarted(f"saving {len(missing)} models", len(missing)))
+    job.tell(StepStarted(f"saving {len(missing)} models", len(missing)))
     for trial, place in missing:
-        own = config_of(job.space, record, trial)
-        export_winner(record, trial, own, job.features, store, job.protocol, to=f"models/{place.name}")
+        trial_config = config_of(job.space, record, trial)
+        export_winner(record, trial, trial_config, job.features, store, job.protocol, to=f"models/{place.name}")
     note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker
     task = ray.remote(num_cpus=threads)(_measure_model)
     waiting = [task.remote(place.uri, tables, threads) for _, place in missing]
     while True:
-        for listener in job.listeners:
-            listener(ModelMeasured(len(missing) - len(waiting), len(missing)))
+        job.tell(ModelMeasured(len(missing) - len(waiting), len(missing)))
         if not waiting:
             return
         done, waiting = ray.wait(waiting)

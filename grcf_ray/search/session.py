@@ -1,4 +1,4 @@
-"""One start of a search: checks before it, the lease while it runs, what is said when it ends early."""
+"""Start a search: check the plan, hold the run's lease, run both stages, and report an early end."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ from grcf_ray.search.winner import (
 from grcf_ray.train.assemble import prepare_features
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)
-"""A full, failing or vanished disk. Errors of object storage have no number."""
+"""Errors of a full, failing or unmounted disk. Errors of object storage have no number."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)
-"""What only writing meets. NumPy's own error of a full disk has no number."""
+"""Errors that only a write can raise. NumPy's own error for a full disk has no number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a command asks for, once its data, space and record are known.
+    """One search command with its data, space and record.
 
-    command: the one that was typed, to be typed again. time_budget: seconds.
+    command: the command as the user typed it, for messages that say how to resume. time_budget: seconds.
     """
 
     record: RunRecord
@@ -72,7 +72,7 @@ class Session:
     command: str
     listeners: Sequence[Listener] = ()
     shared: bool = False
-    """Let others read the run, as the user's mask has it."""
+    """Let other users read the run, as the user's umask allows."""
 
     @property
     def config(self) -> RunConfig:
@@ -81,7 +81,7 @@ class Session:
 
     @property
     def budgets(self) -> dict[int, tuple[int, int]]:
-        """Trials and epochs of each stage that has epochs."""
+        """The trials and epochs of each stage that has epochs."""
         config = self.config
         stages = (
             (1, config.search.stage1_trials, config.stage1.epochs),
@@ -90,7 +90,7 @@ class Session:
         return {stage: (trials, epochs) for stage, trials, epochs in stages if epochs}
 
     def finished(self) -> bool:
-        """Whether the record holds all that is asked for: the search, its best model, and the retrainings."""
+        """Return whether the record holds the whole search, its best model and the retrainings."""
         if not self.record.exists or self.reopen:
             return False
         info = self.record.search_info()
@@ -99,33 +99,36 @@ class Session:
             return False
         if not measured(self.record, info.winner):
             console.progress(
-                f"{self.record.place / 'best'} is gone or not whole: the winner is saved and measured again"
+                f"{self.record.place / 'best'} is missing or incomplete; saving and measuring the winner again"
             )
             return False
         return not self.seeds or retrainings(self.record, info.winner) is not None
 
     def check(self) -> Capacity:
-        """How the trials fit the cluster, which is joined. What can never run is refused here."""
+        """Join the cluster and return how the trials fit it.
+
+        Raises ConfigError, DataError or ClusterError if the search can never run.
+        """
         config = self.config
         (low, high), task = self.store.info.label_range, self.store.info.task
         if faults := self.space.margin_faults((high - low) / 2, task):
             raise ConfigError(
-                faults_message(f"{self.space.source}: the starting point contradicts itself", faults)
-                + "\nGive others, such as --set ranking.base_margin=VALUE, or leave out those that you set"
+                faults_message(f"{self.space.source}: the margins of the starting point contradict each other", faults)
+                + "\nSet others, such as --set ranking.base_margin=VALUE, or remove your --set options"
             )
         searched = {**self.space.stage1, **self.space.stage2}
         if unread := [path for path in searched if not reads(task, path)]:
             raise ConfigError(
-                f"{self.space.source} searches {', '.join(unread)}, which a data set for {task} does not read; "
-                "give a space for it: --space FILE"
+                f"{self.space.source} searches {', '.join(unread)}, which {task} does not use; "
+                f"give a search space for {task}: --space FILE"
             )
         notes = self.store.check_trainable()
         self._check_modalities()
         if not self.budgets:
-            raise ConfigError("stage1.epochs and stage2.epochs are both 0: there is nothing to train")
+            raise ConfigError("stage1.epochs and stage2.epochs are both 0; raise one of them: --set stage2.epochs=N")
         if config.train.device == "cuda" and not config.search.gpus_per_worker:
             raise ConfigError(
-                "train.device = cuda, but trials are given no GPU: --gpus-per-worker 1, or a share of one"
+                "train.device = cuda, but trials have no GPU; give --gpus-per-worker 1, or a fraction of a GPU"
             )
         if config.model.sees_text:
             resolve_backbone(config.model.backbone)
@@ -138,9 +141,9 @@ class Session:
         return dataclasses.replace(room, memory=memory, notes=(*notes, *room.notes))
 
     def count_cut(self) -> tuple[int, int]:
-        """How many texts of train and valid have more subwords than the model reads, and how many there are.
+        """Return how many texts of train and valid are longer than features.max_tokens, and how many texts there are.
 
-        Of test nothing is read before a winner is fixed.
+        The test split is not read before the winner is fixed.
         """
         settings, store = self.config.features, self.store
         if not self.config.model.sees_text:
@@ -152,15 +155,15 @@ class Session:
         return count_cut(texts, tokenizer, max_tokens=settings.max_tokens), len(texts)
 
     def calibrate(self) -> list[Placement]:
-        """Throughput of trials side by side, on the cluster that `check` has joined."""
+        """Return the throughput of concurrent trials on the cluster that `check` joined."""
         features = prepare_features(self.store, self.config)
-        return calibrate(features, self.config, lambda what: console.progress(f"Timing:  {what}"))
+        return calibrate(features, self.config, lambda trials: console.progress(f"Timing:  {trials}"))
 
     def run(self, room: Capacity) -> None:
-        """Search, save and measure the winner, retrain it under fresh seeds; whatever of it the record lacks."""
+        """Search, save and measure the winner, and retrain it under fresh seeds; skip the steps that are on record."""
         self._make_folder()
         stop = Stop(time_budget=self.time_budget, last_words=self._leave)
-        # Ray prints what befalls its processes on standard output, which is the answer's.
+        # Ray reports its processes on standard output, which is reserved for the result.
         aside = contextlib.redirect_stdout(sys.stderr)
         with Lease(self.record.place, self.command), stop.on_signals(), aside:
             try:
@@ -175,7 +178,7 @@ class Session:
                     raise
                 raise ClusterError(
                     f"{self.record} can no longer be written ({error.strerror or error}); every finished epoch is "
-                    f"kept. When it can be again, go on: {self.command}"
+                    f"kept. Once it can be written again, go on: {self.command}"
                 ) from error
             except BaseException:
                 self._note_state("failed")
@@ -193,8 +196,8 @@ class Session:
             if error.errno not in _FULL and not str(error.filename or "").startswith(str(cache)):
                 raise
             raise ClusterError(
-                f"{cache} cannot be written ({error.strerror or error}), and features are kept there. Make room in it, "
-                f"or name another folder: GRCF_CACHE=DIR {self.command}"
+                f"{cache}, the feature cache, cannot be written ({error.strerror or error}). Free some space, or give "
+                f"another folder: GRCF_CACHE=DIR {self.command}"
             ) from error
         check_memory(features.train.nbytes + features.valid.nbytes, room.memory)
         seconds = {
@@ -222,7 +225,7 @@ class Session:
             self._tell(StepStarted("measuring it on valid and test", 1))
             measure_winner(record, winner, winner_config, features, store, facts, protocol, step=self._step)
         record.update_run(winner=trial_name(winner))
-        self._step("keeping the finalists' scores")
+        self._step("saving the finalists' scores")
         keep_finalists(record, self.space, features, store)
         self._step("writing the model card")
         write_card(record, store.info)
@@ -235,7 +238,7 @@ class Session:
         record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
 
     def _open_record(self, seconds: Mapping[int, float]) -> None:
-        """Begin run.json, or note in it that the run goes on. seconds: until each stage hands on, by a time budget."""
+        """Write run.json, or add this start to it. seconds: until each stage ends by the time budget, empty without."""
         record, started = self.record, {"time": now(), "command": self.command, "seeds": self.seeds}
         if seconds:
             begun = datetime.datetime.now(datetime.timezone.utc)
@@ -245,7 +248,7 @@ class Session:
         if record.exists:
             run = record.read_search()
             if lacking := record.lacks():
-                console.progress(f"The run is of an earlier release, whose record lacks {' and '.join(lacking)}")
+                console.progress(f"An earlier release wrote this run; its record lacks {' and '.join(lacking)}")
             starts = [*run["starts"], started]
             record.write_run({**run, "state": "running", "settings": settings, "starts": starts, "cut": []})
             note_encoder(record, self.config)
@@ -271,20 +274,20 @@ class Session:
         )
 
     def _leave(self, how: str) -> None:
-        """Say how to go on; nothing else needs to be done."""
+        """Print how to resume; the record needs no other clean-up."""
         self._note_state("interrupted")
         console.progress(f"{how}; every finished epoch is kept. To go on: {self.command}")
 
-    def _lose_cluster(self, what: str) -> None:
-        """Leave at once: what waits for Ray would wait for a minute, and end without a word."""
+    def _lose_cluster(self, loss: str) -> None:
+        """Exit at once: calls that wait for Ray would block for a minute and report no error."""
         try:
             self._note_state("interrupted")
-            console.progress(f"error: {what}; every finished epoch is kept. To go on: {self.command}")
+            console.progress(f"error: {loss}; every finished epoch is kept. To go on: {self.command}")
         finally:
             os._exit(ClusterError.exit_code)
 
     def _note_state(self, state: str) -> None:
-        # What ends the search may be that nothing can be written, or that the record is damaged or gone.
+        # The search may be ending because the disk is full, or because the record is damaged or missing.
         with contextlib.suppress(OSError, DataError):
             if self.record.exists:
                 self.record.update_run(state=state)
@@ -301,15 +304,15 @@ class Session:
 
         return note
 
-    def _step(self, what: str) -> None:
-        self._tell(StepStarted(what))
+    def _step(self, description: str) -> None:
+        self._tell(StepStarted(description))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
     def _make_folder(self) -> None:
-        """ConfigError where the run cannot be written, DataError where it holds links, before anything is computed."""
+        """Create the run's folder. Raises ConfigError if it cannot be written, DataError if it holds links."""
         place = self.record.place
         try:
             place.make_private()
@@ -324,36 +327,36 @@ class Session:
             ) from error
 
     def _check_encoder(self) -> None:
-        """ConfigError where the run, or the baseline that it will stand beside, began with another encoder."""
-        otherwise = "search anew under another name: --name NAME"
+        """Raise ConfigError if the run, or the run it is compared with, started with other encoder weights."""
+        otherwise = "start a new search under another name: --name NAME"
         check_encoder(self.record, self.config, otherwise=otherwise)
         (other,) = [side for side in both_sides(self.record.place).values() if side.name != self.record.place.name]
-        # One that cannot be read is compared with nothing either.
+        # A run that cannot be read is not compared either.
         with contextlib.suppress(DataError, OSError):
             check_encoder(RunRecord(other), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:
-        """ConfigError where the space names modalities that the data or the task cannot do with."""
-        # The direct baseline searches it in Stage 2.
+        """Raise ConfigError if the space names modalities that the data lack or the task cannot use."""
+        # The direct baseline searches the modalities in Stage 2.
         dimension = {**self.space.stage1, **self.space.stage2}.get("model.modalities")
         info = self.store.info
         named = dimension.choices if isinstance(dimension, Choice) else (self.config.model.modalities,)
         for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)):
             if dim is None and any(name in str(choice) for choice in named):
                 raise ConfigError(
-                    f"{self.space.source}: model.modalities names {name}, which the data do not have; "
-                    "give --set model.modalities=all for what they have"
+                    f"{self.space.source}: model.modalities names {name}, which the data lack; "
+                    "use all modalities of the data: --set model.modalities=all"
                 )
         without = [choice for choice in named if not ModelConfig(modalities=choice).sees_text]  # type: ignore[arg-type]
         if without and info.task == "classification":
             raise ConfigError(f"{self.space.source}: {NEEDS_TEXT.format(without[0])}")
         if 0 < len(without) < len(named):
             raise ConfigError(
-                f"{self.space.source}: model.modalities names {without[0]} beside choices with text; the features of a "
-                "run are made with text or without it. Search them in two runs"
+                f"{self.space.source}: model.modalities has choices with text and one without, {without[0]}; a run's "
+                "features are built either with text or without. Search the two kinds in two runs"
             )
         if without and self.config.search.ridge_baseline:
             raise ConfigError(
-                f"search.ridge_baseline fits the text vectors, and model.modalities = {without[0]} has no text; "
-                "give --set search.ridge_baseline=false"
+                f"search.ridge_baseline needs text vectors, but model.modalities = {without[0]} has no text; "
+                "turn the baseline off: --set search.ridge_baseline=false"
             )

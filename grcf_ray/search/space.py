@@ -1,4 +1,4 @@
-"""Search spaces: a YAML file that says what is fixed, what is searched, and where the search starts.
+"""Read and write search spaces: YAML files with the fixed settings, the searched settings and the starting point.
 
     dataset: mosi
     fixed:
@@ -39,11 +39,11 @@ from grcf_ray.search.schema import RunInfo
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
 FIXED_ONLY = {
-    "model.backbone": "the features of a run are made for one backbone",
-    "model.frozen_layers": "what is frozen is computed once for all trials",
+    "model.backbone": "a run's features are built for one backbone",
+    "model.frozen_layers": "frozen layers are computed once for all trials",
     "model.text_vector": "frozen text vectors are computed once for all trials",
-    "stage1.epochs": "the cosine and ASHA need trials of one length",
-    "stage2.epochs": "the cosine and ASHA need trials of one length",
+    "stage1.epochs": "the cosine schedule and ASHA need trials of equal length",
+    "stage2.epochs": "the cosine schedule and ASHA need trials of equal length",
 }
 
 _IN_LABEL_UNITS = {
@@ -52,12 +52,12 @@ _IN_LABEL_UNITS = {
     "ranking.margin_step": 1,
     "stage1.reg_margin": 2,
 }
-"""Settings that grow with the label range, and with which power of it; the others that do are relative to it."""
+"""Settings in label units, with the power of the label range by which they scale."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log` searches their logarithm."""
+    """Numbers from `low` to `high`, inclusive; `log` searches their logarithm."""
 
     low: float
     high: float
@@ -67,7 +67,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of a few values."""
+    """A choice among a few values."""
 
     choices: tuple[str | int | float | bool, ...]
     start: str | int | float | bool
@@ -78,18 +78,18 @@ Dimension = Range | Choice
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What a search may vary; the rest of the configuration is fixed."""
+    """The searched settings of both stages, and the fixed ones that differ from the defaults."""
 
     dataset: str
-    """The data set it was written for, or scaled to."""
+    """The data set that the space was written for or scaled to."""
     fixed: Mapping[str, Any]
     stage1: Mapping[str, Dimension]
     stage2: Mapping[str, Dimension]
     source: str
-    """The file it came from, for messages."""
+    """The file of the space, for messages."""
 
     def with_settings(self, settings: Mapping[str, Any]) -> Space:
-        """The space with these paths fixed, whether it searched them or not (`--set`)."""
+        """Return the space with these settings fixed, whether the space searched them or not (`--set`)."""
         return dataclasses.replace(
             self,
             fixed={**self.fixed, **settings},
@@ -98,10 +98,10 @@ class Space:
         )
 
     def for_labels(self, dataset: str, half_range: float, task: Task = "regression") -> Space:
-        """The space for a data set whose labels reach `half_range` either side of their centre.
+        """Return the space for a data set whose labels reach `half_range` on either side of their centre.
 
-        Margins are in label units, and the regularisation's in their square: where the space was written for a known
-        data set on another range, they are scaled to this one, with the ranges that are searched.
+        If the space was written for a known data set with another label range, scale its margins and their searched
+        ranges. Margins are in label units, the regularisation margin in their square.
         """
         facts = datasets.find(self.dataset)
         if facts is None or facts.name == dataset or {facts.task, task} != {"regression"}:
@@ -122,24 +122,24 @@ class Space:
         return dataclasses.replace(self, dataset=dataset, fixed=fixed, stage1=stages[1], stage2=stages[2])
 
     def dimensions(self, stage: Literal[1, 2]) -> Mapping[str, Dimension]:
-        """What the stage searches."""
+        """Return the settings that the stage searches."""
         return self.stage1 if stage == 1 else self.stage2
 
     def start(self, stage: Literal[1, 2]) -> dict[str, Any]:
-        """The parameters of the stage's first trial."""
+        """Return the parameters of the stage's first trial."""
         return {path: dimension.start for path, dimension in self.dimensions(stage).items()}
 
     def config(self, params: Mapping[str, Any] | None = None) -> RunConfig:
-        """The configuration of a trial with these parameters; without them, of the starting point."""
+        """Return the configuration of a trial with these parameters; by default, of the starting point."""
         start = {**self.start(1), **self.start(2)}
         return build_config({**self.fixed, **start, **(params or {})}, source=self.source)
 
     def margin_faults(self, half_range: float, task: Task = "regression") -> list[str]:
-        """What contradicts itself at the starting point, for labels that reach `half_range` either side."""
+        """Return contradictions among the starting point's margins. half_range: half the label range."""
         return check_margins(self.config(), half_range, task)
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of a space file that `load_space` reads back."""
+        """Return the space as the content of a file for `load_space`."""
 
         def plain(dimension: Dimension) -> dict[str, Any]:
             values = dataclasses.asdict(dimension)
@@ -154,7 +154,7 @@ class Space:
 
 
 def recorded_space(content: Mapping[str, Any], source: str) -> Space:
-    """The space that a run record holds, as `Space.as_dict` gave it."""
+    """Return the space of a run record, the inverse of `Space.as_dict`."""
 
     def dimension(value: Mapping[str, Any]) -> Dimension:
         if "choices" in value:
@@ -174,19 +174,19 @@ def run_space(info: RunInfo, source: str) -> Space:
 
 
 def load_space(path: Path) -> Space:
-    """A space file. ConfigError lists every fault of the file at once."""
+    """Read a space file. Raises ConfigError with all faults of the file."""
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1).decode("utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such search space; those that ship: {', '.join(_shipped())}") from error
+        raise ConfigError(f"{path}: no such search space; shipped spaces: {', '.join(_shipped())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parse(read_yaml(text, str(path)), str(path))
 
 
 def space_for(dataset: str, path: Path | None) -> Space:
-    """The space of a file, else the one that ships for a data set. ConfigError where there is neither."""
+    """Return the space of a file, else the shipped space of the data set. Raises ConfigError if there is neither."""
     if path is not None:
         return load_space(path)
     if dataset not in datasets.names():
@@ -198,19 +198,19 @@ def space_for(dataset: str, path: Path | None) -> Space:
             regression, classes = (path.relative_to(Path.cwd()) for path in (regression, classes))
         raise ConfigError(
             f"{datasets.unknown_message(dataset)}, and a search space: --space {regression}, or for two classes "
-            f"--space {classes}. Margins follow the label range"
+            f"--space {classes}. Margins are scaled to the label range"
         )
     return load_space(_folder() / f"{dataset}.yaml")
 
 
 def shipped_space(name: str) -> Path | None:
-    """The file of a space that ships; None where none has this name."""
+    """Return the file of a shipped space; None if no shipped space has this name."""
     path = _folder() / f"{name}.yaml"
     return path if path.is_file() else None
 
 
 def _folder() -> Path:
-    """Where the shipped spaces lie: in the package, or beside it in a checkout."""
+    """Return the folder of the shipped spaces: in the package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "search_spaces"
     return installed if installed.is_dir() else package.parent / "search_spaces"
@@ -246,12 +246,12 @@ def _parse(read: PlainYaml, source: str) -> Space:
     for stage in ("stage1", "stage2"):
         allowed = STAGE1_SECTIONS if stage == "stage1" else STAGE2_ONLY
         for path, value in parts[stage].items():
-            found = _path_faults(path, stage, allowed, parts)
-            if not found:
-                dimension, found = _dimension(path, value)
-                if dimension is not None and not found:
+            path_faults = _path_faults(path, stage, allowed, parts)
+            if not path_faults:
+                dimension, path_faults = _dimension(path, value)
+                if dimension is not None and not path_faults:
                     dimensions[stage][path] = dimension
-            faults += [f"{stage}: {path}: {fault}{at(stage, path)}" for fault in found]
+            faults += [f"{stage}: {path}: {fault}{at(stage, path)}" for fault in path_faults]
     if faults:
         raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults, limit=len(faults)))
     return Space(content["dataset"], parts["fixed"], dimensions["stage1"], dimensions["stage2"], source)
@@ -266,7 +266,7 @@ def _scaled(dimension: Dimension, factor: float) -> Dimension:
 
 
 def _rounded(value: float) -> float:
-    """To six digits, which people can read."""
+    """Round to six digits, for readable files."""
     return float(f"{value:.6g}")
 
 
@@ -277,11 +277,11 @@ def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[s
         return [f"can only be fixed: {FIXED_ONLY[path]}"]
     if not path.startswith(tuple(allowed)):
         where = " and ".join(f"{section}*" for section in allowed)
-        own = f"stage2.{path.partition('.')[2]}"
-        hint = f"; Stage 2 searches its own as {own}" if stage == "stage2" and own in known_paths() else ""
+        stage2_path = f"stage2.{path.partition('.')[2]}"
+        hint = f"; in Stage 2 search {stage2_path}" if stage == "stage2" and stage2_path in known_paths() else ""
         return [f"cannot be searched in {stage}, which searches {where}{hint}"]
     if path in parts["fixed"]:
-        return ["is fixed as well; it can be fixed or searched"]
+        return ["is also fixed; fix the setting or search it, not both"]
     return []
 
 
@@ -298,9 +298,9 @@ def _choice(path: str, value: Mapping[str, Any]) -> tuple[Dimension | None, list
         return None, [*faults, "choices: should be a list of two or more words or numbers"]
     if unfit := _unfit(path, choices):
         return None, [*faults, *unfit]
-    # As the setting has them, so that yes is true, and 1 and 1.0 are the same.
+    # Convert to the setting's type, so that yes is true, and 1 equals 1.0.
     choices = [_typed(path, choice) for choice in choices]
-    faults += [f"choices: {one!r} is listed twice" for one in dict.fromkeys(choices) if choices.count(one) > 1]
+    faults += [f"choices: {choice!r} is listed twice" for choice in dict.fromkeys(choices) if choices.count(choice) > 1]
     start: Any = value.get("start")
     if not _unfit(path, [start]):
         start = _typed(path, start)
@@ -337,8 +337,8 @@ def _range(path: str, value: Mapping[str, Any]) -> tuple[Dimension | None, list[
     elif not low <= start <= high:
         faults.append(f"start = {start:g}: lies outside [{low:g}, {high:g}]")
     if log is True and low <= 0:
-        faults.append(f"low = {low:g}: should be positive where log is true")
-    # A setting of a type and bounds of its own admits a range if it admits both ends.
+        faults.append(f"low = {low:g}: should be positive if log is true")
+    # A setting accepts a range if it accepts both ends.
     return Range(low, high, bool(log), start), faults or _unfit(path, (low, high, start))
 
 

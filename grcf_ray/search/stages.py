@@ -1,4 +1,4 @@
-"""The search: Stage 1 -> finalists -> Stage 2 -> winner. The record in its folder is the truth."""
+"""Search: Stage 1 -> finalists -> Stage 2 -> winner. Each start continues from the run record."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from grcf_ray.train.stage import stage_seed
 
 
 class Retrainings(Protocol):
-    """Trials that are given beforehand."""
+    """Trials whose parameters and seeds are fixed in advance."""
 
     def params(self, stage: Literal[1, 2], finalists: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-        """The parameters of a stage's trials, in their order."""
+        """Return the parameters of a stage's trials, in order of trial number."""
         ...
 
     def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
-        """The seed of one of them."""
+        """Return the seed of a trial."""
         ...
 
 
@@ -55,9 +55,9 @@ class Retrainings(Protocol):
 class Search:
     """A search over both stages on a connected cluster.
 
-    reopen: whether a Stage 2 that has spent its budget takes the finalists of a Stage 1 that was extended, with its
-    first budget once more. retrainings: where given, there is nothing to search: the trials of each stage, and the seed
-    of each. proposals: who proposes trials and is told how they ended. trainable: what a trial is.
+    reopen: give a Stage 2 that has spent its budget the finalists of an extended Stage 1, and its first budget again.
+    retrainings: trials to run instead of a search. proposals: the class that proposes trials. trainable: the class that
+    trains one.
     """
 
     record: RunRecord
@@ -74,12 +74,12 @@ class Search:
 
     @property
     def config(self) -> RunConfig:
-        """The space's starting point."""
+        """The configuration of the starting point."""
         return self.space.config()
 
     @property
     def stages(self) -> list[Literal[1, 2]]:
-        """Those that have epochs."""
+        """The stages that have epochs."""
         parts: list[tuple[Literal[1, 2], int]] = [(1, self.config.stage1.epochs), (2, self.config.stage2.epochs)]
         return [stage for stage, epochs in parts if epochs]
 
@@ -92,9 +92,9 @@ class Search:
         return all(spent(self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
 
     def run(self) -> TrialRecord:
-        """Run what the record still lacks; the winner.
+        """Run the trials that the record lacks, and return the winner.
 
-        NoWinnerError where no trial has a usable result, or too many failed in a row; KeyboardInterrupt where the
+        Raises NoWinnerError if no trial has a usable result or too many failed in a row, KeyboardInterrupt if the
         search was asked to stop.
         """
         if 1 in self.stages:
@@ -109,7 +109,7 @@ class Search:
         ranked = self.record.ranked(self.stages[-1])
         if not ranked:
             raise NoWinnerError(self._no_result(self.stages[-1]))
-        self._tell(WinnerFixed(ranked[0]))
+        self.tell(WinnerFixed(ranked[0]))
         return ranked[0]
 
     def _run_stage(self, stage: Literal[1, 2], dimensions: Mapping[str, Dimension], budget: int) -> None:
@@ -120,9 +120,9 @@ class Search:
             finalist = dimensions.get("finalist")
             starts = self.retrainings.params(stage, finalist.choices if isinstance(finalist, Choice) else ())
             budget = len(starts)
-        self._tell(StageStarted(stage, budget, epochs, tuple(trials)))
+        self.tell(StageStarted(stage, budget, epochs, tuple(trials)))
         if missing := missing_numbers(trials):
-            self._tell(TrialsMissing(stage, tuple(missing)))
+            self.tell(TrialsMissing(stage, tuple(missing)))
         if spent(trials) < budget and not self._time_is_up(stage):
             keeper = RecordCallback(
                 self.record,
@@ -134,7 +134,7 @@ class Search:
                 epochs=epochs,
                 choices=budget if self.retrainings else config.search.finalists if stage == 1 else 1,
                 config_of=lambda trial: config_of(self.space, self.record, trial),
-                tell=self._tell,
+                tell=self.tell,
             )
             proposals = self.proposals(
                 distributions(dimensions),
@@ -154,12 +154,12 @@ class Search:
         self.record.export_trials(stage)
         cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)))
         if cut:
-            # Trials that were cut off are on record as running, to go on when there is more time.
+            # Trials that ran out of time stay on record as running, so that a later start resumes them.
             self.record.update_run(cut=sorted({*self.record.info().cut, stage}))
-        self._tell(StageEnded(stage, cut))
+        self.tell(StageEnded(stage, cut))
 
     def _time_is_up(self, stage: Literal[1, 2]) -> bool:
-        # The budget is the search's: searches are compared by it, and so many retrainings were asked for.
+        # The time budget covers the search alone; retrainings always run in full.
         return not self.retrainings and self.stop.time_is_up(STAGE_SHARES[stage])
 
     def _seed(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
@@ -189,7 +189,7 @@ class Search:
                     tune_config=tune.TuneConfig(
                         search_alg=proposals,
                         scheduler=scheduler,
-                        # The searcher says when it is done: a trial whose process died takes a second sample.
+                        # The searcher ends the stage: a trial whose process died takes a second sample.
                         num_samples=-1,
                         max_concurrent_trials=min(self.concurrent, budget),
                         reuse_actors=True,
@@ -211,9 +211,9 @@ class Search:
             raise NoWinnerError(self._hopeless(stage, keeper.failing))
 
     def _hand_over(self) -> tuple[list[str], int]:
-        """The finalists, as words, and Stage 2's budget; their weights in a place where no trial writes.
+        """Copy the finalists' weights to `finalists/`; return the finalists' numbers and Stage 2's budget.
 
-        Once Stage 2 has trials the list only grows: they name their finalists by it.
+        Once Stage 2 has trials, the list only grows, because a trial's parameter `finalist` indexes it.
         """
         info, search = self.record.info(), self.config.search
         handed: list[str] = info.finalists
@@ -224,7 +224,7 @@ class Search:
         if over and not self.reopen:
             best = ranked[: search.finalists]
             if better := [trial for trial in best if str(trial.number) not in handed]:
-                self._tell(FinalistsHeld(tuple(better)))
+                self.tell(FinalistsHeld(tuple(better)))
             return handed, budget
         if not second:
             handed = []
@@ -241,12 +241,12 @@ class Search:
         return handed + new, budget
 
     def _export(self, trial: TrialRecord, used: bool) -> bool:
-        """Copy a trial's best weights to where Stage 2 finds them; whether they are whole.
+        """Copy a trial's best weights to `finalists/`; return whether they are intact.
 
-        used: whether a trial of Stage 2 has started from what is there: then it stays.
+        used: whether a trial of Stage 2 has started from the copy, which then stays as it is.
         """
         folder = self.record.finalist_folder(trial.number)
-        # A trial that has checkpoints of its own still has been cut short by time, and may be better by now.
+        # A trial that still has its own checkpoints ran out of time, and may have improved since.
         better = trial.checkpoint is not None and trial.checkpoint.startswith("stage1/") and not used
         if better or not (folder / "trial.json").exists():
             if trial.checkpoint is None:
@@ -262,19 +262,20 @@ class Search:
                 trial.notes.append(str(error))
                 trial.checkpoint = trial.checkpoint_sha256 = None
                 self.record.write_trial(trial)
-                self._tell(FinalistSkipped(trial, str(error)))
+                self.tell(FinalistSkipped(trial, str(error)))
                 return False
             self.record.write_finalist(trial, digest)
         kept = f"finalists/{trial.number:04d}/model.safetensors"
-        # A trial that ran out of time goes on from its own checkpoints when it is given more.
+        # A trial that ran out of time resumes from its own checkpoints.
         if trial.finished and trial.checkpoint != kept:
             trial.checkpoint, trial.checkpoint_sha256 = kept, self.record.read_finalist(trial.number)["sha256"]
             self.record.write_trial(trial)
-            # What the attempts hold beyond this, the optimizer above all, is of no more use.
+            # The attempts' other files, above all the optimizer state, are no longer needed.
             self.record.trial_folder(trial).delete()
         return True
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
+        """Send an event to the listeners."""
         for listener in self.listeners:
             listener(event)
 
@@ -282,53 +283,52 @@ class Search:
         trials = self.record.trials(stage)
         cut = [trial for trial in trials if not trial.finished]
         if len(cut) == len(trials):
-            return f"stage {stage}: no trial finished in the time given. The record: {self.record}"
+            return f"stage {stage}: no trial finished within the time budget. Record: {self.record}"
         return (
-            f"stage {stage}: none of {len(trials)} trials has a usable result.{_reasons(trials)} "
-            f"The record: {self.record}"
+            f"stage {stage}: none of {len(trials)} trials has a usable result.{_reasons(trials)} Record: {self.record}"
         )
 
     def _hopeless(self, stage: int, failing: int) -> str:
         trials = self.record.trials(stage)
         sound = len(rank(trials))
         return (
-            f"stage {stage}: {failing} trials failed in a row, so the search is given up; {sound} finished well and "
-            f"are kept.{_reasons(trials)} The record: {self.record}"
+            f"stage {stage}: {failing} trials failed in a row, so the search stops; {sound} trials succeeded and are "
+            f"kept.{_reasons(trials)} Record: {self.record}"
         )
 
 
 class _StopWhen(tune.Stopper):
-    """Ends a stage, and no trial for its results."""
+    """Stop the whole stage on a condition; never stop a single trial."""
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No."""
+        """Return False: no trial ends here."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether the condition holds."""
+        """Return whether the condition holds."""
         return self._condition()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles it for a restore that is not used."""
+        """Return no state: Tune pickles the stopper for a restore that is not used."""
         return {}
 
 
 def _origin(error: tune.TuneError) -> BaseException:
-    """What a callback raised, where Tune has made a text of it: a full disk has to be told from a fault of ours."""
+    """Return the error that a callback raised, which Tune has replaced by its text, if it is a known kind of error."""
     inner = error.__context__
     return inner if isinstance(inner, (OSError, GrcfError)) else error
 
 
 def config_of(space: Space, record: RunRecord, trial: TrialRecord) -> RunConfig:
-    """The whole configuration of a trial; Stage 2 inherits what its finalist's trial searched."""
-    own = {path: value for path, value in trial.params.items() if path != "finalist"}
+    """Return the whole configuration of a trial; a Stage 2 trial inherits the parameters of its finalist."""
+    params = {path: value for path, value in trial.params.items() if path != "finalist"}
     if "finalist" not in trial.params:
-        return space.config(own)
+        return space.config(params)
     inherited = record.read_finalist(int(trial.params["finalist"]))["params"]
-    return space.config({**inherited, **own})
+    return space.config({**inherited, **params})
 
 
 def _reasons(trials: Sequence[TrialRecord]) -> str:
@@ -336,11 +336,11 @@ def _reasons(trials: Sequence[TrialRecord]) -> str:
     if not causes:
         return ""
     reasons = [f"{len(failed)} x {cause}: {failed[-1].error}" for cause, failed in causes.items()]
-    return f" The errors: {'; '.join(reasons)}."
+    return f" Errors: {'; '.join(reasons)}."
 
 
 def _resources(config: RunConfig) -> tune.PlacementGroupFactory:
-    """What Tune sets aside for a trial. Several workers ask for their own; their trial's process needs next to none."""
+    """Return the resources that Tune reserves for a trial. A trial of several workers reserves theirs itself."""
     search = config.search
     if search.workers > 1:
         return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])

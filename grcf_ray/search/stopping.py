@@ -1,4 +1,4 @@
-"""How a search is stopped: Ctrl-C, SIGTERM, a time budget. The record is always whole, so to stop is to leave."""
+"""Stop a search on Ctrl-C, SIGTERM or a time budget. The record is always complete, so stopping needs no clean-up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.files import clear_scratch
 
 STAGE_SHARES = {1: 0.5, 2: 0.97}
-"""Share of a time budget at which a stage hands on what it has; the rest is for saving the winner and reading test."""
+"""Share of a time budget at which a stage ends; the rest is for saving the winner and reading test."""
 
 _DURATION = re.compile(
     r"\s*".join(
@@ -27,15 +27,15 @@ _DURATION = re.compile(
 
 
 class Stop:
-    """Whether a search should end: asked by a signal, or at the end of its time.
+    """The state of a request to stop a search, from a signal or a time budget.
 
-    The first Ctrl-C lets trials be put away; a second one, or SIGTERM, which is followed by SIGKILL within seconds,
-    calls `last_words` and leaves at once.
+    The first Ctrl-C ends the running trials in order. A second Ctrl-C calls `last_words` and exits at once; so does
+    SIGTERM, because SIGKILL may follow within seconds.
     """
 
     def __init__(self, *, time_budget: float | None = None, last_words: Callable[[str], None] | None = None) -> None:
         self.requested = False
-        """Whether Ctrl-C has been pressed."""
+        """Whether the user has pressed Ctrl-C."""
         self._started, self._budget, self._last_words = time.monotonic(), time_budget, last_words
         self._deferring = False
 
@@ -44,18 +44,18 @@ class Stop:
         self.requested = True
 
     def time_is_up(self, share: float) -> bool:
-        """Whether this share of the time budget has gone by."""
+        """Return whether this share of the time budget has passed."""
         return self.seconds_until(share) == 0
 
     def seconds_until(self, share: float) -> float | None:
-        """Seconds until this share of the time budget has gone by, 0 once it has; None without a budget."""
+        """Return the seconds until this share of the time budget has passed, 0 afterwards; None without a budget."""
         if self._budget is None:
             return None
         return max(0.0, self._started + share * self._budget - time.monotonic())
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM while the context lasts; only the main thread can."""
+        """Handle SIGINT and SIGTERM while the context lasts; outside the main thread, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -70,7 +70,7 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """While the context lasts, the first Ctrl-C is a request; elsewhere it raises KeyboardInterrupt."""
+        """Make the first Ctrl-C a request while the context lasts; otherwise it raises KeyboardInterrupt."""
         self._deferring = True
         try:
             yield
@@ -83,9 +83,9 @@ class Stop:
         self.requested = True
         if not self._deferring:
             raise KeyboardInterrupt
-        # It may come in the middle of another line.
+        # The signal may interrupt another print, which raises RuntimeError.
         with contextlib.suppress(RuntimeError):
-            progress("Stopping: trials end where they are. Ctrl-C again stops at once")
+            progress("Stopping the running trials; press Ctrl-C again to exit at once")
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self._leave("Terminated")
@@ -95,13 +95,13 @@ class Stop:
             if self._last_words:
                 self._last_words(how)
         finally:
-            # No more than this: it could take longer than whoever sent the signal waits. Ray's processes end with ours.
+            # Do no more: SIGKILL may follow soon. Ray's processes end with this one.
             clear_scratch()
             os._exit(130)
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `2h`, `90m`, `3min`, `1h 30m`, `45 seconds` or `0m`. ConfigError for anything else."""
+    """Return the seconds of a duration such as `2h`, `90m`, `1h 30m` or `45 seconds`. Raises ConfigError otherwise."""
     match = _DURATION.fullmatch(text.strip())
     if not match or not any(match.groups()):
         raise ConfigError(f"--time-budget {text}: should be a time such as 2h, 90m or 1h30m")

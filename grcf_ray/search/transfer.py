@@ -1,4 +1,4 @@
-"""A trained model measured on another data set than its own (appendix B.3)."""
+"""Measure a trained model on another data set (appendix B.3)."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from grcf_ray.train.stage import use_deterministic_torch
 
 
 class Rows(Protocol):
-    """What must be known of rows to fit them to a model, as a `TableInfo` says it."""
+    """The part of a `TableInfo` that fitting rows to a model needs."""
 
     @property
     def name(self) -> str:
-        """What they are called."""
+        """The data set's name."""
 
     @property
     def word_aligned(self) -> bool:
-        """Whether their audio and vision have a row for each word."""
+        """Whether audio and vision have one row for each word."""
 
 
 def measure_on(
     saved: SavedModel, table: pa.Table, info: TableInfo, *, threads: int, fit: bool
 ) -> tuple[dict[str, float], list[str]]:
-    """Metrics of a saved model on rows of another data set, under that one's protocol; and what was done to get them.
+    """Return a saved model's metrics on rows of another data set, under that data set's protocol, and notes.
 
-    fit: take audio and vision of other widths, with other rows, or none, as `fit_features` has it; else DataError says
-    what differs. ConfigError where the tasks differ. Scores are scaled from the one label range to the other.
+    fit: adapt audio and vision as `fit_features` does; without it, raise DataError if they differ. Raises ConfigError
+    if the tasks differ. Scores are scaled from the model's label range to that of the data. The notes name each change.
     """
     use_deterministic_torch(threads)
     score_N, notes = score_on(saved, table, info, fit=fit)
@@ -57,9 +57,9 @@ def measure_on(
 def score_on(
     saved: SavedModel, table: pa.Table, info: TableInfo, *, fit: bool
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """[N] scores of rows of another data set in that one's label units, and what was done to get them.
+    """Return [N] scores for rows of another data set, in that data set's label units, and notes on each change.
 
-    fit, and what is raised: as `measure_on` has it.
+    fit, errors: see `measure_on`.
     """
     if saved.task != info.task:
         raise ConfigError(f"the model was trained for {saved.task}, and {info.name} is labelled for {info.task}")
@@ -74,12 +74,12 @@ def score_on(
 
 
 def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
-    """The table with audio and vision as wide as the model takes them, and what was done; DataError unless asked.
+    """Return the table with audio and vision of the model's width, and notes on each change.
 
-    Of wider rows the last values are cut off. Narrower ones are filled with the means of the model's training rows,
-    which are zero once standardised, or with zeros where the model was trained without standardising. A modality that
-    the table lacks is missing in every utterance. Rows that follow words, where those of the model's data do not, or
-    the other way round, stay as they are: the model is to be told that they are those of `info`.
+    Raises DataError if a change is needed and not asked for. The last values of wider rows are cut off. Narrower rows
+    are filled with the means of the model's training rows, which standardise to zero, or with zeros if the model was
+    trained without standardising. A modality that the table lacks is missing in every utterance. Rows stay unchanged
+    if only one of the two data sets aligns rows to words: the caller sets the model's `word_aligned` from `info`.
     """
     notes, refused, shared = [], [], []
     for name, width in saved.model.modality_dims.items():
@@ -108,13 +108,13 @@ def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool)
         notes.append(note)
     if refused and not asked:
         raise DataError(
-            f"{'; '.join(refused)}: --fit-features cuts off, fills up, does without, or takes the rows as they are"
+            f"{'; '.join(refused)}: --fit-features cuts rows off, fills them up, omits them, or uses them unchanged"
         )
     return table, notes
 
 
 def _fitted(frames: Frames, width: int, fill_A: NDArray[np.float32]) -> pa.Array:
-    """The rows, `width` wide, as wide as fill_A: cut off at their end, or filled up from it."""
+    """Cut rows of `width` values at the end, or fill them from fill_A, to the width of fill_A."""
     rows_RA = frames.values.reshape(-1, width)[:, : len(fill_A)]
     missing = fill_A[rows_RA.shape[1] :]
     rows_RA = np.concatenate([rows_RA, np.broadcast_to(missing, (len(rows_RA), len(missing)))], axis=1)
@@ -124,19 +124,19 @@ def _fitted(frames: Frames, width: int, fill_A: NDArray[np.float32]) -> pa.Array
 
 def _filling(mean_A: NDArray[np.float32] | None) -> str:
     if mean_A is None:
-        return "zeros, for the model was trained without standardising"
+        return "zeros, because the model was trained without standardising"
     return "the means of the model's training rows"
 
 
 def _alignment(names: str, info: Rows) -> tuple[str, str]:
-    """Of rows that follow words in one of the two data sets alone: why they are refused, what is done when asked."""
+    """Return the refusal and the note for rows that are aligned to words in only one of the two data sets."""
     if info.word_aligned:
         return (
-            f"{info.name}'s rows of {names} follow words, and those that the model was trained on do not",
-            f"rows of {names} are given by word, to each subword its word's: the model was trained on rows that follow "
-            "no words",
+            f"{info.name} aligns rows of {names} to words, but the model's training data do not",
+            f"each subword gets the rows of {names} of its word, but the model was trained on rows that are not "
+            "aligned to words",
         )
     return (
-        f"{info.name}'s rows of {names} follow no words, and those that the model was trained on do",
-        f"rows of {names} are taken as they are: the model was trained on rows that follow words",
+        f"{info.name} does not align rows of {names} to words, but the model's training data do",
+        f"rows of {names} stay unchanged, but the model was trained on rows aligned to words",
     )

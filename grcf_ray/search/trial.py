@@ -1,4 +1,4 @@
-"""A trial as Tune runs it: one class for all trials of a stage, its process reused from trial to trial."""
+"""Run a trial under Tune, in a process that Tune reuses for the next trial."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray import tune
 
 from grcf_ray.memory import gc_paused
 
-# A process is up to train when it has imported what trains, which it does without searching for garbage.
+# A process imports these in `setup`, with garbage collection paused, to start sooner.
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.distributed import WorkerGroup
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What all trials of a stage share."""
+    """Values that all trials of a stage share."""
 
     features: ray.ObjectRef[Features]
-    """They lie in Ray's object store, once per node."""
+    """Stored in Ray's object store, once per node."""
     workers: int
     """Processes that train one trial together."""
     resources: Mapping[str, float]
-    """Of each of several workers, as Ray names them."""
+    """Resources of each worker, as Ray names them."""
     interfaces: Mapping[str, str]
-    """Network interfaces that are named for them to meet on."""
+    """Network interfaces named for the workers to communicate on."""
 
 
 class TrialTrainable(tune.Trainable):
-    """`step` is one epoch. Everything is built in the first `step`, where a failure is the trial's own.
+    """A trial whose `step` is one epoch. The first `step` builds everything, so that a failure counts as the trial's.
 
-    A trial of one worker trains in this process; one of several in a group of workers that this process holds.
+    A trial of one worker trains in this process; a trial of several workers in a worker group of this process.
     """
 
     _runner: JobRunner | WorkerGroup
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
-        """Once a process: keep what the trials share."""
+        """Store the shared values; runs once per process."""
         if shared.workers > 1:
-            # Ray Train takes seconds to import, which a process that trains alone is spared.
+            # Importing Ray Train takes seconds, which trials of one worker save.
             from grcf_ray.train.distributed import WorkerGroup
 
             self._runner = WorkerGroup(
@@ -60,7 +60,7 @@ class TrialTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Once a trial: forget the last one. Nothing here can fail."""
+        """Replace the last trial by the next; runs once per trial and cannot fail."""
         from grcf_ray.train.job import StageJob
 
         self.config = new_config
@@ -68,9 +68,9 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """An epoch, as `JobRunner.step` has it."""
+        """Train one epoch and return its result."""
         return self._runner.step()
 
     def cleanup(self) -> None:
-        """Workers end by command: killed, they would leave their placement group behind."""
+        """End the workers by command; killed workers would leave their placement group behind."""
         self._runner.close()

@@ -1,4 +1,4 @@
-"""The winner: saved on its own in `best/`, then measured on the test split, which nothing has read until then."""
+"""Save the winner in `best/`, then measure it on the test split, which nothing has read before."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEASURED = ("predictions/valid.parquet", "predictions/test.parquet", "metrics.json")
-"""What a saved model is given when it is measured, beside what `save_model` writes."""
+"""Files that measuring adds to the files of `save_model`."""
 
 
 def export_winner(
@@ -54,18 +54,18 @@ def export_winner(
     *,
     to: str = "best",
 ) -> StoragePath:
-    """Write `best/`, or another folder of the run: the winner's model on its own, and where it comes from.
+    """Write the winner's model and its provenance to `best/` or another folder of the run; return the folder.
 
-    DataError where the winner's checkpoint is gone: what the folder holds stays as it is then.
+    Raises DataError and leaves the folder unchanged if the winner's checkpoint is missing.
     """
     fence(record.place)
     place = record.at(to)
     if winner.checkpoint is None:
-        raise DataError(f"{record}: {trial_name(winner)} has no checkpoint, of which {place} could be made")
+        raise DataError(f"{record}: {trial_name(winner)} has no checkpoint, so {place} cannot be written")
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
     load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
-    # The figures of the model that was here before would be taken for this one's.
+    # Otherwise the former model's metrics would seem to belong to this model.
     for name in (MANIFEST, "metrics.json", "predictions", "README.md"):
         (place / name).delete()
     with place.writing_folder() as folder:
@@ -80,7 +80,7 @@ def export_winner(
             lowercase=lowercases(store, config.features),
         )
     provenance = place / "provenance.json"
-    # A search that was cut off after its look at test looks again; the first look stays on record.
+    # A search that was interrupted after it read test reads test again; both reads stay on record.
     if provenance.exists():
         reads = read_file(provenance, ProvenanceFile)["test_reads"]
     else:
@@ -105,15 +105,15 @@ def export_winner(
 
 
 def trial_name(trial: TrialRecord) -> str:
-    """A trial as commands name it, such as stage2/7."""
+    """Return a trial's name in commands, such as stage2/7."""
     return f"stage{trial.stage}/{trial.number}"
 
 
 def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePath | None = None) -> dict[str, float]:
-    """Metrics of a saved model on a split's rows, on the CPU in float32.
+    """Return the metrics of a saved model on a split's rows, on the CPU in float32.
 
-    The same threads on the same machine type give the same bits. keep: a Parquet file to be written of what the
-    metrics were computed from, in the table's order: id, text, label, score, and the state before the head.
+    The same number of threads on the same machine type gives bit-identical metrics. keep: path of a Parquet file to
+    write, in the table's order: id, text, label, score, and the state before the head.
     """
     use_deterministic_torch(threads)
     low, high = saved.label_range
@@ -144,12 +144,11 @@ def measure_winner(
     facts: DatasetFacts | None,
     protocol: MetricProtocol,
     *,
-    step: Callable[[str], None] = lambda what: None,
+    step: Callable[[str], None] = lambda description: None,
 ) -> dict[str, Any]:
     """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`.
 
-    The manifest, with all of them in it, is written last. step: is told what is done after the winner has been
-    measured.
+    Writes the manifest of all files last. step: called with a description of the step after measuring.
     """
     place = record.place / "best"
     threads = available_threads()
@@ -179,7 +178,7 @@ def measure_winner(
 
 
 def measured(record: RunRecord, winner: str) -> bool:
-    """Whether `best/` holds this trial, whole, and what it scores on test, so that nothing need be read again."""
+    """Return whether `best/` holds this trial, complete and measured on test."""
     place = record.place / "best"
     try:
         trial = read_file(place / "metrics.json", MetricsFile)["trial"]
@@ -189,32 +188,32 @@ def measured(record: RunRecord, winner: str) -> bool:
 
 
 def note_test_read(place: StoragePath, command: str, models: Sequence[str]) -> None:
-    """Append to the model's provenance that these models are about to be measured on the test split.
+    """Note in the provenance that these models are about to be measured on the test split.
 
-    DataError where the provenance is gone: test is not read then.
+    Raises DataError if the provenance is missing, so that test is not read.
     """
-    # A search that has lost its lease reads no test.
+    # A search that has lost its lease must not read test.
     fence(place)
     path = place / "provenance.json"
     try:
         provenance = read_file(path, ProvenanceFile)
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: missing, and each reading of test is noted there; run the search's command again, which makes "
-            f"{place.name} anew"
+            f"{path}: missing, and each reading of test is noted there; repeat the search's command, which writes "
+            f"{place.name} again"
         ) from error
     read = {"time": now(), "command": command, "models": list(models), "argv": sys.argv[1:]}
     path.write_json({**provenance, "test_reads": [*provenance["test_reads"], read]})
 
 
 def test_was_read(record: RunRecord) -> bool:
-    """Whether the run has looked at the test split."""
+    """Return whether the run has read the test split."""
     path = record.place / "best" / "provenance.json"
     return bool(read_file(path, ProvenanceFile)["test_reads"] if path.exists() else _lost_reads(record))
 
 
 def _lost_reads(record: RunRecord) -> list[dict[str, Any]]:
-    """The looks at test of a run whose `best/` is gone, as far as run.json knows: the winner is named after one."""
+    """Return the known readings of test of a run without `best/`: run.json names the winner only after one."""
     info = record.info()
     if not isinstance(info, RunInfo) or info.winner is None:
         return []
@@ -222,12 +221,12 @@ def _lost_reads(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def available_threads() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def comparability(facts: DatasetFacts | None, config: RunConfig, store: DatasetStore) -> list[str]:
-    """Why the figures cannot stand beside the paper's; empty where nothing differs that is known to matter."""
+    """Return the reasons why the metrics are not comparable with the paper's; empty if none is known."""
     if facts is None or not facts.paper_results:
         return []
     reasons = []
@@ -251,28 +250,28 @@ def comparability(facts: DatasetFacts | None, config: RunConfig, store: DatasetS
 
 
 def versions() -> dict[str, str]:
-    """What the numbers depend on, beyond the configuration."""
+    """Return the versions that results depend on, besides the configuration."""
     packages = ("torch", "transformers", "ray", "optuna", "numpy", "pyarrow")
-    own = {"grcf_ray": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return own | _commit() | {package: version(package) for package in packages}
+    base = {"grcf_ray": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return base | _commit() | {package: version(package) for package in packages}
 
 
 def _commit() -> dict[str, str]:
-    """The commit that runs, where this is a checkout; `-dirty` where files of it have changed since."""
+    """Return the commit of a checkout, with `-dirty` if its files have changed; empty for an installed package."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return {}
     words = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
-    # No git here, or a folder that git takes for another user's.
+    # git is not installed, or refuses a folder of another user.
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"commit": done.stdout.strip()}
 
 
 def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are defined: JSON has no NaN, which a correlation of constant scores is."""
+    """Return the finite metrics: JSON has no NaN, such as the correlation of constant scores."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -283,7 +282,7 @@ def keep_predictions(
     score_N: NDArray[np.float64],
     state_ND: NDArray[np.float32],
 ) -> None:
-    """Write what a model makes of a table's rows, in their order: id, text, label, score, z_final."""
+    """Write a model's predictions for a table's rows, in their order: id, text, label, score, z_final."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -119,7 +119,7 @@ def test_what_cannot_train_is_named(tiny_features: Features, config: RunConfig, 
     import ray
 
     broken = build_config({"model.backbone": str(tmp_path / "nowhere")})
-    with pytest.raises(ClusterError, match=r"a process that trained died: .*nowhere"):
+    with pytest.raises(ClusterError, match=r"a training process died: .*nowhere"):
         WorkerSet(ray.put(tiny_features), broken, Placement(1, 1, 0.0)).__enter__()
     ways = calibrate(tiny_features, broken, lambda _: None)
     assert all(way.rate is None and way.fault and "nowhere" in way.fault for way in ways)

@@ -153,7 +153,7 @@ def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any],
     words[words.index("--space") + 1] = space
     code, _, err = run(*words)
     assert code == 2
-    assert "searches ranking.base_margin, which a data set for classification does not read" in err
+    assert "searches ranking.base_margin, which classification does not use" in err
 
 
 def test_what_the_task_does_not_read_is_not_set(run: Run, words: list[Any]) -> None:

@@ -57,7 +57,7 @@ def test_what_is_there_stays_and_a_damaged_finalist_is_named(
     weights.unlink()
     weights.write_bytes(content)
     keep_finalists(record, space, features, store)
-    assert f"Finalist stage1/{int(first.name)} cannot be shown" in capsys.readouterr().err
+    assert f"finalist stage1/{int(first.name)}:" in capsys.readouterr().err
     assert not (first / "predictions").exists()
     place = second / "predictions" / "valid.parquet"
     assert (Predictions.read(place).state_ND == before.state_ND).all()

@@ -166,7 +166,7 @@ def test_another_users_run_is_refused(run: StoragePath, monkeypatch: pytest.Monk
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(LocalPath, "exists", refuse)
-    with pytest.raises(ConfigError, match=r"run is another user's \(Permission denied\); .*--name NAME"):
+    with pytest.raises(ConfigError, match=r"run belongs to another user \(Permission denied\); .*--name NAME"):
         find_run(storage_path(run.local.parent), "run", None, None, force=False)
 
 

@@ -68,9 +68,9 @@ def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dic
 @pytest.mark.parametrize(
     ("nodes", "search", "lack"),
     [
-        ([SMALL], {"gpus_per_worker": 1.0}, "1 CPU and 1 GPU on one node, and no node has a GPU (1 node(s))"),
-        ([SMALL, SMALL], {"cpus_per_worker": 5}, "5 CPUs on one node, and no node has more than 4 CPUs (2 node(s))"),
-        ([BIG, BIG], {"gpus_per_worker": 3.0}, "3 GPUs on one node, and no node has more than 2 GPUs"),
+        ([SMALL], {"gpus_per_worker": 1.0}, "1 CPU and 1 GPU on one node, but no node has a GPU (1 node(s))"),
+        ([SMALL, SMALL], {"cpus_per_worker": 5}, "5 CPUs on one node, but no node has more than 4 CPUs (2 node(s))"),
+        ([BIG, BIG], {"gpus_per_worker": 3.0}, "3 GPUs on one node, but no node has more than 2 GPUs"),
         (
             [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0}],
             {"cpus_per_worker": 8, "gpus_per_worker": 1.0},
@@ -84,13 +84,13 @@ def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dic
         (
             [A100, T4, SMALL],
             {"gpus_per_worker": 1.0, "accelerator_type": "H100"},
-            "1 CPU and 1 GPU and a GPU of kind H100 on one node, and no node has a GPU of kind H100 (3 node(s), whose "
-            "kinds of GPU are: A100, T4)",
+            "1 CPU and 1 GPU and a GPU of kind H100 on one node, but no node has a GPU of kind H100 (3 node(s); "
+            "kinds of GPU: A100, T4)",
         ),
         (
             [T4, {"CPU": 8.0, "GPU": 8.0}],
             {"gpus_per_worker": 4.0, "accelerator_type": "T4"},
-            "no node has all of it (2 node(s), whose kinds of GPU are: T4)",
+            "no node has all of them (2 node(s); kinds of GPU: T4)",
         ),
         ([{"memory": 1e9}], {}, "no node has a CPU"),
         ([], {}, "no node has a CPU (0 node(s))"),
@@ -107,7 +107,7 @@ def test_a_plan_that_can_never_run_is_refused_by_what_lacks(
 
 
 def test_one_and_a_half_gpus_are_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match=r"--gpus-per-worker 1\.5: a trial takes whole GPUs, or a share of one"):
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker 1\.5: .*whole number"):
         room([BIG], gpus_per_worker=1.5)
 
 
@@ -115,7 +115,7 @@ def test_more_at_a_time_than_fit() -> None:
     found = room([SMALL], concurrent=9)
     assert found.concurrent == 4
     (note,) = found.notes
-    assert note.startswith("--concurrent 9: there is room for 4 trials at a time, so 4 will run")
+    assert note.startswith("--concurrent 9: only 4 trials fit")
     assert room([SMALL], concurrent=3).concurrent == 3
 
 
@@ -184,7 +184,7 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     with pytest.raises(ClusterError) as caught:
         check_disk(storage_path(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
-    assert str(caught.value).startswith(f"{run}: the search needs about 26.3 MB more for checkpoints and its report, ")
+    assert str(caught.value).startswith(f"{run}: the search needs about 26.3 MB more ")
     assert "--storage DIR" in str(caught.value)
     assert asked == [tmp_path]
     held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"

@@ -103,7 +103,7 @@ def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], t
     assert run(*words)[0] == 0
     code, out, err = run(*words, "--seeds", 1, "--json")
     assert code == 0, err
-    assert "Training the winner and the starting point anew under 1 fresh seeds" in err
+    assert "Retraining the winner and the starting point under 1 fresh seeds" in err
     assert err.count("Winner: trial") == 1
     seeds = json.loads(out)["seeds"]
     assert (seeds["seeds"], len(seeds["models"])) == (1, 2)

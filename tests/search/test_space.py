@@ -192,7 +192,7 @@ def test_the_models_dropout_in_stage_2_names_stage_2s(tmp_path: Path) -> None:
     wrong = SMALL + "  model.fusion_dropout: {low: 0.0, high: 0.5, start: 0.1}\n"
     (fault,) = faults_of(tmp_path, wrong)
     assert "model.fusion_dropout" in fault
-    assert "searches its own as stage2.fusion_dropout" in fault
+    assert "search stage2.fusion_dropout" in fault
 
 
 def test_settings_fix_what_was_searched(tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
         "stage1: stage1.encodr_lr: no such setting; did you mean stage1.encoder_lr?",
         "stage1: stage1.head_lr: bounds are crossed: low = 0.001 is not below high = 1e-05",
         "stage1: stage1.group_weight: start = 5: lies outside [0.1, 1]",
-        "stage1: stage1.reg_weight: low = 0: should be positive where log is true",
-        "stage1: stage1.weight_decay: is fixed as well",
+        "stage1: stage1.reg_weight: low = 0: should be positive if log is true",
+        "stage1: stage1.weight_decay: is also fixed",
         "stage1: stage1.reg_margin: low = 'small': should be a number",
         "stage1: stage1.boundary_weight: should be {low, high, log, start} or {choices, start}",
         "stage1: model.backbone: can only be fixed",

@@ -311,7 +311,9 @@ def test_a_search_without_a_usable_result_has_no_winner(make_search: Callable[..
     events = Events()
     settings = {"train.device": "cuda", "search.stage1_trials": 9}
     search = make_search(settings, events)
-    says = r"stage 1: 5 trials failed in a row, .* 0 finished well .*: 5 x refused: train\.device = cuda, but .*/run$"
+    says = (
+        r"stage 1: 5 trials failed in a row, .* 0 trials succeeded .*: 5 x refused: train\.device = cuda, but .*/run$"
+    )
     with pytest.raises(NoWinnerError, match=says) as caught:
         search.run()
     assert caught.value.exit_code == 4

@@ -91,7 +91,7 @@ def test_ctrl_c_is_a_request_while_trials_run(capsys: pytest.CaptureFixture[str]
         with stop.deferred():
             signal.raise_signal(signal.SIGINT)
         assert stop.requested
-        assert capsys.readouterr().err == "Stopping: trials end where they are. Ctrl-C again stops at once\n"
+        assert capsys.readouterr().err.startswith("Stopping the running trials; ")
         assert (exits, said) == ([], [])
         with pytest.raises(Left):
             signal.raise_signal(signal.SIGINT)

@@ -22,9 +22,8 @@ from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.export import load_model, save_model
 
 TEXT = ["good quickly film", "bad plot", "fine", "awful plot", "great music", "poor actor"]
-OPTION = "--fit-features cuts off, fills up, does without, or takes the rows as they are"
-MODEL_FOLLOWS = f"other's rows of audio follow no words, and those that the model was trained on do: {OPTION}"
-DATA_FOLLOW = f"other's rows of audio follow words, and those that the model was trained on do not: {OPTION}"
+MODEL_FOLLOWS = "other does not align rows of audio to words"
+DATA_FOLLOW = "other aligns rows of audio to words"
 
 
 def store_of(folder: Path, *, word_aligned: bool, width: int = 2, audio: bool = True) -> DatasetStore:
@@ -66,7 +65,7 @@ def test_what_narrow_rows_are_filled_with(tmp_path: Path, tiny_backbone: Path, s
     what = (
         "the means of the model's training rows"
         if standardise
-        else "zeros, for the model was trained without standardising"
+        else "zeros, because the model was trained without standardising"
     )
     assert notes == [f"audio: 1 values, {what}, are added to 2"]
 
@@ -78,14 +77,11 @@ def test_rows_that_follow_words_where_the_others_do_not(tmp_path: Path, tiny_bac
     table = other.read("test")
     with pytest.raises(DataError) as caught:
         measure_on(model, table, other.info, threads=1, fit=False)
-    assert str(caught.value) == (MODEL_FOLLOWS if follows else DATA_FOLLOW)
+    assert str(caught.value).startswith(MODEL_FOLLOWS if follows else DATA_FOLLOW)
+    assert "--fit-features" in str(caught.value)
     metrics, notes = measure_on(model, table, other.info, threads=1, fit=True)
-    assert notes == [
-        "rows of audio are taken as they are: the model was trained on rows that follow words"
-        if follows
-        else "rows of audio are given by word, to each subword its word's: the model was trained on rows that follow "
-        "no words"
-    ]
+    (note,) = notes
+    assert note.startswith("rows of audio stay unchanged" if follows else "each subword gets the rows of audio")
     saved = dataclasses.replace(model, word_aligned=not follows)
     assert metrics["mae"] == pytest.approx(np.abs(saved.score(table) - [0.4, -1.2]).mean(), abs=1e-4)
 
@@ -114,7 +110,7 @@ def test_all_that_differs_is_said_at_once(tmp_path: Path, tiny_backbone: Path) -
     saved = load_model(model_of(tmp_path / "best", tiny_backbone, own))
     with pytest.raises(DataError) as caught:
         fit_features(other.read("test"), other.info, saved, asked=False)
-    assert str(caught.value) == f"audio has rows of 4 values, and the model takes 3; {MODEL_FOLLOWS}"
+    assert str(caught.value).startswith(f"audio has rows of 4 values, and the model takes 3; {MODEL_FOLLOWS}")
 
 
 @pytest.mark.parametrize(("ties", "expected"), [("drop", 1.0), ("literal", 2 / 3)])

@@ -1,0 +1,329 @@
+"""Searches whose trials die, hang or fail: what goes on, what is given up, and which weights stay."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from grcf_ray.errors import NoWinnerError
+from grcf_ray.search import callback
+from grcf_ray.search.callback import RETRIES, RecordCallback
+from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
+from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.search.space import Choice, Space, load_space
+from grcf_ray.storage import storage_path
+from grcf_ray.train.checkpoint import read_checkpoint
+from tests.search.conftest import essence
+
+if TYPE_CHECKING:
+    from grcf_ray.search.stages import Search
+    from tests.conftest import Recorded
+
+
+def same_weights(ours: tuple[RunRecord, str], theirs: tuple[RunRecord, str]) -> bool:
+    one, other = (read_checkpoint(record.at(path)).tensors for record, path in (ours, theirs))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended, waiting a while for it."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def pids(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """The processes that gave results of a trial, by its number, in their order."""
+    seen: dict[int, list[int]] = {}
+    on_result = RecordCallback.on_trial_result
+
+    def spy(self: Any, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        known = seen.setdefault(trial.config["number"], [])
+        if result["pid"] not in known:
+            known.append(result["pid"])
+        on_result(self, iteration, trials, trial, result, **info)
+
+    monkeypatch.setattr(RecordCallback, "on_trial_result", spy)
+    return seen
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[OptunaSearcher, dict[str, Any]]]:
+    """The proposals of each stage that runs, and what they were built from."""
+    built: list[tuple[OptunaSearcher, dict[str, Any]]] = []
+
+    begin = OptunaSearcher.__init__
+
+    def note(self: OptunaSearcher, space: Any, **more: Any) -> None:
+        begin(self, space, **more)
+        built.append((self, {"space": space, **more}))
+
+    monkeypatch.setattr(OptunaSearcher, "__init__", note)
+    return built
+
+
+def told(search: OptunaSearcher) -> list[tuple[Any, ...]]:
+    """What Optuna has been told of each trial."""
+    return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in search.study.trials]
+
+
+class Weights:
+    """A listener that, whenever a trial has ended, compares the weights on disk with those that are of use."""
+
+    def __init__(self, record: Callable[[], RunRecord], choices: dict[int, int]) -> None:
+        self._record, self._choices = record, choices
+        self.odd: list[Any] = []
+        self.looks = 0
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, TrialEnded):
+            return
+        record, stage = self._record(), event.trial.stage
+        trials = [trial for trial in record.trials(stage) if trial.finished]
+        chosen = rank(trials)[: self._choices[stage]]
+        wanted = {f"stage{stage}/trials/{t.number:04d}/attempt-{t.attempt}/best.safetensors" for t in chosen}
+        folders = {path for t in trials if (path := record.trial_folder(t).local)}
+        root = record.place.local
+        assert root is not None
+        found = {str(file.relative_to(root)) for folder in folders for file in folder.rglob("*") if file.is_file()}
+        recorded = {t.checkpoint for t in trials if t.checkpoint}
+        if not found == recorded == wanted:
+            self.odd.append((event.trial.number, found, recorded, wanted))
+        self.looks += 1
+
+
+def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
+    recorded: Recorded,
+    make_search: Callable[..., Search],
+    pids: dict[int, list[int]],
+    studies: list[tuple[OptunaSearcher, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two deaths in a trial of Stage 1, a hang in the one of Stage 2 that wins: nothing of the search is changed.
+
+    The process that hangs is stopped, so that it neither answers nor ends by itself; the keeper's clock then skips
+    more than an epoch may take.
+    """
+    undisturbed = RunRecord(storage_path(recorded.folder))
+    winner = undisturbed.ranked(2)[0]
+    first = next(trial for trial in undisturbed.trials(1) if trial.epoch == 3)
+    assert winner.epoch > 1
+    deaths, hang = [(1, first.number, 1), (1, first.number, 2)], (2, winner.number, 1)
+    skipped = [0.0]
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + skipped[0]))
+    hung: list[int] = []
+    broke: list[tuple[int, int, int]] = []
+    starts: list[tuple[int, int]] = []
+
+    def disturb(event: Event) -> None:
+        trial = getattr(event, "trial", None)
+        if trial is None:
+            return
+        at = (trial.stage, trial.number, trial.epoch)
+        if isinstance(event, EpochFinished) and at in deaths:
+            os.kill(pids[trial.number][-1], signal.SIGKILL)
+        elif isinstance(event, EpochFinished) and at == hang:
+            hung.append(pids[trial.number][-1])
+            os.kill(hung[0], signal.SIGSTOP)
+            skipped[0] += 60 * 31
+        elif isinstance(event, TrialBroke):
+            broke.append(at)
+        elif isinstance(event, TrialStarted) and at[:2] == (1, first.number):
+            starts.append((trial.attempt, trial.epoch))
+
+    weights = Weights(lambda: search.record, {1: 2, 2: 1})
+    search = make_search({"search.hang_minutes": 30}, disturb, weights)
+    try:
+        search.run()
+        assert gone(hung[0])
+    finally:
+        with suppress(IndexError, ProcessLookupError):
+            os.kill(hung[0], signal.SIGKILL)
+    record = search.record
+    for stage in (1, 2):
+        assert essence(record.trials(stage)) == essence(undisturbed.trials(stage))
+    assert record.read_run()["finalists"] == undisturbed.read_run()["finalists"]
+    assert broke == [*deaths, hang]
+
+    died = record.trial(1, first.number)
+    assert died.attempt == 3
+    assert [(failure["attempt"], failure["cause"]) for failure in died.failures] == [
+        (1, "process died"),
+        (2, "process died"),
+    ]
+    assert all("died" in failure["error"] and "\n" not in failure["error"] for failure in died.failures)
+    assert all(failure["time"] for failure in died.failures)
+    assert (died.error, died.cause, died.notes) == (None, None, [])
+    assert starts == [(1, 0), (2, 1), (3, 2)]
+    assert len(set(pids[first.number])) >= 3
+
+    best = record.ranked(2)[0]
+    assert best.attempt == 2
+    assert best.checkpoint == f"stage2/trials/{winner.number:04d}/attempt-2/best.safetensors"
+    (failure,) = best.failures
+    assert (failure["attempt"], failure["cause"]) == (1, "hung")
+    assert failure["error"] == "no epoch ended within 30 minutes"
+    assert pids[winner.number][-1] != hung[0]
+    assert winner.checkpoint is not None
+    assert same_weights((record, best.checkpoint), (undisturbed, winner.checkpoint))
+    for number in record.read_run()["finalists"]:
+        path = f"finalists/{int(number):04d}/model.safetensors"
+        assert same_weights((record, path), (undisturbed, path))
+
+    assert weights.looks == 11
+    assert weights.odd == []
+    # Optuna was told of each trial once, and of the same as a study that is built from the record.
+    for (live, built), stage in zip(list(studies), (1, 2), strict=True):
+        assert told(live) == told(OptunaSearcher(**{**built, "trials": record.trials(stage)}))
+        assert len(live.study.trials) == built["budget"]
+
+
+def test_a_trial_that_dies_too_often_fails_and_counts(
+    make_search: Callable[..., Search],
+    tiny_space: Path,
+    pids: dict[int, list[int]],
+    studies: list[tuple[OptunaSearcher, dict[str, Any]]],
+) -> None:
+    """Among trials that diverge and that are stopped early: the budget is exact, and Optuna is told as by a replay."""
+    victims: list[int] = []
+    ends: list[tuple[int, str]] = []
+
+    def kill(event: Event) -> None:
+        if isinstance(event, EpochFinished):
+            # The first trial that has an epoch and is not the start.
+            if not victims and event.trial.number > 0:
+                victims.append(event.trial.number)
+            if event.trial.number in victims:
+                os.kill(pids[event.trial.number][-1], signal.SIGKILL)
+        elif isinstance(event, (TrialBroke, TrialEnded)) and event.trial.number in victims:
+            ends.append((event.trial.attempt, type(event).__name__))
+
+    space = load_space(tiny_space)
+    wild = Space(**{**vars(space), "stage1": {"stage1.head_lr": Choice((1e-3, 2e-3, 1e30), 1e-3)}})
+    settings = {"stage2.epochs": 0, "stage1.epochs": 5, "search.stage1_trials": 9}
+    search = make_search(settings, kill, space=wild)
+    search.run()
+    trials = search.record.trials(1)
+    assert [trial.number for trial in trials] == list(range(9))
+    assert all(trial.finished for trial in trials)
+    (number,) = victims
+    failed = trials[number]
+    assert (failed.state, failed.attempt, failed.cause, failed.epoch) == ("failed", RETRIES + 1, "process died", 3)
+    assert [failure["attempt"] for failure in failed.failures] == list(range(1, RETRIES + 2))
+    assert failed.error == failed.failures[-1]["error"]
+    assert (failed.checkpoint, failed.objective) == (None, None)
+    assert not search.record.trial_folder(failed).exists()
+    assert ends == [(1, "TrialBroke"), (2, "TrialBroke"), (3, "TrialEnded")]
+    assert {"complete", "diverged", "failed"} <= {trial.state for trial in trials}
+    ((live, built),) = studies
+    assert told(live) == told(OptunaSearcher(**{**built, "trials": trials}))
+    assert len(live.study.trials) == 9
+
+
+def test_a_process_that_hangs_between_two_trials_is_killed_too(
+    make_search: Callable[..., Search], pids: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never comes to the start of the next one, which waits for nothing else."""
+    skipped = [0.0]
+    hung: list[int] = []
+
+    def monotonic() -> float:
+        if hung and skipped[0] < 60 * 40:
+            skipped[0] += 60 * 5
+        return time.monotonic() + skipped[0]
+
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=monotonic))
+
+    def stop(event: Event) -> None:
+        if isinstance(event, TrialEnded) and event.trial.number == 0:
+            hung.append(pids[0][-1])
+            os.kill(hung[0], signal.SIGSTOP)
+
+    settings = {
+        "stage2.epochs": 0,
+        "stage1.epochs": 1,
+        "search.stage1_trials": 2,
+        "search.hang_minutes": 30,
+    }
+    search = make_search(settings, stop)
+    try:
+        search.run()
+        assert gone(hung[0])
+    finally:
+        with suppress(IndexError, ProcessLookupError):
+            os.kill(hung[0], signal.SIGKILL)
+    first, second = search.record.trials(1)
+    assert (first.state, first.attempt, first.failures) == ("complete", 1, [])
+    assert (second.state, second.attempt) == ("complete", 2)
+    assert [failure["cause"] for failure in second.failures] == ["hung"]
+
+
+REFUSED = '{"format": 99}'
+
+
+def refuse(record: RunRecord, trial: TrialRecord) -> None:
+    """Let the trial fail by itself: what it should go on from is of a newer release."""
+    folder = record.attempt_folder(trial).local
+    assert folder is not None
+    digest = hashlib.sha256(REFUSED.encode()).hexdigest()
+    save_file({}, folder / "last.safetensors", {"state": REFUSED, "sha256": digest})
+
+
+def test_failures_in_a_row_end_the_search_and_the_next_start_has_another_chance(
+    make_search: Callable[..., Search],
+) -> None:
+    """Good trials in between break the row; they are kept."""
+    failing = {1, 2, 4, 5, 6}
+    started: list[int] = []
+
+    def fail(event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            started.append(event.trial.number)
+            if event.trial.number in failing:
+                refuse(search.record, event.trial)
+
+    settings = {
+        "stage2.epochs": 0,
+        "stage1.epochs": 1,
+        "search.stage1_trials": 10,
+        "search.failures_in_a_row": 3,
+    }
+    search = make_search(settings, fail)
+    says = r"stage 1: 3 trials failed in a row, .*; 2 trials succeeded .* 5 x refused"
+    with pytest.raises(NoWinnerError, match=says) as caught:
+        search.run()
+    assert caught.value.exit_code == 4
+    assert started == list(range(7))
+    trials = search.record.trials(1)
+    assert [trial.state for trial in trials] == [
+        "failed" if trial.number in failing else "complete" for trial in trials
+    ]
+    assert all((trial.cause, trial.failures) == ("refused", []) for trial in trials if trial.number in failing)
+    good = [trial for trial in trials if trial.state == "complete"]
+    assert all(trial.checkpoint and search.record.at(trial.checkpoint).exists() for trial in good)
+
+    # Two more in a row are not three, whatever came before this start.
+    failing, started = {7, 8}, []
+    search = make_search(settings, fail)
+    assert search.run().number in (0, 3, 9)
+    assert started == [7, 8, 9]
+    assert essence([trial for trial in search.record.trials(1) if trial.number in (0, 3)]) == essence(good)
