@@ -94,6 +94,11 @@ def fence(place: StoragePath) -> None:
             lease.confirm()
 
 
+def unwritable(place: StoragePath, error: OSError, *, remedy: str = "--storage DIR") -> ConfigError:
+    """Return the error for a place that cannot be written. remedy: how to give another place."""
+    return ConfigError(f"{place} cannot be written ({error.strerror or error}); give another place: {remedy}")
+
+
 class Lease:
     """The right to write a run, held while the context lasts. Raises ConfigError if another search holds it.
 
@@ -127,9 +132,7 @@ class Lease:
             self._free_lock()
             if not isinstance(error, OSError):
                 raise
-            raise ConfigError(
-                f"{self.place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
-            ) from error
+            raise unwritable(self.place, error) from error
         return self
 
     def __exit__(

@@ -23,8 +23,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from grcf_ray import console
 from grcf_ray._version import __version__
 from grcf_ray.config import RunConfig
-from grcf_ray.errors import ClusterError, ConfigError, GrcfError, faults_message, reason
+from grcf_ray.errors import ClusterError, GrcfError, faults_message, reason
 from grcf_ray.search.failures import last_line
+from grcf_ray.search.lease import unwritable
 from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces
 
@@ -166,9 +167,7 @@ def _sign(place: StoragePath, remedy: str) -> Iterator[tuple[str, str]]:
         try:
             (folder / "driver").write_text(word)
         except OSError as error:
-            raise ConfigError(
-                f"{place} cannot be written ({error.strerror or error}); give another place: {remedy}"
-            ) from error
+            raise unwritable(place, error, remedy=remedy) from error
         yield folder.uri, word
     finally:
         with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
 from grcf_ray.search.finalists import keep_finalists
-from grcf_ray.search.lease import Lease
+from grcf_ray.search.lease import Lease, unwritable
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.preflight import Capacity, check_disk, find_capacity
 from grcf_ray.search.record import RunRecord, now
@@ -322,9 +322,7 @@ class Session:
             if place.local is not None:
                 tempfile.TemporaryFile(dir=place.local).close()
         except OSError as error:
-            raise ConfigError(
-                f"{place} cannot be written ({error.strerror or error}); give another place: --storage DIR"
-            ) from error
+            raise unwritable(place, error) from error
 
     def _check_encoder(self) -> None:
         """Raise ConfigError if the run, or the run it is compared with, started with other encoder weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
+    from grcf_ray.data.store import DatasetStore
     from grcf_ray.search.events import Event, Listener
     from grcf_ray.search.record import TrialRecord
     from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
+    from tests.conftest import Recorded
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,6 +60,20 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return ended.value.code, out, err
 
     return run_command
+
+
+@pytest.fixture
+def tiny_argv(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> list[Any]:
+    """The arguments of a search of the tiny data set, with its runs in `tmp_path/runs`."""
+    return ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
+
+
+def copy_recorded(recorded: Recorded, folder: Path) -> list[str]:
+    """Copy the recorded run into a folder; return the arguments of its search there."""
+    shutil.copytree(recorded.folder, folder / recorded.folder.name)
+    argv = list(recorded.argv)
+    argv[argv.index("--storage") + 1] = str(folder)
+    return argv
 
 
 @pytest.fixture

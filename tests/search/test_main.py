@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import yaml
 from grcf_ray.config import build_config
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import Search
+from tests.search.conftest import copy_recorded
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
@@ -50,11 +50,10 @@ def test_print_config_parses_back(run: Run, tiny_space: Path, tmp_path: Path) ->
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
-    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path
 ) -> None:
     before = tree(tmp_path)
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
-    code, out, err = run(*argv, "--dry-run", "--concurrent", "1")
+    code, out, err = run(*tiny_argv, "--dry-run", "--concurrent", "1")
     assert (code, out) == (0, "")
     lines = {line.partition(":")[0]: line for line in err.splitlines()}
     assert "48/16/16 utterances, text + audio + vision" in lines["Data"]
@@ -65,11 +64,10 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
 
 
 def test_the_plan_as_json(
-    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_argv: list[Any], tiny_store: DatasetStore, tmp_path: Path
 ) -> None:
     """Alone on standard output, its settings by their names; long texts of train and valid are counted."""
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
-    code, out, err = run(*argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
+    code, out, err = run(*tiny_argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
     assert code == 0, err
     plan = json.loads(out)
     assert plan["run"] == str(tmp_path / "runs" / "tiny-tiny-bert-seed42")
@@ -125,11 +123,9 @@ def test_what_ray_prints_while_trials_run_is_no_part_of_the_answer(
     run: Run, recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It tells of dead processes on standard output, whatever it is asked."""
-    shutil.copytree(recorded.folder, tmp_path / "recorded")
+    argv = copy_recorded(recorded, tmp_path)
     path = tmp_path / "recorded" / "run.json"
     path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
-    argv = list(recorded.argv)
-    argv[argv.index("--storage") + 1] = str(tmp_path)
     search = Search.run
 
     def print_and_search(self: Search) -> Any:
@@ -185,15 +181,13 @@ def test_an_encoder_with_other_weights_is_refused(run: Run, recorded: Recorded, 
     from grcf_ray.search.run_lookup import encoder_of
     from grcf_ray.search.space import load_space
 
-    argv, words = list(recorded.argv), ["--stage1-trials", "9"]
+    argv, words = copy_recorded(recorded, tmp_path), ["--stage1-trials", "9"]
     space = load_space(Path(argv[argv.index("--space") + 1]))
     record = json.loads((recorded.folder / "run.json").read_text())
     assert record["encoder"] == encoder_of(space.config())
     folder = tmp_path / "recorded"
-    shutil.copytree(recorded.folder, folder)
     record["encoder"]["weights_sha256"] = "0" * 64
     (folder / "run.json").write_text(json.dumps(record))
-    argv[argv.index("--storage") + 1] = str(tmp_path)
     before = tree(folder)
     # Nor may a baseline that is compared with it begin with another one.
     for more in (words, ["--direct", "--name", "recorded-direct"]):
@@ -231,11 +225,9 @@ def test_other_data_in_the_same_folder_are_refused(
 
 
 def test_a_run_of_a_newer_release_is_left_alone(run: Run, recorded: Recorded, tmp_path: Path) -> None:
-    shutil.copytree(recorded.folder, tmp_path / "recorded")
+    argv = copy_recorded(recorded, tmp_path)
     path = tmp_path / "recorded" / "run.json"
     path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
-    argv = list(recorded.argv)
-    argv[argv.index("--storage") + 1] = str(tmp_path)
     code, _, err = run(*argv)
     assert code == 3
     assert "newer grcf_ray" in err

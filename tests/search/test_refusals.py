@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import yaml
 
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.space import shipped_space
+from tests.search.conftest import copy_recorded
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
@@ -149,7 +149,7 @@ def test_a_space_that_names_what_the_data_lack(words: list[str], run: Run, tiny_
     argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--dry-run"]
     code, _, err = run(*argv, "--space", tmp_path / "space.yaml", *words)
     assert code == 2
-    assert "model.modalities names vision, which the data do not have" in err
+    assert "model.modalities names vision, which the data lack" in err
 
 
 @pytest.mark.parametrize(
@@ -238,33 +238,26 @@ def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: DatasetStore, tmp_
     assert "stage1.head_lr: bounds are crossed: low = 0.001 is not below high = 1e-05" in err
 
 
-def test_more_gpus_than_there_are(
-    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
-) -> None:
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
-    code, out, err = run(*argv, "--gpus-per-worker", "64")
+def test_more_gpus_than_there_are(run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path) -> None:
+    code, out, err = run(*tiny_argv, "--gpus-per-worker", "64")
     assert (code, out) == (5, "")
     assert err.startswith("error: a trial asks for 1 CPU and 64 GPUs on one node, but no node has ")
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_place_that_cannot_be_written(
-    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
-) -> None:
+def test_a_place_that_cannot_be_written(run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
-    code, _, err = run(*argv)
+    code, _, err = run(*tiny_argv)
     assert code == 2
     assert f"{tmp_path / 'runs'} cannot be written" in err.splitlines()[-1].replace("/tiny-tiny-bert-seed42", "")
     assert (tmp_path / "runs").read_text() == "a file"
 
 
 def test_a_fault_found_while_preparing_leaves_nothing(
-    run: Run, ray_session: None, tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path
+    run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path
 ) -> None:
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
-    code, out, err = run(*argv, "--set", "model.frozen_layers=9")
+    code, out, err = run(*tiny_argv, "--set", "model.frozen_layers=9")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: model.frozen_layers = 9: the backbone has 2 layers")
     assert not (tmp_path / "runs").exists()
@@ -302,13 +295,11 @@ def test_a_search_that_does_not_end_well_says_how(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    shutil.copytree(recorded.folder, tmp_path / "recorded")
+    argv = copy_recorded(recorded, tmp_path)
     path = tmp_path / "recorded" / "run.json"
     path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
     if not measured:
         (tmp_path / "recorded" / "best" / "metrics.json").unlink()
-    argv = list(recorded.argv)
-    argv[argv.index("--storage") + 1] = str(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(where, fail)
         ended, out, err = run(*argv)

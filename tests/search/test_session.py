@@ -35,10 +35,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def words(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> list[Any]:
+def words(tiny_argv: list[Any]) -> list[Any]:
     """A search of three trials of one epoch in each stage."""
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--storage", tmp_path / "runs"]
-    argv += ["--name", "n", "--stage1-trials", 3, "--stage2-trials", 3, "--concurrent", 1, "--finalists", 1]
+    argv = [*tiny_argv, "--name", "n", "--stage1-trials", 3, "--stage2-trials", 3, "--concurrent", 1, "--finalists", 1]
     for setting in ("stage1.epochs=1", "stage2.epochs=1", "search.ridge_baseline=false"):
         argv += ["--set", setting]
     return argv
