@@ -1,4 +1,4 @@
-"""A run has one writer: the second is told who the first is, and a dead one's run is free."""
+"""A run has one driver: a second is refused with the holder's name, and a dead driver's run is free."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for a state that comes; the limit is for when it does not."""
+    """Wait until the condition holds; fail after a minute."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
@@ -83,7 +83,7 @@ def run(tmp_path: Path) -> StoragePath:
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that knows no locks."""
+    """Make flock fail as on a disk without locks."""
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -171,7 +171,7 @@ def test_another_users_run_is_refused(run: StoragePath, monkeypatch: pytest.Monk
 
 
 class TestBeats:
-    """Where there are no locks."""
+    """The heartbeat on disks without locks and on object storage."""
 
     @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
     def place(self, request: pytest.FixtureRequest, run: StoragePath) -> StoragePath:
@@ -189,7 +189,7 @@ class TestBeats:
     def test_a_second_search_sees_it_beat_and_is_refused(
         self, place: StoragePath, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        # A beat that comes late must not end a test: the second one watches for much longer than the first one pauses.
+        # The second driver watches much longer than the heartbeat's interval, so a late heartbeat does not matter.
         with (
             Lease(place, COMMAND, interval=BEAT),
             pytest.raises(ConfigError, match=rf"process {os.getpid()}, .*{COMMAND}.*--name NAME"),
@@ -215,7 +215,7 @@ class TestBeats:
     ) -> None:
         lost = threading.Event()
         with Lease(place, COMMAND, interval=BEAT, lost=lost.set):
-            # A beat may be under way, and then it is the rival that lost.
+            # A heartbeat in progress would overwrite the rival's file, so write it until the lease is lost.
             def overtaken() -> bool:
                 (place / "lease.json").write_json({"holder": RIVAL, "nonce": "new", "beat": 0})
                 return lost.wait(BEAT)
@@ -226,7 +226,7 @@ class TestBeats:
 
 
 class Rough(LocalPath):
-    """A place that meets trouble when it is written."""
+    """A place that calls `trouble` after each write."""
 
     trouble: Callable[[Path], None]
 
@@ -272,7 +272,7 @@ def test_a_look_tells_whether_a_search_holds_the_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with Lease(place, COMMAND):
         assert is_held(place) is True
-        # Whoever looks holds nothing, and does not disturb who does.
+        # Looking takes no lease and does not disturb the holder.
         assert is_held(place) is True
     assert is_held(place) is False
 
@@ -320,14 +320,14 @@ def test_a_search_that_starts_while_somebody_looks_is_not_refused(
 def test_a_lock_that_another_machine_does_not_see_is_not_enough(
     run: StoragePath, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As NFS with local_lock has it, or once the lock's file was removed: both are given the lock."""
+    """On NFS with local_lock, or after the lock's file was deleted, both drivers get the lock."""
     with Lease(run, COMMAND, interval=BEAT):
         (run / "lock").delete()
         monkeypatch.setattr(module, "_machine", lambda: "another")
         second = Lease(run, "the second", interval=50 * BEAT)
         with pytest.raises(ConfigError, match=rf"process {os.getpid()}, .*{COMMAND}"), second:
             pass
-    # The lock of who was refused is free.
+    # The refused driver has released its lock.
     assert not (run / "lease.json").exists()
     with Lease(run, COMMAND):
         pass
@@ -354,23 +354,23 @@ def test_a_dead_drivers_run_is_free_at_once(run: StoragePath, capfd: pytest.Capt
     ],
 )
 def test_who_is_known_to_be_dead(run: StoragePath, changes: dict[str, Any], dead: bool) -> None:
-    """By the id and the start of its process, on this start of this machine."""
+    """By process id and start time, on the same boot of the same machine."""
     with Lease(run, COMMAND):
         written = (run / "lease.json").read_json()
     assert module._is_dead(written | changes) is dead
 
 
 class TestFence:
-    """A driver that slept through the loss of its lease: its thread has not looked yet."""
+    """A driver that lost its lease while the machine was suspended, before its thread noticed."""
 
     @pytest.fixture
     def taken(self, run: StoragePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-        """A lease that another search took during a long sleep; what was called."""
+        """Yield the calls of `lost` for a lease that another search took while the machine was suspended."""
         called: list[str] = []
         with Lease(run, COMMAND, interval=1000, lost=lambda: called.append("lost")):
             (run / "lease.json").write_json({"holder": RIVAL, "nonce": "new", "beat": 0})
             fence(run)
-            assert called == [], "so soon after a beat nobody can have taken it"
+            assert called == [], "too soon after a heartbeat for another search to have taken it"
             later = module._clock() + 10_000
             monkeypatch.setattr(module, "_clock", lambda: later)
             yield called
