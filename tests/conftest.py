@@ -226,7 +226,7 @@ def recorded(
     """A search by its command, one trial at a time, that finds no test split until the winner is fixed."""
     from grcf_ray import console
     from grcf_ray.cli.search import app
-    from grcf_ray.report import terminal
+    from grcf_ray.report import progress_lines
     from grcf_ray.search.events import Event, WinnerFixed
 
     folder = tmp_path_factory.mktemp("recorded")
@@ -242,7 +242,7 @@ def recorded(
         if watching and name == "open" and isinstance(arguments[0], (str, bytes)):
             opened.append(os.fsdecode(arguments[0]))
 
-    class Witness(terminal.ProgressLines):
+    class Witness(progress_lines.ProgressLines):
         """Puts the test split where it belongs once the winner is fixed."""
 
         def __call__(self, event: Event) -> None:
@@ -261,7 +261,7 @@ def recorded(
     sys.addaudithook(watch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRCF_CACHE", str(folder / "cache"))
-        patch.setattr(terminal, "ProgressLines", Witness)
+        patch.setattr(progress_lines, "ProgressLines", Witness)
         patch.setattr(sys, "argv", ["search", *argv])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
             console.run(app, argv)

@@ -126,7 +126,7 @@ def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, optio
     from grcf_ray.errors import ConfigError, DataError, NoWinnerError
     from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.experiments.registry import EXPERIMENTS
-    from grcf_ray.report.terminal import ProgressLines
+    from grcf_ray.report.progress_lines import ProgressLines
     from grcf_ray.search.run_lookup import recorded_store
 
     command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])

@@ -271,10 +271,12 @@ def _print_calibration(session: Session, as_json: bool) -> None:
 
 
 def _print(record: RunRecord, as_json: bool) -> None:
-    from grcf_ray.report.terminal import print_result, summarise
+    from grcf_ray.report.summary import RunSummary
+    from grcf_ray.report.terminal import print_result
+    from grcf_ray.report.view import RunView
 
-    summary = summarise(record)
+    summary = RunSummary.of(RunView.read(record))
     if as_json:
-        console.print_json(summary)
+        console.print_json(summary.as_json())
     else:
         print_result(summary)

@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs, their winners and figures, and what may be claimed of the difference."""
+"""Two runs side by side: their differences, winners, metrics and cost, and what can be claimed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from grcf_ray.console import duration, sentence, table_lines
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.run_status import budgets
-from grcf_ray.report.terminal import arms_lines, figure, one_line, setting, typed
+from grcf_ray.report.summary import Comparison, estimates
+from grcf_ray.report.terminal import comparison_lines as seed_lines
+from grcf_ray.report.terminal import figure, one_line, setting, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import few_seeds, paired, retrainings
 
 _ROOM, _GAP = 24, 2
-"""Columns that a parameter may take beside another, and between two."""
+"""Columns of a parameter's value, and between two values."""
 _NAMES = {
     "data": "data: {}",
     "encoder": "encoder: {}",
@@ -23,21 +25,21 @@ _NAMES = {
     "space": "{} (searched)",
     "versions": "version: {}",
 }
-"""How what differs is named, by the part of the record that it stands in."""
+"""Name of a difference, by section of the record."""
 
 
-def compare_runs(one: RunView, other: RunView) -> dict[str, Any]:
-    """Both runs as plain data; every difference is the first minus the second.
+def compare_runs(first: RunView, second: RunView) -> dict[str, Any]:
+    """Compare two runs; the result is JSON, and every difference is the first run minus the second.
 
-    `differences`: of data, encoder, budget, settings, space and versions, what the two have otherwise. `params`: of the
-    winners. `valid`, `test`: metrics, each with `difference` where both have it and read the same data. `seeds`: the
-    paired retrainings of both winners (see `search.seeds.paired`), None where there is nothing to pair. `claim`: what
-    may be said of the difference.
+    `differences`: values of data, encoder, budget, settings, space and versions that differ. `params`: of the winners.
+    `valid`, `test`: metrics, with their `difference` if both runs have the metric and the same data. `seeds`: the
+    retrainings of both winners, paired by seed (see `search.comparisons.paired`), or None. `claim`: the sentence that
+    states what the difference shows.
     """
-    views = (one, other)
+    views = (first, second)
     facts = [_facts(view) for view in views]
     same_data = facts[0]["data"]["fingerprint"] == facts[1]["data"]["fingerprint"]
-    pairs, claim = _claim(one, other, same_data)
+    pairs, claim = _claim(first, second, same_data)
     return {
         "runs": [str(view.record) for view in views],
         "states": [view.run["state"] for view in views],
@@ -64,31 +66,31 @@ def compare_runs(one: RunView, other: RunView) -> dict[str, Any]:
     }
 
 
-def comparison_lines(found: Mapping[str, Any], *, width: int) -> Iterator[str]:
-    """The comparison for a terminal."""
+def comparison_lines(compared: Mapping[str, Any], *, width: int) -> Iterator[str]:
+    """Yield the comparison as lines of a terminal. compared: from `compare_runs`."""
     titles = ("A", "B")
-    for title, run, state in zip(titles, found["runs"], found["states"], strict=True):
+    for title, run, state in zip(titles, compared["runs"], compared["states"], strict=True):
         yield f"{title}: {typed(run)} ({one_line(state)})"
     yield ""
-    if not found["differences"]:
-        yield "Data, budget, settings, space and versions are the same."
+    if not compared["differences"]:
+        yield "Data, encoder, budget, settings, space and versions are the same."
     else:
         named = {
             _NAMES[section].format(name): values
-            for section, differing in found["differences"].items()
+            for section, differing in compared["differences"].items()
             for name, values in differing.items()
         }
         room = max(8, (width - max(map(len, named)) - 2 * _GAP) // 2)
         rows = [(name, *(one_line(setting(value), room) for value in values)) for name, values in named.items()]
-        yield from table_lines(("what differs", *titles), rows, width=width)
+        yield from table_lines(("difference", *titles), rows, width=width)
     yield ""
     yield from table_lines(
         ("winner", *titles),
         [
-            ("trial", *(one_line(winner or "none yet", _ROOM) for winner in found["winners"])),
+            ("trial", *(one_line(winner or "none yet", _ROOM) for winner in compared["winners"])),
             *(
                 (name, *(one_line(setting(value), _ROOM) for value in values))
-                for name, values in found["params"].items()
+                for name, values in compared["params"].items()
             ),
         ],
         width=width,
@@ -97,18 +99,20 @@ def comparison_lines(found: Mapping[str, Any], *, width: int) -> Iterator[str]:
         rows = [
             (title, *(figure(value) for value in entry["values"]), _signed(entry["difference"]))
             for name, title in METRIC_TITLES.items()
-            if (entry := found[split].get(name))
+            if (entry := compared[split].get(name))
         ]
         if rows:
             yield ""
             yield from table_lines((title, *titles, "A - B"), rows, width=width)
     yield ""
-    if found["seeds"]:
-        yield f"Both winners trained anew under {found['seeds']['seeds']} seeds that they share, on test:"
-        yield from arms_lines(titles, found["seeds"]["A"], found["seeds"]["B"], found["seeds"]["gain"], width=width)
-    yield from wrap(found["claim"], width)
+    if compared["seeds"]:
+        pairs = compared["seeds"]
+        yield f"Both winners retrained under {pairs['seeds']} common seeds, on test:"
+        parts = (estimates(pairs[part]) for part in ("A", "B", "gain"))
+        yield from seed_lines(Comparison(titles, *parts), width=width)
+    yield from wrap(compared["claim"], width)
     yield ""
-    cost = found["cost"]
+    cost = compared["cost"]
     shown = {
         "trials": [str(value) for value in cost["trials"]],
         "epochs": [str(value) for value in cost["epochs"]],
@@ -139,16 +143,16 @@ def _dimension(value: Mapping[str, Any]) -> str:
     return f"{value['low']:g} to {value['high']:g}{', log' if value['log'] else ''}"
 
 
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: values for name, values in _beside(ours, theirs).items() if values[0] != values[1]}
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: values for name, values in _beside(first, second).items() if values[0] != values[1]}
 
 
-def _beside(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [ours.get(name), theirs.get(name)] for name in dict.fromkeys([*ours, *theirs])}
+def _beside(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: [first.get(name), second.get(name)] for name in dict.fromkeys([*first, *second])}
 
 
 def _cost(view: RunView) -> dict[str, Any]:
-    trials = [trial for of in view.trials.values() for trial in of]
+    trials = [trial for stage in view.trials.values() for trial in stage]
     return {
         "trials": len(trials),
         "epochs": sum(trial.epoch for trial in trials),
@@ -157,25 +161,25 @@ def _cost(view: RunView) -> dict[str, Any]:
     }
 
 
-def _claim(one: RunView, other: RunView, same_data: bool) -> tuple[dict[str, Any] | None, str]:
-    """The paired retrainings, where there are any, and what may be said of the difference."""
+def _claim(first: RunView, second: RunView, same_data: bool) -> tuple[dict[str, Any] | None, str]:
+    """Return the retrainings of both winners, paired by seed, and what their difference shows."""
     if not same_data:
         return None, "The runs read different data: their figures cannot be compared."
-    if one.metrics is None or other.metrics is None:
-        return None, "Not both have a winner that was measured: no claim."
+    if first.metrics is None or second.metrics is None:
+        return None, "No claim: one of the runs has no winner with test metrics."
     models = {}
-    for side, view in (("A", one), ("B", other)):
-        found = retrainings(view.record, view.run["winner"]) if view.run.get("winner") else None
-        models[side] = {m["seed"]: m["test"] for m in (found or {}).get("models", []) if m["arm"] == "winner"}
-    lacking = [side for side, of in models.items() if not of]
-    if len(lacking) == 2:
-        return None, "One seed each: no claim. Seeds alone move these figures; --seeds N on both says how much."
-    if lacking:
-        return None, f"{lacking[0]} has one seed: no claim. --seeds N retrains its winner too."
+    for side, view in (("A", first), ("B", second)):
+        seeds = retrainings(view.record, view.run["winner"]) if view.run.get("winner") else None
+        models[side] = {m["seed"]: m["test"] for m in (seeds or {}).get("models", []) if m["arm"] == "winner"}
+    single = [side for side, by_seed in models.items() if not by_seed]
+    if len(single) == 2:
+        return None, "One seed each: no claim. The seed alone changes the metrics; --seeds N on both measures how much."
+    if single:
+        return None, f"{single[0]} has one seed: no claim. --seeds N retrains its winner too."
     pairs = paired(models)
     if pairs["seeds"] < 2:
-        return None, "The winners were trained anew under fewer than two seeds that they share: no claim."
-    claim = "Paired by seed; an interval that holds 0 is no difference that these seeds show."
+        return None, "No claim: the winners were retrained under fewer than two common seeds."
+    claim = "Paired by seed; an interval that contains 0 shows no difference beyond seed noise."
     few = few_seeds(pairs["seeds"])
     return pairs, f"{claim} {sentence(few)}" if few else claim
 

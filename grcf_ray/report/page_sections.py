@@ -1,67 +1,170 @@
-"""The page's facts: failures and their causes, cost, every trial, and where the numbers come from."""
+"""The sections of the page beside its figures, as data for the template: answer, failures, cost, trials, provenance."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from grcf_ray.console import duration
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.markup import Markup, element, figure, script_json, section, table
-from grcf_ray.report.run_status import budgets, shown_state, standing_of
-from grcf_ray.report.terminal import again
+from grcf_ray.report.html import Table, capitalised, code, figure, interval, seconds, spread
+from grcf_ray.report.run_status import budgets, shown_state, standing_of, time_left
+from grcf_ray.report.summary import ONE_SEED, Comparison, RunSummary
+from grcf_ray.report.terminal import again, listed_trials, typed
 from grcf_ray.report.view import RunView
-from grcf_ray.search.failures import failures_by_cause
+from grcf_ray.search.direct_baseline import INHERITED
 from grcf_ray.search.record import TrialRecord
 
-_NAMED = 10
-"""Trials of a cause that are named one by one."""
+
+def answer(view: RunView, summary: RunSummary, state: str) -> dict[str, Any]:
+    """Return the first section: the winner's metrics, what they are worth, and how far an unfinished search is.
+
+    state: see `RunStatus`.
+    """
+    context: dict[str, Any] = {
+        "state": state,
+        "measured": view.metrics is not None and view.metrics["trial"] == view.run.get("winner"),
+        "gains": _gains(view),
+        "left": time_left(view) if state == "running" else None,
+        "progress": [_progress(view, stage, budget) for stage, (budget, _) in budgets(view.run).items()],
+    }
+    return context | _result(view, summary) if context["measured"] else context
 
 
-def failures(view: RunView) -> Markup:
-    """Trials that failed or diverged, by cause, each with the command that runs one of them again."""
+def _result(view: RunView, summary: RunSummary) -> dict[str, Any]:
+    name, columns = summary.objective, summary.metric_columns()
+    title, values = METRIC_TITLES[name], {column: metrics.get(name) for column, metrics in columns.items()}
+    place = typed(view.record.place) if view.record.place.local is not None else view.record.place.uri
+    rows = [(METRIC_TITLES[metric], *map(figure, row)) for metric, row in summary.metric_rows()]
+    return {
+        "metric": title,
+        "value": values["test"],
+        "cards": {
+            f"{title}, test": values.pop("test"),
+            f"{title}, valid": values.pop("valid"),
+            **{capitalised(column): value for column, value in values.items()},
+        },
+        "remarks": summary.remarks() if summary.seeds else [*summary.remarks(), ONE_SEED],
+        "metrics": Table(caption="Metrics of the winner", columns=("Metric", *map(capitalised, columns)), rows=rows),
+        "comparisons": list(_comparisons(summary)),
+        "quoted_place": json.dumps(place, ensure_ascii=False),
+        "shell_place": shlex.quote(place),
+        "params": Table(
+            caption="Searched settings of the winner",
+            columns=("Setting", "Value"),
+            rows=list(view.winner_params.items()),
+            hidden_caption=True,
+        ),
+    }
+
+
+def _comparisons(summary: RunSummary) -> Iterator[dict[str, Any]]:
+    if seeds := summary.seeds:
+        yield {
+            "title": f"Under {seeds.seeds} fresh seeds",
+            "table": _comparison(
+                f"Winner and starting point retrained under {seeds.seeds} seeds that the search did not use",
+                seeds.comparison(),
+            ),
+            "notes": [seeds.warning] if seeds.warning else [],
+        }
+    if against := summary.against_baseline:
+        loss = METRIC_TITLES[summary.objective]
+        yield {
+            "title": f"Two stages against {loss} alone",
+            "table": _comparison(f"Winners of both searches under {against.seeds} seeds", against.comparison(loss)),
+            "notes": [INHERITED, *([against.warning] if against.warning else [])],
+        }
+
+
+def _comparison(models: str, comparison: Comparison) -> Table:
+    return Table(
+        caption=f"{models}, on test: mean ± standard deviation, and the paired difference with its 95 % interval",
+        columns=("Metric", *map(capitalised, comparison.titles), "Difference"),
+        rows=[(name, spread(first), spread(second), interval(gain)) for name, first, second, gain in comparison.rows()],
+    )
+
+
+def _gains(view: RunView) -> Table:
+    """Return each stage's gain over its first trial, the space's starting point."""
     rows = []
     for stage in budgets(view.run):
-        for cause, failed in failures_by_cause(view.trials[stage]).items():
-            numbers = ", ".join(str(trial.number) for trial in failed[:_NAMED])
-            more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-            command = again(view.record.place.uri, f"stage{stage}/{failed[-1].number}")
-            rows.append((cause, f"Stage {stage}", numbers + more, failed[-1].error, element("code", command)))
-    if not rows:
-        return section("failures", "Failures", element("p", "No trial has failed or diverged."))
-    columns = ("Cause", "Stage", "Trials", "Last error", "Again")
-    content = table(columns, rows, caption="Failed and diverged trials by cause", hidden_caption=True)
-    return section("failures", "Failures", content)
+        first = next((trial for trial in view.trials[stage] if trial.number == 0), None)
+        best = next(iter(view.ranked(stage)), None)
+        if best is None or best.objective is None:
+            continue
+        start = None if first is None else first.objective
+        gain = None if start is None else best.objective - start
+        rows.append(
+            (
+                stage,
+                METRIC_TITLES[view.objective(stage)],
+                figure(start),
+                figure(best.objective),
+                figure(gain, "+.4f"),
+                f"optimistic: best of {len(view.trials[stage])} trials",
+            )
+        )
+    columns = ("Stage", "Validation", "Starting point (trial 0)", "Best", "Difference", "Note")
+    return Table(caption="Validation gain of each stage", columns=columns, rows=rows)
 
 
-def cost(view: RunView) -> Markup:
-    """What each stage took."""
+def _progress(view: RunView, stage: Literal[1, 2], budget: int) -> dict[str, Any]:
+    trials = view.trials[stage]
+    ended = sum(trial.finished for trial in trials)
+    return {
+        "number": stage,
+        "budget": budget,
+        "ended": ended,
+        "running": len(trials) - ended,
+        "metric": METRIC_TITLES[view.objective(stage)],
+        "best": next(iter(view.ranked(stage)), None),
+    }
 
-    def row(name: str, of: Sequence[TrialRecord]) -> tuple[object, ...]:
-        seconds = sum(trial.seconds for trial in of)
+
+def failures(summary: RunSummary) -> Table:
+    """Return the trials that failed or diverged, by cause, each cause with a command that repeats a trial of it."""
+    rows = [
+        (
+            failure.cause,
+            f"Stage {stage.removeprefix('stage')}",
+            listed_trials(failure.trials),
+            failure.error,
+            code(again(summary.uri, f"{stage}/{failure.trials[-1]}")),
+        )
+        for stage, found in summary.stages.items()
+        for failure in found.failures
+    ]
+    columns = ("Cause", "Stage", "Trials", "Last error", "Command to repeat it")
+    return Table(caption="Failed and diverged trials by cause", columns=columns, rows=rows, hidden_caption=True)
+
+
+def cost(view: RunView) -> Table:
+    """Return the cost of each stage and of the whole search."""
+
+    def row(name: str, trials: Sequence[TrialRecord]) -> tuple[object, ...]:
         return (
             name,
-            len(of),
-            sum(trial.epoch for trial in of),
-            figure(sum(trial.utterance_passes for trial in of), ".1f"),
-            element("data", duration(seconds), value=repr(seconds), title=f"{seconds!r} s"),
+            len(trials),
+            sum(trial.epoch for trial in trials),
+            figure(sum(trial.utterance_passes for trial in trials), ".1f"),
+            seconds(sum(trial.seconds for trial in trials)),
         )
 
-    each = [row(f"Stage {stage}", view.trials[stage]) for stage in budgets(view.run)]
-    rows = [*each, row("Together", [trial for stage in budgets(view.run) for trial in view.trials[stage]])]
+    rows = [row(f"Stage {stage}", view.trials[stage]) for stage in budgets(view.run)]
+    rows.append(row("Total", [trial for stage in budgets(view.run) for trial in view.trials[stage]]))
     columns = ("Stage", "Trials", "Epochs", "Passes over the training split", "Time in trials")
-    return section("cost", "Cost", table(columns, rows, caption="Cost of the search", hidden_caption=True))
+    return Table(caption="Cost of the search", columns=columns, rows=rows, hidden_caption=True)
 
 
 def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
-    """The stage's record as a table: `columns`, each with `title` and `kind`, and `rows` of plain values.
+    """Return a stage's trials as JSON for the page's script: `columns`, each with `title` and `kind`, and `rows`.
 
-    kind: `count`, `figure` (four decimals are shown) or `setting`.
+    kind: `count`, `figure` (shown with four decimals) or `setting`.
     """
-    of, standing = view.trials[stage], standing_of(view.record, view.run)
-    paths = list(dict.fromkeys(path for trial in of for path in trial.params))
+    trials, standing = view.trials[stage], standing_of(view.record, view.run)
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.params))
     columns = [
         ("Trial", "count"),
         ("State", "setting"),
@@ -83,94 +186,49 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
                 *(trial.params.get(path) for path in paths),
                 trial.cause,
             ]
-            for trial in of
+            for trial in trials
         ],
     }
 
 
-def trials(view: RunView) -> Markup:
-    """Every trial of every stage, in tables that can be sorted and filtered."""
-    content = [
-        element("p", "Press a column's name to sort by it; point at a figure for all its digits."),
-        element("noscript", element("p", "The tables need JavaScript; stage1/trials.jsonl and so on hold the same.")),
-    ]
-    for stage in budgets(view.run):
-        content += _trials_table(f"stage{stage}", f"Stage {stage}", trials_data(view, stage))
-    return section("trials", "Every trial", *content)
-
-
-def _trials_table(name: str, title: str, data: Mapping[str, Any]) -> Iterator[Markup]:
-    heads = (
-        element("th", element("button", column["title"], type="button"), scope="col", aria_sort="none")
-        for column in data["columns"]
-    )
-    rows = element(
-        "table",
-        element("caption", f"Trials of {title}", class_="unseen"),
-        element("thead", element("tr", *heads)),
-        element("tbody"),
-    )
-    yield element("h3", title)
-    yield element(
-        "div",
-        element("label", "Show rows with ", element("input", type="search", autocomplete="off", spellcheck="false")),
-        element("output", role="status"),
-        element("div", rows, class_="scroll", tabindex="0", role="region", aria_label=f"Trials of {title}"),
-        element("button", "Show all", type="button", class_="all", hidden=True),
-        script_json(data),
-        class_="trials",
-        id=f"trials-{name}",
-    )
-
-
-def provenance(view: RunView) -> Markup:
-    """What the numbers depend on: commands, versions, data, seeds, and each time that test was read."""
-    run, best = view.run, view.provenance or {}
+def provenance(view: RunView) -> dict[str, Any]:
+    """Return what the metrics depend on: commands, data, seeds, versions, settings, and each read of the test split."""
+    run, data = view.run, view.run["data"]
     seeds = {"Seed of the search": run["settings"]["seed"]}
     if view.winner is not None:
         seeds["Seed of the winner"] = view.winner.seed
     if run.get("seeds"):
         seeds["Fresh seeds afterwards"] = run["seeds"]
-    data = run["data"]
-    reads = [
-        (read["time"], read["command"], ", ".join(read["models"]), shlex.join(read.get("argv", ())))
-        for read in best.get("test_reads", ())
-    ]
-    return section(
-        "provenance",
-        "Where it comes from",
-        table(
-            ("Time", "Command"),
-            [(start["time"], element("code", start["command"])) for start in run["starts"]],
+    return {
+        "starts": Table(
             caption="Starts of this search",
+            columns=("Time", "Command"),
+            rows=[(start["time"], code(start["command"])) for start in run["starts"]],
         ),
-        table(
-            ("What", "Value"),
-            [
+        "sources": Table(
+            caption="Data, seeds and versions",
+            columns=("Item", "Value"),
+            rows=[
                 ("Data", data["name"]),
                 ("Folder of the data", data["folder"]),
-                ("Fingerprint of the data", element("code", data["fingerprint"])),
+                ("Fingerprint of the data", code(data["fingerprint"])),
                 *seeds.items(),
                 *((f"Version: {name}", version) for name, version in run["versions"].items()),
             ],
-            caption="Data, seeds and versions",
         ),
-        table(("Time", "Command", "Models", "Arguments"), reads, caption="Times that the test split was read")
-        if reads
-        else element("p", "The test split has not been read."),
-        element(
-            "details",
-            element("summary", "Every setting at the starting point"),
-            table(
-                ("Setting", "Value"),
-                run["settings"].items(),
-                caption="Every setting at the starting point",
-                hidden_caption=True,
-            ),
+        "reads": Table(
+            caption="Reads of the test split",
+            columns=("Time", "Command", "Models", "Arguments"),
+            rows=[
+                (read["time"], read["command"], ", ".join(read["models"]), shlex.join(read.get("argv", ())))
+                for read in (view.provenance or {}).get("test_reads", ())
+            ],
         ),
-        element(
-            "details",
-            element("summary", "The search space"),
-            element("pre", element("code", json.dumps(run["space"], indent=2, ensure_ascii=False))),
+        "settings": Table(
+            caption="All settings of the starting point",
+            columns=("Setting", "Value"),
+            rows=list(run["settings"].items()),
+            hidden_caption=True,
         ),
-    )
+        "space": json.dumps(run["space"], indent=2, ensure_ascii=False),
+    }

@@ -1,11 +1,11 @@
-"""A run as a report of 80 columns: the answer first, then how it came about, what it cost, and what to do next."""
+"""The report as text of 80 columns: result, stages, failures, cost and the next commands."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Literal
 
 from grcf_ray.config import encoder_name
 from grcf_ray.console import duration, table_lines
@@ -16,19 +16,18 @@ from grcf_ray.report.figures.importance import importance_data, importance_warni
 from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.run_status import DIED, RunStatus, budgets, standing_of, time_left
 from grcf_ray.report.selection import sorted_by
+from grcf_ray.report.summary import ONE_SEED, RunSummary
 from grcf_ray.report.terminal import (
     again,
     baseline_lines,
-    count_states,
+    cost_line,
     failure_line,
     figure,
     metric_lines,
     one_line,
     params_lines,
-    remarks,
     seeds_lines,
     states_line,
-    summarise_view,
     typed,
 )
 from grcf_ray.report.trials import trial_rows, trials_table
@@ -37,20 +36,17 @@ from grcf_ray.train.curve import DIRECTIONS
 
 WIDTH = 80
 _BEST_TRIALS, _PARAMETERS = 5, 6
-"""Trials and parameters that a stage's tables show."""
+"""Rows of a stage's tables."""
 _COMMAND_ROOM = 10_000
-"""Letters of a command on record: more than anybody types."""
+"""Characters of a command on record: more than anybody types."""
 
 
 def text_report(view: RunView) -> str:
-    """The report, lines of 80 columns at most; a path or an argument that is longer than a line is left whole.
-
-    A run may be going on, or may have failed: the report says so and has what there is.
-    """
-    standing, summary = standing_of(view.record, view.run), summarise_view(view)
+    """Return the report of a run in any state, in lines of 80 columns; longer paths and arguments are not broken."""
+    standing, summary = standing_of(view.record, view.run), RunSummary.of(view)
     sections = [
         _answer(view, standing, summary),
-        *(_stage(view, stage) for stage in budgets(view.run)),
+        *(_stage(view, stage, summary) for stage in budgets(view.run)),
         _failures(view, summary),
         _cost(view, summary),
         _next(view, standing, summary),
@@ -59,12 +55,12 @@ def text_report(view: RunView) -> str:
 
 
 def command_lines(command: str, *, indent: str = "  ") -> list[str]:
-    """A command to be copied, over as many lines as it takes; control codes in it are made harmless."""
+    """Return a command to copy, broken into lines, control codes escaped."""
     plain = one_line(command, _COMMAND_ROOM)
     try:
         words = [shlex.quote(word) for word in shlex.split(plain)]
     except ValueError:
-        # With its quotes out of balance it is none that can be divided.
+        # A command with unbalanced quotes cannot be divided into words.
         return [indent + plain]
     lines, line = [], indent
     for word in words:
@@ -75,7 +71,7 @@ def command_lines(command: str, *, indent: str = "  ") -> list[str]:
     return [*lines, line]
 
 
-def _answer(view: RunView, standing: RunStatus, summary: Mapping[str, Any]) -> Iterator[str]:
+def _answer(view: RunView, standing: RunStatus, summary: RunSummary) -> Iterator[str]:
     data, encoder = view.run["data"], encoder_name(view.run["settings"])
     low, high = view.label_range
     yield one_line(f"GRCF on {data['name']}: {view.record.place.name}", WIDTH)
@@ -87,7 +83,7 @@ def _answer(view: RunView, standing: RunStatus, summary: Mapping[str, Any]) -> I
     yield ""
     winner = view.winner
     if winner is None:
-        yield "There is no winner yet, and no figure on test."
+        yield "No winner yet; the test split has not been read."
         for stage in budgets(view.run):
             if ranked := view.ranked(stage):
                 name = f"stage{stage}/{ranked[0].number}"
@@ -97,35 +93,35 @@ def _answer(view: RunView, standing: RunStatus, summary: Mapping[str, Any]) -> I
     metric = METRIC_TITLES[view.objective(winner.stage)]
     yield f"Winner: trial stage{winner.stage}/{winner.number}, valid {metric} {figure(winner.objective)}"
     if view.metrics is None:
-        yield "It has not been measured on test yet."
+        yield "The winner has not been measured on test yet."
         return
     yield ""
     yield from metric_lines(summary, width=WIDTH)
     yield ""
-    for remark in remarks(summary):
+    for remark in summary.remarks():
         yield from wrap(one_line(remark, _COMMAND_ROOM), WIDTH, subsequent_indent="  ")
     yield ""
-    if summary["seeds"]:
-        yield from seeds_lines(summary["seeds"], width=WIDTH)
+    if summary.seeds:
+        yield from seeds_lines(summary.seeds, width=WIDTH)
     else:
-        yield "One seed: the gain over the starting point is not known (--seeds N)."
-    if summary["against_baseline"]:
+        yield ONE_SEED
+    if summary.against_baseline:
         yield ""
-        lines = baseline_lines(summary["against_baseline"], METRIC_TITLES[view.objective(2)], width=WIDTH)
+        lines = baseline_lines(summary.against_baseline, METRIC_TITLES[summary.objective], width=WIDTH)
         yield from wrap(next(lines), WIDTH)
         yield from lines
     yield ""
     yield from params_lines(view.winner_params, width=WIDTH)
 
 
-def _stage(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
+def _stage(view: RunView, stage: Literal[1, 2], summary: RunSummary) -> Iterator[str]:
     trials = view.trials[stage]
     if not trials:
         return
     budget, epochs = budgets(view.run)[stage]
     metric = METRIC_TITLES[view.objective(stage)]
-    states = count_states(trials, standing_of(view.record, view.run))
-    yield f"Stage {stage}: {len(trials)} of {budget} trials ({states_line(states)})"
+    states = states_line(summary.stages[f"stage{stage}"].states)
+    yield f"Stage {stage}: {len(trials)} of {budget} trials ({states})"
     yield f"of up to {epochs} epochs, {DIRECTIONS[stage]}imise validation {metric}"
     yield ""
     rows = [row for row in trial_rows(view, stage) if row["objective"] is not None]
@@ -139,7 +135,7 @@ def _stage(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
     chart = history([trial.objective for trial in trials], DIRECTIONS[stage], width=WIDTH)
     if chart:
         yield ""
-        yield f"valid {metric} by trial, and the best so far"
+        yield f"valid {metric} by trial, with the best so far"
         yield from chart
     yield from _importance(view, stage)
 
@@ -150,7 +146,7 @@ def _importance(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
     if forest is None:
         return
     yield ""
-    yield "importance (random forest, trials that ran to the end)"
+    yield "importance (random forest, complete trials)"
     rows = [
         (one_line(path, 40), f"{share:.0%}", bar(share, width=20))
         for path, share in list(zip(data["parameters"], forest["mean"], strict=True))[:_PARAMETERS]
@@ -160,47 +156,42 @@ def _importance(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
         yield from wrap(warning, WIDTH)
 
 
-def _failures(view: RunView, summary: Mapping[str, Any]) -> Iterator[str]:
-    failed = [(name, failure) for name, stage in summary["stages"].items() for failure in stage["failures"]]
+def _failures(view: RunView, summary: RunSummary) -> Iterator[str]:
+    failed = [(name, failure) for name, stage in summary.stages.items() for failure in stage.failures]
     if failed:
         yield "Failures"
     for name, failure in failed:
         yield from wrap(f"Stage {name[-1]}, {failure_line(failure)}", WIDTH, subsequent_indent="  ")
-        yield from command_lines(again(view.record.place.uri, f"{name}/{failure['trials'][-1]}"))
+        yield from command_lines(again(view.record.place.uri, f"{name}/{failure.trials[-1]}"))
 
 
-def _cost(view: RunView, summary: Mapping[str, Any]) -> Iterator[str]:
-    cost = summary["cost"]
-    if not cost["epochs"]:
+def _cost(view: RunView, summary: RunSummary) -> Iterator[str]:
+    spent = summary.cost.epochs
+    if not spent:
         return
-    yield from wrap(
-        f"Cost: {cost['epochs']} epochs, {cost['utterance_passes']:.1f} passes over the training split, "
-        f"{duration(cost['trial_seconds'])} in trials.",
-        WIDTH,
-    )
+    yield from wrap(f"{cost_line(summary)}.", WIDTH)
     saved = [stage["saved"] for stage in cost_data(view)["stages"] if stage["saved"] is not None]
     epochs, seconds = (sum(stage[unit] for stage in saved) for unit in ("epochs", "seconds"))
     if epochs:
-        share = epochs / (epochs + cost["epochs"])
         yield from wrap(
-            f"Stopping trials early saved {epochs:g} epochs, {share:.0%} of what all of them in full would have had: "
+            f"Early stopping saved {epochs:g} epochs ({epochs / (epochs + spent):.0%} of the cost of full trials): "
             f"about {duration(seconds)}.",
             WIDTH,
         )
 
 
-def _next(view: RunView, standing: RunStatus, summary: Mapping[str, Any]) -> Iterator[str]:
+def _next(view: RunView, standing: RunStatus, summary: RunSummary) -> Iterator[str]:
     place = shlex.quote(str(typed(view.record.place.uri)))
     if standing.state == "running":
-        yield "Watch it:"
+        yield "Watch the search:"
         yield from command_lines(f"python -m grcf_ray.runs watch {place}")
     elif standing.state != "finished":
-        gone = "Its search is gone" if standing.state == DIED else "Every finished epoch is kept"
-        yield f"{gone}. To go on:"
-        yield from command_lines(summary["command"])
+        silent = "The search stopped without reporting an error"
+        yield f"{silent if standing.state == DIED else 'Every finished epoch is kept'}. To go on:"
+        yield from command_lines(summary.command)
     if view.metrics is not None:
-        yield "Measure it again:"
+        yield "Measure the model again:"
         yield from command_lines(f"python -m grcf_ray.evaluate {place}")
-    yield "All trials, and as a table:"
+    yield "List all trials, or export them as a table:"
     yield from command_lines(f"python -m grcf_ray.runs show {place}")
     yield from command_lines(f"python -m grcf_ray.runs export {place} --to trials.csv")

@@ -14,7 +14,8 @@ from grcf_ray.console import duration
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.ascii_charts import bar, sparkline
 from grcf_ray.report.run_status import DIED, RunStatus, budgets, shown_state, standing_of, time_left
-from grcf_ray.report.terminal import count_states, figure, one_line, states_line, typed
+from grcf_ray.report.summary import count_states
+from grcf_ray.report.terminal import figure, one_line, states_line, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import seeds_record
 from grcf_ray.search.failures import failures_by_cause

@@ -65,16 +65,16 @@ class Trigger:
 
 def watch_events(trigger: Trigger) -> None:
     """A listener of the search is told its events."""
-    from grcf_ray.report import terminal
+    from grcf_ray.report import progress_lines
 
-    class Witness(terminal.ProgressLines):
+    class Witness(progress_lines.ProgressLines):
         def __call__(self, event: Any) -> None:
             super().__call__(event)
             trial = getattr(event, "trial", None)
             stage = getattr(event, "stage", trial.stage if trial else "")
             trigger(f"{type(event).__name__} {stage}".strip())
 
-    terminal.ProgressLines = Witness  # type: ignore[misc]
+    progress_lines.ProgressLines = Witness  # type: ignore[misc]
 
 
 def watch_writes(trigger: Trigger) -> None:

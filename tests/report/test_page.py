@@ -128,7 +128,7 @@ def run_command(*argv: str) -> int:
 
 def test_the_answers_figures_are_the_records_to_the_last_digit(recorded: Recorded, recorded_page: Page) -> None:
     metrics = json.loads((recorded.folder / "best" / "metrics.json").read_text())
-    rows = {row[0]: row[1:] for row in recorded_page.tables["The winner's figures"]}
+    rows = {row[0]: row[1:] for row in recorded_page.tables["Metrics of the winner"]}
     ridge = metrics["baselines"][0]["test"]
     assert rows["Metric"] == ["Valid", "Test", "Ridge regression, test"]
     shown = {"MAE": "mae", "Corr": "corr", "PairwiseAcc": "pairwise_acc", "Acc (whole labels)": "acc_whole"}
@@ -143,7 +143,7 @@ def test_the_answers_figures_are_the_records_to_the_last_digit(recorded: Recorde
 
 def test_what_each_stage_gained_is_told_as_optimistic(recorded: Recorded, recorded_page: Page) -> None:
     view = recorded_view(recorded)
-    _, *rows = recorded_page.tables["What each stage gained on validation"]
+    _, *rows = recorded_page.tables["Validation gain of each stage"]
     assert [row[0] for row in rows] == ["1", "2"]
     for stage, row in zip((1, 2), rows, strict=True):
         start, best = view.trials[stage][0].objective, view.ranked(stage)[0].objective
@@ -170,7 +170,7 @@ def test_cost_and_provenance_are_the_records(recorded: Recorded, recorded_page: 
     view = recorded_view(recorded)
     *_, together = recorded_page.tables["Cost of the search"]
     every = [*view.trials[1], *view.trials[2]]
-    assert together[:3] == ["Together", "11", str(sum(t.epoch for t in every))]
+    assert together[:3] == ["Total", "11", str(sum(t.epoch for t in every))]
     assert float(together[3]) == pytest.approx(sum(t.utterance_passes for t in every))
     assert float(together[4]) == pytest.approx(sum(t.seconds for t in every))
     facts = dict(recorded_page.tables["Data, seeds and versions"])
@@ -181,10 +181,8 @@ def test_cost_and_provenance_are_the_records(recorded: Recorded, recorded_page: 
     for name, version in view.run["versions"].items():
         assert facts[f"Version: {name}"] == version
     assert [row[1] for row in recorded_page.tables["Starts of this search"][1:]] == [view.run["starts"][0]["command"]]
-    assert [row[1:3] for row in recorded_page.tables["Times that the test split was read"][1:]] == [
-        ["search", view.run["winner"]]
-    ]
-    assert "No trial has failed" in recorded_page.texts["section-failures"]
+    assert [row[1:3] for row in recorded_page.tables["Reads of the test split"][1:]] == [["search", view.run["winner"]]]
+    assert "No trial failed" in recorded_page.texts["section-failures"]
 
 
 def test_the_data_of_every_figure_lie_beside_the_page(recorded: Recorded, recorded_page: Page) -> None:
@@ -268,29 +266,29 @@ def test_a_running_search_is_told_as_such(tmp_path: Path) -> None:
     text = page.texts["section-answer"]
     best = run.record.ranked(1)[0]
     # Nobody holds it, so it cannot be going on.
-    assert "This search died without a word." in text
-    assert f"3 of 10 trials have ended, 2 more have begun. The best so far is trial {best.number}, with a" in text
-    assert f"a validation PairwiseAcc of {best.objective:.4f}." in text
-    assert "0 of 4 trials have ended. " in text
+    assert "This search stopped without" in text
+    assert f"3 of 10 trials have ended, 2 more have begun. The best so far is trial {best.number}, " in text
+    assert f"PairwiseAcc of {best.objective:.4f}." in text
+    assert "0 of 4 trials have ended." in text
     with Lease(run.record.place, "test"):
         text = page_of(run.record).texts["section-answer"]
-    assert "This search is going on. About " in text
+    assert "This search is running. About " in text
     assert "To go on" not in text
     assert "The test split has not been read" in text
-    assert "Use it" not in text and "The winner's figures" not in page.tables
+    assert "load_model" not in text and "Metrics of the winner" not in page.tables
     assert "The test split has not been read." in page.texts["section-provenance"]
 
 
 def test_a_search_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     page = page_of(Run(tmp_path / "run").start().record)
-    assert "No trial has begun." in page.texts["section-search"]
+    assert "No trial has started." in page.texts["section-search"]
     assert "0 of 30 trials have ended." in page.texts["section-answer"]
 
 
 def test_an_interrupted_search_says_how_to_go_on(tmp_path: Path) -> None:
     page = page_of(Run(tmp_path / "run").start("interrupted").trials(1, "cr").record)
     assert "This search was interrupted." in page.texts["section-answer"]
-    assert "To go on:python -m grcf_ray.search plain" in page.texts["section-answer"].replace("\n", "")
+    assert "To go on: python -m grcf_ray.search plain" in " ".join(page.texts["section-answer"].split())
 
 
 def test_a_search_that_goes_on_after_test_was_read_says_so(tmp_path: Path) -> None:
@@ -298,7 +296,7 @@ def test_a_search_that_goes_on_after_test_was_read_says_so(tmp_path: Path) -> No
     run.record.update_run(state="running", test_seen=True)
     text = page_of(run.record).texts["section-answer"]
     assert "Test was seen before selection ended" in text
-    assert "This search died" in text
+    assert "This search stopped without" in text
     assert "The test split has not been read" not in text
     # Another winner has been saved, and not been measured yet.
     (run.folder / "best" / "metrics.json").unlink()
@@ -307,7 +305,7 @@ def test_a_search_that_goes_on_after_test_was_read_says_so(tmp_path: Path) -> No
 
 def test_the_paper_stands_beside_with_the_reasons(tmp_path: Path) -> None:
     page = page_of(Run(tmp_path / "run").start().trials(1, "c").trials(2, "c").finish().record)
-    rows = {row[0]: row[1:] for row in page.tables["The winner's figures"]}
+    rows = {row[0]: row[1:] for row in page.tables["Metrics of the winner"]}
     assert rows["Metric"] == ["Valid", "Test", "Ridge regression, test", "Paper, test"]
     assert rows["Corr"][1:] == ["0.8123456789", "–", "0.866"]
     assert "Paper: not comparable: backbone plain." in page.texts["section-answer"]
@@ -341,7 +339,7 @@ def test_retrainings_are_told_by_mean_deviation_and_interval(tmp_path: Path) -> 
     }
     (run.record.place / "seeds" / "metrics.json").write_json(seeds)
     page = page_of(run.record)
-    (caption,) = (caption for caption in page.tables if caption.startswith("Winner and starting point trained anew"))
+    (caption,) = (caption for caption in page.tables if caption.startswith("Winner and starting point"))
     assert page.tables[caption][1] == [
         "MAE",
         "0.7123456789 ± 0.02",
@@ -349,7 +347,7 @@ def test_retrainings_are_told_by_mean_deviation_and_interval(tmp_path: Path) -> 
         f"-0.0377 [{-0.0377 - 0.02!r}, {-0.0377 + 0.02!r}]",
     ]
     assert "One seed" not in page.texts["section-answer"]
-    assert "Too few seeds for a claim: 3, and 5 are the least." in page.texts["section-answer"]
+    assert "Too few seeds for a claim: 3" in page.texts["section-answer"]
     for arm in seeds["arms"].values():
         arm["trained"] = 5
     (run.record.place / "seeds" / "metrics.json").write_json(seeds)
@@ -370,8 +368,8 @@ def test_failures_are_told_by_cause_with_the_command_that_repeats_one(tmp_path: 
 def test_a_run_of_one_stage(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", settings={"stage1.epochs": 0}).start().trials(2, "cpc").finish()
     page = page_of(run.record)
-    assert [row[0] for row in page.tables["What each stage gained on validation"][1:]] == ["2"]
-    assert [row[0] for row in page.tables["Cost of the search"][1:]] == ["Stage 2", "Together"]
+    assert [row[0] for row in page.tables["Validation gain of each stage"][1:]] == ["2"]
+    assert [row[0] for row in page.tables["Cost of the search"][1:]] == ["Stage 2", "Total"]
 
 
 def test_what_mattered_is_shown_or_said_to_be_unknown(tmp_path: Path) -> None:
@@ -379,9 +377,8 @@ def test_what_mattered_is_shown_or_said_to_be_unknown(tmp_path: Path) -> None:
     run = Run(tmp_path / "run").start().trials(1, "cccccc").trials(2, "cpppp").finish()
     page = page_of(run.record)
     assert "importance-stage1" in page.texts and "importance-stage2" not in page.texts
-    untold = "which parameters mattered cannot be told: too few trials ran to the end (1), or all alike."
-    assert f"Stage 2: {untold}" in page.texts["section-search"]
-    assert "Stage 1: which parameters mattered cannot" not in page.texts["section-search"]
+    assert re.search(r"Stage 2: .*importances are unknown.*\(1\)", page.texts["section-search"])
+    assert "Stage 1: parameter importances" not in page.texts["section-search"]
 
 
 def test_a_reader_sees_the_old_page_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

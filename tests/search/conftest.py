@@ -34,14 +34,14 @@ def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
 
 def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> None:
     """Have the command's first listener do something at its events."""
-    from grcf_ray.report import terminal
+    from grcf_ray.report import progress_lines
 
-    class Witness(terminal.ProgressLines):
+    class Witness(progress_lines.ProgressLines):
         def __call__(self, event: Event) -> None:
             super().__call__(event)
             act(event)
 
-    monkeypatch.setattr(terminal, "ProgressLines", Witness)
+    monkeypatch.setattr(progress_lines, "ProgressLines", Witness)
 
 
 @pytest.fixture

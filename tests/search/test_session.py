@@ -116,7 +116,7 @@ def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], t
         assert (code, json.loads(out)["seeds"]) == (0, seeds)
         assert err == f"{folder} is finished; this is its result\n"
     code, out, err = run(*words)
-    assert "Trained anew under 1 seeds, on test" in out
+    assert "under 1 fresh seeds" in out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     # To look again is a look again, and no model was chosen by it.
     reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]

@@ -1,0 +1,320 @@
+"""The summary of a run: every figure that the terminal, the page, the model card and `--json` give of a search."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from grcf_ray.config import Task
+from grcf_ray.console import sentence
+from grcf_ray.data.datasets import TWO_READINGS
+from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
+from grcf_ray.report.run_status import RunStatus, shown_state, standing_of
+from grcf_ray.report.view import RunView
+from grcf_ray.search.comparisons import (
+    against_baseline,
+    baseline_kind,
+    baseline_remarks,
+    few_retrainings,
+    few_seeds,
+    retrainings,
+)
+from grcf_ray.search.failures import failures_by_cause
+from grcf_ray.search.record import TrialRecord, rank
+from grcf_ray.train.curve import objective_name
+
+REPORT = "report.html"
+"""File name of the page in its run."""
+ONE_SEED = "One seed: the gain over the starting point is unknown (--seeds N measures it)."
+"""The remark on a run without retrainings."""
+_BEST_TRIALS = 3
+
+Metrics = dict[str, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+class Estimate(_Part):
+    """A metric's mean over seeds; its deviation and the half width of its 95 % interval are None for one seed."""
+
+    mean: float
+    deviation: float | None
+    half_width: float | None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The ends of the 95 % interval."""
+        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
+
+    def spread(self) -> str:
+        """Return mean and deviation as text."""
+        return f"{self.mean:.4f}" + ("" if self.deviation is None else f" ± {self.deviation:.4f}")
+
+    def interval(self) -> str:
+        """Return the signed mean and its interval as text, a dash without an interval."""
+        return "-" if self.bounds is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(self.mean, *self.bounds)
+
+
+Estimates = dict[str, Estimate]
+
+
+def estimates(found: Mapping[str, Mapping[str, Any]]) -> Estimates:
+    """Return the estimates of `search.comparisons` by metric."""
+    return {name: Estimate(**values) for name, values in found.items()}
+
+
+class Retrained(_Part):
+    """Models of the same settings under several seeds."""
+
+    trained: int
+    valid: Estimates
+    test: Estimates
+
+
+class Retrainings(_Part):
+    """seeds/metrics.json: the winner and the starting point retrained under fresh seeds."""
+
+    schema_version: int
+    winner: str
+    seeds: int
+    complete: bool
+    models: list[dict[str, Any]]
+    arms: dict[Literal["winner", "start"], Retrained]
+    gain: Estimates
+
+    @property
+    def warning(self) -> str | None:
+        """A warning if the seeds are too few for a claim."""
+        few = few_retrainings(self.model_dump())
+        return few and sentence(few)
+
+    def comparison(self) -> Comparison:
+        """Return the test figures of both arms."""
+        titles = ("winner", "starting point")
+        return Comparison(titles, self.arms["winner"].test, self.arms["start"].test, self.gain)
+
+
+class AgainstBaseline(_Part):
+    """The winners of the two-stage search and of the one-stage baseline search, under the same seeds."""
+
+    runs: dict[str, str]
+    seeds: int
+    two_stage: Estimates = Field(alias="two-stage")
+    direct: Estimates
+    gain: Estimates
+
+    @property
+    def warning(self) -> str | None:
+        """A warning if the seeds are too few for a claim."""
+        few = few_seeds(self.seeds)
+        return few and sentence(few)
+
+    def comparison(self, loss: str) -> Comparison:
+        """Return the test figures of both searches. loss: title of the baseline's only loss."""
+        return Comparison(("two stages", f"{loss} alone"), self.two_stage, self.direct, self.gain)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two models under the same seeds, and the paired difference of their metrics."""
+
+    titles: tuple[str, str]
+    first: Estimates
+    second: Estimates
+    gain: Estimates
+
+    def rows(self) -> Iterator[tuple[str, Estimate | None, Estimate | None, Estimate | None]]:
+        """Yield the title of each metric with its estimate for both models and for their difference."""
+        for name, title in METRIC_TITLES.items():
+            if name in self.first:
+                yield title, self.first[name], self.second.get(name), self.gain.get(name)
+
+    def text_rows(self) -> list[tuple[str, ...]]:
+        """Return the rows as text."""
+        return [
+            (
+                title,
+                *("-" if model is None else model.spread() for model in (first, second)),
+                "-" if gain is None else gain.interval(),
+            )
+            for title, first, second, gain in self.rows()
+        ]
+
+
+class Baseline(_Part):
+    """A regression on frozen features, which the search fits beside its models."""
+
+    name: str
+    alpha: float
+    valid: Metrics
+    test: Metrics
+
+
+class Winner(_Part):
+    """The winning trial, with the parameters that it inherits from its finalist."""
+
+    trial: str
+    params: dict[str, Any]
+
+
+class TrialResult(_Part):
+    """One of a stage's best trials."""
+
+    trial: int
+    objective: float | None
+    metric: str
+    params: dict[str, Any]
+
+
+class FailureGroup(_Part):
+    """Trials of a stage that failed or diverged for the same cause, with the last error."""
+
+    cause: str
+    trials: list[int]
+    error: str | None
+
+
+class StageSummary(_Part):
+    """A stage that has trials."""
+
+    trials: int
+    states: dict[str, int]
+    best: list[TrialResult]
+    failures: list[FailureGroup]
+
+
+class Cost(_Part):
+    """Cost of all trials."""
+
+    trial_seconds: float
+    epochs: int
+    utterance_passes: float
+
+
+class RunSummary(_Part):
+    """A search so far. Before it has a winner, `winner` and `seeds` are None and the metrics are empty."""
+
+    run: str
+    uri: str
+    report: str | None
+    state: str
+    command: str
+    task: Task
+    label_range: tuple[float, float]
+    winner: Winner | None
+    stages: dict[str, StageSummary]
+    valid: Metrics
+    test: Metrics
+    test_seen_before_selection_ended: bool
+    seeds: Retrainings | None
+    against_baseline: AgainstBaseline | None
+    paper: Metrics
+    not_comparable: list[str]
+    baselines: list[Baseline]
+    cost: Cost
+
+    @classmethod
+    def of(cls, view: RunView) -> RunSummary:
+        """Summarise a run."""
+        record, run, standing = view.record, view.run, standing_of(view.record, view.run)
+        metrics, winner = view.metrics or {}, run.get("winner")
+        page = record.place / REPORT
+        everything = [trial for trials in view.trials.values() for trial in trials]
+        # The files of a run were validated when they were read.
+        return cls.model_validate(
+            {
+                "run": str(record),
+                "uri": record.place.uri,
+                "report": str(page) if page.exists() else None,
+                "state": run["state"],
+                "command": run["starts"][-1]["command"],
+                "task": view.task,
+                "label_range": view.label_range,
+                "winner": {"trial": winner, "params": view.winner_params} if winner else None,
+                "stages": {
+                    f"stage{stage}": _summarise_stage(trials, standing, objective_name(stage, view.task))
+                    for stage, trials in view.trials.items()
+                    if trials
+                },
+                "valid": metrics.get("valid", {}),
+                "test": metrics.get("test", {}),
+                "test_seen_before_selection_ended": bool(run.get("test_seen")),
+                "seeds": retrainings(record, winner) if winner else None,
+                "against_baseline": against_baseline(record),
+                "paper": metrics.get("paper", {}),
+                "not_comparable": metrics.get("not_comparable", []),
+                "baselines": metrics.get("baselines", []),
+                "cost": {
+                    "trial_seconds": sum(trial.seconds for trial in everything),
+                    "epochs": sum(trial.epoch for trial in everything),
+                    "utterance_passes": sum(trial.utterance_passes for trial in everything),
+                },
+            }
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def objective(self) -> str:
+        """The metric that chooses the winner."""
+        return objective_name(2, self.task)
+
+    @property
+    def trials(self) -> int:
+        """Number of trials of both stages."""
+        return sum(stage.trials for stage in self.stages.values())
+
+    def metric_columns(self) -> dict[str, Metrics]:
+        """Return the winner's metrics and those to compare them with, by column title."""
+        columns = {"valid": self.valid, "test": self.test}
+        columns |= {f"{baseline_kind(base.model_dump())}, test": base.test for base in self.baselines[:1]}
+        return columns | ({"paper, test": self.paper} if self.paper else {})
+
+    def metric_rows(self, names: Iterable[str] = METRIC_TITLES) -> list[tuple[str, list[float | None]]]:
+        """Return name and values of each of the winner's metrics, the values in the order of `metric_columns`."""
+        columns = self.metric_columns().values()
+        return [(name, [column.get(name) for column in columns]) for name in names if name in self.test]
+
+    def remarks(self) -> list[str]:
+        """Return what a reader of the metrics has to know, a sentence each."""
+        found = [f"Validation figures are optimistic: the best of {self.trials} trials."]
+        if self.test_seen_before_selection_ended:
+            found.append("Test was seen before selection ended: the search continued after test had been read.")
+        if "acc_whole" in self.test:
+            found.append(acc_whole_note(self.label_range))
+        baselines = [baseline.model_dump() for baseline in self.baselines]
+        found += baseline_remarks(baselines, self.test, self.task)
+        if self.paper:
+            reasons = "; ".join(self.not_comparable)
+            found.append(f"Paper: not comparable: {reasons}." if reasons else "Paper: one seed.")
+        if {"acc2_non0", "acc2_mmsa"} <= self.paper.keys():
+            found.append(TWO_READINGS)
+        return found
+
+
+def count_states(trials: Sequence[TrialRecord], standing: RunStatus) -> dict[str, int]:
+    """Return the number of trials in each state, by the state's name."""
+    return dict(sorted(Counter(shown_state(trial, standing) for trial in trials).items()))
+
+
+def _summarise_stage(trials: Sequence[TrialRecord], standing: RunStatus, metric: str) -> dict[str, Any]:
+    return {
+        "trials": len(trials),
+        "states": count_states(trials, standing),
+        "best": [
+            {"trial": trial.number, "objective": trial.objective, "metric": metric, "params": trial.params}
+            for trial in rank(trials)[:_BEST_TRIALS]
+        ],
+        "failures": [
+            {"cause": cause, "trials": [trial.number for trial in failed], "error": failed[-1].error}
+            for cause, failed in failures_by_cause(trials).items()
+        ],
+    }
