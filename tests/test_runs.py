@@ -589,7 +589,7 @@ def test_watch_tells_failures_retrainings_and_a_search_that_died(running: RunRec
     trial.failures = [{"attempt": 1, "cause": "process died", "error": EVIL, "time": ""}]
     running.write_trial(trial)
     lines = snapshot_lines(seen.look(), width=80)
-    assert any(line.startswith("stage2/2 broke off and goes on, process died: ") for line in lines)
+    assert any(line.startswith("stage2/2 ") and "process died: " in line for line in lines)
     trial.state, trial.error, trial.cause, trial.ended = "failed", EVIL, "process died", trial.started
     running.write_trial(trial)
     lines = snapshot_lines(seen.look(), width=80)
@@ -602,7 +602,7 @@ def test_watch_tells_failures_retrainings_and_a_search_that_died(running: RunRec
         TrialRecord(number=0, stage=1, attempt=1, params={}, seed=1, state="running", started=trial.started)
     )
     lines = snapshot_lines(seen.look(), width=80)
-    assert "Winner and starting point trained anew: 0 trials of stage 1, 0 of stage 2 ended" in lines
+    assert any("0 trials of stage 1 and 0 of stage 2" in line for line in lines)
 
 
 def test_watch_of_a_run_whose_search_is_gone_says_how_to_go_on(command: Command, runs: Path) -> None:

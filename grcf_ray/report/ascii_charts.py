@@ -1,4 +1,4 @@
-"""Charts of characters, for a terminal: curves, bars, and the history of a search."""
+"""Character charts for a terminal: curves, bars and the history of a search."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 _TRIAL, _BEST = "•", "─"
 _AXIS_ROOM = 10
 _STEP = 3
-"""Columns of a trial where there is room."""
+"""Columns of a trial in a chart that is wide enough."""
 
 
 def sparkline(values: Sequence[float | None], *, width: int) -> str:
-    """A letter a value, the lowest lowest, a space for None; of more values than `width` the last of each equal share.
+    """Return a bar character for each value, a space for None; equal values at half height, "" without values.
 
-    All at half height where they are all the same; empty where there are none.
+    More values than `width` are divided into equal groups, each shown by its last value.
     """
     if len(values) > width:
         values = [values[(index + 1) * len(values) // width - 1] for index in range(width)]
@@ -25,14 +25,14 @@ def sparkline(values: Sequence[float | None], *, width: int) -> str:
         return ""
     low, high = min(known), max(known)
 
-    def letter(value: float | None) -> str:
+    def character(value: float | None) -> str:
         return " " if value is None or not math.isfinite(value) else _LEVELS[_level(value, low, high, len(_LEVELS))]
 
-    return "".join(map(letter, values))
+    return "".join(map(character, values))
 
 
 def bar(share: float, *, width: int) -> str:
-    """A bar filled to a share from 0 to 1."""
+    """Return a bar that is filled to a share from 0 to 1."""
     full = round(min(1.0, max(0.0, share)) * width)
     return "█" * full + "░" * (width - full)
 
@@ -40,9 +40,9 @@ def bar(share: float, *, width: int) -> str:
 def history(
     values: Sequence[float | None], direction: Literal["min", "max"], *, width: int, height: int = 8
 ) -> list[str]:
-    """A dot for each value in the order of trials, and a line for the best so far; empty without two values.
+    """Return the lines of a chart: a dot for each trial's value, a line for the best so far.
 
-    Where trials are more than the columns, several share one.
+    Empty with fewer than two values. If there are more trials than columns, several share a column.
     """
     known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) < 2:

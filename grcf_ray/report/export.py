@@ -1,4 +1,4 @@
-"""A run's trials as one table in a file: CSV, Parquet or JSON, typed, a row a trial."""
+"""Export a run's trials as a table with typed columns: CSV, Parquet or JSON, one row per trial."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a text begins that a spreadsheet would run."""
+"""First characters of a text that a spreadsheet would run as a formula."""
 
 
 def export_rows(rows: Sequence[Row], place: StoragePath, *, about: str) -> None:
-    """Write the rows, as the ending of the place's name says. ConfigError as `check_format`.
+    """Write the rows in the format of the file name's ending. ConfigError: see `check_format`.
 
-    about: the run, kept where the format has room for it. In CSV a text that a spreadsheet would take for a formula
-    has an apostrophe before it; JSON and Parquet have all texts as they are.
+    about: the run, which JSON and Parquet store. In CSV an apostrophe precedes a text that a spreadsheet would take for
+    a formula; JSON and Parquet have all texts unchanged.
     """
     ending = check_format(place)
     with place.writing() as path:
@@ -31,18 +31,18 @@ def export_rows(rows: Sequence[Row], place: StoragePath, *, about: str) -> None:
 
 
 def check_format(place: StoragePath) -> str:
-    """The format that a place's name ends in. ConfigError where it is none of `FORMATS`."""
+    """Return the format of a file name's ending. ConfigError if it is not one of `FORMATS`."""
     ending = place.name.rpartition(".")[2].lower()
     if ending not in FORMATS:
         raise ConfigError(
-            f"{place}: should end in {', '.join(f'.{name}' for name in FORMATS)}, or be an Optuna storage such as "
-            "sqlite:///trials.db"
+            f"{place}: the name should end in {', '.join(f'.{name}' for name in FORMATS)}, or be an Optuna storage such "
+            "as sqlite:///trials.db"
         )
     return ending
 
 
 def typed_table(rows: Sequence[Row]) -> pa.Table:
-    """The rows as Arrow columns: whole numbers, numbers, truth values, or texts where a column has several kinds."""
+    """Return the rows as Arrow columns of booleans, integers or floats; a column of mixed types becomes strings."""
     import pyarrow as pa
 
     columns = {}
@@ -65,7 +65,7 @@ def _write_csv(rows: Sequence[Row], path: Path, about: str) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([_harmless(name) for name in names])
-        # A float is written by the shortest digits that mean it, and no other.
+        # Python writes a float in the fewest digits that read back as the same float.
         writer.writerows([_harmless(row.get(name)) for name in names] for row in rows)
 
 
@@ -82,7 +82,7 @@ def _write_json(rows: Sequence[Row], path: Path, about: str) -> None:
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    """The columns of all rows, the metrics after the parameters of both stages."""
+    """Return the columns of all rows, metrics after the parameters of both stages."""
     return sorted(columns_of(rows), key=lambda name: name.startswith("best/"))
 
 
@@ -95,4 +95,4 @@ FORMATS: Mapping[str, Callable[[Sequence[Row], Path, str], None]] = {
     "parquet": _write_parquet,
     "json": _write_json,
 }
-"""Endings of file names, and what writes such a file."""
+"""Writer of each format, by the file name's ending."""

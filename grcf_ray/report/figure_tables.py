@@ -1,4 +1,4 @@
-"""The data of a plot as tables, for those who cannot see it and those who want the numbers."""
+"""The data of a plot as tables, for readers who cannot see it or want the numbers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 ROWS = 200
-"""Rows of a table that the page shows; report.json has all."""
+"""Rows of a table on the page; report.json has all."""
 
 
 class Table(NamedTuple):
-    """Columns and rows of plain values, and where in the data they stand."""
+    """Columns and rows of plain values, and their path in the data."""
 
     name: str
     columns: Sequence[str]
@@ -18,11 +18,10 @@ class Table(NamedTuple):
 
 
 def tables_of(data: Mapping[str, Any]) -> list[Table]:
-    """What of the data has the form of a table, in the data's order.
+    """Return the parts of the data that have the form of a table, in the data's order.
 
-    Read as tables are lists of mappings to plain values, lists of rows of the same length, and lists of plain values
-    that stand side by side and are of one length. A mapping of plain values is a table of two columns. The key `table`,
-    which the page shows openly, is left out.
+    These are lists of mappings to plain values, lists of rows of one length, and neighbouring lists of plain values of
+    one length. A mapping of plain values makes two columns. The key `table`, which the page shows, is omitted.
     """
     return list(_tables("", {name: value for name, value in data.items() if name != "table"}))
 

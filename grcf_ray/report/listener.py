@@ -1,4 +1,4 @@
-"""The page as a listener: written as a search goes on, and whole at its end. It never stands in the search's way."""
+"""Write the page during a search and at its end, without delaying the search."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from grcf_ray.search.record import RunRecord
 
 _PAUSE_S = 60.0
 _PAUSE_SHARE = 50
-"""After a build that took t seconds, none follows for 50 t: the page takes 2 % of the driver's time at most."""
+"""After a build of t seconds, wait 50 t: the page takes at most 2 % of the driver's time."""
 
 
 class PageListener:
     """Writes the run's `report.html` and `report.json` from its record, in the driver alone.
 
-    At the start and end of a stage, when the winner is fixed, and every minute or so between, in a thread beside the
-    search, which waits for none of it; and when the context ends, with the figures of the best model unless the search
-    broke off. Of a search that never began nothing is written. A fault of the report is told in a line, and the search
-    goes on.
+    During the search, a thread writes them at the start and end of a stage, when the winner is fixed, and about once a
+    minute. At the end of the context they are written with the figures of the best model, unless the search failed.
+    Nothing is written before the search starts. A fault of the report is one line of progress; the search continues.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -35,11 +34,11 @@ class PageListener:
         self._waiting: Future[None] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Have the page written where it is due."""
+        """Start writing the page if it is due."""
         self._began |= isinstance(event, SearchStarted)
         if isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
             self._next = math.inf
-            # One that has not begun yet will find what has come since.
+            # A write that has not started yet will read the latest record.
             if self._waiting is None or self._waiting.running() or self._waiting.done():
                 self._waiting = self._pool.submit(self._write, going_on=True)
 
@@ -51,7 +50,7 @@ class PageListener:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._began:
-            # What ends a search early has said how to go on, which stays the last line.
+            # After an error, the command to go on stays the last line.
             if error is None:
                 progress("Writing the report")
             self._write(going_on=error is not None)
@@ -61,6 +60,6 @@ class PageListener:
         try:
             write_report(self._record, going_on=going_on)
         except Exception as error:
-            progress(f"The report could not be written, the search is not affected: {reason(error)}")
+            progress(f"The report was not written; the search is not affected: {reason(error)}")
         ended = time.monotonic()
         self._next = ended + max(_PAUSE_S, _PAUSE_SHARE * (ended - started))

@@ -1,4 +1,4 @@
-"""A run's stages as Optuna studies in a storage of Optuna's, which optuna-dashboard and Optuna itself open."""
+"""Export a run's stages as Optuna studies, for optuna-dashboard and Optuna itself."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _DIRECTIONS: Mapping[str, Literal["minimize", "maximize"]] = {"min": "minimize",
 
 
 def study_name(run: str, stage: int) -> str:
-    """The name of a stage's study."""
+    """Return the name of a stage's study."""
     return f"{run}-stage{stage}"
 
 
 def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...], overwrite: bool = False) -> list[str]:
-    """Write a study for each of the stages that has trials; their names.
+    """Write a study for each stage that has trials; return the studies' names.
 
-    A trial's value is its objective, that of its best epoch; its intermediate values are its curve. States are those
-    that the search told Optuna: one that was stopped or diverged is PRUNED, the latter without a value. ConfigError
-    where the storage cannot be opened or has such a study already, unless it is to be overwritten.
+    A trial's value is the objective of its best epoch; its intermediate values are its curve. States are those that the
+    search reported to Optuna: a stopped or diverged trial is PRUNED, a diverged one without a value. ConfigError if the
+    storage cannot be opened, or has such a study and `overwrite` is false.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = {study_name(view.record.place.name, stage): stage for stage in stages if view.trials[stage]}
@@ -42,14 +42,14 @@ def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...]
         raise ConfigError(f"{view.record} has no trials to export yet")
     try:
         storage = optuna.storages.get_storage(url)
-        there = set(optuna.get_all_study_names(storage))
-    # Whatever the storage's own library raises, such as SQLAlchemy or a driver that is not installed.
+        existing = set(optuna.get_all_study_names(storage))
+    # The storage's library, such as SQLAlchemy or a missing driver, raises exceptions of its own.
     except Exception as error:
         raise ConfigError(f"the Optuna storage cannot be opened ({reason(error)})") from error
-    if taken := [name for name in wanted if name in there]:
+    if taken := [name for name in wanted if name in existing]:
         if not overwrite:
             raise ConfigError(
-                f"the storage has {' and '.join(taken)} already; --overwrite replaces what is there, or give another"
+                f"the storage already has {' and '.join(taken)}; replace with --overwrite, or give another storage"
             )
         for name in taken:
             optuna.delete_study(study_name=name, storage=storage)
@@ -59,7 +59,7 @@ def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...]
             written.append(name)
             _write(view, stage, name, storage)
     except BaseException:
-        # A study that lacks trials would look like one of a shorter search.
+        # An incomplete study would look like a shorter search.
         for name in written:
             with contextlib.suppress(KeyError):
                 optuna.delete_study(study_name=name, storage=storage)
@@ -89,7 +89,7 @@ def _write(view: RunView, stage: Literal[1, 2], name: str, storage: optuna.stora
 
 
 def _distributions(view: RunView, stage: Literal[1, 2]) -> dict[str, BaseDistribution]:
-    """What the stage searched, as its trials were proposed from it."""
+    """Return the distributions that the stage's trials were proposed from."""
     dimensions = recorded_space(view.run["space"], str(view.record)).dimensions(stage)
     space = distributions(dimensions)
     finalists = [trial.params["finalist"] for trial in view.trials[stage] if "finalist" in trial.params]
@@ -103,7 +103,7 @@ def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: i
     state, values, _ = outcome(trial.stage, epochs, trial.curve, trial.state)
     if not trial.finished:
         state = OptunaState.RUNNING
-    own = {
+    facts = {
         "trial": f"stage{trial.stage}/{trial.number}",
         "state": trial.state,
         "seed": trial.seed,
@@ -121,7 +121,7 @@ def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: i
         params=trial.params,
         distributions={path: space[path] for path in trial.params},
         intermediate_values=values,
-        user_attrs={key: value for key, value in own.items() if value is not None},
+        user_attrs={key: value for key, value in facts.items() if value is not None},
     )
     frozen.datetime_start = _local(trial.started)
     frozen.datetime_complete = _local(trial.ended) if trial.finished else None
@@ -129,5 +129,5 @@ def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: i
 
 
 def _local(time: Any) -> datetime | None:
-    """A time of the record as Optuna has times: of the local clock, without a zone."""
+    """Return a time of the record as Optuna stores times: local, without a zone."""
     return datetime.fromisoformat(time).astimezone().replace(tzinfo=None) if time else None

@@ -1,4 +1,4 @@
-"""A plot of a report: its data, apart from how it is drawn."""
+"""A plot of the report: its data, its drawing and its texts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:
-    """What one figure shows.
+    """One figure.
 
-    data: plain JSON values, all that is drawn, saved beside the page. draw: makes a figure of the data alone, without
-    colours of paper or text, which the page's theme has.
+    data: all that is drawn, as JSON values; saved beside the page. draw: makes a figure from the data alone, without
+    colours of background and text, which the page's theme sets.
     """
 
     name: str
     """Its anchor in the page and its key in report.json: lower case, with hyphens."""
     title: str
     caption: str
-    """A sentence or two: what is seen, and what it does not say. Plain text; the page escapes it."""
+    """A sentence or two on what the figure shows and what it cannot show; plain text."""
     summary: str
-    """What a screen reader says in the figure's place: its finding, in words and numbers. Plain text."""
+    """The finding in words and numbers, for screen readers; plain text."""
     data: Mapping[str, Any]
     draw: Callable[[Mapping[str, Any]], Figure]
     warning: str | None = None
-    """Why it may mislead, such as too few trials."""
+    """Why the figure may mislead, such as too few trials."""

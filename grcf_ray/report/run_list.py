@@ -1,4 +1,4 @@
-"""The runs of a place, a row each, whatever state they are in."""
+"""List the runs of a folder or a URI, one row each."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import StoragePath
 
 BROKEN = "broken"
-"""The state of a run whose record cannot be read."""
+"""State of a run whose record cannot be read."""
 _READERS = 8
-"""Runs that are read at a time."""
+"""Runs that are read at the same time."""
 _LOWER_IS_BETTER = ("mae", "bce")
 _HEADLINES = ("mae", "bce", "corr", "acc2_non0", "acc2")
-"""Test figures that a list shows, the more important first."""
+"""Test metrics of the list, most important first."""
 _NAME_ROOM = 40
 
 
 def list_runs(runs: StoragePath) -> list[dict[str, Any]]:
-    """A row for each run of a place, by name.
+    """Return a row for each run, by name.
 
-    `state` is `died` where a search should be at work and none is, and `broken` where the record cannot be read; then
-    `why` says the reason, and most else is missing. `objective` is the winner's or the best trial's so far, under the
-    validation `metric` of its stage; `test/...` are there once test has been read.
+    `state` is `died` if the record says running and no search holds the run, and `broken` if the record cannot be read;
+    then `why` has the reason, and most columns are missing. `objective` is the validation `metric` of the winner, or of
+    the best trial so far. Columns `test/...` exist once test has been read.
     """
     with ThreadPoolExecutor(_READERS) as pool:
         rows = pool.map(lambda name: _row(RunRecord(runs / name)), runs.names())
@@ -41,8 +41,8 @@ def list_runs(runs: StoragePath) -> list[dict[str, Any]]:
 
 
 def sorted_runs(rows: Sequence[Row], column: str, *, reverse: bool = False) -> list[Row]:
-    """The rows by a column: of metrics the best first, of times the latest, of all else the smallest."""
-    # A broken run has next to no columns: beside others it comes last, and alone it is no reason to refuse one.
+    """Return the rows sorted by a column: best metric, latest time, else smallest value first."""
+    # Broken runs lack most columns: they come last, and a list of broken runs alone accepts any column.
     if not any(row["state"] != BROKEN for row in rows):
         return list(rows)
     name = column_named(column, columns_of(rows))
@@ -55,9 +55,9 @@ def sorted_runs(rows: Sequence[Row], column: str, *, reverse: bool = False) -> l
 
 
 def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
-    """The rows as a table no wider than `width`; what there is no room for is left out, the least important first.
+    """Return a table of at most `width` columns without the least important columns that do not fit.
 
-    A broken run is a line below with the reason.
+    Each broken run follows on a line with the reason.
     """
     whole = [row for row in rows if row["state"] != BROKEN]
     broken = [f"{one_line(row['run'], _NAME_ROOM)}: {row['why']}" for row in rows if row["state"] == BROKEN]
@@ -76,11 +76,13 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
         columns["changed"] = [_time(row["changed"]) for row in whole]
         columns["data"] = [one_line(row["dataset"], 16) for row in whole]
         columns["backbone"] = [one_line(row["backbone"], 24) for row in whole]
-        # From the most important on.
-        first = ("run", "state", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
+        important = ("run", "state", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
         chosen: set[str] = set()
         used = -2
-        for name in sorted(columns, key=lambda name: first.index(name) if name in first else len(first)):
+        for name in [
+            *(name for name in important if name in columns),
+            *(name for name in columns if name not in important),
+        ]:
             needed = 2 + max(len(cell) for cell in [name, *columns[name]])
             if used + needed > width and name not in ("run", "state"):
                 continue
@@ -89,18 +91,20 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
         shown = {name: cells for name, cells in columns.items() if name in chosen}
         lines += table_lines(list(shown), list(zip(*shown.values(), strict=True)), width=width)
         if any(row["alive"] is None for row in whole):
-            lines.append("running?: in object storage one look does not tell a search that died from one at work")
+            lines.append(
+                "running?: one reading of object storage cannot tell a running search from a dead one; runs watch can"
+            )
     return [*lines, *(one_line(line, width) for line in broken)]
 
 
 def _row(record: RunRecord) -> dict[str, Any] | None:
-    """None where there is no run."""
+    """Return None if there is no run."""
     try:
         if not record.exists:
             return None
         view = RunView.read(record)
         return _sound_row(view, standing_of(record, view.run))
-    # People copy, move and edit runs: what is wrong with one must not hide the others.
+    # People copy, move and edit runs: a fault in one must not hide the others.
     except (GrcfError, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, (GrcfError, OSError)) else f"{type(error).__name__}: {error}"
         return {"run": record.place.name, "state": BROKEN, "alive": False, "why": one_line(why, 1000)}
@@ -108,7 +112,7 @@ def _row(record: RunRecord) -> dict[str, Any] | None:
 
 def _sound_row(view: RunView, standing: RunStatus) -> dict[str, Any]:
     run, stages = view.run, budgets(view.run)
-    trials = [trial for of in view.trials.values() for trial in of]
+    trials = [trial for trials in view.trials.values() for trial in trials]
     best = view.winner or next((ranked[0] for stage in (2, 1) if (ranked := view.ranked(stage))), None)
     finished = {stage: sum(trial.finished for trial in view.trials[stage]) for stage in stages}
     row: dict[str, Any] = {
@@ -147,5 +151,5 @@ def _best(row: Row) -> str:
 
 
 def _time(text: str) -> str:
-    """A time of the record by the local clock."""
+    """Return a time of the record in local time."""
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}" if text else "-"

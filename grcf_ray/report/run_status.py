@@ -1,4 +1,4 @@
-"""How far a run is: its budgets, whether a search is at work on it, and what is left to do."""
+"""The progress of a run: state, budgets and time left."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from grcf_ray.search.lease import is_held
 from grcf_ray.search.record import RunRecord, TrialRecord, spent
 
 DIED = "died"
-"""The state of a run that its record calls running, and that no search holds."""
+"""State of a run that its record calls running and that no search holds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """What a run is doing."""
+    """The state of a run."""
 
     state: str
-    """As run.json has it, or `DIED` where that says running and no search holds the run."""
+    """The state in run.json, or `DIED`."""
     alive: bool | None
-    """Whether a search is at work on it; None in object storage, where one look does not tell."""
+    """Whether a search holds the run; None in object storage, where one reading cannot tell."""
     run: Mapping[str, Any]
-    """run.json, as it was then."""
+    """The run.json that was read."""
 
 
 def standing_of(record: RunRecord, run: Mapping[str, Any]) -> RunStatus:
-    """What a run is doing. run: run.json as it was read before."""
+    """Return the state of a run. run: its run.json, read before."""
     if run["state"] != "running":
         return RunStatus(run["state"], False, run)
     held = is_held(record.place)
     if held is False:
-        # A search writes how it ended before it gives the run up: what was read may be older than that.
+        # A search writes its final state before it releases the run, possibly after `run` was read.
         run = record.read_search()
         return RunStatus(DIED if run["state"] == "running" else run["state"], False, run)
     return RunStatus("running", held, run)
 
 
 def shown_state(trial: TrialRecord, standing: RunStatus) -> str:
-    """The state of a trial as people read it: the record's, or `unfinished` of a trial that no search is running.
+    """Return the state of a trial to show: the recorded one, or `unfinished` if no search runs the trial.
 
-    A trial that is on record as running goes on when its search does.
+    A trial that is recorded as running resumes with its search.
     """
     running = standing.state == "running" and trial.stage not in standing.run.get("cut", [])
     return "unfinished" if trial.state == "running" and not running else trial.state
 
 
 def budgets(run: Mapping[str, Any]) -> dict[Literal[1, 2], tuple[int, int]]:
-    """Trials and epochs of each stage that has epochs, by run.json."""
+    """Return the number of trials and of epochs of each stage that has epochs. run: run.json."""
     settings = run["settings"]
     trials: dict[Literal[1, 2], int] = {
         1: settings["search.stage1_trials"],
-        # A Stage 2 that was opened again has its budget once more.
+        # A reopened Stage 2 has its budget again.
         2: max(settings["search.stage2_trials"], run.get("stage2_trials", 0)),
     }
     epochs = {stage: settings[f"stage{stage}.epochs"] for stage in trials}
@@ -62,11 +62,11 @@ def budgets(run: Mapping[str, Any]) -> dict[Literal[1, 2], tuple[int, int]]:
 
 
 def concurrent_trials(trials: Iterable[TrialRecord]) -> int:
-    """The most trials that ran at a time, by their starts and ends; 1 where there are none."""
+    """Return the most trials that ran at the same time, by their starts and ends; at least 1."""
     steps = []
     for trial in trials:
         steps += [(trial.started, 1)]
-        # One that follows another in the same second did not run beside it.
+        # A trial that starts in the second in which another ends did not run beside it.
         steps += [(trial.ended, -1)] if trial.ended else []
     running = most = 0
     for _, change in sorted(steps):
@@ -76,7 +76,7 @@ def concurrent_trials(trials: Iterable[TrialRecord]) -> int:
 
 
 def pace(trials: Iterable[TrialRecord]) -> float | None:
-    """Seconds of an epoch, the mean of those so far; None before the first."""
+    """Return the mean seconds of an epoch, or None before the first."""
     seen = list(trials)
     epochs = sum(trial.epoch for trial in seen)
     return sum(trial.seconds for trial in seen) / epochs if epochs else None
@@ -91,20 +91,20 @@ def seconds_left(
     epoch_seconds: float,
     limits: Mapping[int, float] | None = None,
 ) -> float:
-    """Seconds that are left of this stage and those after it.
+    """Return the seconds left of a stage and those after it.
 
-    trials: of each stage in `budgets`, the trials and epochs that each may have. concurrent: trials at a time. limits:
-    seconds until each stage hands on what it has, by a time budget.
+    trials: by stage. budgets: number of trials and epochs of each stage. concurrent: trials at a time. limits: seconds
+    until the time budget ends each stage.
     """
-    of = {each: list(trials[each]) for each in budgets}
+    listed = {each: list(trials[each]) for each in budgets}
     left = 0.0
     for later, (budget, epochs) in budgets.items():
         if later < stage:
             continue
-        ended = [trial for trial in of[later] if trial.finished]
-        # Trials to come are as long as those that ended and one of full length: the first to end are the shortest.
+        ended = [trial for trial in listed[later] if trial.finished]
+        # The first trials to end are the shortest: a trial of full length corrects the mean.
         length = (sum(trial.epoch for trial in ended) + epochs) / (len(ended) + 1)
-        running = [trial for trial in of[later] if not trial.finished]
+        running = [trial for trial in listed[later] if not trial.finished]
         epochs_left = max(0, budget - len(ended) - len(running)) * length
         epochs_left += sum(max(1.0, length - trial.epoch) for trial in running)
         left += epochs_left * epoch_seconds / concurrent
@@ -121,18 +121,18 @@ def seconds_after(
     seeds: int,
     epoch_seconds: float,
 ) -> float:
-    """Seconds that follow the stages: models to be measured, and retrainings under fresh seeds with their measuring.
+    """Return the seconds after the stages: measuring models, and retraining and measuring under fresh seeds.
 
-    A model is taken to be measured in the time of an epoch.
+    Measuring a model is taken to cost an epoch.
     """
     retrainings = 2 * seeds * (1 + sum(epochs for _, epochs in budgets.values()))
     return (models + retrainings / concurrent) * epoch_seconds
 
 
 def time_left(view: RunView, retrainings: Mapping[int, Iterable[TrialRecord]] | None = None) -> float | None:
-    """Seconds that the search still takes, by its record; None before its first epoch.
+    """Return the estimated seconds left of a search, or None before its first epoch.
 
-    With what follows the stages, where the search was asked for it. retrainings: the trials of `--seeds`, by stage.
+    They include the steps after the stages. retrainings: the trials of `--seeds`, by stage.
     """
     run, stages = view.run, budgets(view.run)
     everything = [trial for trials in view.trials.values() for trial in trials]
@@ -161,12 +161,12 @@ def _seconds_until(time: str) -> float:
 
 
 def last_change(view: RunView) -> str:
-    """The time of the last start or end on record, of the run or of a trial, as the record has times."""
+    """Return the recorded time of the last start or end of the run or of a trial."""
     times = [start["time"] for start in view.run["starts"]] + [view.run.get("ended")]
     times += [time for trials in view.trials.values() for trial in trials for time in (trial.started, trial.ended)]
     latest = ""
     for time in times:
-        # Times of day from a record that people have changed are left out rather than believed.
+        # People edit records: invalid times are skipped.
         with contextlib.suppress(TypeError, ValueError):
             if datetime.fromisoformat(time):
                 latest = max(latest, time)

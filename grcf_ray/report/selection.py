@@ -1,4 +1,4 @@
-"""Rows of plain values, chosen and sorted by what people type: state=pruned, mae<0.8, --sort head_lr."""
+"""Filter and sort rows by what people type: state=pruned, mae<0.8, --sort head_lr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grcf_ray.config import nearest
 from grcf_ray.errors import ConfigError
 
 Row = Mapping[str, Any]
-"""Values by column: words, numbers, true and false, None where there is none."""
+"""Values by column: strings, numbers, truth values, or None."""
 
 _FILTER = re.compile(r"\s*(?P<column>[^=<>!\s]+)\s*(?P<relation>!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
 _RELATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -22,42 +22,44 @@ _RELATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": lambda cell, value: cell >= value,
 }
 _NONE = "-"
-"""What tables show, and filters take, for None."""
+"""None in tables and filters."""
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """The columns that any of the rows has, in their order."""
+    """Return the columns of all rows, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def column_named(name: str, columns: Sequence[str]) -> str:
-    """The column of this name, or the only one that ends with it: head_lr is stage2.head_lr. ConfigError."""
+    """Return the column of this name, or the only one that ends in it: head_lr for stage2.head_lr.
+
+    ConfigError if there is none, or several.
+    """
     if name in columns:
         return name
     ending = [column for column in columns if column.endswith((f".{name}", f"/{name}"))]
     if len(ending) == 1:
         return ending[0]
     if ending:
-        raise ConfigError(f"{name}: there are {', '.join(ending)}; give one of them in full")
-    shown = f"{nearest(name, columns)}. There are: {', '.join(columns)}" if columns else ", for there is nothing here"
+        raise ConfigError(f"{name}: several columns end in it; give one in full: {', '.join(ending)}")
+    shown = f"{nearest(name, columns)}. Columns: {', '.join(columns)}" if columns else "; the table is empty"
     raise ConfigError(f"{name}: no such column{shown}")
 
 
 def select(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
-    """The rows that every filter holds for. ConfigError where one cannot be read.
+    """Return the rows that match every filter. ConfigError if a filter cannot be read.
 
-    A filter is COLUMN=VALUE, or one with !=, <, <=, > or >=; `-` is no value. Where nothing is, nothing is smaller or
-    larger.
+    A filter is COLUMN=VALUE, or has != < <= > >= in place of =. The value `-` means None; < and > never match None.
     """
     chosen, columns = list(rows), columns_of(rows)
     for text in filters:
-        found = _FILTER.fullmatch(text)
-        if found is None:
-            raise ConfigError(f"--filter {text!r}: should be COLUMN=VALUE, or have one of != < <= > >= in its place")
+        match = _FILTER.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"--filter {text!r}: should be COLUMN=VALUE, or have != < <= > >= in place of =")
         if not rows:
             continue
-        column = column_named(found["column"], columns)
-        relation, value = found["relation"], found["value"]
+        column = column_named(match["column"], columns)
+        relation, value = match["relation"], match["value"]
         if all(_number(row.get(column)) for row in rows if row.get(column) is not None) and value != _NONE:
             value = _parsed(text, value)
         chosen = [row for row in chosen if _holds(relation, row.get(column), value)]
@@ -65,7 +67,7 @@ def select(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
 
 
 def sorted_by(rows: Sequence[Row], column: str, *, reverse: bool = False) -> list[Row]:
-    """The rows by a column, in full, numbers before words, equals as they were; those without a value always last."""
+    """Return the rows sorted by a column: numbers before strings, None always last; the sort is stable."""
     having = [row for row in rows if row.get(column) is not None]
 
     def key(row: Row) -> tuple[bool, Any]:

@@ -1,4 +1,4 @@
-"""The trials of a run as rows, for tables and exports, and all that the record has of one of them."""
+"""A run's trials as rows of tables and exports, and the details of one trial."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ _LEADING = ("number", "state", "objective", "epochs", "seconds")
 _GAP = 2
 """Spaces between columns."""
 _LINE_ROOM = 10_000
-"""Letters of a line that a path or a command makes long."""
+"""Characters of a line with a path or a command."""
 _ROOM = 24
-"""Columns that one cell may take in a table of many."""
+"""Columns of the widest cell of a table."""
 
 
 def trial_rows(view: RunView, stage: Literal[1, 2]) -> list[dict[str, Any]]:
-    """A row for each trial of a stage, by number: what it was, how it ended, what it cost, its parameters.
+    """Return a row for each trial of a stage, by number: state, objective, cost, parameters and best metrics.
 
-    Parameters stand under their paths, those that it inherits of its finalist too; the metrics of its best epoch under
-    `best/` and their name. Numbers are the record's.
+    Parameters, inherited ones included, are under their paths; metrics of the best epoch are under `best/NAME`.
     """
     rows, standing = [], standing_of(view.record, view.run)
     for trial in view.trials[stage]:
@@ -67,9 +66,9 @@ def trial_rows(view: RunView, stage: Literal[1, 2]) -> list[dict[str, Any]]:
 def trials_table(
     rows: Sequence[Row], params: Sequence[str], *, width: int, columns: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """The rows as a table's lines, no wider than `width`, and the parameters that there was no room for.
+    """Return the lines of a table of at most `width` columns, and the parameters that do not fit.
 
-    params: the columns of parameters, of which those that vary are shown, as many as fit. columns: these instead, all.
+    params: columns of parameters; those that vary are shown, as many as fit. columns: show exactly these instead.
     """
     if columns is None:
         varying = [name for name in params if len({str(row.get(name)) for row in rows}) > 1]
@@ -87,7 +86,7 @@ def trials_table(
             chosen.append(name)
             used += needed
     header = [shown[name] for name in chosen]
-    # What was asked for by name is folded rather than left out.
+    # Columns that the user named are folded, never omitted.
     lines = table_lines(header, list(zip(*(cells[name] for name in chosen), strict=True)), width=width)
     return lines, [name for name in names if name not in chosen]
 
@@ -95,22 +94,22 @@ def trials_table(
 def shown_trials(
     view: RunView, stages: Sequence[Literal[1, 2]], *, filters: Sequence[str], sort: str, reverse: bool
 ) -> dict[Literal[1, 2], list[Row]]:
-    """The rows of each stage that every filter holds for, sorted by a column; by the objective, the best come first.
+    """Return the rows of each stage that match every filter, sorted by a column; sorted by objective, best first.
 
-    ConfigError for a column that no stage has; a stage that lacks it has no value there.
+    ConfigError for a column that no stage has.
     """
     rows: list[Row] = [row for stage in stages for row in trial_rows(view, stage)]
     column = column_named(sort, columns_of(rows)) if rows else sort
-    chosen, found = select(rows, filters), {}
+    chosen, shown = select(rows, filters), {}
     for stage in stages:
         falling = column == "objective" and DIRECTIONS[stage] == "max"
-        own = [row for row in chosen if row["stage"] == stage]
-        found[stage] = sorted_by(own, column, reverse=falling != reverse)
-    return found
+        in_stage = [row for row in chosen if row["stage"] == stage]
+        shown[stage] = sorted_by(in_stage, column, reverse=falling != reverse)
+    return shown
 
 
 def run_facts(view: RunView) -> dict[str, Any]:
-    """What a run is, as plain data."""
+    """Return the facts of a run as JSON values."""
     run, standing = view.run, standing_of(view.record, view.run)
     return {
         "run": str(view.record),
@@ -125,7 +124,7 @@ def run_facts(view: RunView) -> dict[str, Any]:
 def run_lines(
     view: RunView, tables: Mapping[Literal[1, 2], Sequence[Row]], *, columns: str | None, width: int
 ) -> Iterator[str]:
-    """A run and the trials of its stages for a terminal. tables: the rows of each stage that are shown."""
+    """Yield a run and the trials of its stages as lines of a terminal. tables: the rows of each stage to show."""
     facts = run_facts(view)
     yield one_line(f"{view.record.place.name}: {facts['state']}", width)
     yield one_line(f"data {facts['dataset']}, backbone {facts['backbone'].rpartition('/')[2]}", width)
@@ -135,11 +134,11 @@ def run_lines(
     chosen = None if columns is None else [column_named(name.strip(), every) for name in columns.split(",")]
     left_out: dict[str, None] = {}
     for stage, rows in tables.items():
-        of = len(view.trials[stage])
-        if not of:
+        total = len(view.trials[stage])
+        if not total:
             continue
         yield ""
-        yield f"Stage {stage}, valid {METRIC_TITLES[view.objective(stage)]}: {len(rows)} of {of} trials"
+        yield f"Stage {stage}, valid {METRIC_TITLES[view.objective(stage)]}: {len(rows)} of {total} trials"
         if rows:
             searched = list(dict.fromkeys(path for trial in view.trials[stage] for path in trial.params))
             lines, unseen = trials_table(rows, searched, width=width, columns=chosen)
@@ -147,12 +146,11 @@ def run_lines(
             left_out |= dict.fromkeys(unseen)
     if left_out:
         yield ""
-        yield from wrap(f"No room for {', '.join(left_out)}: --columns A,B shows what it names.", width)
+        yield from wrap(f"No room for {', '.join(left_out)}. Show them with --columns A,B.", width)
 
 
 def trial_facts(view: RunView, trial: TrialRecord) -> dict[str, Any]:
-    """All that the record has of a trial, as plain data, with what it inherits and the command that repeats it."""
-    own = trial.params
+    """Return the details of a trial as JSON values, with inherited parameters and the command that repeats it."""
     name = f"stage{trial.stage}/{trial.number}"
     return {
         "trial": name,
@@ -161,13 +159,13 @@ def trial_facts(view: RunView, trial: TrialRecord) -> dict[str, Any]:
         "metric": view.objective(trial.stage),
         "objective": trial.objective,
         "best": trial.best,
-        "inherited": {path: value for path, value in view.params(trial).items() if path not in own},
+        "inherited": {path: value for path, value in view.params(trial).items() if path not in trial.params},
         "command": again(view.record.place.uri, name),
     }
 
 
 def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
-    """All of a trial for a terminal."""
+    """Return the details of a trial as lines of a terminal."""
     facts = trial_facts(view, trial)
     metric = METRIC_TITLES[facts["metric"]]
     best = "" if trial.best is None else f" at epoch {trial.best['epoch']}"
@@ -199,7 +197,7 @@ def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
 
 
 def named_trial(view: RunView, name: str) -> TrialRecord | None:
-    """The trial of a name such as stage2/7; None where there is none."""
+    """Return the trial of a name such as stage2/7, or None."""
     return next(
         (trial for trials in view.trials.values() for trial in trials if f"stage{trial.stage}/{trial.number}" == name),
         None,
@@ -207,7 +205,7 @@ def named_trial(view: RunView, name: str) -> TrialRecord | None:
 
 
 def _curve(trial: TrialRecord, metric: str, width: int) -> list[str]:
-    """A line an epoch: the objective, the losses, then what else of validation there is room for."""
+    """Return a table of epochs: the objective, the loss, then as many validation metrics as fit."""
     names = list(dict.fromkeys(name for metrics in trial.curve for name in metrics))
     wanted = ["loss/total", "seconds", *(f"valid/{name}" for name in METRIC_TITLES if name != metric)]
     chosen, used = ["epoch", f"valid/{metric}"], len("epoch") + _GAP + len(f"valid/{metric}")
@@ -235,6 +233,6 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Paths by their last parts, where those tell them apart."""
+    """Return the last part of each path, or the whole path if several end alike."""
     last = [name.rpartition(".")[2] for name in names]
     return {name: part if last.count(part) == 1 else name for name, part in zip(names, last, strict=True)}

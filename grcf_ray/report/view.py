@@ -1,6 +1,6 @@
-"""A run as its record has it, read once: what the page, the terminal and TensorBoard show.
+"""The record of a run, read once for the page, the terminal and TensorBoard.
 
-Nothing is trained or computed here. A run may still be going on: what is not there yet is None or empty.
+A run may be unfinished: missing parts are None or empty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COLUMNS = ["id", "text", "label", "score", "state"]
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What the best model makes of a split: `best/predictions/<split>.parquet`, in the split's order."""
+    """The best model's predictions of a split, in its order: `best/predictions/<split>.parquet`."""
 
     id_N: Sequence[str]
     text_N: Sequence[str]
@@ -41,47 +41,49 @@ class Predictions:
 
     @classmethod
     def read(cls, place: StoragePath) -> Predictions:
-        """FileNotFoundError where there is none, DamagedError where the file is damaged."""
+        """Read the file. FileNotFoundError if there is none, DamagedError if it is damaged."""
         with place.reading() as path:
             try:
                 table = pq.read_table(path, columns=_COLUMNS, partitioning=None, page_checksum_verification=True)
                 state = table["state"].combine_chunks()
-                found = cls(
+                predictions = cls(
                     id_N=table["id"].to_pylist(),
                     text_N=table["text"].to_pylist(),
-                    # In float32 a label of 1.2 is none; the metrics are of 1.2.
+                    # Float32 has no 1.2; the metrics were computed from the rounded label.
                     label_N=np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
                     score_N=table["score"].to_numpy().astype(np.float64),
                     state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
                 )
-            # Arrow says some damage with errors of the system, and a flipped byte can make anything of a column.
+            # Arrow reports some damage as OSError, and a flipped byte can change a column's type.
             except (pa.ArrowException, OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
                 raise DamagedError(f"{place}: damaged ({reason(error)}); bring it back from a copy") from error
-        if not all(np.isfinite(array).all() for array in (found.label_N, found.score_N, found.state_ND)):
+        if not all(
+            np.isfinite(array).all() for array in (predictions.label_N, predictions.score_N, predictions.state_ND)
+        ):
             raise DamagedError(f"{place}: damaged (numbers that are not finite); bring it back from a copy")
-        return found
+        return predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class RunView:
-    """Everything that a report of a run is made of."""
+    """The parts of a record that reports are made from."""
 
     record: RunRecord
     run: Mapping[str, Any]
     """run.json."""
     trials: Mapping[int, Sequence[TrialRecord]]
-    """By stage, by number; a stage without trials is there too."""
+    """Trials of both stages, by number."""
     metrics: Mapping[str, Any] | None
-    """best/metrics.json: the winner's figures on valid and test, once test has been read."""
+    """best/metrics.json, once test has been read."""
     provenance: Mapping[str, Any] | None
     """best/provenance.json, once there is a winner."""
 
     @classmethod
     def read(cls, record: RunRecord) -> RunView:
-        """DataError where there is no run."""
+        """Read a run. DataError if there is none."""
         best = record.place / "best"
 
-        def found(name: str, kind: type[StoredFile]) -> Mapping[str, Any] | None:
+        def read_if_present(name: str, kind: type[StoredFile]) -> Mapping[str, Any] | None:
             try:
                 return read_file(best / name, kind)
             except FileNotFoundError:
@@ -91,13 +93,13 @@ class RunView:
             record=record,
             run=record.read_search(),
             trials={stage: record.trials(stage) for stage in (1, 2)},
-            metrics=found("metrics.json", MetricsFile),
-            provenance=found("provenance.json", ProvenanceFile),
+            metrics=read_if_present("metrics.json", MetricsFile),
+            provenance=read_if_present("provenance.json", ProvenanceFile),
         )
 
     @property
     def task(self) -> Task:
-        """What the labels are."""
+        """The kind of the labels."""
         task: Task = self.run.get("data", {}).get("task", "regression")
         return task
 
@@ -109,21 +111,21 @@ class RunView:
 
     @property
     def protocol(self) -> MetricProtocol:
-        """Whose metrics the run's figures are."""
+        """The protocol of the run's metrics."""
         return protocol_in(self.run)
 
     def objective(self, stage: Literal[1, 2]) -> str:
-        """The validation metric that a stage is judged by, as `terminal.METRIC_TITLES` knows it."""
+        """Return the validation metric that a stage optimises, a key of `METRIC_TITLES`."""
         return objective_name(stage, self.task)
 
     def ranked(self, stage: Literal[1, 2]) -> list[TrialRecord]:
-        """The stage's trials that have a usable result, best first."""
+        """Return the stage's trials with a usable result, best first."""
         return rank(self.trials[stage])
 
     @cached_property
     def winner(self) -> TrialRecord | None:
-        """The trial whose model lies in best/; None while there is none."""
-        # A search that goes on may put another model there before it names that its winner.
+        """The trial whose model is in best/, or None."""
+        # A resumed search may replace the model before it names the new winner.
         name = (self.provenance or {}).get("trial") or self.run.get("winner")
         if name is None:
             return None
@@ -132,26 +134,26 @@ class RunView:
 
     @cached_property
     def winner_params(self) -> Mapping[str, Any]:
-        """What was searched, as the winner has it; Stage 2 inherits from its finalist."""
+        """The winner's searched parameters, with those inherited from its finalist."""
         return {} if self.winner is None else self.params(self.winner)
 
     def params(self, trial: TrialRecord) -> dict[str, Any]:
-        """What was searched, as a trial has it, with what it inherits of its finalist."""
+        """Return a trial's searched parameters, with those inherited from its finalist."""
         finalist = trial.params.get("finalist")
         inherited = next((t.params for t in self.trials[1] if finalist is not None and t.number == int(finalist)), {})
         return {**inherited, **trial.params}
 
     @cached_property
     def shown_split(self) -> Literal["valid", "test"]:
-        """The split that predictions are shown of: test once it has been read, valid until then."""
+        """The split whose predictions are shown: test once it has been read, else valid."""
         return "test" if self.metrics is not None and self.scored("test") is not None else "valid"
 
     def scored(self, split: Literal["valid", "test"]) -> Predictions | None:
-        """The best model's scores of a split; None where the run has none on record."""
+        """Return the best model's predictions of a split, or None."""
         return _read(self.record.place / "best" / "predictions" / f"{split}.parquet")
 
     def finalist_scored(self, number: int) -> Predictions | None:
-        """What a finalist, as Stage 1 left it, makes of valid; None where the run has none on record."""
+        """Return the validation predictions of a finalist after Stage 1, or None."""
         return _read(self.record.finalist_folder(number) / "predictions" / "valid.parquet")
 
 

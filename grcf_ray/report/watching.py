@@ -1,4 +1,4 @@
-"""A running search as a second terminal sees it, from the record alone: nothing is written, little is read."""
+"""Watch a running search from another terminal, by its record alone; nothing is written."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 _BAR_ROOM, _CURVE_ROOM, _HISTORY_ROOM = 20, 20, 40
-"""Columns of a progress bar, of a trial's curve, of a stage's trials."""
+"""Columns of a progress bar, of a trial's curve, and of a stage's trials."""
 _LEFT_ALONE = 6
-"""Lines of a terminal that the list of running trials leaves to what follows it."""
+"""Lines that the list of running trials leaves free below it."""
 _COMMAND_ROOM = 10_000
-"""Letters of the command to go on: more than anybody types."""
+"""Characters of the command to go on: more than anybody types."""
 _STILL_SECONDS = 15.0
-"""How long a lease that beats may stand still until its search counts as dead: three beats."""
+"""A search whose lease has not changed for so long counts as dead: three heartbeats."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A run at a moment."""
+    """The state of a run at one time."""
 
     view: RunView
-    """Without what `best/` holds."""
+    """Without the content of `best/`."""
     standing: RunStatus
     retrainings: Mapping[int, Sequence[TrialRecord]]
-    """The trials of `--seeds`, by stage; none before there is a winner."""
+    """Trials of `--seeds` by stage; empty before there is a winner."""
 
     @property
     def retraining(self) -> bool:
-        """Whether winner and starting point are being trained anew, or have been."""
+        """Whether the retraining of winner and starting point has started."""
         return any(self.retrainings.values())
 
 
 class Watch:
-    """Looks at a run again and again; reads only what may have changed since."""
+    """Reads a run repeatedly, each time only the files that may have changed."""
 
     def __init__(self, record: RunRecord) -> None:
         self._record = record
@@ -58,18 +58,18 @@ class Watch:
         self._beat, self._since = b"", time.monotonic()
 
     def look(self) -> Snapshot:
-        """What the record has now. DataError where there is no run."""
+        """Return the current state of the record. DataError if there is no run."""
         record = self._record
         standing = self._checked(standing_of(record, record.read_search()))
         self._trials = {stage: record.trials(stage, known) for stage, known in self._trials.items()}
         if winner := standing.run.get("winner"):
-            again = seeds_record(record, winner)
-            self._retrainings = {stage: again.trials(stage, known) for stage, known in self._retrainings.items()}
+            seeds = seeds_record(record, winner)
+            self._retrainings = {stage: seeds.trials(stage, known) for stage, known in self._retrainings.items()}
         view = RunView(record=record, run=standing.run, trials=self._trials, metrics=None, provenance=None)
         return Snapshot(view, standing, self._retrainings)
 
     def _checked(self, standing: RunStatus) -> RunStatus:
-        """What one look does not tell: a lease that beats changes from look to look."""
+        """Return the status, DIED if the lease has no heartbeat; one reading of object storage cannot tell."""
         if standing.alive is not None:
             return standing
         try:
@@ -84,23 +84,23 @@ class Watch:
 
 
 def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
-    """Show a run until its search ends; off a terminal, or where asked, once. DataError where there is no run.
+    """Show a run until its search ends. DataError if there is no run.
 
-    every: seconds between two looks.
+    every: seconds between two readings. once: print one snapshot, as is done if the output is not a terminal.
     """
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    seen = Watch(record)
+    watched = Watch(record)
     if once or not sys.stdout.isatty():
-        console.say("\n".join(snapshot_lines(seen.look(), width=console.width())))
+        console.say("\n".join(snapshot_lines(watched.look(), width=console.width())))
         return
     terminal = Console(markup=False, highlight=False, emoji=False)
-    # Drawn at each look and at no other time.
+    # Drawn only when the run has been read.
     with Live(console=terminal, auto_refresh=False) as live:
         while True:
-            look = seen.look()
+            look = watched.look()
             lines = snapshot_lines(look, width=terminal.width, height=terminal.height - 1)
             live.update(Text(console.printable("\n".join(lines)), no_wrap=True), refresh=True)
             if look.standing.state != "running":
@@ -109,7 +109,7 @@ def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
 
 
 def snapshot_lines(look: Snapshot, *, width: int, height: int = 40) -> list[str]:
-    """What a terminal of so many columns and lines shows of a run; the command to go on may be longer than a line."""
+    """Return the lines that show a run; only the command to go on may be wider than `width`."""
     view, run, state = look.view, look.standing.run, look.standing.state
     stages = budgets(run)
     if state == "running":
@@ -120,22 +120,25 @@ def snapshot_lines(look: Snapshot, *, width: int, height: int = 40) -> list[str]
         lines += ["", *_stage_lines(view, look.standing, stage, budget, width)]
     if look.retraining:
         first, second = (_done(look.retrainings[stage]) for stage in (1, 2))
-        lines += ["", f"Winner and starting point trained anew: {first} trials of stage 1, {second} of stage 2 ended"]
+        lines += [
+            "",
+            f"Retraining winner and starting point: {first} trials of stage 1 and {second} of stage 2 have ended",
+        ]
     if look.standing.state == "running" and (left := time_left(view, look.retrainings)) is not None:
         lines += ["", f"Left: about {duration(left)}"]
     trials = look.retrainings if look.retraining else view.trials
-    running = [trial for of in trials.values() for trial in of if not trial.finished]
+    running = [trial for stage in trials.values() for trial in stage if not trial.finished]
     if not look.retraining:
         running = [trial for trial in running if shown_state(trial, look.standing) == "running"]
     if running and look.standing.state == "running":
         lines += ["", *_running_lines(view, running, stages, width, max(1, height - len(lines) - _LEFT_ALONE))]
-    if failures := _failure_lines([trial for of in trials.values() for trial in of], width):
+    if failures := _failure_lines([trial for stage in trials.values() for trial in stage], width):
         lines += ["", *failures]
     if look.standing.state == DIED:
         command = one_line(run["starts"][-1]["command"], _COMMAND_ROOM)
-        lines += ["", "No search is at work on it any more. To go on:", f"  {command}"]
+        lines += ["", "The search stopped without reporting an error. To go on:", f"  {command}"]
     elif look.standing.state != "running":
-        lines += ["", f"All of it: python -m grcf_ray.runs show {typed(view.record.place.uri)}"]
+        lines += ["", f"Show all trials: python -m grcf_ray.runs show {typed(view.record.place.uri)}"]
     return lines
 
 
@@ -187,8 +190,8 @@ def _failure_lines(trials: Sequence[TrialRecord], width: int) -> list[str]:
     for trial in trials:
         if trial.failures and not trial.finished:
             broke = trial.failures[-1]
-            what = f"stage{trial.stage}/{trial.number} broke off and goes on, {broke['cause']}: {broke['error']}"
-            lines.append(one_line(what, width))
+            name = f"stage{trial.stage}/{trial.number}"
+            lines.append(one_line(f"{name} was interrupted and resumed, {broke['cause']}: {broke['error']}", width))
     return lines
 
 
