@@ -13,6 +13,7 @@ from grcf_ray.api.run import Run
 from grcf_ray.config import check_read, config_faults
 from grcf_ray.data.store import find_data
 from grcf_ray.errors import ConfigError
+from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
 from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.progress_lines import ProgressLines
@@ -160,6 +161,7 @@ def prepared_search(
             time_budget=time_budget,
             shared=shared,
             command=command,
+            write_card=write_card,
             listeners=(ProgressLines(), tensorboard, page),
         )
         yield PreparedSearch(session, tensorboard)

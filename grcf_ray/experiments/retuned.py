@@ -11,6 +11,7 @@ from grcf_ray import console
 from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm
+from grcf_ray.report.card import write_card
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import ONE_DROPOUT, direct_space
 from grcf_ray.search.record import RunRecord
@@ -62,6 +63,7 @@ def retuned_arm(lab: ExperimentContext, arm: Arm, ablation: str) -> Arm:
         reopen=False,
         time_budget=None,
         command=lab.command,
+        write_card=write_card,
         listeners=lab.listeners,
     )
     if not session.finished():

@@ -34,9 +34,9 @@ def check_format(place: StoragePath) -> str:
     """Return the format of a file name's ending. ConfigError if it is not one of `FORMATS`."""
     ending = place.name.rpartition(".")[2].lower()
     if ending not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
         raise ConfigError(
-            f"{place}: the name should end in {', '.join(f'.{name}' for name in FORMATS)}, or be an Optuna storage such "
-            "as sqlite:///trials.db"
+            f"{place}: the name should end in {endings}, or be an Optuna storage such as sqlite:///trials.db"
         )
     return ending
 

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from grcf_ray.cluster import connect, watched
 
@@ -21,12 +21,12 @@ from grcf_ray.cache import cache_folder
 from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
+from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
 from grcf_ray.model.pretrained import load_tokenizer, resolve_backbone
 from grcf_ray.search.calibration import Placement, calibrate
-from grcf_ray.search.card import write_card
 from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
@@ -70,6 +70,8 @@ class Session:
     reopen: bool
     time_budget: float | None
     command: str
+    write_card: Callable[[RunRecord, TableInfo], None]
+    """Writes the model card of a run."""
     listeners: Sequence[Listener] = ()
     shared: bool = False
     """Let other users read the run, as the user's umask allows."""
@@ -228,12 +230,12 @@ class Session:
         self._step("saving the finalists' scores")
         keep_finalists(record, self.space, features, store)
         self._step("writing the model card")
-        write_card(record, store.info)
+        self.write_card(record, store.info)
         complete = job.complete
         if self.seeds:
             complete &= retrain(job, winner, self.seeds, store)["complete"]
             self._step("writing the model card")
-            write_card(record, store.info)
+            self.write_card(record, store.info)
         seeds = max(self.seeds, record.search_info().seeds)
         record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
 

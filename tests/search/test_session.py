@@ -145,6 +145,7 @@ def session(recorded: Recorded, tiny_space: Path, tmp_path: Path) -> Session:
         reopen=False,
         time_budget=None,
         command="python -m grcf_ray.search",
+        write_card=lambda record, info: None,
     )
 
 

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from grcf_ray.data.datasets import get
 from grcf_ray.data.schema import Source, TableInfo
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.search.card import escaped, model_card, write_card
+from grcf_ray.report.card import escaped, model_card, write_card
 from grcf_ray.search.comparisons import compare
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
@@ -34,6 +34,7 @@ HOSTILE = [
     "https://evil.example/a www.evil.example me@evil.example",
     "a | b | c",
     "``` \n# heading\n---\n- item\n\n    code",
+    "1) item",
     "*bold* _it_ ~~gone~~ `code` &lt; $x$ \\| \\",
     "\x1b[31mred\x00\u202e\u2028",
 ]
@@ -140,7 +141,7 @@ def test_what_people_read(folder: Path, info: TableInfo) -> None:
     assert "python -m grcf_ray.search --dataset tiny --data '{data}'" in body
     assert f"| torch | {provenance['versions']['torch']} |" in body
     assert "columns text and audio (for each utterance a list of rows of 5 values)" in body
-    assert "gives a score in the units of the labels, which lie in [-3, 3]" in body
+    assert "label units, which lie in [-3, 3]" in body
     assert "Test was seen" not in body and "fresh seeds" not in body
 
 
@@ -238,7 +239,7 @@ def test_what_speaks_against_the_figures(folder: Path, info: TableInfo) -> None:
     reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
     change(folder / "best" / "provenance.json", test_reads=reads * 3)
     front, body = card_of(folder, dataclasses.replace(info, name="mosi", language="en"))
-    assert "**Test was seen before selection ended**" in body
+    assert "- Test was seen before selection ended" in body
     assert "- The test split was read 3 times, first at" in body
     assert "- Paper: not comparable: no vision; split of 9." in body
     assert re.search(r"\| MAE \|.*\| 0.5810 \|\n", body)
@@ -252,8 +253,8 @@ def test_what_speaks_against_the_figures(folder: Path, info: TableInfo) -> None:
     ("backbone", "base", "named"),
     [
         ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", "/all-MiniLM-L6-v2"),
-        ("/home/somebody/models/mine", None, " mine,"),
-        ("a/b/c", None, " c,"),
+        ("/home/somebody/models/mine", None, " mine."),
+        ("a/b/c", None, " c."),
     ],
 )
 def test_the_encoder_is_a_hubs_or_a_folder(
