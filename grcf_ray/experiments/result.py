@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grcf_ray.console import say, sentence
-from grcf_ray.report.markup import Markup, element
-from grcf_ray.report.markup import table as table_element
+from grcf_ray.report import html
 from grcf_ray.storage import StoragePath
 from grcf_ray.tables import Table
 
@@ -117,46 +116,21 @@ def _shown(value: Any) -> str:
     return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
 
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-.scroll { overflow-x: auto; }
-.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; }
-th:first-child { text-align: left; }
-tbody th { font-weight: 400; }
-thead tr { border-bottom: 2px solid; }
-tbody tr + tr { border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
-img { max-width: 100%; background: white; border-radius: .25rem; }
-figure { margin: 1.5rem 0; }
-"""
-
-
 def _page(outcome: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) -> str:
-    parts = [element("h1", outcome.title), element("p", f"{outcome.paper}.")]
-    for table in outcome.tables:
-        heads = [column.title for column in table.columns]
-        parts += [
-            element("h2", table.title),
-            table_element(heads, table.cells(), caption=table.title, hidden_caption=True),
-        ]
-        parts += [element("p", sentence(note)) for note in table.notes]
-    for picture, content in pictures:
-        image = element("img", alt=picture.caption, src=f"data:image/png;base64,{content}")
-        parts.append(element("figure", image, element("figcaption", picture.caption)))
-    parts += [element("p", note) for note in outcome.notes]
-    about = [element("li", f"{key}: {_shown(value)}") for key, value in outcome.about.items()]
-    parts += [element("h2", "Where it comes from"), element("ul", *about)]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", outcome.title),
-        element("style", Markup(_STYLE)),
+    tables = [
+        html.Table(
+            caption=table.title,
+            columns=[column.title for column in table.columns],
+            rows=table.cells(),
+            hidden_caption=True,
+        )
+        for table in outcome.tables
+    ]
+    return html.render(
+        "experiment.html",
+        style=html.template_source("style.css"),
+        result=outcome,
+        tables=[(content, map(sentence, table.notes)) for content, table in zip(tables, outcome.tables, strict=True)],
+        pictures=pictures,
+        about={key: _shown(value) for key, value in outcome.about.items()},
     )
-    page = element("html", head, element("body", element("main", *parts)), lang="en")
-    return f"<!doctype html>\n{page}\n"

@@ -1,12 +1,11 @@
-"""What an imported data set holds: the figures first, then as text, and as a page that needs nothing else.
+"""Describe an imported data set: as JSON values, as text, and as an HTML page.
 
-The test split stays closed; of it only the number of its utterances is shown, which the store's index has.
+The test split stays closed; only its number of utterances is shown, which the store's index has.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike
 
-from grcf_ray.console import print_table, printable, say
+from grcf_ray.console import print_table, say
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.losses.groups import OrdinalGroups
+from grcf_ray.report.html import Table, render, template_source
 
 OPEN_SPLITS = ("train", "valid")
 _GROUPS = "overlap,5"
@@ -30,12 +30,12 @@ _FEATURES_HEADER = ("split", "modality", "values a row", "without it", "zeros", 
 
 
 def read_open(store: DatasetStore) -> dict[str, pa.Table]:
-    """The rows of train and valid."""
+    """Return the rows of train and valid."""
     return {split: store.read(split) for split in OPEN_SPLITS}
 
 
 def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None) -> dict[str, Any]:
-    """Everything that is shown, as plain data. tables: what `read_open` gave, where it is at hand.
+    """Return all figures as JSON values. tables: from `read_open`, if already read.
 
     `splits`: utterances of each. For train and valid: `labels` (lowest, mean, highest, deviation), `histogram` and
     `groups` (each a list of low edge, high edge, utterances), `lengths` (quantiles of words a text, of sentences before
@@ -54,62 +54,62 @@ def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table] | None = N
     }
 
 
-def print_inspection(found: Mapping[str, Any]) -> None:
-    """The figures on standard output."""
+def print_inspection(content: Mapping[str, Any]) -> None:
+    """Print the figures. content: from `inspect_store`."""
     for split in OPEN_SPLITS:
-        part = found[split]
+        part = content[split]
         most = max((count for *_, count in part["histogram"]), default=0)
         say(f"\nlabels of {split}")
         for low, high, count in part["histogram"]:
             bar = "█" * round(_BAR * count / max(1, most))
             say(f"{_span(low, high):>16}  {count:>6}  {bar}".rstrip())
     say("\nlengths")
-    print_table(_LENGTHS_HEADER, _lengths(found))
-    if features := _features(found):
+    print_table(_LENGTHS_HEADER, _lengths(content))
+    if features := _features(content):
         say("\nfeatures")
         print_table(_FEATURES_HEADER, features)
-    if found["train"]["groups"]:
-        say(f"\nordinal groups ({_GROUPS}), which overlap")
-        spans = [_span(low, high) for low, high, _ in found["train"]["groups"]]
-        counts = [[str(count) for *_, count in found[split]["groups"]] for split in OPEN_SPLITS]
+    if content["train"]["groups"]:
+        say(f"\nordinal groups ({_GROUPS}, overlapping)")
+        spans = [_span(low, high) for low, high, _ in content["train"]["groups"]]
+        counts = [[str(count) for *_, count in content[split]["groups"]] for split in OPEN_SPLITS]
         print_table(("labels", *OPEN_SPLITS), list(zip(spans, *counts, strict=True)))
 
 
-def draw_inspection(found: Mapping[str, Any]) -> str:
-    """The figures as one HTML page."""
-    sizes = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
-    notes = "".join(f"<li>{html.escape(printable(note))}</li>" for note in found["notes"])
+def draw_inspection(content: Mapping[str, Any]) -> str:
+    """Return the figures as one HTML page. content: from `inspect_store`."""
     charts = []
     for split in OPEN_SPLITS:
-        charts.append(_bars(f"Labels of {split}", found[split]["histogram"]))
-        if found[split]["groups"]:
-            charts.append(_bars(f"Ordinal groups of {split} ({_GROUPS}, which overlap)", found[split]["groups"]))
-    body = [
-        f"<h1>{html.escape(found['name'])}</h1>",
-        f"<p>{found['task']}, labels {_span(*found['label_range'])}; utterances: {sizes}. Test stays closed.</p>",
-        f"<ul>{notes}</ul>" if notes else "",
-        *charts,
-        "<h2>Lengths</h2>",
-        _table(_LENGTHS_HEADER, _lengths(found)),
-    ]
-    if features := _features(found):
-        body += ["<h2>Features</h2>", _table(_FEATURES_HEADER, features)]
-    return _PAGE.format(title=html.escape(found["name"]), body="\n".join(body))
+        charts.append((f"Labels of {split}", content[split]["histogram"]))
+        if content[split]["groups"]:
+            charts.append((f"Ordinal groups of {split} ({_GROUPS}, overlapping)", content[split]["groups"]))
+    tables = [("Lengths", _LENGTHS_HEADER, _lengths(content)), ("Features", _FEATURES_HEADER, _features(content))]
+    return render(
+        "inspection.html",
+        style=template_source("style.css"),
+        labels=_span(*content["label_range"]),
+        charts=[(title, bins, max([1, *(count for *_, count in bins)])) for title, bins in charts],
+        tables=[
+            Table(caption=caption, columns=header, rows=rows, hidden_caption=True)
+            for caption, header, rows in tables
+            if rows
+        ],
+        **{key: content[key] for key in ("name", "task", "splits", "notes")},
+    )
 
 
-def _lengths(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _lengths(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (split, what, *(f"{value:g}" for value in quantiles.values()))
         for split in OPEN_SPLITS
-        for what, quantiles in found[split]["lengths"].items()
+        for what, quantiles in content[split]["lengths"].items()
     ]
 
 
-def _features(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _features(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (split, name, str(f["width"]), f"{f['missing']:.1%}", f"{f['zeros']:.1%}", str(f["constant"]))
         for split in OPEN_SPLITS
-        for name, f in found[split]["features"].items()
+        for name, f in content[split]["features"].items()
     ]
 
 
@@ -176,54 +176,3 @@ def _quantiles(values: ArrayLike) -> dict[str, float]:
 
 def _span(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:.2f} to {high:.2f}"
-
-
-def _bars(title: str, bins: Sequence[Sequence[float]]) -> str:
-    """A bar chart as SVG, of which a screen reader gets the title."""
-    most = max((count for *_, count in bins), default=0) or 1
-    height, step = 140, 46
-    bars = []
-    for index, (low, high, count) in enumerate(bins):
-        tall = height * count / most
-        middle = index * step + step / 2
-        bars.append(
-            f'<rect x="{index * step + 3}" y="{height - tall + 20:.1f}" width="{step - 6}" height="{tall:.1f}"/>'
-            f'<text x="{middle}" y="{height - tall + 14:.1f}">{int(count)}</text>'
-            f'<text x="{middle}" y="{height + 36}">{(low + high) / 2:.3g}</text>'
-        )
-    width = step * len(bins)
-    return (
-        f"<h2>{html.escape(title)}</h2>"
-        f'<div class="chart"><svg role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width} {height + 44}" '
-        f'width="{width}">{"".join(bars)}</svg></div>'
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="chart"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: light-dark(#1c1c1c, #e8e8e8); --bar: light-dark(#2f6fab, #7ab3e8); }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 46rem; margin: 2rem auto; }}
-body {{ padding: 0 1rem; }}
-h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-.chart {{ overflow-x: auto; }}
-svg {{ max-width: 100%; height: auto; }}
-rect {{ fill: var(--bar); }}
-svg text {{ fill: var(--ink); font-size: 11px; text-anchor: middle; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: 0.2rem 0.9rem 0.2rem 0; border-bottom: 1px solid #8884; }}
-</style>
-<body>
-{body}
-</body>
-</html>
-"""
