@@ -1,7 +1,7 @@
-"""One run as TensorBoard has it: a folder of event files, to which each value is added once, whoever writes.
+"""A folder of TensorBoard event files, to which each value is added once.
 
-A search that goes on is another process with a file of its own. What the folder holds already is read back rather
-than taken from the record: a driver may have died between the two.
+A resumed search is another process with its own file. It reads the values in the folder, not the record: the previous
+driver may have died between writing the two.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _EVENTS = "events.out.tfevents."
 class EventFolder:
     """Adds values to a folder of event files.
 
-    Files grow, which objects cannot: for object storage the file grows in a folder below `scratch`, and is uploaded at
-    each flush. Nothing is made before there is something to write.
+    Objects in object storage cannot grow: the file grows in a folder below `scratch` and is uploaded at each flush.
+    Nothing is created before the first value.
     """
 
     def __init__(self, place: StoragePath, *, scratch: Path | None) -> None:
@@ -35,26 +35,26 @@ class EventFolder:
         self._changed = False
 
     def holds(self, tag: str, step: int) -> bool:
-        """Whether the folder has this tag at this step."""
+        """Return whether the folder has this tag at this step."""
         return (tag, step) in self._held
 
     def add(self, values: Iterable[Summary.Value], step: int) -> None:
-        """Add the values whose tags the folder does not hold at this step."""
+        """Add the values whose tags the folder lacks at this step."""
         fresh = [value for value in values if not self.holds(value.tag, step)]
         if not fresh:
             return
         if self._writer is None:
-            # Its writer is given a path: links and the like are looked for here.
+            # The writer takes a path, so that links are checked here.
             self._place.make_private()
             self._files = self._place.local or Path(tempfile.mkdtemp(dir=self._scratch))
             self._writer = FileWriter(str(self._files))
-        # One event of many values is written whole or not at all.
+        # An event with many values is written whole or not at all.
         self._writer.add_summary(Summary(value=fresh), step)
         self._held |= {(value.tag, step) for value in fresh}
         self._changed = True
 
     def flush(self) -> None:
-        """Let readers see what was added."""
+        """Make the added values visible to readers."""
         if self._writer is None or not self._changed:
             return
         self._writer.flush()
@@ -65,7 +65,7 @@ class EventFolder:
         self._changed = False
 
     def close(self) -> None:
-        """Flush, and let go of the file."""
+        """Flush and close the file."""
         self.flush()
         if self._writer is not None:
             self._writer.close()
@@ -73,12 +73,12 @@ class EventFolder:
 
 
 def held_values(place: StoragePath) -> set[tuple[str, int]]:
-    """Tag and step of all that a folder's event files hold; a file that was cut short, up to there."""
+    """Return tag and step of each value in a folder's event files, truncated files included."""
     held: set[tuple[str, int]] = set()
     for name in place.names():
         if name.startswith(_EVENTS):
             with (place / name).reading() as path:
-                # The loader breaks on a file without a first event, which a driver that died at once may leave.
+                # The loader fails on an empty file, which a driver that died at once may leave.
                 if not path.stat().st_size:
                     continue
                 for event in LegacyEventFileLoader(str(path)).Load():

@@ -1,7 +1,7 @@
-"""What TensorBoard's HParams tab shows of a search: what is searched and its ranges, and a session per trial.
+"""TensorBoard's HParams tab: the searched parameters with their ranges, and a session for each trial.
 
-The protocol buffers are written as they are: the helpers that come with TensorBoard need TensorFlow, and torch's make a
-second run of every trial.
+The protocol buffers are built here: TensorBoard's helpers need TensorFlow, and torch's create a second run for each
+trial.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _STATUS = {
 
 
 def best_tag(metric: str) -> str:
-    """Tag of a validation metric at a trial's best epoch so far: the tab shows a tag's last value, whatever it is."""
+    """Return the tag of a validation metric at the best epoch so far; the tab shows the last value of a tag."""
     return f"best/{metric}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The parameters of a search's trials, as the tab has them."""
+    """The parameters of a search's trials for the tab."""
 
     record: RunRecord
     space: Space
@@ -47,16 +47,15 @@ class Study:
 
     @classmethod
     def read(cls, record: RunRecord) -> Study:
-        """From run.json."""
+        """Read the study from run.json."""
         run = record.read_search()
         return cls(record, recorded_space(run["space"], f"{record}/space.yaml"), run["data"].get("task", "regression"))
 
     def experiment(self, stages: Sequence[Literal[1, 2]]) -> Summary.Value:
-        """The columns for trials of these stages: first what is searched and all of them have, and their objective.
+        """Return the columns for trials of these stages: first the parameters that all of them search.
 
-        A view of trials side by side leaves out those without a value. Of several experiments that TensorBoard finds,
-        it takes one, be it of a run of the other task: so each has all settings and the objectives of both tasks, its
-        own first.
+        Views that compare trials omit trials without a value. TensorBoard uses one of several experiments, possibly of
+        a run of the other task. So each experiment has all settings and the objectives of both tasks, its own first.
         """
         searched = set.intersection(
             *({name for name, info in self._infos[stage].items() if info.differs} for stage in stages)
@@ -86,11 +85,11 @@ class Study:
         return _value(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
 
     def session_start(self, trial: TrialRecord) -> Summary.Value:
-        """A trial's whole configuration, as far as it is its stage's and task's, and when it began."""
+        """Return a trial's configuration, as far as its stage and task read it, and its start time."""
         config = flatten(config_of(self.space, self.record, trial))
         values = {**config, **trial.params, "stage": trial.stage}
         infos = {**self._infos[trial.stage], "stage": _STAGE}
-        # What the table shows as the trial's name: the run's apart, which the folders of several runs need.
+        # The table shows this name; with several runs, it needs the run's name too.
         name = f"stage{trial.stage}/{trial.number} {self.record.place.name}"
         session = SessionStartInfo(start_time_secs=_seconds(trial.started), group_name=name)
         for name, info in infos.items():
@@ -106,8 +105,8 @@ class Study:
 
     @cached_property
     def _infos(self) -> Mapping[int, Mapping[str, api_pb2.HParamInfo]]:
-        """The settings of a trial of each stage; Stage 2 has those of Stage 1 as well."""
-        # Settings of the search itself change no number of a trial, and those of Stage 2 none of Stage 1.
+        """The settings of a trial by stage; Stage 2 has those of Stage 1 too."""
+        # Settings of the search do not affect a trial, and those of Stage 2 do not affect Stage 1.
         fixed = {
             path: value
             for path, value in flatten(self.space.config()).items()
@@ -121,17 +120,17 @@ class Study:
                 if path not in self.space.stage1 and not path.startswith("stage2.")
             },
         }
-        own = {path: _searched(path, dimension) for path, dimension in self.space.stage2.items()}
+        second = {path: _searched(path, dimension) for path, dimension in self.space.stage2.items()}
         if self.space.config().stage1.epochs:
-            # An extended search adds finalists, which a domain that is on file would hide: only words need one.
-            own["finalist"] = api_pb2.HParamInfo(name="finalist", type=_NUMBER, differs=True)
-        inherited = {path: info for path, info in first.items() if path not in own}
-        others = {path: _fixed(path, value) for path, value in fixed.items() if path not in {**own, **inherited}}
-        return {1: first, 2: {**own, **inherited, **others}}
+            # An extended search adds finalists, which a recorded domain would hide; numbers need no domain.
+            second["finalist"] = api_pb2.HParamInfo(name="finalist", type=_NUMBER, differs=True)
+        inherited = {path: info for path, info in first.items() if path not in second}
+        others = {path: _fixed(path, value) for path, value in fixed.items() if path not in {**second, **inherited}}
+        return {1: first, 2: {**second, **inherited, **others}}
 
 
 def session_end(trial: TrialRecord) -> Summary.Value:
-    """How and when a trial ended."""
+    """Return the final state and the end time of a trial."""
     session = SessionEndInfo(status=_STATUS[trial.state], end_time_secs=_seconds(trial.ended))
     return _value(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=session))
 

@@ -1,4 +1,4 @@
-"""What the best model makes of a split, as images: scores against labels, and which classes are taken for which."""
+"""Images of the best model for TensorBoard: scores against labels, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 _INCHES, _DPI = (4.4, 3.9), 160
 _RGBA = 4
 _DARK = 0.6
-"""Share of a row from which a cell is so dark that its number is written in white."""
+"""Share of a row above which a cell's number is white."""
 
 
 def png_values(
     scored: Predictions, split: str, *, protocol: MetricProtocol, label_range: tuple[float, float]
 ) -> list[Summary.Value]:
-    """The images of a split as TensorBoard has them, tags `predictions/<split>` and `confusion/<split>`.
+    """Return the images of a split with the tags `predictions/<split>` and `confusion/<split>`.
 
-    There is no confusion where the protocol compares no classes on this label range.
+    There is no confusion matrix if the protocol has no classes on this label range.
     """
     crossed = confusion_data(scored, protocol, label_range)
 
@@ -84,7 +84,7 @@ def _image(tag: str, title: str, draw: Callable[[Axes], None]) -> Summary.Value:
     draw(axes)
     axes.set_title(title)
     content = io.BytesIO()
-    # A figure that no window knows of is drawn by Agg.
+    # A figure without a window is drawn by Agg.
     figure.savefig(content, format="png")
     width, height = (round(_DPI * inches) for inches in _INCHES)
     image = Summary.Image(width=width, height=height, colorspace=_RGBA, encoded_image_string=content.getvalue())

@@ -1,6 +1,6 @@
-"""The best model's representations as TensorBoard's projector reads them: their values, and what each belongs to.
+"""The best model's representations for TensorBoard's projector: vectors, and the utterance of each.
 
-Tab-separated text has no quoting: what would end a cell or a line is a space in it.
+Tab-separated text has no quoting: a space replaces characters that would end a cell or a line.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from grcf_ray.report.view import Predictions
 from grcf_ray.storage import StoragePath
 
 _LONGEST = 300
-"""Characters of a text that are shown."""
+"""Most characters of a text."""
 
 
 def write_projector(place: StoragePath, embeddings: Mapping[str, tuple[str, Predictions]]) -> None:
-    """Write what the projector offers for the run in `place`: utterances with their labels, scores, texts and ids.
+    """Write the projector's files into `place`: z_final, label, score, text and id of each utterance.
 
-    embeddings: by the name of its files, a title and the utterances with their z_final. The projector finds them in a
-    folder that has an event file alone, so all of them lie together.
+    embeddings: title and predictions by name of the files. The projector reads only folders with an event file, so all
+    embeddings are in one folder.
     """
     config = []
     for name, (title, scored) in embeddings.items():
@@ -36,7 +36,7 @@ def write_projector(place: StoragePath, embeddings: Mapping[str, tuple[str, Pred
 
 
 def metadata_tsv(scored: Predictions) -> str:
-    """A line of names, then one for each utterance."""
+    """Return a header line, then a line for each utterance."""
     rows = [("text", "label", "score", "id")]
     for text, label, score, name in zip(scored.text_N, scored.label_N, scored.score_N, scored.id_N, strict=True):
         rows.append((cell(text), f"{label:.4g}", f"{score:.4g}", cell(name)))
@@ -44,7 +44,7 @@ def metadata_tsv(scored: Predictions) -> str:
 
 
 def cell(text: str) -> str:
-    """The text in one cell: runs of blanks, breaks and control characters as a space, cut where it is long."""
+    """Return the text for one cell: blanks and control characters as single spaces, cut if too long."""
     plain = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
     words = " ".join(plain.split())
     return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"

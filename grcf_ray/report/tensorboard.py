@@ -1,4 +1,4 @@
-"""TensorBoard as a listener: what a search does while it does it, and what it found.
+"""TensorBoard as a listener: the progress and the result of a search.
 
     tensorboard/                     the columns of the HParams tab for both stages together
     tensorboard/stage1/0007          a trial: every epoch's figures, and its session in the HParams tab
@@ -50,14 +50,14 @@ TAGS: Mapping[str, str] = {
     "utterance_passes": "speed/utterance_passes",
     "utterances_per_s": "speed/utterances_per_s",
 }
-"""The curve's figures that are shown in a group of another name. `loss/bound`, eqs. 11 and 24 before their weight, is
-how far scores lie beyond where they should: it is shown among the losses as well."""
+"""Tags of the curve's figures that belong to another group. `loss/bound` (eqs. 11 and 24, unweighted) is the distance
+of scores beyond their bound; it is also shown among the losses."""
 
 
 class TensorBoardListener:
-    """Writes `tensorboard/` from the events of a search, in the driver alone. The record is the truth; this follows it.
+    """Writes `tensorboard/` from the events of a search, in the driver alone.
 
-    What a search that goes on finds already written stays, and what is missing is added.
+    A resumed search keeps the values already written and adds those that are missing in comparison with the record.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -72,13 +72,13 @@ class TensorBoardListener:
         self._passes = {1: 0, 2: 0}
 
     def __call__(self, event: Event) -> None:
-        """Write what the event tells that is not written yet."""
+        """Write the event's values that are not written yet."""
         if isinstance(event, SearchStarted):
             self._study = Study.read(self._record)
             self._folder().add([self._study.experiment([stage for stage in (1, 2) if stage in event.budgets])], 0)
             self._close()
         elif isinstance(event, RetrainingsStarted):
-            # Their numbers begin anew.
+            # The numbers of retrainings start at 0 again.
             self.close()
             self._retraining = True
         elif isinstance(event, StageStarted):
@@ -97,22 +97,22 @@ class TensorBoardListener:
         try:
             self.close()
         except OSError:
-            # What broke the search off is told, and not that the same full disk takes no last event either.
+            # An error of the search is reported, not a second error by the same full disk.
             if error is None:
                 raise
         finally:
             self._contexts.close()
 
     def finish(self, view: RunView) -> None:
-        """Show what the best model makes of a split, which is test once the search has read it, valid until then.
+        """Show the best model's predictions on test, or on valid if test has not been read.
 
-        The projector has the finalists beside it, as Stage 1 left them. The search has its result by then: a fault here
-        is told in a line.
+        The projector also has the finalists as Stage 1 left them. A fault here is one line of progress, since the
+        search has its result.
         """
         try:
             self._show(view)
         except Exception as error:
-            progress(f"TensorBoard does not show the result, which is not affected: {reason(error)}")
+            progress(f"TensorBoard cannot show the result; the search is not affected: {reason(error)}")
 
     def _show(self, view: RunView) -> None:
         split = view.shown_split
@@ -131,7 +131,7 @@ class TensorBoardListener:
         write_projector(self._place / "best", shown)
 
     def close(self) -> None:
-        """Flush, and let go of the files."""
+        """Flush and close the files."""
         for names in list(self._folders):
             self._close(*names)
 
@@ -164,7 +164,7 @@ class TensorBoardListener:
         self._close(*names)
 
     def _progress(self, trial: TrialRecord) -> None:
-        """How far the stage has come: best objective against ended trials, and against what they cost."""
+        """Write the best objective by number of ended trials and by their cost."""
         ended = self._ended[trial.stage]
         ended.append(trial)
         objectives = [t.objective for t in ended if t.objective is not None]
@@ -172,7 +172,7 @@ class TensorBoardListener:
             return
         summary = self._folder(*self._names(trial.stage), "summary")
         best = max(objectives) if DIRECTIONS[trial.stage] == "max" else min(objectives)
-        # Steps are whole numbers, and no two ends share one.
+        # Steps are whole numbers, and each end has its own.
         passes = max(round(sum(t.utterance_passes for t in ended)), self._passes[trial.stage] + 1)
         self._passes[trial.stage] = passes
         summary.add(_scalars({"search/best_by_trials": best}), len(ended))
@@ -195,14 +195,14 @@ class TensorBoardListener:
 
 
 def best_so_far(trial: TrialRecord) -> list[dict[str, float]]:
-    """Of each epoch, both stages' objectives at the trial's best epoch up to there; nothing while it has none."""
-    found = []
+    """Return for each epoch both stages' objectives at the best epoch so far; empty before there is one."""
+    scalars = []
     for epoch in range(1, trial.epoch + 1):
         best = best_epoch(trial.stage, trial.curve[:epoch]) or {}
         task: Task = "classification" if "valid/bce" in best else "regression"
         values = {name: best.get(f"valid/{name}") for name in (objective_name(stage, task) for stage in (1, 2))}
-        found.append({best_tag(name): value for name, value in values.items() if value is not None})
-    return found
+        scalars.append({best_tag(name): value for name, value in values.items() if value is not None})
+    return scalars
 
 
 def _tagged(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""Truth against prediction (the paper's Figure 10); for two classes, the scores of each class."""
+"""Truth against prediction (the paper's Figure 10), or for two classes the logits of each class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BINS = 30
 def agreement_data(
     scored: Predictions, label_range: tuple[float, float], recorded: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Label and score of each utterance, and the figures of all of them that are on record."""
+    """Return label and score of each utterance, and the recorded metrics of the whole split."""
     rows = spread_rows(scored.label_N)
     return {
         "total": len(scored.label_N),
@@ -41,7 +41,7 @@ def agreement_data(
 
 
 def draw_agreement(data: Mapping[str, Any]) -> Figure:
-    """A point for each utterance, and the diagonal that a perfect model would be on."""
+    """Draw a point for each utterance, with the diagonal of a perfect model."""
     from plotly.graph_objects import Scatter
 
     points, (low, high) = data["points"], data["range"]
@@ -73,7 +73,7 @@ def draw_agreement(data: Mapping[str, Any]) -> Figure:
 def class_scores_data(
     scored: Predictions, label_range: tuple[float, float], recorded: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """How often the logits of each class fall between equal steps from the lowest logit to the highest."""
+    """Return histograms of the logits of each class."""
     positive_N = scored.label_N > sum(label_range) / 2
     edges = np.histogram_bin_edges(scored.score_N, bins=_BINS)
     return {
@@ -86,7 +86,7 @@ def class_scores_data(
 
 
 def draw_class_scores(data: Mapping[str, Any]) -> Figure:
-    """Two outlines of steps, and the threshold at 0."""
+    """Draw two outlines of histograms, with the threshold at 0."""
     from plotly.graph_objects import Scatter
 
     most = max(*data["negative"], *data["positive"])

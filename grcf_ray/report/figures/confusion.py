@@ -1,4 +1,4 @@
-"""Which class is taken for which: those that the data set's accuracy compares, such as the seven of Acc7."""
+"""The confusion matrix of the classes of the data set's accuracy, such as the seven of Acc7."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _PALE = "#eaf1f7"
-"""Opaque, so that plotly chooses a colour for the text that is read on it, whatever the page's theme."""
+"""Opaque, so that plotly chooses a readable text colour in both themes."""
 
 
 def confusion_data(
     scored: Predictions, protocol: MetricProtocol, label_range: tuple[float, float]
 ) -> dict[str, Any] | None:
-    """`counts`: a row for each true class, a column for each predicted one. `shares`: of a row; None where it is empty.
+    """Return the confusion matrix, or None if the protocol has no classes on this range (see `metrics.classes_of`).
 
-    `metric`: the accuracy that compares these classes; `right`: that accuracy, the share of all on the diagonal. None
-    where the protocol compares none on this range, as `metrics.classes_of` has it.
+    `counts`: a row for each true class, a column for each predicted one. `shares`: of the row; None if it is empty.
+    `metric`: the accuracy of these classes. `right`: its value, the share on the diagonal.
     """
     low, high = label_range
     center, limit = (low + high) / 2, (high - low) / 2
@@ -51,7 +51,7 @@ def confusion_data(
 
 
 def draw_confusion(data: Mapping[str, Any]) -> Figure:
-    """Cells as dark as their share of the row, with count and share written in them."""
+    """Draw cells shaded by their share of the row, with count and share."""
     from plotly.graph_objects import Heatmap
 
     names = data["classes"]

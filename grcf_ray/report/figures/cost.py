@@ -1,4 +1,4 @@
-"""What the search cost, by how its trials ended, and what stopping trials early saved."""
+"""The cost of the search by state of its trials, and the saving by early stopping."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ UNITS = {"epochs": "epochs", "utterance_passes": "passes over the training split
 
 
 def cost_data(view: RunView) -> dict[str, Any]:
-    """Of each stage with trials: `states`, the cost by how trials ended, and `saved`, what early stops saved.
+    """Return for each stage with trials: `states`, the cost by state, and `saved`, the saving by early stopping.
 
-    Saved is an estimate: the epochs that the stopped trials did not run, each at the mean cost of an epoch of that
-    trial. None where the record does not say how long a trial is.
+    `saved` is an estimate: the epochs that stopped trials did not run, each at the trial's mean cost of an epoch. It is
+    None if the record lacks the length of a trial.
     """
     stages = []
     for stage, trials in view.trials.items():
@@ -46,7 +46,7 @@ def cost_data(view: RunView) -> dict[str, Any]:
 
 
 def draw_cost(data: Mapping[str, Any]) -> Figure:
-    """A bar for each stage and unit, by state, with what was saved at its end."""
+    """Draw a bar for each stage and unit, by state, with the saving at its end."""
     from plotly.graph_objects import Bar
 
     domains = rows([1.0] * len(UNITS), gap=0.16)
@@ -83,7 +83,7 @@ def draw_cost(data: Mapping[str, Any]) -> Figure:
                     **axes,
                     x=saved,
                     y=names,
-                    name="saved by early stops (estimate)",
+                    name="saved by early stopping (estimate)",
                     legendgroup="saved",
                     marker={
                         "color": "rgba(0,0,0,0)",
@@ -111,14 +111,15 @@ def cost_plot(view: RunView) -> Plot | None:
     if stopped:
         share = saved["utterance_passes"] / max(spent["utterance_passes"] + saved["utterance_passes"], 1e-12)
         finding += (
-            f" {stopped} early stops saved about {saved['utterance_passes']:.1f} passes, {share:.0%} of what all "
-            "trials in full would have taken."
+            f" Early stopping of {stopped} trials saved about {saved['utterance_passes']:.1f} passes, {share:.0%} of "
+            "the "
+            "cost of full trials."
         )
     return Plot(
         name="cost",
-        title="What the search cost",
-        caption=f"{finding} What attempts that broke off had to repeat is not in it. What early stops saved is an "
-        "estimate: the epochs that stopped trials did not run, at each trial's own cost of an epoch.",
+        title="Cost of the search",
+        caption=f"{finding} Repeated work of interrupted attempts is not included. The saving is an estimate: the "
+        "epochs that stopped trials did not run, at each trial's own cost of an epoch.",
         summary=finding,
         data=data,
         draw=draw_cost,

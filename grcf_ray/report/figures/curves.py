@@ -23,10 +23,10 @@ _LINES = ((ORANGE, "solid"), (GREEN, "dash"), (PURPLE, "dot"), (OCHRE, "dashdot"
 
 
 def curves_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any] | None:
-    """By epoch, the loss terms and the objective of the stage's trial that led to the winner; the others' objective.
+    """Return the loss terms and the objective of one trial by epoch, and the objective of all other trials.
 
-    `role`: "winner", "finalist" (the trial that the winner started from), or "best so far" while there is no winner.
-    None without a trial to show.
+    `role` of that trial: "winner", "finalist" (the winner started from it), or "best so far" without a winner. None
+    without a trial to show.
     """
     shown_trial, role = _shown(view, stage)
     if shown_trial is None:
@@ -55,7 +55,7 @@ def curves_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any] | None:
 
 
 def draw_curves(data: Mapping[str, Any]) -> Figure:
-    """Loss terms above, the objective among those of all other trials below."""
+    """Draw loss terms above, and below them the objective among those of all other trials."""
     from plotly.graph_objects import Scatter
 
     above, below = rows([1, 1], gap=0.14)
@@ -80,7 +80,7 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
                 hovertemplate="epoch %{x}: %{y:.4g}",
             )
         )
-    # One trace for all of them, with a gap after each: a thousand traces would not scroll.
+    # One trace for all other trials, with a gap after each: a thousand traces would be slow.
     epochs, values, numbers = [], [], []
     for trial in data["others"]:
         epochs += [*trial["epoch"], None]
@@ -117,7 +117,7 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
 
 
 def curves_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
-    """None without a trial to show."""
+    """Return the figure, or None without a trial to show."""
     data = curves_data(view, stage)
     if data is None:
         return None
@@ -131,8 +131,8 @@ def curves_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     return Plot(
         name=f"curves-stage{stage}",
         title=f"Stage {stage}: learning curves",
-        caption=f"Mean training loss of each epoch by term, before its weight, and in total, of {who}; below, its "
-        f"validation {metric} before all other trials'.",
+        caption=f"Above: mean training loss of {who} by epoch, in total and by unweighted term. Below: its validation "
+        f"{metric} and those of all other trials.",
         summary=f"Stage {stage} {who}, {len(data['epoch'])} epochs. Losses: {terms}. Best {metric} at epoch "
         f"{data['best_epoch']}.",
         data=data,
@@ -146,9 +146,9 @@ def _shown(view: RunView, stage: Literal[1, 2]) -> tuple[TrialRecord | None, str
         if winner.stage == stage:
             return winner, "winner"
         finalist = winner.params.get("finalist")
-        found = [trial for trial in view.trials[stage] if str(trial.number) == str(finalist)]
-        if found:
-            return found[0], "finalist"
+        for trial in view.trials[stage]:
+            if str(trial.number) == str(finalist):
+                return trial, "finalist"
     best = view.ranked(stage)
     return (best[0], "best so far") if best else (None, "")
 

@@ -1,4 +1,4 @@
-"""Where a model errs: by ordinal group of the label, or for two classes by how sure it was."""
+"""Errors of a model by ordinal group of the label, or for two classes by confidence."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BINS = 10
 
 
 def group_errors_data(scored: Predictions, label_range: tuple[float, float], groups: OrdinalGroups) -> dict[str, Any]:
-    """Of each group: utterances, mean absolute error and mean of prediction - label; None where the group is empty.
+    """Return for each group: utterances, mean absolute error, and mean of prediction - label; None if it is empty.
 
-    Groups may overlap: an utterance counts in each that holds its label.
+    Groups may overlap: an utterance counts in each group that contains its label.
     """
     center = sum(label_range) / 2
     member_NK = groups.membership(torch.from_numpy(scored.label_N - center)).numpy()
@@ -44,7 +44,7 @@ def group_errors_data(scored: Predictions, label_range: tuple[float, float], gro
 
 
 def draw_group_errors(data: Mapping[str, Any]) -> Figure:
-    """A bar for the size of the error, a diamond for its direction."""
+    """Draw a bar for the size of the error and a diamond for its direction."""
     from plotly.graph_objects import Bar, Scatter
 
     groups = data["groups"]
@@ -67,7 +67,7 @@ def draw_group_errors(data: Mapping[str, Any]) -> Figure:
 
 
 def calibration_data(scored: Predictions, label_range: tuple[float, float]) -> dict[str, Any]:
-    """Of equal steps of confidence, the predicted class's probability: utterances, mean confidence, share of errors."""
+    """Return utterances, mean confidence and share of errors by equal steps of the predicted class's probability."""
     positive_N = scored.label_N > sum(label_range) / 2
     wrong_N = (scored.score_N > 0) != positive_N
     confidence_N = expit(np.abs(scored.score_N))
@@ -90,7 +90,7 @@ def calibration_data(scored: Predictions, label_range: tuple[float, float]) -> d
 
 
 def draw_calibration(data: Mapping[str, Any]) -> Figure:
-    """Share of errors against confidence, and the line that a calibrated model would be on."""
+    """Draw the share of errors against confidence, with the line of a calibrated model."""
     from plotly.graph_objects import Scatter
 
     bins = data["bins"]
@@ -103,7 +103,7 @@ def draw_calibration(data: Mapping[str, Any]) -> Figure:
             y=[entry["errors"] for entry in bins],
             customdata=[entry["utterances"] for entry in bins],
             mode="lines+markers",
-            name="measured; larger where there are more utterances",
+            name="measured; larger for more utterances",
             marker={"color": BLUE, "size": [6 + 14 * (entry["utterances"] / most) ** 0.5 for entry in bins]},
             hovertemplate="confidence %{x:.1%}<br>errors %{y:.1%} of %{customdata}<extra></extra>",
         )
@@ -113,7 +113,7 @@ def draw_calibration(data: Mapping[str, Any]) -> Figure:
             x=[0.5, 1.0],
             y=[0.5, 0.0],
             mode="lines",
-            name="as sure as right",
+            name="calibrated",
             line={"color": GREY, "dash": "dash"},
             hoverinfo="skip",
         )

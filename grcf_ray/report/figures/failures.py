@@ -1,4 +1,4 @@
-"""What went wrong, by cause: trials that were lost, and attempts that broke off and went on in another process."""
+"""Failures by cause: lost trials, and attempts that were interrupted and retried."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def failures_data(view: RunView) -> dict[str, Any]:
-    """By stage and cause: the trials that ended so, those that were tried again after it, and the last error of either.
+    """Return by stage and cause: the lost trials, the retried ones, and the last error.
 
-    A trial is listed once for each attempt that broke off and was followed by another.
+    A trial is listed once for each retried attempt.
     """
     causes = []
     for stage, trials in view.trials.items():
@@ -44,7 +44,7 @@ def failures_data(view: RunView) -> dict[str, Any]:
 
 
 def draw_failures(data: Mapping[str, Any]) -> Figure:
-    """A bar for each cause; the last error shows on hovering."""
+    """Draw a bar for each cause; the last error appears on hovering."""
     from plotly.graph_objects import Bar
 
     causes = data["causes"]
@@ -60,7 +60,7 @@ def draw_failures(data: Mapping[str, Any]) -> Figure:
             "automargin": True,
         },
     )
-    for key, name, colour in (("lost", "trials lost", ORANGE), ("retried", "attempts tried again", BLUE)):
+    for key, name, colour in (("lost", "trials lost", ORANGE), ("retried", "attempts retried", BLUE)):
         figure.add_trace(
             Bar(
                 x=[len(entry[key]) for entry in causes],
@@ -76,21 +76,21 @@ def draw_failures(data: Mapping[str, Any]) -> Figure:
 
 
 def failures_plot(view: RunView) -> Plot | None:
-    """None where nothing went wrong."""
+    """Return the figure, or None without failures."""
     data = failures_data(view)
     if not data["causes"]:
         return None
     lost = sum(len(entry["lost"]) for entry in data["causes"])
     again = sum(len(entry["retried"]) for entry in data["causes"])
     parts = "; ".join(
-        f"{entry['cause']} in Stage {entry['stage']}: {len(entry['lost'])} lost, {len(entry['retried'])} tried again"
+        f"{entry['cause']} in Stage {entry['stage']}: {len(entry['lost'])} lost, {len(entry['retried'])} retried"
         for entry in data["causes"]
     )
     return Plot(
         name="failures",
-        title="What went wrong",
-        caption=f"Of {data['trials']} trials {lost} diverged or failed; {again} attempts broke off and were tried "
-        "again. A lost trial counts against the search's budget.",
+        title="Failures by cause",
+        caption=f"{lost} of {data['trials']} trials diverged or failed; {again} attempts were interrupted and retried. "
+        "A lost trial counts against the search's budget.",
         summary=f"{parts}.",
         data=data,
         draw=draw_failures,
@@ -98,7 +98,7 @@ def failures_plot(view: RunView) -> Plot | None:
 
 
 def _retried(trial: TrialRecord) -> list[dict[str, Any]]:
-    """Attempts that another followed: all that broke off, but the one that the trial failed by."""
+    """Return the interrupted attempts that were followed by another attempt."""
     last = trial.failures[-1] if trial.failures else None
     ended_by = trial.state == "failed" and last is not None and last["error"] == trial.error
     return trial.failures[:-1] if ended_by else trial.failures

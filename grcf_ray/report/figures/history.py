@@ -1,4 +1,4 @@
-"""How the search went: the objective of every trial, and the best so far against trials and against cost."""
+"""The history of a search: the objective of each trial, and the best so far by trials and by cost."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which parameters mattered (the paper's Figure 9): a random forest's importances beside fANOVA's and PED-ANOVA's.
+"""Parameter importances (the paper's Figure 9) by a random forest, fANOVA and PED-ANOVA.
 
-Of trials that ran to the end alone: the value of one that was stopped early is that of fewer epochs, and would pass the
-length of a trial for an effect of its settings. Parameters enter on the scale that was searched, so that the decades of
-a learning rate weigh alike. The same trials give the same figures.
+Only complete trials count: a stopped trial has the value of fewer epochs, so that its length would look like an effect
+of its settings. Parameters are on the searched scale, so that each decade of a learning rate has the same weight. The
+same trials give the same figures.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 
 METHODS = {"forest": "random forest", "fanova": "fANOVA", "ped_anova": "PED-ANOVA"}
 LEAST_TRIALS = 4
-"""Fewer finished trials are not looked at."""
+"""Least number of complete trials."""
 TRIALS_PER_PARAMETER = 10
-"""With fewer finished trials for each parameter, a warning stands beside the figure."""
+"""With fewer complete trials for each parameter, the figure has a warning."""
 EXPLAINED = 0.1
-"""Likewise where the forest explains less than this share of the variance of trials that it has not seen."""
+"""With a smaller out-of-bag R² of the forest, the figure has a warning."""
 
 _SEEDS = 5
 _FOREST_TREES, _FANOVA_TREES, _FANOVA_DEPTH = 32, 16, 7
-"""fANOVA's time grows faster than a tree's leaves: of full depth, a thousand trials take it half a minute a seed."""
+"""With trees of full depth, fANOVA takes half a minute per seed for a thousand trials."""
 
 
 def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> dict[str, Any]:
-    """Importances of the stage's parameters, the most important to the forest first.
+    """Return the importances of the stage's parameters, most important to the forest first.
 
-    Those of a method add up to 1, or are all 0 where it sees no difference.
+    The importances of a method sum to 1, or are all 0 if it sees no difference.
 
-    `methods`: by name, for each of `parameters`, the `mean` over forests of several seeds and their `spread` (standard
-    deviation); PED-ANOVA has no random part, and no spread. Empty where there are too few finished trials, or nothing
-    differs between them. `constant`: parameters with one value in all of them. `explained`: R² of the forest on trials
-    out of its bag. `enough`: whether there are as many trials as the parameters ask for.
+    `methods`: by name, for each of `parameters`, the `mean` over several seeds and its `spread` (standard deviation),
+    which PED-ANOVA lacks, since it is not random. Empty with too few complete trials, or without differences between
+    them. `constant`: parameters with a single value. `explained`: out-of-bag R² of the forest. `enough`: whether there
+    are enough trials for the number of parameters.
     """
     parameters = searched(trials, stage, space)
     used = [
@@ -94,23 +94,20 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
 
 
 def importance_warning(data: Mapping[str, Any]) -> str | None:
-    """Why the importances may be chance; None where nothing speaks for it."""
+    """Return why the importances may be chance, or None."""
     reasons = []
     if not data["enough"]:
         reasons.append(
-            f"only {data['trials']} trials ran to the end, fewer than {TRIALS_PER_PARAMETER} for each of "
+            f"only {data['trials']} trials are complete, fewer than {TRIALS_PER_PARAMETER} for each of "
             f"{len(data['parameters'])} parameters"
         )
     if data["explained"] is not None and data["explained"] < EXPLAINED:
-        reasons.append(
-            "the forest explains next to nothing of trials that it has not seen (out-of-bag R² "
-            f"{data['explained']:.2f})"
-        )
-    return f"These may be chance: {', and '.join(reasons)}." if reasons else None
+        reasons.append(f"the forest does not predict unseen trials (out-of-bag R² {data['explained']:.2f})")
+    return f"The importances may be chance: {', and '.join(reasons)}." if reasons else None
 
 
 def draw_importance(data: Mapping[str, Any]) -> Figure:
-    """Bars of each parameter, a method beside the other, the most important parameter at the top."""
+    """Draw a bar for each parameter and method, most important parameter at the top."""
     from plotly.graph_objects import Bar
 
     labels = [shown(label, 24) for label in data["labels"]]
@@ -141,7 +138,7 @@ def draw_importance(data: Mapping[str, Any]) -> Figure:
 
 
 def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
-    """None where the stage has too few finished trials, or nothing differs between them."""
+    """Return the figure, or None with too few complete trials, or without differences between them."""
     data = importance_data(view.trials[stage], stage, space_of(view))
     if not data["methods"]:
         return None
@@ -150,13 +147,15 @@ def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     for method, found in data["methods"].items():
         label, share = max(zip(data["labels"], found["mean"], strict=True), key=lambda entry: entry[1])
         parts.append(f"{METHODS[method]} {label} ({share:.0%})" if share else f"{METHODS[method]} none")
-    constant = f" The same in all of them, and not shown: {', '.join(data['constant'])}." if data["constant"] else ""
+    constant = f" Not shown, since constant: {', '.join(data['constant'])}." if data["constant"] else ""
     return Plot(
         name=f"importance-stage{stage}",
-        title=f"Stage {stage}: which parameters mattered",
-        caption=f"Share of each parameter in the differences of validation {metric}, by three methods: a random forest "
-        f"and fANOVA over the whole range (mean and deviation of {data['seeds']} seeds), PED-ANOVA in reaching the "
-        f"best tenth. Of the {data['trials']} trials that ran to the end alone; what led to early stops is not seen. "
+        title=f"Stage {stage}: parameter importances",
+        caption=f"Share of each parameter in the differences of validation {metric}. Random forest and fANOVA cover "
+        "the "
+        f"whole range (mean and deviation over {data['seeds']} seeds); PED-ANOVA covers reaching the best tenth. "
+        "Only the "
+        f"{data['trials']} complete trials count, so causes of early stops are invisible. "
         f"The forest's out-of-bag R² is {data['explained']:.2f}.{constant}",
         summary=f"Most important by {'; '.join(parts)}.",
         data=data,
@@ -168,7 +167,7 @@ def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
 def _forests(
     parameters: Sequence[Parameter], trials: Sequence[TrialRecord], result_N: NDArray[np.float64]
 ) -> tuple[list[list[float]], float]:
-    """Shares of impurity by seed and parameter, and the mean out-of-bag R²; a choice has a column for each value."""
+    """Return the share of impurity by seed and parameter, and the mean out-of-bag R²; a choice is one-hot."""
     from sklearn.ensemble import RandomForestRegressor
 
     columns, owner = [], []
@@ -190,7 +189,7 @@ def _forests(
 def _by_optuna(
     parameters: Sequence[Parameter], trials: Sequence[TrialRecord], stage: Literal[1, 2]
 ) -> dict[str, list[list[float]]]:
-    """fANOVA by seed and PED-ANOVA once, each by parameter, as shares."""
+    """Return the shares of fANOVA by seed, and of PED-ANOVA once, by parameter."""
     from optuna.exceptions import ExperimentalWarning
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
@@ -198,7 +197,7 @@ def _by_optuna(
     found: dict[str, list[list[float]]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # Of a best tenth that all trials tie with: PED-ANOVA's shares are 0 then.
+        # If all trials tie with the best tenth, PED-ANOVA warns and its shares are 0.
         warnings.filterwarnings("ignore", "Target and region quantiles")
         evaluators: dict[str, list[Any]] = {
             "fanova": [
@@ -211,14 +210,14 @@ def _by_optuna(
             found[method] = []
             for evaluator in several:
                 raw = get_param_importances(study, evaluator=evaluator, normalize=False)
-                # Their own normalisation calls parameters equally important where it sees no difference at all.
+                # Optuna's normalisation makes all parameters equally important if there is no difference.
                 total = sum(raw.values()) or 1.0
                 found[method].append([float(raw[parameter.path] / total) for parameter in parameters])
     return found
 
 
 def _study(parameters: Sequence[Parameter], trials: Sequence[TrialRecord], stage: Literal[1, 2]) -> Study:
-    """The trials as Optuna has them, each parameter on the scale that was searched."""
+    """Return an Optuna study of the trials, each parameter on the searched scale."""
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 

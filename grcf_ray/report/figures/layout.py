@@ -1,4 +1,4 @@
-"""What the figures have in common: no width of their own, legends below, axes that make room for their labels."""
+"""Layout of all figures: width of the page, legend below, axes that fit their labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 _LEGEND_PX = 70
 _TOP_PX = 30
 _TICKS = 6
-"""Steps between an axis's ticks at most."""
+"""Most steps between the ticks of an axis."""
 
 
 def new_figure(height: int, **layout: Any) -> Figure:
-    """An empty figure so many pixels high, legend included, and as wide as the page."""
+    """Return an empty figure of this height in pixels, legend included, and of the page's width."""
     from plotly.graph_objects import Figure
 
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
@@ -25,7 +25,7 @@ def new_figure(height: int, **layout: Any) -> Figure:
 
 
 def rows(heights: list[float], gap: float) -> list[tuple[float, float]]:
-    """Domains of axes one above the other, the topmost first. heights: in any unit; gap: share of the whole."""
+    """Return the domains of stacked axes, topmost first. heights: in any unit; gap: share of the whole."""
     scale = (1 - gap * (len(heights) - 1)) / sum(heights)
     domains, top = [], 1.0
     for height in heights:
@@ -35,13 +35,13 @@ def rows(heights: list[float], gap: float) -> list[tuple[float, float]]:
 
 
 def count_axis(most: int) -> dict[str, Any]:
-    """An axis of counts up to `most`: its ticks stand at whole numbers."""
+    """Return an axis of counts up to `most`, with ticks at whole numbers."""
     steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
     return {"tick0": 0, "dtick": next(step for step in steps if most <= _TICKS * step)}
 
 
 def log_axis(low: float, high: float) -> dict[str, Any]:
-    """A logarithmic axis that shows values from `low` to `high`, both above 0, with room at its ends."""
+    """Return a logarithmic axis from `low` to `high`, both above 0, with a margin at its ends."""
     ends = math.log10(low), math.log10(high)
     room = max(0.06 * (ends[1] - ends[0]), 0.05)
     ticks = log_ticks(10 ** (ends[0] - room), 10 ** (ends[1] + room))
@@ -54,7 +54,7 @@ def log_axis(low: float, high: float) -> dict[str, Any]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Two values or more between the ends of a logarithmic axis: powers of ten, else round numbers, else the ends."""
+    """Return at least two ticks of a logarithmic axis: powers of ten, else round numbers, else its ends."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = 1 + (last - first) // _TICKS
     for digits in ((1,), (1, 2, 5)):
@@ -66,5 +66,5 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_text(tick: float) -> str:
-    """A tick's number, of two digits."""
+    """Return a tick's label with two digits."""
     return f"{float(f'{tick:.2g}'):g}"

@@ -1,4 +1,4 @@
-"""The figures of a run's best model, made of what it scored: on test once that has been read, on valid until then."""
+"""The figures of a run's best model: on the test split once it has been read, else on valid."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from grcf_ray.search.comparisons import retrainings
 from grcf_ray.train.objectives import ordinal_groups
 
 _FEW = 30
-"""Fewer utterances than this in a group or class: its figure is mostly chance."""
+"""Below so many utterances, the figure of a group or class is mostly chance."""
 
 
 def model_plots(view: RunView) -> list[Plot]:
-    """The figures of the best model, in the order of the page; none where its predictions are not on record."""
+    """Return the figures of the best model, in the order of the page; none without its predictions."""
     scored = view.scored(view.shown_split)
     if scored is None:
         return []
@@ -33,7 +33,7 @@ def model_plots(view: RunView) -> list[Plot]:
 
 
 def _groups(view: RunView) -> OrdinalGroups:
-    """The ordinal groups that the model was trained with."""
+    """Return the ordinal groups that the model was trained with."""
     # Predictions are written beside a model, after its provenance.
     assert view.provenance is not None
     low, high = view.label_range
@@ -50,13 +50,13 @@ def _said(figures: Mapping[str, float]) -> str:
 
 def _seen(view: RunView) -> str | None:
     if view.shown_split == "test" and view.run.get("test_seen"):
-        return "Test was seen before selection ended: the search went on after its figures had been read."
+        return "Test was seen before selection ended: the search continued after test had been read."
     return None
 
 
 def _few(view: RunView, scored: Predictions) -> str | None:
     count = len(scored.id_N)
-    return _seen(view) or (f"Only {count} utterances: much of this is chance." if count < _FEW else None)
+    return _seen(view) or (f"Only {count} utterances: much of this figure is chance." if count < _FEW else None)
 
 
 def _where(view: RunView, scored: Predictions, *, sampled: bool = False) -> str:
@@ -69,12 +69,17 @@ def _scoreboard(view: RunView, scored: Predictions) -> Plot | None:
         return None
     data = scoreboard_data(view.metrics, retrainings(view.record, view.metrics["trial"]))
     beside = f" Not comparable with the paper: {'; '.join(data['not_comparable'])}." if data["not_comparable"] else ""
-    spread = f" Retrainings are means over {data['seeds']} fresh seeds, whiskers deviations." if data["seeds"] else ""
+    spread = (
+        f" Retrainings are means over {data['seeds']} fresh seeds; whiskers are standard deviations."
+        if data["seeds"]
+        else ""
+    )
     return Plot(
         name="figures-by-metric",
         title="The best model by metric",
-        caption="↑ higher is better, ↓ lower is. Valid is optimistic: the best of several trials was chosen on it. "
-        f"Test was read after that; one model under one seed says little of small differences.{spread}{beside}",
+        caption="↑: higher is better; ↓: lower is better. Valid is optimistic: it chose the best of several trials. "
+        "Test "
+        f"was read afterwards. One model under one seed says little about small differences.{spread}{beside}",
         summary=f"On test: {_said({p['metric']: view.metrics['test'][p['metric']] for p in data['panels'][:4]})}.",
         data=data,
         draw=draw_scoreboard,
@@ -89,20 +94,21 @@ def _agreement(view: RunView, scored: Predictions) -> Plot:
         return Plot(
             name="scores-by-class",
             title="Scores of each class",
-            caption=f"Logits of the {_where(view, scored)} Where the two overlap the model cannot tell the classes "
-            "apart; how sure it should be is seen in the calibration.",
+            caption=f"Logits of the {_where(view, scored)} The model cannot tell the classes apart where their "
+            "logits overlap; "
+            "the calibration shows how confident it should be.",
             summary=f"{sum(data['positive'])} positives and {sum(data['negative'])} negatives.{figures}",
             data=data,
             draw=draw_class_scores,
             warning=_few(view, scored),
         )
     data = agreement_data(scored, view.label_range, _recorded(view))
-    figures = f" {_said(data['recorded'])} of all of them." if data["recorded"] else ""
+    figures = f" {_said(data['recorded'])} on all utterances." if data["recorded"] else ""
     return Plot(
         name="truth-and-prediction",
         title="Truth against prediction",
-        caption=f"{_where(view, scored, sampled=True)}{figures} A high correlation does not say that the predictions "
-        "have the right size: to lie near the dashed line does.",
+        caption=f"{_where(view, scored, sampled=True)}{figures} A high correlation does not mean that the predictions "
+        "have the right size; closeness to the dashed line does.",
         summary=f"Predictions against labels of {data['total']} utterances.{figures}",
         data=data,
         draw=draw_agreement,
@@ -125,10 +131,10 @@ def _confusion(view: RunView, scored: Predictions) -> Plot | None:
     right = sum(row[index] for index, row in enumerate(data["counts"]))
     return Plot(
         name="confusion",
-        title="Which class is taken for which",
-        caption=f"{_where(view, scored)} Rows are {classes}; columns are what was predicted. A cell has its count and "
-        "its share of the row. Shares of rows with few utterances are mostly chance.",
-        summary=f"{right} of {data['total']} are predicted in their class, a share of {data['right']:.4f}.",
+        title="Confusion of classes",
+        caption=f"{_where(view, scored)} Rows are {classes}; columns are predictions. A cell shows its count and "
+        "its share of the row. Shares in rows with few utterances are mostly chance.",
+        summary=f"{right} of {data['total']} utterances are predicted in their class, a share of {data['right']:.4f}.",
         data=data,
         draw=draw_confusion,
         warning=_few(view, scored),
@@ -141,9 +147,9 @@ def _errors(view: RunView, scored: Predictions) -> Plot:
         return Plot(
             name="calibration",
             title="Errors by confidence",
-            caption=f"{_where(view, scored)} The share of errors at each confidence, the probability of the predicted "
-            "class; above the dashed line the model is too sure. Points of few utterances are mostly chance.",
-            summary=f"{data['wrong']} of {data['total']} are wrong.",
+            caption=f"{_where(view, scored)} Share of errors by confidence, the probability of the predicted class. "
+            "Above the dashed line the model is overconfident. Points with few utterances are mostly chance.",
+            summary=f"{data['wrong']} of {data['total']} predictions are wrong.",
             data=data,
             draw=draw_calibration,
             warning=_few(view, scored),
@@ -155,9 +161,9 @@ def _errors(view: RunView, scored: Predictions) -> Plot:
     return Plot(
         name="errors-by-group",
         title="Error by ordinal group",
-        caption=f"{_where(view, scored)} The ordinal groups are those of the model's settings; where they "
-        "overlap an utterance counts in each. Errors towards the middle at both ends are usual of a model that is "
-        "unsure, and no proof of a fault of the loss.",
+        caption=f"{_where(view, scored)} The model's settings define the ordinal groups; an utterance counts "
+        "in each group that contains its label. Uncertain models usually err towards the middle at both ends, which "
+        "does not prove a fault of the loss.",
         summary=f"The mean absolute error is largest, {worst['mae']:.4f}, for labels from {worst['low']:.3g} to "
         f"{worst['high']:.3g} ({worst['utterances']} utterances).",
         data=data,
@@ -175,8 +181,8 @@ def _projection(view: RunView, scored: Predictions) -> Plot | None:
     return Plot(
         name="representation",
         title="The representation before the head (t-SNE)",
-        caption=f"{_where(view, scored, sampled=True)}{crosses} t-SNE keeps neighbours together; distances between "
-        f"clusters, their sizes and the axes mean nothing (perplexity {data['perplexity']:.3g}, seed {data['seed']}).",
+        caption=f"{_where(view, scored, sampled=True)}{crosses} t-SNE keeps neighbours together; the axes, and the "
+        f"sizes and distances of clusters, have no meaning (perplexity {data['perplexity']:.3g}, seed {data['seed']}).",
         summary=f"{len(data['points'])} utterances in two dimensions, coloured by label.{crosses}",
         data=data,
         draw=draw_projection,
@@ -192,11 +198,13 @@ def _pairs(view: RunView, scored: Predictions) -> Plot | None:
     return Plot(
         name="hardest-pairs",
         title="The hardest pairs",
-        caption=f"{data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} Shown "
-        f"are the {len(data['table']['rows'])} whose predictions differ most in the wrong direction, at most two of an "
-        f"utterance. The weight is that of eq. {equation}, over all these pairs together. A hard pair may be a wrong "
+        caption=f"{data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} The "
+        f"figure shows the {len(data['table']['rows'])} pairs whose predictions differ most in the wrong direction, "
+        "at most "
+        f"two per utterance. The weight is that of eq. {equation} over all pairs. The cause of a hard pair may be a "
+        "wrong "
         "label as well as a wrong prediction.",
-        summary=f"{data['wrong']} of {data['pairs']} pairs are ordered wrong.",
+        summary=f"{data['wrong']} of {data['pairs']} pairs are in the wrong order.",
         data=data,
         draw=draw_hardest_pairs,
         warning=_few(view, scored),

@@ -1,4 +1,4 @@
-"""The pairs that a model orders worst, with the weight that training would give them."""
+"""The pairs that a model orders worst, with their weight in the ranking loss."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ COLUMNS = (
 )
 _TOP = 20
 _EACH = 2
-"""Pairs that one utterance may have among those: one odd label would fill the figure."""
+"""Most pairs of an utterance: one odd label would fill the figure."""
 _ROW_PX = 26
 
 
 def hardest_pairs_data(scored: Predictions, task: Task) -> dict[str, Any]:
-    """The pairs of different labels whose scores are the furthest in the wrong order, or the least in the right one.
+    """Return the pairs of different labels whose scores are most in the wrong order, or least in the right order.
 
-    An utterance is in two of them at most. Of all pairs of the split; of a larger one, of the pairs of the utterances
-    that `spread_rows` takes. `higher` is the one of the higher label. The weight is the ranking loss's, eq. 9, or
-    eq. 19 of two classes, over all these pairs together.
+    An utterance is in at most two of them. A large split is represented by the utterances of `spread_rows`. `higher` is
+    the utterance with the higher label. The weight is that of the ranking loss over all pairs: eq. 9, or eq. 19 for two
+    classes.
     """
     rows = spread_rows(scored.label_N)
     label_B, score_B = scored.label_N[rows], scored.score_N[rows]
@@ -74,7 +74,7 @@ def hardest_pairs_data(scored: Predictions, task: Task) -> dict[str, Any]:
 
 
 def _hardest(gap_P: NDArray[np.float64], high_P: NDArray[np.int64], low_P: NDArray[np.int64]) -> list[int]:
-    """The places of the pairs of the smallest gaps, an utterance in `_EACH` of them at most."""
+    """Return the pairs with the smallest gaps, at most `_EACH` of an utterance."""
     order = np.argsort(gap_P, kind="stable")
     high_P, low_P = high_P[order], low_P[order]
     open_P, seen = np.ones(len(order), bool), Counter[int]()
@@ -91,7 +91,7 @@ def _hardest(gap_P: NDArray[np.float64], high_P: NDArray[np.int64], low_P: NDArr
 
 
 def draw_hardest_pairs(data: Mapping[str, Any]) -> Figure:
-    """A line for each pair between its two predictions, the hardest at the top."""
+    """Draw a line between the two predictions of each pair, the hardest at the top."""
     from plotly.graph_objects import Scatter
 
     pairs = [dict(zip(data["table"]["columns"], row, strict=True)) for row in data["table"]["rows"]]

@@ -1,4 +1,4 @@
-"""All parameters of a stage at once: a line a trial across an axis for each, coloured by its objective."""
+"""Parallel axes of all parameters of a stage: a line for each trial, coloured by its objective."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
-    """The stage's axes, and of each trial with a result and a value on every axis, the objective and those values.
+    """Return the axes, and the objective and values of each trial that has a result and all parameters.
 
-    The values stand under the parameters' paths. Worst first, so that the best are drawn on top.
+    Values are under the parameters' paths. The worst trials come first, so that the best are drawn on top.
     """
     parameters = searched(view.trials[stage], stage, space_of(view))
     rows: list[dict[str, Any]] = [
@@ -55,11 +55,11 @@ def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
 
 
 def draw_parallel(data: Mapping[str, Any]) -> Figure:
-    """The objective's axis comes last; the better end of the colours is the better objective."""
+    """Draw the axes, the objective last; better objectives are bluer."""
     from plotly.graph_objects import Parcoords
 
     results = [trial["objective"] for trial in data["trials"]]
-    # Early stops would take most of the colours, and leave the finished trials all alike.
+    # Scaled to stopped trials too, all complete trials would have nearly the same colour.
     finished = [trial["objective"] for trial in data["trials"] if trial["state"] == "complete"]
     ends = [*finished, results[-1]] if len(set(finished)) > 1 else results
     title = METRIC_TITLES[data["metric"]]
@@ -72,7 +72,7 @@ def draw_parallel(data: Mapping[str, Any]) -> Figure:
             dimensions=[*axes, {"label": title, "values": results}],
             labelangle=25,
             labelside="bottom",
-            # The ends of each axis again, on top of its ticks.
+            # Plotly would write the ends of each axis over its ticks.
             rangefont={"color": "rgba(0,0,0,0)"},
             tickfont={"size": 10},
             line={
@@ -96,7 +96,7 @@ def draw_parallel(data: Mapping[str, Any]) -> Figure:
 
 
 def parallel_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
-    """None with fewer than two trials to compare, or nothing searched."""
+    """Return the figure, or None with fewer than two trials or without searched parameters."""
     data = parallel_data(view, stage)
     if len(data["trials"]) < 2 or not data["parameters"]:
         return None
@@ -109,10 +109,10 @@ def parallel_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     return Plot(
         name=f"parallel-stage{stage}",
         title=f"Stage {stage}: all parameters at once",
-        caption=f"A line for each of {len(data['trials'])} trials with a result, coloured by validation {metric}, the "
-        "better the bluer, over the range of those that ran to the end; axes are logarithmic where the logarithm was "
-        "searched. Trials that were stopped early stand by the best epoch that they reached. Drag along an axis to "
-        "pick trials out.",
+        caption=f"A line for each of {len(data['trials'])} trials with a result, coloured by validation {metric}: "
+        "blue is "
+        "better, and the colours cover the range of complete trials. Axes are on the searched scale. A stopped trial "
+        "has the value of its best epoch. Drag along an axis to select trials.",
         summary=f"{len(data['trials'])} trials. Best: trial {best['number']}, {metric} {best['objective']:.4f}, with "
         f"{values}.",
         data=data,
@@ -127,10 +127,10 @@ def _axis(parameter: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
         return {
             "label": label,
             "values": [names.index(value) for value in values],
-            # A choice of one would have an axis without length.
+            # An axis of a single choice would have no length.
             "range": (0, max(1, len(names) - 1)),
             "tickvals": list(range(len(names))),
-            # Plotly shows these as they are, entities too; that is the safe way round.
+            # Plotly shows these literally, entities too, which is safe.
             "ticktext": [shown(name, 16) for name in names],
         }
     if not parameter["log"]:

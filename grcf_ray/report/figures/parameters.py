@@ -1,4 +1,4 @@
-"""What a stage searched, as figures show it: scales from the recorded space, values as the trials have them."""
+"""The searched parameters of a stage for figures: scales of the recorded space, values of the trials."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Parameter:
 
     path: str
     label: str
-    """The path without its section, where that names no other setting of the stage."""
+    """The path without its section, if that is unique in the stage."""
     log: bool
-    """Whether its logarithm was searched."""
+    """Whether the scale is logarithmic."""
     choices: tuple[str, ...] | None
     """Names of its values; None for numbers."""
     low: float = 0.0
     high: float = 1.0
-    """Of numbers: what was searched, or wider where a trial lies outside."""
+    """Ends of the searched range, wider if a trial is outside."""
 
     def value(self, params: Mapping[str, Any]) -> float | str | None:
-        """A trial's value: a number, or a choice's name; None where it has none that fits."""
+        """Return a trial's value: a number or the name of a choice, or None."""
         if self.path not in params:
             return None
         if self.choices is not None:
@@ -39,34 +39,34 @@ class Parameter:
         return None if value is None or (self.log and value <= 0) else value
 
     def position(self, value: float | str) -> float:
-        """Where a value lies on the scale that was searched: a number, its decimal logarithm, a choice's index."""
+        """Return a value's position on the searched scale: the number, its decimal logarithm, or the choice's index."""
         if self.choices is not None:
             return float(self.choices.index(str(value)))
         return math.log10(float(value)) if self.log else float(value)
 
 
 def number(value: object) -> float | None:
-    """A finite number as it is; None for anything else."""
+    """Return a finite number unchanged, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return value if math.isfinite(value) else None
 
 
 def objective(trial: TrialRecord) -> float | None:
-    """The trial's best value of its stage's metric; None where it has no usable one."""
+    """Return the trial's best value of its stage's metric, or None."""
     return number(trial.objective)
 
 
 def space_of(view: RunView) -> Space | None:
-    """The space that the run searched; None where its record has none."""
+    """Return the search space of the run, or None."""
     content = view.run.get("space")
     return None if content is None else recorded_space(content, str(view.record))
 
 
 def searched(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> list[Parameter]:
-    """The stage's parameters in the space's order, then those that only the trials know, such as `finalist`.
+    """Return the stage's parameters in the space's order, then those of the trials alone, such as `finalist`.
 
-    The scale of the latter is taken from their values.
+    The values of the latter define their scale.
     """
     dimensions = {} if space is None else dict(space.dimensions(stage))
     paths = list(dict.fromkeys([*dimensions, *(path for trial in trials for path in trial.params)]))
@@ -87,7 +87,7 @@ def _parameter(path: str, label: str, dimension: Dimension | None, values: Seque
     if isinstance(dimension, Choice) or (dimension is None and (len(numbers) < len(values) or not values)):
         known = dimension.choices if isinstance(dimension, Choice) else ()
         names = dict.fromkeys([*map(_name, known), *map(_name, values)])
-        # Finalists are trials: by number, which words are not sorted by.
+        # Finalists are trial numbers: sort by number, not as strings.
         ordered = sorted(names, key=int) if not known and all(name.isdecimal() for name in names) else names
         return Parameter(path, label, log=False, choices=tuple(ordered))
     log, ends = (dimension.log, [dimension.low, dimension.high]) if isinstance(dimension, Range) else (False, [])

@@ -25,9 +25,9 @@ _LEAST = 5
 
 
 def projection_data(scored: Predictions, task: Task, label_range: tuple[float, float]) -> dict[str, Any] | None:
-    """Where t-SNE puts each utterance. None with fewer than five, or where all have one representation.
+    """Return the t-SNE position of each utterance. None with fewer than five, or if all representations are equal.
 
-    `case`: whether it is one of the paper's case-study samples, whose label is below -2 on [-3, 3].
+    `case`: whether the utterance belongs to the paper's case study: label below -2 on [-3, 3].
     """
     rows = spread_rows(scored.label_N)
     state_ND = scored.state_ND[rows]
@@ -57,7 +57,7 @@ def projection_data(scored: Predictions, task: Task, label_range: tuple[float, f
 
 
 def draw_projection(data: Mapping[str, Any]) -> Figure:
-    """Points in the colour of their label, the case-study samples as crosses; or the classes by symbol."""
+    """Draw points coloured by label, case-study samples as crosses; for two classes, a symbol for each class."""
     from plotly.graph_objects import Scatter
 
     low, high = data["range"]
@@ -94,8 +94,7 @@ def draw_projection(data: Mapping[str, Any]) -> Figure:
 
 
 def _project(state_ND: NDArray[np.float32], perplexity: float) -> NDArray[np.float32]:
-    """[N, 2], the same for the same states: sums of several threads would differ in the last bits, and t-SNE grows
-    that."""
+    """Return reproducible positions [N, 2]: one thread, since t-SNE amplifies differences of rounding."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

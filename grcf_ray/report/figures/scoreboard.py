@@ -1,4 +1,4 @@
-"""What the winner scores, metric by metric, beside the paper, the baselines and its retrainings."""
+"""The winner's metrics beside the paper, the baselines and the retrainings."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PANEL_PX = 175
 
 
 def scoreboard_data(metrics: Mapping[str, Any], seeds: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Of each metric what is on record, as it stands there.
+    """Return the recorded values of each metric.
 
-    metrics: best/metrics.json. seeds: seeds/metrics.json, where the winner was retrained; its entries have a deviation.
+    metrics: best/metrics.json. seeds: seeds/metrics.json if the winner was retrained; its entries have a deviation.
     """
     panels: list[dict[str, Any]] = []
     for name, title in METRIC_TITLES.items():
@@ -52,13 +52,13 @@ def scoreboard_data(metrics: Mapping[str, Any], seeds: Mapping[str, Any] | None)
 
 
 def draw_scoreboard(data: Mapping[str, Any]) -> Figure:
-    """A small panel for each metric, on a scale of its own; whiskers are deviations over the seeds."""
+    """Draw a panel for each metric on its own scale; whiskers are deviations over the seeds."""
     from plotly.graph_objects import Scatter
 
     panels, columns = data["panels"], data["columns"]
     lines = -(-len(panels) // _COLUMNS)
     height = 88 + (_PANEL_PX + 12 * max(0, len(columns) - 4)) * lines
-    # Above the first panels' titles there is room for the buttons, which a narrow page would have lie on them.
+    # Space for plotly's buttons, which would cover the first titles on a narrow page.
     figure = new_figure(height, showlegend=False, margin={"l": 10, "r": 20, "t": 58, "b": 30})
     gap = min(0.35 / lines, 0.2)
     tall = (1 - gap * (lines - 1)) / lines

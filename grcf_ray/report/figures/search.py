@@ -1,4 +1,4 @@
-"""The figures of a search, made of its trial records alone."""
+"""The figures of a search, from its trial records."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from grcf_ray.report.view import RunView
 
 
 def search_plots(view: RunView) -> list[Plot]:
-    """All that the run has something to show for so far, in the order of the page."""
+    """Return the figures that the run has data for, in the order of the page."""
     stages: tuple[Literal[1, 2], ...] = (1, 2)
-    found = [
+    plots = [
         *(
             plot(view, stage)
             for plot in (history_plot, importance_plot, parallel_plot, slices_plot)
@@ -30,4 +30,4 @@ def search_plots(view: RunView) -> list[Plot]:
         cost_plot(view),
         failures_plot(view),
     ]
-    return [plot for plot in found if plot is not None]
+    return [plot for plot in plots if plot is not None]

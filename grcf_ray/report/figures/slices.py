@@ -1,4 +1,4 @@
-"""The objective against each parameter, one small panel for each (the paper's Figure 8 has two)."""
+"""The objective against each parameter, a panel for each (the paper's Figure 8 has two)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _ROW_PX = 190
 
 
 def slices_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
-    """Of each parameter the trials that have a result, and the trend of those that ran to the end.
+    """Return for each parameter the trials with a result, and the trend of complete trials.
 
-    `trend`: medians of value, or a choice's name, and objective in groups of the finished trials: as many to a group,
-    in the order of their values, or the trials of a choice. `range`: highest less lowest of its objectives.
+    `trend`: medians of value and objective in groups of complete trials: equal groups by value, or one group for each
+    choice. `range`: the highest minus the lowest median objective.
     """
     trials = [trial for trial in view.trials[stage] if objective(trial) is not None]
     panels = []
@@ -56,11 +56,11 @@ def slices_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
 
 
 def draw_slices(data: Mapping[str, Any]) -> Figure:
-    """Panels in two columns on one scale of the objective; trials by state, the trend as a line."""
+    """Draw panels in two columns with one scale of the objective: trials by state, and the trend."""
     from plotly.graph_objects import Scatter
 
     count = -(-len(data["panels"]) // _COLUMNS)
-    # Room for a panel's labels is the same however many there are.
+    # The space for labels does not depend on the number of panels.
     domains = rows([1.0] * count, gap=min(0.45 / count, 0.3))
     figure = new_figure(120 + _ROW_PX * count)
     seen: set[str] = set()
@@ -124,7 +124,7 @@ def draw_slices(data: Mapping[str, Any]) -> Figure:
 
 
 def slices_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
-    """None with fewer than two trials to compare, or nothing searched."""
+    """Return the figure, or None with fewer than two trials or without searched parameters."""
     data = slices_data(view, stage)
     if max((len(panel["points"]) for panel in data["panels"]), default=0) < 2:
         return None
@@ -134,9 +134,10 @@ def slices_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     return Plot(
         name=f"slices-stage{stage}",
         title=f"Stage {stage}: {metric} against each parameter",
-        caption=f"Validation {metric} of each trial's best epoch against one parameter at a time, the others varying "
-        "along; the line joins medians of groups of complete trials. The search tries more where it is good, so a thin "
-        "region may be unexplored, not bad.",
+        caption=f"Validation {metric} of each trial's best epoch against one parameter; the other parameters vary too. "
+        "The line joins medians of groups of complete trials. The search samples good regions more often: a region "
+        "with "
+        "few trials may be unexplored, not bad.",
         summary=f"Range of the medians of {metric}: {ranges}." if moved else "Too few trials are complete for a trend.",
         data=data,
         draw=draw_slices,

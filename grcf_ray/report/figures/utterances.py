@@ -1,4 +1,4 @@
-"""Which utterances the figures of a model show, and what a caption says of them."""
+"""Choose the utterances that the figures of a model show, and describe them in captions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_SHOWN = 3000
-"""Utterances that a figure has points, or pairs, for."""
+"""Most utterances of a figure."""
 
 
 def spread_rows(label_N: NDArray[np.float64], most: int = MOST_SHOWN) -> NDArray[np.int64]:
-    """[min(N, most)] rows in ascending order, drawn without chance: evenly spaced in the order of their labels.
+    """Return [min(N, most)] row numbers in ascending order, evenly spaced in the order of the labels.
 
-    So every label keeps its share, as nearly as whole numbers allow.
+    Every label keeps its share, up to rounding.
     """
     count = len(label_N)
     if count <= most:
@@ -24,8 +24,8 @@ def spread_rows(label_N: NDArray[np.float64], most: int = MOST_SHOWN) -> NDArray
 
 
 def of_split(split: Literal["valid", "test"], rows: int, total: int) -> str:
-    """The sentence of a caption that says which utterances are shown."""
+    """Return the sentence of a caption that tells which utterances are shown."""
     which = f"{total} utterances" if rows == total else f"{rows} of {total} utterances, evenly spaced by label,"
     if split == "test":
-        return f"{which} of the test split, which was read after the model had been chosen."
-    return f"{which} of the validation split, which the model was chosen on: optimistic."
+        return f"{which} of the test split, which was read after the model was chosen."
+    return f"{which} of the validation split, which chose the model: optimistic."
