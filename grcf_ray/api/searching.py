@@ -15,8 +15,8 @@ from grcf_ray.data.store import find_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
-from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.progress_lines import ProgressLines
+from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import DIRECT, direct_space
 from grcf_ray.search.preflight import Capacity

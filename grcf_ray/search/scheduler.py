@@ -48,15 +48,19 @@ class EpochHalving(ASHAScheduler):
     """ASHA that identifies trials by number, so that a resumed trial keeps its place on the rungs."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Add a trial under its number."""
         super().on_trial_add(tune_controller, _numbered(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide on a trial by its number."""
         return super().on_trial_result(tune_controller, _numbered(trial), result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Complete a trial under its number."""
         super().on_trial_complete(tune_controller, _numbered(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Remove a trial under its number."""
         super().on_trial_remove(tune_controller, _numbered(trial))
 
 
