@@ -157,9 +157,7 @@ def test_lines_and_letters_of_any_script_stay(capsys: pytest.CaptureFixture[str]
 
 def test_text_leaves_for_the_terminal_through_the_console() -> None:
     package = Path(console.__file__).parent
-    # The latter is a process that answers the one that started it.
-    free = {package / "console.py", package / "bench" / "naive.py"}
-    for path in set(package.rglob("*.py")) - free:
+    for path in set(package.rglob("*.py")) - {package / "console.py"}:
         calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], path
 

@@ -1,1 +1,1 @@
-"""What the software's speed is, as ratios measured side by side on the user's own machine and data."""
+"""Measure speed and memory as ratios, side by side, on the user's own machine and data."""

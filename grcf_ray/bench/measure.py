@@ -1,4 +1,4 @@
-"""Times of variants of one piece of work, taken in turn."""
+"""Time variants of one piece of work in turn, and measure memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
-from scipy import stats
 from torch import Tensor
 
 from grcf_ray.tables import Column
@@ -17,12 +17,12 @@ from grcf_ray.tables import Column
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do the work."""
+    """A way to do the work."""
 
     name: str
     run: Callable[[], object]
     scale: float = 1.0
-    """What the time of one call counts for: 8 where it does an eighth of the work."""
+    """Factor on the time of a call: 8 if it does an eighth of the work."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Timing:
 
     @property
     def least(self) -> float:
-        """The least disturbed one."""
+        """Return the shortest time: the least disturbed call."""
         return min(self.seconds)
 
     @property
     def median(self) -> float:
-        """The usual one."""
+        """Return the median time."""
         return statistics.median(self.seconds)
 
 
@@ -47,13 +47,7 @@ TIMES = (
     Column("median", "median s", "{:.2f}"),
     Column("speed_up", "speed-up", "{:.2f}"),
 )
-"""The columns of `timed_row`, but the name."""
-PAIRED = (
-    Column("difference", "difference", "{:+.4f}"),
-    Column("low", "from", "{:+.4f}"),
-    Column("high", "to", "{:+.4f}"),
-)
-"""The columns of `paired`."""
+"""The columns of `timed_row`, without the name."""
 
 
 def interleave(
@@ -64,10 +58,10 @@ def interleave(
     *,
     warm: bool = False,
 ) -> list[Timing]:
-    """Time the variants in turn, round after round, so that whatever else the machine does falls on all alike.
+    """Time the variants in turn, round after round, so that other work on the machine affects all variants alike.
 
-    On the CPU the process's own time, of all its threads; on a GPU the time between two events. The first round,
-    which loads and allocates, is not counted, nor run where all have been already (warm).
+    On the CPU the time is that of this process, all threads together; on a GPU, the time between two events.
+    The first round, which loads and allocates, does not count. warm: skip it, since all variants have run before.
     """
     seconds: list[list[float]] = [[] for _ in variants]
     for round_ in range(warm, repetitions + 1):
@@ -78,7 +72,7 @@ def interleave(
 
 
 def timed_row(name: str, timing: Timing, first: Timing, **more: Any) -> dict[str, Any]:
-    """A variant's line: its times, and how much less its median is than that of the first one."""
+    """Return a variant's row: its times, and the first variant's median over its own."""
     return {
         "name": name,
         "least": timing.least,
@@ -87,13 +81,6 @@ def timed_row(name: str, timing: Timing, first: Timing, **more: Any) -> dict[str
         "seconds": timing.seconds,
         **more,
     }
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Difference of the means, and the 95 % interval of a t test paired over the seeds."""
-    interval = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    difference = statistics.fmean(ours) - statistics.fmean(theirs)
-    return {"difference": difference, "low": float(interval.low), "high": float(interval.high)}
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -109,25 +96,31 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.process_time() - before
 
 
-def kept_bytes(run: Callable[[], object], parameters: Sequence[Tensor]) -> int:
-    """The most bytes of activations that autograd keeps at a time for gradients, each storage counted once.
+def private_bytes() -> int:
+    """Return the resident memory of this process without files and shared memory; on systems other than Linux, all."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
 
-    What belongs to the parameters is not counted, nor what a kernel needs while it runs.
+
+def kept_bytes(run: Callable[[], object], parameters: Sequence[Tensor]) -> int:
+    """Return the peak bytes of activations that autograd keeps for gradients; each storage counts once.
+
+    The parameters' storage does not count, nor does temporary memory of kernels.
     """
-    known = {p.untyped_storage().data_ptr() for p in parameters}
+    parameter_storage = {p.untyped_storage().data_ptr() for p in parameters}
     alive: dict[int, int] = {}
     count: dict[int, int] = {}
     most = 0
 
     class Kept:
-        """Holds a saved tensor, and tells when autograd lets go of it."""
+        """A saved tensor; its deletion shows that autograd has released it."""
 
         def __init__(self, tensor: Tensor) -> None:
             nonlocal most
             self.tensor = tensor
             storage = tensor.untyped_storage()
             self.key = storage.data_ptr()
-            if self.key not in known:
+            if self.key not in parameter_storage:
                 alive[self.key] = storage.nbytes()
                 count[self.key] = count.get(self.key, 0) + 1
                 most = max(most, sum(alive.values()))

@@ -1,4 +1,4 @@
-"""Memory of a process that takes one trial after the other."""
+"""Measure the memory of a process that runs one trial after the other."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grcf_ray.bench.resident import STATUS, resident
-from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.bench.measure import private_bytes
+from grcf_ray.bench.setup import Setup
+from grcf_ray.config import build_config, flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Ragged, SplitFeatures
 from grcf_ray.data.store import DatasetStore
@@ -22,36 +23,36 @@ from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.job import JobRunner, StageJob
 
 AFTER = (1, 5, 20, 50)
-"""Trials after which it is read."""
+"""The memory is read after these numbers of trials."""
 _UTTERANCES = 16
-"""Of each split: what a trial leaves behind does not depend on how long it trains."""
+"""Utterances of each split: the memory that a trial leaves behind does not depend on its length."""
 
 
-def memory_table(store: DatasetStore, config: RunConfig, say: Callable[[str], None], folder: Path) -> Table:
-    """Private memory of a new process after so many trials of one epoch, each with model, optimizer and checkpoint."""
+def memory_table(setup: Setup) -> Table:
+    """Read the private memory of a new process after several trials of one epoch with model and checkpoint."""
     small = {"pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1, "model.frozen_layers": 0}
-    config = build_config({**flatten(config), **small})
-    prepare_features(store, config, cache=folder)
-    say(f"{AFTER[-1]} trials in one process")
-    given = (str(store.folder), flatten(config), str(folder), AFTER)
-    # What else this process did would be among it.
+    config = build_config({**flatten(setup.config), **small})
+    prepare_features(setup.store, config, cache=setup.folder)
+    setup.say(f"{AFTER[-1]} trials in one process")
+    arguments = (str(setup.store.folder), flatten(config), str(setup.folder), AFTER)
+    # A new process, since this one has memory of other parts.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        after = pool.submit(_run_trials, *given).result()
+        after = pool.submit(_run_trials, *arguments).result()
     return Table(
         "memory",
-        "A process that takes one trial after the other",
+        "A process that runs one trial after the other",
         (
             Column("name", "after trial"),
             Column("mb", "private memory, MB", "{:.0f}"),
-            Column("share", "of that after trial 5", "{:.3f}"),
+            Column("share", "relative to trial 5", "{:.3f}"),
         ),
         [{"name": f"{number}", "mb": size / 1e6, "share": size / after[5]} for number, size in after.items()],
-        (f"trials of one epoch on {_UTTERANCES} utterances, the whole model trained",),
+        (f"trials of one epoch on {_UTTERANCES} utterances; all layers are trained",),
     )
 
 
 def _run_trials(store: str, settings: dict[str, Any], cache: str, counts: Sequence[int]) -> dict[int, int]:
-    """Private bytes after so many trials, by their number."""
+    """Run trials in this process; return its private bytes after each number of trials in `counts`."""
     config, data = build_config(settings), DatasetStore.open(Path(store))
     features = prepare_features(data, config, cache=Path(cache))
     runner = JobRunner(dataclasses.replace(features, train=_first(features.train), valid=_first(features.valid)))
@@ -73,7 +74,7 @@ def _run_trials(store: str, settings: dict[str, Any], cache: str, counts: Sequen
         runner.start(job)
         runner.step()
         if number in counts:
-            after[number] = _private_bytes()
+            after[number] = private_bytes()
     return after
 
 
@@ -95,12 +96,3 @@ def _first(split: SplitFeatures) -> SplitFeatures:
         hidden=cut(split.hidden),
         vector_ND=None if split.vector_ND is None else split.vector_ND[:n],
     )
-
-
-def _private_bytes() -> int:
-    """What no other process shares and no file backs, as Linux has it; elsewhere the most that was ever resident."""
-    if STATUS.exists():
-        return resident()["RssAnon"]
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,18 +1,15 @@
-"""Several one-thread trials side by side, against one."""
+"""Compare several one-thread trials side by side with one alone."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 
 from grcf_ray.cluster import connect
 
 import ray
 
 from grcf_ray.bench.measure import Timing
+from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import SMALL_STEP
-from grcf_ray.config import RunConfig, build_config, flatten
-from grcf_ray.data.store import DatasetStore
+from grcf_ray.config import build_config, flatten
 from grcf_ray.search.calibration import Placement, WorkerSet
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -20,26 +17,25 @@ from grcf_ray.train.assemble import prepare_features
 _STEPS = 4
 
 
-def packing_table(
-    store: DatasetStore, config: RunConfig, repetitions: int, say: Callable[[str], None], cache: Path, processes: int
-) -> Table:
-    """Wall-clock throughput of one process, and of as many as there are CPUs."""
-    config = build_config({**flatten(config), **SMALL_STEP})
+def packing_table(setup: Setup) -> Table:
+    """Measure the wall-clock throughput of one process, and of one process for each CPU, up to 8."""
+    processes = min(setup.processes, 8)
+    config = build_config({**flatten(setup.config), **SMALL_STEP})
     connect()
-    features = ray.put(prepare_features(store, config, cache=cache))
+    features = ray.put(prepare_features(setup.store, config, cache=setup.folder))
     counts = sorted({1, processes})
     seconds: dict[int, list[float]] = {count: [] for count in counts}
-    say(f"{processes} processes start")
-    with WorkerSet(features, config, Placement(processes, 1, 0.0)) as crew:
-        for round_ in range(repetitions):
+    setup.say(f"starting {processes} processes")
+    with WorkerSet(features, config, Placement(processes, 1, 0.0)) as workers:
+        for round_ in range(setup.repetitions):
             for count in counts:
-                say(f"{count} at a time, {round_ + 1}/{repetitions}")
-                taken, _ = crew.run(_STEPS, members=count)
+                setup.say(f"{count} at a time, {round_ + 1}/{setup.repetitions}")
+                taken, _ = workers.run(_STEPS, members=count)
                 seconds[count].append(taken)
     timings = {count: Timing(tuple(seconds[count])) for count in counts}
     return Table(
         "packing",
-        "Trials side by side, a thread each",
+        "Trials side by side, one thread each",
         (
             Column("name", f"{_STEPS} steps of 32 pairs each"),
             Column("median", "median s, wall", "{:.2f}"),

@@ -1,4 +1,4 @@
-"""DeBERTa-v3 as the library has it, and cut to the relative positions that a text can have."""
+"""Compare transformers' DeBERTa-v3 with one that computes only the relative positions that a text can have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from grcf_ray.bench.measure import TIMES, Variant, interleave, timed_row
+from grcf_ray.bench.setup import Setup
 from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.pretrained import backbone_config
 from grcf_ray.tables import Column, Table
@@ -17,12 +18,13 @@ _NAME = "microsoft/deberta-v3-base"
 _LAYERS, _TOKENS, _LENGTHS, _VOCABULARY = 3, 1024, (16, 50), 1000
 
 
-def positions_table(device: torch.device, repetitions: int, say: Callable[[str], None]) -> Table:
-    """Forward and backward of a few layers with random weights, at MOSI's mean length and the paper's padded one."""
+def positions_table(setup: Setup) -> Table:
+    """Time a few layers with random weights, forward and backward, at MOSI's mean length and the paper's padded one."""
+    device = setup.device
     from transformers import AutoConfig, AutoModel
 
     settings = {k: v for k, v in backbone_config(_NAME).items() if k != "model_type"}
-    # Layers are alike, and the rows of the vocabulary are only looked up.
+    # Fewer layers and words change the time but not the ratio.
     config = AutoConfig.for_model("deberta-v2", **settings)
     config.update({"num_hidden_layers": _LAYERS, "vocab_size": _VOCABULARY})
     torch.manual_seed(0)
@@ -32,10 +34,10 @@ def positions_table(device: torch.device, repetitions: int, say: Callable[[str],
     for length in _LENGTHS:
         token_BL = torch.randint(5, _VOCABULARY, (_TOKENS // length, length), device=device)
         variants = [
-            Variant(f"length {length}, the library's", _pass(stock, token_BL)),
+            Variant(f"length {length}, transformers' own", _pass(stock, token_BL)),
             Variant(f"length {length}, cut", _pass(cut, token_BL)),
         ]
-        timings = interleave(variants, repetitions, device, say)
+        timings = interleave(variants, setup.repetitions, device, setup.say)
         differences = (None, _difference(stock, cut, token_BL))
         rows += [
             timed_row(variant.name, timing, timings[0], difference=difference)
@@ -55,7 +57,7 @@ def positions_table(device: torch.device, repetitions: int, say: Callable[[str],
 
 
 def _pass(backbone: Any, token_BL: torch.Tensor) -> Callable[[], None]:
-    """A loss with weights of its own for each state: the sum of what a LayerNorm gives has no gradient."""
+    """Return a forward and backward pass. The loss weights the states: the plain sum of a LayerNorm has no gradient."""
     weight_D = torch.linspace(-1, 1, backbone.config.hidden_size, device=token_BL.device)
 
     def run() -> None:
@@ -67,12 +69,12 @@ def _pass(backbone: Any, token_BL: torch.Tensor) -> Callable[[], None]:
 
 
 def _difference(stock: Any, cut: Any, token_BL: torch.Tensor) -> float:
-    """Relative difference of the gradients, without dropout."""
+    """Return the relative difference of the gradients, without dropout."""
     gradients = []
     for backbone in (stock, cut):
         backbone.eval()
         _pass(backbone, token_BL)()
         backbone.train()
         gradients.append(torch.cat([p.grad.reshape(-1) for p in backbone.parameters() if p.grad is not None]))
-    theirs, ours = gradients
-    return float((ours - theirs).norm() / theirs.norm())
+    stock_gradient, cut_gradient = gradients
+    return float((cut_gradient - stock_gradient).norm() / stock_gradient.norm())

@@ -1,17 +1,17 @@
-"""What a search costs its driver: the time and the memory of trials that do nothing. The test split is not read."""
+"""Measure the time and memory that trials without any work cost the driver. The test split is not read."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grcf_ray.cluster import connect
 
 from ray import tune
 
-from grcf_ray.bench.resident import STATUS, resident
+from grcf_ray.bench.measure import private_bytes
+from grcf_ray.bench.setup import Setup
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.search.events import Event, TrialEnded
 from grcf_ray.search.nodes import cluster_nodes
@@ -23,30 +23,27 @@ from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
-if TYPE_CHECKING:
-    from grcf_ray.bench.setup import Setup
-
 TRIALS = 500
 PARTS = 4
-"""The search is told of in so many parts, one after the other: a cost that grows would show."""
+"""Rows of the table: successive parts of the search, so that a growing cost shows."""
 FIGURES = 30
-"""Of an epoch, about as many as a real one has."""
+"""Metrics of an epoch, about as many as in a real trial."""
 
 
 class IdleTrainable(tune.Trainable):
-    """A trial of one epoch that takes no time; its value comes from its number."""
+    """A trial of one epoch that takes no time; its objective is a function of its number."""
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
-        """Once a process."""
+        """Store the first trial's configuration."""
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Once a trial."""
+        """Store the next trial's configuration; the process is reused."""
         self.config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        """A whole trial, as `JobRunner.step` tells of its last epoch."""
+        """Return the result of a trial's last epoch in the format of `JobRunner.step`."""
         value = 0.5 + (7919 * self.config["number"] % 997) / 2000
         figures = {f"figure_{index}": value / (index + 1) for index in range(FIGURES)}
         epoch = {"epoch": 1, "valid/pairwise_acc": value, "seconds": 0.0, "utterance_passes": 0.0, **figures}
@@ -61,7 +58,7 @@ class IdleTrainable(tune.Trainable):
 
 
 class Meter:
-    """A listener that notes clocks and memory at the end of every trial."""
+    """A listener that reads clocks and memory at the end of every trial."""
 
     def __init__(self) -> None:
         self.marks = [self._mark()]
@@ -72,8 +69,8 @@ class Meter:
             self.marks.append(self._mark())
 
     def costs(self, parts: int) -> list[dict[str, Any]]:
-        """Of a trial in each part of the search: seconds, the driver's CPU seconds, its memory in KB."""
-        # The first trial waits for the first process to start.
+        """Return the cost of a trial in each part of the search: wall-clock s, driver CPU s, driver memory in KB."""
+        # The first trial waits for a process to start, so it does not count.
         last, rows = len(self.marks) - 1, []
         edges = [1 + part * (last - 1) // parts for part in range(parts + 1)]
         for start, end in itertools.pairwise(edges):
@@ -87,22 +84,22 @@ class Meter:
                     "trials": count,
                     "wall": wall / count,
                     "cpu": cpu / count,
-                    "memory": memory / count / 1e3 if STATUS.exists() else None,
+                    "memory": memory / count / 1e3,
                 }
             )
         return rows
 
     @staticmethod
     def _mark() -> tuple[float, float, float]:
-        return time.perf_counter(), time.process_time(), resident()["RssAnon"] if STATUS.exists() else 0
+        return time.perf_counter(), time.process_time(), private_bytes()
 
 
-def scheduler_tables(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
-    """Proposals, early stopping, the record and Tune's own work, for trials that take no time of their own."""
+def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Table:
+    """Measure proposals, early stopping, the record and Tune's own work."""
     changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
     space = setup.space.with_settings(changes)
     connect()
-    room = find_capacity(cluster_nodes(), space.config(), [trials])
+    capacity = find_capacity(cluster_nodes(), space.config(), [trials])
     record = RunRecord(storage_path(setup.folder / "scheduler"))
     record.write_run({"state": "running"})
     meter = Meter()
@@ -111,28 +108,26 @@ def scheduler_tables(setup: Setup, *, trials: int = TRIALS) -> Sequence[Table]:
         space=space,
         features=prepare_features(setup.store, setup.config, cache=setup.folder),
         protocol=protocol_of(setup.store.info.name, setup.store.info.task),
-        concurrent=room.concurrent,
+        concurrent=capacity.concurrent,
         listeners=(meter,),
         trainable=IdleTrainable,
     ).run()
     rows = meter.costs(PARTS)
     counted = sum(row["trials"] for row in rows)
     whole = {key: sum(row[key] * row["trials"] for row in rows) / counted for key in ("wall", "cpu")}
-    return [
-        Table(
-            "scheduler",
-            f"A search of {trials} trials that do nothing, {room.concurrent} at a time",
-            (
-                Column("name", "trials"),
-                Column("wall", "s a trial", "{:.3f}"),
-                Column("cpu", "driver's CPU s a trial", "{:.3f}"),
-                Column("memory", "driver's KB a trial", "{:.0f}"),
-            ),
-            rows,
-            (
-                f"{len(space.stage1)} searched settings; each trial is proposed by TPE, judged by ASHA, and recorded "
-                "at its start and at its end; of the first one, for which a process is started, nothing is counted",
-                f"over all: {whole['wall']:.3f} s and {whole['cpu']:.3f} CPU s a trial",
-            ),
-        )
-    ]
+    return Table(
+        "scheduler",
+        f"A search of {trials} trials without any work, {capacity.concurrent} at a time",
+        (
+            Column("name", "trials"),
+            Column("wall", "s a trial", "{:.3f}"),
+            Column("cpu", "driver's CPU s a trial", "{:.3f}"),
+            Column("memory", "driver's KB a trial", "{:.0f}"),
+        ),
+        rows,
+        (
+            f"{len(space.stage1)} searched settings; TPE proposes each trial, ASHA judges it, the record is written "
+            "at its start and its end; the first trial, which starts a process, does not count",
+            f"mean of all trials: {whole['wall']:.3f} s and {whole['cpu']:.3f} CPU s a trial",
+        ),
+    )

@@ -1,4 +1,4 @@
-"""What a search costs beyond the training of its trials. The test split is not read."""
+"""Measure the time that a search spends outside training. The test split is not read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from grcf_ray.cluster import connect
 
 import torch
 
+from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
-from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.config import build_config, flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.events import (
@@ -30,7 +31,6 @@ from grcf_ray.search.events import (
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
@@ -42,9 +42,9 @@ _SAVES = 5
 
 
 class SlotClock:
-    """Notes where the time of the slots goes.
+    """A listener that adds up where the time of the slots goes.
 
-    concurrent: how many slots there are. saving: seconds that a checkpoint takes, of which every epoch writes one.
+    concurrent: number of slots. saving: seconds of a checkpoint, which every epoch writes.
     """
 
     def __init__(self, concurrent: int, saving: float, say: Callable[[str], None]) -> None:
@@ -54,9 +54,9 @@ class SlotClock:
         self.trained = self.idle = 0.0
         self.epochs = 0
         self.starts: list[float] = []
-        """From when a stage begins until a process begins its first epoch, by process."""
+        """Seconds from the start of a stage to the first epoch of a process, by process."""
         self.turnarounds: list[float] = []
-        """From when a process reports a trial's last epoch until it begins the next one's first."""
+        """Seconds from the report of a trial's last epoch to the next trial's first epoch in the same process."""
 
     def __call__(self, event: Event) -> None:
         """Note the time of an event of the search."""
@@ -76,7 +76,7 @@ class SlotClock:
                 self._free.append((now, False))
                 self.trained += trial.seconds
                 self.epochs += len(trial.curve)
-                self._say(f"trial {trial.number} of stage {trial.stage} has ended")
+                self._say(f"trial {trial.number} of stage {trial.stage} ended")
         elif isinstance(event, TrialBroke):
             self._free.append((now, False))
         elif isinstance(event, StageEnded):
@@ -84,7 +84,7 @@ class SlotClock:
 
 
 class _TimedRecord(RunRecord):
-    """Counts the time that writing trials takes."""
+    """A record that adds up the seconds spent on writing trials."""
 
     seconds = 0.0
 
@@ -99,79 +99,81 @@ class _TimedRecord(RunRecord):
         self.seconds += time.perf_counter() - before
 
 
-def search_table(
-    store: DatasetStore, config: RunConfig, space: Space, say: Callable[[str], None], folder: Path, trials: int
-) -> Table:
-    """A search of `trials` trials: where the time of its slots went.
+def search_table(setup: Setup) -> Table:
+    """Run a search and divide the time of its slots.
 
-    A slot is the room of one trial at a time; the first trial of each stage in a slot starts a process.
+    A slot runs one trial at a time; the first trial of each stage in a slot starts a process.
     """
-    space = space.with_settings({"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2})
+    store, config, folder, trials = setup.store, setup.config, setup.folder, setup.trials
+    space = setup.space.with_settings(
+        {"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2}
+    )
     connect()
-    room = find_capacity(cluster_nodes(), config, [trials // 2])
+    capacity = find_capacity(cluster_nodes(), config, [trials // 2])
     features = prepare_features(store, config, cache=folder)
-    say("checkpoints")
-    saving = _saving(store, config, folder, room.concurrent)
+    setup.say("checkpoints")
+    saving = _saving(setup, capacity.concurrent)
     record = _TimedRecord(storage_path(folder / "bench"))
     record.write_run({"state": "running", "settings": flatten(config)})
-    clock = SlotClock(room.concurrent, saving, say)
+    clock = SlotClock(capacity.concurrent, saving, setup.say)
     started = time.perf_counter()
-    job = Search(
+    Search(
         record=record,
         space=space,
         features=features,
         protocol=protocol_of(store.info.name, store.info.task),
-        concurrent=room.concurrent,
+        concurrent=capacity.concurrent,
         listeners=(clock,),
-    )
-    job.run()
+    ).run()
     wall = time.perf_counter() - started
-    slots = room.concurrent * wall
+    slots = capacity.concurrent * wall
     outside = slots - clock.trained - clock.idle
     parts = [
-        ("its slots, together", slots),
+        ("all slots together", slots),
         ("training and validation", clock.trained),
-        ("idle at the end of a stage, for want of trials", clock.idle),
-        ("all else", outside),
+        ("idle at the end of a stage, without a trial", clock.idle),
+        ("everything else", outside),
         ("  processes started, one a slot and stage", sum(clock.starts)),
         (f"  checkpoints, one an epoch of {saving:.2f} s", clock.epochs * saving),
         ("  from trial to trial", sum(clock.turnarounds)),
-        ("  writing the record of its trials", record.seconds),
+        ("  writing the trials' records", record.seconds),
     ]
     return Table(
         "search",
-        f"A search of {trials} trials, {room.concurrent} at a time",
+        f"A search of {trials} trials, {capacity.concurrent} at a time",
         (
             Column("name", "part"),
             Column("seconds", "seconds", "{:.2f}"),
-            Column("share", "of its slots", "{:.1%}"),
+            Column("share", "of all slots", "{:.1%}"),
         ),
         [
             *({"name": name, "seconds": seconds, "share": seconds / slots} for name, seconds in parts),
             *(
-                {"name": f"from trial to trial, {what}", "seconds": of(clock.turnarounds), "share": None}
-                for what, of in (("median", statistics.median), ("longest", max))
-                # There is none where every process had one trial alone.
+                {"name": f"from trial to trial, {name}", "seconds": statistic(clock.turnarounds), "share": None}
+                for name, statistic in (("median", statistics.median), ("longest", max))
+                # Empty if every process ran a single trial.
                 if clock.turnarounds
             ),
         ],
         (
             f"{clock.epochs} epochs in {wall:.0f} s of wall-clock time",
-            "from trial to trial: from the report of a trial's last epoch until the next one's first begins; a "
-            "process's first trial in a stage, for which it is started, is not among them",
+            "from trial to trial: from the report of a trial's last epoch to the start of the next trial; the first "
+            "trial of a process in a stage does not count",
         ),
     )
 
 
-def _saving(store: DatasetStore, config: RunConfig, folder: Path, processes: int) -> float:
-    """Seconds that a checkpoint of the whole model takes, with the optimizer's moments, where so many write at once."""
-    given = [(str(store.folder), flatten(config), str(folder), number) for number in range(processes)]
+def _saving(setup: Setup, processes: int) -> float:
+    """Return the seconds that a checkpoint with the optimizer's state takes when all processes write at once."""
+    arguments = [
+        (str(setup.store.folder), flatten(setup.config), str(setup.folder), number) for number in range(processes)
+    ]
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        return statistics.median(second for seconds in pool.map(_save, given) for second in seconds)
+        return statistics.median(second for seconds in pool.map(_save, arguments) for second in seconds)
 
 
-def _save(given: tuple[str, dict[str, Any], str, int]) -> list[float]:
-    store, settings, cache, number = given
+def _save(arguments: tuple[str, dict[str, Any], str, int]) -> list[float]:
+    store, settings, cache, number = arguments
     use_deterministic_torch(1)
     config = build_config(settings)
     features = prepare_features(DatasetStore.open(Path(store)), config, cache=Path(cache))

@@ -1,59 +1,117 @@
-"""What a benchmark measures with: data, configuration, machine, and the Ray that it may start."""
+"""Prepare what all benchmarks share: data, configuration, device, and Ray."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import ray
 import torch
 
-from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray import console
+from grcf_ray.config import RunConfig, build_config, flatten, parse_assignments
 from grcf_ray.data.features import Features
-from grcf_ray.data.store import DatasetStore
-from grcf_ray.search.space import Space
+from grcf_ray.data.store import DatasetStore, find_data
+from grcf_ray.search.run_lookup import space_on
+from grcf_ray.search.space import Space, shipped_space
+from grcf_ray.search.winner import available_threads, versions
 from grcf_ray.tables import Table
 from grcf_ray.train.assemble import prepare_features
+from grcf_ray.train.stage import choose_device, use_deterministic_torch
 
 _PAPER_LENGTH = 50
-"""Subwords that the paper's loop pads every text to."""
+"""Subwords to which the paper's loop pads every text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What there is to measure with."""
+    """The inputs of a benchmark."""
 
     store: DatasetStore
-    config: RunConfig
     space: Space
     device: torch.device
-    repetitions: int
-    trials: int
-    """Of the search that is measured."""
-    processes: int
-    """Of the trials side by side."""
     folder: Path
-    """Where what is written goes, and is deleted."""
+    """A temporary folder; the command deletes it at the end."""
     say: Callable[[str], None]
+    """Prints a line of progress."""
+    repetitions: int = 5
+    """Timed calls of each variant."""
+    threads: int = 1
+    """Torch threads."""
+    trials: int = 8
+    """Trials of a measured search."""
+    processes: int = dataclasses.field(default_factory=available_threads)
+    """Trials that run side by side."""
     tables: dict[str, Table] = dataclasses.field(default_factory=dict)
-    """Of the parts so far, by name."""
+    """Tables of the finished parts, by part."""
+    started: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def whole(self) -> tuple[Features, RunConfig]:
-        """Features and configuration with every layer of the text encoder trained, and texts of the paper's length."""
+    @property
+    def config(self) -> RunConfig:
+        """Return the starting point of the search space."""
+        return self.space.config()
+
+    def paper_features(self) -> tuple[Features, RunConfig]:
+        """Return features and configuration with no frozen layer and texts of the paper's length."""
         config = build_config({**flatten(self.config), "model.frozen_layers": 0, "features.max_tokens": _PAPER_LENGTH})
         return prepare_features(self.store, config, cache=self.folder), config
 
+    def about(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return the conditions of the measurement: command, data, hardware, versions."""
+        on_gpu = self.device.type == "cuda"
+        device = torch.cuda.get_device_name(self.device) if on_gpu else f"CPU, {available_threads()} cores"
+        return {
+            "command": shlex.join(words),
+            "date": time.strftime("%Y-%m-%d"),
+            "data": self.store.info.name,
+            "backbone": self.config.model.backbone,
+            "device": device,
+            "threads": self.threads,
+            "repetitions": self.repetitions,
+            "seconds": round(time.perf_counter() - self.started),
+            "versions": versions(),
+        }
+
 
 @contextlib.contextmanager
-def ray_ended() -> Iterator[None]:
-    """End a Ray that was started meanwhile."""
-    before = ray.is_initialized()
-    try:
-        yield
-    finally:
-        if not before:
-            ray.shutdown()
+def open_setup(
+    dataset: str,
+    data: Path | None,
+    label_range: tuple[float, float] | None,
+    space_file: Path | None,
+    assignments: Sequence[str],
+    *,
+    repetitions: int,
+    threads: int,
+    trials: int,
+) -> Iterator[Setup]:
+    """Find the data and the space, set torch up, and end a Ray that the benchmark starts.
+
+    space_file: by default, without a GPU, the shipped space for CPUs, if there is one.
+    """
+    if space_file is None and not torch.cuda.is_available():
+        space_file = shipped_space(f"{dataset}_cpu")
+    store = find_data(dataset, data, label_range)
+    space = space_on(dataset, space_file, data, label_range).with_settings(parse_assignments(assignments))
+    device = choose_device(space.config().train, granted=True)
+    use_deterministic_torch(threads)
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        console.progress(f"{time.perf_counter() - started:5.0f} s  {text}")
+
+    ray_ran_before = ray.is_initialized()
+    with tempfile.TemporaryDirectory(prefix="grcf-bench-") as folder:
+        try:
+            yield Setup(store, space, device, Path(folder), say, repetitions, threads, trials)
+        finally:
+            if not ray_ran_before:
+                ray.shutdown()

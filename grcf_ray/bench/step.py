@@ -1,10 +1,9 @@
-"""An optimizer step: ours, and that of a loop which encodes both members of every pair."""
+"""Compare an optimizer step with that of a loop that encodes both members of every pair."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,15 +18,19 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import initial_model, select_modalities
-from grcf_ray.train.stage import StageLoop
+from grcf_ray.train.stage import StageLoop, predict
+
+if TYPE_CHECKING:
+    # A process of benchmarks/end_to_end.py imports this module and must not pay for Ray.
+    from grcf_ray.bench.setup import Setup
 
 PAPER_STEP = {"pairs.pairs_per_group": 96, "pairs.groups_per_step": 8}
 """The paper's batch: eight groups of 96 pairs."""
 SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}
-"""The batch of the search spaces for CPUs."""
+"""The batch of the search spaces for CPUs: a group of 32 pairs."""
 
 _COMPARED = {"pairs.groups_per_step": 2}
-"""Of the step whose gradients are compared: all of its pairs are looped over."""
+"""A smaller step for the comparison of gradients, since the loop takes all of its pairs."""
 
 _ONCE = "each utterance once"
 _COLUMNS = (
@@ -40,16 +43,16 @@ _COLUMNS = (
 
 
 class LiteralStep:
-    """What a loop over pairs does: both members of every pair are encoded, a group at a time.
+    """A step that encodes both members of every pair, a group at a time.
 
-    sort: in micro-batches of utterances of like length; otherwise all padded to `features.max_tokens`.
+    sort: batch utterances of similar length; otherwise pad all texts to `features.max_tokens`.
     """
 
     def __init__(self, loop: StageLoop, step: Step, *, sort: bool) -> None:
         self.loop, self.step, self.sort = loop, step, sort
 
     def batches(self, group: int) -> tuple[list[Batch], NDArray[np.int64]]:
-        """The group's slots as the encoder takes them, and the place of each slot among them."""
+        """Return the encoder's batches of a group's slots, and the place of each slot in them."""
         loop = self.loop
         chosen_S = self.step.utterance_U[self.step.groups[group].slot_S]
         features, train = loop.features, loop.features.train
@@ -63,7 +66,7 @@ class LiteralStep:
         return list(batches), np.argsort(order_S)
 
     def backward(self, groups: int | None = None) -> None:
-        """The gradient of the first groups of the step, or of all."""
+        """Add the gradient of the first `groups` groups of the step [default: all]."""
         loop = self.loop
         for index, group in enumerate(self.step.groups[:groups]):
             batches, place_S = self.batches(index)
@@ -76,14 +79,14 @@ class LiteralStep:
             loss.backward()  # type: ignore[no-untyped-call]
 
     def tokens(self) -> int:
-        """Padded subwords that it encodes."""
+        """Return the number of encoded subwords, with padding."""
         return sum(batch.tokens for group in range(len(self.step.groups)) for batch in self.batches(group)[0])
 
 
 def new_loop(
     features: Features, config: RunConfig, device: torch.device, changes: dict[str, Any], *, dropout: bool = True
 ) -> StageLoop:
-    """A Stage 1 loop with fresh weights, that saves nothing."""
+    """Return a Stage 1 loop with fresh weights that writes no checkpoint."""
     config = build_config({**flatten(config), **changes})
     features = select_modalities(features, config.model.modalities)
     model = initial_model(config.model, features, seed=config.seed)
@@ -97,7 +100,7 @@ def new_loop(
 
 
 def first_step(loop: StageLoop) -> Step:
-    """A whole step of its first epoch."""
+    """Return a full step of the first epoch."""
     pairs = loop.config.pairs
     drawn = draw_pairs(
         len(loop.features.train), pairs.pairs_per_group * pairs.groups_per_step, np.random.default_rng(loop.seed)
@@ -105,11 +108,11 @@ def first_step(loop: StageLoop) -> Step:
     return next(iter(epoch_steps(drawn, pairs)))
 
 
-def encoder_table(
-    features: Features, config: RunConfig, device: torch.device, repetitions: int, say: Callable[[str], None]
-) -> Table:
-    """What encoding each utterance of a step once saves, with its gradients beside those of the loop over pairs."""
-    loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config)})
+def step_table(setup: Setup) -> Table:
+    """Time a step that encodes each utterance once, and compare its gradients with those of the loop over pairs."""
+    features, config = setup.paper_features()
+    device, say = setup.device, setup.say
+    loop = new_loop(features, config, device, {**PAPER_STEP, **_unbounded(config)})
     bounded = new_loop(features, config, device, {**PAPER_STEP, "pairs.activation_tokens": _group_tokens(config)})
     step = first_step(loop)
     literal, by_length = LiteralStep(loop, step, sort=False), LiteralStep(loop, step, sort=True)
@@ -118,9 +121,9 @@ def encoder_table(
         Variant(f"pair by pair, padded to {config.features.max_tokens}", lambda: literal.backward(1), groups),
         Variant("pair by pair, sorted by length", lambda: by_length.backward(1), groups),
         Variant(_ONCE, lambda: loop.backward(step)),
-        Variant("each once, in the first one's memory", lambda: bounded.backward(step)),
+        Variant("each once, within the first line's memory", lambda: bounded.backward(step)),
     ]
-    say("activations, and a first run of each")
+    say("activations")
     parameters = list(loop.model.parameters())
     kept = [
         kept_bytes(lambda: literal.backward(1), parameters),
@@ -128,11 +131,11 @@ def encoder_table(
         kept_bytes(lambda: loop.backward(step), parameters),
         kept_bytes(lambda: bounded.backward(step), list(bounded.model.parameters())),
     ]
-    timings = interleave(variants, repetitions, device, say, warm=True)
+    timings = interleave(variants, setup.repetitions, device, say, warm=True)
     order_U = length_sorted(features.train, step.utterance_U)
     cut = micro_batches(features, features.train, order_U, config.pairs.micro_batch_tokens, device=device)
-    ours = sum(batch.tokens for batch in cut)
-    tokens = [literal.tokens(), by_length.tokens(), ours, ours]
+    tokens_once = sum(batch.tokens for batch in cut)
+    tokens = [literal.tokens(), by_length.tokens(), tokens_once, tokens_once]
     say("gradients")
     differences = _differences(features, config, device)
     rows = [
@@ -141,72 +144,66 @@ def encoder_table(
     ]
     return Table(
         "step",
-        "An optimizer step of the paper's batch, the encoder's part shared between pairs",
+        "An optimizer step of the paper's batch: pairs share encoded utterances",
         _COLUMNS,
         rows,
         (
             f"{groups} groups of {PAPER_STEP['pairs.pairs_per_group']} pairs, {len(step.utterance_U)} distinct "
-            f"utterances in {2 * sum(len(g.pairs_P2) for g in step.groups)} slots; the loops over pairs were timed on "
-            f"one of the {groups} groups, times {groups}",
-            f"gradients: against the first line, {_whole_precision(config)}, without dropout, on a step of "
-            f"{_COMPARED['pairs.groups_per_step']} groups",
+            f"utterances in {2 * sum(len(g.pairs_P2) for g in step.groups)} slots; time of the loops over pairs: "
+            f"one group, times {groups}",
+            f"gradients: difference to the first line in {_comparison_precision(config)}, without dropout, "
+            f"on a step of {_COMPARED['pairs.groups_per_step']} groups",
         ),
     )
 
 
 def _group_tokens(config: RunConfig) -> int:
-    """Subwords of a group of the loop over pairs, whose activations are its memory."""
+    """Return the subwords of a group in the loop over pairs, whose activations bound its memory."""
     return 2 * PAPER_STEP["pairs.pairs_per_group"] * config.features.max_tokens
 
 
-def _kept(config: RunConfig) -> dict[str, int]:
-    """Room for the activations of a whole step, however long its texts are."""
+def _unbounded(config: RunConfig) -> dict[str, int]:
+    """Return the setting that keeps all activations of a step, whatever the length of its texts."""
     return {"pairs.activation_tokens": PAPER_STEP["pairs.groups_per_step"] * _group_tokens(config)}
 
 
-def _whole_precision(config: RunConfig) -> str:
-    """What gradients are compared in: the space's own would round differently from one batch to another."""
+def _comparison_precision(config: RunConfig) -> str:
+    """Return the precision for gradients: a low one rounds differently from batch to batch."""
     return "float64" if config.train.precision == "float64" else "float32"
 
 
 def _differences(features: Features, config: RunConfig, device: torch.device) -> list[float | None]:
     gradients = []
-    for way in ("padded", "sorted", "once", "bounded"):
-        # So little room that it does encode twice.
-        budget = {"pairs.activation_tokens": 1} if way == "bounded" else _kept(config)
-        changes = {**PAPER_STEP, **_COMPARED, **budget, "train.precision": _whole_precision(config)}
+    for variant in ("padded", "sorted", "once", "bounded"):
+        # A bound of one subword makes the encoder run twice.
+        budget = {"pairs.activation_tokens": 1} if variant == "bounded" else _unbounded(config)
+        changes = {**PAPER_STEP, **_COMPARED, **budget, "train.precision": _comparison_precision(config)}
         loop = new_loop(features, config, device, changes, dropout=False)
         step = first_step(loop)
-        if way in ("once", "bounded"):
+        if variant in ("once", "bounded"):
             loop.backward(step)
         else:
-            LiteralStep(loop, step, sort=way == "sorted").backward()
+            LiteralStep(loop, step, sort=variant == "sorted").backward()
         gradients.append(torch.cat([p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None]))
     first, *others = gradients
     return [None, *(((other - first).norm() / first.norm()).item() for other in others)]
 
 
-def shares_table(
-    features: Features,
-    config: RunConfig,
-    device: torch.device,
-    repetitions: int,
-    say: Callable[[str], None],
-    whole: Table | None = None,
-) -> Table:
-    """What the rest of a step takes, and what validation takes of an epoch: the paper's, and the space's own.
+def shares_table(setup: Setup) -> Table:
+    """Time the other parts of a step, and validation: for the paper's batch and for the space's.
 
-    whole: `encoder_table`, whose step is the same one, where it has been measured.
+    The time of a step comes from the part `step`, if it has run.
     """
-    from grcf_ray.train.stage import predict
-
-    loop = new_loop(features, config, device, {**PAPER_STEP, **_kept(config), "pairs.pairs_per_epoch": None})
-    own = new_loop(features, config, device, {})
-    step, own_step = first_step(loop), first_step(own)
+    features, config = setup.paper_features()
+    device, say, repetitions = setup.device, setup.say, setup.repetitions
+    loop = new_loop(features, config, device, {**PAPER_STEP, **_unbounded(config), "pairs.pairs_per_epoch": None})
+    small_loop = new_loop(features, config, device, {})
+    step, small_step = first_step(loop), first_step(small_loop)
+    small_steps = small_loop.steps_per_epoch
     loop.backward(step)
-    # What a group says of itself outranks what the optimizer is told: `fused` too.
+    # A parameter group's own `fused` would override the optimizer's argument.
     groups = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in loop.optimizer.param_groups]
-    each = torch.optim.AdamW(groups, fused=False, foreach=True)
+    unfused = torch.optim.AdamW(groups, fused=False, foreach=True)
     slots = sum(len(group.slot_S) for group in step.groups)
     budget = loop.config.pairs.micro_batch_tokens
 
@@ -219,43 +216,43 @@ def shares_table(
         predict(loop.model, loop.features, loop.features.valid, device=device, token_budget=budget)
 
     variants = [
-        Variant("losses of its groups, forward and backward", losses),
+        Variant("losses of all groups, forward and backward", losses),
         Variant(
             f"pairs, drawn and grouped once an epoch of {loop.steps_per_epoch} steps",
             lambda: list(loop.steps()),
             1 / loop.steps_per_epoch,
         ),
         Variant("AdamW, fused", loop.optimizer.step),
-        Variant("AdamW, not fused", each.step),
+        Variant("AdamW, not fused", unfused.step),
         Variant(f"validation, once an epoch of {loop.steps_per_epoch} steps", validate, 1 / loop.steps_per_epoch),
-        Variant("a step of the space's own batch, whole", lambda: own.take_step(own_step)),
-        Variant(f"validation, once an epoch of {own.steps_per_epoch} of those", validate, 1 / own.steps_per_epoch),
+        Variant("a full step of the space's batch", lambda: small_loop.take_step(small_step)),
+        Variant(f"validation, once an epoch of {small_steps} of those", validate, 1 / small_steps),
     ]
-    if whole is None:
-        once = interleave([Variant(_ONCE, lambda: loop.backward(step))], repetitions, device, say, warm=True)[0]
+    if "step" in setup.tables:
+        once = Timing(next(row["seconds"] for row in setup.tables["step"].rows if row["name"] == _ONCE))
     else:
-        once = Timing(next(row["seconds"] for row in whole.rows if row["name"] == _ONCE))
+        once = interleave([Variant(_ONCE, lambda: loop.backward(step))], repetitions, device, say, warm=True)[0]
     timings = [once, *interleave(variants, repetitions, device, say)]
     names = ["encoder and head, forward and backward", *(variant.name for variant in variants)]
-    wholes = [once.median] * 6 + [timings[6].median] * 2
+    step_seconds = [once.median] * 6 + [timings[6].median] * 2
     return Table(
         "shares",
-        "Shares of a step of the paper's batch, and of the space's own",
+        "Shares of a step of the paper's batch and of the space's batch",
         (
             Column("name", "part"),
             Column("median", "median s", "{:.4f}"),
             Column("share", "of a step", "{:.2%}"),
         ),
         [
-            {"name": name, "median": t.median, "share": t.median / all_, "seconds": t.seconds}
-            for name, t, all_ in zip(names, timings, wholes, strict=True)
+            {"name": name, "median": t.median, "share": t.median / whole, "seconds": t.seconds}
+            for name, t, whole in zip(names, timings, step_seconds, strict=True)
         ],
-        ("what happens once an epoch is divided by its steps",),
+        ("work done once an epoch is divided by the steps of the epoch",),
     )
 
 
 def padded(batch: Batch, length: int, pad: int) -> Batch:
-    """The same batch, its texts padded to a length."""
+    """Return the batch with its texts padded to a length."""
     assert batch.token_BL is not None and batch.mask_BL is not None
     more = (0, length - batch.token_BL.shape[1])
     return dataclasses.replace(

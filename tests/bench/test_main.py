@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from grcf_ray import console
-from grcf_ray.bench.parts import measures, studies
-from grcf_ray.cli.bench import PARTS, STUDIES, app
+from grcf_ray.bench.parts import MEASURES
+from grcf_ray.cli.bench import PARTS, app
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -27,24 +27,20 @@ def run(capsys: pytest.CaptureFixture[str], tiny_space: Path, tiny_parquet: Path
     return call
 
 
-def test_parts_are_those_of_the_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tuple(measures()) == PARTS
-    assert tuple(studies()) == STUDIES
+def test_help_lists_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(MEASURES) == PARTS
     with pytest.raises(SystemExit):
         console.run(app, ["--help"])
     listed = capsys.readouterr().out.partition("Parts,")[2].partition("Examples:")[0]
-    parts, _, rest = listed.partition("Studies")
-    for names, lines in ((PARTS, parts), (STUDIES, rest)):
-        assert tuple(line.split()[0] for line in lines.strip().splitlines() if line.startswith("  ")) == names
+    assert tuple(line.split()[0] for line in listed.strip().splitlines() if line.startswith("  ")) == PARTS
 
 
 def test_tables_as_text_and_json(run: Run) -> None:
     words = ("--only", "frozen", "--only", "shares", "--repetitions", 2)
     code, out, err = run(*words)
     assert code == 0
-    assert out.index("Shares of a step") < out.index("An epoch with frozen layers")
-    assert "AdamW, fused" in out
-    assert "warm-up" in err
+    assert out.index("Shares") < out.index("frozen layers")
+    assert err
     code, out, _ = run(*words, "--json")
     answer = json.loads(out)
     assert [table["name"] for table in answer["tables"]] == ["shares", "frozen"]
@@ -60,21 +56,14 @@ def test_tables_are_written_as_markdown_and_json(run: Run, tmp_path: Path) -> No
     assert [table["name"] for table in written["tables"]] == ["shares"]
     text = (tmp_path / "new" / "parts.md").read_text()
     assert f"- command: `{written['command']}`" in text
-    assert "| part | median s | of a step |\n| --- | ---: | ---: |\n| encoder and head" in text
-    assert "Shares of a step" in out
-
-
-def test_unknown_study(run: Run) -> None:
-    assert run("--study", "prunning")[:2] == (2, "")
-    assert run("--study", "pruning", "--only", "step")[2] == "error: --study and --only: one of them\n"
+    assert "| part | median s | of a step |\n| --- | ---: | ---: |\n" in text
+    assert "Shares" in out
 
 
 def test_unknown_part(run: Run) -> None:
     code, _, err = run("--only", "frosen")
-    assert (code, err) == (
-        2,
-        f"error: unknown part 'frosen'; did you mean frozen?; choose from {', '.join(PARTS)}\n",
-    )
+    assert code == 2
+    assert all(word in err for word in ("'frosen'", "did you mean frozen", *PARTS))
 
 
 @pytest.mark.slow
@@ -83,9 +72,9 @@ def test_search_and_packing(run: Run) -> None:
     assert code == 0
     search, packing = json.loads(out)["tables"]
     rows = {row["name"]: row for row in search["rows"]}
-    assert 0 < rows["training and validation"]["seconds"] < rows["its slots, together"]["seconds"]
-    assert 0 < rows["  writing the record of its trials"]["share"] < 0.5
-    assert 0 < rows["  processes started, one a slot and stage"]["seconds"] < rows["all else"]["seconds"]
-    assert rows["idle at the end of a stage, for want of trials"]["seconds"] >= 0
+    assert 0 < rows["training and validation"]["seconds"] < rows["all slots together"]["seconds"]
+    assert 0 < rows["  writing the trials' records"]["share"] < 0.5
+    assert 0 < rows["  processes started, one a slot and stage"]["seconds"] < rows["everything else"]["seconds"]
+    assert rows["idle at the end of a stage, without a trial"]["seconds"] >= 0
     assert rows["from trial to trial, median"]["seconds"] > 0
     assert packing["rows"][0]["name"] == "1 process"

@@ -2,44 +2,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pairing
 import pytest
-import torch
-
-from grcf_ray.bench import pairing
-from grcf_ray.bench.pairing import pairing_tables
-from grcf_ray.bench.setup import Setup
-from grcf_ray.search.space import load_space
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from grcf_ray.data.store import DatasetStore
+    from grcf_ray.bench.setup import Setup
 
 
 def test_verdict_of_known_curves() -> None:
     sampled = [[(1.0, 0.60 + s), (2.0, 0.70 + s)] for s in (0.00, 0.01, 0.02)]
     every = [[(1.0, 0.71 + s), (2.0, 0.72 + s)] for s in (0.00, 0.01, 0.025)]
-    rows = pairing._curve_rows({"sampled": sampled, "all": every})
+    rows = pairing.curve_rows({"sampled": sampled, "all": every})
     assert [row["name"] for row in rows] == ["1.00", "2.00"]
     assert rows[0]["difference"] == pytest.approx(0.11 + 0.005 / 3)
     assert rows[1]["low"] < rows[1]["difference"] < rows[1]["high"]
-    assert pairing._verdict({"sampled": sampled, "all": every}) == [
-        "all has after 1.00 passes what sampled ends with after 2.00",
-        "at the end the difference is beyond what seeds make",
-    ]
+    reached, noise = pairing.verdict(rows)
+    assert reached.startswith("all ") and "after 1.00 passes" in reached and reached.endswith("2.00")
+    assert "exceeds seed noise" in noise
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_each_pairing_has_its_learning_rate_and_the_same_utterances(
-    tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("FACTORS", (0.5, 1.0)), ("SEEDS", (1, 2)), ("PASSES", 1)):
         monkeypatch.setattr(pairing, name, value)
-    space = load_space(tiny_space)
     said: list[str] = []
-    setup = Setup(tiny_store, space.config(), space, torch.device("cpu"), 1, 6, 2, tmp_path, said.append)
-    rates, curves = pairing_tables(setup)
+    rates, curves = pairing.pairing_tables(setup_of(say=said.append))
     assert len(said) == 2 * 2 + 2 * 2
     assert [row["name"] for row in rates.rows] == ["0.5 x", "1 x"]
     assert len(curves.rows) == 2

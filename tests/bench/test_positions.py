@@ -1,16 +1,22 @@
 from __future__ import annotations
 
-import pytest
-import torch
+from typing import TYPE_CHECKING
 
 from grcf_ray.bench import positions
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def test_both_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the real settings, a layer and a few subwords of them."""
+    import pytest
+
+    from grcf_ray.bench.setup import Setup
+
+
+def test_both_have_the_same_gradient(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare one layer with DeBERTa-v3-base's real settings on a few subwords."""
     for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
         monkeypatch.setattr(positions, name, value)
-    table = positions.positions_table(torch.device("cpu"), 1, lambda _: None)
+    table = positions.positions_table(setup_of())
     assert [row["name"].split(",")[0] for row in table.rows] == ["length 16"] * 2 + ["length 50"] * 2
     for stock, cut in zip(table.rows[::2], table.rows[1::2], strict=True):
         assert stock["difference"] is None

@@ -2,23 +2,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pruning
 import pytest
-import torch
 from optuna.trial import TrialState
+from pruning import Outcome, ReportAsComplete
 
-from grcf_ray.bench import pruning
-from grcf_ray.bench.pruning import Outcome, ToldAsComplete, pruning_tables
-from grcf_ray.bench.setup import Setup
 from grcf_ray.search.searcher import OptunaSearcher
-from grcf_ray.search.space import load_space
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from grcf_ray.data.store import DatasetStore
+    from grcf_ray.bench.setup import Setup
 
 
-def proposals(kind: type[OptunaSearcher]) -> OptunaSearcher:
+def searcher(kind: type[OptunaSearcher]) -> OptunaSearcher:
     return kind(
         {},
         starts=(),
@@ -33,36 +30,32 @@ def proposals(kind: type[OptunaSearcher]) -> OptunaSearcher:
     )
 
 
-def test_only_stopped_trials_are_told_otherwise() -> None:
+def test_only_stopped_trials_are_reported_as_complete() -> None:
     curve = [{"epoch": epoch, "valid/pairwise_acc": 0.5 + epoch / 10} for epoch in (1, 2, 3)]
-    truth, otherwise = proposals(OptunaSearcher), proposals(ToldAsComplete)
+    default, complete = searcher(OptunaSearcher), searcher(ReportAsComplete)
     for whole in ((curve, None), (curve, "diverged"), ([], "failed")):
-        assert truth.outcome(*whole) == otherwise.outcome(*whole)
-    assert truth.outcome(curve[:2], None)[0] == TrialState.PRUNED
-    assert otherwise.outcome(curve[:2], None) == (TrialState.COMPLETE, {1: 0.6, 2: 0.7}, 0.7)
+        assert default.outcome(*whole) == complete.outcome(*whole)
+    assert default.outcome(curve[:2], None)[0] == TrialState.PRUNED
+    assert complete.outcome(curve[:2], None) == (TrialState.COMPLETE, {1: 0.6, 2: 0.7}, 0.7)
 
 
 def test_row_of_known_outcomes() -> None:
     first = [Outcome(0.70, 40, 0), Outcome(0.72, 40, 0), Outcome(0.74, 40, 0)]
-    row = pruning._row("asha", [Outcome(0.71, 10, 6), Outcome(0.72, 20, 6), Outcome(0.73, 30, 9)], first)
+    row = pruning.variant_row("asha", [Outcome(0.71, 10, 6), Outcome(0.72, 20, 6), Outcome(0.73, 30, 9)], first)
     assert row["share"] == pytest.approx(0.5)
     assert row["stopped"] == 7
     assert row["difference"] == pytest.approx(0)
     # Differences of +0.01, 0 and -0.01: a standard error of 0.01 / sqrt(3), and t(2) at 97.5 % is 4.3027.
     assert row["high"] == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
-    assert "difference" not in pruning._row("none", first, first)
+    assert "difference" not in pruning.variant_row("none", first, first)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_searches_of_all_variants(
-    tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("SEEDS", (1, 2)), ("EPOCHS", 3), ("PAIRS", 12), ("LAYERS_LEFT", 1)):
+def test_searches_of_all_variants(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SEEDS", (1, 2)), ("EPOCHS", 3), ("PAIRS", 12), ("TRAINED_LAYERS", 1)):
         monkeypatch.setattr(pruning, name, value)
-    space = load_space(tiny_space)
-    setup = Setup(tiny_store, space.config(), space, torch.device("cpu"), 1, 6, 2, tmp_path, lambda _: None)
-    whole, by_seed = pruning_tables(setup)
+    whole, by_seed = pruning.pruning_tables(setup_of())
     none, asha, complete = whole.rows
     assert none["epochs"] == 18
     assert none["stopped"] == 0

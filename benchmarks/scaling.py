@@ -1,10 +1,11 @@
-"""Costs by size: which are straight lines, and what bends those that are not."""
+"""Measure costs by size, and tell which are linear and what makes the others grow faster."""
 
 from __future__ import annotations
 
 import collections
 import cProfile
 import dataclasses
+import functools
 import itertools
 import pstats
 import statistics
@@ -18,26 +19,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grcf_ray.tables import Column
 
 LONG = 3.0
-"""Seconds above which a call is not repeated."""
+"""Calls that take more seconds than this are not repeated."""
 BEND = 1.25
-"""A line whose last unit costs more than so many times its cheapest is said to bend."""
+"""A cost is nonlinear if a unit at the last size costs more than this factor over the cheapest unit."""
 
-Work = Callable[[], Callable[[], object]]
-"""Makes ready, which is not timed, and returns what is."""
 Profile = Callable[[Callable[[], object]], dict[str, float]]
-"""Seconds of a call by its parts."""
+"""Returns the seconds of a call by function or kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What is measured at each size: CPU seconds of a call, and of each unit of it."""
+    """A measured cost: CPU seconds of a call and of each unit of its work."""
 
     key: str
     title: str
     unit: str
 
     def columns(self) -> tuple[Column, Column]:
-        """The total, and what a unit takes of it."""
+        """Return the columns for the total and for a unit."""
         return Column(self.key, f"{self.title}, s", "{:.3f}"), Column(f"{self.key}_each", f"µs/{self.unit}", "{:,.1f}")
 
 
@@ -47,18 +46,18 @@ class Point:
 
     size: int
     count: int
-    """Units of it."""
+    """Units of work."""
     seconds: float
-    work: Work
+    prepare: Callable[[], Callable[[], object]]
 
     @property
     def each(self) -> float:
-        """Seconds a unit."""
+        """Return the seconds of a unit."""
         return self.seconds / self.count
 
 
-class Lines:
-    """Costs by size, as rows of a table and as what there is to say of them."""
+class Scaling:
+    """Costs by size: the rows of a table, and notes on their growth."""
 
     def __init__(self, costs: Sequence[Cost], repetitions: int, say: Callable[[str], None]) -> None:
         self._costs = {cost.key: cost for cost in costs}
@@ -66,39 +65,48 @@ class Lines:
         self._points: dict[str, list[Point]] = {cost.key: [] for cost in costs}
         self.rows: list[dict[str, Any]] = []
 
-    def begin(self, size: int, **more: Any) -> None:
-        """A row of its own for a size."""
-        self.rows.append({"name": f"{size:,}", "size": size, **more})
+    def begin(self, size: int, **cells: Any) -> None:
+        """Add a row for a size."""
+        self.rows.append({"name": f"{size:,}", "size": size, **cells})
 
-    def measure(self, key: str, count: int, work: Work) -> None:
-        """Time a call in the last row's size; `count` units are what it does."""
+    def measure(
+        self, key: str, count: int, run: Callable[..., object], prepare: Callable[[], Any] | None = None
+    ) -> None:
+        """Time `run`, which does `count` units of work, at the last row's size.
+
+        prepare: called before each run, untimed; `run` takes its result.
+        """
         row = self.rows[-1]
         self._say(f"{self._costs[key].title}, {row['name']}")
-        point = Point(row["size"], count, _seconds(work, self._repetitions), work)
+
+        def ready() -> Callable[[], object]:
+            return run if prepare is None else functools.partial(run, prepare())
+
+        point = Point(row["size"], count, _seconds(ready, self._repetitions), ready)
         self._points[key].append(point)
         row |= {key: point.seconds, f"{key}_count": count, f"{key}_each": 1e6 * point.each}
 
     def columns(self) -> list[Column]:
-        """Those of all costs."""
+        """Return the columns of all costs."""
         return [column for cost in self._costs.values() for column in cost.columns()]
 
     def together(self, key: str) -> float:
-        """Seconds of one call after the other, each a unit larger, from the first size to the last."""
+        """Return the seconds of a series of calls, each a unit larger, from the first size to the last."""
         points = self._points[key]
         return sum((b.size - a.size) * (a.seconds + b.seconds) / 2 for a, b in itertools.pairwise(points))
 
     def rises(self, profile: Profile) -> Iterator[str]:
-        """What makes each call longer at the last size than at the first."""
+        """Yield, for each cost, what makes a call longer at the last size than at the first."""
         for key, points in self._points.items():
             first, last = points[0], points[-1]
             yield (
                 f"{self._costs[key].title}: {last.seconds / first.seconds:.1f} times as long at {last.size:,} as at "
-                f"{first.size:,}; {_rise(profile(first.work()), profile(last.work()))}"
+                f"{first.size:,}; {_rise(profile(first.prepare()), profile(last.prepare()))}"
             )
 
     def notes(self, profile: Profile) -> Iterator[str]:
-        """Which lines are straight, and for those that bend what rose: the work is done once more for it."""
-        straight: list[str] = []
+        """Yield the linear costs, and for each nonlinear cost what rose. The latter are run again in a profile."""
+        linear: list[str] = []
         shared: list[str] = []
         for key, points in self._points.items():
             first, last, cheapest = points[0], points[-1], min(points, key=lambda point: point.each)
@@ -107,55 +115,45 @@ class Lines:
             if first.each > BEND * cheapest.each:
                 shared.append(f"{title} (at most {first.seconds:.3f} s)")
             if ratio <= BEND:
-                straight.append(f"{title} ({ratio:.2f})")
+                linear.append(f"{title} ({ratio:.2f})")
             else:
                 self._say(f"{title}, profile")
                 parts = [
-                    {name: seconds / point.count for name, seconds in profile(point.work()).items()}
+                    {name: seconds / point.count for name, seconds in profile(point.prepare()).items()}
                     for point in (cheapest, last)
                 ]
                 yield (
-                    f"bends: {title}, {ratio:.2f} times as much {_a(unit)} at {last.size:,} as at {cheapest.size:,}; "
-                    f"{_rise(*parts)}"
+                    f"nonlinear: {title}, {ratio:.2f} times as much {_a(unit)} at {last.size:,} as at "
+                    f"{cheapest.size:,}; {_rise(*parts)}"
                 )
-        if straight:
-            yield f"straight, the last size's cost a unit over the cheapest one's in brackets: {', '.join(straight)}"
+        if linear:
+            yield f"linear; in brackets, unit cost at the largest size over the cheapest: {', '.join(linear)}"
         if shared:
-            yield (
-                f"dearer a unit at {self.rows[0]['name']} than later, for what does not grow with the size: "
-                + ", ".join(shared)
-            )
+            yield f"higher unit cost at {self.rows[0]['name']}, from fixed costs: {', '.join(shared)}"
 
 
-def ready(run: Callable[[], object]) -> Work:
-    """Work for which there is nothing to make ready."""
-    return lambda: run
-
-
-def _seconds(work: Work, repetitions: int) -> float:
-    """CPU seconds of a call: the median after a warm-up, or the first one's where that is long."""
+def _seconds(ready: Callable[[], Callable[[], object]], repetitions: int) -> float:
+    """Return the median CPU seconds after a warm-up, or those of the first call if it is long."""
     seconds: list[float] = []
     while len(seconds) <= repetitions and sum(seconds) < LONG:
-        run = work()
+        run = ready()
         before = time.process_time()
         run()
         seconds.append(time.process_time() - before)
     return statistics.median(seconds[1:] or seconds)
 
 
-def own_times(run: Callable[[], object]) -> dict[str, float]:
-    """Seconds in each function itself."""
+def function_times(run: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds in each Python function, without its callees."""
     profile = cProfile.Profile(time.process_time)
     profile.runcall(run)
     times: dict[str, float] = collections.defaultdict(float)
-    for (file, _, name), (_, _, own, *_) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-        times[name if file == "~" else f"{name} ({Path(file).name})"] += own
+    for (file, _, name), (_, _, seconds, *_) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        times[name if file == "~" else f"{name} ({Path(file).name})"] += seconds
     return times
 
 
 class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Seconds in each of torch's kernels, those of the backward pass with them."""
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seconds: dict[str, float] = collections.defaultdict(float)
@@ -168,7 +166,7 @@ class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def kernel_times(run: Callable[[], object]) -> dict[str, float]:
-    """Return the CPU seconds of each torch kernel that a function calls, by the kernel's name."""
+    """Return the seconds in each of torch's kernels, backward pass included."""
     kernels = _Kernels()
     with kernels:
         run()
@@ -176,11 +174,11 @@ def kernel_times(run: Callable[[], object]) -> dict[str, float]:
 
 
 def _rise(cheap: Mapping[str, float], dear: Mapping[str, float]) -> str:
-    """The parts that rose most from one profile to another, and their shares of the whole rise."""
+    """Return the entries that rose most from one profile to the other, and their shares of the whole rise."""
     rise = {name: dear.get(name, 0.0) - cheap.get(name, 0.0) for name in {*cheap, *dear}}
     whole = sum(rise.values())
     if whole <= 0:
-        return "once more, under a profiler, it shows no such rise"
+        return "a profile shows no such rise"
     most = sorted(rise, key=lambda name: (-rise[name], name))[:3]
     return "of the rise in a profile: " + ", ".join(f"{name} {rise[name] / whole:.0%}" for name in most)
 

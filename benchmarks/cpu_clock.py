@@ -1,4 +1,4 @@
-"""CPU time of a process and of all that it starts, those that end with them."""
+"""Measure the CPU time of a process and of all its descendants, on Linux."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from pathlib import Path
 from grcf_ray.errors import ConfigError
 
 _PROC = Path("/proc")
-LOOK = 0.2
-"""Seconds between two looks at the processes."""
+INTERVAL_S = 0.2
+"""Seconds between two samples of the processes."""
 _DAEMONS = ("ray::DashboardA", "ray::RuntimeEnv")
-"""Daemons of Ray's that are named like its workers, as /proc cuts their names."""
+"""Ray's daemons whose names, truncated by /proc, resemble those of its workers."""
 
 
 class CpuClock:
-    """CPU time, user and system, of this process and of all that descend from it, while it is entered.
+    """CPU time, user and system, of this process and its descendants while the context lasts.
 
-    Ray's raylet ignores the end of its children, so that Linux adds their time to nobody's: a thread looks at all
-    processes again and again, and an ended one counts with what it had at the last look. The thread's own time is
-    taken off.
+    Ray's raylet does not wait for its children, so Linux adds their time to no other process. Therefore a thread
+    samples all processes; an ended process counts with its last sample. The thread's own time is subtracted.
     """
 
     def __init__(self) -> None:
         if not (_PROC / "self" / "stat").exists():
-            raise ConfigError("the CPU time of a search is read from /proc, which this machine does not have")
+            raise ConfigError("this machine has no /proc, from which CPU times are read. Run the study on Linux")
         self._before: dict[tuple[int, int], float] = {}
         self._last: dict[tuple[int, int], tuple[str, float]] = {}
         self._alive: set[tuple[int, int]] = set()
-        self._looked = 0.0
-        self._watching = 0.0
+        self._sampled = 0.0
+        self._sampling = 0.0
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._sample_repeatedly, daemon=True)
         self.unseen = 0.0
-        """Wall-clock seconds between the last look at a process and the first without it, over all that ended."""
+        """Wall-clock seconds between the last sample of a process and the first without it, summed over ended ones."""
 
     def __enter__(self) -> CpuClock:
-        self._look()
+        self._sample()
         self._before = {process: seconds for process, (_, seconds) in self._last.items()}
         self._thread.start()
         return self
@@ -47,17 +46,17 @@ class CpuClock:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Return the CPU seconds of all processes."""
         return sum(self.shares.values())
 
     @property
     def shares(self) -> dict[str, float]:
-        """It by `driver` (this process), `workers` (Ray's), and `daemons` (all else)."""
-        shares = {"driver": -self._watching, "workers": 0.0, "daemons": 0.0}
+        """Return the CPU seconds of `driver` (this process), Ray's `workers`, and `daemons` (all other processes)."""
+        shares = {"driver": -self._sampling, "workers": 0.0, "daemons": 0.0}
         for process, (name, seconds) in self._last.items():
             if process[0] == os.getpid():
                 kind = "driver"
@@ -66,41 +65,42 @@ class CpuClock:
             shares[kind] += seconds - self._before.get(process, 0.0)
         return shares
 
-    def _watch(self) -> None:
+    def _sample_repeatedly(self) -> None:
         before = time.thread_time()
-        while not self._end.wait(LOOK):
-            self._look()
-        self._watching = time.thread_time() - before
+        while not self._end.wait(INTERVAL_S):
+            self._sample()
+        self._sampling = time.thread_time() - before
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         now = time.monotonic()
-        found = {pid: (parent, start, name, seconds) for pid, parent, start, name, seconds in _processes()}
+        processes = {pid: (parent, start, name, seconds) for pid, parent, start, name, seconds in _processes()}
         children: dict[int, list[int]] = {}
-        for pid, (parent, *_) in found.items():
+        for pid, (parent, *_) in processes.items():
             children.setdefault(parent, []).append(pid)
-        # One whose parent ended has another now, and is ours still.
-        ours = [os.getpid(), *(pid for pid, start in self._alive if pid in found and found[pid][1] == start)]
+        # A known process stays a descendant when its parent ends and init adopts it.
+        known = (pid for pid, start in self._alive if pid in processes and processes[pid][1] == start)
+        descendants = [os.getpid(), *known]
         alive = set()
-        while ours:
-            pid = ours.pop()
-            _, start, name, seconds = found[pid]
+        while descendants:
+            pid = descendants.pop()
+            _, start, name, seconds = processes[pid]
             if (pid, start) not in alive:
                 alive.add((pid, start))
                 self._last[pid, start] = (name, seconds)
-                ours += children.get(pid, [])
-        self.unseen += len(self._alive - alive) * (now - self._looked)
-        self._alive, self._looked = alive, now
+                descendants += children.get(pid, [])
+        self.unseen += len(self._alive - alive) * (now - self._sampled)
+        self._alive, self._sampled = alive, now
 
 
 def _processes() -> Iterator[tuple[int, int, int, str, float]]:
-    """Process, parent, time of start, name and CPU seconds of all there are."""
+    """Yield id, parent, start time, name and CPU seconds of every process."""
     tick = os.sysconf("SC_CLK_TCK")
     for folder in _PROC.iterdir():
         if folder.name.isdigit():
             try:
                 text = (folder / "stat").read_text(errors="replace")
             except OSError:
-                # It has just ended.
+                # The process has just ended.
                 continue
             head, _, tail = text.rpartition(")")
             fields = tail.split()

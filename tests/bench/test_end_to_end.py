@@ -5,28 +5,29 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cpu_clock
+import end_to_end
+import naive_trial
 import pytest
 import torch
+from cpu_clock import CpuClock
+from end_to_end import Parts, Stage
 
-from grcf_ray.bench import cpu_clock, naive
-from grcf_ray.bench.cpu_clock import CpuClock
-from grcf_ray.bench.naive import Parts, Stage, naive_tables
-from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
-from grcf_ray.config import RunConfig, build_config
-from grcf_ray.errors import ConfigError
+from grcf_ray.config import build_config
+from grcf_ray.errors import ConfigError, GrcfError
+from grcf_ray.metrics import split_metrics
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.search.space import load_space
 from grcf_ray.train.stage import predict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from grcf_ray.bench.setup import Setup
     from grcf_ray.data.features import Features
-    from grcf_ray.data.store import DatasetStore
 
 CPU = torch.device("cpu")
 BURN = """
@@ -56,7 +57,7 @@ def test_rows_of_known_parts() -> None:
     every = 14 * (26 / 3 + 1) + 42 * epoch_1 + 3 * 9 + 12 * epoch_2
     stopped = every - 22 * epoch_1
     kept = stopped - 12 * 26 / 3
-    rows = naive._rows([first, second], 40.0)
+    rows = end_to_end.variant_rows([first, second], 40.0)
     assert [row["seconds"] for row in rows] == pytest.approx([every, stopped, kept, 40.0])
     assert [row["ratio"] for row in rows] == pytest.approx([every / 40, stopped / 40, kept / 40, 1.0])
     assert [row["epochs"] for row in rows] == [54, 32, 32, 32]
@@ -66,15 +67,15 @@ def test_rows_of_known_parts() -> None:
 
 def test_sampled_trials_are_spread_evenly() -> None:
     trials = [TrialRecord(number=n, stage=1, attempt=1, params={}, seed=n, state="complete") for n in range(14)]
-    assert [trial.number for trial in naive._spread(trials, 3)] == [0, 6, 13]
-    assert [trial.number for trial in naive._spread(trials[:2], 3)] == [0, 1]
-    assert [trial.number for trial in naive._spread(trials, 1)] == [0]
+    assert [trial.number for trial in end_to_end.spread(trials, 3)] == [0, 6, 13]
+    assert [trial.number for trial in end_to_end.spread(trials[:2], 3)] == [0, 1]
+    assert [trial.number for trial in end_to_end.spread(trials, 1)] == [0]
 
 
 @pytest.mark.parametrize("action", ["IGN", "DFL"])
 def test_time_of_processes_that_have_ended(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grandchild's, whether its parent waits for it or, like Ray's raylet, ignores its end."""
-    monkeypatch.setattr(cpu_clock, "LOOK", 0.02)
+    monkeypatch.setattr(cpu_clock, "INTERVAL_S", 0.02)
     with CpuClock() as clock:
         subprocess.run([sys.executable, "-c", SPAWN.format(action=action), BURN.format(seconds=1.5)], check=True)
     # Python's own start comes on top.
@@ -98,7 +99,7 @@ def test_time_before_does_not_count() -> None:
 
 
 def test_an_orphan_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_clock, "LOOK", 0.02)
+    monkeypatch.setattr(cpu_clock, "INTERVAL_S", 0.02)
     # The parent stays long enough to be seen with its child, which keeps the pipe open to its end.
     parent = (
         "import subprocess, sys, time; "
@@ -113,58 +114,50 @@ def test_an_orphan_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.shares["daemons"] > 1.4
 
 
-@pytest.fixture
-def config(tiny_backbone: Path) -> RunConfig:
-    exact = {"train.precision": "float64", "features.max_tokens": 50, "pairs.micro_batch_tokens": 150}
-    return build_config({"model.backbone": str(tiny_backbone), "model.text_vector": "mean", **exact})
-
-
-def test_validation_has_our_metrics(
-    tiny_features: Features, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+def test_naive_validation_has_the_same_metrics(
+    tiny_features: Features, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    exact = {"train.precision": "float64", "features.max_tokens": 50, "pairs.micro_batch_tokens": 150}
+    config = build_config({"model.backbone": str(tiny_backbone), "model.text_vector": "mean", **exact})
     sizes = []
     loop = new_loop(tiny_features, config, CPU, {})
     encode = loop.model.encode
     monkeypatch.setattr(
         loop.model, "encode", lambda batch: (sizes.append(tuple(batch.token_BL.shape)), encode(batch))[1]
     )
-    metrics = naive._validate(loop, 50)
+    metrics = naive_trial.validate(loop, 50)
     n = len(tiny_features.valid)
     assert sizes == [(3, 50)] * (n // 3) + [(n % 3, 50)] * (n % 3 > 0)
     assert loop.model.training
     score_N = predict(loop.model, tiny_features, tiny_features.valid, device=CPU, token_budget=1024)
     assert metrics == pytest.approx(
-        naive.split_metrics(score_N, tiny_features.valid.label_N, protocol="mosi", limit=tiny_features.half_range)
+        split_metrics(score_N, tiny_features.valid.label_N, protocol="mosi", limit=tiny_features.half_range)
     )
 
 
 def test_a_process_that_fails() -> None:
-    with pytest.raises(naive.GrcfError, match="exit code 3"):
-        naive._run([sys.executable, "-c", "raise SystemExit(3)"], {})
+    with pytest.raises(GrcfError, match="exit code 3"):
+        end_to_end.run_process([sys.executable, "-c", "raise SystemExit(3)"], {})
 
 
 def test_a_process_is_measured_to_its_end() -> None:
     at_exit = f"import atexit\n@atexit.register\ndef _():\n    exec({BURN.format(seconds=0.5)!r})\nprint('said')"
-    answer, seconds = naive._run([sys.executable, "-c", at_exit], {})
+    answer, seconds = end_to_end.run_process([sys.executable, "-c", at_exit], {})
     assert answer == "said\n"
     assert 0.5 <= seconds < 1.5
 
 
-@pytest.fixture
-def setup_of(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> Callable[..., Setup]:
-    def make(**settings: object) -> Setup:
-        space = load_space(tiny_space).with_settings(settings)
-        return Setup(tiny_store, space.config(), space, CPU, 1, 16, 2, tmp_path, lambda _: None)
-
-    return make
+def test_a_naive_trial_imports_no_ray() -> None:
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported'); assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, naive_trial.__file__], check=True)
 
 
 def test_only_processes_of_this_machine(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="gpus_per_worker=0"):
-        naive_tables(setup_of(**{"search.gpus_per_worker": 1.0}))
+        end_to_end.end_to_end_tables(setup_of({"search.gpus_per_worker": 1.0}))
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     with pytest.raises(ConfigError, match="RAY_ADDRESS = head:6379"):
-        naive_tables(setup_of())
+        end_to_end.end_to_end_tables(setup_of())
 
 
 @pytest.mark.slow
@@ -175,7 +168,7 @@ def test_time_of_a_worker_that_was_killed() -> None:
     @ray.remote
     class Burner:
         def begin(self) -> None:
-            """Here once Ray has started its process."""
+            """Return once Ray has started the process."""
 
         def burn(self) -> None:
             exec(BURN.format(seconds=time.process_time() + 2))
@@ -192,18 +185,17 @@ def test_time_of_a_worker_that_was_killed() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_tables_of_a_whole_search(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
-    whole, parts = naive_tables(setup_of())
-    every, stopped, kept, ours = whole.rows
+    whole, parts = end_to_end.end_to_end_tables(setup_of(trials=16))
+    every, stopped, kept, measured = whole.rows
     assert every["trials"] == every["processes"] == 6 + 5
     assert every["epochs"] == 3 * (6 + 5)
-    assert every["epochs"] > stopped["epochs"] == kept["epochs"] == ours["epochs"]
+    assert every["epochs"] > stopped["epochs"] == kept["epochs"] == measured["epochs"]
     assert kept["processes"] < 11
     assert every["seconds"] > stopped["seconds"] > kept["seconds"] > 0
-    assert ours["seconds"] > 0
-    assert ours["ratio"] == 1
+    assert measured["seconds"] > 0
+    assert measured["ratio"] == 1
     assert [(row["name"], row["sampled"], row["steps"]) for row in parts.rows] == [("1", 3, 3.0), ("2", 3, 3.0)]
     assert all(row["process"] > row["step"] > 0 for row in parts.rows)
     assert all(len(row["samples"]) == 3 for row in parts.rows)
     assert not list(tmp_path.glob("naive-*"))
     assert json.dumps([whole.as_dict(), parts.as_dict()])
-    print(whole.markdown(), parts.markdown(), sep="\n")
