@@ -1,0 +1,258 @@
+"""KubeRay manifests: checks against KubeRay's schemas, and of what no schema says."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from clusters_files import KUBERAY, PINS, changed, documents
+
+_NAME = {"type": "string", "pattern": "^[a-z]([a-z0-9-]*[a-z0-9])?$", "maxLength": 47}
+"""KubeRay derives the names of services, of at most 63 characters, from it."""
+_METADATA = {
+    "type": "object",
+    "properties": {"name": _NAME, "namespace": _NAME, "labels": {"type": "object"}, "annotations": {"type": "object"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+_FILES = {"RayCluster": "ray.io_rayclusters", "RayJob": "ray.io_rayjobs"}
+
+
+def schema_faults(manifest: dict[str, Any], schemas: Path) -> list[str]:
+    """Return what the API server would refuse, or drop in silence, in a KubeRay resource."""
+    version = manifest["apiVersion"].partition("/")[2]
+    known = _versions(schemas / f"{_FILES[manifest['kind']]}.yaml.xz")
+    if version not in known:
+        return [f"{manifest['apiVersion']} is no version of {manifest['kind']}"]
+    return _check(manifest, {**known[version], "properties": {**known[version]["properties"], "metadata": _METADATA}})
+
+
+def pod_faults(spec: dict[str, Any], schemas: Path) -> list[str]:
+    """Return the faults of a pod's specification by KubeRay's schemas."""
+    return _check(spec, _pod(schemas))
+
+
+def claim_faults(spec: dict[str, Any], schemas: Path) -> list[str]:
+    """Return the faults of a volume claim's specification by KubeRay's schemas."""
+    volume = _pod(schemas)["properties"]["volumes"]["items"]["properties"]["ephemeral"]
+    return _check(spec, volume["properties"]["volumeClaimTemplate"]["properties"]["spec"])
+
+
+def cluster_of(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the specification of the Ray cluster in a resource, if it has one."""
+    spec: dict[str, Any] = manifest.get("spec", {})
+    return spec if manifest["kind"] == "RayCluster" else spec.get("rayClusterSpec")
+
+
+def meaning_faults(documents: list[dict[str, Any]], *, ray: str) -> list[str]:
+    """Return the inconsistencies in a file. ray: Ray's release."""
+    settings = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
+    cluster = cluster_of(documents[1])
+    assert cluster is not None
+    return [*_cluster_faults(cluster, ray), *_pods_faults(cluster, settings, ray)]
+
+
+def _cluster_faults(cluster: dict[str, Any], ray: str) -> Iterator[str]:
+    if cluster["rayVersion"] != ray:
+        yield f"rayVersion {cluster['rayVersion']} is not {ray}"
+    if cluster.get("authOptions", {}).get("mode") != "token":
+        yield "no token authentication"
+    if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
+        yield "trials would run on the head"
+    for group in cluster["workerGroupSpecs"]:
+        low, now, high = (group[name] for name in ("minReplicas", "replicas", "maxReplicas"))
+        if not low <= now <= high:
+            yield f"{group['groupName']}: replicas {now} outside {low} to {high}"
+        if low < high and not cluster.get("enableInTreeAutoscaling"):
+            yield f"{group['groupName']}: nothing scales it from {low} to {high}"
+
+
+def _pods_faults(cluster: dict[str, Any], settings: dict[str, dict[str, Any]], ray: str) -> Iterator[str]:
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [group["template"]["spec"] for group in groups]
+    images = {container["image"] for pod in pods for container in pod["containers"]}
+    if len(images) > 1:
+        yield f"different images: {', '.join(sorted(images))}"
+    yield from (f"image {image} is not of Ray {ray}" for image in images if not image.endswith(f":{ray}"))
+    for pod in pods:
+        [container] = pod["containers"]
+        for source in container["envFrom"]:
+            name = source["configMapRef"]["name"]
+            if name not in settings:
+                yield f"there is no ConfigMap {name}"
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        yield from (f"there is no volume {name}" for name in mounts.keys() - volumes)
+        for values in settings.values():
+            for variable in ("GRCF_DATA", "GRCF_RUNS", "HF_HOME"):
+                place = str(values.get(variable))
+                if "://" not in place and not any(place.startswith(f"{path}/") for path in mounts.values()):
+                    yield f"{variable} lies on no volume: {place}"
+        if container["resources"]["requests"] != container["resources"]["limits"]:
+            yield "limits and requests have to be the same: Ray counts limits, Kubernetes requests"
+    for values in settings.values():
+        yield from (f"{name} is no string" for name, value in values.items() if not isinstance(value, str))
+        wanted = ("GRCF_DATA", "GRCF_RUNS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "RAY_JOB_STOP_WAIT_TIME_S")
+        yield from (f"{name} is not set" for name in wanted if name not in values)
+
+
+def _check(value: Any, schema: dict[str, Any]) -> list[str]:
+    from jsonschema import Draft202012Validator
+
+    return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(value)]
+
+
+def _pod(schemas: Path) -> dict[str, Any]:
+    spec = _versions(schemas / "ray.io_rayclusters.yaml.xz")["v1"]["properties"]["spec"]
+    pod: dict[str, Any] = spec["properties"]["headGroupSpec"]["properties"]["template"]["properties"]["spec"]
+    return pod
+
+
+@cache
+def _versions(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the schema of each version of a resource."""
+    # PyYAML's Python parser takes seconds for ten thousand lines.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    definition = yaml.load(lzma.decompress(path.read_bytes()), Loader=loader)
+    return {
+        version["name"]: _closed(version["schema"]["openAPIV3Schema"]) for version in definition["spec"]["versions"]
+    }
+
+
+def _closed(schema: Any) -> Any:
+    """Return a Kubernetes schema as a JSON Schema that refuses unknown keys."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    # Schemas have the type "object"; a mapping of properties may have a property with any name.
+    if (
+        isinstance(schema.get("properties"), dict)
+        and schema.get("type") == "object"
+        and "additionalProperties" not in schema
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
+        closed["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string") is True and "anyOf" not in schema:
+        closed["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    return closed
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Path:
+    """Return the folder with KubeRay's resource definitions."""
+    if "GRCF_TEST_DATA" not in os.environ:
+        pytest.skip("KubeRay's schemas are in the folder kuberay beside $GRCF_TEST_DATA, which is not set")
+    folder = Path(os.environ["GRCF_TEST_DATA"]).parent / "kuberay"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} with KubeRay's schemas")
+    return folder
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_manifest_is_of_kuberays_schema(name: str, schemas: Path) -> None:
+    assert schema_faults(documents(name)[1], schemas) == []
+
+
+CLUSTER, JOB = KUBERAY
+HEAD_POD = "spec/headGroupSpec/template/spec"
+WORKERS = "spec/workerGroupSpecs/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "fault"),
+    [
+        (CLUSTER, "apiVersion", "ray.io/v1beta1", "ray.io/v1beta1"),
+        (CLUSTER, "metadata/name", "Grcf", "$.metadata.name"),
+        (CLUSTER, "spec/rayVersoin", "2.60.0", "'rayVersoin' was unexpected"),
+        (CLUSTER, "spec/authOptions/mode", "tokens", "'tokens' is not one of"),
+        (CLUSTER, "spec/autoscalerOptions/idleTimeoutSecond", 60, "'idleTimeoutSecond' was unexpected"),
+        (CLUSTER, "spec/headGroupSpec", None, "'headGroupSpec' is a required property"),
+        (CLUSTER, "spec/headGroupSpec/rayStartParams/num-cpus", 0, "0 is not of type 'string'"),
+        (CLUSTER, f"{HEAD_POD}/containers/0/imagePulPolicy", "Always", "'imagePulPolicy' was unexpected"),
+        (CLUSTER, f"{HEAD_POD}/containers/0/ports/0/containerPort", "6379", "'6379' is not of type 'integer'"),
+        (CLUSTER, f"{HEAD_POD}/containers/0/envFrom/0/configMap", {}, "'configMap' was unexpected"),
+        (CLUSTER, f"{HEAD_POD}/volumes/0/persistentVolumeClaim/claimName", None, "'claimName' is a required"),
+        (CLUSTER, f"{HEAD_POD}/securityContext/fsgroup", 100, "'fsgroup' was unexpected"),
+        (CLUSTER, f"{WORKERS}/minReplicas", None, "'minReplicas' is a required property"),
+        (CLUSTER, f"{WORKERS}/replicas", "2", "'2' is not of type 'integer'"),
+        (CLUSTER, f"{WORKERS}/template/spec/containers/0/resources/limits/cpu", 1.5, "1.5 is not valid"),
+        (JOB, "spec/backoffLimits", 2, "'backoffLimits' was unexpected"),
+        (JOB, "spec/backoffLimit", "2", "'2' is not of type 'integer'"),
+        (JOB, "spec/entrypoint", ["python"], "is not of type 'string'"),
+        (JOB, "spec/rayClusterSpec/rayVersoin", "2.60.0", "'rayVersoin' was unexpected"),
+    ],
+)
+def test_schema_fault_is_found(name: str, path: str, value: Any, fault: str, schemas: Path) -> None:
+    faults = schema_faults(changed(documents(name)[1], path, value), schemas)
+    assert any(fault in line for line in faults), faults
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_manifests_agree(name: str) -> None:
+    assert meaning_faults(documents(name), ray=PINS["ray"]) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("1/spec/rayVersion", "2.59.0", "rayVersion 2.59.0 is not"),
+        ("1/spec/authOptions", None, "no token"),
+        ("1/spec/headGroupSpec/rayStartParams/num-cpus", "4", "run on the head"),
+        (f"1/{WORKERS}/replicas", 9, "replicas 9 outside"),
+        ("1/spec/enableInTreeAutoscaling", None, "nothing scales"),
+        (f"1/{WORKERS}/template/spec/containers/0/image", "other:2.60.0", "different images"),
+        (f"1/{HEAD_POD}/containers/0/image", "grcf_ray:latest", "is not of Ray"),
+        (f"1/{HEAD_POD}/containers/0/envFrom", [{"configMapRef": {"name": "none"}}], "no ConfigMap none"),
+        ("0/data/RAY_JOB_STOP_WAIT_TIME_S", 30, "is no string"),
+        ("0/data/GLOO_SOCKET_IFNAME", None, "GLOO_SOCKET_IFNAME is not set"),
+        ("0/data/GRCF_RUNS", "/runs", "GRCF_RUNS lies on no volume"),
+        (f"1/{HEAD_POD}/volumes/0/name", "other", "no volume grcf"),
+        (f"1/{HEAD_POD}/containers/0/resources/limits/cpu", "8", "requests have to be the same"),
+    ],
+)
+def test_disagreement_is_found(path: str, value: Any, fault: str) -> None:
+    faults = meaning_faults(changed(documents(CLUSTER), path, value), ray=PINS["ray"])
+    assert any(fault in line for line in faults), faults
+
+
+def test_storage_is_of_kubernetes_schema(schemas: Path) -> None:
+    claim, files = documents("kuberay_storage.yaml")
+    assert claim_faults(claim["spec"], schemas) == []
+    assert pod_faults(files["spec"], schemas) == []
+    [fault] = claim_faults(changed(claim["spec"], "storageClasName", "fast"), schemas)
+    assert "'storageClasName' was unexpected" in fault
+    [fault] = pod_faults(changed(files["spec"], "containers/0/comand", []), schemas)
+    assert "'comand' was unexpected" in fault
+
+
+def test_a_job_has_the_same_cluster() -> None:
+    texts = []
+    for name in KUBERAY:
+        settings, manifest = documents(name)
+        cluster = json.dumps(cluster_of(manifest))
+        # The name of its ConfigMap.
+        texts.append((settings["data"], cluster.replace('"name": "grcf-search"', '"name": "grcf"')))
+    assert texts[0] == texts[1]
+
+
+def test_pods_mount_the_claim_that_storage_makes() -> None:
+    claim, files = documents("kuberay_storage.yaml")
+    assert (claim["kind"], files["kind"]) == ("PersistentVolumeClaim", "Pod")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    pods = [files["spec"]]
+    for name in KUBERAY:
+        cluster = cluster_of(documents(name)[1])
+        assert cluster is not None
+        pods += [g["template"]["spec"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    for pod in pods:
+        assert pod["volumes"] == [{"name": "grcf", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}]
+        assert pod["containers"][0]["volumeMounts"] == [{"name": "grcf", "mountPath": "/grcf"}]
