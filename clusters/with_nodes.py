@@ -1,10 +1,10 @@
-"""Wait until a Ray cluster has so many nodes or GPUs, then run a command.
+"""Wait until a Ray cluster has enough nodes or GPUs, then run a command.
 
     python clusters/with_nodes.py --gpus 4 python -m grcf_ray.search --dataset mosi --gpus-per-worker 1
 
-A search counts the trials that fit when it starts, and a cluster that grows has no worker then. GPUs are asked of the
-autoscaler, for as long as the command runs: workers that are between two trials stay, and lost ones are replaced. A
-cluster has one such request: of two commands with --gpus, the one that ends first takes back the other's too.
+A search counts the trials that fit when it starts; an autoscaling cluster has no worker at that time. The request for
+GPUs to the autoscaler lasts as long as the command: idle workers stay, and lost workers are replaced. A cluster has one
+such request. If two commands use --gpus, the first one to end also withdraws the other's request.
 """
 
 from __future__ import annotations
@@ -23,47 +23,61 @@ _POLL_S = 2.0
 
 
 def main() -> int:
-    """The exit code of the command; 5, as a search has it, where the cluster does not grow in time."""
+    """Return the exit code of the command, or 5 (like a search) if the cluster does not grow in time."""
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes to wait for, the head among them")
-    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs to ask for and to wait for")
-    parser.add_argument("--minutes", type=float, default=30, metavar="M", help="to wait at most (default 30)")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Number of nodes to wait for, including the head [default: %(default)s]",
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="Number of GPUs to request and wait for [default: %(default)s]"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30, metavar="M", help="Longest wait in minutes [default: %(default)s]"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="Command to run, with its arguments")
+    options = parser.parse_args()
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    # After Ray, which has a handler of its own.
+    # After ray.init, which sets its own handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     try:
-        if asked.gpus:
-            request_resources(bundles=[{"GPU": 1}] * asked.gpus)
-        if lack := _wait(asked.nodes, asked.gpus, time.monotonic() + 60 * asked.minutes):
-            print(f"The cluster has {lack} after {asked.minutes:g} minutes", file=sys.stderr)
+        if options.gpus:
+            request_resources(bundles=[{"GPU": 1}] * options.gpus)
+        if missing := _wait(options.nodes, options.gpus, time.monotonic() + 60 * options.minutes):
+            print(
+                f"The cluster has {missing} after {options.minutes:g} minutes. Run `ray status` for the reason, "
+                "or wait longer with --minutes",
+                file=sys.stderr,
+            )
             return 5
-        return _run(asked.command)
+        return _run(options.command)
     finally:
-        # A request outlives the job that made it.
-        if asked.gpus:
+        # The autoscaler would keep the request after the job.
+        if options.gpus:
             request_resources(bundles=[])
 
 
 def _wait(nodes: int, gpus: int, deadline: float) -> str:
-    """What the cluster lacks at the deadline; empty as soon as it lacks nothing."""
-    told = ""
+    """Return the missing nodes and GPUs at the deadline, or an empty string as soon as none are missing."""
+    printed = ""
     while True:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         counts = [(len(alive), nodes, "nodes"), (int(sum(node.get("GPU", 0) for node in alive)), gpus, "GPUs")]
-        lack = ", ".join(f"{have} of {wanted} {what}" for have, wanted, what in counts if have < wanted)
-        if not lack or time.monotonic() > deadline:
-            return lack
-        if lack != told:
-            print(f"Waiting: {lack}", file=sys.stderr, flush=True)
-        told = lack
+        missing = ", ".join(f"{have} of {wanted} {unit}" for have, wanted, unit in counts if have < wanted)
+        if not missing or time.monotonic() > deadline:
+            return missing
+        if missing != printed:
+            print(f"Waiting: {missing}", file=sys.stderr, flush=True)
+        printed = missing
         time.sleep(_POLL_S)
 
 
 def _run(command: list[str]) -> int:
-    # A job that is stopped has all its processes told so: the command has to end first. One that starts just then is
-    # told here.
+    # Ray signals all processes of a stopped job, and the command has to end first. If the signal arrived before the
+    # command started, pass it on.
     stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     process = subprocess.Popen(command)
