@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import typer
 from scipy import stats
 
 from grcf_ray import console
-from grcf_ray.bench import options
 from grcf_ray.bench.output import deliver
 from grcf_ray.bench.setup import Setup, open_setup
 from grcf_ray.tables import Column, Table
@@ -40,23 +39,16 @@ def run_study(name: str, script: str, tables_of: Callable[[Setup], Sequence[Tabl
 
     @app.command()
     def study(
-        dataset: str = options.DATASET,
-        data: Path | None = options.DATA,
-        label_range: tuple[float, float] | None = options.LABEL_RANGE,
-        space: Path | None = options.SPACE,
-        set_: list[str] = options.SET,
-        repetitions: int = options.REPETITIONS,
-        threads: int = options.THREADS,
-        trials: int = options.TRIALS,
-        out: Path | None = options.OUT,
-        json: bool = options.JSON,
+        dataset: str = typer.Option("mosi", metavar="NAME", help="A known data set, or a name for your own"),
+        data: Path | None = typer.Option(None, metavar="FILE|DIR", help="Path to the data"),
+        space: Path | None = typer.Option(None, metavar="FILE", help="Search space [default: the one for CPUs]"),
+        set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change a setting; may be repeated"),
+        trials: int = typer.Option(8, metavar="N", min=4, help="Trials of each search in pruning.py"),
+        out: Path | None = typer.Option(None, metavar="DIR", help="Folder for the tables, as Markdown and JSON"),
     ) -> None:
         """Measure, and print the tables. The test split is not read."""
-        with open_setup(
-            dataset, data, label_range, space, set_, repetitions=repetitions, threads=threads, trials=trials
-        ) as setup:
+        with open_setup(dataset, data, None, space, set_, trials=trials) as setup:
             tables = tables_of(setup)
-        about = setup.about(["python", f"benchmarks/{Path(script).name}", *options.without_path(sys.argv[1:], data)])
-        deliver(name, about, tables, out, as_json=json)
+        deliver(name, setup.about(f"python benchmarks/{Path(script).name}", data), tables, out, as_json=False)
 
     console.run(app)

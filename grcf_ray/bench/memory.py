@@ -82,17 +82,6 @@ def _first(split: SplitFeatures) -> SplitFeatures:
     n = min(_UTTERANCES, len(split))
 
     def cut(ragged: Ragged | None) -> Ragged | None:
-        if ragged is None:
-            return None
-        return Ragged(np.array(ragged.values[: ragged.offsets[n]]), ragged.offsets[: n + 1])
+        return ragged and Ragged(np.array(ragged.values[: ragged.offsets[n]]), ragged.offsets[: n + 1])
 
-    tokens = cut(split.tokens)
-    assert tokens is not None
-    return SplitFeatures(
-        label_N=split.label_N[:n],
-        tokens=tokens,
-        audio=cut(split.audio),
-        vision=cut(split.vision),
-        hidden=cut(split.hidden),
-        vector_ND=None if split.vector_ND is None else split.vector_ND[:n],
-    )
+    return SplitFeatures(split.label_N[:n], cut(split.tokens), cut(split.audio), cut(split.vision))

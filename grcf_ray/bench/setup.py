@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,12 +65,13 @@ class Setup:
         config = build_config({**flatten(self.config), "model.frozen_layers": 0, "features.max_tokens": _PAPER_LENGTH})
         return prepare_features(self.store, config, cache=self.folder), config
 
-    def about(self, words: Sequence[str]) -> dict[str, Any]:
-        """Return the conditions of the measurement: command, data, hardware, versions."""
+    def about(self, program: str, data: Path | None) -> dict[str, Any]:
+        """Return the conditions of the measurement: command (with DIR for the path to the data), hardware, versions."""
+        words = [word.replace(str(data), "DIR") if data else word for word in sys.argv[1:]]
         on_gpu = self.device.type == "cuda"
         device = torch.cuda.get_device_name(self.device) if on_gpu else f"CPU, {available_threads()} cores"
         return {
-            "command": shlex.join(words),
+            "command": shlex.join([*program.split(), *words]),
             "date": time.strftime("%Y-%m-%d"),
             "data": self.store.info.name,
             "backbone": self.config.model.backbone,
@@ -89,9 +91,9 @@ def open_setup(
     space_file: Path | None,
     assignments: Sequence[str],
     *,
-    repetitions: int,
-    threads: int,
-    trials: int,
+    repetitions: int = 5,
+    threads: int = 1,
+    trials: int = 8,
 ) -> Iterator[Setup]:
     """Find the data and the space, set torch up, and end a Ray that the benchmark starts.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from grcf_ray import console
-from grcf_ray.bench import options
+from grcf_ray.data.datasets import spelled
 
 app = console.make_app("Measure speed and memory against slower alternatives")
 
@@ -16,17 +16,27 @@ PARTS = ("step", "shares", "positions", "frozen", "memory", "search", "scheduler
 
 @app.command()
 def bench(
-    dataset: str = options.DATASET,
-    data: Path | None = options.DATA,
-    label_range: tuple[float, float] | None = options.LABEL_RANGE,
-    space: Path | None = options.SPACE,
-    set_: list[str] = options.SET,
+    dataset: str = typer.Option(
+        "mosi", metavar="NAME", callback=spelled, help="A known data set, or a name for your own"
+    ),
+    data: Path | None = typer.Option(
+        None, metavar="FILE|DIR", help="Path to the data [default: $GRCF_DATA/NAME, then ./data/NAME]"
+    ),
+    label_range: tuple[float, float] | None = typer.Option(
+        None, metavar="A B", help="Lowest and highest label of your own data"
+    ),
+    space: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Search space whose starting point is measured [default: the data set's; without a GPU the one for CPUs]",
+    ),
+    set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change a setting; may be repeated"),
     only: list[str] = typer.Option([], metavar="PART", help="One of the parts below; may be repeated [default: all]"),
-    repetitions: int = options.REPETITIONS,
-    threads: int = options.THREADS,
-    trials: int = options.TRIALS,
-    out: Path | None = options.OUT,
-    json: bool = options.JSON,
+    repetitions: int = typer.Option(5, metavar="N", min=1, help="Timed calls of each variant"),
+    threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads"),
+    trials: int = typer.Option(8, metavar="N", min=4, help="Trials of the measured search"),
+    out: Path | None = typer.Option(None, metavar="DIR", help="Folder to write the tables to, as Markdown and JSON"),
+    json: bool = typer.Option(False, "--json", help="Print the tables as JSON, with every repetition"),
 ) -> None:
     """Time this package and alternatives in turn, in one process, and print the ratios. The test split is not read.
 
@@ -46,8 +56,6 @@ def bench(
       python -m grcf_ray.bench --dataset demo
       python -m grcf_ray.bench --data mosi.parquet --only step --only frozen --json
     """
-    import sys
-
     from grcf_ray.bench.output import deliver
     from grcf_ray.bench.parts import MEASURES
     from grcf_ray.bench.setup import open_setup
@@ -63,6 +71,4 @@ def bench(
         for name, measure in MEASURES.items():
             if not only or name in only:
                 setup.tables[name] = measure(setup)
-    words = ["python", "-m", "grcf_ray.bench", *options.without_path(sys.argv[1:], data)]
-    about = setup.about(words)
-    deliver("parts", about, list(setup.tables.values()), out, as_json=json)
+    deliver("parts", setup.about("python -m grcf_ray.bench", data), list(setup.tables.values()), out, as_json=json)

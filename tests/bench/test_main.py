@@ -35,29 +35,22 @@ def test_help_lists_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(line.split()[0] for line in listed.strip().splitlines() if line.startswith("  ")) == PARTS
 
 
-def test_tables_as_text_and_json(run: Run) -> None:
+def test_tables_as_text_json_and_markdown(run: Run, tmp_path: Path) -> None:
     words = ("--only", "frozen", "--only", "shares", "--repetitions", 2)
-    code, out, err = run(*words)
+    code, out, err = run(*words, "--out", tmp_path / "new")
     assert code == 0
     assert out.index("Shares") < out.index("frozen layers")
     assert err
-    code, out, _ = run(*words, "--json")
-    answer = json.loads(out)
-    assert [table["name"] for table in answer["tables"]] == ["shares", "frozen"]
-    assert answer["repetitions"] == 2
-    assert all(len(row["seconds"]) == 2 for table in answer["tables"] for row in table["rows"])
-    assert answer["versions"]["torch"]
-
-
-def test_tables_are_written_as_markdown_and_json(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("--only", "shares", "--repetitions", 1, "--out", tmp_path / "new")
-    assert code == 0
     written = json.loads((tmp_path / "new" / "parts.json").read_text())
-    assert [table["name"] for table in written["tables"]] == ["shares"]
     text = (tmp_path / "new" / "parts.md").read_text()
     assert f"- command: `{written['command']}`" in text
     assert "| part | median s | of a step |\n| --- | ---: | ---: |\n" in text
-    assert "Shares" in out
+    code, out, _ = run(*words, "--json")
+    for answer in (written, json.loads(out)):
+        assert [table["name"] for table in answer["tables"]] == ["shares", "frozen"]
+        assert answer["repetitions"] == 2
+        assert all(len(row["seconds"]) == 2 for table in answer["tables"] for row in table["rows"])
+        assert answer["versions"]["torch"]
 
 
 def test_unknown_part(run: Run) -> None:

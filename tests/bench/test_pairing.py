@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pairing
 import pytest
+from ray import cloudpickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ def test_each_pairing_has_its_learning_rate_and_the_same_utterances(
 ) -> None:
     for name, value in (("FACTORS", (0.5, 1.0)), ("SEEDS", (1, 2)), ("PASSES", 1)):
         monkeypatch.setattr(pairing, name, value)
+    # The workers get the functions of the script by value, as they do when it is `__main__`.
+    cloudpickle.register_pickle_by_value(pairing)
     said: list[str] = []
     rates, curves = pairing.pairing_tables(setup_of(say=said.append))
     assert len(said) == 2 * 2 + 2 * 2

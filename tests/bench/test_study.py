@@ -12,11 +12,13 @@ from grcf_ray.tables import Column, Table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from grcf_ray.data.store import DatasetStore
+
 
 def test_a_study_writes_its_tables(
-    tiny_space: Path, tiny_parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_space: Path, tiny_store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--dataset", "tiny", "--space", tiny_space, "--data", tiny_parquet, "--label-range", "-3", "3"]
+    words = ["--dataset", "tiny", "--space", tiny_space, "--data", tiny_store.folder]
     words += ["--trials", "16", "--out", tmp_path / "out"]
     monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
