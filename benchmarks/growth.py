@@ -30,7 +30,7 @@ from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, build_features
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.model.text_encoder import (
+from grcf_ray.model.pretrained import (
     TextEncoder,
     backbone_config,
     backbone_from_config,

@@ -25,7 +25,7 @@ from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features, build_features
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.metrics import split_metrics
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.train.assemble import pretrained_backbone
 from grcf_ray.train.checkpoint import save_checkpoint
 from grcf_ray.train.job import StageJob, open_loop

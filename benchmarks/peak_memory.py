@@ -18,7 +18,7 @@ from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import build_features
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import predict, use_deterministic_torch

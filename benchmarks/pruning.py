@@ -21,7 +21,7 @@ from grcf_ray.bench.setup import Setup
 from grcf_ray.config import flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
-from grcf_ray.model.text_encoder import backbone_config
+from grcf_ray.model.pretrained import backbone_config
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord

@@ -15,6 +15,7 @@ from grcf_ray.storage import storage_path
 if TYPE_CHECKING:
     import pandas as pd
 
+    from grcf_ray.report.summary import RunSummary
     from grcf_ray.train.export import SavedModel
 
 
@@ -57,11 +58,12 @@ class Run:
         return pd.DataFrame([*trial_rows(view, 1), *trial_rows(view, 2)])
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """The result as plain data, the same as `search --json` prints: winner, metrics on valid and test, cost."""
-        from grcf_ray.report.terminal import summarise
+    def summary(self) -> RunSummary:
+        """The result: winner, metrics on valid and test, cost; `summary.as_json()` is what `search --json` prints."""
+        from grcf_ray.report.summary import RunSummary
+        from grcf_ray.report.view import RunView
 
-        return summarise(self.record)
+        return RunSummary.of(RunView.read(self.record))
 
     def report(self) -> str:
         """Write the report page and return its path or URI."""

@@ -35,7 +35,7 @@ async def cell():
         "tiny", data={data!r}, space={space!r}, storage={storage!r}, name="notebook",
         stage1_trials=1, stage2_trials=1, finalists=1, settings=settings,
     )
-    print(again.path == run.path, again.summary["winner"] == run.summary["winner"])
+    print(again.path == run.path, again.summary.winner == run.summary.winner)
 
 asyncio.run(cell())
 """
@@ -56,7 +56,7 @@ def test_an_opened_run_has_the_record(recorded: Recorded, tmp_path: Path) -> Non
     run = grcf_ray.open_run(tmp_path / "run")
     summary = json.loads(recorded.out)
     assert run.state == "finished"
-    assert run.summary["test"] == summary["test"]
+    assert run.summary.as_json() == summary
     trials = run.trials
     assert len(trials) == 11 and set(trials["stage"]) == {1, 2}
     best = trials[trials["trial"] == summary["winner"]["trial"]].iloc[0]

@@ -15,7 +15,7 @@ from peak_memory import PeakMemory
 from grcf_ray.bench.step import SMALL_STEP
 from grcf_ray.config import build_config
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
