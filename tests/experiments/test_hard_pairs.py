@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.reproduce.fake_lab import FakeLab
+from tests.experiments.fake_lab import FakeLab
 
 from grcf_ray.data.datasets import find
 from grcf_ray.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.reproduce.fake_lab import FakeLab
+from tests.experiments.fake_lab import FakeLab
 
 from grcf_ray.config import RunConfig
 from grcf_ray.data.datasets import find, protocol_of

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from tests.reproduce.fake_lab import FakeLab
+from tests.experiments.fake_lab import FakeLab
 
 from grcf_ray.experiments.paper_figures import cluster_figures, tsne
 from grcf_ray.report.view import Predictions
