@@ -28,6 +28,7 @@ from grcf_ray.search.record import RunRecord
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import Range, Space
 from grcf_ray.search.stages import Search
+from grcf_ray.statistics import paired_interval
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features

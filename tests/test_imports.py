@@ -31,6 +31,7 @@ RANKS = {
     "model": 3,
     "losses": 3,
     "metrics": 3,
+    "statistics": 3,
     "train": 4,
     "search": 5,
     "report": 6,

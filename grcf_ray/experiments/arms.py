@@ -13,11 +13,11 @@ from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_differences
 from grcf_ray.experiments.result import ExperimentResult, Picture
-from grcf_ray.experiments.statistics import Difference, Floats, Metric, compare, corrected, spread
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metric, split_metrics
 from grcf_ray.report.view import Predictions
 from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import finite_metrics
+from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, spread
 from grcf_ray.tables import P_VALUE, Column, Table
 
 _HEAD = {
@@ -46,7 +46,7 @@ _COLUMNS = (
 
 
 class Measured(Protocol):
-    """A model under a seed and what it makes of test, as `lab.Model` says it."""
+    """A model under a seed and what it makes of test, as `context.Model` says it."""
 
     @property
     def index(self) -> int:
@@ -68,11 +68,11 @@ class Rescored:
         self.metrics = {"test": metrics}
 
     @classmethod
-    def of(cls, lab: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> Rescored:
-        """Scores [N] of the utterances of `test`, measured as the lab's data are."""
+    def of(cls, context: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> Rescored:
+        """Scores [N] of the utterances of `test`, measured as the context's data are."""
         # The states are those of what the model was shown before.
         shown = dataclasses.replace(test, score_N=score_N, state_ND=np.empty((len(score_N), 0), np.float32))
-        return cls(index, shown, figures(lab, score_N, test.label_N))
+        return cls(index, shown, figures(context, score_N, test.label_N))
 
     def scored(self, split: str) -> Predictions:
         """Its scores of test; there are none of another split."""
@@ -80,41 +80,41 @@ class Rescored:
         return self._test
 
 
-def figures(lab: ExperimentContext, score_N: Floats, label_N: Floats) -> dict[str, float]:
+def figures(context: ExperimentContext, score_N: Floats, label_N: Floats) -> dict[str, float]:
     """All metrics of the data set's protocol that are defined for these scores [N]."""
-    return finite_metrics(split_metrics(score_N, label_N, **_measuring(lab)))
+    return finite_metrics(split_metrics(score_N, label_N, **_measuring(context)))
 
 
-def full_arm(lab: ExperimentContext) -> Arm:
+def full_arm(context: ExperimentContext) -> Arm:
     """The winner's configuration as it is, of however many stages."""
-    return Arm("full", "Full model", stage=2 if lab.config.stage2.epochs else 1)
+    return Arm("full", "Full model", stage=2 if context.config.stage2.epochs else 1)
 
 
-def head_metrics(lab: ExperimentContext) -> tuple[str, ...]:
+def head_metrics(context: ExperimentContext) -> tuple[str, ...]:
     """The metrics that the data set's tables show."""
-    names = _HEAD[lab.protocol]
-    if lab.protocol == "own" and classes_of("own", limit=lab.half_range, center=lab.center) is None:
+    names = _HEAD[context.protocol]
+    if context.protocol == "own" and classes_of("own", limit=context.half_range, center=context.center) is None:
         return tuple(name for name in names if name != "acc_whole")
     return names
 
 
-def metric_of(lab: ExperimentContext, name: str) -> Metric:
+def metric_of(context: ExperimentContext, name: str) -> Metric:
     """A metric of the data set's protocol as a function of scores and labels [N]."""
-    return partial(split_metric, name, **_measuring(lab))
+    return partial(split_metric, name, **_measuring(context))
 
 
-def _measuring(lab: ExperimentContext) -> dict[str, Any]:
-    """How scores of the lab's data set are measured, as `split_metrics` and `split_metric` take it."""
+def _measuring(context: ExperimentContext) -> dict[str, Any]:
+    """How scores of the context's data set are measured, as `split_metrics` and `split_metric` take it."""
     return {
-        "protocol": lab.protocol,
-        "limit": lab.half_range,
-        "center": lab.center,
-        "ties": lab.config.metrics.ties,
+        "protocol": context.protocol,
+        "limit": context.half_range,
+        "center": context.center,
+        "ties": context.config.metrics.ties,
     }
 
 
 def arm_tables(
-    lab: ExperimentContext,
+    context: ExperimentContext,
     arms: Sequence[Arm],
     models: Mapping[str, Sequence[Measured]],
     *,
@@ -133,14 +133,14 @@ def arm_tables(
     reference, *others = had
     seeds = max(len(models[arm.name]) for arm in had)
     tables = []
-    for name in metrics or head_metrics(lab):
+    for name in metrics or head_metrics(context):
         # A metric is undefined for some scores, such as a correlation of a model whose scores are all the same.
         values = {
             arm.name: [of[name] for model in models[arm.name] if name in (of := model.metrics["test"])] for arm in had
         }
         lacking = [arm for arm in had if len(values[arm.name]) < len(models[arm.name])]
         compared = [arm for arm in others if arm not in lacking and reference not in lacking]
-        found = _differences(lab, name, models, reference, compared)
+        found = _differences(context, name, models, reference, compared)
         rows = []
         for arm in arms:
             row: dict[str, Any] = {
@@ -176,8 +176,8 @@ def arm_tables(
     return tables
 
 
-def arm_outcome(
-    lab: ExperimentContext,
+def arm_result(
+    context: ExperimentContext,
     arms: Sequence[Arm],
     models: Mapping[str, Sequence[Measured]],
     printed: Mapping[str, Mapping[str, float]] | None,
@@ -185,11 +185,11 @@ def arm_outcome(
     changes: Mapping[str, Mapping[str, float]] | None = None,
     **about: Any,
 ) -> ExperimentResult:
-    """The outcome of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on.
+    """The result of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on.
 
     changes: as `arm_tables` has it.
     """
-    tables = arm_tables(lab, arms, models, paper=printed, changes=changes)
+    tables = arm_tables(context, arms, models, paper=printed, changes=changes)
     pictures = difference_pictures(tables)
     if pictures:
         reference = pictures[0].data["panels"][0]["reference"]
@@ -239,7 +239,7 @@ def _better(metric: str) -> str:
 
 
 def _differences(
-    lab: ExperimentContext, name: str, models: Mapping[str, Sequence[Measured]], reference: Arm, arms: Sequence[Arm]
+    context: ExperimentContext, name: str, models: Mapping[str, Sequence[Measured]], reference: Arm, arms: Sequence[Arm]
 ) -> dict[str, Difference]:
     """The arms less the reference, each over the seeds that it shares with it; Holm's correction over all of them."""
     ours = {model.index for model in models[reference.name]}
@@ -253,8 +253,8 @@ def _differences(
             _scores(models[reference.name], shared),
             {arm.name: _scores(models[arm.name], shared) for arm in of},
             models[reference.name][0].scored("test").label_N,
-            metric_of(lab, name),
-            seed=lab.config.seed,
+            metric_of(context, name),
+            seed=context.config.seed,
         )
     return corrected(found)
 

@@ -20,7 +20,7 @@ from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError, DataError, NoWinnerError
-from grcf_ray.experiments.model_pool import Arm, Entry, Pool, configured, entry_of, shape_name, shape_of, space_of
+from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool, configured, entry_of, shape_name, shape_of, space_of
 from grcf_ray.experiments.options import Options
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.metrics import MetricProtocol
@@ -65,7 +65,7 @@ class Model:
 class _Share(NamedTuple):
     """What is wanted of a pool."""
 
-    pool: Pool
+    pool: ModelPool
     config: RunConfig
     """Any of its arms'."""
     wanted: Sequence[tuple[Arm, Entry]]
@@ -137,20 +137,20 @@ class ExperimentContext:
         return (low + high) / 2
 
     def on(self, store: DatasetStore, config: RunConfig, models: StoragePath) -> ExperimentContext:
-        """The run's lab on other data, with another configuration to start from; what it trains lies in `models`."""
+        """Return the run's context on other data and another configuration, with its models in `models`."""
         other = copy.copy(self)
         other.store, other.config, other._models = store, config, models
         return other
 
-    def pool(self, arm: Arm) -> Pool:
+    def model_pool(self, arm: Arm) -> ModelPool:
         """Where the models of an arm are."""
-        return self._pool(configured(self.config, arm))
+        return self._model_pool(configured(self.config, arm))
 
-    def _pool(self, config: RunConfig) -> Pool:
-        return Pool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
+    def _model_pool(self, config: RunConfig) -> ModelPool:
+        return ModelPool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
 
-    def noted(self, outcome: ExperimentResult, *, trains: bool) -> ExperimentResult:
-        """The outcome with where it comes from. trains: whether seeds of its own have a part in it."""
+    def noted(self, result: ExperimentResult, *, trains: bool) -> ExperimentResult:
+        """The result with where it comes from. trains: whether seeds of its own have a part in it."""
         info = self.store.info
         assert self.view.winner is not None
         about = {
@@ -166,7 +166,7 @@ class ExperimentContext:
             else "",
             "versions": versions(),
         }
-        return dataclasses.replace(outcome, about={key: value for key, value in about.items() if value})
+        return dataclasses.replace(result, about={key: value for key, value in about.items() if value})
 
     def models(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Model]]:
         """Every arm's models by seed, trained and measured where the run lacks them.
@@ -219,7 +219,7 @@ class ExperimentContext:
         shares = []
         for of in by_shape.values():
             _, config = of[0]
-            pool = self._pool(config)
+            pool = self._model_pool(config)
             wanted = [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)]
             shares.append(_Share(pool, config, wanted, pool.models(wanted)))
         return shares

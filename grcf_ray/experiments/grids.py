@@ -9,16 +9,16 @@ from typing import Any
 from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import paper
-from grcf_ray.experiments.arms import arm_outcome, head_metrics
+from grcf_ray.experiments.arms import arm_result, head_metrics
 from grcf_ray.experiments.context import ExperimentContext, Model
 from grcf_ray.experiments.model_pool import Arm, configured
 from grcf_ray.experiments.plotting import draw_lines
 from grcf_ray.experiments.result import ExperimentResult, Picture
 from grcf_ray.experiments.retuned import retuned_arm
-from grcf_ray.experiments.statistics import Spread, spread
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.direct_baseline import INHERITED
+from grcf_ray.statistics import Spread, spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
@@ -32,31 +32,31 @@ _TITLES = {
 }
 
 
-def ablation(lab: ExperimentContext) -> ExperimentResult:
+def ablation(context: ExperimentContext) -> ExperimentResult:
     """Table 3: what each part of the method is worth, at the winner's parameters and, where asked, retuned."""
-    arms = ablation_arms(lab)
-    direct = _titles(lab)["direct-mae"]
+    arms = ablation_arms(context)
+    direct = _titles(context)["direct-mae"]
     epochs = f"{direct} has the epochs of both stages, and w/o Stage 1 those of Stage 2 alone."
     notes = [f"Every row has the winner's parameters (the paper's way); {epochs}"]
-    if lab.options.retune:
+    if context.options.retune:
         # The full model is what the run's own search found.
-        arms = [arms[0], *(of for arm in arms[1:] for of in (arm, retuned_arm(lab, arm, arm.name)))]
+        arms = [arms[0], *(of for arm in arms[1:] for of in (arm, retuned_arm(context, arm, arm.name)))]
         notes = [
             "Rows have the winner's parameters (the paper's way) or, retuned, those that a search of their own found "
             "with as many epochs altogether as the run's, early stops aside, which for w/o Stage 1 are more trials; "
             f"{direct} has the epochs of both stages in each trial.",
             INHERITED,
         ]
-    models = lab.models(arms, "ablation")
-    return arm_outcome(
-        lab,
+    models = context.models(arms, "ablation")
+    return arm_result(
+        context,
         arms,
         models,
-        lab.printed(paper.ABLATION),
-        changes=lab.printed(paper.ABLATION_CHANGES),
-        name="ablation-retuned" if lab.options.retune else "ablation",
-        title=f"Ablation on {lab.store.info.name}, at the winner's parameters"
-        + (" and retuned" if lab.options.retune else ""),
+        context.printed(paper.ABLATION),
+        changes=context.printed(paper.ABLATION_CHANGES),
+        name="ablation-retuned" if context.options.retune else "ablation",
+        title=f"Ablation on {context.store.info.name}, at the winner's parameters"
+        + (" and retuned" if context.options.retune else ""),
         paper="Table 3",
         notes=(
             *notes,
@@ -65,14 +65,14 @@ def ablation(lab: ExperimentContext) -> ExperimentResult:
     )
 
 
-def ablation_arms(lab: ExperimentContext) -> list[Arm]:
+def ablation_arms(context: ExperimentContext) -> list[Arm]:
     """The full model, what is left of it without each part, and direct MAE. ConfigError for a run of one stage."""
-    config = lab.config
+    config = context.config
     if not (config.stage1.epochs and config.stage2.epochs):
         raise ConfigError("the ablations take parts from a search of both stages; this run has one")
-    arms, titles = [], _titles(lab)
+    arms, titles = [], _titles(context)
     for name, settings in ABLATIONS.items():
-        if name == "static-margin" and lab.store.info.task == "classification":
+        if name == "static-margin" and context.store.info.task == "classification":
             continue
         if name == "no-stage2":
             arms.append(Arm(name, titles[name], {}, stage=1))
@@ -85,62 +85,62 @@ def ablation_arms(lab: ExperimentContext) -> list[Arm]:
     return arms
 
 
-def _titles(lab: ExperimentContext) -> dict[str, str]:
+def _titles(context: ExperimentContext) -> dict[str, str]:
     """The ablations' titles; of two classes the loss beside the ranking is the cross-entropy."""
-    return {**_TITLES, **({"direct-mae": "direct BCE"} if lab.store.info.task == "classification" else {})}
+    return {**_TITLES, **({"direct-mae": "direct BCE"} if context.store.info.task == "classification" else {})}
 
 
-def margins(lab: ExperimentContext) -> ExperimentResult:
+def margins(context: ExperimentContext) -> ExperimentResult:
     """Table 4: ordinal groups of the dynamic margin."""
-    if lab.store.info.task == "classification":
+    if context.store.info.task == "classification":
         raise ConfigError("margins compares ordinal groups, which two classes do not have")
-    if not (lab.config.stage1.epochs or lab.config.stage2.group_weight):
+    if not (context.config.stage1.epochs or context.config.stage2.group_weight):
         raise ConfigError("margins compares ordinal groups of the ranking loss, with which this run does not train")
     names = ("overlap,5", "overlap,3", "overlap,7", "strict,5")
     arms = [Arm(name, name, {"ranking.groups": name}) for name in names]
-    models = lab.models(arms, "margins")
-    return arm_outcome(
-        lab,
+    models = context.models(arms, "margins")
+    return arm_result(
+        context,
         arms,
         models,
-        lab.printed(paper.GROUPS),
+        context.printed(paper.GROUPS),
         name="margins",
-        title=f"Groups of the dynamic margin on {lab.store.info.name}",
+        title=f"Groups of the dynamic margin on {context.store.info.name}",
         paper="Table 4",
         notes=("overlap,3 and overlap,7 have edges of our own: the paper prints none.",),
     )
 
 
-def backbones(lab: ExperimentContext) -> ExperimentResult:
+def backbones(context: ExperimentContext) -> ExperimentResult:
     """Table 11: other text encoders, each with the winner's parameters."""
-    own = lab.config.model.backbone
+    own = context.config.model.backbone
     # The paper compares them on MOSI alone; they are no worse for other data.
     wanted = [name for name in paper.BACKBONES["mosi"] if not _same(name, own)]
-    if lab.options.backbones:
-        wanted = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in lab.options.backbones]
+    if context.options.backbones:
+        wanted = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in context.options.backbones]
     others = [name for name in dict.fromkeys(wanted) if name != own]
     arms = [Arm(own, _encoder(own)), *(Arm(name, _encoder(name), {"model.backbone": name}) for name in others)]
     had, notes = [], []
     for arm in arms:
         try:
             # What keeps an encoder from being trained here is found out before any is trained.
-            prepare_features(lab.store, configured(lab.config, arm))
-            lab.check_encoders([arm])
+            prepare_features(context.store, configured(context.config, arm))
+            context.check_encoders([arm])
             had.append(arm)
         except ConfigError as error:
             notes.append(f"{arm.title} cannot be had here: {error}.")
     if not had:
         raise ConfigError(" ".join(notes))
     models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
-    models |= lab.models(had, "backbones")
-    printed = lab.printed(paper.BACKBONES)
-    return arm_outcome(
-        lab,
+    models |= context.models(had, "backbones")
+    printed = context.printed(paper.BACKBONES)
+    return arm_result(
+        context,
         arms,
         models,
         {arm.name: of for arm in arms for name, of in printed.items() if _same(name, arm.name)},
         name="backbones",
-        title=f"Text encoders on {lab.store.info.name}, with the winner's parameters",
+        title=f"Text encoders on {context.store.info.name}, with the winner's parameters",
         paper="Table 11",
         notes=(
             *notes,
@@ -164,27 +164,27 @@ LAMBDA2 = tuple(round(0.01 + 0.01 * step, 2) for step in range(10))
 """The values of Figure 8."""
 
 
-def stability(lab: ExperimentContext) -> ExperimentResult:
+def stability(context: ExperimentContext) -> ExperimentResult:
     """Figure 8: the weights of the ranking loss and of the regularisation, one at a time."""
-    if lab.store.info.task == "classification":
+    if context.store.info.task == "classification":
         raise ConfigError("stability varies the weights of Stage 1's ranking losses, which two classes do not have")
-    if not lab.config.stage1.epochs:
+    if not context.config.stage1.epochs:
         raise ConfigError("stability varies the weights of Stage 1's losses, and this run has no Stage 1")
-    metrics = [name for name in head_metrics(lab) if name not in ("pairwise_acc",)]
-    printed = lab.printed(paper.STABILITY)
+    metrics = [name for name in head_metrics(context) if name not in ("pairwise_acc",)]
+    printed = context.printed(paper.STABILITY)
     sweeps = {"stage1.group_weight": ("λ1", LAMBDA1), "stage1.reg_weight": ("λ2", LAMBDA2)}
     arms = {
         path: [Arm(f"{path}={value:g}", f"{symbol} = {value:g}", {path: value}) for value in values]
         for path, (symbol, values) in sweeps.items()
     }
-    models = lab.models([arm for of in arms.values() for arm in of], "stability")
+    models = context.models([arm for of in arms.values() for arm in of], "stability")
     tables, pictures = [], []
     for path, (symbol, values) in sweeps.items():
         swept = [models[arm.name] for arm in arms[path]]
         over = {
             (name, split): [_over(of, split, name) for of in swept] for name in metrics for split in ("valid", "test")
         }
-        notes = [f"the winner has {flatten(lab.config)[path]:g}"]
+        notes = [f"the winner has {flatten(context.config)[path]:g}"]
         notes += [note for note in (few_seeds(min(map(len, swept))),) if note]
         for split, title in (("valid", "valid, by which a setting may be chosen"), ("test", "test")):
             columns = [Column("title", symbol)]
@@ -223,7 +223,7 @@ def stability(lab: ExperimentContext) -> ExperimentResult:
         )
     return ExperimentResult(
         name="stability",
-        title=f"Stability of the loss weights on {lab.store.info.name}",
+        title=f"Stability of the loss weights on {context.store.info.name}",
         paper="Figure 8",
         tables=tables,
         pictures=pictures,

@@ -37,15 +37,14 @@ from grcf_ray.experiments.pair_statistics import (
     differing_pairs,
     fit_ols,
     permuted_p,
-    rank_correlation,
 )
 from grcf_ray.experiments.plotting import COLOURS, draw_lines, panels
 from grcf_ray.experiments.result import ExperimentResult, Picture
-from grcf_ray.experiments.statistics import spread
 from grcf_ray.losses.classification import separation_weight
 from grcf_ray.losses.regression import advantage_weight
 from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import available_threads
+from grcf_ray.statistics import rank_correlation, spread
 from grcf_ray.tables import P_VALUE, Column, Table
 from grcf_ray.train.export import SavedModel, load_model
 from grcf_ray.train.stage import use_deterministic_torch
@@ -126,14 +125,14 @@ class WeighedPairs:
         return {name: values for name, values in found.items() if len(values) and np.ptp(values)}, ordered_P
 
 
-def hard_pairs(lab: ExperimentContext) -> ExperimentResult:
+def hard_pairs(context: ExperimentContext) -> ExperimentResult:
     """Tables 6 to 8: what goes with the weight of a training pair, over the seeds of the full model."""
-    if not lab.config.model.sees_text:
+    if not context.config.model.sees_text:
         raise ConfigError("hard-pairs compares the text with the other modalities; this run's model has no text")
-    models = lab.models([full_arm(lab)], "hard-pairs")["full"]
-    task = lab.store.info.task
+    models = context.models([full_arm(context)], "hard-pairs")["full"]
+    task = context.store.info.task
     use_deterministic_torch(available_threads())
-    train = lab.store.read("train")
+    train = context.store.read("train")
     found: list[WeighedPairs] = []
     total = utterances = 0
     for model in models:
@@ -156,17 +155,17 @@ def hard_pairs(lab: ExperimentContext) -> ExperimentResult:
     tables = [_weight_table(found, subsets)]
     pictures = []
     if task == "regression":
-        tables += [_ols_table(lab, found, subsets, closeness) for closeness in _CLOSENESS]
-        tables.append(_share_table(lab, found, subsets))
+        tables += [_ols_table(context, found, subsets, closeness) for closeness in _CLOSENESS]
+        tables.append(_share_table(context, found, subsets))
         pictures.append(_near_picture(found))
-    tables += [_count_table(lab, found, subsets), _odds_table(lab, found), _rank_table(lab, found, subsets)]
+    tables += [_count_table(context, found, subsets), _odds_table(context, found), _rank_table(context, found, subsets)]
     tables.append(_share_of_the_whole(found))
     if seen:
         pictures.append(_conflict_picture(found) if task == "regression" else _quadrant_picture(found))
     pairs = len(found[0].pairs_P2)
     return ExperimentResult(
         name="hard-pairs",
-        title=f"Pairs that the advantage weights single out on {lab.store.info.name}",
+        title=f"Pairs that the advantage weights single out on {context.store.info.name}",
         paper="Tables 6 to 8, Figures 6 and 7",
         tables=[table for table in tables if table.rows],
         pictures=pictures,
@@ -176,7 +175,7 @@ def hard_pairs(lab: ExperimentContext) -> ExperimentResult:
             + (f", of which {pairs} are drawn, each as likely as any other (seed {_SEED})." if total > pairs else "."),
             "The weight is the loss's own, over all these pairs together: "
             + ("eq. 19." if task == "classification" else "eq. 9."),
-            *_missing(lab, seen),
+            *_missing(context, seen),
             *(
                 (
                     "A modality is scored alone by the full model with the others masked: audio and vision as if the "
@@ -249,11 +248,11 @@ def _over(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": figure.mean if figure else None, "deviation": figure.deviation if figure else None}
 
 
-def _missing(lab: ExperimentContext, seen: Sequence[str]) -> list[str]:
+def _missing(context: ExperimentContext, seen: Sequence[str]) -> list[str]:
     lacking = [name for name in ("vision", "audio") if name not in seen]
     if not lacking:
         return []
-    there = {"audio": lab.store.info.audio_dim, "vision": lab.store.info.vision_dim}
+    there = {"audio": context.store.info.audio_dim, "vision": context.store.info.vision_dim}
     needs = [f"{name} ({'the winner does not read it' if there[name] else 'the data have none'})" for name in lacking]
     what = "conflicts of any kind" if not seen else f"conflicts of {' and '.join(lacking)}"
     return [f"Cells with -: {what} need features of {' and '.join(needs)}."]
@@ -289,10 +288,10 @@ def _columns(title: str, subsets: Mapping[str, Any], *more: Column) -> tuple[Col
 
 
 def _ols_table(
-    lab: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]], closeness: str
+    context: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]], closeness: str
 ) -> Table:
     """The weight on nearness and conflicts: coefficients over seeds, and both kinds of p."""
-    printed = lab.printed(paper.CONFLICTS)
+    printed = context.printed(paper.CONFLICTS)
     rows: list[dict[str, Any]] = []
     for subset, of in subsets.items():
         fits = [_fitted(pairs, index, closeness) for pairs, index in zip(found, of, strict=True)]
@@ -384,9 +383,11 @@ def _fitted(pairs: WeighedPairs, index: Ints, closeness: str) -> tuple[Fit | Non
     return fit, dict(zip(predictors, permuted, strict=True))
 
 
-def _share_table(lab: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]) -> Table:
+def _share_table(
+    context: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]
+) -> Table:
     """Which modalities are in conflict, as shares of the pairs that add up to 1."""
-    printed = lab.printed(paper.CONFLICTS).get("shares", {})
+    printed = context.printed(paper.CONFLICTS).get("shares", {})
     shares = {
         subset: [conflict_shares(pairs, index) for pairs, index in zip(found, of, strict=True)]
         for subset, of in subsets.items()
@@ -419,9 +420,11 @@ def conflict_shares(pairs: WeighedPairs, index_P: Ints) -> dict[tuple[str, ...],
     }
 
 
-def _count_table(lab: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]) -> Table:
+def _count_table(
+    context: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]
+) -> Table:
     """Table 7: mean weight by conflict count, with how many pairs have it."""
-    printed = lab.printed(paper.CONFLICTS)
+    printed = context.printed(paper.CONFLICTS)
     rows = []
     for count in range(len(_LETTERS) + 1):
         row: dict[str, Any] = {
@@ -452,9 +455,9 @@ def _mean(values: Floats) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _odds_table(lab: ExperimentContext, found: Sequence[WeighedPairs]) -> Table:
+def _odds_table(context: ExperimentContext, found: Sequence[WeighedPairs]) -> Table:
     """Table 8: mean weight by whether text and another modality are at odds."""
-    printed = lab.printed(paper.CONFLICTS).get("modalities", {})
+    printed = context.printed(paper.CONFLICTS).get("modalities", {})
     rows = []
     for name in ("vision", "audio"):
         for odds in (False, True):
@@ -475,9 +478,11 @@ def _odds_table(lab: ExperimentContext, found: Sequence[WeighedPairs]) -> Table:
     return Table("modalities", "Mean weight by whether text and another modality are at odds", columns, rows)
 
 
-def _rank_table(lab: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]) -> Table:
-    printed = lab.printed(paper.CONFLICTS).get("spearman")
-    theirs = "all" if lab.store.info.task == "classification" else "top 5 %"
+def _rank_table(
+    context: ExperimentContext, found: Sequence[WeighedPairs], subsets: Mapping[str, Sequence[Ints]]
+) -> Table:
+    printed = context.printed(paper.CONFLICTS).get("spearman")
+    theirs = "all" if context.store.info.task == "classification" else "top 5 %"
     rows = []
     for subset, of in subsets.items():
         values, permuted = [], []

@@ -11,30 +11,32 @@ from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import full_arm, head_metrics
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.result import ExperimentResult
-from grcf_ray.experiments.statistics import spread
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, Ties, split_metric
 from grcf_ray.report.view import Predictions
 from grcf_ray.search.comparisons import few_seeds
+from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
 
 _TIES: Mapping[Ties, str] = {"drop": "PairwiseAcc (ties dropped)", "literal": "PairwiseAcc (eq. 28 as printed)"}
 """Both readings of eq. 28, which stand in place of the one that the run was measured by."""
 
 
-def main(lab: ExperimentContext) -> ExperimentResult:
+def main(context: ExperimentContext) -> ExperimentResult:
     """Tables 1 and 2, Figure 4: methods by metric, the paper's rows first and ours last."""
-    models = lab.models([full_arm(lab)], "main")["full"]
-    # A lab starts from a run whose winner has been measured.
-    assert lab.view.metrics is not None
-    printed = dict(lab.printed_results)
-    baselines = lab.printed(paper.BASELINES)
+    models = context.models([full_arm(context)], "main")["full"]
+    # A context starts from a run whose winner has been measured.
+    assert context.view.metrics is not None
+    printed = dict(context.printed_results)
+    baselines = context.printed(paper.BASELINES)
     found: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in baselines.items()}
     if printed:
         found["GRCF, the paper"] = printed
     # A run of the first releases has no scores of its winner on record.
-    scored = lab.view.scored("test")
-    found["the search's winner, one seed"] = lab.view.metrics["test"] | (_both_ties(lab, scored) if scored else {})
-    tests = [{**model.metrics["test"], **_both_ties(lab, model.scored("test"))} for model in models]
+    scored = context.view.scored("test")
+    found["the search's winner, one seed"] = context.view.metrics["test"] | (
+        _both_ties(context, scored) if scored else {}
+    )
+    tests = [{**model.metrics["test"], **_both_ties(context, model.scored("test"))} for model in models]
     # What is undefined for one of the models, such as a correlation of constant scores, has no mean.
     shared = set.intersection(*map(set, tests))
     over = {name: spread([test[name] for test in tests]) for name in shared}
@@ -42,14 +44,16 @@ def main(lab: ExperimentContext) -> ExperimentResult:
     found["± deviation"] = {name: figure.deviation for name, figure in over.items()}
 
     titles = {**METRIC_TITLES, **{_key(ties): title for ties, title in _TIES.items()}}
-    metrics = [key for name in head_metrics(lab) for key in (map(_key, _TIES) if name == "pairwise_acc" else [name])]
+    metrics = [
+        key for name in head_metrics(context) for key in (map(_key, _TIES) if name == "pairwise_acc" else [name])
+    ]
     # The paper's baselines have the weighted F1 where GRCF has the positive class's.
     metrics += [name for figures in baselines.values() for name in figures if name not in metrics]
     metrics = list(dict.fromkeys(metrics))
     falling = [titles[name] for name in metrics if METRIC_DIRECTIONS.get(name) == "min"]
-    result = Table(
+    results = Table(
         "results",
-        f"{lab.facts.title if lab.facts else lab.store.info.name}, test",
+        f"{context.facts.title if context.facts else context.store.info.name}, test",
         (
             Column("title", "method"),
             *(Column(name, titles[name], "{:.4f}") for name in metrics),
@@ -60,13 +64,13 @@ def main(lab: ExperimentContext) -> ExperimentResult:
             *(note for note in (few_seeds(len(models)),) if note),
         ],
     )
-    tables, reasons = [result], list(lab.view.metrics["not_comparable"])
+    tables, reasons = [results], list(context.view.metrics["not_comparable"])
     if printed and reasons:
         rows = [{"reason": reason} for reason in reasons]
         tables.insert(0, Table("not comparable", "Not comparable with the paper", (Column("reason", "here"),), rows))
     return ExperimentResult(
         name="main",
-        title=f"Main results on {lab.store.info.name}",
+        title=f"Main results on {context.store.info.name}",
         paper="Tables 1 and 2, Figure 4",
         tables=tables,
         notes=(
@@ -91,7 +95,7 @@ def main(lab: ExperimentContext) -> ExperimentResult:
                 (
                     "PairwiseAcc: eq. 28 as printed depends on the order of the rows where labels or scores tie. With "
                     "ties dropped, pairs of equal labels are left out and equal scores are wrong. This run has "
-                    f"metrics.ties = {lab.config.metrics.ties}.",
+                    f"metrics.ties = {context.config.metrics.ties}.",
                 )
                 if _key("drop") in metrics
                 else ()
@@ -106,16 +110,16 @@ def _key(ties: Ties) -> str:
     return f"pairwise_acc_{ties}"
 
 
-def _both_ties(lab: ExperimentContext, scored: Predictions) -> dict[str, float]:
+def _both_ties(context: ExperimentContext, scored: Predictions) -> dict[str, float]:
     """PairwiseAcc of a split's rows, in their order, under both readings; without those that are undefined."""
     found = {
         _key(ties): split_metric(
             "pairwise_acc",
             scored.score_N,
             scored.label_N,
-            protocol=lab.protocol,
-            limit=lab.half_range,
-            center=lab.center,
+            protocol=context.protocol,
+            limit=context.half_range,
+            center=context.center,
             ties=ties,
         )
         for ties in _TIES

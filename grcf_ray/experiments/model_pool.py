@@ -128,7 +128,7 @@ class PoolTrials:
         return fresh_seed(self.seed, stage, self.entries[int(params.get("finalist", number))].index)
 
 
-class Pool:
+class ModelPool:
     """The trained models of one shape. entries: in the order in which they were first asked for."""
 
     def __init__(self, record: RunRecord, *, last: int) -> None:

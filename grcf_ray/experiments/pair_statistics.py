@@ -52,45 +52,36 @@ class Fit:
     n: int
 
 
-def fit_ols(outcome_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
-    """The outcome on a constant, `const`, and the predictors [P].
+def fit_ols(response_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
+    """The result on a constant, `const`, and the predictors [P].
 
     ValueError where there are too few observations, or a predictor is constant or a combination of others.
     """
     from scipy import stats
 
     names = ("const", *predictors)
-    design_PK = np.stack([np.ones(len(outcome_P)), *predictors.values()], axis=1)
-    freedom = len(outcome_P) - len(names)
+    design_PK = np.stack([np.ones(len(response_P)), *predictors.values()], axis=1)
+    freedom = len(response_P) - len(names)
     if freedom < 1:
-        raise ValueError(f"{len(outcome_P)} observations for {len(names)} coefficients")
+        raise ValueError(f"{len(response_P)} observations for {len(names)} coefficients")
     q_PK, r_KK = np.linalg.qr(design_PK)
     if (np.abs(np.diag(r_KK)) <= 1e-10 * np.linalg.norm(design_PK, axis=0)).any():
         raise ValueError("a predictor is constant, or follows from the others")
     inverse_KK = np.linalg.inv(r_KK)
-    coefficient_K = inverse_KK @ (q_PK.T @ outcome_P)
-    rest_P = outcome_P - design_PK @ coefficient_K
+    coefficient_K = inverse_KK @ (q_PK.T @ response_P)
+    rest_P = response_P - design_PK @ coefficient_K
     variance = float(rest_P @ rest_P) / freedom
     error_K = np.sqrt(variance * np.square(inverse_KK).sum(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         t_K = coefficient_K / error_K
     p_K = 2 * stats.t.sf(np.abs(t_K), freedom)
-    spread = float(np.square(outcome_P - outcome_P.mean()).sum())
+    spread = float(np.square(response_P - response_P.mean()).sum())
 
     def named(values_K: Floats) -> dict[str, float]:
         return dict(zip(names, values_K.tolist(), strict=True))
 
     r2 = 1 - float(rest_P @ rest_P) / spread if spread else 0.0
-    return Fit(named(coefficient_K), named(error_K), named(t_K), named(p_K), r2, len(outcome_P))
-
-
-def rank_correlation(one_P: Floats, other_P: Floats) -> float:
-    """Spearman's, ties by their mean rank; nan where either is constant."""
-    from scipy import stats
-
-    if len(one_P) < 2 or not np.ptp(one_P) or not np.ptp(other_P):
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(one_P), stats.rankdata(other_P))[0, 1])
+    return Fit(named(coefficient_K), named(error_K), named(t_K), named(p_K), r2, len(response_P))
 
 
 def permuted_p(

@@ -18,7 +18,6 @@ from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.grids import ablation_arms
 from grcf_ray.experiments.plotting import COLOURS, panels
 from grcf_ray.experiments.result import ExperimentResult, Picture
-from grcf_ray.experiments.statistics import paired_p, spread
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.curves import curves_data
@@ -28,6 +27,7 @@ from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.figures.projection import projection_data
 from grcf_ray.report.view import Predictions
 from grcf_ray.search.comparisons import few_seeds
+from grcf_ray.statistics import paired_p, spread
 from grcf_ray.tables import P_VALUE, Column, Table
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ _BLOCK = 512
 """Case-study samples whose distances are taken at a time."""
 
 
-def tsne(lab: ExperimentContext) -> ExperimentResult:
+def tsne(context: ExperimentContext) -> ExperimentResult:
     """Figure 5: z_final of test in the full model and its ablations, and how compact the case-study samples lie."""
-    arms = [arm for arm in ablation_arms(lab) if arm.name in _PANELS]
-    models = lab.models(arms, "tsne")
-    task, label_range = lab.store.info.task, lab.store.info.label_range
+    arms = [arm for arm in ablation_arms(context) if arm.name in _PANELS]
+    models = context.models(arms, "tsne")
+    task, label_range = context.store.info.task, context.store.info.label_range
     shown, rows, notes = [], [], []
     by_seed: dict[str, dict[int, float]] = {}
     for letter, arm in zip("abcde", arms, strict=False):
@@ -59,11 +59,15 @@ def tsne(lab: ExperimentContext) -> ExperimentResult:
             notes.append(f"{arm.title}: too few utterances, or the same representation of all of them; not drawn.")
         else:
             shown.append(found | {"title": f"({letter}) {arm.title}", "index": of[0].index})
-        figures = [cluster_figures(one.state_ND, _cases(one, lab)) for one in scored]
+        figures = [cluster_figures(one.state_ND, _cases(one, context)) for one in scored]
         by_seed[arm.name] = {
             model.index: figure["silhouette"] for model, figure in zip(of, figures, strict=True) if figure
         }
-        row: dict[str, Any] = {"name": arm.name, "title": arm.title, "paper": lab.printed(paper.CLUSTERS).get(arm.name)}
+        row: dict[str, Any] = {
+            "name": arm.name,
+            "title": arm.title,
+            "paper": context.printed(paper.CLUSTERS).get(arm.name),
+        }
         for name in ("silhouette", "ratio"):
             if values := [figure[name] for figure in figures if figure is not None]:
                 over = spread(values)
@@ -73,7 +77,7 @@ def tsne(lab: ExperimentContext) -> ExperimentResult:
         rows.append(row | {"seeds": len(figures)})
     if not shown:
         raise ConfigError("t-SNE needs five test utterances and more whose representations differ")
-    case_N = _cases(models["full"][0].scored("test"), lab)
+    case_N = _cases(models["full"][0].scored("test"), context)
     if cluster_figures(np.zeros((len(case_N), 1), np.float32), case_N) is None:
         notes.append(
             f"Case-study samples among the {len(case_N)} test utterances: {case_N.sum()}. A cluster takes two, and one "
@@ -95,7 +99,7 @@ def tsne(lab: ExperimentContext) -> ExperimentResult:
             Column("ratio", "within / between", "{:.3f}"),
             Column("ratio deviation", "deviation", "{:.3f}"),
             Column("seeds", "seeds"),
-            *([Column("paper", "the paper sees")] if lab.printed(paper.CLUSTERS) else []),
+            *([Column("paper", "the paper sees")] if context.printed(paper.CLUSTERS) else []),
         ),
         rows,
         [
@@ -116,7 +120,7 @@ def tsne(lab: ExperimentContext) -> ExperimentResult:
     )
     return ExperimentResult(
         name="tsne",
-        title=f"Representations of the ablations on {lab.store.info.name}",
+        title=f"Representations of the ablations on {context.store.info.name}",
         paper="Figure 5",
         tables=[table],
         pictures=[picture],
@@ -155,11 +159,11 @@ def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) ->
     return {"silhouette": float(silhouette_C.mean()), "ratio": float(within_C.mean()) / apart if apart else 1.0}
 
 
-def _cases(scored: Predictions, lab: ExperimentContext) -> NDArray[np.bool_]:
+def _cases(scored: Predictions, context: ExperimentContext) -> NDArray[np.bool_]:
     """[N] whether an utterance is one whose cluster is looked at: a label below -2 of 3, or the positive class."""
-    if lab.store.info.task == "classification":
-        return scored.label_N > lab.center
-    return scored.label_N < round(lab.center - 2 * lab.half_range / 3, LABEL_DECIMALS)
+    if context.store.info.task == "classification":
+        return scored.label_N > context.center
+    return scored.label_N < round(context.center - 2 * context.half_range / 3, LABEL_DECIMALS)
 
 
 def draw_projections(data: Mapping[str, Any]) -> Figure:
@@ -194,15 +198,15 @@ def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[floa
     return [p["x"] for p in points], [p["y"] for p in points]
 
 
-def importance(lab: ExperimentContext) -> ExperimentResult:
+def importance(context: ExperimentContext) -> ExperimentResult:
     """Figure 9: which searched parameters mattered in each stage."""
     tables, shown, notes = [], [], []
     for stage in _STAGES:
-        trials = lab.view.trials[stage]
+        trials = context.view.trials[stage]
         if not trials:
             continue
-        data = importance_data(trials, stage, space_of(lab.view))
-        metric = METRIC_TITLES[lab.view.objective(stage)]
+        data = importance_data(trials, stage, space_of(context.view))
+        metric = METRIC_TITLES[context.view.objective(stage)]
         if not data["methods"]:
             notes.append(
                 f"Stage {stage}: {data['trials']} trials that ran to the end tell nothing; too few, or all alike."
@@ -210,7 +214,7 @@ def importance(lab: ExperimentContext) -> ExperimentResult:
             continue
         if warning := importance_warning(data):
             notes.append(f"Stage {stage}: {warning[0].lower()}{warning[1:]}")
-        tables.append(_importance_table(data, stage, metric, lab.printed(paper.IMPORTANCE).get(stage)))
+        tables.append(_importance_table(data, stage, metric, context.printed(paper.IMPORTANCE).get(stage)))
         shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
     if not shown:
         asked = "A search with --set search.pruning=false stops none early."
@@ -224,7 +228,7 @@ def importance(lab: ExperimentContext) -> ExperimentResult:
     )
     return ExperimentResult(
         name="importance",
-        title=f"Importance of the searched parameters on {lab.store.info.name}",
+        title=f"Importance of the searched parameters on {context.store.info.name}",
         paper="Figure 9",
         tables=tables,
         pictures=[picture],
@@ -280,11 +284,11 @@ def draw_importances(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def curves(lab: ExperimentContext) -> ExperimentResult:
+def curves(context: ExperimentContext) -> ExperimentResult:
     """Figure 3: the losses of the winner's stages by term."""
     tables, shown = [], []
     for stage in _STAGES:
-        data = curves_data(lab.view, stage)
+        data = curves_data(context.view, stage)
         if data is None or not data["terms"]:
             continue
         rows = []
@@ -292,7 +296,7 @@ def curves(lab: ExperimentContext) -> ExperimentResult:
             known = [value for value in values if value is not None]
             if known:
                 row = {"title": term, "first": known[0], "last": known[-1], "low": min(known), "high": max(known)}
-                rows.append(row | {"paper": lab.printed(paper.CURVES).get((stage, term))})
+                rows.append(row | {"paper": context.printed(paper.CURVES).get((stage, term))})
         tables.append(
             Table(
                 f"stage{stage}",
@@ -303,7 +307,7 @@ def curves(lab: ExperimentContext) -> ExperimentResult:
                     Column("last", "last", "{:.4f}"),
                     Column("low", "lowest", "{:.4f}"),
                     Column("high", "highest", "{:.4f}"),
-                    *([Column("paper", "the paper sees")] if lab.printed(paper.CURVES) else []),
+                    *([Column("paper", "the paper sees")] if context.printed(paper.CURVES) else []),
                 ),
                 rows,
                 ("terms are before their weights; total is weighted",),
@@ -321,7 +325,7 @@ def curves(lab: ExperimentContext) -> ExperimentResult:
     )
     return ExperimentResult(
         name="curves",
-        title=f"Training curves on {lab.store.info.name}",
+        title=f"Training curves on {context.store.info.name}",
         paper="Figure 3",
         tables=tables,
         pictures=[picture],
@@ -359,14 +363,14 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
     return [np.nan if value is None else value for value in values]
 
 
-def scatter(lab: ExperimentContext) -> ExperimentResult:
+def scatter(context: ExperimentContext) -> ExperimentResult:
     """Figure 10: truth against prediction of the winner on test; of two classes, the scores of each."""
-    scored = lab.view.scored("test")
-    if scored is None or lab.view.metrics is None:
+    scored = context.view.scored("test")
+    if scored is None or context.view.metrics is None:
         raise ConfigError("the run has no predictions of its winner on record; a search of this version writes them")
-    recorded, printed = lab.view.metrics["test"], lab.printed_results
-    label_range = lab.store.info.label_range
-    two = lab.store.info.task == "classification"
+    recorded, printed = context.view.metrics["test"], context.printed_results
+    label_range = context.store.info.label_range
+    two = context.store.info.task == "classification"
     if two:
         names, data = ("auroc", "acc2"), class_scores_data(scored, label_range, recorded)
     else:
@@ -393,7 +397,7 @@ def scatter(lab: ExperimentContext) -> ExperimentResult:
     )
     return ExperimentResult(
         name="scatter",
-        title=f"Truth against prediction on {lab.store.info.name}",
+        title=f"Truth against prediction on {context.store.info.name}",
         paper="Figure 10",
         tables=[table],
         pictures=[picture],

@@ -92,10 +92,10 @@ class ExperimentResult:
         return "\n".join([*comments, "", "\n\n".join(table.latex() for table in self.tables), ""])
 
 
-def write_result(outcome: ExperimentResult, place: StoragePath) -> None:
+def write_result(result: ExperimentResult, place: StoragePath) -> None:
     """Write an experiment's result; the page is whole in itself."""
     pictures = []
-    for picture in outcome.pictures:
+    for picture in result.pictures:
         figure = picture.draw(picture.data)
         for kind in ("png", "pdf"):
             with (place / f"figure-{picture.name}.{kind}").writing() as path:
@@ -105,18 +105,18 @@ def write_result(outcome: ExperimentResult, place: StoragePath) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
         pictures.append((picture, base64.b64encode(buffer.getvalue()).decode()))
-    (place / "result.md").write_text(outcome.markdown())
-    (place / "result.tex").write_text(outcome.latex())
-    (place / "index.html").write_text(_page(outcome, pictures))
+    (place / "result.md").write_text(result.markdown())
+    (place / "result.tex").write_text(result.latex())
+    (place / "index.html").write_text(_page(result, pictures))
     # Last: where it is, the rest is.
-    (place / "result.json").write_json(outcome.as_dict())
+    (place / "result.json").write_json(result.as_dict())
 
 
 def _shown(value: Any) -> str:
     return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
 
 
-def _page(outcome: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) -> str:
+def _page(result: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) -> str:
     tables = [
         html.Table(
             caption=table.title,
@@ -124,13 +124,13 @@ def _page(outcome: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) ->
             rows=table.cells(),
             hidden_caption=True,
         )
-        for table in outcome.tables
+        for table in result.tables
     ]
     return html.render(
         "experiment.html",
         style=html.template_source("style.css"),
-        result=outcome,
-        tables=[(content, map(sentence, table.notes)) for content, table in zip(tables, outcome.tables, strict=True)],
+        result=result,
+        tables=[(content, map(sentence, table.notes)) for content, table in zip(tables, result.tables, strict=True)],
         pictures=pictures,
-        about={key: _shown(value) for key, value in outcome.about.items()},
+        about={key: _shown(value) for key, value in result.about.items()},
     )

@@ -43,40 +43,40 @@ def retuned_space(space: Space, ablation: str) -> Space:
     return own
 
 
-def spent(lab: ExperimentContext) -> Space:
+def spent(context: ExperimentContext) -> Space:
     """What the run searched, with the trials that it had in each stage: fewer than asked for where its time was up."""
-    asked = grown(lab.record, lab.space)
+    asked = grown(context.record, context.space)
     budgets = flatten(asked.config())
-    had = {f"search.stage{stage}_trials": len(trials) for stage, trials in lab.view.trials.items() if trials}
+    had = {f"search.stage{stage}_trials": len(trials) for stage, trials in context.view.trials.items() if trials}
     return asked.with_settings({path: min(number, budgets[path]) for path, number in had.items()})
 
 
-def retuned_arm(lab: ExperimentContext, arm: Arm, ablation: str) -> Arm:
+def retuned_arm(context: ExperimentContext, arm: Arm, ablation: str) -> Arm:
     """The ablation's arm with the parameters that its own search finds; a search that has ended is not run again."""
-    space = retuned_space(spent(lab), ablation)
-    record = RunRecord(lab.record.place / "reproduce" / "retuned" / ablation)
+    space = retuned_space(spent(context), ablation)
+    record = RunRecord(context.record.place / "reproduce" / "retuned" / ablation)
     session = Session(
         record=record,
         space=space,
-        store=lab.store,
+        store=context.store,
         seeds=0,
         reopen=False,
         time_budget=None,
-        command=lab.command,
+        command=context.command,
         write_card=write_card,
-        listeners=lab.listeners,
+        listeners=context.listeners,
     )
     if not session.finished():
         # Before hours of search, whose parameters would be those of another encoder.
-        lab.check_encoder()
+        context.check_encoder()
         console.progress(f"Searching {arm.title} anew")
         room = session.check()
         # Its winner is measured too, once it is fixed.
-        note_test_read(lab.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
+        note_test_read(context.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
         session.run(room)
     winner = RunView.read(record).winner
     assert winner is not None
-    base = flatten(lab.config)
+    base = flatten(context.config)
     settings = {
         path: value
         for path, value in flatten(config_of(space, record, winner)).items()

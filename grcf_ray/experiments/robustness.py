@@ -17,15 +17,15 @@ from grcf_ray import console
 from grcf_ray.data.frames import Frames
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import paper
-from grcf_ray.experiments.arms import Rescored, arm_outcome, figures, head_metrics
+from grcf_ray.experiments.arms import Rescored, arm_result, figures, head_metrics
 from grcf_ray.experiments.context import ExperimentContext, Model
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_lines
 from grcf_ray.experiments.result import ExperimentResult, Picture
-from grcf_ray.experiments.statistics import spread
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import note_test_read
+from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import text_vectors
 from grcf_ray.train.export import SavedModel, load_model
@@ -40,22 +40,22 @@ _SHOWN = {"text+vision+audio": "T + V + A", "text+vision": "T + V", "text+audio"
 """Rows of Table 10: what the model is shown."""
 
 
-def noise(lab: ExperimentContext) -> ExperimentResult:
+def noise(context: ExperimentContext) -> ExperimentResult:
     """Table 5: Gaussian noise on the audio and vision of test, at inference."""
-    arm, notes = _full_model(lab)
-    models = lab.models([arm], "noise")[arm.name]
-    metrics = head_metrics(lab)[:2]
+    arm, notes = _full_model(context)
+    models = context.models([arm], "noise")[arm.name]
+    metrics = head_metrics(context)[:2]
     # By way, then deviation: of each seed the figures of every draw.
     found: dict[str, dict[float, list[list[dict[str, float]]]]] = {}
-    for model, reader in _readers(lab, models, "noise"):
+    for model, reader in _readers(context, models, "noise"):
         for way, scales in _scales(reader.saved).items():
             for index, sigma in enumerate(SIGMAS if scales else SIGMAS[:1]):
                 draws = []
                 for draw in range(DRAWS if sigma else 1):
                     # The same noise for every model.
-                    rng = np.random.default_rng([lab.config.seed, index, draw])
+                    rng = np.random.default_rng([context.config.seed, index, draw])
                     score_N = reader.score(_noisy(reader.table, scales, sigma, rng))
-                    draws.append(figures(lab, score_N, model.scored("test").label_N))
+                    draws.append(figures(context, score_N, model.scored("test").label_N))
                 found.setdefault(way, {}).setdefault(sigma, []).append(draws)
     if not any(sigma for of in found.values() for sigma in of):
         notes.append("The data have text alone, so every σ is the clean result: the other cells need audio or vision.")
@@ -71,10 +71,10 @@ def noise(lab: ExperimentContext) -> ExperimentResult:
         f"Means over {DRAWS} draws of the noise and the seeds; deviations over seeds, of the draws' means. The noise "
         "is the same for every seed. An utterance that lacks a modality lacks it with noise too."
     )
-    tables = [_noise_table(lab, way, found[way], metrics) for way in found]
+    tables = [_noise_table(context, way, found[way], metrics) for way in found]
     return ExperimentResult(
         name="noise",
-        title=f"Noise on audio and vision of {lab.store.info.name}",
+        title=f"Noise on audio and vision of {context.store.info.name}",
         paper="Table 5",
         tables=tables,
         pictures=[_noise_picture(tables, metrics)] if any(len(of) > 1 for of in found.values()) else (),
@@ -83,15 +83,15 @@ def noise(lab: ExperimentContext) -> ExperimentResult:
     )
 
 
-def modalities(lab: ExperimentContext) -> ExperimentResult:
+def modalities(context: ExperimentContext) -> ExperimentResult:
     """Table 10: audio or vision taken from a model that was trained with both, at inference."""
-    if not lab.config.model.sees_text:
+    if not context.config.model.sees_text:
         raise ConfigError("modalities shows the model its text with and without audio and vision; this run's has none")
-    arm, notes = _full_model(lab)
-    models = lab.models([arm], "modalities")[arm.name]
+    arm, notes = _full_model(context)
+    models = context.models([arm], "modalities")[arm.name]
     measured: dict[str, list[Rescored]] = {name: [] for name in _SHOWN}
     missing: dict[str, list[str]] = {}
-    for model, reader in _readers(lab, models, "modalities"):
+    for model, reader in _readers(context, models, "modalities"):
         dims = reader.saved.model.modality_dims
         for name in _SHOWN:
             shown = name.split("+")
@@ -101,15 +101,15 @@ def modalities(lab: ExperimentContext) -> ExperimentResult:
             table = reader.table
             hidden = {other: pa.nulls(len(table), table.schema.field(other).type) for other in dims}
             score_N = reader.score({other: column for other, column in hidden.items() if other not in shown})
-            measured[name].append(Rescored.of(lab, model.index, model.scored("test"), score_N))
+            measured[name].append(Rescored.of(context, model.index, model.scored("test"), score_N))
     notes += [f"{_SHOWN[name]} cannot be had: the data have no {' and no '.join(of)}." for name, of in missing.items()]
-    return arm_outcome(
-        lab,
+    return arm_result(
+        context,
         [Arm(name, title) for name, title in _SHOWN.items()],
         measured,
-        lab.printed(paper.MODALITIES),
+        context.printed(paper.MODALITIES),
         name="modalities",
-        title=f"Modalities shown to the full model on {lab.store.info.name}",
+        title=f"Modalities shown to the full model on {context.store.info.name}",
         paper="Table 10",
         notes=[
             *notes,
@@ -141,14 +141,14 @@ class _Reader:
         return self.saved.score_features(dataclasses.replace(features, valid=split))
 
 
-def _full_model(lab: ExperimentContext) -> tuple[Arm, list[str]]:
+def _full_model(context: ExperimentContext) -> tuple[Arm, list[str]]:
     """The full model with every modality that the data have, and what has to be said of it."""
-    seen, info = lab.config.model.modalities, lab.store.info
+    seen, info = context.config.model.modalities, context.store.info
     has = [name for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None]
-    notes = [console.sentence(note) for note in (few_seeds(lab.seeds),) if note]
+    notes = [console.sentence(note) for note in (few_seeds(context.seeds),) if note]
     if seen == "all" or all(name in seen for name in has):
         return Arm("full", "Full model"), notes
-    every = "all" if lab.config.model.sees_text else "+".join(has)
+    every = "all" if context.config.model.sees_text else "+".join(has)
     notes.append(
         f"The search's winner sees {seen}. Here its parameters are trained with model.modalities={every}, so that "
         f"there is {' and '.join(has)} to change."
@@ -156,13 +156,13 @@ def _full_model(lab: ExperimentContext) -> tuple[Arm, list[str]]:
     return Arm("all-modalities", "Full model, all modalities", {"model.modalities": every}), notes
 
 
-def _readers(lab: ExperimentContext, models: Sequence[Model], experiment: str) -> Iterator[tuple[Model, _Reader]]:
+def _readers(context: ExperimentContext, models: Sequence[Model], experiment: str) -> Iterator[tuple[Model, _Reader]]:
     """The models one after another, each with test's texts encoded; the reading of test is noted."""
-    names = [str(model.place).removeprefix(f"{lab.record.place}/") for model in models]
-    note_test_read(lab.record.place / "best", f"reproduce {experiment}", names)
-    table = lab.store.read("test")
+    names = [str(model.place).removeprefix(f"{context.record.place}/") for model in models]
+    note_test_read(context.record.place / "best", f"reproduce {experiment}", names)
+    table = context.store.read("test")
     # As many as the clean figures were measured with: the same bits.
-    use_deterministic_torch(lab.config.search.cpus_per_worker)
+    use_deterministic_torch(context.config.search.cpus_per_worker)
     for number, model in enumerate(models, start=1):
         console.progress(f"{experiment}: model {number} of {len(models)}")
         with model.place.reading_folder() as folder:
@@ -194,12 +194,12 @@ def _noisy(
 
 
 def _noise_table(
-    lab: ExperimentContext,
+    context: ExperimentContext,
     way: str,
     found: Mapping[float, Sequence[Sequence[Mapping[str, float]]]],
     metrics: Sequence[str],
 ) -> Table:
-    printed = lab.printed(paper.NOISE)
+    printed = context.printed(paper.NOISE)
     rows = []
     for sigma in SIGMAS:
         row: dict[str, Any] = {"title": f"{sigma:g}", "sigma": sigma}

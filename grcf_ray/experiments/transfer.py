@@ -22,7 +22,7 @@ from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import paper
-from grcf_ray.experiments.arms import Measured, Rescored, arm_outcome
+from grcf_ray.experiments.arms import Measured, Rescored, arm_result
 from grcf_ray.experiments.context import ExperimentContext, Model
 from grcf_ray.experiments.model_pool import Arm, configured, entry_of
 from grcf_ray.experiments.result import ExperimentResult
@@ -42,15 +42,15 @@ _TITLES = {
 _MODALITIES = {(): "text", ("audio",): "text+audio", ("vision",): "text+vision", ("audio", "vision"): "all"}
 
 
-def transfer(lab: ExperimentContext) -> ExperimentResult:
+def transfer(context: ExperimentContext) -> ExperimentResult:
     """Table 9: the run's models on another data set as they are, and after Stage 2 there."""
-    here = _target(lab)
-    there_name, here_name = lab.store.info.name, here.info.name
-    settings, notes = _shared_modalities(lab, here.info)
-    place = lab.record.place / "reproduce" / "transfer" / f"{here_name}-{here.info.fingerprint[:8]}"
-    config = _rescaled(lab, here.info)
+    here = _target(context)
+    there_name, here_name = context.store.info.name, here.info.name
+    settings, notes = _shared_modalities(context, here.info)
+    place = context.record.place / "reproduce" / "transfer" / f"{here_name}-{here.info.fingerprint[:8]}"
+    config = _rescaled(context, here.info)
     whole = Arm("there", f"Both stages on {there_name}", settings)
-    there = lab.models([whole], "transfer")[whole.name]
+    there = context.models([whole], "transfer")[whole.name]
     with there[0].place.reading_folder() as folder:
         saved = load_model(folder)
     fitted = Fitted.of(here, saved)
@@ -58,22 +58,22 @@ def transfer(lab: ExperimentContext) -> ExperimentResult:
     arms = [Arm(name, title, settings) for name, title in _TITLES.items()]
     by_name = {arm.name: arm for arm in arms}
     command = f"transfer --onto {here_name}"
-    own = lab.on(here, config, place / "in-domain")
+    own = context.on(here, config, place / "in-domain")
     in_domain = own.models([by_name["in-domain"]], command)["in-domain"]
     models: dict[str, Sequence[Measured]] = {"in-domain": in_domain}
     stages: Mapping[str, Literal[1, 2]] = {"stage1-there": 1, "both-there": 2}
     for name, stage in stages.items():
-        taken = lab.on(fitted, config, place / name)
+        taken = context.on(fitted, config, place / name)
         with taken.held():
-            _hand_over(lab, taken, (whole, by_name[name]), stage)
+            _hand_over(context, taken, (whole, by_name[name]), stage)
         models |= taken.models([by_name[name]], command)
     models["zero-shot"] = [
         Rescored.of(own, model.index, in_domain[0].scored("test"), score_N)
-        for model, score_N in _zero_shot(lab, there, here, command)
+        for model, score_N in _zero_shot(context, there, here, command)
     ]
-    if here.info.label_range != lab.store.info.label_range:
+    if here.info.label_range != context.store.info.label_range:
         notes.append("Label ranges differ: scores, margins and the model's reach are scaled from the one to the other.")
-    return arm_outcome(
+    return arm_result(
         own,
         arms,
         models,
@@ -126,32 +126,32 @@ class Fitted(DatasetStore):
         return fit_features(table, self.info, self.saved, asked=True)
 
 
-def _target(lab: ExperimentContext) -> DatasetStore:
-    if lab.options.onto is None:
+def _target(context: ExperimentContext) -> DatasetStore:
+    if context.options.onto is None:
         raise ConfigError("transfer takes the run's models to another data set: --onto NAME")
-    if not (lab.config.stage1.epochs and lab.config.stage2.epochs):
+    if not (context.config.stage1.epochs and context.config.stage2.epochs):
         raise ConfigError("transfer takes models of both stages; this run has one")
-    here = find_data(lab.options.onto, lab.options.onto_data)
-    if here.info.fingerprint == lab.store.info.fingerprint:
+    here = find_data(context.options.onto, context.options.onto_data)
+    if here.info.fingerprint == context.store.info.fingerprint:
         raise ConfigError(f"--onto {here.info.name}: the run was searched on these very data; give others")
-    if here.info.task != lab.store.info.task:
+    if here.info.task != context.store.info.task:
         raise ConfigError(
-            f"the run was searched for {lab.store.info.task}, and {here.info.name} is for {here.info.task}"
+            f"the run was searched for {context.store.info.task}, and {here.info.name} is for {here.info.task}"
         )
     return here
 
 
-def _shared_modalities(lab: ExperimentContext, here: TableInfo) -> tuple[dict[str, Any], list[str]]:
+def _shared_modalities(context: ExperimentContext, here: TableInfo) -> tuple[dict[str, Any], list[str]]:
     """The setting that makes all rows see what both data sets have, and what has to be said of it."""
 
     def has(info: TableInfo) -> list[str]:
         return [name for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None]
 
-    there = lab.store.info
-    seen = lab.config.model.modalities
+    there = context.store.info
+    seen = context.config.model.modalities
     sees = [name for name in has(there) if seen == "all" or name in seen]
     shared = tuple(name for name in sees if name in has(here))
-    if not lab.config.model.sees_text:
+    if not context.config.model.sees_text:
         if not shared:
             raise ConfigError(f"the winner sees {seen} alone, and {here.name} has none of it")
         wanted = "+".join(shared)
@@ -167,11 +167,11 @@ def _shared_modalities(lab: ExperimentContext, here: TableInfo) -> tuple[dict[st
     return {"model.modalities": wanted}, notes
 
 
-def _rescaled(lab: ExperimentContext, here: TableInfo) -> RunConfig:
+def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
     """The winner's configuration with its margins in the label units of here."""
-    values = flatten(lab.config)
+    values = flatten(context.config)
     low, high = here.label_range
-    ratio = (high - low) / 2 / lab.half_range
+    ratio = (high - low) / 2 / context.half_range
     powers = {
         "ranking.intra_margin": 1,
         "ranking.base_margin": 1,
@@ -183,18 +183,20 @@ def _rescaled(lab: ExperimentContext, here: TableInfo) -> RunConfig:
     return build_config(values, source=f"the winner's configuration on {here.name}")
 
 
-def _hand_over(lab: ExperimentContext, taken: ExperimentContext, arms: tuple[Arm, Arm], stage: Literal[1, 2]) -> None:
-    """Give the lab of here the weights that a stage of there ended with, as trials of a Stage 1 that is over.
+def _hand_over(
+    context: ExperimentContext, taken: ExperimentContext, arms: tuple[Arm, Arm], stage: Literal[1, 2]
+) -> None:
+    """Give the context of here the weights that a stage of there ended with, as trials of a Stage 1 that is over.
 
     arms: that of there and that of here. A seed whose training there came to nothing has a Stage 1 that did so.
     """
     whole, arm = arms
-    source, pool = lab.pool(whole), taken.pool(arm)
-    indices = range(lab.seeds)
+    source, pool = context.model_pool(whole), taken.model_pool(arm)
+    indices = range(context.seeds)
     entries = [entry_of(configured(taken.config, arm), index) for index in indices]
     pool.add(entries)
     known = {trial.number for trial in pool.record.trials(1)}
-    there = [entry_of(configured(lab.config, whole), index) for index in indices]
+    there = [entry_of(configured(context.config, whole), index) for index in indices]
     ended = zip(source.trials(1, there), source.trials(stage, there), strict=True)
     for entry, (first, given) in zip(entries, ended, strict=True):
         number = pool.entries.index(entry)
@@ -204,7 +206,7 @@ def _hand_over(lab: ExperimentContext, taken: ExperimentContext, arms: tuple[Arm
             number=number, stage=1, attempt=1, params=dict(entry.params[1]), seed=0, state="diverged", ended=now()
         )
         if first is None or given is None or given.checkpoint is None:
-            trial.error = f"stage {stage} on {lab.store.info.name} has no model under this seed"
+            trial.error = f"stage {stage} on {context.store.info.name} has no model under this seed"
         else:
             folder = pool.record.finalist_folder(number)
             digest = export_weights(
@@ -213,19 +215,19 @@ def _hand_over(lab: ExperimentContext, taken: ExperimentContext, arms: tuple[Arm
             trial.state, trial.curve, trial.seed = "complete", first.curve, first.seed
             pool.record.write_finalist(trial, digest)
             trial.checkpoint, trial.checkpoint_sha256 = f"finalists/{number:04d}/model.safetensors", digest
-            trial.notes = [f"trained on {lab.store.info.name}, the weights after stage {stage}"]
+            trial.notes = [f"trained on {context.store.info.name}, the weights after stage {stage}"]
         # Last: where it is, the weights are.
         pool.record.write_trial(trial)
 
 
 def _zero_shot(
-    lab: ExperimentContext, models: Sequence[Model], here: DatasetStore, command: str
+    context: ExperimentContext, models: Sequence[Model], here: DatasetStore, command: str
 ) -> list[tuple[Model, NDArray[np.float64]]]:
     """The scores [N] of each model of there on the test split of here; reading it is noted."""
-    names = [str(model.place).removeprefix(f"{lab.record.place}/") for model in models]
-    note_test_read(lab.record.place / "best", f"reproduce {command}", names)
+    names = [str(model.place).removeprefix(f"{context.record.place}/") for model in models]
+    note_test_read(context.record.place / "best", f"reproduce {command}", names)
     table = here.read("test")
-    use_deterministic_torch(lab.config.search.cpus_per_worker)
+    use_deterministic_torch(context.config.search.cpus_per_worker)
     scores = []
     for model in models:
         with model.place.reading_folder() as folder:

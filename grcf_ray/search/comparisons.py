@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from grcf_ray.config import Task
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import SeedsFile, read_file
+from grcf_ray.statistics import spread
 from grcf_ray.train.curve import objective_name
 
 ARMS = ("winner", "start")
@@ -119,17 +118,10 @@ def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict
 
 
 def _spread(figures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Return mean, deviation and half width of the mean's 95 % t interval for each metric that all entries have."""
-    from scipy import stats
-
-    if not figures:
-        return {}
-    names = [name for name in figures[0] if all(name in entry for entry in figures)]
-    spread: dict[str, dict[str, float | None]] = {}
-    for name in names:
-        values = np.array([entry[name] for entry in figures])
-        n = len(values)
-        deviation = float(values.std(ddof=1)) if n > 1 else None
-        half = float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5 if deviation is not None else None
-        spread[name] = {"mean": float(values.mean()), "deviation": deviation, "half_width": half}
-    return spread
+    """Return mean, deviation and half width of the 95 % t interval for each metric that all figures have."""
+    names = [name for name in figures[0] if all(name in entry for entry in figures)] if figures else []
+    spreads = {name: spread([entry[name] for entry in figures]) for name in names}
+    return {
+        name: {"mean": over.mean, "deviation": over.deviation, "half_width": over.half_width}
+        for name, over in spreads.items()
+    }

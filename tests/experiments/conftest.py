@@ -1,4 +1,4 @@
-"""What tests of experiments share: a copy of the recorded search, and a lab on it."""
+"""What tests of experiments share: a copy of the recorded search, and a context on it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the recorded run that a module's tests train in."""
-    folder = tmp_path_factory.mktemp("lab") / "run"
+    folder = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(recorded.folder, folder)
     return folder
 
 
 @pytest.fixture
-def make_lab(recorded: Any, copied: Path, ray_session: None) -> Callable[..., ExperimentContext]:
-    """Labs on the copy, or on another folder, under two seeds unless told otherwise."""
+def make_context(recorded: Any, copied: Path, ray_session: None) -> Callable[..., ExperimentContext]:
+    """Contexts on the copy, or on another folder, under two seeds unless told otherwise."""
     from grcf_ray.data.store import DatasetStore
     from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.search.record import RunRecord

@@ -15,13 +15,13 @@ from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Predictions
 
 LABELS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
-LAB: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=RunConfig(seed=0))
+CONTEXT: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=RunConfig(seed=0))
 
 
 def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
     states = np.zeros((len(LABELS), 0), np.float32)
     test = Predictions(tuple("abcdef"), tuple("abcdef"), LABELS, score_N, states)
-    return Rescored(index, test, figures(LAB, score_N, LABELS))
+    return Rescored(index, test, figures(CONTEXT, score_N, LABELS))
 
 
 def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
@@ -35,7 +35,7 @@ def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
         "near": [model(index, noise) for index, noise in enumerate(noisy)],
         "none": [],
     }
-    mae, corr = arm_tables(LAB, arms, models, metrics=("mae", "corr"), paper={"none": {"corr": 0.9}})
+    mae, corr = arm_tables(CONTEXT, arms, models, metrics=("mae", "corr"), paper={"none": {"corr": 0.9}})
     assert ["difference" in row for row in mae.rows] == [False, True, True, False]
     assert [row.get("seeds") for row in mae.rows] == [3, 3, 3, None]
     assert ["difference" in row for row in corr.rows] == [False, False, True, False]
@@ -69,7 +69,7 @@ def test_an_arm_that_lost_seeds_is_compared_over_those_it_has_and_no_other_is() 
     scores = {arm.name: LABELS + rng.normal(size=(5, len(LABELS))) for arm in arms}
     kept = {"full": range(5), "lost": (1, 4), "whole": range(5), "gone": ()}
     models = {name: [model(index, scores[name][index]) for index in indices] for name, indices in kept.items()}
-    (mae,) = arm_tables(LAB, arms, models, metrics=("mae",))
+    (mae,) = arm_tables(CONTEXT, arms, models, metrics=("mae",))
     rows = {row["name"]: row for row in mae.rows}
     error = {name: np.abs(of - LABELS).mean(axis=1) for name, of in scores.items()}
     assert rows["lost"]["difference"] == pytest.approx(np.mean([error["lost"][i] - error["full"][i] for i in (1, 4)]))
@@ -90,24 +90,26 @@ def test_changes_in_per_cent_stand_beside_the_papers() -> None:
         name: [model(index, LABELS + error) for index in range(2)]
         for name, error in (("full", 0.5), ("half", 0.75), ("twice", 1.0))
     }
-    (mae,) = arm_tables(LAB, arms, models, metrics=("mae",), changes={"half": {"mae": 12.5}})
+    (mae,) = arm_tables(CONTEXT, arms, models, metrics=("mae",), changes={"half": {"mae": 12.5}})
     assert [row.get("change") for row in mae.rows] == [None, pytest.approx(50), pytest.approx(100)]
     assert [row["paper change"] for row in mae.rows] == [None, 12.5, None]
     titles = [column.title for column in mae.columns]
     assert titles.index("paper, change %") < titles.index("change %")
-    (plain,) = arm_tables(LAB, arms, models, metrics=("mae",))
+    (plain,) = arm_tables(CONTEXT, arms, models, metrics=("mae",))
     assert not [column for column in plain.columns if "change" in column.key]
 
 
 def test_the_runs_reading_of_ties_is_what_arms_are_measured_by() -> None:
-    literal: Any = SimpleNamespace(**{**vars(LAB), "config": RunConfig(seed=0, metrics=MetricsConfig(ties="literal"))})
+    literal: Any = SimpleNamespace(
+        **{**vars(CONTEXT), "config": RunConfig(seed=0, metrics=MetricsConfig(ties="literal"))}
+    )
     label_N, score_N = np.array([2.0, 1.0, 1.0]), np.zeros(3)
-    assert figures(LAB, score_N, label_N)["pairwise_acc"] == 0.0
+    assert figures(CONTEXT, score_N, label_N)["pairwise_acc"] == 0.0
     assert figures(literal, score_N, label_N)["pairwise_acc"] == pytest.approx(1 / 3)
     assert metric_of(literal, "pairwise_acc")(score_N, label_N) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("half_range", "shown"), [(2.0, True), (5.0, True), (50.0, False)])
 def test_tables_of_own_data_show_the_accuracy_that_their_range_has(half_range: float, shown: bool) -> None:
-    lab: Any = SimpleNamespace(protocol="own", half_range=half_range, center=3.0)
-    assert ("acc_whole" in head_metrics(lab)) == shown
+    context: Any = SimpleNamespace(protocol="own", half_range=half_range, center=3.0)
+    assert ("acc_whole" in head_metrics(context)) == shown

@@ -35,15 +35,15 @@ def test_operations_of_the_encoder_are_those_of_its_products(
 ) -> None:
     """BERT of two layers, width 32 and 64 inside: projections, scores, mixing, and the two layers after it."""
     config = build_config({"model.backbone": str(tiny_backbone), "model.text_vector": "mean"})
-    outcome = complexity(config, "own", task=task, dims={"audio": None, "vision": None, **dims}, threads=1)
-    cost = {row["title"]: row["value"] for row in outcome.tables[1].rows}
+    result = complexity(config, "own", task=task, dims={"audio": None, "vision": None, **dims}, threads=1)
+    cost = {row["title"]: row["value"] for row in result.tables[1].rows}
     layer = 4 * TOKENS * 32 * 32 + 2 * TOKENS * TOKENS * 32 + 2 * TOKENS * 32 * 64
     encoder = 2 * 2 * layer
     # What comes after the encoder is a few vectors an utterance: no more than its weights twice, and pooling.
-    rows = {row["title"]: row["count"] for row in outcome.tables[0].rows}
+    rows = {row["title"]: row["count"] for row in result.tables[0].rows}
     after = sum(count for name, count in rows.items() if name not in ("Text Encoder", "GRCF (total)"))
     pooled = 2 * 2 * TOKENS * sum(dims.values())
     assert encoder <= cost["forward pass"] * 1e9 <= encoder + 2 * after + pooled
     assert cost["forward pass, one utterance at a time"] > 0
-    assert outcome.title == "Complexity of GRCF on own, tiny-bert"
-    assert all(row["paper"] is None for row in outcome.tables[0].rows) and not outcome.notes
+    assert result.title == "Complexity of GRCF on own, tiny-bert"
+    assert all(row["paper"] is None for row in result.tables[0].rows) and not result.notes

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.search.events import Event
 
-MakeLab = Callable[..., "ExperimentContext"]
+MakeContext = Callable[..., "ExperimentContext"]
 
 
 def arms() -> list[Any]:
@@ -27,7 +27,7 @@ def arms() -> list[Any]:
     ]
 
 
-def test_arms_are_trained_once_and_paired_by_seed(make_lab: MakeLab, copied: Path) -> None:
+def test_arms_are_trained_once_and_paired_by_seed(make_context: MakeContext, copied: Path) -> None:
     from grcf_ray.search.events import TrialStarted
 
     started: list[str] = []
@@ -36,8 +36,8 @@ def test_arms_are_trained_once_and_paired_by_seed(make_lab: MakeLab, copied: Pat
         if isinstance(event, TrialStarted):
             started.append(f"{event.trial.stage}/{event.trial.number}")
 
-    lab = make_lab(listeners=(listen,))
-    models = lab.models(arms(), "test")
+    context = make_context(listeners=(listen,))
+    models = context.models(arms(), "test")
     assert {name: [m.index for m in of] for name, of in models.items()} == {name: [0, 1] for name in models}
     # Full and static take 2 trials in each stage, what has no Stage 1 takes two of Stage 2, what has no Stage 2 none.
     assert sorted(started) == sorted(["1/0", "1/1", "1/2", "1/3", "2/0", "2/1", "2/2", "2/3", "2/0", "2/1"])
@@ -45,7 +45,7 @@ def test_arms_are_trained_once_and_paired_by_seed(make_lab: MakeLab, copied: Pat
     assert len({str(value) for value in figures.values()}) == 4, "every arm is a training of its own"
 
     started.clear()
-    again = make_lab(listeners=(listen,)).models(arms(), "another")
+    again = make_context(listeners=(listen,)).models(arms(), "another")
     assert started == [], "what is there is not trained again, whichever experiment asks"
     assert {name: [dict(m.metrics["test"]) for m in of] for name, of in again.items()} == figures
 
@@ -53,62 +53,68 @@ def test_arms_are_trained_once_and_paired_by_seed(make_lab: MakeLab, copied: Pat
     from grcf_ray.experiments.model_pool import Arm
 
     more = [arms()[0], Arm("strict", "strict,5", {"ranking.groups": "strict,5"})]
-    grown = make_lab(listeners=(listen,), seeds=3).models(more, "test")
+    grown = make_context(listeners=(listen,), seeds=3).models(more, "test")
     assert [m.index for m in grown["strict"]] == [0, 1, 2]
     assert len(started) == 2 * (1 + 3)
     assert [dict(m.metrics["test"]) for m in grown["full"]][:2] == figures["full"]
 
 
-def test_the_full_arm_is_the_winner_as_seeds_retrain_it(make_lab: MakeLab) -> None:
+def test_the_full_arm_is_the_winner_as_seeds_retrain_it(make_context: MakeContext) -> None:
     """The same parameters under the same seeds as `search --seeds`, whatever else is trained beside it."""
     from grcf_ray.search.seeds import fresh_seed
 
-    lab = make_lab()
-    (model, _) = lab.models([arms()[0]], "test")["full"]
+    context = make_context()
+    (model, _) = context.models([arms()[0]], "test")["full"]
     trial = next(
         t
-        for folder in (lab.record.place / "reproduce" / "models").names()
-        for t in _record(lab, folder).trials(2)
-        if (_record(lab, folder).place / "models" / f"{t.number:04d}").uri == model.place.uri
+        for folder in (context.record.place / "reproduce" / "models").names()
+        for t in _record(context, folder).trials(2)
+        if (_record(context, folder).place / "models" / f"{t.number:04d}").uri == model.place.uri
     )
-    assert trial.seed == fresh_seed(lab.config.seed, 2, 0)
-    winner = lab.view.winner
+    assert trial.seed == fresh_seed(context.config.seed, 2, 0)
+    winner = context.view.winner
     assert winner is not None
     assert {path: trial.params[path] for path in winner.params if path != "finalist"} == {
         path: value for path, value in winner.params.items() if path != "finalist"
     }
 
 
-def test_predictions_of_a_model_are_those_of_its_figures(make_lab: MakeLab) -> None:
+def test_predictions_of_a_model_are_those_of_its_figures(make_context: MakeContext) -> None:
     from grcf_ray.metrics import split_metrics
 
-    lab = make_lab()
-    for model in lab.models([arms()[0]], "test")["full"]:
+    context = make_context()
+    for model in context.models([arms()[0]], "test")["full"]:
         for split in ("valid", "test"):
             scored = model.scored(split)
             found = split_metrics(
-                scored.score_N, scored.label_N, protocol=lab.protocol, limit=lab.half_range, center=lab.center
+                scored.score_N,
+                scored.label_N,
+                protocol=context.protocol,
+                limit=context.half_range,
+                center=context.center,
             )
             assert {name: found[name] for name in model.metrics[split]} == dict(model.metrics[split])
 
 
-def test_reading_test_is_on_record(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+def test_reading_test_is_on_record(make_context: MakeContext, recorded: Any, tmp_path: Path) -> None:
     import json
 
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
-    make_lab(folder).models([arms()[2]], "margins")
+    make_context(folder).models([arms()[2]], "margins")
     reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
     assert [read["command"] for read in reads] == ["search", "reproduce margins"]
     assert len(reads[1]["models"]) == 2
     assert all(name.startswith("reproduce/models/tiny-bert-epochs-") for name in reads[1]["models"])
 
 
-def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, copied: Path, tmp_path: Path) -> None:
+def test_an_interrupted_experiment_goes_on(
+    make_context: MakeContext, recorded: Any, copied: Path, tmp_path: Path
+) -> None:
     """Ctrl-C in the middle of Stage 2: what follows trains the rest, and ends with the same figures."""
     from grcf_ray.search.events import TrialEnded, TrialStarted
 
-    whole = make_lab().models(arms()[:2], "test")
+    whole = make_context().models(arms()[:2], "test")
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
     ended: list[str] = []
@@ -121,10 +127,10 @@ def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, cop
         if isinstance(event, TrialStarted):
             ended.append(f"{event.trial.stage}/{event.trial.number}")
 
-    cut = make_lab(folder, listeners=(interrupt,))
+    cut = make_context(folder, listeners=(interrupt,))
     with pytest.raises(KeyboardInterrupt):
         cut.models(arms()[:2], "test")
-    models = make_lab(folder, listeners=(count,)).models(arms()[:2], "test")
+    models = make_context(folder, listeners=(count,)).models(arms()[:2], "test")
     assert 0 < len(ended) < 4 and all(name.startswith("2/") for name in ended)
     assert {name: [dict(m.metrics["test"]) for m in of] for name, of in models.items()} == {
         name: [dict(m.metrics["test"]) for m in of] for name, of in whole.items()
@@ -133,7 +139,7 @@ def test_an_interrupted_experiment_goes_on(make_lab: MakeLab, recorded: Any, cop
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_an_experiment_that_was_given_up_is_not_trained_by_the_next(
-    stage: int, make_lab: MakeLab, recorded: Any, tmp_path: Path
+    stage: int, make_context: MakeContext, recorded: Any, tmp_path: Path
 ) -> None:
     """Many arms are asked for and stopped in one of the stages; then one arm is trained, and nothing but it."""
     from grcf_ray.experiments.model_pool import Arm
@@ -152,12 +158,12 @@ def test_an_experiment_that_was_given_up_is_not_trained_by_the_next(
         if isinstance(event, TrialStarted):
             started.append(f"{event.trial.stage}/{event.trial.number}")
 
-    cut = make_lab(folder, listeners=(interrupt,), seeds=2)
+    cut = make_context(folder, listeners=(interrupt,), seeds=2)
     with pytest.raises(KeyboardInterrupt):
         cut.models(many, "stability")
     begun = {of: sum(len(_record(cut, name).trials(of)) for name in _shapes(cut)) for of in (1, 2)}
     assert begun[stage] < 6
-    (model,) = make_lab(folder, listeners=(count,), seeds=1).models([arms()[0]], "main")["full"]
+    (model,) = make_context(folder, listeners=(count,), seeds=1).models([arms()[0]], "main")["full"]
     assert model.metrics["test"]
     # Both stages of its own, and of the others those that were cut short.
     new = [name for name in started if int(name[2:]) >= begun[int(name[0])]]
@@ -166,16 +172,16 @@ def test_an_experiment_that_was_given_up_is_not_trained_by_the_next(
 
 @pytest.mark.parametrize("whose", ["run", "pool"])
 def test_an_encoder_with_other_weights_trains_nothing(
-    whose: str, make_lab: MakeLab, recorded: Any, tmp_path: Path
+    whose: str, make_context: MakeContext, recorded: Any, tmp_path: Path
 ) -> None:
     """Arms would be compared that began with different encoders under one name."""
     from grcf_ray.errors import ConfigError
 
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
-    lab = make_lab(folder, seeds=1)
-    record = lab.record if whose == "run" else lab.pool(arms()[2]).record
-    encoder = lab.record.read_run()["encoder"]
+    context = make_context(folder, seeds=1)
+    record = context.record if whose == "run" else context.model_pool(arms()[2]).record
+    encoder = context.record.read_run()["encoder"]
     record.write_run(
         {
             **(record.read_run() if record.exists else {"state": "running"}),
@@ -185,26 +191,28 @@ def test_an_encoder_with_other_weights_trains_nothing(
     remedy = "start from a search with these" if whose == "run" else "remove .*/reproduce/models/"
     with pytest.raises(ConfigError, match=rf"weights of .* changed .*, or {remedy}"):
         # Found out before the first shape is trained, whichever of them it is.
-        lab.models([arms()[3], arms()[2]], "test")
-    assert all(_record(lab, name).trials(stage) == [] for name in _shapes(lab) for stage in (1, 2))
+        context.models([arms()[3], arms()[2]], "test")
+    assert all(_record(context, name).trials(stage) == [] for name in _shapes(context) for stage in (1, 2))
 
 
-def test_an_encoder_with_other_weights_is_not_searched_with(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+def test_an_encoder_with_other_weights_is_not_searched_with(
+    make_context: MakeContext, recorded: Any, tmp_path: Path
+) -> None:
     from grcf_ray.errors import ConfigError
     from grcf_ray.experiments.retuned import retuned_arm
 
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
-    lab = make_lab(folder, seeds=1)
-    lab.record.update_run(encoder={**lab.record.read_run()["encoder"], "weights_sha256": "0"})
+    context = make_context(folder, seeds=1)
+    context.record.update_run(encoder={**context.record.read_run()["encoder"], "weights_sha256": "0"})
     reads = (folder / "best" / "provenance.json").read_bytes()
     with pytest.raises(ConfigError, match=r"weights of .* changed"):
-        retuned_arm(lab, arms()[3], "no-stage1")
+        retuned_arm(context, arms()[3], "no-stage1")
     assert not (folder / "reproduce").exists()
     assert (folder / "best" / "provenance.json").read_bytes() == reads
 
 
-def test_arms_that_come_to_nothing_leave_the_others(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+def test_arms_that_come_to_nothing_leave_the_others(make_context: MakeContext, recorded: Any, tmp_path: Path) -> None:
     """One arm diverges under every seed: the rest is trained and measured; without the reference nothing is said."""
     from grcf_ray.errors import NoWinnerError
     from grcf_ray.experiments.model_pool import Arm
@@ -215,42 +223,42 @@ def test_arms_that_come_to_nothing_leave_the_others(make_lab: MakeLab, recorded:
     rates = {f"stage2.{name}": 1e30 for name in ("head_lr", "encoder_top_lr", "encoder_base_lr")}
     # In a search of its own, in which nothing ends well.
     alone = Arm("alone", "alone", {**rates, "stage1.epochs": 0})
-    lab = make_lab(folder, seeds=1)
-    models = lab.models([arms()[0], wild, alone], "test")
+    context = make_context(folder, seeds=1)
+    models = context.models([arms()[0], wild, alone], "test")
     assert [model.index for model in models["full"]] == [0] and models["wild"] == models["alone"] == []
     with pytest.raises(NoWinnerError, match="no training of wild"):
-        lab.models([wild], "test")
+        context.models([wild], "test")
 
 
-def test_what_the_paper_prints_is_of_its_data_and_task(make_lab: MakeLab) -> None:
+def test_what_the_paper_prints_is_of_its_data_and_task(make_context: MakeContext) -> None:
     import dataclasses
 
     table = {"mosi": {"mae": 0.5}}
-    lab = make_lab()
-    assert lab.printed(table) == {}
-    info = dataclasses.replace(lab.store.info, name="mosi")
-    own = lab.on(dataclasses.replace(lab.store, info=info), lab.config, lab.record.place)
+    context = make_context()
+    assert context.printed(table) == {}
+    info = dataclasses.replace(context.store.info, name="mosi")
+    own = context.on(dataclasses.replace(context.store, info=info), context.config, context.record.place)
     assert own.printed(table) == {"mae": 0.5} and own.printed_results["mae"] == 0.581
     classes = dataclasses.replace(info, task="classification")
-    own = lab.on(dataclasses.replace(lab.store, info=classes), lab.config, lab.record.place)
+    own = context.on(dataclasses.replace(context.store, info=classes), context.config, context.record.place)
     assert own.printed(table) == {} and not own.printed_results
 
 
-def test_a_run_without_a_winner_is_refused(make_lab: MakeLab, recorded: Any, tmp_path: Path) -> None:
+def test_a_run_without_a_winner_is_refused(make_context: MakeContext, recorded: Any, tmp_path: Path) -> None:
     from grcf_ray.errors import DataError
 
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
     shutil.rmtree(folder / "best")
     with pytest.raises(DataError, match="start from its winner"):
-        make_lab(folder)
+        make_context(folder)
 
 
-def _shapes(lab: ExperimentContext) -> list[str]:
-    return (lab.record.place / "reproduce" / "models").names()
+def _shapes(context: ExperimentContext) -> list[str]:
+    return (context.record.place / "reproduce" / "models").names()
 
 
-def _record(lab: ExperimentContext, folder: str) -> Any:
+def _record(context: ExperimentContext, folder: str) -> Any:
     from grcf_ray.search.record import RunRecord
 
-    return RunRecord(lab.record.place / "reproduce" / "models" / folder)
+    return RunRecord(context.record.place / "reproduce" / "models" / folder)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.experiments.fake_lab import FakeLab
 
 from grcf_ray.data.datasets import find
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.hard_pairs import WeighedPairs, conflict_shares, hard_pairs, unimodal_scores
 from grcf_ray.experiments.pair_statistics import differing_pairs
+from tests.experiments.fake_context import FakeContext
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -158,10 +158,10 @@ def test_a_model_of_text_alone_has_no_modality_to_compare(make_model: MakeModel,
     assert unimodal_scores(load(make_model(modalities="text")), tiny_store.read("valid")) == {}
 
 
-def lab_of(
+def context_of(
     tiny_store: DatasetStore, folders: Sequence[Path], *, name: str, task: str, rows: slice = slice(None)
 ) -> Any:
-    """What the experiment asks of a lab, around models that are there already."""
+    """What the experiment asks of a context, around models that are there already."""
     from grcf_ray.experiments.context import Model
     from grcf_ray.storage import storage_path
 
@@ -170,7 +170,7 @@ def lab_of(
         label = pa.array([float(value > 0) for value in table["label"].to_pylist()], pa.float32())
         table = table.set_column(table.column_names.index("label"), "label", label)
     models = {"full": [Model("full", index, storage_path(folder)) for index, folder in enumerate(folders)]}
-    return FakeLab(
+    return FakeContext(
         facts=find(name),
         models=lambda arms, experiment: models,
         config=SimpleNamespace(stage2=SimpleNamespace(epochs=1), model=SimpleNamespace(sees_text=True)),
@@ -180,49 +180,49 @@ def lab_of(
     )
 
 
-def rows_of(outcome: Any, name: str) -> dict[Any, dict[str, Any]]:
-    (table,) = [table for table in outcome.tables if table.name == name]
+def rows_of(result: Any, name: str) -> dict[Any, dict[str, Any]]:
+    (table,) = [table for table in result.tables if table.name == name]
     return {row["title"]: dict(row) for row in table.rows}
 
 
 def test_regression_beside_table_6(make_model: MakeModel, tiny_store: DatasetStore) -> None:
-    outcome = hard_pairs(lab_of(tiny_store, [make_model(seed=s) for s in (0, 1)], name="mosi", task="regression"))
-    fits = rows_of(outcome, "ols minus distance")
+    result = hard_pairs(context_of(tiny_store, [make_model(seed=s) for s in (0, 1)], name="mosi", task="regression"))
+    fits = rows_of(result, "ols minus distance")
     row = fits["top 5 %: score proximity"]
     assert (row["paper coefficient"], row["paper p"]) == (1.743e-08, 0.019)
     assert (row["paper error"], row["paper n"], fits["top 5 %: R²"]["paper coefficient"]) == (7.43e-09, 3125, 0.002)
-    (table,) = [table for table in outcome.tables if table.name == "ols minus distance"]
+    (table,) = [table for table in result.tables if table.name == "ols minus distance"]
     assert {"paper std. err.", "paper pairs"} <= {column.title for column in table.columns}
     assert row["coefficient"] == pytest.approx(np.mean([one["coefficient"] for one in row["by seed"]]))
     assert row["seeds"] == 2 and 1 / 200 <= row["permuted"] <= 1
     assert "permuted" not in fits["all: const"] and fits["all: R²"]["paper coefficient"] is None
-    shares = rows_of(outcome, "shares")
+    shares = rows_of(result, "shares")
     assert shares["no conflict"]["paper"] == 0.1446 and shares["vision"]["paper"] == 0.1619
     for subset in ("top 5 %", "all"):
         assert sum(share[f"{subset} mean"] for share in shares.values()) == pytest.approx(1)
-    counts = rows_of(outcome, "counts")
-    pairs = rows_of(outcome, "weights")["pairs"]["all mean"]
+    counts = rows_of(result, "counts")
+    pairs = rows_of(result, "weights")["pairs"]["all mean"]
     assert sum(counts[count]["all pairs"] for count in range(4)) == pytest.approx(pairs)
-    assert {picture.name for picture in outcome.pictures} == {"proximity", "conflicts"}
-    assert any("Too few seeds" in note for note in outcome.notes)
-    for picture in outcome.pictures:
+    assert {picture.name for picture in result.pictures} == {"proximity", "conflicts"}
+    assert any("Too few seeds" in note for note in result.notes)
+    for picture in result.pictures:
         picture.draw(json.loads(json.dumps(picture.data)))
 
 
 def test_classification_beside_tables_7_and_8(make_model: MakeModel, tiny_store: DatasetStore) -> None:
-    outcome = hard_pairs(lab_of(tiny_store, [make_model("classification")], name="mustard", task="classification"))
-    counts, odds = rows_of(outcome, "counts"), rows_of(outcome, "modalities")
+    result = hard_pairs(context_of(tiny_store, [make_model("classification")], name="mustard", task="classification"))
+    counts, odds = rows_of(result, "counts"), rows_of(result, "modalities")
     assert [counts[count]["paper"] for count in range(4)] == [0.0085, 0.0190, 0.0500, 0.4445]
     assert [odds[f"T-{letter}, conflict"]["paper"] for letter in "VA"] == [0.0210, 0.0356]
-    pairs = rows_of(outcome, "weights")["pairs"]["all mean"]
+    pairs = rows_of(result, "weights")["pairs"]["all mean"]
     for letter in "VA":
         parts = [odds[f"T-{letter}, {status}"] for status in ("no conflict", "conflict")]
         assert sum(part["pairs"] for part in parts) == pairs
         mean = sum(part["mean"] * part["pairs"] for part in parts if part["pairs"]) / pairs
-        assert mean == pytest.approx(rows_of(outcome, "weights")["mean"]["all mean"])
-    assert rows_of(outcome, "spearman")["all"]["paper"] == 0.1659
-    assert not [table for table in outcome.tables if table.name.startswith("ols")], "two classes have one distance"
-    (picture,) = outcome.pictures
+        assert mean == pytest.approx(rows_of(result, "weights")["mean"]["all mean"])
+    assert rows_of(result, "spearman")["all"]["paper"] == 0.1659
+    assert not [table for table in result.tables if table.name.startswith("ols")], "two classes have one distance"
+    (picture,) = result.pictures
     assert [panel["title"] for panel in picture.data["panels"]] == ["T-V", "T-A"]
     picture.draw(json.loads(json.dumps(picture.data)))
 
@@ -230,20 +230,20 @@ def test_classification_beside_tables_7_and_8(make_model: MakeModel, tiny_store:
 @pytest.mark.parametrize("task", ["regression", "classification"])
 def test_text_alone_says_what_needs_features(make_model: MakeModel, tiny_store: DatasetStore, task: str) -> None:
     folder = make_model(task, "text")
-    outcome = hard_pairs(lab_of(tiny_store, [folder], name="mustard", task=task))
-    assert any(note.startswith("Cells with -: conflicts of any kind need features") for note in outcome.notes)
-    assert rows_of(outcome, "weights")["mean"]["all mean"] > 0
-    assert rows_of(outcome, "counts")[1].get("all mean") is None
-    assert rows_of(outcome, "modalities")["T-V, conflict"].get("mean") is None
+    result = hard_pairs(context_of(tiny_store, [folder], name="mustard", task=task))
+    assert any(note.startswith("Cells with -: conflicts of any kind need features") for note in result.notes)
+    assert rows_of(result, "weights")["mean"]["all mean"] > 0
+    assert rows_of(result, "counts")[1].get("all mean") is None
+    assert rows_of(result, "modalities")["T-V, conflict"].get("mean") is None
     if task == "regression":
-        fits = rows_of(outcome, "ols inverse distance")
+        fits = rows_of(result, "ols inverse distance")
         assert fits["all: score proximity"]["seeds"] == 1 and fits["all: conflict count"]["seeds"] == 0
-    assert all(len(cells) == len(table.columns) for table in outcome.tables for cells in table.cells())
+    assert all(len(cells) == len(table.columns) for table in result.tables for cells in table.cells())
 
 
 def test_nothing_to_compare_is_refused(make_model: MakeModel, tiny_store: DatasetStore) -> None:
     with pytest.raises(ConfigError, match="no pair is left"):
-        hard_pairs(lab_of(tiny_store, [make_model()], name="mosi", task="regression", rows=slice(0, 1)))
+        hard_pairs(context_of(tiny_store, [make_model()], name="mosi", task="regression", rows=slice(0, 1)))
 
 
 def test_the_commands_on_a_recorded_run(

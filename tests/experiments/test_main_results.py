@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.experiments.fake_lab import FakeLab
 
 from grcf_ray.config import RunConfig
 from grcf_ray.data.datasets import find, protocol_of
 from grcf_ray.experiments.main import main
 from grcf_ray.experiments.paper import ABLATION, ABLATION_CHANGES, BASELINES
+from tests.experiments.fake_context import FakeContext
 
 FIGURES = {"mae": 0.8, "corr": 0.7, "f1_positive": 0.8, "f1_weighted": 0.82}
 LABELS, SCORES = np.array([2.0, 1.0, 1.0]), np.zeros(3)
 """Ties alone: under eq. 28 as printed a third of the pairs agree, and none with ties dropped."""
 
 
-def lab_of(name: str, figures: list[dict[str, float]], reasons: list[str], task: Any = "regression") -> Any:
-    """What the experiment asks of a lab, with a model of these test figures for each seed."""
+def context_of(name: str, figures: list[dict[str, float]], reasons: list[str], task: Any = "regression") -> Any:
+    """What the experiment asks of a context, with a model of these test figures for each seed."""
     scored = SimpleNamespace(label_N=LABELS, score_N=SCORES)
     models = [
         SimpleNamespace(index=index, metrics={"test": test}, scored=lambda split: scored)
         for index, test in enumerate(figures)
     ]
-    return FakeLab(
+    return FakeContext(
         models=lambda arms, experiment: {arms[0].name: models},
         config=RunConfig(),
         facts=find(name),
@@ -40,10 +40,10 @@ def lab_of(name: str, figures: list[dict[str, float]], reasons: list[str], task:
 
 
 def test_reasons_come_first_and_ours_last() -> None:
-    outcome = main(lab_of("mosi", [{**FIGURES, "mae": mae} for mae in (0.8, 0.9, 1.0)], ["no vision"]))
-    assert [table.name for table in outcome.tables] == ["not comparable", "results"]
-    assert [row["reason"] for row in outcome.tables[0].rows] == ["no vision"]
-    rows = {row["title"]: row for row in outcome.tables[1].rows}
+    result = main(context_of("mosi", [{**FIGURES, "mae": mae} for mae in (0.8, 0.9, 1.0)], ["no vision"]))
+    assert [table.name for table in result.tables] == ["not comparable", "results"]
+    assert [row["reason"] for row in result.tables[0].rows] == ["no vision"]
+    rows = {row["title"]: row for row in result.tables[1].rows}
     assert list(rows) == [
         *BASELINES["mosi"],
         *("GRCF, the paper", "the search's winner, one seed", "GRCF here, mean over seeds (3)", "± deviation"),
@@ -53,11 +53,11 @@ def test_reasons_come_first_and_ours_last() -> None:
     # One column of the paper, two definitions.
     assert (rows["MOAC"]["f1_weighted"], rows["MOAC"]["f1_positive"]) == (0.89, None)
     assert (rows["GRCF, the paper"]["f1_weighted"], rows["GRCF, the paper"]["f1_positive"]) == (None, 0.885)
-    assert any("too few seeds" in note for note in outcome.tables[1].notes)
+    assert any("too few seeds" in note for note in result.tables[1].notes)
 
 
 def test_both_readings_of_eq_28_stand_side_by_side() -> None:
-    (table,) = main(lab_of("own", [FIGURES] * 5, [])).tables
+    (table,) = main(context_of("own", [FIGURES] * 5, [])).tables
     keys = [column.key for column in table.columns]
     start = keys.index("pairwise_acc_drop")
     assert keys[start : start + 2] == ["pairwise_acc_drop", "pairwise_acc_literal"] and "pairwise_acc" not in keys
@@ -70,13 +70,13 @@ def test_both_readings_of_eq_28_stand_side_by_side() -> None:
 
 def test_sims_figures_stand_beside_both_definitions() -> None:
     figures = {**FIGURES, "acc2_non0": 0.7, "acc2_mmsa": 0.72, "f1_weighted_mmsa": 0.71}
-    outcome = main(lab_of("sims_v2", [figures] * 5, []))
-    rows = {row["title"]: row for row in outcome.tables[0].rows}
+    result = main(context_of("sims_v2", [figures] * 5, []))
+    rows = {row["title"]: row for row in result.tables[0].rows}
     names = ("acc2_non0", "f1_weighted", "acc2_mmsa", "f1_weighted_mmsa")
     assert [rows["GRCF, the paper"][name] for name in names] == [0.817, 0.816, 0.817, 0.816]
     assert [rows["GRCF here, mean over seeds (5)"][name] for name in names] == pytest.approx([0.7, 0.82, 0.72, 0.71])
-    assert any("C.5" in note and "unknown" in note for note in outcome.notes)
-    assert not any("positive class's of GRCF" in note for note in outcome.notes)
+    assert any("C.5" in note and "unknown" in note for note in result.notes)
+    assert not any("positive class's of GRCF" in note for note in result.notes)
 
 
 def test_tables_1_and_2_are_whole() -> None:
@@ -139,15 +139,15 @@ def test_table_3s_changes_are_those_of_its_figures(name: str) -> None:
 )
 def test_what_the_paper_lacks_is_said(name: str, task: str, said: str) -> None:
     figures = {"acc2": 0.7, "bce": 0.6} if task == "classification" else FIGURES
-    outcome = main(lab_of(name, [figures] * 5, [], task))
-    (table,) = outcome.tables
-    assert any(said in note for note in outcome.notes)
+    result = main(context_of(name, [figures] * 5, [], task))
+    (table,) = result.tables
+    assert any(said in note for note in result.notes)
     assert not any("too few seeds" in note for note in table.notes)
     assert dataclasses.asdict(table)["rows"][-1]["title"] == "± deviation"
 
 
 def test_what_is_undefined_for_a_model_has_no_mean() -> None:
-    outcome = main(lab_of("own", [FIGURES, {name: FIGURES[name] for name in ("mae", "f1_positive")}], []))
-    rows = {row["title"]: row for row in outcome.tables[0].rows}
+    result = main(context_of("own", [FIGURES, {name: FIGURES[name] for name in ("mae", "f1_positive")}], []))
+    rows = {row["title"]: row for row in result.tables[0].rows}
     mean = rows["GRCF here, mean over seeds (2)"]
     assert (mean["mae"], mean["corr"]) == (pytest.approx(0.8), None)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grcf_ray.experiments.pair_statistics import differing_pairs, fit_ols, permuted_p, rank_correlation
+from grcf_ray.experiments.pair_statistics import differing_pairs, fit_ols, permuted_p
+from grcf_ray.statistics import rank_correlation
 
 
 def test_differing_pairs_are_those_of_a_plain_loop() -> None:
@@ -77,13 +78,6 @@ def test_ols_refuses_what_it_cannot_tell_apart() -> None:
         fit_ols(y_P, {"x": x_P, "twice": 2 * x_P + 1})
     with pytest.raises(ValueError, match="2 observations for 2"):
         fit_ols(y_P[:2], {"x": x_P[:2]})
-
-
-def test_rank_correlation_is_scipys_with_ties() -> None:
-    rng = np.random.default_rng(2)
-    one_P, other_P = rng.normal(size=60), rng.integers(0, 4, 60).astype(float)
-    assert rank_correlation(one_P, other_P) == pytest.approx(stats.spearmanr(one_P, other_P).statistic)
-    assert np.isnan(rank_correlation(one_P, np.ones(60)))
 
 
 def test_permuted_p_is_even_where_pairs_share_utterances_and_ols_is_not() -> None:

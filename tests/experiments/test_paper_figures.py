@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from tests.experiments.fake_lab import FakeLab
 
 from grcf_ray.experiments.paper_figures import cluster_figures, tsne
 from grcf_ray.report.view import Predictions
+from tests.experiments.fake_context import FakeContext
 
 
 @pytest.fixture(scope="module")
 def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the recorded run that this module's tests write in."""
-    folder = tmp_path_factory.mktemp("pictures") / "run"
+    folder = tmp_path_factory.mktemp("figures") / "run"
     shutil.copytree(recorded.folder, folder)
     return folder
 
@@ -147,7 +147,7 @@ def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
         return SimpleNamespace(index=seed, scored=lambda split: {"test": scored}[split])
 
     label_range = (-3.0, 3.0) if task == "regression" else (0.0, 1.0)
-    lab: Any = FakeLab(
+    context: Any = FakeContext(
         facts=None,
         models=models,
         config=SimpleNamespace(stage1=SimpleNamespace(epochs=1), stage2=SimpleNamespace(epochs=1)),
@@ -155,8 +155,8 @@ def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
         center=sum(label_range) / 2,
         half_range=(label_range[1] - label_range[0]) / 2,
     )
-    outcome = tsne(lab)
-    rows = {row["name"]: row for row in outcome.tables[0].rows}
+    result = tsne(context)
+    rows = {row["name"]: row for row in result.tables[0].rows}
     # Two classes have no dynamic margin.
     assert len(rows) == (5 if task == "regression" else 4)
     assert rows["full"]["silhouette"] > 0.9 and rows["full"]["ratio"] < 0.1
@@ -166,7 +166,7 @@ def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
     assert rows["no-stage1"]["difference"] == pytest.approx(gains.mean())
     assert rows["no-stage1"]["p"] == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
     assert "difference" not in rows["full"]
-    (picture,) = outcome.pictures
+    (picture,) = result.pictures
     assert [panel["index"] for panel in picture.data["panels"]] == [2] * len(rows)
     figure = picture.draw(json.loads(json.dumps(picture.data)))
     assert [len(axis.collections) for axis in figure.axes[: len(rows)]] == [2] * len(rows)

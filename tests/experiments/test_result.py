@@ -13,7 +13,7 @@ from grcf_ray.storage import storage_path
 from grcf_ray.tables import P_VALUE, Column, Table
 
 LINE = {"name": "a < b", "x": [0, 1], "y": [0.5, 1.0], "error": [0.1, 0.0]}
-OUTCOME = ExperimentResult(
+RESULT = ExperimentResult(
     name="margins",
     title="Margins of <mine> & others",
     paper="Table 4",
@@ -66,7 +66,7 @@ class Reader(HTMLParser):
 
 
 def written(tmp_path: Path) -> dict[str, Any]:
-    write_result(OUTCOME, storage_path(tmp_path / "margins"))
+    write_result(RESULT, storage_path(tmp_path / "margins"))
     return {path.name: path for path in (tmp_path / "margins").iterdir()}
 
 

@@ -21,57 +21,57 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-MakeLab = Callable[..., "ExperimentContext"]
+MakeContext = Callable[..., "ExperimentContext"]
 
 
 def row(table: Table, title: str) -> Any:
     return next(row for row in table.rows if row["title"] == title)
 
 
-def clean(lab: ExperimentContext, metric: str) -> list[float]:
+def clean(context: ExperimentContext, metric: str) -> list[float]:
     """What the full model with all modalities was measured with when it was trained."""
     from grcf_ray.experiments.robustness import _full_model
 
-    arm, _ = _full_model(lab)
-    return [model.metrics["test"][metric] for model in lab.models([arm], "test")[arm.name]]
+    arm, _ = _full_model(context)
+    return [model.metrics["test"][metric] for model in context.models([arm], "test")[arm.name]]
 
 
-def of_text_alone(lab: ExperimentContext) -> ExperimentContext:
-    """The lab as if its data had neither audio nor vision."""
+def of_text_alone(context: ExperimentContext) -> ExperimentContext:
+    """The context as if its data had neither audio nor vision."""
     from grcf_ray.experiments.model_pool import Arm, configured
 
-    lab.config = configured(lab.config, Arm("text", "text", {"model.modalities": "text"}))
-    lab.store = dataclasses.replace(
-        lab.store, info=dataclasses.replace(lab.store.info, audio_dim=None, vision_dim=None)
+    context.config = configured(context.config, Arm("text", "text", {"model.modalities": "text"}))
+    context.store = dataclasses.replace(
+        context.store, info=dataclasses.replace(context.store.info, audio_dim=None, vision_dim=None)
     )
-    return lab
+    return context
 
 
-def test_no_noise_is_the_clean_result_and_noise_is_not(make_lab: MakeLab) -> None:
+def test_no_noise_is_the_clean_result_and_noise_is_not(make_context: MakeContext) -> None:
     from grcf_ray.experiments.robustness import DRAWS, SIGMAS, noise
 
-    lab = make_lab()
-    outcome = noise(lab)
-    assert [table.name for table in outcome.tables] == ["standardised", "raw"]
-    for table in outcome.tables:
+    context = make_context()
+    result = noise(context)
+    assert [table.name for table in result.tables] == ["standardised", "raw"]
+    for table in result.tables:
         assert [row["sigma"] for row in table.rows] == list(SIGMAS)
         for metric in ("mae", "corr"):
-            assert row(table, "0")[metric] == float(np.mean(clean(lab, metric)))
+            assert row(table, "0")[metric] == float(np.mean(clean(context, metric)))
             assert row(table, "0.3")[metric] != row(table, "0")[metric]
         assert {row["seeds"] for row in table.rows} == {2}
-        by_sigma = {of["sigma"]: of["seeds"] for of in outcome.data[table.name]}
+        by_sigma = {of["sigma"]: of["seeds"] for of in result.data[table.name]}
         assert {sigma: {len(draws) for draws in seeds} for sigma, seeds in by_sigma.items()} == {
             sigma: {DRAWS if sigma else 1} for sigma in SIGMAS
         }
         means = [np.mean([draw["mae"] for draw in draws]) for draws in by_sigma[0.3]]
         assert row(table, "0.3")["mae"] == pytest.approx(np.mean(means))
         assert row(table, "0.3")["deviation mae"] == pytest.approx(np.std(means, ddof=1))
-    standardised, raw = outcome.tables
+    standardised, raw = result.tables
     # The tiny data's audio has a deviation of about ten, so that the same noise is less on its raw values.
     assert row(standardised, "0.3")["mae"] != row(raw, "0.3")["mae"]
-    panels = outcome.pictures[0].data["panels"]
-    assert [line["y"] for line in panels[0]["lines"]] == [[r["mae"] for r in table.rows] for table in outcome.tables]
-    assert any("too few seeds" in note.lower() for note in outcome.notes)
+    panels = result.pictures[0].data["panels"]
+    assert [line["y"] for line in panels[0]["lines"]] == [[r["mae"] for r in table.rows] for table in result.tables]
+    assert any("too few seeds" in note.lower() for note in result.notes)
 
 
 def test_noise_is_on_the_rows_that_are_there_in_each_columns_unit(tiny_store: DatasetStore) -> None:
@@ -91,19 +91,19 @@ def test_noise_is_on_the_rows_that_are_there_in_each_columns_unit(tiny_store: Da
     assert _noisy(table, scales, 0.0, np.random.default_rng(0))["audio"].equals(table["audio"].combine_chunks())
 
 
-def test_modalities_that_are_taken_away_are_missing(make_lab: MakeLab) -> None:
+def test_modalities_that_are_taken_away_are_missing(make_context: MakeContext) -> None:
     """The model that sees all is the clean one; the others are what plain scoring makes of tables without them."""
     import pyarrow as pa
 
     from grcf_ray.experiments.robustness import _full_model, modalities
     from grcf_ray.train.export import load_model
 
-    lab = make_lab()
-    mae = next(table for table in modalities(lab).tables if table.name == "mae")
+    context = make_context()
+    mae = next(table for table in modalities(context).tables if table.name == "mae")
     assert [row["title"] for row in mae.rows] == ["T + V + A", "T + V", "T + A", "T"]
-    assert row(mae, "T + V + A")["values"] == clean(lab, "mae")
-    arm, _ = _full_model(lab)
-    table = lab.store.read("test")
+    assert row(mae, "T + V + A")["values"] == clean(context, "mae")
+    arm, _ = _full_model(context)
+    table = context.store.read("test")
     label_N = table["label"].to_numpy().astype(np.float64)
     for title, hidden in (("T + V", ["audio"]), ("T + A", ["vision"]), ("T", ["audio", "vision"])):
         bare = table
@@ -111,7 +111,7 @@ def test_modalities_that_are_taken_away_are_missing(make_lab: MakeLab) -> None:
             kind = table.schema.field(name).type
             bare = bare.set_column(bare.column_names.index(name), name, pa.nulls(len(table), kind))
         expected = []
-        for model in lab.models([arm], "test")[arm.name]:
+        for model in context.models([arm], "test")[arm.name]:
             with model.place.reading_folder() as folder:
                 expected.append(float(np.abs(load_model(folder).score(bare) - label_N).mean()))
         assert row(mae, title)["values"] == pytest.approx(expected, abs=1e-6)
@@ -119,23 +119,23 @@ def test_modalities_that_are_taken_away_are_missing(make_lab: MakeLab) -> None:
         assert row(mae, title)["difference"] == pytest.approx(row(mae, title)["mean"] - row(mae, "T + V + A")["mean"])
 
 
-def test_without_audio_and_vision_the_clean_result_is_left(make_lab: MakeLab) -> None:
+def test_without_audio_and_vision_the_clean_result_is_left(make_context: MakeContext) -> None:
     from grcf_ray.experiments.robustness import modalities, noise
 
-    lab = of_text_alone(make_lab())
-    (table,) = noise(lab).tables
-    assert row(table, "0")["mae"] == float(np.mean(clean(lab, "mae")))
+    context = of_text_alone(make_context())
+    (table,) = noise(context).tables
+    assert row(table, "0")["mae"] == float(np.mean(clean(context, "mae")))
     assert all(row.get("mae") is None for row in table.rows if row["sigma"])
-    assert "cells need audio or vision" in " ".join(noise(lab).notes)
-    outcome = modalities(lab)
-    mae = next(table for table in outcome.tables if table.name == "mae")
-    assert row(mae, "T")["values"] == clean(lab, "mae")
+    assert "cells need audio or vision" in " ".join(noise(context).notes)
+    result = modalities(context)
+    mae = next(table for table in result.tables if table.name == "mae")
+    assert row(mae, "T")["values"] == clean(context, "mae")
     assert [cells[1:] for cells in mae.cells()[:3]] == [("-",) * (len(mae.columns) - 1)] * 3
-    assert "T + A cannot be had: the data have no audio." in outcome.notes
+    assert "T + A cannot be had: the data have no audio." in result.notes
 
 
 def test_the_commands(
-    make_lab: MakeLab, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_context: MakeContext, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from grcf_ray.cli.reproduce import app
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-MakeLab = Callable[..., "ExperimentContext"]
+MakeContext = Callable[..., "ExperimentContext"]
 ROWS = [
     "In-domain: both stages here",
     "Zero-shot: both stages there",
@@ -46,12 +46,14 @@ def other(tiny_table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Dat
     return write_store(tmp_path_factory.mktemp("other") / "other", table, info)
 
 
-def mae(outcome: ExperimentResult) -> dict[str, Any]:
-    table = next(table for table in outcome.tables if table.name == "mae")
+def mae(result: ExperimentResult) -> dict[str, Any]:
+    table = next(table for table in result.tables if table.name == "mae")
     return {row["title"]: row for row in table.rows}
 
 
-def test_rows_start_where_they_say_and_are_trained_once(make_lab: MakeLab, copied: Path, other: DatasetStore) -> None:
+def test_rows_start_where_they_say_and_are_trained_once(
+    make_context: MakeContext, copied: Path, other: DatasetStore
+) -> None:
     from grcf_ray.config import flatten
     from grcf_ray.experiments.model_pool import Arm, configured
     from grcf_ray.experiments.options import Options
@@ -68,37 +70,37 @@ def test_rows_start_where_they_say_and_are_trained_once(make_lab: MakeLab, copie
         if isinstance(event, TrialStarted):
             started.append(f"{event.trial.stage}/{event.trial.number}")
 
-    def lab() -> ExperimentContext:
-        made = make_lab(seeds=1, listeners=(listen,), options=Options(onto="other", onto_data=other.folder))
+    def context() -> ExperimentContext:
+        made = make_context(seeds=1, listeners=(listen,), options=Options(onto="other", onto_data=other.folder))
         made.config = configured(made.config, Arm("all", "all", {"model.modalities": "all"}))
         return made
 
-    outcome = transfer(lab())
-    found = mae(outcome)
+    result = transfer(context())
+    found = mae(result)
     assert list(found) == ROWS
     assert len({row["mean"] for row in found.values()}) == 4
     # Both stages there and here, and Stage 2 alone for each transfer.
     assert sorted(started) == ["1/0", "1/0", "2/0", "2/0", "2/0", "2/0"]
-    text = " ".join(outcome.notes)
+    text = " ".join(result.notes)
     assert "Audio: the last 2 of 7 values are cut off" in text and "Vision: 1 values" in text
     assert "scaled from the one to the other" in text
 
     started.clear()
-    assert mae(transfer(lab())) == found
+    assert mae(transfer(context())) == found
     assert started == [], "what is there is not trained again"
 
-    (there,) = lab().models([Arm("there", "there")], "test")["there"]
+    (there,) = context().models([Arm("there", "there")], "test")["there"]
     with there.place.reading_folder() as folder:
         model = load_model(folder)
     expected, _ = measure_on(model, other.read("test"), other.info, threads=1, fit=True)
     dims = model.model.modality_dims
     assert found[ROWS[1]]["values"] == [expected["mae"]]
 
-    source = lab().pool(Arm("there", "there")).record
-    (below,) = (lab().record.place / "reproduce" / "transfer").names()
+    source = context().model_pool(Arm("there", "there")).record
+    (below,) = (context().record.place / "reproduce" / "transfer").names()
     records = {}
     for row in ("in-domain", "stage1-there", "both-there"):
-        place = lab().record.place / "reproduce" / "transfer" / below / row
+        place = context().record.place / "reproduce" / "transfer" / below / row
         (shape,) = place.names()
         records[row] = RunRecord(place / shape)
     for row, stage in (("stage1-there", 1), ("both-there", 2)):
@@ -112,7 +114,7 @@ def test_rows_start_where_they_say_and_are_trained_once(make_lab: MakeLab, copie
         with (records[row].place / "models" / "0000").reading_folder() as folder:
             saved = load_model(folder)
         assert saved.model.modality_dims == widths
-        ours, theirs = flatten(saved.config), flatten(lab().config)
+        ours, theirs = flatten(saved.config), flatten(context().config)
         assert ours["ranking.base_margin"] == pytest.approx(2 * theirs["ranking.base_margin"])
         assert ours["stage1.reg_margin"] == pytest.approx(4 * theirs["stage1.reg_margin"])
         assert saved.label_range == (-6, 6)
@@ -120,36 +122,36 @@ def test_rows_start_where_they_say_and_are_trained_once(make_lab: MakeLab, copie
     assert "reproduce transfer --onto other" in {read["command"] for read in reads}
 
 
-def test_stage_2_that_learns_nothing_leaves_zero_shot(make_lab: MakeLab, other: DatasetStore) -> None:
+def test_stage_2_that_learns_nothing_leaves_zero_shot(make_context: MakeContext, other: DatasetStore) -> None:
     """Its model is the one of there, scaled to the labels of here; of text alone, features do not differ."""
     from grcf_ray.experiments.model_pool import Arm, configured
     from grcf_ray.experiments.options import Options
     from grcf_ray.experiments.transfer import transfer
 
-    lab = make_lab(seeds=1, options=Options(onto="other", onto_data=other.folder))
+    context = make_context(seeds=1, options=Options(onto="other", onto_data=other.folder))
     still = {f"stage2.{name}": 1e-30 for name in ("head_lr", "encoder_top_lr", "encoder_base_lr")}
-    lab.config = configured(
-        lab.config, Arm("still", "still", {**still, "stage2.weight_decay": 0, "model.modalities": "text"})
+    context.config = configured(
+        context.config, Arm("still", "still", {**still, "stage2.weight_decay": 0, "model.modalities": "text"})
     )
-    outcome = transfer(lab)
-    found = mae(outcome)
+    result = transfer(context)
+    found = mae(result)
     zero, *transferred = [found[title]["mean"] for title in ROWS[1:]]
     assert transferred == pytest.approx([zero, zero], abs=1e-5)
     assert not np.isclose(found[ROWS[0]]["mean"], zero, atol=1e-5)
-    assert any(note.startswith("Every row is of text alone") for note in outcome.notes)
+    assert any(note.startswith("Every row is of text alone") for note in result.notes)
 
 
 def test_what_cannot_be_transferred_is_refused(
-    make_lab: MakeLab, recorded: Any, copied: Path, capsys: pytest.CaptureFixture[str]
+    make_context: MakeContext, recorded: Any, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from grcf_ray.cli.reproduce import app
     from grcf_ray.experiments.options import Options
     from grcf_ray.experiments.transfer import transfer
 
     with pytest.raises(ConfigError, match="--onto NAME"):
-        transfer(make_lab())
+        transfer(make_context())
     with pytest.raises(ConfigError, match="these very data"):
-        transfer(make_lab(options=Options(onto="tiny", onto_data=recorded.data)))
+        transfer(make_context(options=Options(onto="tiny", onto_data=recorded.data)))
     with pytest.raises(SystemExit) as ended:
         console.run(app, ["transfer", "--from", str(copied), "--onto", "tiny", "--onto-data", str(recorded.data)])
     assert ended.value.code == 2 and "these very data" in capsys.readouterr().err

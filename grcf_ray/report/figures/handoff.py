@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import new_figure
@@ -16,14 +13,12 @@ from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, rank
+from grcf_ray.statistics import rank_test
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_ENUMERATED = 8
-"""Up to so many finalists all orders are counted; beyond, as many as below are drawn."""
-_DRAWN = 20_000
 _FEW = 4
 
 
@@ -61,31 +56,6 @@ def handoff_data(view: RunView) -> dict[str, Any]:
         "finalists": finalists,
         "order": {key: _order(finalists, key) for key in ("best", "median")},
     }
-
-
-def rank_correlation(first_N: Sequence[float], second_N: Sequence[float]) -> tuple[float | None, float | None]:
-    """Spearman's correlation and its two-sided permutation p-value; None where one of them does not vary.
-
-    p is the share of all orders of `second_N` whose correlation is as far from 0, exact up to 8 values; beyond, of
-    20,000 drawn orders and the one that was seen.
-    """
-    from scipy.stats import rankdata
-
-    count = len(first_N)
-    if count < 2 or len(set(first_N)) < 2 or len(set(second_N)) < 2:
-        return None, None
-    ours_N, theirs_N = (rankdata(values) - (count + 1) / 2 for values in (first_N, second_N))
-    scale = float(np.sqrt((ours_N @ ours_N) * (theirs_N @ theirs_N)))
-    seen = float(ours_N @ theirs_N)
-    if count <= _ENUMERATED:
-        orders_KN = np.array(list(itertools.permutations(theirs_N)))
-    else:
-        rng = np.random.default_rng(0)
-        drawn_KN = rng.permuted(np.tile(theirs_N, (_DRAWN, 1)), axis=1)
-        orders_KN = np.concatenate([theirs_N[None], drawn_KN])
-    # Sums of half ranks: what is equal may differ by rounding alone.
-    as_far = np.abs(orders_KN @ ours_N) >= abs(seen) - 1e-9
-    return seen / scale, float(as_far.mean())
 
 
 def draw_handoff(data: Mapping[str, Any]) -> Figure:
@@ -174,5 +144,5 @@ def _said(order: Mapping[str, Any]) -> str:
 def _order(finalists: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     known = [finalist for finalist in finalists if finalist[key] is not None]
     signs = [1 if DIRECTIONS[stage] == "max" else -1 for stage in (1, 2)]
-    rho, p = rank_correlation([signs[0] * f["objective"] for f in known], [signs[1] * f[key] for f in known])
+    rho, p = rank_test([signs[0] * f["objective"] for f in known], [signs[1] * f[key] for f in known])
     return {"rho": rho, "p": p, "n": len(known)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import json
 import time
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +15,7 @@ from report.figures.synthetic import CHOICES, EPOCHS, SPACE, WEIGHTS, first_stag
 from grcf_ray.report.figures.cost import UNITS, cost_data
 from grcf_ray.report.figures.curves import curves_data
 from grcf_ray.report.figures.failures import failures_data
-from grcf_ray.report.figures.handoff import handoff_data, handoff_plot, rank_correlation
+from grcf_ray.report.figures.handoff import handoff_data, handoff_plot
 from grcf_ray.report.figures.history import history_data
 from grcf_ray.report.figures.importance import importance_data, importance_warning
 from grcf_ray.report.figures.parallel import draw_parallel, parallel_data
@@ -210,21 +209,6 @@ def test_the_hand_off_has_each_finalist_with_its_trials(view: RunView) -> None:
     assert plot is not None and plot.warning is not None and "6 ways" in plot.warning
     figure = plot.draw(plot.data)
     assert points(figure, mode="markers") == 40 and points(figure, mode="markers+text") == 3
-
-
-def test_rank_correlation_agrees_with_every_order_counted() -> None:
-    from scipy.stats import spearmanr
-
-    first, second = [1.0, 2.0, 2.0, 5.0, 4.0], [0.3, 0.1, 0.4, 0.9, 0.4]
-    rho, p = rank_correlation(first, second)
-    assert rho == pytest.approx(spearmanr(first, second).statistic)
-    others = [abs(spearmanr(first, order).statistic) for order in itertools.permutations(second)]
-    assert p == np.mean([other >= abs(rho or 0) - 1e-9 for other in others])
-    assert rank_correlation([1, 2], [2, 1]) == (-1.0, 1.0)
-    assert rank_correlation([1, 1], [2, 1]) == rank_correlation([1], [1]) == (None, None)
-    many = [float(k) for k in range(12)]
-    rho, p = rank_correlation(many, many)
-    assert rho == pytest.approx(1) and p is not None and 0 < p < 1e-3
 
 
 def test_curves_are_the_winners_and_its_finalists(view: RunView) -> None:

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from grcf_ray.experiments.statistics import bootstrap_intervals, compare, holm, spread
+from grcf_ray.statistics import (
+    bootstrap_intervals,
+    compare,
+    finite_spread,
+    holm,
+    paired_interval,
+    rank_correlation,
+    rank_test,
+    spread,
+)
 
 
 def mae(score_N: np.ndarray, label_N: np.ndarray) -> float:
@@ -17,8 +27,21 @@ def test_spread_is_of_a_sample() -> None:
     found = spread([1.0, 2.0, 4.0])
     assert (found.mean, found.deviation) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
     assert spread([1.0]).deviation is None
+    assert spread([1.0]).half_width is None
+    low, high = stats.t.interval(0.95, 2, found.mean, stats.sem([1.0, 2.0, 4.0]))
+    assert found.half_width == pytest.approx((high - low) / 2)
     with pytest.raises(ValueError, match="no seed"):
         spread([])
+    assert finite_spread([None, math.nan, math.inf, 2.0]) == spread([2.0])
+    assert finite_spread([None]) is None
+
+
+def test_paired_interval_is_that_of_the_differences() -> None:
+    values, reference = [1.0, 2.0, 4.0, 3.0], [0.5, 2.5, 3.0, 2.0]
+    gain_S = np.subtract(values, reference)
+    low, high = stats.t.interval(0.95, 3, gain_S.mean(), stats.sem(gain_S))
+    expected = {"difference": gain_S.mean(), "low": low, "high": high}
+    assert paired_interval(values, reference) == pytest.approx(expected)
 
 
 def test_paired_t_is_scipys_and_its_own_formula() -> None:
@@ -117,3 +140,23 @@ def test_holm_on_a_worked_example() -> None:
         "none": None,
     }
     assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+
+
+def test_rank_correlation_is_scipys_with_ties() -> None:
+    rng = np.random.default_rng(2)
+    one_P, other_P = rng.normal(size=60), rng.integers(0, 4, 60).astype(float)
+    assert rank_correlation(one_P, other_P) == pytest.approx(stats.spearmanr(one_P, other_P).statistic)
+    assert np.isnan(rank_correlation(one_P, np.ones(60)))
+
+
+def test_rank_test_agrees_with_every_order_counted() -> None:
+    first, second = [1.0, 2.0, 2.0, 5.0, 4.0], [0.3, 0.1, 0.4, 0.9, 0.4]
+    rho, p = rank_test(first, second)
+    assert rho == pytest.approx(stats.spearmanr(first, second).statistic)
+    others = [abs(stats.spearmanr(first, order).statistic) for order in itertools.permutations(second)]
+    assert p == np.mean([other >= abs(rho or 0) - 1e-9 for other in others])
+    assert rank_test([1, 2], [2, 1]) == (-1.0, 1.0)
+    assert rank_test([1, 1], [2, 1]) == rank_test([1], [1]) == (None, None)
+    many = [float(k) for k in range(12)]
+    rho, p = rank_test(many, many)
+    assert rho == pytest.approx(1) and p is not None and 0 < p < 1e-3
