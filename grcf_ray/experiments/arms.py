@@ -1,4 +1,4 @@
-"""Arms side by side on test: the paper's figure, ours over seeds, and the difference to the reference."""
+"""Compare arms on test: the paper's figure, the mean over seeds, and the difference to the reference arm."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy as np
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_differences
-from grcf_ray.experiments.result import ExperimentResult, Picture
+from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metric, split_metrics
 from grcf_ray.report.view import Predictions
-from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.winner import finite_metrics
 from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, spread
 from grcf_ray.tables import P_VALUE, Column, Table
@@ -46,22 +45,22 @@ _COLUMNS = (
 
 
 class Measured(Protocol):
-    """A model under a seed and what it makes of test, as `context.Model` says it."""
+    """A model trained under a seed, with its scores of test; `context.Model` is one."""
 
     @property
     def index(self) -> int:
-        """Which of the fresh seeds."""
+        """Return the number of the fresh seed."""
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Its figures by split."""
+        """Return the metrics by split."""
 
     def scored(self, split: str) -> Predictions:
-        """Its scores of a split."""
+        """Return the scores of a split."""
 
 
 class Rescored:
-    """A model's scores of test where it was shown it in another way than when it was measured; see `Measured`."""
+    """A model's scores of a changed test split, such as one with noise; a `Measured`."""
 
     def __init__(self, index: int, test: Predictions, metrics: Mapping[str, float]) -> None:
         self.index, self._test = index, test
@@ -69,42 +68,42 @@ class Rescored:
 
     @classmethod
     def of(cls, context: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> Rescored:
-        """Scores [N] of the utterances of `test`, measured as the context's data are."""
-        # The states are those of what the model was shown before.
+        """Measure scores [N] of the utterances of `test` by the data set's protocol."""
+        # The recorded states belong to the unchanged split.
         shown = dataclasses.replace(test, score_N=score_N, state_ND=np.empty((len(score_N), 0), np.float32))
         return cls(index, shown, figures(context, score_N, test.label_N))
 
     def scored(self, split: str) -> Predictions:
-        """Its scores of test; there are none of another split."""
+        """Return the scores of test, the only split."""
         assert split == "test"
         return self._test
 
 
 def figures(context: ExperimentContext, score_N: Floats, label_N: Floats) -> dict[str, float]:
-    """All metrics of the data set's protocol that are defined for these scores [N]."""
+    """Return all metrics of the data set's protocol that are defined for these scores [N]."""
     return finite_metrics(split_metrics(score_N, label_N, **_measuring(context)))
 
 
 def full_arm(context: ExperimentContext) -> Arm:
-    """The winner's configuration as it is, of however many stages."""
+    """Return the arm of the winner's unchanged configuration; its last stage is the run's."""
     return Arm("full", "Full model", stage=2 if context.config.stage2.epochs else 1)
 
 
 def head_metrics(context: ExperimentContext) -> tuple[str, ...]:
-    """The metrics that the data set's tables show."""
+    """Return the metrics that the data set's tables show."""
     names = _HEAD[context.protocol]
     if context.protocol == "own" and classes_of("own", limit=context.half_range, center=context.center) is None:
         return tuple(name for name in names if name != "acc_whole")
     return names
 
 
-def metric_of(context: ExperimentContext, name: str) -> Metric:
-    """A metric of the data set's protocol as a function of scores and labels [N]."""
-    return partial(split_metric, name, **_measuring(context))
+def metric_of(context: ExperimentContext, name: str, **changes: Any) -> Metric:
+    """Return a metric of the data set's protocol as a function of scores and labels [N]. changes: such as `ties`."""
+    return partial(split_metric, name, **{**_measuring(context), **changes})
 
 
 def _measuring(context: ExperimentContext) -> dict[str, Any]:
-    """How scores of the context's data set are measured, as `split_metrics` and `split_metric` take it."""
+    """Return the data set's arguments of `split_metrics` and `split_metric`."""
     return {
         "protocol": context.protocol,
         "limit": context.half_range,
@@ -122,25 +121,27 @@ def arm_tables(
     changes: Mapping[str, Mapping[str, float]] | None = None,
     metrics: Sequence[str] = (),
 ) -> list[Table]:
-    """A table for each metric, a row for each arm; the first arm that has models is the reference.
+    """Return a table for each metric, with a row for each arm; the first arm that has models is the reference.
 
-    An arm's differences are over the seeds under which it and the reference were trained. An arm without models, one
-    that cannot be had here, has the paper's figure alone; one for whose scores a metric is undefined has no difference
-    in it. `paper`: figures by arm and metric. `changes`: as `paper`, the differences relative to the reference in per
-    cent; where it is given, ours stand beside.
+    An arm is compared over the seeds that it shares with the reference. An arm without models has the paper's figure
+    alone. An arm with scores for which a metric is undefined has no difference in that metric.
+
+    paper: figures by arm and metric. changes: as `paper`, the differences relative to the reference in per cent; if
+    given, the tables show their own beside them.
     """
-    had = [arm for arm in arms if models[arm.name]]
-    reference, *others = had
-    seeds = max(len(models[arm.name]) for arm in had)
+    trained = [arm for arm in arms if models[arm.name]]
+    reference, *others = trained
+    seeds = max(len(models[arm.name]) for arm in trained)
     tables = []
     for name in metrics or head_metrics(context):
-        # A metric is undefined for some scores, such as a correlation of a model whose scores are all the same.
+        # A metric may be undefined, such as the correlation of constant scores.
         values = {
-            arm.name: [of[name] for model in models[arm.name] if name in (of := model.metrics["test"])] for arm in had
+            arm.name: [model.metrics["test"][name] for model in models[arm.name] if name in model.metrics["test"]]
+            for arm in trained
         }
-        lacking = [arm for arm in had if len(values[arm.name]) < len(models[arm.name])]
+        lacking = [arm for arm in trained if len(values[arm.name]) < len(models[arm.name])]
         compared = [arm for arm in others if arm not in lacking and reference not in lacking]
-        found = _differences(context, name, models, reference, compared)
+        differences = _differences(context, name, models, reference, compared)
         rows = []
         for arm in arms:
             row: dict[str, Any] = {
@@ -158,19 +159,18 @@ def arm_tables(
                     "seeds": len(figure.values),
                     "values": list(figure.values),
                 }
-            if arm.name in found:
-                gain = found[arm.name]
+            if gain := differences.get(arm.name):
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
                 if changes is not None:
                     row["change"] = _change(gain.mean, name, models[reference.name], models[arm.name])
             rows.append(row)
-        notes = [note for note in (few_seeds(min(len(models[arm.name]) for arm in had)),) if note]
+        notes = few_seeds_notes(min(len(models[arm.name]) for arm in trained))
         notes += [
-            f"{arm.title}: {seeds - len(models[arm.name])} of {seeds} trainings came to nothing"
-            for arm in had
+            f"{arm.title}: {seeds - len(models[arm.name])} of {seeds} trainings failed"
+            for arm in trained
             if len(models[arm.name]) < seeds
         ]
-        notes += [f"undefined for the scores of {arm.title} under a seed, and not compared" for arm in lacking]
+        notes += [f"undefined for the scores of {arm.title} under one seed or more, so not compared" for arm in lacking]
         columns = [c for c in _COLUMNS if c.key == "title" or any(row.get(c.key) is not None for row in rows)]
         tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({_better(name)} is better)", columns, rows, notes))
     return tables
@@ -185,9 +185,9 @@ def arm_result(
     changes: Mapping[str, Mapping[str, float]] | None = None,
     **about: Any,
 ) -> ExperimentResult:
-    """The result of an experiment that compares arms. printed: the paper's figures; about: name, title, and so on.
+    """Return the result of an experiment that compares arms.
 
-    changes: as `arm_tables` has it.
+    printed: the paper's figures. changes: as in `arm_tables`. about: the result's name, title, paper and notes.
     """
     tables = arm_tables(context, arms, models, paper=printed, changes=changes)
     pictures = difference_pictures(tables)
@@ -195,15 +195,15 @@ def arm_result(
         reference = pictures[0].data["panels"][0]["reference"]
         about["notes"] = [
             *about["notes"],
-            f"Difference: to {reference} under the same seeds. 95 %: bootstrap over seeds and test utterances, widened "
-            "for few seeds by Student's t, each row by itself. p: paired t test over seeds. p (Holm): corrected over "
-            "the rows of the table; a claim needs it to be small.",
+            f"Difference: the row less {reference} under the same seeds. 95 %: bootstrap over seeds and test "
+            "utterances, widened for few seeds by Student's t, for each row alone. p: paired t test over seeds. "
+            "p (Holm): corrected over the rows of the table; a claim needs a small one.",
         ]
     return ExperimentResult(tables=tables, pictures=pictures, **about)
 
 
 def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
-    """The differences of `arm_tables` as a picture; none where nothing is compared."""
+    """Return the differences of `arm_tables` as a figure; [] if no arm is compared."""
     panels = [
         {
             "title": METRIC_TITLES[table.name],
@@ -222,13 +222,13 @@ def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
         return []
     caption = (
         f"Test, each row less {panels[0]['reference']}: mean over seeds, and the 95 % interval over seeds and "
-        "utterances, each row by itself. Where an interval holds 0 the data do not tell the two apart."
+        "utterances, for each row alone. If an interval holds 0, the data show no difference."
     )
     return [Picture(name="differences", caption=caption, data={"panels": panels}, draw=draw_differences)]
 
 
 def _change(difference: float, metric: str, reference: Sequence[Measured], arm: Sequence[Measured]) -> float | None:
-    """A difference in per cent of the reference's mean, under the seeds that the two share; None of a mean of 0."""
+    """Return a difference in per cent of the reference's mean over the shared seeds; None if that mean is 0."""
     shared = {model.index for model in arm}
     mean = spread([model.metrics["test"][metric] for model in reference if model.index in shared]).mean
     return 100 * difference / mean if mean else None
@@ -241,25 +241,25 @@ def _better(metric: str) -> str:
 def _differences(
     context: ExperimentContext, name: str, models: Mapping[str, Sequence[Measured]], reference: Arm, arms: Sequence[Arm]
 ) -> dict[str, Difference]:
-    """The arms less the reference, each over the seeds that it shares with it; Holm's correction over all of them."""
-    ours = {model.index for model in models[reference.name]}
+    """Return the arms less the reference over their shared seeds, with Holm's correction over all arms."""
+    reference_seeds = {model.index for model in models[reference.name]}
     by_seeds: dict[tuple[int, ...], list[Arm]] = {}
     for arm in arms:
-        if both := tuple(sorted(ours & {model.index for model in models[arm.name]})):
-            by_seeds.setdefault(both, []).append(arm)
-    found: dict[str, Difference] = {}
-    for shared, of in by_seeds.items():
-        found |= compare(
+        if shared := tuple(sorted(reference_seeds & {model.index for model in models[arm.name]})):
+            by_seeds.setdefault(shared, []).append(arm)
+    differences: dict[str, Difference] = {}
+    for shared, members in by_seeds.items():
+        differences |= compare(
             _scores(models[reference.name], shared),
-            {arm.name: _scores(models[arm.name], shared) for arm in of},
+            {arm.name: _scores(models[arm.name], shared) for arm in members},
             models[reference.name][0].scored("test").label_N,
             metric_of(context, name),
             seed=context.config.seed,
         )
-    return corrected(found)
+    return corrected(differences)
 
 
 def _scores(models: Sequence[Measured], indices: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """[S, N] test scores under these seeds."""
+    """Return test scores [S, N] under these seeds."""
     by_index = {model.index: model for model in models}
     return np.stack([by_index[index].scored("test").score_N for index in indices])

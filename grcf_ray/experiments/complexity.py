@@ -1,4 +1,4 @@
-"""Table 12: parameters by component, and what one utterance costs. No weights are read, and no run is needed."""
+"""Table 12: parameters by component, and the cost of one utterance. It needs neither weights nor a run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 from grcf_ray.tables import Column, Table
 
 TOKENS = 50
-"""Subwords of the utterance that is counted: what the field's code pads MOSI to."""
+"""Subwords of the measured utterance: the length to which common code pads MOSI."""
 _REPETITIONS = 5
 
 
 def described_model(config: RunConfig, task: Task, dims: Mapping[str, int | None]) -> GrcfModel:
-    """The network of a configuration with random weights; on the device that torch makes tensors on."""
+    """Return the network of a configuration with random weights, on torch's default device."""
     kept = {name: dim if config.model.sees(name) else None for name, dim in dims.items()}
-    described = backbone_config(config.model.backbone) if config.model.sees_text else None
-    backbone = None if described is None else backbone_from_config(described)
+    backbone = backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None
     return build_model(
         backbone, config.model, task=task, audio_dim=kept["audio"], vision_dim=kept["vision"], half_range=3.0
     )
@@ -39,9 +38,9 @@ def described_model(config: RunConfig, task: Task, dims: Mapping[str, int | None
 def complexity(
     config: RunConfig, dataset: str, *, task: Task, dims: Mapping[str, int | None], threads: int
 ) -> ExperimentResult:
-    """Parameters by component beside the paper's, floating point operations, memory, and time per utterance.
+    """Count parameters by component, beside the paper's; measure operations, memory and time per utterance.
 
-    dims: the widths of audio and vision, None for what the data lack.
+    dims: the widths of audio and vision; None for a modality that the data lack.
     """
     facts = datasets.find(dataset)
     with torch.device("meta"):
@@ -51,10 +50,10 @@ def complexity(
     encoder = encoder_name(flatten(config))
     same = facts is not None and facts.task == task and encoder == (facts.paper_backbone or "").rpartition("/")[2]
     printed = paper.COMPLEXITY.get(dataset, {}) if same else {}
-    ours = dict(counts)
+    by_name = dict(counts)
     rows: list[dict[str, Any]] = [
-        {"title": name, "paper": printed.get(name), "count": ours.get(name)}
-        for name in [*ours, *(name for name in printed if name not in ours)]
+        {"title": name, "paper": printed.get(name), "count": by_name.get(name)}
+        for name in dict.fromkeys([*by_name, *printed])
     ]
     parameters = Table(
         "parameters",
@@ -62,12 +61,12 @@ def complexity(
         (Column("title", "component"), Column("paper", "paper", "{:,}"), Column("count", "ours", "{:,}")),
         rows,
     )
-    total = ours["GRCF (total)"]
+    total = by_name["GRCF (total)"]
     trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
     seconds, flops = _cost(config, task, dims, threads)
     cost = Table(
         "cost",
-        f"What an utterance of {TOKENS} subwords costs",
+        f"Cost of an utterance of {TOKENS} subwords",
         (Column("title", "figure"), Column("value", "value", "{:,.4g}"), Column("unit", "unit")),
         [
             {"title": "forward pass", "value": flops / 1e9, "unit": "GFLOP"},
@@ -78,9 +77,8 @@ def complexity(
         (
             f"time: median of {_REPETITIONS} passes on {'a GPU' if torch.cuda.is_available() else 'the CPU'}, "
             f"{threads} thread(s), random weights",
-            "floating point operations: a multiplication and an addition are two; attention and matrix products alone "
-            "are counted",
-            "training's memory is without activations, which grow with the batch",
+            "floating point operations: of attention and matrix products; a multiplication and an addition are two",
+            "training: memory without activations, which grow with the batch",
         ),
     )
     return ExperimentResult(
@@ -112,13 +110,13 @@ def _batch(dims: dict[str, int], device: torch.device) -> Batch:
 
 
 def _cost(config: RunConfig, task: Task, dims: Mapping[str, int | None], threads: int) -> tuple[float, int]:
-    """Seconds, and floating point operations, of a forward pass of one utterance."""
+    """Return the seconds and the floating point operations of a forward pass of one utterance."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         model = described_model(config, task, dims).eval().to(device)
-        batch, taken = _batch(model.modality_dims, device), []
+        batch, seconds = _batch(model.modality_dims, device), []
 
         @torch.no_grad()
         def forward() -> None:
@@ -127,13 +125,13 @@ def _cost(config: RunConfig, task: Task, dims: Mapping[str, int | None], threads
         for _ in range(_REPETITIONS + 1):
             start = time.perf_counter()
             forward()
-            taken.append(time.perf_counter() - start)
-        # Attention that is one operation is not counted on every device; its parts are.
+            seconds.append(time.perf_counter() - start)
+        # Fused attention is not counted on every device; its parts are.
         if model.text_encoder is not None:
             model.text_encoder.backbone.set_attn_implementation("eager")  # type: ignore[operator]
         with FlopCounterMode(display=False) as counter:
             forward()
     finally:
         torch.set_num_threads(before)
-    # The first one allocates.
-    return statistics.median(taken[1:]), counter.get_total_flops()
+    # The first pass allocates.
+    return statistics.median(seconds[1:]), counter.get_total_flops()

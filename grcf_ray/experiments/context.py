@@ -1,4 +1,4 @@
-"""What experiments are given: a finished run, and models that are trained from its winner when they are asked for."""
+"""The context of an experiment: a finished run, and models that are trained from its winner on request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ import torch
 from grcf_ray import console
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
+from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError, DataError, NoWinnerError
-from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool, configured, entry_of, shape_name, shape_of, space_of
+from grcf_ray.experiments.model_pool import (
+    Arm,
+    Entry,
+    ModelPool,
+    configured,
+    entries_of,
+    shape_name,
+    shape_of,
+    space_of,
+)
 from grcf_ray.experiments.options import Options
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.metrics import MetricProtocol
@@ -36,9 +46,11 @@ from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.search.winner import trial_name, versions
+from grcf_ray.search.winner import note_test_read, trial_name, versions
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.assemble import prepare_features
+from grcf_ray.train.export import SavedModel, load_model
+from grcf_ray.train.stage import use_deterministic_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,36 +59,46 @@ class Model:
 
     arm: str
     index: int
-    """Which of the fresh seeds it was trained under; arms are paired by it."""
+    """The number of the fresh seed; arms are paired by it."""
     place: StoragePath
-    """Its folder, as `train.export.load_model` takes it."""
+    """The model's folder, for `train.export.load_model`."""
 
     @cached_property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Its figures by split."""
+        """Read the model's metrics by split."""
         metrics: Mapping[str, Mapping[str, float]] = read_file(self.place / "metrics.json", ModelMetricsFile)
         return metrics
 
     def scored(self, split: str) -> Predictions:
-        """Its scores of valid or test."""
+        """Read the model's scores of valid or test."""
         return Predictions.read(self.place / "predictions" / f"{split}.parquet")
 
+    def load(self) -> SavedModel:
+        """Load the model to score utterances with it."""
+        with self.place.reading_folder() as folder:
+            return load_model(folder)
 
-class _Share(NamedTuple):
-    """What is wanted of a pool."""
+
+class _Request(NamedTuple):
+    """The models of one shape that arms need."""
 
     pool: ModelPool
     config: RunConfig
-    """Any of its arms'."""
+    """The configuration of one of the arms; all of them have the same shape."""
     wanted: Sequence[tuple[Arm, Entry]]
     places: Sequence[StoragePath | None]
-    """Where each of these models lies, None where it is yet to be trained or measured."""
+    """Where each of these models lies; None if it is yet to be trained or measured."""
+
+
+def modalities_of(info: TableInfo) -> list[str]:
+    """Return which of audio and vision a data set has."""
+    return [name for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None]
 
 
 class ExperimentContext:
-    """A run whose search has ended, its data, and the models that were trained from its winner.
+    """A finished run, its data, and the models that were trained from its winner.
 
-    seeds: how many fresh seeds each arm is trained under. command: the one that was typed, to be typed again.
+    seeds: the number of fresh seeds for each arm. command: the command to repeat after an interruption.
     """
 
     def __init__(
@@ -93,48 +115,58 @@ class ExperimentContext:
         self.options = options or Options()
         self.view = RunView.read(record)
         if self.view.winner is None or self.view.metrics is None:
-            raise DataError(f"{record}: experiments start from its winner, and the search is {self.view.run['state']}")
+            raise DataError(
+                f"{record}: experiments start from the winner of a finished search, "
+                f"and this search is {self.view.run['state']}"
+            )
         self.space = run_space(record.search_info(), str(record))
-        """What the run searched."""
+        """The run's search space."""
         self.config: RunConfig = config_of(self.space, record, self.view.winner)
         """The winner's configuration."""
         self._models = record.place / "reproduce" / "models"
-        self._stop = Stop(last_words=lambda how: console.progress(f"{how}; to go on: {command}"))
+        self._stop = Stop(last_words=lambda how: console.progress(f"{how}; to resume: {command}"))
 
     @property
     def facts(self) -> DatasetFacts | None:
-        """What is known of the data set; None for one of the user's own."""
+        """Return the fact sheet of the data set; None for the user's own data."""
         return find(self.store.info.name)
 
     def printed(self, table: Mapping[str, Any]) -> Any:
-        """What a table of the paper, by data set, has of this one; {} for others, or for other tasks made of it."""
+        """Return this data set's entry in a table of the paper; {} if the paper has none, or measures another task."""
         facts = self.facts
         return table.get(facts.name, {}) if facts and facts.task == self.store.info.task else {}
 
     @property
     def printed_results(self) -> Mapping[str, float]:
-        """What the paper's main tables have of GRCF on this data set."""
+        """Return the figures of GRCF on this data set in the paper's main tables."""
         results: Mapping[str, float] = self.printed({self.facts.name: self.facts.paper_results} if self.facts else {})
         return results
 
     @property
     def protocol(self) -> MetricProtocol:
-        """Whose metrics the data set uses; on the run's own data those that its figures on record are."""
+        """Return the metric protocol of the data set; on the run's own data, the protocol of its recorded metrics."""
         info = self.store.info
-        own = info.name == self.view.run["data"]["name"]
-        return self.view.protocol if own else protocol_of(info.name, info.task)
+        same = info.name == self.view.run["data"]["name"]
+        return self.view.protocol if same else protocol_of(info.name, info.task)
 
     @property
     def half_range(self) -> float:
-        """Half of the label range."""
+        """Return half the width of the label range."""
         low, high = self.store.info.label_range
         return (high - low) / 2
 
     @property
     def center(self) -> float:
-        """The middle of the label range."""
+        """Return the middle of the label range."""
         low, high = self.store.info.label_range
         return (low + high) / 2
+
+    def note_test_read(self, models: Sequence[Model], experiment: str) -> None:
+        """Record that an experiment scores test with these models, and set torch up as for their first measurement."""
+        names = [str(model.place).removeprefix(f"{self.record.place}/") for model in models]
+        note_test_read(self.record.place / "best", f"reproduce {experiment}", names)
+        # The same number of threads gives the same bits.
+        use_deterministic_torch(self.config.search.cpus_per_worker)
 
     def on(self, store: DatasetStore, config: RunConfig, models: StoragePath) -> ExperimentContext:
         """Return the run's context on other data and another configuration, with its models in `models`."""
@@ -143,14 +175,14 @@ class ExperimentContext:
         return other
 
     def model_pool(self, arm: Arm) -> ModelPool:
-        """Where the models of an arm are."""
+        """Return the pool that an arm's models belong to."""
         return self._model_pool(configured(self.config, arm))
 
     def _model_pool(self, config: RunConfig) -> ModelPool:
         return ModelPool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
 
     def noted(self, result: ExperimentResult, *, trains: bool) -> ExperimentResult:
-        """The result with where it comes from. trains: whether seeds of its own have a part in it."""
+        """Return the result with its provenance. trains: whether the experiment trained models under fresh seeds."""
         info = self.store.info
         assert self.view.winner is not None
         about = {
@@ -160,7 +192,7 @@ class ExperimentContext:
             "data": f"{info.name}, fingerprint {info.fingerprint}",
             "backbone": self.config.model.backbone,
             "seeds": self.seeds if trains else "",
-            "test": "trials of the search were run after test had been read" if self.view.run.get("test_seen") else "",
+            "test": "trials of the search ran after the test split was read" if self.view.run.get("test_seen") else "",
             "not comparable with the paper": "; ".join(self.view.metrics["not_comparable"])
             if self.view.metrics
             else "",
@@ -169,64 +201,63 @@ class ExperimentContext:
         return dataclasses.replace(result, about={key: value for key, value in about.items() if value})
 
     def models(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Model]]:
-        """Every arm's models by seed, trained and measured where the run lacks them.
+        """Return the models of every arm by seed; train and measure those that the run lacks.
 
-        A training that diverges under a seed leaves its arm with a model less; NoWinnerError where the first arm, with
-        which the others are compared, has none. Reading test is noted in the winner's provenance under the experiment's
-        name.
+        A training that diverges leaves its arm one model short. NoWinnerError if the first arm, the reference of the
+        others, has no model. The winner's provenance records under the experiment's name that test was read.
         """
-        found: dict[str, list[Model]] = {arm.name: [] for arm in arms}
+        models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
         with self.held():
-            shares = self._shares(arms)
-            self._check(shares)
-            for share in shares:
-                places = share.places
-                if None in places:
-                    share.pool.add([entry for _, entry in share.wanted])
-                    self._train(share, experiment)
-                    places = share.pool.models(share.wanted)
-                for (arm, entry), place in zip(share.wanted, places, strict=True):
+            requests = self._requests(arms)
+            self._check(requests)
+            for request in requests:
+                places = self._train(request, experiment) if None in request.places else request.places
+                for (arm, entry), place in zip(request.wanted, places, strict=True):
                     if place is not None:
-                        found[arm.name].append(Model(arm.name, entry.index, place))
-        if not found[arms[0].name]:
-            raise NoWinnerError(f"no training of {arms[0].title} came to its end; the record: {self.record}")
-        return found
+                        models[arm.name].append(Model(arm.name, entry.index, place))
+        if not models[arms[0].name]:
+            raise NoWinnerError(
+                f"no training of {arms[0].title} finished, and the other rows are compared with it; "
+                f"the errors of its trials are on record in {self.record}"
+            )
+        return models
 
     def check_encoder(self, config: RunConfig | None = None) -> None:
-        """ConfigError where the text encoder is no longer what the run began with.
+        """Raise ConfigError if the text encoder changed since the run began.
 
-        config: an arm's; by default the winner's.
+        config: the arm's configuration [default: the winner's].
         """
         otherwise = "start from a search with these (--name NAME)"
         check_encoder(self.record, config or self.config, otherwise=otherwise)
 
     def check_encoders(self, arms: Sequence[Arm]) -> None:
-        """ConfigError where models are to be trained that begin with another encoder than those they belong with."""
-        self._check(self._shares(arms))
+        """Raise ConfigError if models must be trained with another encoder than the models they are compared with."""
+        self._check(self._requests(arms))
 
-    def _check(self, shares: Sequence[_Share]) -> None:
-        for pool, config, _, places in shares:
+    def _check(self, requests: Sequence[_Request]) -> None:
+        for pool, config, _, places in requests:
             if None in places:
                 self.check_encoder(config)
                 check_encoder(pool.record, config, otherwise=f"remove {pool.record} to train its models anew")
 
-    def _shares(self, arms: Sequence[Arm]) -> list[_Share]:
-        """What the arms want of each pool, under every seed."""
+    def _requests(self, arms: Sequence[Arm]) -> list[_Request]:
+        """Return one request per shape: every arm of that shape under every seed."""
         by_shape: dict[str, list[tuple[Arm, RunConfig]]] = {}
         for arm in arms:
             config = configured(self.config, arm)
             by_shape.setdefault(shape_name(shape_of(config)), []).append((arm, config))
-        shares = []
-        for of in by_shape.values():
-            _, config = of[0]
+        requests = []
+        for members in by_shape.values():
+            _, config = members[0]
             pool = self._model_pool(config)
-            wanted = [(arm, entry_of(config, index)) for arm, config in of for index in range(self.seeds)]
-            shares.append(_Share(pool, config, wanted, pool.models(wanted)))
-        return shares
+            wanted = [(arm, entry) for arm, config in members for entry in entries_of(config, range(self.seeds))]
+            requests.append(_Request(pool, config, wanted, pool.places(pool.trials_of(wanted))))
+        return requests
 
-    def _train(self, share: _Share, experiment: str) -> None:
-        """Train all of a pool's entries that are not yet, and measure the models that are wanted."""
-        pool, config, wanted, _ = share
+    def _train(self, request: _Request, experiment: str) -> list[StoragePath | None]:
+        """Train and measure the models of a request that are missing; return where each of its models lies."""
+        pool, config, wanted, _ = request
+        pool.add([entry for _, entry in wanted])
         note_encoder(pool.record, config)
         if config.model.backbone == self.config.model.backbone:
             note_encoder(self.record, config)
@@ -234,7 +265,7 @@ class ExperimentContext:
         entries, number = [entry for _, entry in wanted], len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
         search |= {"search.stage1_trials": number, "search.stage2_trials": number, "search.finalists": number}
-        # An arm that diverges under every seed must not keep the others from being trained.
+        # An arm that diverges under every seed must not stop the others.
         search |= {"search.pruning": False, "search.failures_in_a_row": number + 1}
         nodes = cluster_nodes()
         room, memory = find_capacity(nodes, config, [number]), check_nodes(nodes, config, self.record.place)
@@ -263,22 +294,24 @@ class ExperimentContext:
             with watched(self._lose_cluster):
                 job.run()
         except NoWinnerError as error:
-            # Other shapes may have arms that end well.
+            # Arms of other shapes may still finish.
             console.progress(str(error))
         below = str(pool.record).removeprefix(f"{self.record}/")
-        trained = pool.trained(wanted)
+        trials = pool.trials_of(wanted)
+        trained = [trial for trial in trials if trial is not None]
         measure_models(job, trained, self.store, self.record, f"reproduce {experiment}", below=below)
+        return pool.places(trials)
 
     def _lose_cluster(self, what: str) -> None:
-        """Leave at once, as a search does."""
+        """Exit at once, as a search does when the cluster is gone."""
         try:
-            console.progress(f"error: {what}; finished trials are kept. To go on: {self.command}")
+            console.progress(f"error: {what}; finished trials are kept. To resume: {self.command}")
         finally:
             os._exit(ClusterError.exit_code)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The run is nobody else's meanwhile; signals end the experiment with its finished trials kept."""
-        aside = contextlib.redirect_stdout(sys.stderr)
-        with Lease(self.record.place, self.command), self._stop.on_signals(), aside:
+        """Hold the run's lease; a signal ends the experiment and keeps its finished trials."""
+        to_stderr = contextlib.redirect_stdout(sys.stderr)
+        with Lease(self.record.place, self.command), self._stop.on_signals(), to_stderr:
             yield

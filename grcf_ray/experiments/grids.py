@@ -12,13 +12,12 @@ from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import arm_result, head_metrics
 from grcf_ray.experiments.context import ExperimentContext, Model
 from grcf_ray.experiments.model_pool import Arm, configured
-from grcf_ray.experiments.plotting import draw_lines
-from grcf_ray.experiments.result import ExperimentResult, Picture
+from grcf_ray.experiments.plotting import draw_lines, metric_panel, spread_line
+from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.experiments.retuned import retuned_arm
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.search.direct_baseline import INHERITED
-from grcf_ray.statistics import Spread, spread
+from grcf_ray.statistics import Spread, finite_spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
@@ -33,18 +32,21 @@ _TITLES = {
 
 
 def ablation(context: ExperimentContext) -> ExperimentResult:
-    """Table 3: what each part of the method is worth, at the winner's parameters and, where asked, retuned."""
+    """Reproduce Table 3: the gain of each part of the method, at the winner's parameters and with --retune."""
     arms = ablation_arms(context)
     direct = _titles(context)["direct-mae"]
-    epochs = f"{direct} has the epochs of both stages, and w/o Stage 1 those of Stage 2 alone."
-    notes = [f"Every row has the winner's parameters (the paper's way); {epochs}"]
+    notes = [
+        f"Every row has the winner's parameters, as in the paper. {direct} has the epochs of both stages, w/o Stage 1 "
+        "those of Stage 2 alone."
+    ]
     if context.options.retune:
-        # The full model is what the run's own search found.
-        arms = [arms[0], *(of for arm in arms[1:] for of in (arm, retuned_arm(context, arm, arm.name)))]
+        # The run's own search tuned the full model.
+        full, *ablations = arms
+        arms = [full, *(row for arm in ablations for row in (arm, retuned_arm(context, arm, arm.name)))]
         notes = [
-            "Rows have the winner's parameters (the paper's way) or, retuned, those that a search of their own found "
-            "with as many epochs altogether as the run's, early stops aside, which for w/o Stage 1 are more trials; "
-            f"{direct} has the epochs of both stages in each trial.",
+            "Plain rows have the winner's parameters, as in the paper. Retuned rows have the parameters of a search of "
+            "their own, with as many epochs in total as the run's, early stops aside; for w/o Stage 1 these are more "
+            f"trials. {direct} has the epochs of both stages in each trial.",
             INHERITED,
         ]
     models = context.models(arms, "ablation")
@@ -60,16 +62,16 @@ def ablation(context: ExperimentContext) -> ExperimentResult:
         paper="Table 3",
         notes=(
             *notes,
-            "w/o Stage 2, at the winner's parameters, is the full model's own Stage 1 under the same seeds.",
+            "w/o Stage 2, at the winner's parameters, is the full model after Stage 1 under the same seeds.",
         ),
     )
 
 
 def ablation_arms(context: ExperimentContext) -> list[Arm]:
-    """The full model, what is left of it without each part, and direct MAE. ConfigError for a run of one stage."""
+    """Return the full model, the model without each part, and direct MAE. ConfigError for a run of one stage."""
     config = context.config
     if not (config.stage1.epochs and config.stage2.epochs):
-        raise ConfigError("the ablations take parts from a search of both stages; this run has one")
+        raise ConfigError("the ablations remove parts from a search of both stages; this run has one stage")
     arms, titles = [], _titles(context)
     for name, settings in ABLATIONS.items():
         if name == "static-margin" and context.store.info.task == "classification":
@@ -79,23 +81,25 @@ def ablation_arms(context: ExperimentContext) -> list[Arm]:
             continue
         more: Mapping[str, Any] = {}
         if name == "direct-mae":
-            # For the cost of both stages.
+            # Same cost as both stages.
             more = {"stage2.epochs": config.stage1.epochs + config.stage2.epochs}
         arms.append(Arm(name, titles[name], {**settings, **more}))
     return arms
 
 
 def _titles(context: ExperimentContext) -> dict[str, str]:
-    """The ablations' titles; of two classes the loss beside the ranking is the cross-entropy."""
+    """Return the ablations' titles; two classes replace the MAE by the cross-entropy."""
     return {**_TITLES, **({"direct-mae": "direct BCE"} if context.store.info.task == "classification" else {})}
 
 
 def margins(context: ExperimentContext) -> ExperimentResult:
-    """Table 4: ordinal groups of the dynamic margin."""
+    """Reproduce Table 4: ordinal groups of the dynamic margin."""
     if context.store.info.task == "classification":
         raise ConfigError("margins compares ordinal groups, which two classes do not have")
     if not (context.config.stage1.epochs or context.config.stage2.group_weight):
-        raise ConfigError("margins compares ordinal groups of the ranking loss, with which this run does not train")
+        raise ConfigError(
+            "margins compares ordinal groups of the ranking loss, and this run does not train with that loss"
+        )
     names = ("overlap,5", "overlap,3", "overlap,7", "strict,5")
     arms = [Arm(name, name, {"ranking.groups": name}) for name in names]
     models = context.models(arms, "margins")
@@ -107,51 +111,51 @@ def margins(context: ExperimentContext) -> ExperimentResult:
         name="margins",
         title=f"Groups of the dynamic margin on {context.store.info.name}",
         paper="Table 4",
-        notes=("overlap,3 and overlap,7 have edges of our own: the paper prints none.",),
+        notes=("The edges of overlap,3 and overlap,7 are this project's: the paper prints none.",),
     )
 
 
 def backbones(context: ExperimentContext) -> ExperimentResult:
-    """Table 11: other text encoders, each with the winner's parameters."""
-    own = context.config.model.backbone
-    # The paper compares them on MOSI alone; they are no worse for other data.
-    wanted = [name for name in paper.BACKBONES["mosi"] if not _same(name, own)]
+    """Reproduce Table 11: other text encoders, each with the winner's parameters."""
+    base = context.config.model.backbone
+    # The paper compares them on MOSI alone; they suit other data too.
+    wanted = [name for name in paper.BACKBONES["mosi"] if not _same(name, base)]
     if context.options.backbones:
         wanted = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in context.options.backbones]
-    others = [name for name in dict.fromkeys(wanted) if name != own]
-    arms = [Arm(own, _encoder(own)), *(Arm(name, _encoder(name), {"model.backbone": name}) for name in others)]
-    had, notes = [], []
+    others = [name for name in dict.fromkeys(wanted) if name != base]
+    arms = [Arm(base, _encoder(base)), *(Arm(name, _encoder(name), {"model.backbone": name}) for name in others)]
+    available, notes = [], []
     for arm in arms:
         try:
-            # What keeps an encoder from being trained here is found out before any is trained.
+            # All encoders are checked before the first is trained.
             prepare_features(context.store, configured(context.config, arm))
             context.check_encoders([arm])
-            had.append(arm)
+            available.append(arm)
         except ConfigError as error:
-            notes.append(f"{arm.title} cannot be had here: {error}.")
-    if not had:
+            notes.append(f"{arm.title} is not available here: {error}.")
+    if not available:
         raise ConfigError(" ".join(notes))
     models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
-    models |= context.models(had, "backbones")
+    models |= context.models(available, "backbones")
     printed = context.printed(paper.BACKBONES)
     return arm_result(
         context,
         arms,
         models,
-        {arm.name: of for arm in arms for name, of in printed.items() if _same(name, arm.name)},
+        {arm.name: figures for arm in arms for name, figures in printed.items() if _same(name, arm.name)},
         name="backbones",
         title=f"Text encoders on {context.store.info.name}, with the winner's parameters",
         paper="Table 11",
         notes=(
             *notes,
-            f"The parameters were searched with {_encoder(own)}, and the others have them as they are.",
-            "The paper names ALBERT-Base and BERT-Base without their versions.",
+            f"The parameters were searched with {_encoder(base)}; the other encoders have them unchanged.",
+            "The paper names ALBERT-Base and BERT-Base without versions.",
         ),
     )
 
 
 def _encoder(name: str) -> str:
-    """A text encoder's own name, without its publisher or folder."""
+    """Return a text encoder's name without its publisher or folder."""
     return name.rstrip("/").rpartition("/")[2]
 
 
@@ -165,52 +169,48 @@ LAMBDA2 = tuple(round(0.01 + 0.01 * step, 2) for step in range(10))
 
 
 def stability(context: ExperimentContext) -> ExperimentResult:
-    """Figure 8: the weights of the ranking loss and of the regularisation, one at a time."""
+    """Reproduce Figure 8: the weights of the ranking loss and of the regularisation, one at a time."""
     if context.store.info.task == "classification":
         raise ConfigError("stability varies the weights of Stage 1's ranking losses, which two classes do not have")
     if not context.config.stage1.epochs:
         raise ConfigError("stability varies the weights of Stage 1's losses, and this run has no Stage 1")
-    metrics = [name for name in head_metrics(context) if name not in ("pairwise_acc",)]
+    metrics = [name for name in head_metrics(context) if name != "pairwise_acc"]
     printed = context.printed(paper.STABILITY)
     sweeps = {"stage1.group_weight": ("λ1", LAMBDA1), "stage1.reg_weight": ("λ2", LAMBDA2)}
     arms = {
         path: [Arm(f"{path}={value:g}", f"{symbol} = {value:g}", {path: value}) for value in values]
         for path, (symbol, values) in sweeps.items()
     }
-    models = context.models([arm for of in arms.values() for arm in of], "stability")
+    models = context.models([arm for swept in arms.values() for arm in swept], "stability")
     tables, pictures = [], []
     for path, (symbol, values) in sweeps.items():
         swept = [models[arm.name] for arm in arms[path]]
         over = {
-            (name, split): [_over(of, split, name) for of in swept] for name in metrics for split in ("valid", "test")
+            (name, split): [_over(seeds, split, name) for seeds in swept]
+            for name in metrics
+            for split in ("valid", "test")
         }
-        notes = [f"the winner has {flatten(context.config)[path]:g}"]
-        notes += [note for note in (few_seeds(min(map(len, swept))),) if note]
-        for split, title in (("valid", "valid, by which a setting may be chosen"), ("test", "test")):
+        notes = [f"the winner has {flatten(context.config)[path]:g}", *few_seeds_notes(min(map(len, swept)))]
+        for split, title in (("valid", "valid, which may choose a setting"), ("test", "test")):
             columns = [Column("title", symbol)]
             rows: list[dict[str, Any]] = [
-                {"title": f"{value:g}", "value": value, "seeds": len(of)}
-                for value, of in zip(values, swept, strict=True)
+                {"title": f"{value:g}", "value": value, "seeds": len(seeds)}
+                for value, seeds in zip(values, swept, strict=True)
             ]
             for name in metrics:
-                theirs_V = [printed.get((path, value), {}).get(name) if split == "test" else None for value in values]
-                if any(theirs_V):
+                printed_V = [printed.get((path, value), {}).get(name) if split == "test" else None for value in values]
+                if any(printed_V):
                     columns.append(Column(f"paper {name}", "paper", "{:.3f}"))
                 columns.append(Column(name, METRIC_TITLES[name], "{:.4f}"))
                 columns.append(Column(f"{name} deviation", "deviation", "{:.4f}"))
-                for row, theirs, figure in zip(rows, theirs_V, over[name, split], strict=True):
-                    row[f"paper {name}"] = theirs
+                for row, printed_value, figure in zip(rows, printed_V, over[name, split], strict=True):
+                    row[f"paper {name}"] = printed_value
                     if figure:
                         row |= {name: figure.mean, f"{name} deviation": figure.deviation}
             columns.append(Column("seeds", "seeds"))
             tables.append(Table(f"{path} {split}", f"{symbol} ({path}): {title}", columns, rows, notes))
         panels = [
-            {
-                "title": METRIC_TITLES[name],
-                "x_title": symbol,
-                "y_title": METRIC_TITLES[name],
-                "lines": [_line(split, values, over[name, split]) for split in ("valid", "test")],
-            }
+            metric_panel(name, symbol, [spread_line(split, values, over[name, split]) for split in ("valid", "test")])
             for name in metrics
         ]
         pictures.append(
@@ -231,17 +231,5 @@ def stability(context: ExperimentContext) -> ExperimentResult:
 
 
 def _over(models: Sequence[Model], split: str, name: str) -> Spread | None:
-    """A figure over the models that have it."""
-    values = [of[name] for model in models if name in (of := model.metrics[split])]
-    return spread(values) if values else None
-
-
-def _line(name: str, values: Sequence[float], figures: Sequence[Spread | None]) -> dict[str, Any]:
-    """A line of `draw_lines` through the values that have a figure."""
-    known = [(value, figure) for value, figure in zip(values, figures, strict=True) if figure]
-    return {
-        "name": name,
-        "x": [value for value, _ in known],
-        "y": [figure.mean for _, figure in known],
-        "error": [figure.deviation or 0.0 for _, figure in known],
-    }
+    """Return the spread of a metric over the models that have it."""
+    return finite_spread(model.metrics[split].get(name) for model in models)

@@ -1,4 +1,4 @@
-"""What single experiments are asked for beyond the run that they start from."""
+"""Options of single experiments, beside the run that they start from."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _FOR = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Each is one experiment's."""
+    """Options, each of one experiment."""
 
     backbone: str | None = None
-    """complexity: the text encoder, without a run."""
+    """complexity: the text encoder, if no run is given."""
     retune: bool = False
-    """ablation: search each ablation anew as well."""
+    """ablation: also search each ablation anew."""
     backbones: tuple[str, ...] = ()
-    """backbones: the text encoders beside the run's; by default the paper's."""
+    """backbones: the text encoders to compare with the run's [default: the paper's]."""
     onto: str | None = None
-    """transfer: the data set that the run's models are taken to."""
+    """transfer: the data set that the run's models are applied to."""
     onto_data: Path | None = None
-    """transfer: its files, where they do not lie where a search would look for them."""
+    """transfer: the files of that data set, if a search would not find them."""
 
     def check(self, experiment: str) -> None:
-        """ConfigError where an option is another experiment's; `all` takes every one."""
+        """Raise ConfigError if an option belongs to another experiment; `all` takes every option."""
         for name, owner in _FOR.items():
             if getattr(self, name) and experiment not in (owner, "all"):
-                raise ConfigError(f"--{name.replace('_', '-')} is for {owner}, not for {experiment}")
+                raise ConfigError(f"--{name.replace('_', '-')} is an option of {owner}, not of {experiment}")

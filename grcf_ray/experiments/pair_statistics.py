@@ -1,7 +1,7 @@
-"""Statistics of pairs: which there are, what predicts their weight, and what of it chance would give.
+"""Statistics of pairs: which pairs have different labels, and what predicts their weight beyond chance.
 
-Pairs that share an utterance are not independent, so that a plain regression's p is too small. Beside it stands one by
-permuting utterances: their labels and unimodal scores change places together, the weights stay. N utterances, P pairs.
+Pairs that share an utterance are not independent, so the p of a plain regression is too small. The permutation test
+shuffles the utterances: labels and unimodal scores move together, the weights stay. N utterances, P pairs.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Statistic = Callable[[Floats, Ints], Floats]
-"""Of weights [P] and pairs [P, 2]; [K] figures, nan where one is undefined."""
+"""A function of weights [P] and pairs [P, 2] that returns K figures; nan for an undefined one."""
+
+SEED = 0
+"""Of all random draws of pairs and permutations."""
 
 
 def differing_pairs(label_N: Floats, most: int, *, seed: int) -> tuple[Ints, int]:
-    """[P, 2] pairs of different labels, the higher one first, and how many there are in all.
+    """Return [P, 2] pairs of different labels, the higher one first, and the number of all such pairs.
 
-    All of them up to `most`; of more, `most` that are drawn without replacement, each as likely as any other.
+    Above `most` pairs, `most` are drawn uniformly without replacement.
     """
     order_N = np.argsort(label_N, kind="stable")
     sorted_N = label_N[order_N]
-    # The k-th utterance from below is the higher one of as many pairs as there are labels strictly below its own.
+    # An utterance is the higher one of as many pairs as there are labels strictly below its own.
     below_N = np.searchsorted(sorted_N, sorted_N, side="left")
     ends_N = np.cumsum(below_N)
     total = int(ends_N[-1]) if len(ends_N) else 0
@@ -40,7 +43,7 @@ def differing_pairs(label_N: Floats, most: int, *, seed: int) -> tuple[Ints, int
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Ordinary least squares: of the constant, and of each predictor in turn."""
+    """A fit by ordinary least squares; figures of `const` and of each predictor."""
 
     coefficient: Mapping[str, float]
     error: Mapping[str, float]
@@ -53,9 +56,9 @@ class Fit:
 
 
 def fit_ols(response_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
-    """The result on a constant, `const`, and the predictors [P].
+    """Fit the response on a constant, `const`, and the predictors [P].
 
-    ValueError where there are too few observations, or a predictor is constant or a combination of others.
+    ValueError if observations are too few, or if a predictor is constant or a combination of others.
     """
     from scipy import stats
 
@@ -66,7 +69,7 @@ def fit_ols(response_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
         raise ValueError(f"{len(response_P)} observations for {len(names)} coefficients")
     q_PK, r_KK = np.linalg.qr(design_PK)
     if (np.abs(np.diag(r_KK)) <= 1e-10 * np.linalg.norm(design_PK, axis=0)).any():
-        raise ValueError("a predictor is constant, or follows from the others")
+        raise ValueError("a predictor is constant, or is a combination of the others")
     inverse_KK = np.linalg.inv(r_KK)
     coefficient_K = inverse_KK @ (q_PK.T @ response_P)
     rest_P = response_P - design_PK @ coefficient_K
@@ -87,10 +90,10 @@ def fit_ols(response_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
 def permuted_p(
     weight_P: Floats, pairs_P2: Ints, utterances: int, statistic: Statistic, *, seed: int, permutations: int
 ) -> list[float | None]:
-    """Two-sided p of each figure of a statistic, were the weights unrelated to what the statistic looks up by pair.
+    """Return the two-sided p of each figure, if the weights are unrelated to the utterances of their pairs.
 
-    Each draw renames the utterances in the pairs, so that pairs that shared one still do: the quadratic assignment
-    procedure. The statistic leaves out pairs that its draw leaves undefined. None for a figure that is undefined.
+    Each draw renames the utterances in the pairs, so pairs that share an utterance still do (quadratic assignment
+    procedure). The statistic leaves out the pairs that a draw leaves undefined. None for an undefined figure.
     """
     rng = np.random.default_rng(seed)
     observed_K = np.abs(statistic(weight_P, pairs_P2))
@@ -99,8 +102,8 @@ def permuted_p(
         name_N = rng.permutation(utterances)
         figure_K = np.abs(statistic(weight_P, name_N[pairs_P2]))
         drawn_K += np.isfinite(figure_K)
-        # What differs by rounding alone is as large.
+        # Figures that differ by rounding alone count as equal.
         reached_K += figure_K >= observed_K * (1 - 1e-12)
-    # The data themselves are one of the draws.
+    # The data count as one of the draws.
     p_K: Any = (1 + reached_K) / (1 + drawn_K)
     return [float(p) if np.isfinite(figure) else None for p, figure in zip(p_K, observed_K, strict=True)]

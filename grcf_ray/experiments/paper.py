@@ -1,8 +1,8 @@
-"""The paper's figures, as printed, under our metric keys; percentages as fractions.
+"""The paper's figures, as printed, under this project's metric keys; percentages as fractions.
 
-Its F1 is the positive class's on MOSI and MOSEI, the only definition that fits. On CH-SIMS v2 Acc2 and F1 stand under
-two definitions, since it is unknown which one Table 2 has: appendix C.5 drops zeros, as on MOSI; the code of its
-baselines (MMSA) counts them as negative. F1 is the weighted one there, as near to Acc2 as the printed figures are.
+On MOSI and MOSEI F1 is the positive class's, the only definition that fits. On CH-SIMS v2 Acc2 and F1 appear under two
+definitions, since Table 2 does not name its own: appendix C.5 drops zeros, as on MOSI; the code of its baselines (MMSA)
+counts zeros as negative. There F1 is the weighted one, which is as near to Acc2 as the printed figures are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Figures = Mapping[str, float]
 
 
 def _rows(metrics: Sequence[str], rows: Mapping[str, Sequence[float]]) -> dict[str, Figures]:
-    """Rows as printed: accuracies and F1 in per cent."""
+    """Convert rows as printed, with accuracies and F1 in per cent."""
     return {
         name: {
             metric: value / 100 if metric.startswith(("acc", "f1")) else value
@@ -25,7 +25,7 @@ def _rows(metrics: Sequence[str], rows: Mapping[str, Sequence[float]]) -> dict[s
 
 
 def _sims_rows(metrics: Sequence[str], rows: Mapping[str, Sequence[float]]) -> dict[str, Figures]:
-    """As `_rows`, of CH-SIMS v2: Acc2 and F1 under both of their definitions."""
+    """Convert rows of CH-SIMS v2, with Acc2 and F1 under both definitions."""
     both = {"acc2_mmsa": "acc2_non0", "f1_weighted_mmsa": "f1_weighted"}
     return {
         name: {**figures, **{other: figures[metric] for metric, other in both.items() if metric in figures}}
@@ -197,7 +197,7 @@ CLUSTERS: Mapping[str, Mapping[str, str]] = {
         "no-stage2": "distinct, well separated",
     }
 }
-"""Figure 5: what section 4.5 says of the case-study samples, in short."""
+"""Figure 5: the remarks of section 4.5 on the case-study samples, in short."""
 
 IMPORTANCE: Mapping[str, Mapping[int, tuple[str, str]]] = {
     "mosi": {
@@ -205,7 +205,7 @@ IMPORTANCE: Mapping[str, Mapping[int, tuple[str, str]]] = {
         2: ("stage2.boundary_weight", "significant"),
     }
 }
-"""Figure 9: the parameter that appendix C.3 names in each stage, and what it says of it."""
+"""Figure 9: the parameter that appendix C.3 names in each stage, and its remark."""
 
 CURVES: Mapping[str, Mapping[tuple[int, str], str]] = {
     "mosi": {
@@ -217,7 +217,7 @@ CURVES: Mapping[str, Mapping[tuple[int, str], str]] = {
         (2, "bound"): "minimal",
     }
 }
-"""Figure 3: what section 4.1 says of each term by stage."""
+"""Figure 3: the remarks of section 4.1 on each term by stage."""
 
 STABILITY: Mapping[str, Mapping[tuple[str, float], Mapping[str, float]]] = {
     "sims_v2": {
@@ -225,7 +225,7 @@ STABILITY: Mapping[str, Mapping[tuple[str, float], Mapping[str, float]]] = {
         ("stage1.reg_weight", 0.04): {"acc5": 0.551, "acc3": 0.744},
     }
 }
-"""Figure 8: the three of its points whose values appendix B.2 gives."""
+"""Figure 8: the three points whose values appendix B.2 gives."""
 
 BASELINES: Mapping[str, Mapping[str, Figures]] = {
     "mosi": _rows(
@@ -284,8 +284,8 @@ BASELINES: Mapping[str, Mapping[str, Figures]] = {
         },
     ),
 }
-"""Tables 1 and 2, every row but GRCF's, which `data.datasets` has. Their F1 fits the weighted one; GRCF's on MOSI and
-MOSEI the positive class's, though one column has both."""
+"""Tables 1 and 2 without GRCF, whose rows are in `data.datasets`. The F1 of these rows fits the weighted F1, that of
+GRCF on MOSI and MOSEI the positive class's, though one column has both."""
 
 CONFLICTS: Mapping[str, Any] = {
     "mosi": {

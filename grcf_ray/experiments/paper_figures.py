@@ -1,6 +1,6 @@
 """The paper's figures of a search and of its models: importances, loss curves, truth against prediction, t-SNE.
 
-All but t-SNE are made of what the search has on record. N utterances, C case-study samples, D the width of z_final.
+All but t-SNE are drawn from the search's record. N utterances, C case-study samples, D the width of z_final.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from grcf_ray.experiments import paper
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.grids import ablation_arms
 from grcf_ray.experiments.plotting import COLOURS, panels
-from grcf_ray.experiments.result import ExperimentResult, Picture
+from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.curves import curves_data
@@ -26,8 +26,7 @@ from grcf_ray.report.figures.palette import GREY, ORANGE, SCALE
 from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.figures.projection import projection_data
 from grcf_ray.report.view import Predictions
-from grcf_ray.search.comparisons import few_seeds
-from grcf_ray.statistics import paired_p, spread
+from grcf_ray.statistics import finite_spread, paired_p
 from grcf_ray.tables import P_VALUE, Column, Table
 
 if TYPE_CHECKING:
@@ -38,30 +37,30 @@ _STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 _PANELS = ("full", "no-advantage", "static-margin", "no-stage1", "no-stage2")
 """The arms of Figure 5, (a) to (e)."""
 _BLOCK = 512
-"""Case-study samples whose distances are taken at a time."""
+"""Case-study samples in one block of distances."""
 
 
 def tsne(context: ExperimentContext) -> ExperimentResult:
-    """Figure 5: z_final of test in the full model and its ablations, and how compact the case-study samples lie."""
+    """Reproduce Figure 5: z_final of test in the full model and its ablations, and the case-study clusters."""
     arms = [arm for arm in ablation_arms(context) if arm.name in _PANELS]
     models = context.models(arms, "tsne")
     task, label_range = context.store.info.task, context.store.info.label_range
     shown, rows, notes = [], [], []
     by_seed: dict[str, dict[int, float]] = {}
     for letter, arm in zip("abcde", arms, strict=False):
-        of = models[arm.name]
-        if not of:
-            notes.append(f"{arm.title}: no training came to its end.")
+        if not models[arm.name]:
+            notes.append(f"{arm.title}: no training finished.")
             continue
-        scored = [model.scored("test") for model in of]
-        found = projection_data(scored[0], task, label_range)
-        if found is None:
-            notes.append(f"{arm.title}: too few utterances, or the same representation of all of them; not drawn.")
+        indices = [model.index for model in models[arm.name]]
+        scored = [model.scored("test") for model in models[arm.name]]
+        projection = projection_data(scored[0], task, label_range)
+        if projection is None:
+            notes.append(f"{arm.title}: not drawn; too few utterances, or the same representation for all.")
         else:
-            shown.append(found | {"title": f"({letter}) {arm.title}", "index": of[0].index})
-        figures = [cluster_figures(one.state_ND, _cases(one, context)) for one in scored]
+            shown.append(projection | {"title": f"({letter}) {arm.title}", "index": indices[0]})
+        figures = [cluster_figures(test.state_ND, _cases(test, context)) for test in scored]
         by_seed[arm.name] = {
-            model.index: figure["silhouette"] for model, figure in zip(of, figures, strict=True) if figure
+            index: figure["silhouette"] for index, figure in zip(indices, figures, strict=True) if figure
         }
         row: dict[str, Any] = {
             "name": arm.name,
@@ -69,27 +68,26 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
             "paper": context.printed(paper.CLUSTERS).get(arm.name),
         }
         for name in ("silhouette", "ratio"):
-            if values := [figure[name] for figure in figures if figure is not None]:
-                over = spread(values)
-                row |= {name: over.mean, f"{name} deviation": over.deviation, f"{name} values": values}
+            if over := finite_spread(figure[name] for figure in figures if figure):
+                row |= {name: over.mean, f"{name} deviation": over.deviation, f"{name} values": list(over.values)}
         if arm.name != "full":
             row |= _paired(by_seed["full"], by_seed[arm.name])
         rows.append(row | {"seeds": len(figures)})
     if not shown:
-        raise ConfigError("t-SNE needs five test utterances and more whose representations differ")
+        raise ConfigError("t-SNE needs at least five test utterances with different representations")
     case_N = _cases(models["full"][0].scored("test"), context)
     if cluster_figures(np.zeros((len(case_N), 1), np.float32), case_N) is None:
         notes.append(
             f"Case-study samples among the {len(case_N)} test utterances: {case_N.sum()}. A cluster takes two, and one "
-            "utterance beside it; its figures cannot be had."
+            "utterance outside it, so its figures are not available."
         )
     below = shown[0]["below"]
     if task == "classification":
-        notes.append("Two classes have no case-study samples: the positive one is looked at.")
-    who = "the positive class" if below is None else f"the samples with a label below {below:.3g}"
+        notes.append("Two classes have no case-study samples; the figures are of the positive class.")
+    samples = "the positive class" if below is None else f"the samples with a label below {below:.3g}"
     table = Table(
         "clusters",
-        f"How compact {who} lie in z_final, test",
+        f"Compactness of {samples} in z_final, test",
         (
             Column("title", "model"),
             Column("silhouette", "silhouette", "{:.3f}"),
@@ -103,18 +101,18 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
         ),
         rows,
         [
-            "both are of z_final itself, by Euclidean distance, and not of the projection",
-            f"silhouette: mean over {who}, against all others; 1 lies apart and close together, 0 is mixed",
-            "within / between: mean distance among them by mean distance to the others; below 1 is a cluster",
+            "both figures use Euclidean distances in z_final, not in the projection",
+            f"silhouette: mean over {samples}, against all others; 1 is compact and separate, 0 is mixed",
+            "within / between: mean distance among them over mean distance to the others; below 1 is a cluster",
             "less full: silhouette less that of the full model under the same seeds; p: paired t test, uncorrected",
-            *(note for note in (few_seeds(min(len(of) for of in models.values())),) if note),
+            *few_seeds_notes(min(map(len, models.values()))),
         ],
     )
     crosses = "Red crosses" if below is not None else "Diamonds"
     picture = Picture(
         name="tsne",
-        caption=f"z_final of the test utterances by t-SNE, one seed of each model. {crosses} are {who}. t-SNE keeps "
-        "neighbours together; distances between clusters, their sizes and the axes mean nothing.",
+        caption=f"z_final of the test utterances by t-SNE, one seed of each model. {crosses} are {samples}. t-SNE "
+        "keeps neighbours together; distances between clusters, their sizes and the axes mean nothing.",
         data={"panels": shown},
         draw=draw_projections,
     )
@@ -128,17 +126,17 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
     )
 
 
-def _paired(reference: Mapping[int, float], ours: Mapping[int, float]) -> dict[str, float | None]:
-    """The mean difference over the seeds of both, and the p of a paired t test where it has one."""
-    gain_S = np.array([ours[index] - reference[index] for index in sorted(ours.keys() & reference.keys())])
+def _paired(reference: Mapping[int, float], arm: Mapping[int, float]) -> dict[str, float | None]:
+    """Return the mean difference over the shared seeds, and the p of a paired t test; {} without shared seeds."""
+    gain_S = np.array([arm[index] - reference[index] for index in sorted(arm.keys() & reference.keys())])
     return {"difference": float(gain_S.mean()), "p": paired_p(gain_S)} if len(gain_S) else {}
 
 
 def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) -> dict[str, float] | None:
-    """Mean `silhouette` of the case-study samples against all others, and the `ratio` of their mean distances.
+    """Return the mean `silhouette` of the case-study samples against all others, and the `ratio` of mean distances.
 
-    The ratio is that of the mean distance between two of them to the mean distance between one of them and another
-    utterance. None with fewer than two of them, or none beside them.
+    The ratio is the mean distance between two samples over the mean distance between a sample and another utterance.
+    None with fewer than two samples, or without another utterance.
     """
     from scipy.spatial.distance import cdist
 
@@ -146,28 +144,28 @@ def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) ->
     if count < 2 or count == len(case_N):
         return None
     within, between = [], []
-    # In blocks: all distances at once would grow with the square of the split.
+    # Blocks bound the memory: all distances at once grow with the square of the split.
     for block_CD in np.array_split(state_ND[case_N], -(-count // _BLOCK)):
         distance_CN = cdist(block_CD, state_ND)
         within.append(distance_CN[:, case_N].sum(axis=1) / (count - 1))
         between.append(distance_CN[:, ~case_N].mean(axis=1))
     within_C, between_C = np.concatenate(within), np.concatenate(between)
     wider_C = np.maximum(within_C, between_C)
-    # Where all lie in one place nothing tells them apart.
+    # Points in one place have a silhouette of 0.
     silhouette_C = np.divide(between_C - within_C, wider_C, out=np.zeros(count), where=wider_C > 0)
     apart = float(between_C.mean())
     return {"silhouette": float(silhouette_C.mean()), "ratio": float(within_C.mean()) / apart if apart else 1.0}
 
 
 def _cases(scored: Predictions, context: ExperimentContext) -> NDArray[np.bool_]:
-    """[N] whether an utterance is one whose cluster is looked at: a label below -2 of 3, or the positive class."""
+    """Return [N] whether an utterance is a case-study sample: a label below -2 of 3, or the positive class."""
     if context.store.info.task == "classification":
         return scored.label_N > context.center
     return scored.label_N < round(context.center - 2 * context.half_range / 3, LABEL_DECIMALS)
 
 
 def draw_projections(data: Mapping[str, Any]) -> Figure:
-    """A panel for each model: points in the colour of their label, the case-study samples as crosses."""
+    """Draw a panel for each model: points in the colour of their label, the case-study samples as crosses."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("labels", [(place, colour) for place, colour in SCALE])
@@ -199,7 +197,7 @@ def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[floa
 
 
 def importance(context: ExperimentContext) -> ExperimentResult:
-    """Figure 9: which searched parameters mattered in each stage."""
+    """Reproduce Figure 9: the importance of the searched parameters in each stage."""
     tables, shown, notes = [], [], []
     for stage in _STAGES:
         trials = context.view.trials[stage]
@@ -209,7 +207,7 @@ def importance(context: ExperimentContext) -> ExperimentResult:
         metric = METRIC_TITLES[context.view.objective(stage)]
         if not data["methods"]:
             notes.append(
-                f"Stage {stage}: {data['trials']} trials that ran to the end tell nothing; too few, or all alike."
+                f"Stage {stage}: {data['trials']} trials ran to the end, too few or too similar for importances."
             )
             continue
         if warning := importance_warning(data):
@@ -217,11 +215,11 @@ def importance(context: ExperimentContext) -> ExperimentResult:
         tables.append(_importance_table(data, stage, metric, context.printed(paper.IMPORTANCE).get(stage)))
         shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
     if not shown:
-        asked = "A search with --set search.pruning=false stops none early."
-        raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes, asked]))
+        remedy = "A search with --set search.pruning=false stops no trial early."
+        raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes, remedy]))
     picture = Picture(
         name="importance",
-        caption="Share of each parameter by random forest, mean and deviation over forests of several seeds; of the "
+        caption="Share of each parameter by random forest, mean and deviation over forests of several seeds, from the "
         "trials that ran to the end.",
         data={"panels": shown},
         draw=draw_importances,
@@ -242,20 +240,20 @@ def importance(context: ExperimentContext) -> ExperimentResult:
 def _importance_table(
     data: Mapping[str, Any], stage: Literal[1, 2], metric: str, printed: tuple[str, str] | None
 ) -> Table:
-    """printed: the parameter that the paper names, and what it says of it."""
-    named, said = printed or (None, None)
+    """Return the importances of a stage. printed: the parameter that the paper names, and its remark."""
+    named, remark = printed or (None, None)
     rows = [
         {
             "title": parameter,
-            "paper": said if parameter == named else None,
-            **{name: found["mean"][index] for name, found in data["methods"].items()},
+            "paper": remark if parameter == named else None,
+            **{name: shares["mean"][index] for name, shares in data["methods"].items()},
             "spread": data["methods"]["forest"]["spread"][index],
         }
         for index, parameter in enumerate(data["parameters"])
     ]
-    notes = [f"of {data['trials']} trials that ran to the end; out-of-bag R² of the forest {data['explained']:.2f}"]
+    notes = [f"from {data['trials']} trials that ran to the end; out-of-bag R² of the forest {data['explained']:.2f}"]
     if data["constant"]:
-        notes.append(f"the same in all of them: {', '.join(data['constant'])}")
+        notes.append(f"the same in all these trials: {', '.join(data['constant'])}")
     return Table(
         f"stage{stage}",
         f"Stage {stage}: share in the differences of validation {metric}",
@@ -272,11 +270,11 @@ def _importance_table(
 
 
 def draw_importances(data: Mapping[str, Any]) -> Figure:
-    """Bars of each stage's parameters, the most important at the top."""
+    """Draw bars of each stage's parameters, the most important at the top."""
     figure, axes = panels(len(data["panels"]), width=5.5)
     for axis, panel in zip(axes, data["panels"], strict=True):
-        found, places = panel["methods"]["forest"], range(len(panel["labels"]))
-        axis.barh(places, found["mean"], xerr=found["spread"], color=COLOURS[0], ecolor=GREY, capsize=2)
+        shares, places = panel["methods"]["forest"], range(len(panel["labels"]))
+        axis.barh(places, shares["mean"], xerr=shares["spread"], color=COLOURS[0], ecolor=GREY, capsize=2)
         axis.set_yticks(places, panel["labels"], parse_math=False)
         axis.set(title=panel["title"], xlabel="share of the importance", xlim=(0, None))
         axis.invert_yaxis()
@@ -285,7 +283,7 @@ def draw_importances(data: Mapping[str, Any]) -> Figure:
 
 
 def curves(context: ExperimentContext) -> ExperimentResult:
-    """Figure 3: the losses of the winner's stages by term."""
+    """Reproduce Figure 3: the losses of the winner's stages by term."""
     tables, shown = [], []
     for stage in _STAGES:
         data = curves_data(context.view, stage)
@@ -315,10 +313,10 @@ def curves(context: ExperimentContext) -> ExperimentResult:
         )
         shown.append(data)
     if not shown:
-        raise ConfigError("the winner's trials have no losses on record")
+        raise ConfigError("the run's record has no losses of the winner's trials")
     picture = Picture(
         name="curves",
-        caption="Mean training loss of each epoch by term, before its weight, and in total, of the trials that led to "
+        caption="Mean training loss of each epoch by term, before its weight, and in total, for the trials that led to "
         "the winner; below, their validation metric.",
         data={"stages": shown},
         draw=draw_curves,
@@ -329,12 +327,12 @@ def curves(context: ExperimentContext) -> ExperimentResult:
         paper="Figure 3",
         tables=tables,
         pictures=[picture],
-        notes=("One trial of each stage under one seed, as in the paper: no deviation can be had.",),
+        notes=("One trial of each stage under one seed, as in the paper, so there is no deviation.",),
     )
 
 
 def draw_curves(data: Mapping[str, Any]) -> Figure:
-    """A row for each stage: the loss terms, and the validation metric with the epoch that was kept."""
+    """Draw a row for each stage: the loss terms, and the validation metric with the epoch of the kept model."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = panels(2 * len(data["stages"]))
@@ -349,7 +347,7 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
             text.set_parse_math(False)
         metric.plot(stage["epoch"], _gaps(stage["objective"]), marker="o", ms=3, color=COLOURS[0])
         if stage["best_epoch"] is not None:
-            metric.axvline(stage["best_epoch"], color=GREY, linestyle="--", label="epoch that was kept")
+            metric.axvline(stage["best_epoch"], color=GREY, linestyle="--", label="kept epoch")
             metric.legend(fontsize="small")
         metric.set(title=f"Stage {stage['stage']}", xlabel="epoch", ylabel=f"valid {METRIC_TITLES[stage['metric']]}")
         for axis in (losses, metric):
@@ -359,24 +357,24 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
-    """The values with a gap for None."""
+    """Return the values with nan for None, which leaves a gap in the line."""
     return [np.nan if value is None else value for value in values]
 
 
 def scatter(context: ExperimentContext) -> ExperimentResult:
-    """Figure 10: truth against prediction of the winner on test; of two classes, the scores of each."""
+    """Reproduce Figure 10: truth against prediction of the winner on test; for two classes, the scores of each."""
     scored = context.view.scored("test")
     if scored is None or context.view.metrics is None:
-        raise ConfigError("the run has no predictions of its winner on record; a search of this version writes them")
+        raise ConfigError("the run has no predictions of its winner on record; a search with this version writes them")
     recorded, printed = context.view.metrics["test"], context.printed_results
     label_range = context.store.info.label_range
     two = context.store.info.task == "classification"
     if two:
         names, data = ("auroc", "acc2"), class_scores_data(scored, label_range, recorded)
     else:
-        names, found = ("corr", "mae"), agreement_data(scored, label_range, recorded)
-        points = found.pop("points")
-        data = found | {key: [point[key] for point in points] for key in ("label", "score")}
+        names, data = ("corr", "mae"), agreement_data(scored, label_range, recorded)
+        points = data.pop("points")
+        data |= {key: [point[key] for point in points] for key in ("label", "score")}
     table = Table(
         "figures",
         f"The winner on {len(scored.label_N)} test utterances",
@@ -385,13 +383,13 @@ def scatter(context: ExperimentContext) -> ExperimentResult:
             {"name": name, "title": METRIC_TITLES[name], "paper": printed.get(name), "value": recorded.get(name)}
             for name in names
         ],
-        ("one model under one seed; main has the figures over seeds",),
+        ("one model under one seed; `reproduce main` has the figures over seeds",),
     )
     picture = Picture(
         name="scatter",
-        caption="How often the test logits of each class fall where; the threshold is 0."
+        caption="Histogram of the test logits of each class; the threshold is 0."
         if two
-        else "Test labels and predictions; a perfect model would be on the dashed line.",
+        else "Test labels and predictions; a perfect model lies on the dashed line.",
         data=data,
         draw=draw_classes if two else draw_agreement,
     )
@@ -401,14 +399,14 @@ def scatter(context: ExperimentContext) -> ExperimentResult:
         paper="Figure 10",
         tables=[table],
         pictures=[picture],
-        notes=("A high correlation does not say that the predictions have the right size: to lie near the line does.",)
-        if not two
-        else ("The paper has this figure of scores alone, not of two classes.",),
+        notes=["The paper shows this figure for regression alone, not for two classes."]
+        if two
+        else ["A high correlation does not show that predictions have the right size; points near the line do."],
     )
 
 
 def draw_agreement(data: Mapping[str, Any]) -> Figure:
-    """A point for each utterance, and the diagonal."""
+    """Draw a point for each utterance, and the diagonal."""
     figure, (axis,) = panels(1, width=4.8, height=4.5)
     axis.scatter(data["label"], data["score"], s=14, alpha=0.5, color=COLOURS[0])
     axis.plot(data["range"], data["range"], color=GREY, linestyle="--")
@@ -418,7 +416,7 @@ def draw_agreement(data: Mapping[str, Any]) -> Figure:
 
 
 def draw_classes(data: Mapping[str, Any]) -> Figure:
-    """Two outlines of steps, and the threshold."""
+    """Draw the histograms of both classes, and the threshold."""
     figure, (axis,) = panels(1, width=5.5, height=3.8)
     for name, colour, style in (("negative", ORANGE, ":"), ("positive", COLOURS[0], "-")):
         axis.stairs(data[name], data["edges"], label=f"{name} ({sum(data[name])})", color=colour, linestyle=style, lw=2)

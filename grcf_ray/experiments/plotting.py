@@ -1,22 +1,25 @@
-"""How the experiments' figures look: matplotlib without a screen, one size, colours for the colour-blind."""
+"""The look of the experiments' figures: matplotlib without a display, in a palette for the colour-blind."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.statistics import Spread
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, the darkest first."""
+"""The palette of Okabe and Ito, dark colours first."""
 _ASIDE = 0.012
-"""How far lines are put side by side, as a share of their width."""
+"""The offset between neighbouring lines, as a share of their width."""
 
 
 def panels(number: int, *, columns: int = 2, width: float = 4.5, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, and the panels, row by row."""
+    """Return a figure and its panels, row by row."""
     from matplotlib.figure import Figure
 
     columns = min(columns, number)
@@ -28,18 +31,35 @@ def panels(number: int, *, columns: int = 2, width: float = 4.5, height: float =
     return figure, axes[:number]
 
 
-def draw_lines(data: Mapping[str, Any]) -> Figure:
-    """Panels of lines with error bars.
+def spread_line(name: str, values: Sequence[float], figures: Sequence[Spread | None]) -> dict[str, Any]:
+    """Return a line of `draw_lines` through the values that have a figure, with one deviation as error."""
+    known = [(value, figure) for value, figure in zip(values, figures, strict=True) if figure]
+    return {
+        "name": name,
+        "x": [value for value, _ in known],
+        "y": [figure.mean for _, figure in known],
+        "error": [figure.deviation or 0.0 for _, figure in known],
+    }
 
-    data: `panels`, each with `title`, `x_title`, `y_title` and `lines`, the same ones in all panels: `name`, `x`, `y`
-    and `error`.
+
+def metric_panel(metric: str, x_title: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a panel of `draw_lines` for a metric."""
+    title = METRIC_TITLES[metric]
+    return {"title": title, "x_title": x_title, "y_title": title, "lines": lines}
+
+
+def draw_lines(data: Mapping[str, Any]) -> Figure:
+    """Draw panels of lines with error bars.
+
+    data: `panels`, each with `title`, `x_title`, `y_title` and `lines`; a line has `name`, `x`, `y` and `error`. All
+    panels have the same lines.
     """
     figure, axes = panels(len(data["panels"]))
     for axis, panel in zip(axes, data["panels"], strict=True):
         lines: Sequence[Mapping[str, Any]] = panel["lines"]
         width = max((max(line["x"]) - min(line["x"]) for line in lines if line["x"]), default=0)
         for place, (colour, line) in enumerate(zip(COLOURS, lines, strict=False)):
-            # Side by side, so that no bar hides another.
+            # The offset keeps error bars from hiding each other.
             aside = (place - (len(lines) - 1) / 2) * _ASIDE * width
             axis.errorbar(
                 [x + aside for x in line["x"]],
@@ -59,7 +79,7 @@ def draw_lines(data: Mapping[str, Any]) -> Figure:
 
 
 def draw_differences(data: Mapping[str, Any]) -> Figure:
-    """Panels of differences to a reference with their intervals, a line for each row, 0 marked.
+    """Draw panels of differences to a reference with their intervals, a line for each row, and mark 0.
 
     data: `panels`, each with `title`, `better` (lower or higher) and `rows`: `title`, `difference`, `low` and `high`.
     """
@@ -68,7 +88,7 @@ def draw_differences(data: Mapping[str, Any]) -> Figure:
     for axis, panel in zip(axes, data["panels"], strict=True):
         places = range(len(panel["rows"]))
         middle = [row["difference"] for row in panel["rows"]]
-        # A few utterances may have an interval beside the mean.
+        # With few utterances the interval may not hold the mean.
         below = [max(0, row["difference"] - row["low"]) for row in panel["rows"]]
         above = [max(0, row["high"] - row["difference"]) for row in panel["rows"]]
         axis.axvline(0, color="#808080", lw=1)

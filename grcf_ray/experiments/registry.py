@@ -1,4 +1,4 @@
-"""The experiments by name, as the command lists them. Nothing heavy is imported until one is run."""
+"""The experiments by name, in the order that the command lists. Their modules are imported when one runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Experiment:
     paper: str
     what: str
     module: str
-    """Below grcf_ray.experiments; the function has the experiment's name, hyphens as underscores."""
+    """Its module in grcf_ray.experiments; the function has the experiment's name, hyphens as underscores."""
     trains: bool = True
     """Whether it trains models beyond the search's own."""
 
@@ -23,18 +23,18 @@ EXPERIMENTS = {
     for experiment in (
         Experiment("main", "Tables 1 and 2, Figure 4", "the winner's configuration on test, over seeds", "main"),
         Experiment("curves", "Figure 3", "losses of the winner's stages by term", "paper_figures", trains=False),
-        Experiment("ablation", "Table 3", "what each part of the method is worth", "grids"),
-        Experiment("tsne", "Figure 5", "representations of the ablations, and how they cluster", "paper_figures"),
+        Experiment("ablation", "Table 3", "the gain of each part of the method", "grids"),
+        Experiment("tsne", "Figure 5", "clusters in the ablations' representations", "paper_figures"),
         Experiment("margins", "Table 4", "ordinal groups of the dynamic margin", "grids"),
         Experiment("noise", "Table 5", "noise on audio and vision at inference", "robustness"),
         Experiment(
-            "hard-pairs", "Tables 6 to 8, Figures 6 and 7", "which pairs the advantage weights single out", "hard_pairs"
+            "hard-pairs", "Tables 6 to 8, Figures 6 and 7", "pairs that the advantage weights single out", "hard_pairs"
         ),
         Experiment("stability", "Figure 8", "weights of Stage 1's losses, one at a time", "grids"),
-        Experiment("importance", "Figure 9", "which searched parameters mattered", "paper_figures", trains=False),
+        Experiment("importance", "Figure 9", "importance of the searched parameters", "paper_figures", trains=False),
         Experiment("scatter", "Figure 10", "truth against prediction on test", "paper_figures", trains=False),
-        Experiment("transfer", "Table 9", "the models on another data set, --onto NAME", "transfer"),
-        Experiment("modalities", "Table 10", "audio or vision taken away at inference", "robustness"),
+        Experiment("transfer", "Table 9", "the models on another data set (--onto NAME)", "transfer"),
+        Experiment("modalities", "Table 10", "audio or vision removed at inference", "robustness"),
         Experiment("backbones", "Table 11", "other text encoders", "grids"),
         Experiment(
             "complexity",

@@ -1,4 +1,4 @@
-"""What an experiment found: tables, figures and words, written beside the run in every form that people ask for.
+"""The result of an experiment: tables, figures and notes, written beside the run as a page, Markdown, LaTeX and JSON.
 
 reproduce/<experiment>/result.json  result.md  result.tex  figure-*.png  figure-*.pdf  index.html
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from grcf_ray.console import say, sentence
 from grcf_ray.report import html
+from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.storage import StoragePath
 from grcf_ray.tables import Table
 
@@ -22,35 +23,34 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure: its data, apart from how it is drawn."""
+    """A figure: its data, and the function that draws them."""
 
     name: str
     caption: str
     data: Mapping[str, Any]
     draw: Callable[[Mapping[str, Any]], Figure]
-    """Makes the figure of the data alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentResult:
-    """One experiment's result."""
+    """The result of one experiment."""
 
     name: str
-    """Of its folder: the experiment's, with a suffix where its options make it another."""
+    """The name of its folder: the experiment's, with a suffix if options change the experiment."""
     title: str
     paper: str
-    """The tables and figures of the paper that it stands beside."""
+    """The tables and figures of the paper that it reproduces."""
     tables: Sequence[Table]
     pictures: Sequence[Picture] = ()
     notes: Sequence[str] = ()
-    """What was defined, left out, or cannot be had."""
+    """Definitions, and rows or cells that are left out."""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Command, data, versions, seeds."""
+    """The provenance: command, data, versions, seeds."""
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Every figure behind the tables."""
+    """The figures behind the tables."""
 
     def print(self) -> None:
-        """Title, tables and notes on standard output."""
+        """Print title, tables and notes on standard output."""
         say(f"{self.title} ({self.paper})")
         for table in self.tables:
             table.print()
@@ -60,7 +60,7 @@ class ExperimentResult:
             say(note)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, numbers in full."""
+        """Return the result for JSON, numbers in full."""
         return {
             "name": self.name,
             "title": self.title,
@@ -73,7 +73,7 @@ class ExperimentResult:
         }
 
     def markdown(self) -> str:
-        """Tables, figures and notes, as Markdown."""
+        """Return tables, figures and notes as Markdown."""
         lines = [f"# {self.title}", "", f"{self.paper}.", ""]
         lines += [f"- {key}: {_shown(value)}" for key, value in self.about.items()]
         lines += [part for table in self.tables for part in ("", table.markdown())]
@@ -86,20 +86,20 @@ class ExperimentResult:
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
-        """The tables, to be put into a paper; what has to be said of them as comments."""
+        """Return the tables for a paper, with provenance and notes as comments."""
         about = [f"{key}: {_shown(value)}" for key, value in self.about.items()]
         comments = [f"% {line}" for text in (*about, *self.notes) for line in text.splitlines()]
         return "\n".join([*comments, "", "\n\n".join(table.latex() for table in self.tables), ""])
 
 
 def write_result(result: ExperimentResult, place: StoragePath) -> None:
-    """Write an experiment's result; the page is whole in itself."""
+    """Write an experiment's result in all forms; the page needs no other file."""
     pictures = []
     for picture in result.pictures:
         figure = picture.draw(picture.data)
         for kind in ("png", "pdf"):
             with (place / f"figure-{picture.name}.{kind}").writing() as path:
-                # The time of day would make every writing another file.
+                # A time stamp would change the file at every writing.
                 stamp: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
                 figure.savefig(path, format=kind, dpi=150, bbox_inches="tight", metadata=stamp)
         buffer = io.BytesIO()
@@ -108,8 +108,14 @@ def write_result(result: ExperimentResult, place: StoragePath) -> None:
     (place / "result.md").write_text(result.markdown())
     (place / "result.tex").write_text(result.latex())
     (place / "index.html").write_text(_page(result, pictures))
-    # Last: where it is, the rest is.
+    # Last, so that it exists only beside the other files.
     (place / "result.json").write_json(result.as_dict())
+
+
+def few_seeds_notes(seeds: int) -> list[str]:
+    """Return the note that the seeds are too few for a claim; [] if they are enough."""
+    note = few_seeds(seeds)
+    return [note] if note else []
 
 
 def _shown(value: Any) -> str:

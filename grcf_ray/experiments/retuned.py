@@ -1,6 +1,6 @@
-"""Ablations that are searched anew: each by a search of its own, of as many epochs as the run's own had.
+"""Ablations that are searched anew, each by a search with as many epochs as the run's own search.
 
-They lie below the run that they start from, `reproduce/retuned/<ablation>/`, and are runs like any other.
+They lie below the run that they start from, in `reproduce/retuned/<ablation>/`, and are ordinary runs.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from grcf_ray.search.winner import note_test_read
 
 
 def retuned_space(space: Space, ablation: str) -> Space:
-    """What the search of an ablation varies; it has as many epochs altogether as both stages of the space, stops aside.
+    """Return the space of an ablation's search; its total epochs are those of both stages, early stops aside.
 
-    Without Stage 1, Stage 2 searches what Stage 1 searched of model, pairs and margins too.
+    Without Stage 1, Stage 2 also searches the parameters of model, pairs and margins that Stage 1 searched.
     """
     if ablation == "direct-mae":
         return direct_space(space)
-    config, own = space.config(), space.with_settings(ABLATIONS[ablation])
+    config, retuned = space.config(), space.with_settings(ABLATIONS[ablation])
     first, second, search = config.stage1.epochs, config.stage2.epochs, config.search
     epochs = first * search.stage1_trials + second * search.stage2_trials
     if ablation == "no-stage1":
-        inherited = {path: dim for path, dim in own.stage1.items() if not path.startswith("stage1.")}
-        own = own.with_settings(ONE_DROPOUT)
-        own = dataclasses.replace(own, stage1={}, stage2={**inherited, **own.stage2})
-        return own.with_settings({"search.stage2_trials": round(epochs / second)})
+        inherited = {path: dim for path, dim in retuned.stage1.items() if not path.startswith("stage1.")}
+        retuned = retuned.with_settings(ONE_DROPOUT)
+        retuned = dataclasses.replace(retuned, stage1={}, stage2={**inherited, **retuned.stage2})
+        return retuned.with_settings({"search.stage2_trials": round(epochs / second)})
     if ablation == "no-stage2":
-        own = dataclasses.replace(own, stage2={})
-        return own.with_settings({"search.stage1_trials": round(epochs / first)})
-    return own
+        retuned = dataclasses.replace(retuned, stage2={})
+        return retuned.with_settings({"search.stage1_trials": round(epochs / first)})
+    return retuned
 
 
 def spent(context: ExperimentContext) -> Space:
-    """What the run searched, with the trials that it had in each stage: fewer than asked for where its time was up."""
-    asked = grown(context.record, context.space)
-    budgets = flatten(asked.config())
-    had = {f"search.stage{stage}_trials": len(trials) for stage, trials in context.view.trials.items() if trials}
-    return asked.with_settings({path: min(number, budgets[path]) for path, number in had.items()})
+    """Return the run's space with the trials that each stage ran: fewer than requested if its time budget ended."""
+    requested = grown(context.record, context.space)
+    budgets = flatten(requested.config())
+    ran = {f"search.stage{stage}_trials": len(trials) for stage, trials in context.view.trials.items() if trials}
+    return requested.with_settings({path: min(number, budgets[path]) for path, number in ran.items()})
 
 
 def retuned_arm(context: ExperimentContext, arm: Arm, ablation: str) -> Arm:
-    """The ablation's arm with the parameters that its own search finds; a search that has ended is not run again."""
+    """Return the ablation's arm with the parameters that its own search finds; a finished search is not repeated."""
     space = retuned_space(spent(context), ablation)
     record = RunRecord(context.record.place / "reproduce" / "retuned" / ablation)
     session = Session(
@@ -67,11 +67,11 @@ def retuned_arm(context: ExperimentContext, arm: Arm, ablation: str) -> Arm:
         listeners=context.listeners,
     )
     if not session.finished():
-        # Before hours of search, whose parameters would be those of another encoder.
+        # Checked first: hours of search with another encoder would be useless.
         context.check_encoder()
         console.progress(f"Searching {arm.title} anew")
         room = session.check()
-        # Its winner is measured too, once it is fixed.
+        # The search measures its winner on test.
         note_test_read(context.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
         session.run(room)
     winner = RunView.read(record).winner

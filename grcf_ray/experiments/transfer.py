@@ -1,8 +1,8 @@
-"""Table 9: what models learn on one data set, taken to another.
+"""Table 9: transfer of models from one data set to another.
 
-"There" is the run's data set, "here" the one that its models are taken to. What is trained here lies below the run,
-`reproduce/transfer/<here>/<row>/<shape>/`, each laid out like a run; a row that starts from models of there has their
-weights as the finalists of a Stage 1 that was trained there.
+"There" is the run's data set, "here" the target of the transfer. Models that are trained here lie below the run, in
+`reproduce/transfer/<here>/<row>/<shape>/`, each folder laid out like a run. A row that starts from models of there has
+their weights as the finalists of a Stage 1 that was trained there.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import Measured, Rescored, arm_result
-from grcf_ray.experiments.context import ExperimentContext, Model
-from grcf_ray.experiments.model_pool import Arm, configured, entry_of
+from grcf_ray.experiments.context import ExperimentContext, Model, modalities_of
+from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.search.record import TrialRecord, now
 from grcf_ray.search.transfer import fit_features, score_on
-from grcf_ray.search.winner import note_test_read
 from grcf_ray.train.checkpoint import export_weights
-from grcf_ray.train.export import SavedModel, load_model
-from grcf_ray.train.stage import use_deterministic_torch
+from grcf_ray.train.export import SavedModel
 
 _TITLES = {
     "in-domain": "In-domain: both stages here",
@@ -43,7 +41,7 @@ _MODALITIES = {(): "text", ("audio",): "text+audio", ("vision",): "text+vision",
 
 
 def transfer(context: ExperimentContext) -> ExperimentResult:
-    """Table 9: the run's models on another data set as they are, and after Stage 2 there."""
+    """Reproduce Table 9: the run's models on another data set, unchanged and after Stage 2 on it."""
     here = _target(context)
     there_name, here_name = context.store.info.name, here.info.name
     settings, notes = _shared_modalities(context, here.info)
@@ -51,15 +49,13 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
     config = _rescaled(context, here.info)
     whole = Arm("there", f"Both stages on {there_name}", settings)
     there = context.models([whole], "transfer")[whole.name]
-    with there[0].place.reading_folder() as folder:
-        saved = load_model(folder)
-    fitted = Fitted.of(here, saved)
+    fitted = Fitted.of(here, there[0].load())
 
     arms = [Arm(name, title, settings) for name, title in _TITLES.items()]
     by_name = {arm.name: arm for arm in arms}
     command = f"transfer --onto {here_name}"
-    own = context.on(here, config, place / "in-domain")
-    in_domain = own.models([by_name["in-domain"]], command)["in-domain"]
+    target = context.on(here, config, place / "in-domain")
+    in_domain = target.models([by_name["in-domain"]], command)["in-domain"]
     models: dict[str, Sequence[Measured]] = {"in-domain": in_domain}
     stages: Mapping[str, Literal[1, 2]] = {"stage1-there": 1, "both-there": 2}
     for name, stage in stages.items():
@@ -68,13 +64,13 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
             _hand_over(context, taken, (whole, by_name[name]), stage)
         models |= taken.models([by_name[name]], command)
     models["zero-shot"] = [
-        Rescored.of(own, model.index, in_domain[0].scored("test"), score_N)
+        Rescored.of(target, model.index, in_domain[0].scored("test"), score_N)
         for model, score_N in _zero_shot(context, there, here, command)
     ]
     if here.info.label_range != context.store.info.label_range:
         notes.append("Label ranges differ: scores, margins and the model's reach are scaled from the one to the other.")
     return arm_result(
-        own,
+        target,
         arms,
         models,
         _printed(there_name, here_name),
@@ -86,22 +82,22 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
             *notes,
             *map(sentence, fitted.notes()),
             f"Every row has the parameters of the winner on {there_name}; a search on {here_name} may find better "
-            "ones.",
-            "Zero-shot has the features standardised as the model's training data were. Where Stage 2 is trained here "
-            f"they are standardised by {here_name}'s own training rows.",
+            "parameters.",
+            f"Zero-shot standardises the features by the training rows of {there_name}. Rows with Stage 2 here "
+            f"standardise them by the training rows of {here_name}.",
         ],
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted(DatasetStore):
-    """A data set whose audio and vision are as wide as a model of another one takes them."""
+    """A data set whose audio and vision are cut or padded to the widths of a model from another data set."""
 
     saved: SavedModel
 
     @classmethod
     def of(cls, store: DatasetStore, saved: SavedModel) -> Fitted:
-        """The store, for this model."""
+        """Return the store, fitted to this model."""
         dims = saved.model.modality_dims
         fills = {name: s.mean_A.tolist() for name, s in saved.standardisers.items()}
         text = f"{store.info.fingerprint} {sorted(dims.items())} {sorted(fills.items())}"
@@ -109,17 +105,17 @@ class Fitted(DatasetStore):
             store.info,
             audio_dim=dims.get("audio", store.info.audio_dim),
             vision_dim=dims.get("vision", store.info.vision_dim),
-            # Features are cached by it.
+            # The key of the feature cache.
             fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         )
         return cls(store.folder, info, store.files, saved)
 
     def read(self, split: str) -> pa.Table:
-        """The rows of one split, fitted."""
+        """Return the fitted rows of one split."""
         return self._fit(super().read(split))[0]
 
     def notes(self) -> list[str]:
-        """What fitting does."""
+        """Return notes on what fitting changes."""
         return self._fit(super().read("train").slice(0, 1))[1]
 
     def _fit(self, table: pa.Table) -> tuple[pa.Table, list[str]]:
@@ -128,47 +124,45 @@ class Fitted(DatasetStore):
 
 def _target(context: ExperimentContext) -> DatasetStore:
     if context.options.onto is None:
-        raise ConfigError("transfer takes the run's models to another data set: --onto NAME")
+        raise ConfigError("transfer applies the run's models to another data set; name it: --onto NAME")
     if not (context.config.stage1.epochs and context.config.stage2.epochs):
-        raise ConfigError("transfer takes models of both stages; this run has one")
+        raise ConfigError("transfer needs models of both stages; this run has one stage")
     here = find_data(context.options.onto, context.options.onto_data)
     if here.info.fingerprint == context.store.info.fingerprint:
-        raise ConfigError(f"--onto {here.info.name}: the run was searched on these very data; give others")
+        raise ConfigError(f"--onto {here.info.name}: the run was searched on these very data; name other data")
     if here.info.task != context.store.info.task:
         raise ConfigError(
-            f"the run was searched for {context.store.info.task}, and {here.info.name} is for {here.info.task}"
+            f"--onto {here.info.name}: the task of its labels is {here.info.task}, and the run's is "
+            f"{context.store.info.task}; name a data set of the same task"
         )
     return here
 
 
 def _shared_modalities(context: ExperimentContext, here: TableInfo) -> tuple[dict[str, Any], list[str]]:
-    """The setting that makes all rows see what both data sets have, and what has to be said of it."""
-
-    def has(info: TableInfo) -> list[str]:
-        return [name for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None]
+    """Return the setting by which all rows see the modalities of both data sets, and notes on it."""
 
     there = context.store.info
     seen = context.config.model.modalities
-    sees = [name for name in has(there) if seen == "all" or name in seen]
-    shared = tuple(name for name in sees if name in has(here))
+    sees = [name for name in modalities_of(there) if seen == "all" or name in seen]
+    shared = tuple(name for name in sees if name in modalities_of(here))
     if not context.config.model.sees_text:
         if not shared:
-            raise ConfigError(f"the winner sees {seen} alone, and {here.name} has none of it")
+            raise ConfigError(f"the winner sees {seen} alone, and {here.name} lacks it; name other data: --onto NAME")
         wanted = "+".join(shared)
         return ({"model.modalities": wanted} if wanted != seen else {}), []
     wanted = _MODALITIES[shared]
     notes = []
     if not shared:
-        notes.append("Every row is of text alone, which is all that the winner sees and both data sets have.")
+        notes.append("Every row is of text alone: the winner sees no other modality that both data sets have.")
     elif list(shared) != sees:
-        notes.append(f"Every row is of text and {shared[0]}, which is what both data sets have.")
-    if wanted == seen or (seen == "all" and has(there) == has(here)):
+        notes.append(f"Every row is of text and {shared[0]}, the modalities of both data sets.")
+    if wanted == seen or (seen == "all" and modalities_of(there) == modalities_of(here)):
         return {}, notes
     return {"model.modalities": wanted}, notes
 
 
 def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
-    """The winner's configuration with its margins in the label units of here."""
+    """Return the winner's configuration with its margins in the label units of here."""
     values = flatten(context.config)
     low, high = here.label_range
     ratio = (high - low) / 2 / context.half_range
@@ -186,17 +180,17 @@ def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
 def _hand_over(
     context: ExperimentContext, taken: ExperimentContext, arms: tuple[Arm, Arm], stage: Literal[1, 2]
 ) -> None:
-    """Give the context of here the weights that a stage of there ended with, as trials of a Stage 1 that is over.
+    """Record the weights after a stage of there as completed Stage 1 trials of `taken`, the context of here.
 
-    arms: that of there and that of here. A seed whose training there came to nothing has a Stage 1 that did so.
+    arms: the arm of there and the arm of here. If a training there failed, its seed's Stage 1 here counts as failed.
     """
     whole, arm = arms
     source, pool = context.model_pool(whole), taken.model_pool(arm)
     indices = range(context.seeds)
-    entries = [entry_of(configured(taken.config, arm), index) for index in indices]
+    entries = entries_of(configured(taken.config, arm), indices)
     pool.add(entries)
     known = {trial.number for trial in pool.record.trials(1)}
-    there = [entry_of(configured(context.config, whole), index) for index in indices]
+    there = entries_of(configured(context.config, whole), indices)
     ended = zip(source.trials(1, there), source.trials(stage, there), strict=True)
     for entry, (first, given) in zip(entries, ended, strict=True):
         number = pool.entries.index(entry)
@@ -216,26 +210,19 @@ def _hand_over(
             pool.record.write_finalist(trial, digest)
             trial.checkpoint, trial.checkpoint_sha256 = f"finalists/{number:04d}/model.safetensors", digest
             trial.notes = [f"trained on {context.store.info.name}, the weights after stage {stage}"]
-        # Last: where it is, the weights are.
+        # Last, so that a trial on record always has its weights.
         pool.record.write_trial(trial)
 
 
 def _zero_shot(
     context: ExperimentContext, models: Sequence[Model], here: DatasetStore, command: str
 ) -> list[tuple[Model, NDArray[np.float64]]]:
-    """The scores [N] of each model of there on the test split of here; reading it is noted."""
-    names = [str(model.place).removeprefix(f"{context.record.place}/") for model in models]
-    note_test_read(context.record.place / "best", f"reproduce {command}", names)
+    """Return the scores [N] of each model of there on test of here, and record that test was read."""
+    context.note_test_read(models, command)
     table = here.read("test")
-    use_deterministic_torch(context.config.search.cpus_per_worker)
-    scores = []
-    for model in models:
-        with model.place.reading_folder() as folder:
-            score_N, _ = score_on(load_model(folder), table, here.info, fit=True)
-        scores.append((model, score_N))
-    return scores
+    return [(model, score_on(model.load(), table, here.info, fit=True)[0]) for model in models]
 
 
 def _printed(there: str, here: str) -> Mapping[str, Mapping[str, float]] | None:
-    """The paper's figures, which are those from MOSEI to MOSI."""
+    """Return the paper's figures; it prints them from MOSEI to MOSI alone."""
     return paper.TRANSFER.get(here) if there == "mosei" else None

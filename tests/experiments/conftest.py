@@ -1,4 +1,4 @@
-"""What tests of experiments share: a copy of the recorded search, and a context on it."""
+"""Fixtures of the experiments' tests: copies of the recorded search, and contexts on them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the recorded run that a module's tests train in."""
+    """Return a copy of the recorded run in which a module's tests train."""
     folder = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(recorded.folder, folder)
     return folder
 
 
 @pytest.fixture
+def fresh(recorded: Any, tmp_path: Path) -> Path:
+    """Return a copy of the recorded run for one test."""
+    folder: Path = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    return folder
+
+
+@pytest.fixture
 def make_context(recorded: Any, copied: Path, ray_session: None) -> Callable[..., ExperimentContext]:
-    """Contexts on the copy, or on another folder, under two seeds unless told otherwise."""
+    """Return a maker of contexts on the module's copy or on another folder, with two seeds by default."""
     from grcf_ray.data.store import DatasetStore
     from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.search.record import RunRecord

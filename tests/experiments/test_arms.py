@@ -1,4 +1,4 @@
-"""An experiment's table of arms: who is compared with whom, and what an undefined metric does."""
+"""Tables of arms: the pairs that are compared, and undefined metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
 
 
 def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
-    """One seed of `flat` scores everybody alike: it has no correlation, and every other figure."""
+    """One seed of `flat` has constant scores: it has no correlation, and every other metric."""
     rng = np.random.default_rng(0)
     arms = [Arm("full", "Full"), Arm("flat", "Flat"), Arm("near", "Near"), Arm("none", "None")]
     noisy = [LABELS + rng.normal(size=len(LABELS)) for _ in range(3)]
@@ -41,11 +41,11 @@ def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
     assert ["difference" in row for row in corr.rows] == [False, False, True, False]
     assert [row.get("seeds") for row in corr.rows] == [3, 2, 3, None]
     assert corr.rows[3] == {"name": "none", "title": "None", "paper": 0.9}
-    assert any("undefined for the scores of Flat" in note for note in corr.notes)
+    assert any("undefined" in note and "Flat" in note for note in corr.notes)
     assert not any("undefined" in note for note in mae.notes)
     expected = [split_metrics(noise, LABELS, protocol="mosi", limit=3.0)["corr"] for noise in noisy]
     assert corr.rows[2]["mean"] == pytest.approx(np.mean(expected))
-    full = [of.metrics["test"]["corr"] for of in models["full"]]
+    full = [model.metrics["test"]["corr"] for model in models["full"]]
     assert corr.rows[2]["difference"] == pytest.approx(np.mean(expected) - np.mean(full))
 
     (picture,) = difference_pictures([mae, corr])
@@ -71,16 +71,16 @@ def test_an_arm_that_lost_seeds_is_compared_over_those_it_has_and_no_other_is() 
     models = {name: [model(index, scores[name][index]) for index in indices] for name, indices in kept.items()}
     (mae,) = arm_tables(CONTEXT, arms, models, metrics=("mae",))
     rows = {row["name"]: row for row in mae.rows}
-    error = {name: np.abs(of - LABELS).mean(axis=1) for name, of in scores.items()}
+    error = {name: np.abs(score_SN - LABELS).mean(axis=1) for name, score_SN in scores.items()}
     assert rows["lost"]["difference"] == pytest.approx(np.mean([error["lost"][i] - error["full"][i] for i in (1, 4)]))
     assert rows["whole"]["difference"] == pytest.approx((error["whole"] - error["full"]).mean())
-    # Both are in one family.
+    # Holm corrects over both rows together.
     p = sorted([rows["lost"]["p"], rows["whole"]["p"]])
     assert sorted([rows["lost"]["p_holm"], rows["whole"]["p_holm"]]) == pytest.approx(
         [min(1, 2 * p[0]), max(min(1, 2 * p[0]), p[1])]
     )
-    assert "Lost: 3 of 5 trainings came to nothing" in mae.notes and "mean" not in rows["gone"]
-    assert any("too few seeds for a claim: 2" in note for note in mae.notes)
+    assert any("Lost: 3 of 5" in note for note in mae.notes) and "mean" not in rows["gone"]
+    assert any("few seeds" in note for note in mae.notes)
 
 
 def test_changes_in_per_cent_stand_beside_the_papers() -> None:

@@ -53,7 +53,7 @@ def test_reasons_come_first_and_ours_last() -> None:
     # One column of the paper, two definitions.
     assert (rows["MOAC"]["f1_weighted"], rows["MOAC"]["f1_positive"]) == (0.89, None)
     assert (rows["GRCF, the paper"]["f1_weighted"], rows["GRCF, the paper"]["f1_positive"]) == (None, 0.885)
-    assert any("too few seeds" in note for note in result.tables[1].notes)
+    assert any("few seeds" in note for note in result.tables[1].notes)
 
 
 def test_both_readings_of_eq_28_stand_side_by_side() -> None:
@@ -75,8 +75,8 @@ def test_sims_figures_stand_beside_both_definitions() -> None:
     names = ("acc2_non0", "f1_weighted", "acc2_mmsa", "f1_weighted_mmsa")
     assert [rows["GRCF, the paper"][name] for name in names] == [0.817, 0.816, 0.817, 0.816]
     assert [rows["GRCF here, mean over seeds (5)"][name] for name in names] == pytest.approx([0.7, 0.82, 0.72, 0.71])
-    assert any("C.5" in note and "unknown" in note for note in result.notes)
-    assert not any("positive class's of GRCF" in note for note in result.notes)
+    assert any("C.5" in note for note in result.notes)
+    assert not any("positive class" in note for note in result.notes)
 
 
 def test_tables_1_and_2_are_whole() -> None:
@@ -130,11 +130,11 @@ def test_table_3s_changes_are_those_of_its_figures(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "task", "said"),
     [
-        ("mustard", "classification", "bars without numbers"),
-        ("own", "regression", "no figures of this data set"),
+        ("mustard", "classification", "Figure 4"),
+        ("own", "regression", "no figures"),
         # Two classes made of MOSI are not what the paper measures.
-        ("mosi", "classification", "no figures of this data set"),
-        ("mosi", "regression", "positive class's of GRCF"),
+        ("mosi", "classification", "no figures"),
+        ("mosi", "regression", "positive class"),
     ],
 )
 def test_what_the_paper_lacks_is_said(name: str, task: str, said: str) -> None:
@@ -142,7 +142,7 @@ def test_what_the_paper_lacks_is_said(name: str, task: str, said: str) -> None:
     result = main(context_of(name, [figures] * 5, [], task))
     (table,) = result.tables
     assert any(said in note for note in result.notes)
-    assert not any("too few seeds" in note for note in table.notes)
+    assert not any("few seeds" in note for note in table.notes)
     assert dataclasses.asdict(table)["rows"][-1]["title"] == "± deviation"
 
 

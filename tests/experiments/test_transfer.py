@@ -83,7 +83,7 @@ def test_rows_start_where_they_say_and_are_trained_once(
     assert sorted(started) == ["1/0", "1/0", "2/0", "2/0", "2/0", "2/0"]
     text = " ".join(result.notes)
     assert "Audio: the last 2 of 7 values are cut off" in text and "Vision: 1 values" in text
-    assert "scaled from the one to the other" in text
+    assert "scaled" in text
 
     started.clear()
     assert mae(transfer(context())) == found
@@ -138,7 +138,7 @@ def test_stage_2_that_learns_nothing_leaves_zero_shot(make_context: MakeContext,
     zero, *transferred = [found[title]["mean"] for title in ROWS[1:]]
     assert transferred == pytest.approx([zero, zero], abs=1e-5)
     assert not np.isclose(found[ROWS[0]]["mean"], zero, atol=1e-5)
-    assert any(note.startswith("Every row is of text alone") for note in result.notes)
+    assert any("text alone" in note for note in result.notes)
 
 
 def test_what_cannot_be_transferred_is_refused(
