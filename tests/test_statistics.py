@@ -24,12 +24,12 @@ def mae(score_N: np.ndarray, label_N: np.ndarray) -> float:
 
 
 def test_spread_is_of_a_sample() -> None:
-    found = spread([1.0, 2.0, 4.0])
-    assert (found.mean, found.deviation) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
+    over = spread([1.0, 2.0, 4.0])
+    assert (over.mean, over.deviation) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
     assert spread([1.0]).deviation is None
     assert spread([1.0]).half_width is None
-    low, high = stats.t.interval(0.95, 2, found.mean, stats.sem([1.0, 2.0, 4.0]))
-    assert found.half_width == pytest.approx((high - low) / 2)
+    low, high = stats.t.interval(0.95, 2, over.mean, stats.sem([1.0, 2.0, 4.0]))
+    assert over.half_width == pytest.approx((high - low) / 2)
     with pytest.raises(ValueError, match="no seed"):
         spread([])
     assert finite_spread([None, math.nan, math.inf, 2.0]) == spread([2.0])
@@ -47,14 +47,14 @@ def test_paired_interval_is_that_of_the_differences() -> None:
 def test_paired_t_is_scipys_and_its_own_formula() -> None:
     rng = np.random.default_rng(0)
     label_N = rng.normal(size=40)
-    theirs_SN = label_N + rng.normal(size=(6, 40))
-    ours_SN = label_N + 0.8 * rng.normal(size=(6, 40))
-    found = compare(theirs_SN, {"ours": ours_SN}, label_N, mae, seed=0)["ours"]
-    gains = [mae(a, label_N) - mae(b, label_N) for a, b in zip(ours_SN, theirs_SN, strict=True)]
+    reference_SN = label_N + rng.normal(size=(6, 40))
+    arm_SN = label_N + 0.8 * rng.normal(size=(6, 40))
+    difference = compare(reference_SN, {"ours": arm_SN}, label_N, mae, seed=0)["ours"]
+    gains = [mae(a, label_N) - mae(b, label_N) for a, b in zip(arm_SN, reference_SN, strict=True)]
     t = np.mean(gains) / (np.std(gains, ddof=1) / math.sqrt(6))
-    assert found.mean == pytest.approx(np.mean(gains))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 5))
-    assert found.low < found.mean < found.high
+    assert difference.mean == pytest.approx(np.mean(gains))
+    assert difference.p == pytest.approx(2 * stats.t.sf(abs(t), 5))
+    assert difference.low < difference.mean < difference.high
 
 
 def test_no_test_of_one_seed_or_of_the_same_difference_everywhere() -> None:
@@ -67,16 +67,16 @@ def test_no_test_of_one_seed_or_of_the_same_difference_everywhere() -> None:
 def test_bootstrap_is_a_plain_loop() -> None:
     rng = np.random.default_rng(1)
     label_N = rng.normal(size=15)
-    ours_SN, theirs_SN = rng.normal(size=(3, 15)), rng.normal(size=(3, 15))
+    arm_SN, reference_SN = rng.normal(size=(3, 15)), rng.normal(size=(3, 15))
     draws, again = [], np.random.default_rng(9)
     for _ in range(200):
         seeds, rows = again.integers(3, size=3), again.integers(15, size=15)
         total = 0.0
         for s in seeds:
             for r in rows:
-                total += abs(ours_SN[s, r] - label_N[r]) - abs(theirs_SN[s, r] - label_N[r])
+                total += abs(arm_SN[s, r] - label_N[r]) - abs(reference_SN[s, r] - label_N[r])
         draws.append(total / 45)
-    low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=9, resamples=200)["a"]
+    low, high = bootstrap_intervals(reference_SN, {"a": arm_SN}, label_N, mae, seed=9, resamples=200)["a"]
     assert (low, high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
 
 
@@ -85,8 +85,8 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     rng, covered = np.random.default_rng(2), 0
     for trial in range(100):
         label_N = np.zeros(60)
-        ours_SN = np.tile(np.abs(1 + 0.3 * rng.normal(size=60)), (2, 1))
-        low, high = bootstrap_intervals(np.zeros((2, 60)), {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        arm_SN = np.tile(np.abs(1 + 0.3 * rng.normal(size=60)), (2, 1))
+        low, high = bootstrap_intervals(np.zeros((2, 60)), {"a": arm_SN}, label_N, mae, seed=trial, resamples=200)["a"]
         covered += low <= np.mean(np.abs(1 + 0.3 * np.random.default_rng(99).normal(size=100_000))) <= high
     assert 85 <= covered <= 100
 
@@ -96,11 +96,11 @@ def test_intervals_of_five_seeds_cover_the_truth() -> None:
     rng, covered, plain = np.random.default_rng(3), 0, 0
     for trial in range(120):
         label_N = np.zeros(40)
-        ours_SN = 10 + rng.normal(size=(5, 1)) + 0.5 * rng.normal(size=(5, 40))
-        theirs_SN = np.full((5, 40), 10.0)
-        found = compare(theirs_SN, {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
-        covered += found.low <= 0 <= found.high
-        low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        arm_SN = 10 + rng.normal(size=(5, 1)) + 0.5 * rng.normal(size=(5, 40))
+        reference_SN = np.full((5, 40), 10.0)
+        difference = compare(reference_SN, {"a": arm_SN}, label_N, mae, seed=trial, resamples=200)["a"]
+        covered += difference.low <= 0 <= difference.high
+        low, high = bootstrap_intervals(reference_SN, {"a": arm_SN}, label_N, mae, seed=trial, resamples=200)["a"]
         plain += low <= 0 <= high
     assert covered >= 110 > plain
 
@@ -108,12 +108,12 @@ def test_intervals_of_five_seeds_cover_the_truth() -> None:
 def test_the_interval_is_the_bootstraps_widened_as_students_is() -> None:
     rng = np.random.default_rng(4)
     label_N = rng.normal(size=30)
-    theirs_SN, ours_SN = rng.normal(size=(2, 5, 30))
-    found = compare(theirs_SN, {"a": ours_SN}, label_N, mae, seed=1)["a"]
-    low, high = bootstrap_intervals(theirs_SN, {"a": ours_SN}, label_N, mae, seed=1)["a"]
+    reference_SN, arm_SN = rng.normal(size=(2, 5, 30))
+    difference = compare(reference_SN, {"a": arm_SN}, label_N, mae, seed=1)["a"]
+    low, high = bootstrap_intervals(reference_SN, {"a": arm_SN}, label_N, mae, seed=1)["a"]
     wider = 2.7764 / 1.95996 * math.sqrt(5 / 4)
-    assert (found.mean - found.low) / (found.mean - low) == pytest.approx(wider, rel=1e-4)
-    assert (found.high - found.mean) / (high - found.mean) == pytest.approx(wider, rel=1e-4)
+    assert (difference.mean - difference.low) / (difference.mean - low) == pytest.approx(wider, rel=1e-4)
+    assert (difference.high - difference.mean) / (high - difference.mean) == pytest.approx(wider, rel=1e-4)
 
 
 def test_bootstrap_leaves_undefined_draws_out_and_refuses_other_shapes() -> None:
@@ -131,8 +131,8 @@ def test_bootstrap_leaves_undefined_draws_out_and_refuses_other_shapes() -> None
 
 def test_holm_on_a_worked_example() -> None:
     """Four hypotheses, as in textbooks: 0.01 x 4, 0.02 x 3, then nothing smaller than what came before."""
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.02, "none": None})
-    assert found == {
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.02, "none": None})
+    assert adjusted == {
         "a": pytest.approx(0.04),
         "d": pytest.approx(0.06),
         "c": pytest.approx(0.06),

@@ -74,7 +74,7 @@ def reproduce(
     from grcf_ray.experiments.registry import EXPERIMENTS
 
     if name == "list":
-        console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.what) for e in EXPERIMENTS.values()])
+        console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.summary) for e in EXPERIMENTS.values()])
         return
     if name != "all" and name not in EXPERIMENTS:
         raise ConfigError(

@@ -116,8 +116,8 @@ class ExperimentContext:
         self.view = RunView.read(record)
         if self.view.winner is None or self.view.metrics is None:
             raise DataError(
-                f"{record}: experiments start from the winner of a finished search, "
-                f"and this search is {self.view.run['state']}"
+                f"{record}: experiments start from the winner of a finished search; this search (state: "
+                f"{self.view.run['state']}) has none. To finish it, run its own command again"
             )
         self.space = run_space(record.search_info(), str(record))
         """The run's search space."""
@@ -170,9 +170,9 @@ class ExperimentContext:
 
     def on(self, store: DatasetStore, config: RunConfig, models: StoragePath) -> ExperimentContext:
         """Return the run's context on other data and another configuration, with its models in `models`."""
-        other = copy.copy(self)
-        other.store, other.config, other._models = store, config, models
-        return other
+        context = copy.copy(self)
+        context.store, context.config, context._models = store, config, models
+        return context
 
     def model_pool(self, arm: Arm) -> ModelPool:
         """Return the pool that an arm's models belong to."""
@@ -302,10 +302,10 @@ class ExperimentContext:
         measure_models(job, trained, self.store, self.record, f"reproduce {experiment}", below=below)
         return pool.places(trials)
 
-    def _lose_cluster(self, what: str) -> None:
+    def _lose_cluster(self, reason: str) -> None:
         """Exit at once, as a search does when the cluster is gone."""
         try:
-            console.progress(f"error: {what}; finished trials are kept. To resume: {self.command}")
+            console.progress(f"error: {reason}; finished trials are kept. To resume: {self.command}")
         finally:
             os._exit(ClusterError.exit_code)
 

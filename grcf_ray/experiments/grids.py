@@ -159,8 +159,8 @@ def _encoder(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _same(name: str, other: str) -> bool:
-    return _encoder(name) == _encoder(other)
+def _same(first: str, second: str) -> bool:
+    return _encoder(first) == _encoder(second)
 
 
 LAMBDA1 = tuple(round(0.6 + 0.1 * step, 1) for step in range(10))

@@ -28,7 +28,7 @@ def _sims_rows(metrics: Sequence[str], rows: Mapping[str, Sequence[float]]) -> d
     """Convert rows of CH-SIMS v2, with Acc2 and F1 under both definitions."""
     both = {"acc2_mmsa": "acc2_non0", "f1_weighted_mmsa": "f1_weighted"}
     return {
-        name: {**figures, **{other: figures[metric] for metric, other in both.items() if metric in figures}}
+        name: {**figures, **{alias: figures[metric] for metric, alias in both.items() if metric in figures}}
         for name, figures in _rows(metrics, rows).items()
     }
 

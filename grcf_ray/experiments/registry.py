@@ -11,7 +11,7 @@ class Experiment:
 
     name: str
     paper: str
-    what: str
+    summary: str
     module: str
     """Its module in grcf_ray.experiments; the function has the experiment's name, hyphens as underscores."""
     trains: bool = True

@@ -95,12 +95,12 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
         dims = reader.saved.model.modality_dims
         for name in _SHOWN:
             shown = name.split("+")
-            if lacking := [other for other in shown if other != "text" and other not in dims]:
+            if lacking := [modality for modality in shown if modality != "text" and modality not in dims]:
                 missing[name] = lacking
                 continue
             table = reader.table
-            hidden = {other: pa.nulls(len(table), table.schema.field(other).type) for other in dims}
-            score_N = reader.score({other: column for other, column in hidden.items() if other not in shown})
+            hidden = {modality: pa.nulls(len(table), table.schema.field(modality).type) for modality in dims}
+            score_N = reader.score({modality: column for modality, column in hidden.items() if modality not in shown})
             measured[name].append(Rescored.of(context, model.index, model.scored("test"), score_N))
     notes += [
         f"{_SHOWN[name]} is not available: the data have no {' and no '.join(lacking)}."

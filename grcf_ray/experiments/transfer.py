@@ -59,10 +59,10 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
     models: dict[str, Sequence[Measured]] = {"in-domain": in_domain}
     stages: Mapping[str, Literal[1, 2]] = {"stage1-there": 1, "both-there": 2}
     for name, stage in stages.items():
-        taken = context.on(fitted, config, place / name)
-        with taken.held():
-            _hand_over(context, taken, (whole, by_name[name]), stage)
-        models |= taken.models([by_name[name]], command)
+        receiver = context.on(fitted, config, place / name)
+        with receiver.held():
+            _hand_over(context, receiver, (whole, by_name[name]), stage)
+        models |= receiver.models([by_name[name]], command)
     models["zero-shot"] = [
         Rescored.of(target, model.index, in_domain[0].scored("test"), score_N)
         for model, score_N in _zero_shot(context, there, here, command)
@@ -178,16 +178,16 @@ def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
 
 
 def _hand_over(
-    context: ExperimentContext, taken: ExperimentContext, arms: tuple[Arm, Arm], stage: Literal[1, 2]
+    context: ExperimentContext, receiver: ExperimentContext, arms: tuple[Arm, Arm], stage: Literal[1, 2]
 ) -> None:
-    """Record the weights after a stage of there as completed Stage 1 trials of `taken`, the context of here.
+    """Record the weights after a stage of there as completed Stage 1 trials of `receiver`, the context of here.
 
     arms: the arm of there and the arm of here. If a training there failed, its seed's Stage 1 here counts as failed.
     """
     whole, arm = arms
-    source, pool = context.model_pool(whole), taken.model_pool(arm)
+    source, pool = context.model_pool(whole), receiver.model_pool(arm)
     indices = range(context.seeds)
-    entries = entries_of(configured(taken.config, arm), indices)
+    entries = entries_of(configured(receiver.config, arm), indices)
     pool.add(entries)
     known = {trial.number for trial in pool.record.trials(1)}
     there = entries_of(configured(context.config, whole), indices)

@@ -82,14 +82,14 @@ def test_predictions_of_a_model_are_those_of_its_figures(make_context: MakeConte
     for model in context.models([arms()[0]], "test")["full"]:
         for split in ("valid", "test"):
             scored = model.scored(split)
-            found = split_metrics(
+            metrics = split_metrics(
                 scored.score_N,
                 scored.label_N,
                 protocol=context.protocol,
                 limit=context.half_range,
                 center=context.center,
             )
-            assert {name: found[name] for name in model.metrics[split]} == dict(model.metrics[split])
+            assert {name: metrics[name] for name in model.metrics[split]} == dict(model.metrics[split])
 
 
 def test_reading_test_is_on_record(make_context: MakeContext, fresh: Path) -> None:
@@ -207,11 +207,11 @@ def test_what_the_paper_prints_is_of_its_data_and_task(make_context: MakeContext
     context = make_context()
     assert context.printed(table) == {}
     info = dataclasses.replace(context.store.info, name="mosi")
-    own = context.on(dataclasses.replace(context.store, info=info), context.config, context.record.place)
-    assert own.printed(table) == {"mae": 0.5} and own.printed_results["mae"] == 0.581
+    other = context.on(dataclasses.replace(context.store, info=info), context.config, context.record.place)
+    assert other.printed(table) == {"mae": 0.5} and other.printed_results["mae"] == 0.581
     classes = dataclasses.replace(info, task="classification")
-    own = context.on(dataclasses.replace(context.store, info=classes), context.config, context.record.place)
-    assert own.printed(table) == {} and not own.printed_results
+    other = context.on(dataclasses.replace(context.store, info=classes), context.config, context.record.place)
+    assert other.printed(table) == {} and not other.printed_results
 
 
 def test_a_run_without_a_winner_is_refused(make_context: MakeContext, fresh: Path) -> None:

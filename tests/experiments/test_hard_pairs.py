@@ -144,18 +144,18 @@ def test_a_modality_is_scored_by_nothing_but_itself(make_model: MakeModel, tiny_
         pa.array([row["audio"] is not None and row["vision"] is not None for row in table.to_pylist()])
     )
     whole = saved.score(table)
-    found = unimodal_scores(saved, table)
-    assert set(found) == {"text", "audio", "vision"}
+    scores = unimodal_scores(saved, table)
+    assert set(scores) == {"text", "audio", "vision"}
     backwards = pa.array(range(len(table) - 1, -1, -1))
-    for changed in found:
+    for changed in scores:
         other = table.set_column(table.column_names.index(changed), changed, table[changed].take(backwards))
         again = unimodal_scores(saved, other)
-        for name in found:
-            same = np.allclose(found[name], again[name], atol=1e-6)
+        for name in scores:
+            same = np.allclose(scores[name], again[name], atol=1e-6)
             assert same == (name != changed), f"{name} where {changed} is another's"
-        assert np.ptp(found[changed]) > 1e-4
+        assert np.ptp(scores[changed]) > 1e-4
     np.testing.assert_array_equal(saved.score(table), whole, "the text is no longer masked")
-    assert not np.allclose(whole, found["text"], atol=1e-4)
+    assert not np.allclose(whole, scores["text"], atol=1e-4)
 
 
 def test_a_model_of_text_alone_has_no_modality_to_compare(make_model: MakeModel, tiny_store: DatasetStore) -> None:
@@ -259,18 +259,18 @@ def test_the_commands_on_a_recorded_run(
 
     folder = tmp_path / "run"
     shutil.copytree(recorded.folder, folder)
-    found = {}
+    results = {}
     for name in ("main", "hard-pairs"):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             console.run(app, [name, "--from", str(folder), "--data", str(recorded.data), "--seeds", "1", "--json"])
         captured = capsys.readouterr()
         assert ended.value.code == 0, captured.err
-        found[name] = json.loads(captured.out)
+        results[name] = json.loads(captured.out)
         assert (folder / "reproduce" / name / "index.html").exists()
     reads = [read["command"] for read in json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]]
     assert reads == ["search", "reproduce main"]
-    ours = {row["title"]: row for row in found["main"]["tables"][0]["rows"]}
-    assert ours["GRCF here, mean over seeds (1)"]["mae"] == found["main"]["data"]["by seed"]["0"]["mae"]
-    assert ours["± deviation"]["mae"] is None
-    assert {table["name"] for table in found["hard-pairs"]["tables"]} >= {"weights", "ols minus distance", "counts"}
+    methods = {row["title"]: row for row in results["main"]["tables"][0]["rows"]}
+    assert methods["GRCF here, mean over seeds (1)"]["mae"] == results["main"]["data"]["by seed"]["0"]["mae"]
+    assert methods["± deviation"]["mae"] is None
+    assert {table["name"] for table in results["hard-pairs"]["tables"]} >= {"weights", "ols minus distance", "counts"}

@@ -62,8 +62,8 @@ def test_both_readings_of_eq_28_stand_side_by_side() -> None:
     start = keys.index("pairwise_acc_drop")
     assert keys[start : start + 2] == ["pairwise_acc_drop", "pairwise_acc_literal"] and "pairwise_acc" not in keys
     rows = {row["title"]: row for row in table.rows}
-    ours = rows["GRCF here, mean over seeds (5)"]
-    assert (ours["pairwise_acc_drop"], ours["pairwise_acc_literal"]) == (0.0, pytest.approx(1 / 3))
+    here = rows["GRCF here, mean over seeds (5)"]
+    assert (here["pairwise_acc_drop"], here["pairwise_acc_literal"]) == (0.0, pytest.approx(1 / 3))
     # The run has no scores of its winner.
     assert rows["the search's winner, one seed"]["pairwise_acc_drop"] is None
 
@@ -109,8 +109,8 @@ def test_tables_1_and_2_are_whole() -> None:
 )
 def test_the_best_baselines_are_those_that_section_4_2_has(name: str, metric: str, best: str, value: float) -> None:
     choose = min if metric == "mae" else max
-    found = choose(BASELINES[name].items(), key=lambda item: item[1][metric])
-    assert (found[0], found[1][metric]) == (best, pytest.approx(value))
+    row = choose(BASELINES[name].items(), key=lambda item: item[1][metric])
+    assert (row[0], row[1][metric]) == (best, pytest.approx(value))
     facts = find(name)
     assert facts is not None
     # GRCF is ahead of all of them but on CH-SIMS v2, where it is so in Acc2 and F1 alone.
@@ -121,9 +121,9 @@ def test_the_best_baselines_are_those_that_section_4_2_has(name: str, metric: st
 def test_table_3s_changes_are_those_of_its_figures(name: str) -> None:
     full, changes = ABLATION[name]["full"], ABLATION_CHANGES[name]
     assert changes.keys() == ABLATION[name].keys() - {"full"}
-    for arm, of in changes.items():
-        assert of.keys() == full.keys()
-        for metric, change in of.items():
+    for arm, arm_changes in changes.items():
+        assert arm_changes.keys() == full.keys()
+        for metric, change in arm_changes.items():
             assert change == pytest.approx(100 * (ABLATION[name][arm][metric] / full[metric] - 1), abs=0.0051)
 
 

@@ -27,14 +27,14 @@ def test_differing_pairs_are_drawn_without_repeating_and_evenly() -> None:
     every, total = differing_pairs(label_N, 10_000, seed=0)
     known, drawn = {tuple(pair) for pair in every.tolist()}, []
     for seed in range(400):
-        pairs_P2, of = differing_pairs(label_N, 40, seed=seed)
-        found = [tuple(pair) for pair in pairs_P2.tolist()]
-        assert of == total and len(set(found)) == 40 and set(found) <= known
-        drawn += found
+        pairs_P2, count = differing_pairs(label_N, 40, seed=seed)
+        drawn_pairs = [tuple(pair) for pair in pairs_P2.tolist()]
+        assert count == total and len(set(drawn_pairs)) == 40 and set(drawn_pairs) <= known
+        drawn += drawn_pairs
     counts = np.array([drawn.count(pair) for pair in known])
     assert stats.chisquare(counts).pvalue > 1e-3
     again, _ = differing_pairs(label_N, 40, seed=399)
-    assert [tuple(pair) for pair in again.tolist()] == found
+    assert [tuple(pair) for pair in again.tolist()] == drawn_pairs
 
 
 @pytest.mark.parametrize("label_N", [np.zeros(0), np.zeros(1), np.full(5, 2.0)])
@@ -47,12 +47,14 @@ def test_ols_of_one_predictor_is_scipys() -> None:
     rng = np.random.default_rng(1)
     x_P = rng.normal(size=50)
     y_P = 2 + 0.3 * x_P + rng.normal(size=50)
-    fit, theirs = fit_ols(y_P, {"x": x_P}), stats.linregress(x_P, y_P)
+    fit, expected = fit_ols(y_P, {"x": x_P}), stats.linregress(x_P, y_P)
     assert (fit.coefficient["x"], fit.error["x"], fit.p["x"]) == pytest.approx(
-        (theirs.slope, theirs.stderr, theirs.pvalue)
+        (expected.slope, expected.stderr, expected.pvalue)
     )
-    assert (fit.coefficient["const"], fit.error["const"]) == pytest.approx((theirs.intercept, theirs.intercept_stderr))
-    assert (fit.r2, fit.n) == (pytest.approx(theirs.rvalue**2), 50)
+    assert (fit.coefficient["const"], fit.error["const"]) == pytest.approx(
+        (expected.intercept, expected.intercept_stderr)
+    )
+    assert (fit.r2, fit.n) == (pytest.approx(expected.rvalue**2), 50)
 
 
 def test_ols_of_two_predictors_worked_by_hand() -> None:
@@ -105,5 +107,5 @@ def test_permuted_p_is_least_where_the_relation_is_there() -> None:
     def figures(weight_P: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
         return np.array([rank_correlation(weight_P, own_N[pairs_P2].sum(axis=1)), np.nan])
 
-    found = permuted_p(own_N[pairs_P2].sum(axis=1), pairs_P2, 14, figures, seed=0, permutations=39)
-    assert found == [pytest.approx(1 / 40), None]
+    p_values = permuted_p(own_N[pairs_P2].sum(axis=1), pairs_P2, 14, figures, seed=0, permutations=39)
+    assert p_values == [pytest.approx(1 / 40), None]

@@ -58,37 +58,37 @@ def test_importance_is_the_reports(
     # Of the tiny search too few trials run to the end.
     for path in [*folder.glob("stage?/trials/*.json"), *folder.glob("stage?/trials.jsonl")]:
         path.write_text(path.read_text().replace('"pruned"', '"complete"'))
-    found = reproduce("importance", folder, recorded.data, capsys)
+    printed = reproduce("importance", folder, recorded.data, capsys)
     view = RunView.read(RunRecord(storage_path(folder)))
     expected = {f"stage{stage}": importance_data(view.trials[stage], stage, space_of(view)) for stage in (1, 2)}
     expected = {name: data for name, data in expected.items() if data["methods"]}
-    assert [table["name"] for table in found["tables"]] == list(expected)
-    for table, data in zip(found["tables"], expected.values(), strict=True):
+    assert [table["name"] for table in printed["tables"]] == list(expected)
+    for table, data in zip(printed["tables"], expected.values(), strict=True):
         assert [row["title"] for row in table["rows"]] == data["parameters"]
         assert [row["forest"] for row in table["rows"]] == data["methods"]["forest"]["mean"]
     # What the paper says is of MOSI.
-    assert all(row["paper"] is None for table in found["tables"] for row in table["rows"])
-    assert any("chance" in note for note in found["notes"]), "a warning of too few trials"
+    assert all(row["paper"] is None for table in printed["tables"] for row in table["rows"])
+    assert any("chance" in note for note in printed["notes"]), "a warning of too few trials"
 
 
 def test_curves_are_the_winners_trials(copied: Path, recorded: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    found = reproduce("curves", copied, recorded.data, capsys)
+    printed = reproduce("curves", copied, recorded.data, capsys)
     winner = json.loads((copied / "run.json").read_text())["winner"]
-    assert [f"stage{s['stage']}/{s['number']}" for s in found["pictures"]["curves"]["stages"]][-1] == winner
-    terms = {table["name"]: {row["title"]: row for row in table["rows"]} for table in found["tables"]}
+    assert [f"stage{s['stage']}/{s['number']}" for s in printed["pictures"]["curves"]["stages"]][-1] == winner
+    terms = {table["name"]: {row["title"]: row for row in table["rows"]} for table in printed["tables"]}
     assert set(terms["stage1"]) == {"group", "reg", "bound", "total"}
     assert set(terms["stage2"]) == {"group", "mae", "bound", "total"}
-    mae = found["pictures"]["curves"]["stages"][-1]["terms"]["mae"]
+    mae = printed["pictures"]["curves"]["stages"][-1]["terms"]["mae"]
     row = terms["stage2"]["mae"]
     assert (row["first"], row["last"], row["low"], row["high"]) == (mae[0], mae[-1], min(mae), max(mae))
 
 
 def test_scatter_shows_what_the_metrics_are_of(copied: Path, recorded: Any, capsys: pytest.CaptureFixture[str]) -> None:
     reads = (copied / "best" / "provenance.json").read_bytes()
-    found = reproduce("scatter", copied, recorded.data, capsys)
-    shown = found["pictures"]["scatter"]
+    printed = reproduce("scatter", copied, recorded.data, capsys)
+    shown = printed["pictures"]["scatter"]
     error = np.mean(np.abs(np.array(shown["label"]) - shown["score"]))
-    value = {row["name"]: row["value"] for row in found["tables"][0]["rows"]}
+    value = {row["name"]: row["value"] for row in printed["tables"][0]["rows"]}
     assert value["mae"] == pytest.approx(error) == pytest.approx(shown["recorded"]["mae"])
     assert (copied / "best" / "provenance.json").read_bytes() == reads, "test is not read again"
 
@@ -112,17 +112,17 @@ def test_what_the_record_lacks_is_refused(
 def test_tsne_has_a_panel_and_figures_for_each_ablation(
     copied: Path, recorded: Any, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = reproduce("tsne", copied, recorded.data, capsys, "--seeds", "2")
-    panels = found["pictures"]["tsne"]["panels"]
+    printed = reproduce("tsne", copied, recorded.data, capsys, "--seeds", "2")
+    panels = printed["pictures"]["tsne"]["panels"]
     assert [panel["title"][:3] for panel in panels] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
-    rows = found["tables"][0]["rows"]
+    rows = printed["tables"][0]["rows"]
     assert [row["name"] for row in rows] == ["full", "no-advantage", "static-margin", "no-stage1", "no-stage2"]
     points = panels[0]["points"]
     assert [point["case"] for point in points] == [point["label"] < -2 for point in points]
     # The tiny test split has one such utterance or none, which is no cluster.
     assert sum(point["case"] for point in points) < 2
     assert all("silhouette" not in row and row["seeds"] == 2 for row in rows)
-    assert any("cluster" in note for note in found["notes"])
+    assert any("cluster" in note for note in printed["notes"])
     reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
     assert reads[-1]["command"] == "reproduce tsne"
 
@@ -178,16 +178,16 @@ def test_cluster_figures_are_sklearns_silhouette_and_a_plain_loop(block: int, mo
     rng = np.random.default_rng(0)
     state_ND, case_N = rng.normal(size=(40, 6)).astype(np.float32), np.arange(40) < 9
     state_ND[case_N] += 1
-    found = cluster_figures(state_ND, case_N)
-    assert found is not None
+    figures = cluster_figures(state_ND, case_N)
+    assert figures is not None
     within, between = [], []
     for i in range(9):
         for j in range(40):
             if i != j:
                 distance = float(np.linalg.norm(state_ND[i].astype(float) - state_ND[j]))
                 (within if j < 9 else between).append(distance)
-    assert found["silhouette"] == pytest.approx(silhouette_samples(state_ND, case_N)[case_N].mean(), rel=1e-5)
-    assert found["ratio"] == pytest.approx(np.mean(within) / np.mean(between))
+    assert figures["silhouette"] == pytest.approx(silhouette_samples(state_ND, case_N)[case_N].mean(), rel=1e-5)
+    assert figures["ratio"] == pytest.approx(np.mean(within) / np.mean(between))
 
 
 def test_cluster_figures_at_their_ends() -> None:

@@ -1,4 +1,4 @@
-"""Experiments that are killed: the same command goes on, trains nothing twice, and finds the same."""
+"""Killed experiments: the same command resumes, trains nothing twice, and ends with the same figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("full", "no-stage1", "no-stage2")
-"""The ablations: those that are searched anew in little time, each in the other stage."""
+"""Ablations whose own searches are short, one in each stage."""
+SMALL = {
+    **{"search.stage1_trials": 1, "search.stage2_trials": 1, "search.finalists": 1},
+    **{"stage1.epochs": 1, "stage2.epochs": 1},
+}
+"""Settings of the recorded run that keep its experiments short."""
 DRIVER = f"""
 import sys
 from grcf_ray import console
@@ -39,7 +44,7 @@ console.run(app)
 
 @contextlib.contextmanager
 def started(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own, killed at the end with all that it has started."""
+    """Run the command in a process of its own; kill it and its children at the end."""
     mark = f"killed-{uuid.uuid4().hex}"
     environment = {**os.environ, "GRCF_TEST": mark, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
@@ -57,13 +62,13 @@ def started(*words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def trials(run: Path) -> dict[Path, Any]:
-    """All trials that experiments have trained below a run."""
+    """Return all trials that experiments trained below a run."""
     files = (run / "reproduce").rglob("stage?/trials/[0-9]*.json")
     return {path.relative_to(run): json.loads(path.read_text()) for path in files}
 
 
 def inputs(recorded: Recorded, tmp_path: Path, name: str) -> list[str]:
-    """The experiment's command, without the run."""
+    """Return the experiment's arguments, without the run."""
     if name == "ablation":
         return ["ablation", "--retune", "--seeds", "1"]
     import pyarrow as pa
@@ -72,7 +77,7 @@ def inputs(recorded: Recorded, tmp_path: Path, name: str) -> list[str]:
     from grcf_ray.data.store import DatasetStore, write_store
 
     store = DatasetStore.open(recorded.data)
-    # The same utterances with the opposite sign are other data.
+    # Opposite labels make other data.
     parts = [store.read(split) for split in ("train", "valid", "test")]
     table = pa.concat_tables(parts)
     column = table.column_names.index("label")
@@ -115,9 +120,8 @@ def test_an_experiment_that_is_killed_goes_on(
     for folder in (whole, cut):
         shutil.copytree(recorded.folder, folder)
         run = json.loads((folder / "run.json").read_text())
-        budget = {"search.stage1_trials": 2, "search.stage2_trials": 2, "search.finalists": 1}
-        run["settings"] |= budget
-        run["space"]["fixed"] |= budget
+        run["settings"] |= SMALL
+        run["space"]["fixed"] |= SMALL
         (folder / "run.json").write_text(json.dumps(run))
     expected = answer(whole)
     if name == "ablation":
@@ -127,7 +131,7 @@ def test_an_experiment_that_is_killed_goes_on(
         wait_for(
             lambda: process.poll() is not None or list((cut / "reproduce").glob(moment)), f"{moment} of the command"
         )
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the command ended before the kill"
     before = {path: trial for path, trial in trials(cut).items() if trial["state"] == "complete"}
     assert before and not list((cut / "reproduce").glob("*/result.json"))
 
@@ -140,7 +144,7 @@ def test_an_experiment_that_is_killed_goes_on(
 
 
 def check_retuned(run: Path, answer: Any) -> None:
-    """Each ablation has a row beside its own with the parameters that a search of its own found."""
+    """Check that each ablation has a second row, with the parameters of its own search."""
     from grcf_ray.config import ABLATIONS
 
     mae = next(table for table in answer["tables"] if table["name"] == "mae")
@@ -159,7 +163,7 @@ def check_retuned(run: Path, answer: Any) -> None:
         searched = json.loads((place / "run.json").read_text())
         assert searched["state"] == "finished"
         assert {path: searched["settings"][path] for path in ABLATIONS[name]} == dict(ABLATIONS[name])
-        found = json.loads((place / "best" / "provenance.json").read_text())["params"]
-        assert any(found.items() <= entry.items() for entry in trained)
+        params = json.loads((place / "best" / "provenance.json").read_text())["params"]
+        assert any(params.items() <= entry.items() for entry in trained)
     reads = json.loads((run / "best" / "provenance.json").read_text())["test_reads"]
     assert "reproduce/retuned/no-stage1" in {name for read in reads for name in read["models"]}

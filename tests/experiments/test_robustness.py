@@ -70,7 +70,7 @@ def test_no_noise_is_the_clean_result_and_noise_is_not(make_context: MakeContext
             assert row(table, "0")[metric] == float(np.mean(clean(context, metric)))
             assert row(table, "0.3")[metric] != row(table, "0")[metric]
         assert {row["seeds"] for row in table.rows} == {2}
-        by_sigma = {of["sigma"]: of["seeds"] for of in result.data[table.name]}
+        by_sigma = {entry["sigma"]: entry["seeds"] for entry in result.data[table.name]}
         assert {sigma: {len(draws) for draws in seeds} for sigma, seeds in by_sigma.items()} == {
             sigma: {DRAWS if sigma else 1} for sigma in SIGMAS
         }

@@ -13,6 +13,7 @@ import pytest
 
 from grcf_ray import console
 from grcf_ray.errors import ConfigError
+from tests.experiments.fake_context import StartedTrials
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
@@ -58,27 +59,22 @@ def test_rows_start_where_they_say_and_are_trained_once(
     from grcf_ray.experiments.model_pool import Arm, configured
     from grcf_ray.experiments.options import Options
     from grcf_ray.experiments.transfer import transfer
-    from grcf_ray.search.events import Event, TrialStarted
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.transfer import measure_on
     from grcf_ray.train.checkpoint import read_checkpoint
     from grcf_ray.train.export import load_model
 
-    started: list[str] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, TrialStarted):
-            started.append(f"{event.trial.stage}/{event.trial.number}")
+    started = StartedTrials()
 
     def context() -> ExperimentContext:
-        made = make_context(seeds=1, listeners=(listen,), options=Options(onto="other", onto_data=other.folder))
+        made = make_context(seeds=1, listeners=(started,), options=Options(onto="other", onto_data=other.folder))
         made.config = configured(made.config, Arm("all", "all", {"model.modalities": "all"}))
         return made
 
     result = transfer(context())
-    found = mae(result)
-    assert list(found) == ROWS
-    assert len({row["mean"] for row in found.values()}) == 4
+    rows = mae(result)
+    assert list(rows) == ROWS
+    assert len({row["mean"] for row in rows.values()}) == 4
     # Both stages there and here, and Stage 2 alone for each transfer.
     assert sorted(started) == ["1/0", "1/0", "2/0", "2/0", "2/0", "2/0"]
     text = " ".join(result.notes)
@@ -86,7 +82,7 @@ def test_rows_start_where_they_say_and_are_trained_once(
     assert "scaled" in text
 
     started.clear()
-    assert mae(transfer(context())) == found
+    assert mae(transfer(context())) == rows
     assert started == [], "what is there is not trained again"
 
     (there,) = context().models([Arm("there", "there")], "test")["there"]
@@ -94,7 +90,7 @@ def test_rows_start_where_they_say_and_are_trained_once(
         model = load_model(folder)
     expected, _ = measure_on(model, other.read("test"), other.info, threads=1, fit=True)
     dims = model.model.modality_dims
-    assert found[ROWS[1]]["values"] == [expected["mae"]]
+    assert rows[ROWS[1]]["values"] == [expected["mae"]]
 
     source = context().model_pool(Arm("there", "there")).record
     (below,) = (context().record.place / "reproduce" / "transfer").names()
@@ -106,24 +102,24 @@ def test_rows_start_where_they_say_and_are_trained_once(
     for row, stage in (("stage1-there", 1), ("both-there", 2)):
         given = source.trials(stage)[0]
         assert given.checkpoint is not None
-        ours = read_checkpoint(records[row].finalist_folder(0) / "model.safetensors").tensors
-        theirs = read_checkpoint(source.at(given.checkpoint)).tensors
-        weights = {name for name in theirs if name.startswith("model.")}
-        assert ours.keys() == weights and all(ours[name].equal(theirs[name]) for name in weights)
+        weights_here = read_checkpoint(records[row].finalist_folder(0) / "model.safetensors").tensors
+        weights_there = read_checkpoint(source.at(given.checkpoint)).tensors
+        weights = {name for name in weights_there if name.startswith("model.")}
+        assert weights_here.keys() == weights and all(weights_here[name].equal(weights_there[name]) for name in weights)
     for row, widths in (("in-domain", {"vision": 2, "audio": 7}), ("both-there", dims)):
         with (records[row].place / "models" / "0000").reading_folder() as folder:
             saved = load_model(folder)
         assert saved.model.modality_dims == widths
-        ours, theirs = flatten(saved.config), flatten(context().config)
-        assert ours["ranking.base_margin"] == pytest.approx(2 * theirs["ranking.base_margin"])
-        assert ours["stage1.reg_margin"] == pytest.approx(4 * theirs["stage1.reg_margin"])
+        config, expected_config = flatten(saved.config), flatten(context().config)
+        assert config["ranking.base_margin"] == pytest.approx(2 * expected_config["ranking.base_margin"])
+        assert config["stage1.reg_margin"] == pytest.approx(4 * expected_config["stage1.reg_margin"])
         assert saved.label_range == (-6, 6)
     reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
     assert "reproduce transfer --onto other" in {read["command"] for read in reads}
 
 
 def test_stage_2_that_learns_nothing_leaves_zero_shot(make_context: MakeContext, other: DatasetStore) -> None:
-    """Its model is the one of there, scaled to the labels of here; of text alone, features do not differ."""
+    """The model of there is scaled to the labels of here. Text alone keeps the features equal."""
     from grcf_ray.experiments.model_pool import Arm, configured
     from grcf_ray.experiments.options import Options
     from grcf_ray.experiments.transfer import transfer
@@ -134,10 +130,10 @@ def test_stage_2_that_learns_nothing_leaves_zero_shot(make_context: MakeContext,
         context.config, Arm("still", "still", {**still, "stage2.weight_decay": 0, "model.modalities": "text"})
     )
     result = transfer(context)
-    found = mae(result)
-    zero, *transferred = [found[title]["mean"] for title in ROWS[1:]]
+    rows = mae(result)
+    zero, *transferred = [rows[title]["mean"] for title in ROWS[1:]]
     assert transferred == pytest.approx([zero, zero], abs=1e-5)
-    assert not np.isclose(found[ROWS[0]]["mean"], zero, atol=1e-5)
+    assert not np.isclose(rows[ROWS[0]]["mean"], zero, atol=1e-5)
     assert any("text alone" in note for note in result.notes)
 
 
