@@ -16,7 +16,7 @@ from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_not
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metric, split_metrics
 from grcf_ray.report.view import Predictions
 from grcf_ray.search.winner import finite_metrics
-from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, spread
+from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, finite_spread, spread
 from grcf_ray.tables import P_VALUE, Column, Table
 
 _HEAD = {
@@ -151,14 +151,9 @@ def arm_tables(
             }
             if changes is not None:
                 row["paper change"] = changes.get(arm.name, {}).get(name)
-            if values.get(arm.name):
-                figure = spread(values[arm.name])
-                row |= {
-                    "mean": figure.mean,
-                    "deviation": figure.deviation,
-                    "seeds": len(figure.values),
-                    "values": list(figure.values),
-                }
+            if over := finite_spread(values.get(arm.name, ())):
+                row |= {"mean": over.mean, "deviation": over.deviation}
+                row |= {"seeds": len(over.values), "values": list(over.values)}
             if gain := differences.get(arm.name):
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
                 if changes is not None:
@@ -259,7 +254,7 @@ def _differences(
     return corrected(differences)
 
 
-def _scores(models: Sequence[Measured], indices: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _scores(models: Sequence[Measured], indices: Sequence[int]) -> Floats:
     """Return test scores [S, N] under these seeds."""
     by_index = {model.index: model for model in models}
     return np.stack([by_index[index].scored("test").score_N for index in indices])

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from grcf_ray.statistics import Floats
+
 Ints = NDArray[np.int64]
 Statistic = Callable[[Floats, Ints], Floats]
 """A function of weights [P] and pairs [P, 2] that returns K figures; nan for an undefined one."""

@@ -1,4 +1,4 @@
-"""Models that experiments train from a recorded search: once, paired by seed, and again after an interruption."""
+"""Models of experiments: trained once, paired by seed, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_arms_are_trained_once_and_paired_by_seed(make_context: MakeContext, cop
     started = StartedTrials()
     context = make_context(listeners=(started,))
     models = context.models(arms(), "test")
-    assert {name: [m.index for m in of] for name, of in models.items()} == {name: [0, 1] for name in models}
-    # Full and static take 2 trials in each stage, what has no Stage 1 takes two of Stage 2, what has no Stage 2 none.
+    assert all([model.index for model in arm_models] == [0, 1] for arm_models in models.values())
+    # Full and static take 2 trials in each stage; no-stage1 takes two of Stage 2, rank-only none of its own.
     assert sorted(started) == sorted(["1/0", "1/1", "1/2", "1/3", "2/0", "2/1", "2/2", "2/3", "2/0", "2/1"])
-    figures = {name: [dict(m.metrics["test"]) for m in of] for name, of in models.items()}
+    figures = metrics_by_arm(models)
     assert len({str(value) for value in figures.values()}) == 4, "every arm is a training of its own"
 
     started.clear()
     again = make_context(listeners=(started,)).models(arms(), "another")
-    assert started == [], "what is there is not trained again, whichever experiment asks"
-    assert {name: [dict(m.metrics["test"]) for m in of] for name, of in again.items()} == figures
+    assert started == [], "no model is trained twice, whichever experiment asks"
+    assert metrics_by_arm(again) == figures
 
     # One seed more, and one arm more: only those are trained, and what was there stays as it is.
     from grcf_ray.experiments.model_pool import Arm
@@ -51,8 +51,7 @@ def test_arms_are_trained_once_and_paired_by_seed(make_context: MakeContext, cop
     grown = make_context(listeners=(started,), seeds=3).models(more, "test")
     assert [m.index for m in grown["strict"]] == [0, 1, 2]
     assert len(started) == 2 * (1 + 3)
-    assert [dict(m.metrics["test"]) for m in grown["full"]][:2] == figures["full"]
-    assert [dict(m.metrics["test"]) for m in grown["strict"]][:2] != figures["full"]
+    assert metrics_by_arm(grown)["full"][:2] == figures["full"] != metrics_by_arm(grown)["strict"][:2]
 
 
 def test_the_full_arm_is_the_winner_as_seeds_retrain_it(make_context: MakeContext) -> None:
@@ -118,9 +117,7 @@ def test_an_interrupted_experiment_goes_on(make_context: MakeContext, fresh: Pat
         cut.models(arms()[:2], "test")
     models = make_context(fresh, listeners=(resumed,)).models(arms()[:2], "test")
     assert 0 < len(resumed) < 4 and all(name.startswith("2/") for name in resumed)
-    assert {name: [dict(m.metrics["test"]) for m in of] for name, of in models.items()} == {
-        name: [dict(m.metrics["test"]) for m in of] for name, of in whole.items()
-    }
+    assert metrics_by_arm(models) == metrics_by_arm(whole)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -220,6 +217,11 @@ def test_a_run_without_a_winner_is_refused(make_context: MakeContext, fresh: Pat
     shutil.rmtree(fresh / "best")
     with pytest.raises(DataError, match="winner"):
         make_context(fresh)
+
+
+def metrics_by_arm(models: dict[str, list[Any]]) -> dict[str, list[dict[str, float]]]:
+    """Return the test metrics of every model, by arm."""
+    return {name: [dict(model.metrics["test"]) for model in arm_models] for name, arm_models in models.items()}
 
 
 def _shapes(context: ExperimentContext) -> list[str]:
