@@ -62,16 +62,13 @@ class Measured(Protocol):
 class Rescored:
     """A model's scores of a changed test split, such as one with noise; a `Measured`."""
 
-    def __init__(self, index: int, test: Predictions, metrics: Mapping[str, float]) -> None:
-        self.index, self._test = index, test
-        self.metrics = {"test": metrics}
-
-    @classmethod
-    def of(cls, context: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> Rescored:
+    def __init__(self, context: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> None:
         """Measure scores [N] of the utterances of `test` by the data set's protocol."""
+        self.index = index
         # The recorded states belong to the unchanged split.
-        shown = dataclasses.replace(test, score_N=score_N, state_ND=np.empty((len(score_N), 0), np.float32))
-        return cls(index, shown, figures(context, score_N, test.label_N))
+        no_state = np.empty((len(score_N), 0), np.float32)
+        self._test = dataclasses.replace(test, score_N=score_N, state_ND=no_state)
+        self.metrics = {"test": figures(context, score_N, test.label_N)}
 
     def scored(self, split: str) -> Predictions:
         """Return the scores of test, the only split."""

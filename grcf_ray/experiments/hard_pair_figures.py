@@ -9,9 +9,10 @@ import numpy as np
 
 from grcf_ray.experiments.hard_pair_tables import LETTERS, mean_and_deviation, mean_or_none
 from grcf_ray.experiments.pair_statistics import SEED
-from grcf_ray.experiments.plotting import COLOURS, draw_lines, panels
+from grcf_ray.experiments.plotting import COLOURS, draw_lines, panels, spread_line
 from grcf_ray.experiments.result import Picture
 from grcf_ray.experiments.weighted_pairs import TOP, WeightedPairs, conflict_sets, gaps, set_title
+from grcf_ray.statistics import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,18 +37,13 @@ def _near_picture(seeds: Sequence[WeightedPairs]) -> Picture:
     edges = np.unique(np.quantile(distance_P, np.linspace(0, 1, 11)))
     bin_P = np.clip(np.searchsorted(edges, distance_P, side="right") - 1, 0, max(0, len(edges) - 2))
     bins = [bin_P == k for k in range(max(1, len(edges) - 1)) if (bin_P == k).any()]
-    over = [mean_and_deviation([float(pairs.weight_P[within_P].mean()) for pairs in seeds]) for within_P in bins]
-    line = {
-        "name": "mean weight",
-        "x": [float(distance_P[within_P].mean()) for within_P in bins],
-        "y": [figure["mean"] for figure in over],
-        "error": [figure["deviation"] or 0.0 for figure in over],
-    }
+    means = [spread([float(pairs.weight_P[within_P].mean()) for pairs in seeds]) for within_P in bins]
+    distances = [float(distance_P[within_P].mean()) for within_P in bins]
     panel = {
         "title": "Weight by distance of the labels",
         "x_title": "|s_i - s_j|",
         "y_title": "mean weight",
-        "lines": [line],
+        "lines": [spread_line("mean weight", distances, means)],
     }
     return Picture(
         name="proximity",

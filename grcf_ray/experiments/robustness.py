@@ -101,7 +101,7 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
             table = reader.table
             hidden = {modality: pa.nulls(len(table), table.schema.field(modality).type) for modality in dims}
             score_N = reader.score({modality: column for modality, column in hidden.items() if modality not in shown})
-            measured[name].append(Rescored.of(context, model.index, model.scored("test"), score_N))
+            measured[name].append(Rescored(context, model.index, model.scored("test"), score_N))
     notes += [
         f"{_SHOWN[name]} is not available: the data have no {' and no '.join(lacking)}."
         for name, lacking in missing.items()

@@ -64,7 +64,7 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
             _hand_over(context, receiver, (whole, by_name[name]), stage)
         models |= receiver.models([by_name[name]], command)
     models["zero-shot"] = [
-        Rescored.of(target, model.index, in_domain[0].scored("test"), score_N)
+        Rescored(target, model.index, in_domain[0].scored("test"), score_N)
         for model, score_N in _zero_shot(context, there, here, command)
     ]
     if here.info.label_range != context.store.info.label_range:
@@ -73,7 +73,8 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
         target,
         arms,
         models,
-        _printed(there_name, here_name),
+        # The paper prints the transfer from MOSEI to MOSI alone.
+        paper.TRANSFER.get(here_name) if there_name == "mosei" else None,
         name=f"transfer-{here_name}",
         title=f"From {there_name} to {here_name}, measured on {here_name}",
         paper="Table 9",
@@ -221,8 +222,3 @@ def _zero_shot(
     context.note_test_read(models, command)
     table = here.read("test")
     return [(model, score_on(model.load(), table, here.info, fit=True)[0]) for model in models]
-
-
-def _printed(there: str, here: str) -> Mapping[str, Mapping[str, float]] | None:
-    """Return the paper's figures; it prints them from MOSEI to MOSI alone."""
-    return paper.TRANSFER.get(here) if there == "mosei" else None

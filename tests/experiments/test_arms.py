@@ -21,7 +21,7 @@ CONTEXT: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, conf
 def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
     states = np.zeros((len(LABELS), 0), np.float32)
     test = Predictions(tuple("abcdef"), tuple("abcdef"), LABELS, score_N, states)
-    return Rescored(index, test, figures(CONTEXT, score_N, LABELS))
+    return Rescored(CONTEXT, index, test, score_N)
 
 
 def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
