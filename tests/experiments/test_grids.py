@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from grcf_ray.experiments.model_pool import Arm
     from grcf_ray.tables import Table
 
+pytestmark = pytest.mark.slow
+
 MakeContext = Callable[..., "ExperimentContext"]
 
 
@@ -135,7 +137,6 @@ def test_weights_and_groups_that_a_run_does_not_train_with_are_not_compared(make
         margins(context)
 
 
-@pytest.mark.slow
 def test_backbones_that_cannot_be_had_are_named(make_context: MakeContext, tiny_backbone: Path, tmp_path: Path) -> None:
     from grcf_ray.experiments.grids import backbones
     from grcf_ray.experiments.model_pool import Arm, configured
