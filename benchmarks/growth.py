@@ -31,12 +31,12 @@ from grcf_ray.data.features import Features, build_features
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.model.pretrained import (
-    TextEncoder,
     backbone_config,
     backbone_from_config,
     load_backbone,
     load_tokenizer,
 )
+from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import StageLoop, predict

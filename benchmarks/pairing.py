@@ -16,12 +16,13 @@ from grcf_ray.cluster import connect
 
 import ray
 import torch
-from study import PAIRED, paired, run_study
+from study import PAIRED, run_study
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.features import Features
+from grcf_ray.statistics import paired_interval
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.curve import objective_value
@@ -133,7 +134,7 @@ def curve_rows(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
             {
                 "name": f"{statistics.fmean(curve[epoch][0] for curve in curves['sampled']):.2f}",
                 **{p: statistics.fmean(values[p]) for p in PAIRINGS},
-                **paired(values["all"], values["sampled"]),
+                **paired_interval(values["all"], values["sampled"]),
                 "seeds": values,
             }
         )

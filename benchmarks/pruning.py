@@ -15,7 +15,7 @@ from typing import Any
 from grcf_ray.cluster import connect
 
 from optuna.trial import TrialState as OptunaState
-from study import PAIRED, paired, run_study
+from study import PAIRED, run_study
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import flatten
@@ -176,7 +176,7 @@ def variant_row(name: str, outcomes: Sequence[Outcome], baseline: Sequence[Outco
         "seeds": [vars(outcome) for outcome in outcomes],
     }
     if outcomes is not baseline:
-        row |= paired(best, [outcome.best for outcome in baseline])
+        row |= paired_interval(best, [outcome.best for outcome in baseline])
     return row
 
 

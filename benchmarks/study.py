@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import typer
-from scipy import stats
 
 from grcf_ray import console
 from grcf_ray.bench.output import deliver
@@ -20,14 +18,7 @@ PAIRED = (
     Column("low", "from", "{:+.4f}"),
     Column("high", "to", "{:+.4f}"),
 )
-"""The columns of `paired`."""
-
-
-def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """Return the difference of the means, and the 95 % interval of a t test paired over the seeds."""
-    interval = stats.ttest_rel(values, baseline).confidence_interval(0.95)
-    difference = statistics.fmean(values) - statistics.fmean(baseline)
-    return {"difference": difference, "low": float(interval.low), "high": float(interval.high)}
+"""The columns of `paired_interval`."""
 
 
 def run_study(name: str, script: str, tables_of: Callable[[Setup], Sequence[Table]]) -> NoReturn:
