@@ -225,6 +225,7 @@ def recorded(
 ) -> Recorded:
     """A search by its command, one trial at a time, that finds no test split until the winner is fixed."""
     from grcf_ray import console
+    from grcf_ray.api import searching
     from grcf_ray.cli.search import app
     from grcf_ray.report import progress_lines
     from grcf_ray.search.events import Event, WinnerFixed
@@ -261,7 +262,7 @@ def recorded(
     sys.addaudithook(watch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRCF_CACHE", str(folder / "cache"))
-        patch.setattr(progress_lines, "ProgressLines", Witness)
+        patch.setattr(searching, "ProgressLines", Witness)
         patch.setattr(sys, "argv", ["search", *argv])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
             console.run(app, argv)

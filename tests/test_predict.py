@@ -635,9 +635,7 @@ def test_lists_of_texts(textual: Path, full: Path) -> None:
     assert model.score([]).shape == (0,)
     np.testing.assert_array_equal(model.score(("bad",)), model.score(pa.table({"text": ["bad"]})))
     assert model.score(text for text in ("bad", "great")).shape == (2,)
-    message = (
-        r"trained with vision \(3 values a row\) and audio \(5 values a row\) beside the text: give a pyarrow table"
-    )
+    message = r"trained with vision \(3 values a row\) and audio \(5 values a row\) beside the text"
     with pytest.raises(DataError, match=message):
         grcf_ray.load_model(full).score(["bad"])
 

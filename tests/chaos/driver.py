@@ -65,6 +65,7 @@ class Trigger:
 
 def watch_events(trigger: Trigger) -> None:
     """A listener of the search is told its events."""
+    from grcf_ray.api import searching
     from grcf_ray.report import progress_lines
 
     class Witness(progress_lines.ProgressLines):
@@ -74,7 +75,7 @@ def watch_events(trigger: Trigger) -> None:
             stage = getattr(event, "stage", trial.stage if trial else "")
             trigger(f"{type(event).__name__} {stage}".strip())
 
-    progress_lines.ProgressLines = Witness  # type: ignore[misc]
+    searching.ProgressLines = Witness  # type: ignore[misc]
 
 
 def watch_writes(trigger: Trigger) -> None:

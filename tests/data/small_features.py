@@ -13,7 +13,7 @@ from grcf_ray.data import features as features_module
 from grcf_ray.data.features import Features, build_features
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import DatasetStore, write_store
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 
 FRAMES = pa.list_(pa.list_(pa.float32()))
 

@@ -24,7 +24,7 @@ from grcf_ray.data.array_files import cached_array
 from grcf_ray.data.features import build_features, build_split
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
-from grcf_ray.model.text_encoder import load_tokenizer
+from grcf_ray.model.pretrained import load_tokenizer
 
 
 def entries(folder: Path) -> list[str]:

@@ -34,6 +34,7 @@ def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
 
 def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> None:
     """Have the command's first listener do something at its events."""
+    from grcf_ray.api import searching
     from grcf_ray.report import progress_lines
 
     class Witness(progress_lines.ProgressLines):
@@ -41,7 +42,7 @@ def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> Non
             super().__call__(event)
             act(event)
 
-    monkeypatch.setattr(progress_lines, "ProgressLines", Witness)
+    monkeypatch.setattr(searching, "ProgressLines", Witness)
 
 
 @pytest.fixture

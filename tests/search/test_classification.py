@@ -164,7 +164,7 @@ def test_what_the_task_does_not_read_is_not_set(run: Run, words: list[Any]) -> N
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--ablation", "static-margin"), "--ablation static-margin changes nothing for a data set for classification"),
+        (("--ablation", "static-margin"), "--ablation static-margin"),
         (("--set", "ranking.groups=strict,5"), "ranking.groups: no effect on a classification data set"),
     ],
 )

@@ -71,7 +71,16 @@ def view_of(
     pq.write_table(pa.table(columns), path)
     return RunView(
         record=RunRecord(storage_path(folder)),
-        run={"data": {"name": "own", "task": task, "label_range": list(label_range)}, **run},
+        run={
+            "data": {
+                "name": "own",
+                "folder": "data",
+                "fingerprint": "0",
+                "task": task,
+                "label_range": list(label_range),
+            },
+            **run,
+        },
         trials={1: [], 2: []},
         metrics={
             "trial": "stage2/0",
