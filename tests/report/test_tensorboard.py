@@ -327,7 +327,7 @@ def test_a_fault_in_showing_the_result_is_told_in_a_line(
     with TensorBoardListener(record) as listener:
         listener.finish(RunView.read(record))
     assert capsys.readouterr().err.startswith(
-        "TensorBoard does not show the result, which is not affected: No space left"
+        "TensorBoard cannot show the result; the search is not affected: No space left"
     )
 
 

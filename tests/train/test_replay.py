@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from grcf_ray import console
+from grcf_ray.api import training
 from grcf_ray.cli import train as command
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
@@ -172,8 +173,8 @@ def test_trial_of_several_workers_is_trained_by_as_many(copied: Path, monkeypatc
         asked.append(sharing.workers)
         yield JobRunner(features)
 
-    monkeypatch.setattr(command, "_join_cluster", lambda config, sharing, out: asked.append(sharing.workers))
-    monkeypatch.setattr(command, "_runner", runner)
+    monkeypatch.setattr(training, "join_cluster", lambda config, sharing, out: asked.append(sharing.workers))
+    monkeypatch.setattr(training, "job_runner", runner)
     assert replay(copied, "stage1/0") == 0
     assert asked == [2, 2]
 

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
 MOSI = (-3.0, 3.0)
 HOSTILE = '<b>bold</b> <a href="https://example.org">here</a> &amp; \x1b[31m' + "long " * 50
+SCALED_DATA = {
+    "name": "own",
+    "folder": "d",
+    "fingerprint": "0",
+    "task": "regression",
+    "label_range": [-1.0, 1.0],
+}
 
 
 def scored_of(count: int, task: Literal["regression", "classification"] = "regression", seed: int = 0) -> Predictions:
@@ -205,7 +212,15 @@ class TestErrors:
         view = view_of(tmp_path, scored)
         view = dataclasses.replace(
             view,
-            run={"data": {"name": "own", "task": "regression", "label_range": [-1.0, 1.0]}},
+            run={
+                "data": {
+                    "name": "own",
+                    "folder": "d",
+                    "fingerprint": "0",
+                    "task": "regression",
+                    "label_range": [-1.0, 1.0],
+                }
+            },
             provenance={"trial": "stage2/0", "settings": settings},
         )
         data = next(plot for plot in model_plots(view) if plot.name == "errors-by-group").data
@@ -464,7 +479,7 @@ class TestPlots:
     def test_labels_of_another_range_are_said_to_be_scaled(self, tmp_path: Path) -> None:
         scored = scored_of(60)
         view = view_of(tmp_path, dataclasses.replace(scored, label_N=scored.label_N / 3))
-        other = {"name": "own", "task": "regression", "label_range": [-1.0, 1.0]}
+        other = SCALED_DATA
         for found, scaled in ((view, False), (dataclasses.replace(view, run={"data": other}), True)):
             caption = next(plot.caption for plot in model_plots(found) if plot.name == "confusion")
             assert ("labels of [-1, 1] brought to [-3, 3] rounded" in caption) == scaled
