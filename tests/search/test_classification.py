@@ -131,7 +131,7 @@ def test_the_papers_experiments_of_two_classes(
     assert ended.value.code == 0, err
     found = {outcome["name"]: outcome for outcome in json.loads(out)}
     left_out = {"margins", "stability", "importance", "transfer"}
-    assert left_out == {line.split()[0] for line in err.splitlines() if " is left out: " in line}
+    assert left_out == {line.split()[0] for line in err.splitlines() if " is skipped: " in line}
     assert found.keys() == EXPERIMENTS.keys() - left_out
     for name in found:
         assert (folder / "reproduce" / name / "index.html").stat().st_size
