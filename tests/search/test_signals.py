@@ -176,7 +176,7 @@ def test_ctrl_c_sigterm_and_a_second_ctrl_c(start: Callable[[], Driver]) -> None
     (pid,) = wait_for(lambda: [pid for pid, title in third.others().items() if TRIAL in title], "its process")
     os.kill(pid, signal.SIGSTOP)
     third.send(signal.SIGINT)
-    wait_for(lambda: "Stopping: " in third.err, "the first Ctrl-C")
+    wait_for(lambda: "Stopping the running trials" in third.err, "the first Ctrl-C")
     third.send(signal.SIGINT)
     code, seconds = third.end(agents=True)
     wait_for(lambda: gone(pid), "the end of the stopped process")
