@@ -56,7 +56,7 @@ def run_search(
 
     >>> run = run_search("mosi", data="mosi.pkl", stage1_trials=20)
     """
-    arguments = {key: value for key, value in locals().items() if value not in (None, False, 0)}
+    arguments = {key: value for key, value in locals().items() if value is not None and value is not False}
     flags = {
         "model.backbone": str(Path(backbone).resolve()) if backbone and Path(backbone).is_dir() else backbone,
         "search.stage1_trials": stage1_trials,
