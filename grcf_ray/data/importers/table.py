@@ -8,6 +8,8 @@ an object with the columns of a row. Other columns are ignored.
 from __future__ import annotations
 
 import contextlib
+import csv
+import functools
 import itertools
 import json
 import shlex
@@ -60,14 +62,13 @@ def read(source: Path, variant: str = "") -> RawTable:
     faults: list[Fault] = []
     problems: list[str] = []
     ignored: dict[str, None] = {}
-    rows = 0
     paths = files(source) or [source]
     for path in paths:
         if file := collect_error(problems, _read_file, path):
             table, file_faults, others = file
+            before = sum(table.num_rows for table in tables)
+            faults += [fault._replace(row=before + fault.row) for fault in file_faults]
             ignored |= dict.fromkeys(others)
-            faults += [fault._replace(row=rows + fault.row) for fault in file_faults]
-            rows += table.num_rows
             tables.append(table)
     if problems:
         raise data_error(source, problems, named=True)
@@ -87,18 +88,61 @@ def stream(
     columns: the columns of `RAW_SCHEMA` to read; `text`, if asked for, must exist, others may be missing. optional:
     columns whose unreadable cells are null without a fault. A fault's row is counted within its part.
     """
+    present = _header(path)
+    _check_columns(path, present, ("text",) if "text" in columns else ())
+    names = [name for name in present if name in columns]
+    yield from _parts(path, names, rows, largest_block=_STREAMED_BLOCK, optional=optional)
+
+
+def _read_file(path: Path) -> tuple[pa.Table, list[Fault], list[str]]:
+    """Read the rows of a file, the faults of their cells, and the names of unknown columns."""
+    present = _header(path)
+    # Without a split column, the file's name tells the split.
+    named = "split" not in present and path.stem.lower() in SPLIT_ALIASES
+    _check_columns(path, [*present, *["split"] * named], _REQUIRED)
+    names = [name for name in RAW_SCHEMA.names if name in present]
+    tables: list[pa.Table] = []
+    faults: list[Fault] = []
+    rows = 0
+    for part, part_faults in _parts(path, names, _ROWS_AT_A_TIME, largest_block=_LARGEST_BLOCK):
+        faults += [fault._replace(row=rows + fault.row) for fault in part_faults]
+        rows += part.num_rows
+        tables.append(part)
+    table = pa.concat_tables(tables)
+    if named:
+        table = table.append_column("split", pa.repeat(pa.scalar(path.stem), rows))
+    return table, faults, [name for name in present if name not in RAW_SCHEMA.names]
+
+
+def _header(path: Path) -> list[str]:
+    """Return the names of a file's columns; DataError for a file that is not such a table."""
+    check_kind(path)
     if _is_parquet(path):
-        batches = _parquet_batches(path, columns, rows)
+        with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    _check_encoding(path)
+    if path.suffix.lower() in _JSON_LINES:
+        return _json_columns(path)
+    with _readable(path, "CSV"), path.open(encoding="utf-8-sig", newline="") as file:
+        return next(filter(None, csv.reader(file, delimiter=_delimiter(path))), [])
+
+
+def _parts(
+    path: Path, names: list[str], rows: int, *, largest_block: int, optional: Collection[str] = ()
+) -> Iterator[tuple[pa.Table, list[Fault]]]:
+    """Yield up to `rows` rows of some columns at a time, in the types of `RAW_SCHEMA`, and the faults of their cells.
+
+    DataError for a file without rows. largest_block: bytes of a CSV file that are read at a time.
+    """
+    if _is_parquet(path):
+        batches = _parquet_batches(path, names, rows)
     elif path.suffix.lower() in _JSON_LINES:
-        present = _json_columns(path)
-        _check_columns(path, present, _needed(columns))
-        batches = _json_batches(path, _json_schema(present, columns), rows)
+        batches = _json_batches(path, names, rows)
     else:
-        batches = _csv_batches(path, columns)
+        batches = _csv_batches(path, names, largest_block)
     any_rows = False
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        _check_columns(path, table.column_names, _needed(columns))
         for start in range(0, table.num_rows, rows):
             any_rows = True
             yield _typed(path, table.slice(start, rows), optional)
@@ -106,23 +150,21 @@ def stream(
         raise DataError(f"{path}: no rows")
 
 
-def _needed(columns: Collection[str]) -> tuple[str, ...]:
-    return ("text",) if "text" in columns else ()
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".parquet" or file.read(4) == b"PAR1"
 
 
-def _parquet_batches(path: Path, columns: Collection[str], rows: int) -> Iterator[pa.RecordBatch]:
-    check_kind(path)
+def _parquet_batches(path: Path, names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
-        present = file.schema_arrow.names
-        _check_columns(path, present, _needed(columns))
-        for batch in file.iter_batches(rows, columns=[name for name in present if name in columns]):
-            batch.validate(full=True)
+        for batch in file.iter_batches(rows, columns=names):
+            # Arrow does not check that texts are UTF-8. A table's error names the column better than a batch's.
+            pa.Table.from_batches([batch]).validate(full=True)
             yield batch
 
 
 def _json_columns(path: Path) -> list[str]:
     """Return the names in all rows; DataError with every line that is not a row."""
-    _check_encoding(path)
     faults: list[str] = []
     present: dict[str, None] = {}
     for number, line in _json_lines(path):
@@ -136,12 +178,9 @@ def _json_columns(path: Path) -> list[str]:
     return list(present)
 
 
-def _json_schema(present: Collection[str], columns: Collection[str]) -> pa.Schema:
-    return pa.schema({name: pa.string() for name in RAW_SCHEMA.names if name in present and name in columns})
-
-
-def _json_batches(path: Path, schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+def _json_batches(path: Path, names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Yield up to `rows` rows at a time, with lists and numbers as texts, as in CSV."""
+    schema = pa.schema(dict.fromkeys(names, pa.string()))
     lines = (_json_cells(line)[0] for _, line in _json_lines(path))
     while part := list(itertools.islice(lines, rows)):
         yield pa.RecordBatch.from_pylist(part, schema)
@@ -176,84 +215,28 @@ def _json_cells(line: str) -> tuple[dict[str, str | None], list[str]]:
     return cells, list(value)
 
 
-def _csv_batches(path: Path, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
-    options, broken = _csv_options(path, _STREAMED_BLOCK)
-    with _readable(path, "CSV"):
-        with pyarrow.csv.open_csv(path, **options) as reader:
-            present = reader.schema.names
-        _check_columns(path, present, _needed(columns))
-        broken.clear()
-        convert = pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string()),
-            include_columns=[name for name in present if name in columns],
-        )
-        with pyarrow.csv.open_csv(path, **options, convert_options=convert) as reader:
-            for batch in reader:
-                if broken:
-                    break
-                yield batch
-    if broken:
-        raise _misfits(path, broken)
-
-
-def _read_file(path: Path) -> tuple[pa.Table, list[Fault], list[str]]:
-    """Read the rows of a file, the faults of their cells, and the names of unknown columns."""
-    if _is_parquet(path):
-        table, present = _read_parquet(path)
-    elif path.suffix.lower() in _JSON_LINES:
-        table, present = _read_json(path)
-    else:
-        table = _read_csv(path)
-        present = table.column_names
-    return *_typed(path, _select(path, table, present)), [name for name in present if name not in RAW_SCHEMA.names]
-
-
-def _read_json(path: Path) -> tuple[pa.Table, list[str]]:
-    present = _json_columns(path)
-    schema = _json_schema(present, RAW_SCHEMA.names)
-    return pa.Table.from_batches(_json_batches(path, schema, _ROWS_AT_A_TIME), schema), present
-
-
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".parquet" or file.read(4) == b"PAR1"
-
-
-def _read_parquet(path: Path) -> tuple[pa.Table, list[str]]:
-    check_kind(path)
-    with _readable(path, "Parquet"):
-        file = pq.ParquetFile(path)
-        present = file.schema_arrow.names
-        table = file.read([name for name in present if name in RAW_SCHEMA.names])
-        # Arrow does not check that texts are UTF-8.
-        table.validate(full=True)
-    return table, present
-
-
-def _read_csv(path: Path) -> pa.Table:
-    options, broken = _csv_options(path, _LARGEST_BLOCK)
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(RAW_SCHEMA.names, pa.string()))
-    with _readable(path, "CSV"):
-        table = pyarrow.csv.read_csv(path, **options, convert_options=convert)
-    if broken:
-        raise _misfits(path, broken)
-    return table
-
-
-def _csv_options(path: Path, largest_block: int) -> tuple[dict[str, Any], list[Any]]:
-    """Return the options to read a CSV or TSV file, and the list that collects rows that do not fit the header."""
-    _check_encoding(path)
+def _csv_batches(path: Path, names: list[str], largest_block: int) -> Iterator[pa.RecordBatch]:
     broken: list[Any] = []
 
     def skip(row: Any) -> str:
         broken.append(row)
         return "skip"
 
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
     # Arrow counts rows only with a single thread.
     read = pyarrow.csv.ReadOptions(use_threads=False, block_size=min(path.stat().st_size + 1, largest_block))
-    return {"read_options": read, "parse_options": parse}, broken
+    parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=skip)
+    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=names)
+    with _readable(path, "CSV"), pyarrow.csv.open_csv(path, read, parse, convert) as reader:
+        for batch in reader:
+            if not broken:
+                yield batch
+    if broken:
+        lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
+        raise DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 @contextlib.contextmanager
@@ -261,18 +244,12 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     """Turn the errors of Arrow into a DataError that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable {kind} file ({reason(error)})") from error
-
-
-def _misfits(path: Path, broken: list[Any]) -> DataError:
-    lines = [f"row {row.number - 1} has {row.actual_columns} cells, not {row.expected_columns}" for row in broken]
-    return DataError(faults_message(f"{path}: {len(lines)} rows do not fit the header", lines))
 
 
 def _check_encoding(path: Path) -> None:
     """Raise DataError if a file is not text in UTF-8, or has another delimiter."""
-    check_kind(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -281,10 +258,6 @@ def _check_encoding(path: Path) -> None:
                 raise DataError(
                     f"{path}: line {number} is not UTF-8 ({error.reason}). Save the file in UTF-8"
                 ) from error
-    _check_delimiter(path)
-
-
-def _check_delimiter(path: Path) -> None:
     with path.open(encoding="utf-8-sig") as file:
         header = file.readline()
     if path.suffix.lower() != ".csv" or "," in header:
@@ -301,17 +274,6 @@ def _check_delimiter(path: Path) -> None:
                 f"{path}: its cells are separated by {mark!r}, not commas. Convert it: "
                 + shlex.join(["python", "-c", code, str(path), str(path.with_name(f"{path.stem}-commas.csv"))])
             )
-
-
-def _select(path: Path, table: pa.Table, present: list[str]) -> pa.Table:
-    """Select the known columns; without a split column, take the split from the file's name."""
-    if "split" not in table.column_names and path.stem.lower() in SPLIT_ALIASES:
-        table = table.append_column("split", pa.repeat(pa.scalar(path.stem), table.num_rows))
-        present = [*present, "split"]
-    _check_columns(path, present, _REQUIRED)
-    if not table.num_rows:
-        raise DataError(f"{path}: no rows")
-    return table.select([name for name in RAW_SCHEMA.names if name in table.column_names])
 
 
 def _check_columns(path: Path, present: list[str], required: Collection[str]) -> None:
@@ -410,24 +372,18 @@ def _read_cell(parse: Callable[[str], Any], cell: str | None) -> tuple[Any, bool
         return None, False
 
 
-def _rows(cell: str) -> list[Any]:
-    return _list_of(FRAMES.value_type, json.loads(cell, parse_int=float))
-
-
-def _strings(cell: str) -> list[Any]:
-    return _list_of(pa.string(), json.loads(cell))
-
-
-def _list_of(kind: Any, values: Any) -> list[Any]:
+def _listed(kind: Any, cell: str, **how: Any) -> list[Any]:
+    values = json.loads(cell, **how)
     if not isinstance(values, list):
         raise TypeError(values)
     pa.array(values, kind)
     return values
 
 
+_rows = functools.partial(_listed, FRAMES.value_type, parse_int=float)
 _WRITTEN: dict[str, tuple[Callable[[str], Any], str]] = {
     "label": (float, "a number"),
     "audio": (_rows, "a JSON list of rows of numbers"),
     "vision": (_rows, "a JSON list of rows of numbers"),
-    "context": (_strings, "a JSON list of strings"),
+    "context": (functools.partial(_listed, pa.string()), "a JSON list of strings"),
 }
