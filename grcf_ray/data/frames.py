@@ -19,11 +19,6 @@ Rows = npt.NDArray[Any]
 """[n, d] feature rows of one utterance, of any numeric type."""
 
 
-def is_frames_type(kind: Any) -> bool:
-    """Return whether an Arrow type is a list of rows of numbers."""
-    return _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type)
-
-
 @dataclass(frozen=True)
 class Frames:
     """One modality of N utterances with F feature rows (frames) in total."""
@@ -97,14 +92,6 @@ def joined(arrays: list[Rows | None]) -> tuple[Frames, dict[int, str]]:
             arrays[row] = None
     return_memory()
     return Frames(lengths_N, np.full(len(values_FD), width), values_FD.reshape(-1)), odd
-
-
-def _is_list(kind: Any) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_number(kind: Any) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
 def _lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from grcf_ray.data.frames import FRAMES
 from grcf_ray.data.validation import Fault
-
-_T = TypeVar("_T")
 
 RAW_SCHEMA = pa.schema(
     {
@@ -49,29 +47,14 @@ class RawTable:
     notes: tuple[str, ...] = ()
     """Remarks on the import for readers of results."""
 
-    def place(self, row: int) -> str:
-        """Describe the place of a row: its number in its file, and the file's name if there are several files."""
-        path, number = _within(row, self.files)
-        return f"row {number}" if len(self.files) == 1 else f"{path.name}: row {number}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitTable(RawTable):
-    """Rows of a source that is divided by split; messages give a row's number within its split."""
-
-    splits: tuple[tuple[str, int], ...]
-    """The file's name of each split, and the number of its rows, in the order of the table."""
+    splits: tuple[tuple[str, int], ...] = ()
+    """The file's name of each split and the number of its rows, for a source whose rows count within their splits."""
 
     def place(self, row: int) -> str:
-        """Describe the place of a row: its split, and its number in the split."""
-        split, number = _within(row, self.splits)
-        return f"{split} row {number}"
-
-
-def _within(row: int, parts: Iterable[tuple[_T, int]]) -> tuple[_T, int]:
-    """Return the part that holds a row, and the row's number in the part, from 1."""
-    for part, rows in parts:
-        if row < rows:
-            return part, row + 1
-        row -= rows
-    raise IndexError(row)
+        """Describe the place of a row: its number in its split, else in its file, with the name of one of several."""
+        several = len(self.files) > 1
+        for name, rows in self.splits or [(f"{path.name}:" * several, rows) for path, rows in self.files]:
+            if row < rows:
+                return f"{name} row {row + 1}".lstrip()
+            row -= rows
+        raise IndexError(row)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from grcf_ray.data.cells import Cells, kind_of, shown
-from grcf_ray.data.raw import RAW_SCHEMA, SplitTable
+from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.data.sniff import Start
 from grcf_ray.data.splits import SPLIT_ALIASES
@@ -65,7 +65,7 @@ def samples_table(
     files: Mapping[str, Path] | None = None,
     notes: Iterable[str] = (),
     word_aligned: bool = False,
-) -> SplitTable:
+) -> RawTable:
     """Make a table from the content of a pickle, which is emptied on the way; the split valid may be missing.
 
     files: with several files in the folder `path`, the file of each split by its name in the content. DataError names
@@ -88,7 +88,7 @@ def samples_table(
                 problems.append(f"{name} row {number} is {kind_of(sample)}, not {form.sample}")
     if rows and all(len(row) == 1 for row in rows):
         raise DataError(f"{path}: not {form.name}: none of its {len(rows)} samples is {form.sample}")
-    raw = SplitTable(
+    raw = RawTable(
         table=_table(rows, cells),
         files=((path, len(rows)),) if files is None else tuple((files[name], count) for name, count in counts),
         faults=tuple(sorted(cells.faults, key=lambda fault: fault.row)),

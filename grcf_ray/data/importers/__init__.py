@@ -104,16 +104,11 @@ class ImportOptions:
         words = ["python", "-m", "grcf_ray.data", "import", str(source), "--dataset", self.dataset]
         if self.label_range is not None:
             words += ["--label-range", *(f"{edge:g}" for edge in self.label_range)]
-        if self.format != "auto":
-            words += ["--format", self.format]
-        if self.variant:
-            words += ["--variant", self.variant]
-        if self.task:
-            words += ["--task", self.task]
-        if self.binarize:
-            words.append("--binarize")
-        if out is not None:
-            words += ["--out", str(out)]
+        format = self.format.removeprefix("auto")
+        for option, value in (("--format", format), ("--variant", self.variant), ("--task", self.task)):
+            words += [option, value] if value else []
+        words += ["--binarize"] * self.binarize
+        words += [] if out is None else ["--out", str(out)]
         return shlex.join(words)
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from grcf_ray.data.cells import Cells, id_of, kind_of, number_of, shown
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.raw import RawTable, SplitTable, typed_arrays
+from grcf_ray.data.raw import RawTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.data.sniff import Start, begins_with, only_pickle
 from grcf_ray.data.unpickle import read_pickle
@@ -74,7 +74,7 @@ def read(source: Path, variant: str = "") -> RawTable:
     for split in list(columns):
         tables[split] = _table(split, columns.pop(split), cells, rows)
         rows += tables[split].num_rows
-    return SplitTable(
+    return RawTable(
         table=pa.concat_tables(tables.values()),
         files=((path, rows),),
         faults=tuple(cells.faults),

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, shown, text_of, texts_of
 from grcf_ray.data.frames import Frames, Rows, joined
-from grcf_ray.data.raw import RawTable, SplitTable, typed_arrays
+from grcf_ray.data.raw import RawTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES
 from grcf_ray.data.sniff import check_kind, files_by_kind, folder_faults, folder_of, pickle_start
 from grcf_ray.data.splits import SPLIT_ALIASES
@@ -89,7 +89,7 @@ def read(source: Path, variant: str = "") -> RawTable:
     for name, modality in roles.items():
         cells.faults += [Fault(row, name, f"{name} {problem}") for row, problem in modality.problems.items()]
         table[name] = modality.frames.to_arrow()
-    return SplitTable(
+    return RawTable(
         table=pa.table(table),
         files=((language, len(ids)), *((path, 0) for path in (labels, folds, *by_kind["features"]))),
         faults=tuple(cells.faults),
