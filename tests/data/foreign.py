@@ -6,9 +6,8 @@ import io
 import os
 import pickle
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -36,8 +35,6 @@ DOWNLOADS = {
     "a gzip archive": b"\x1f\x8b\x08",
 }
 """Content of failed downloads, by a part of the message about each."""
-
-_T = TypeVar("_T")
 
 
 def refusal(source: Path, options: ImportOptions = OWN) -> str:
@@ -78,23 +75,11 @@ def write_pickle(path: Path, content: Any, protocol: int | str = 4) -> Path:
     return path
 
 
-def content_of(samples: dict[str, list[Any]]) -> dict[str, Any]:
-    """The samples in the structure of the file."""
-    return {split: [one.packed() for one in rows] for split, rows in samples.items()}
-
-
-def put(split: str, row: int, sample: Any) -> Callable[[dict[str, Any]], None]:
-    """A change that replaces a sample, or applies a function to it."""
-
-    def apply(content: dict[str, Any]) -> None:
-        content[split][row] = sample(content[split][row]) if callable(sample) else sample
-
-    return apply
-
-
-def in_order(samples: dict[str, list[_T]]) -> list[tuple[str, _T]]:
-    """Our name of the split and the sample, for each row of the table."""
-    return [(SPLITS[split], one) for split in SPLITS for one in samples[split]]
+def changed(value: Any, place: tuple[int, ...], new: Any) -> Any:
+    """Nested tuples with one member replaced, or given to a function."""
+    if not place:
+        return new(value) if callable(new) else new
+    return tuple(changed(part, place[1:], new) if at == place[0] else part for at, part in enumerate(value))
 
 
 def real_file(name: str) -> Path:

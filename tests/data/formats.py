@@ -6,7 +6,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from data.foreign import SPLITS, dumped
 
-from grcf_ray.data.importers import ImportOptions
+from grcf_ray.data.importers import ImportOptions, import_source
+from grcf_ray.data.schema import TableInfo
 
 COUNTS = {"train": 4, "dev": 2, "test": 2}
 FILLERS = 272
 """Further items of MUStARD, without features: a valid split is drawn from at least 200 rows."""
 
 Files = dict[str, bytes]
+Content = Callable[[list["Utterance"]], Any]
+Writer = Callable[[random.Random, list["Utterance"]], Files]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Format:
     """A format: its importer, a function that writes utterances in it, and the options to import them."""
 
     importer: str
-    write: Callable[[random.Random, list[Utterance]], Files]
+    write: Writer
     """The content of the files by name, in any of the ways to write them."""
     options: ImportOptions
     widths: tuple[int, int] = (5, 3)
@@ -86,6 +89,24 @@ def put_files(folder: Path, files: Files) -> Path:
     return folder
 
 
+def imported(source: Path, kind: Format, **options: Any) -> tuple[pa.Table, TableInfo]:
+    """The table without MUStARD's fillers, and its metadata."""
+    table, info = import_source(source, replace(kind.options, **options))
+    return table.slice(0, table.num_rows - FILLERS * (kind.importer == "mustard")), info
+
+
+def check(table: pa.Table, kind: Format, utterances: list[Utterance]) -> None:
+    """The table holds exactly these utterances."""
+    expected = [utterance.row(context=kind.context) for utterance in utterances]
+    rows = table.to_pylist()
+    if kind.importer == "mustard":
+        # The valid split is drawn from train.
+        for row in [*expected, *rows]:
+            row["split"] = row["split"].replace("valid", "train")
+    assert rows == [{name: row[name] for name in table.column_names} for row in expected]
+    assert ("context" in table.column_names) == kind.context
+
+
 def _rows(rng: np.random.Generator, count: int, width: int) -> Any:
     return rng.normal(size=(count, width)).astype(np.float32)
 
@@ -101,46 +122,55 @@ def _array(label: float | None) -> Any:
     return None if label is None else np.array([[label]], np.float32)
 
 
-def _mag(rng: random.Random, utterances: list[Utterance]) -> Files:
-    content = _by_split(
-        utterances,
-        lambda utterance: ((utterance.words, utterance.vision, utterance.audio), _array(utterance.label), utterance.id),
-    )
-    return {"mosi.pkl": dumped(content, rng.choice([0, 2, 4, 5, "Python 2"]))}
+def mag_content(utterances: list[Utterance]) -> dict[str, list[Any]]:
+    return _by_split(utterances, lambda one: ((one.words, one.vision, one.audio), _array(one.label), one.id))
+
+
+def misa_content(utterances: list[Utterance], *, mmim: bool = False) -> dict[str, list[Any]]:
+    """Lists of MISA, or of MMIM, whose features have rows of their own."""
+
+    def sample(one: Utterance) -> Any:
+        if mmim:
+            return ([], one.vision, one.audio[:1], one.words, np.int64(9)), _array(one.label), one.id
+        return (np.arange(len(one.words)), one.vision, one.audio, one.words), _array(one.label), one.id
+
+    return _by_split(utterances, sample)
 
 
 def _misa(rng: random.Random, utterances: list[Utterance]) -> Files:
-    def sample(utterance: Utterance) -> Any:
-        return (
-            (np.arange(len(utterance.words)), utterance.vision, utterance.audio, utterance.words),
-            _array(utterance.label),
-            utterance.id,
-        )
-
-    content = _by_split(utterances, sample)
+    content = misa_content(utterances)
     return {f"{split}.pkl": dumped(rows, rng.choice([2, 4, 5])) for split, rows in content.items()}
 
 
-def _mmsa(rng: random.Random, utterances: list[Utterance]) -> Files:
-    content: dict[str, Any] = {}
-    with_lengths = rng.random() < 0.7
-    for split, rows in _by_split(utterances, lambda utterance: utterance).items():
+def mmsa_content(
+    utterances: list[Utterance], *, lengths: bool = True, front: bool = False, rows: int = 6
+) -> dict[str, dict[str, Any]]:
+    """Columns of arrays, padded at the end or in front to a number of rows."""
+    content: dict[str, dict[str, Any]] = {}
+    for split, part in _by_split(utterances, lambda utterance: utterance).items():
         columns = content[SPLITS[split]] = {
-            "raw_text": [utterance.text for utterance in rows],
-            "id": [utterance.id for utterance in rows],
-            "regression_labels": np.array([utterance.label for utterance in rows]),
+            "raw_text": [utterance.text for utterance in part],
+            "id": [utterance.id for utterance in part],
+            "regression_labels": np.array([utterance.label for utterance in part]),
         }
         for name in ("audio", "vision"):
-            arrays = [getattr(utterance, name) for utterance in rows]
+            arrays = [getattr(utterance, name) for utterance in part]
             width = next((array.shape[1] for array in arrays if array is not None), 0)
             if width:
                 arrays = [np.zeros((0, width), np.float32) if array is None else array for array in arrays]
-                columns[name] = np.stack([np.pad(array, ((0, 6 - len(array)), (0, 0))) for array in arrays])
-                columns |= {f"{name}_lengths": [len(array) for array in arrays]} if with_lengths else {}
+                columns[name] = np.zeros((len(part), rows, width), np.float32)
+                for padded, array in zip(columns[name], arrays, strict=True):
+                    padded[rows - len(array) if front else 0 :][: len(array)] = array
+                columns |= {f"{name}_lengths": [len(array) for array in arrays]} if lengths else {}
+    return content
+
+
+def _mmsa(rng: random.Random, utterances: list[Utterance]) -> Files:
+    content = mmsa_content(utterances, lengths=rng.random() < 0.7)
     return {"unaligned_50.pkl": dumped(content, rng.choice([2, 4, 5]))}
 
 
-def _hkt(rng: random.Random, utterances: list[Utterance]) -> Files:
+def hkt_content(utterances: list[Utterance]) -> dict[str, list[Any]]:
     def sample(utterance: Utterance) -> Any:
         unused = np.ones((len(utterance.words), 55))
         visual = None if utterance.vision is None else np.concatenate([unused, utterance.vision], axis=1)
@@ -148,7 +178,11 @@ def _hkt(rng: random.Random, utterances: list[Utterance]) -> Files:
         context = ([utterance.text], np.ones((3, 91)), np.ones((3, 81)), np.ones((3, 4)))
         return (utterance.text, visual, acoustic, unused[:, :4]), context, utterance.id, utterance.label
 
-    return {"mustard.pkl": dumped(_by_split(utterances, sample), rng.choice([2, 4, 5]))}
+    return _by_split(utterances, sample)
+
+
+def _pickled(name: str, content: Content, protocols: list[Any]) -> Writer:
+    return lambda rng, utterances: {name: dumped(content(utterances), rng.choice(protocols))}
 
 
 def _ur_funny(rng: random.Random, utterances: list[Utterance]) -> Files:
@@ -247,7 +281,7 @@ def _parquet(rng: random.Random, utterances: list[Utterance]) -> Files:
     return {"own.parquet": file.getvalue()}
 
 
-def _csv(delimiter: str, name: str) -> Callable[[random.Random, list[Utterance]], Files]:
+def _csv(delimiter: str, name: str) -> Writer:
     def write(rng: random.Random, utterances: list[Utterance]) -> Files:
         columns = {
             key: [json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]
@@ -268,10 +302,10 @@ _SCORES = ImportOptions(dataset="own", label_range=(-3, 6), non_finite="zero")
 _CLASSES = ImportOptions(dataset="own", task="classification", non_finite="zero")
 
 FORMATS = {
-    "mag": Format("mag", _mag, _SCORES),
+    "mag": Format("mag", _pickled("mosi.pkl", mag_content, [0, 2, 4, 5, "Python 2"]), _SCORES),
     "misa": Format("mag", _misa, _SCORES),
     "mmsa": Format("mmsa", _mmsa, _SCORES),
-    "hkt": Format("hkt", _hkt, _CLASSES, (60, 36), context=True),
+    "hkt": Format("hkt", _pickled("mustard.pkl", hkt_content, [2, 4, 5]), _CLASSES, (60, 36), context=True),
     "ur_funny": Format("ur_funny", _ur_funny, _CLASSES, (81, 371), context=True),
     "mustard": Format("mustard", _mustard, _CLASSES, context=True),
     "csd": Format("csd", _csd, _SCORES),

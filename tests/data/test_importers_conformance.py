@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from data.foreign import DOWNLOADS, faults, refusal
-from data.formats import FILLERS, FORMATS, Format, Utterance, put_files
+from data.formats import FILLERS, FORMATS, Format, Utterance, check, imported, put_files
 from data.fuzz import outcome
 
 from grcf_ray.data.importers import ImportOptions, formats, import_source
-from grcf_ray.data.schema import TableInfo
 
 VARIANTS = 40
 MOST_SECONDS = 20
@@ -32,23 +30,6 @@ each_format = pytest.mark.parametrize("name", FORMATS)
 
 def put(folder: Path, kind: Format, utterances: list[Utterance] | None = None, seed: int = 0) -> Path:
     return put_files(folder, kind.write(random.Random(seed), utterances or kind.utterances()))
-
-
-def imported(folder: Path, kind: Format, **options: Any) -> tuple[pa.Table, TableInfo]:
-    """The table without MUStARD's fillers, and its metadata."""
-    table, info = import_source(folder, replace(kind.options, **options))
-    return table.slice(0, table.num_rows - FILLERS * (kind.importer == "mustard")), info
-
-
-def check(table: pa.Table, kind: Format, utterances: list[Utterance]) -> None:
-    expected = [utterance.row(context=kind.context) for utterance in utterances]
-    rows = table.to_pylist()
-    if kind.importer == "mustard":
-        # The valid split is drawn from train.
-        for row in [*expected, *rows]:
-            row["split"] = row["split"].replace("valid", "train")
-    assert rows == [{name: row[name] for name in table.column_names} for row in expected]
-    assert ("context" in table.column_names) == kind.context
 
 
 @each_format
