@@ -185,25 +185,28 @@ def _pickled(name: str, content: Content, protocols: list[Any]) -> Writer:
     return lambda rng, utterances: {name: dumped(content(utterances), rng.choice(protocols))}
 
 
-def _ur_funny(rng: random.Random, utterances: list[Utterance]) -> Files:
-    sentences = {
-        utterance.id: {"punchline_sentence": utterance.text, "context_sentences": [utterance.text]}
-        for utterance in utterances
-    }
-    ids = _by_split(utterances, lambda utterance: utterance.id)
+def ur_funny_content(utterances: list[Utterance], form: Callable[[str], Any] = str) -> dict[str, Any]:
+    """The content of each file. form: makes the ids."""
+    named = {form(one.id): one for one in utterances}
+    ids = _by_split(utterances, lambda one: form(one.id))
     content: dict[str, Any] = {
-        "language_sdk": sentences,
-        "humor_label_sdk": {
-            utterance.id: utterance.label if utterance.label is None else int(utterance.label)
-            for utterance in utterances
+        "language_sdk.pkl": {
+            name: {"punchline_sentence": one.text, "context_sentences": [one.text]} for name, one in named.items()
         },
-        "data_folds": {split: ids.get(split, []) for split in COUNTS},
+        "humor_label_sdk.pkl": {
+            name: one.label if one.label is None else int(one.label) for name, one in named.items()
+        },
+        "data_folds.pkl": {split: ids.get(split, []) for split in COUNTS},
     }
-    for name, file in (("audio", "covarep_features_sdk"), ("vision", "openface_features_sdk")):
-        arrays = {utterance.id: getattr(utterance, name) for utterance in utterances}
-        if features := {key: {"punchline_features": rows} for key, rows in arrays.items() if rows is not None}:
+    for modality, file in (("audio", "covarep_features_sdk.pkl"), ("vision", "openface_features_sdk.pkl")):
+        arrays = {name: getattr(one, modality) for name, one in named.items()}
+        if features := {name: {"punchline_features": rows} for name, rows in arrays.items() if rows is not None}:
             content[file] = features
-    return {f"{name}.pkl": dumped(value, rng.choice([0, 2, 4])) for name, value in content.items()}
+    return content
+
+
+def _ur_funny(rng: random.Random, utterances: list[Utterance]) -> Files:
+    return {name: dumped(value, rng.choice([0, 2, 4])) for name, value in ur_funny_content(utterances).items()}
 
 
 def _mustard(rng: random.Random, utterances: list[Utterance]) -> Files:
