@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.errors import DataError
 
+HEADER = "id,split,text,label\n"
+ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
 OWN = ImportOptions(dataset="own", label_range=(-3, 3))
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 """The splits of pickles that are lists of samples, and our names."""
@@ -48,6 +51,23 @@ def refusal(source: Path, options: ImportOptions = OWN) -> str:
 def faults(message: str) -> list[str]:
     """The faults in a message that has several."""
     return [line.strip() for line in message.splitlines()[1:]]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def rows_of(n: int, **extra: Any) -> pa.Table:
+    """n training utterances and one of test."""
+    columns = {
+        "id": [f"u{row}" for row in range(n + 1)],
+        "split": ["train"] * n + ["test"],
+        "text": ["Some words"] * (n + 1),
+        "label": [row % 7 - 3.0 for row in range(n + 1)],
+        **extra,
+    }
+    return pa.table(columns)
 
 
 class Python2(pickle._Pickler):

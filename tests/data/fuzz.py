@@ -2,24 +2,17 @@
 
 An import must end with a table or a DataError, in little time and memory. A table must have the modalities of the
 whole files, unless a note says otherwise. Damage in one place may change one utterance or one column only.
-`run` imports in child processes with limited memory and processor time. For a longer search, run
-`python -m data.fuzz COUNT [FORMAT ...]` in `tests`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 import pickle
 import random
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +27,6 @@ from data.formats import FORMATS, Files, put_files
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.errors import DataError
 
-MOST_SECONDS = 60
-"""Of processor time for one import; the slowest take a tenth of one."""
 MOST_BYTES = 1 << 30
 """Of address space beyond what the process has when it begins."""
 
@@ -256,54 +247,13 @@ def imported(folder: Path, files: Files, options: ImportOptions) -> tuple[pa.Tab
     return table, info.notes
 
 
-def run(count: int, names: list[str]) -> Iterator[tuple[str, int, str, str]]:
-    """Yield format, seed, outcome and details for `count` damaged sets of files of each format."""
-    for name in names:
-        seed = 0
-        while seed < count:
-            child = subprocess.run(
-                [sys.executable, "-m", "data.fuzz", "--child", name, str(seed), str(count)],
-                cwd=Path(__file__).parents[1],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[1], *sys.path)))},
-            )
-            for line in child.stdout.splitlines():
-                told = json.loads(line)
-                yield name, seed, told[0], told[1]
-                seed += 1
-            if child.returncode:
-                yield name, seed, "died", f"{child.returncode}: {child.stderr[-500:]}"
-                seed += 1
-
-
-def _child(name: str, start: int, stop: int) -> None:
-    """Print the outcome of each seed on a line; exceeding a limit ends the process."""
-    with tempfile.TemporaryDirectory() as folder:
-        # One import first, so that memory of libraries does not count as memory of a file.
-        outcome(name, 0, Path(folder))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + MOST_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        for seed in range(start, stop):
-            signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
-            print(json.dumps(outcome(name, seed, Path(folder))), flush=True)
-
-
-def main(arguments: list[str]) -> None:
-    """Print the number of each outcome, and every unexpected one."""
-    if arguments[0] == "--child":
-        _child(arguments[1], int(arguments[2]), int(arguments[3]))
-        return
-    table: dict[str, Counter[str]] = {}
-    for name, seed, what, more in run(int(arguments[0]), arguments[1:] or list(FORMATS)):
-        table.setdefault(name, Counter())[what] += 1
-        if what not in ("imported", "refused"):
-            print(f"{name} {seed} {what}: {more[:600]}", flush=True)
-    for name, counts in table.items():
-        print(name, dict(counts), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let this process have little more address space than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MOST_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))

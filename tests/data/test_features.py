@@ -221,16 +221,22 @@ def test_context_stands_before_the_text(tmp_path: Path, tiny_backbone: Path) -> 
     assert without.train.tokens.lengths.tolist() == [4, 3, 4, 12]
 
 
-def test_rows_of_words_follow_the_text_and_not_what_was_said_before(tmp_path: Path, tiny_backbone: Path) -> None:
-    text = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]
-    audio = [[[1, 7], [3, 7], [5, 7]], [[2, 1]], None, [[9, 9]], [[7, 7], [8, 7]], None]
-    context = [["bad plot", "fine"], [], ["good"], None, None, None]
-    loose = store_of(
-        tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES), context=pa.array(context, pa.list_(pa.string()))
-    )
+def aligned(folder: Path, **columns: Any) -> DatasetStore:
+    """A store whose audio has a row for each word of the text."""
+    loose = store_of(folder / "loose", **columns)
     table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
     info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
-    store = write_store(tmp_path / "aligned", table, info)
+    assert info.fingerprint != loose.info.fingerprint
+    return write_store(folder / "aligned", table, info)
+
+
+WORDS = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]
+ROWS = pa.array([[[1, 7], [3, 7], [5, 7]], [[2, 1]], None, [[9, 9]], [[7, 7], [8, 7]], None], FRAMES)
+
+
+def test_rows_of_words_follow_the_text_and_not_what_was_said_before(tmp_path: Path, tiny_backbone: Path) -> None:
+    context = [["bad plot", "fine"], [], ["good"], None, None, None]
+    store = aligned(tmp_path, text=WORDS, audio=ROWS, context=pa.array(context, pa.list_(pa.string())))
     rows = built(store, tiny_backbone, standardise=False).train.audio
     zero = built(store, tiny_backbone, standardise=False, special_rows="zero").train.audio
     assert rows is not None and zero is not None
@@ -244,11 +250,7 @@ def test_rows_of_words_follow_the_text_and_not_what_was_said_before(tmp_path: Pa
 def test_attention_pools_the_words_alone_or_zeros_with_them(tmp_path: Path, tiny_backbone: Path) -> None:
     """[CLS] good quick ##ly [SEP], all weights of eq. 1 equal."""
     audio = [[[1, 2], [2, 3]], *([None] * 5)]
-    text = ["good quickly", "bad", "fine", "fine", "awful plot", "great music"]
-    loose = store_of(tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES))
-    table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
-    info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
-    store = write_store(tmp_path / "aligned", table, info)
+    store = aligned(tmp_path, text=["good quickly", *WORDS[1:]], audio=pa.array(audio, FRAMES))
     pooling = AttentionPooling(2).requires_grad_(False)
     pooling.projection.weight.zero_()
     pooled, keys = {}, set()
@@ -264,13 +266,7 @@ def test_attention_pools_the_words_alone_or_zeros_with_them(tmp_path: Path, tiny
 
 def test_rows_of_words_follow_the_subwords(tmp_path: Path, tiny_backbone: Path) -> None:
     """A row for each subword of its word, none of a word that is cut off; special tokens have none, or zeros."""
-    text = ["good quickly film", "bad", "fine", "fine", "awful plot", "great music"]
-    audio = [[[1, 7], [3, 7], [5, 7]], [[2, 1]], None, [[9, 9]], [[7, 7], [8, 7]], None]
-    loose = store_of(tmp_path / "loose", text=text, audio=pa.array(audio, FRAMES))
-    table = pa.concat_tables([loose.read(split) for split in ("train", "valid", "test")])
-    info = TableInfo.describe(table, name="own", label_range=(-3, 3), word_aligned=True)
-    assert info.fingerprint != loose.info.fingerprint
-    store = write_store(tmp_path / "aligned", table, info)
+    store = aligned(tmp_path, text=WORDS, audio=ROWS)
     features = built(store, tiny_backbone, standardise=False, special_rows="zero")
     assert features.word_aligned
     audio_rows = features.train.audio

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from data.foreign import OWN, refusal
+from data.foreign import HEADER, OWN, ROWS, refusal, rows_of, write
 from data.formats import FORMATS
 from data.fuzz import damaged
 
@@ -19,28 +18,6 @@ from grcf_ray.cli.data import app
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ConfigError, DataError
-
-HEADER = "id,split,text,label\n"
-
-
-ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def rows_of(n: int, **extra: Any) -> pa.Table:
-    """n training utterances and one of test."""
-    columns = {
-        "id": [f"u{row}" for row in range(n + 1)],
-        "split": ["train"] * n + ["test"],
-        "text": ["Some words"] * (n + 1),
-        "label": [row % 7 - 3.0 for row in range(n + 1)],
-        **extra,
-    }
-    return pa.table(columns)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -160,7 +137,7 @@ def test_a_damaged_file_leaves_a_whole_store_or_none(tmp_path: Path, capfd: pyte
     """The command: an exit code and one message, whatever the file holds."""
     path, store = tmp_path / "own.csv", tmp_path / "store"
     codes = []
-    for seed in range(60):
+    for seed in range(30):
         rng = random.Random(seed)
         files, _ = damaged(FORMATS["csv"].files(rng), rng)
         path.write_bytes(files[path.name])

@@ -10,31 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from data.foreign import OWN, real_file, refusal
+from data.foreign import HEADER, OWN, ROWS, real_file, refusal, rows_of, write
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.importers import table as table_format
 
 ZEROED = replace(OWN, non_finite="zero")
-HEADER = "id,split,text,label\n"
-ROWS = 'a,train,"good, or so",1.5\nb,dev,fine,0\nc,test,bad,-3\n'
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def rows_of(n: int, **extra: Any) -> pa.Table:
-    """n training utterances and one of test."""
-    columns = {
-        "id": [f"u{row}" for row in range(n + 1)],
-        "split": ["train"] * n + ["test"],
-        "text": ["Some words"] * (n + 1),
-        "label": [row % 7 - 3.0 for row in range(n + 1)],
-        **extra,
-    }
-    return pa.table(columns)
 
 
 def test_csv_of_text_alone(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def attacks(file: str) -> dict[str, tuple[bytes, str]]:
         "numpy's memmap": (pickle.dumps(Calls(np.memmap, file, "u1", "w+", 0, (3,))), "memmap"),
         "open": (pickle.dumps(Calls(open, file, "w")), "open"),
         "subprocess": (pickle.dumps(Calls(subprocess.Popen, command)), "subprocess.Popen"),
-        "torch's storage": (b"ctorch._utils\n_rebuild_tensor_v2\n.", "torch._utils._rebuild_tensor_v2"),
+        "torch's storage": (b"ctorch._utils\n_rebuild_tensor_v2\n.", "convert them with .numpy()"),
         "INST": (f"(S'{command}'\nios\nsystem\n.".encode(), "os.system"),
         "OBJ": (f"(cos\nsystem\nS'{command}'\no.".encode(), "os.system"),
         "a dotted name": (b"\x80\x04\x8c\x08builtins\x8c\x0dset.__class__\x93.", "builtins.set.__class__"),
@@ -170,12 +170,6 @@ def test_what_is_no_data_is_refused_by_name_and_not_run(name: str, tmp_path: Pat
     assert says in str(caught.value)
     assert caught.value.exit_code == 3
     assert not target.exists()
-
-
-def test_tensors_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    content = pickle.dumps({"train": {"audio": 1}}, 2)[:-1] + b"0ctorch._utils\n_rebuild_tensor_v2\n."
-    with pytest.raises(RefusedError, match=r"PyTorch tensors: .*\.numpy\(\)"):
-        read_pickle(write(tmp_path, content))
 
 
 def test_the_attacks_are_real(tmp_path: Path) -> None:
@@ -298,7 +292,7 @@ def test_chance_gives_data_or_a_data_error(protocol: int, tmp_path: Path) -> Non
     good = pickle.dumps({"train": [((["a", "b"], ROWS, ROWS.astype(">f8")), np.array([[1.5]]), b"v[1]")] * 2}, protocol)
     rng = random.Random(protocol)
     read = 0
-    for _ in range(1500):
+    for _ in range(400):
         content = bytearray(good)
         for _ in range(rng.choice((1, 1, 2, 8))):
             at = rng.randrange(len(content))
@@ -318,4 +312,4 @@ def test_chance_gives_data_or_a_data_error(protocol: int, tmp_path: Path) -> Non
             read += 1
         except DataError:
             pass
-    assert 0 < read < 1500
+    assert 0 < read < 400
