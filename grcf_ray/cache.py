@@ -12,13 +12,12 @@ import fcntl
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from grcf_ray.errors import ClusterError
-from grcf_ray.files import atomic_write, sync
+from grcf_ray.files import atomic_write, replace_folder
 
 KINDS = ("tables", "features")
 """Imports of foreign files, and features of data sets."""
@@ -79,32 +78,15 @@ def making(entry: Path) -> Iterator[Path]:
 
     Its files are flushed to disk first. ClusterError if the cache cannot be written.
     """
-    replaces = entry.exists()
-    beside, aside = (entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
     try:
-        _make_private(beside)
-        yield beside
-        for folder, _, names in os.walk(beside, topdown=False):
-            for name in names:
-                path = Path(folder, name)
-                path.chmod(0o600)
-                sync(path)
-            Path(folder).chmod(0o700)
-            sync(Path(folder))
-        if replaces:
-            entry.rename(aside)
-        try:
-            beside.rename(entry)
-        except OSError:
-            # On a file system without locks, another process can have created the same entry. It is equivalent.
-            if not entry.is_dir():
-                raise
-        sync(entry.parent)
+        _make_private(entry.parent)
+        with replace_folder(entry, equivalent=True) as beside:
+            beside.chmod(0o700)
+            yield beside
+            for path in beside.rglob("*"):
+                path.chmod(0o700 if path.is_dir() else 0o600)
     except OSError as error:
         raise _unwritable(entry, error) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_HASHED = 1 << 20
+"""Bytes hashed at a time."""
 _scratch: set[Path] = set()
 """Temporary files and folders that this process has created and not yet removed."""
 
@@ -60,6 +63,36 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _scratch.discard(beside)
 
 
+@contextmanager
+def replace_folder(folder: Path, *, equivalent: bool = False) -> Iterator[Path]:
+    """Provide a new folder beside `folder` to fill. At the end it replaces `folder`; on an error nothing changes.
+
+    equivalent: a folder that another process creates meanwhile has the same content, and is kept.
+    """
+    replaces = folder.exists()
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    aside = beside.with_name(f"{beside.name}.old")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        for inner, _, names in os.walk(beside, topdown=False):
+            for path in (*(Path(inner, name) for name in names), Path(inner)):
+                sync(path)
+        if replaces:
+            folder.rename(aside)
+        try:
+            beside.rename(folder)
+        except BaseException as error:
+            if replaces:
+                aside.rename(folder)
+            if replaces or not (equivalent and isinstance(error, OSError) and folder.is_dir()):
+                raise
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -89,10 +122,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
+def file_sha256(path: Path, size: int = sys.maxsize) -> str:
+    """Return the SHA-256 of a file's content, or of its first `size` bytes, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
-        while block := file.read(1 << 20):
+        while block := file.read(min(_HASHED, size)):
             digest.update(block)
+            size -= len(block)
     return digest.hexdigest()

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from grcf_ray import console
 from grcf_ray.cache import adding, locked, unreadable
 from grcf_ray.errors import DamagedError
-
-_HASHED = 1 << 20
-"""Bytes hashed at a time."""
+from grcf_ray.files import file_sha256
 
 
 def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -40,9 +38,9 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array followed by its SHA-256, which numpy ignores."""
     with path.open("wb") as file:
         np.save(file, array)
-    digest = _sha256(path, path.stat().st_size)
+    digest = file_sha256(path)
     with path.open("ab") as file:
-        file.write(digest)
+        file.write(bytes.fromhex(digest))
 
 
 def load_array(path: Path) -> NDArray[Any]:
@@ -56,7 +54,7 @@ def load_array(path: Path) -> NDArray[Any]:
         with path.open("rb") as file:
             file.seek(max(0, size))
             written = file.read()
-        if size < 0 or _sha256(path, size) != written:
+        if size < 0 or file_sha256(path, size) != written.hex():
             raise DamagedError(f"{path} changed since it was written")
         # A plain view: Ray's object store copies a subclass of ndarray into every process.
         return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
@@ -64,12 +62,3 @@ def load_array(path: Path) -> NDArray[Any]:
         raise unreadable(path, error) from error
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _sha256(path: Path, size: int) -> bytes:
-    """Hash the first `size` bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in range(0, size, _HASHED):
-            digest.update(file.read(min(_HASHED, size - start)))
-    return digest.digest()

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.schema import SPLITS, Source, TableInfo, split_sizes
 from grcf_ray.data.validation import label_remarks
 from grcf_ray.errors import ConfigError, DataError, data_error
-from grcf_ray.files import sync, write_json
+from grcf_ray.files import replace_folder, write_json
 
 _INDEX = "dataset.json"
 _STORE_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
@@ -123,15 +121,11 @@ def write_store(folder: Path, table: pa.Table, info: TableInfo) -> DatasetStore:
     """
     folder = folder.resolve()
     check_replaceable(folder)
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        beside.mkdir(parents=True)
-        _fill(beside, table, info)
-        _move_in(beside, folder)
+        with replace_folder(folder) as beside:
+            _fill(beside, table, info)
     except OSError as error:
         raise DataError(f"cannot write {folder} ({error.strerror})") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return DatasetStore.open(folder)
 
 
@@ -177,19 +171,8 @@ def _imported(source: Path, options: ImportOptions) -> DatasetStore:
         content = [asdict(Source.of(path)) for path in files]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
-    low, high = options.limits()
-    parts = [
-        __version__,
-        options.dataset,
-        float(low),
-        float(high),
-        options.non_finite,
-        options.format,
-        options.variant,
-        options.task,
-        options.binarize,
-        content,
-    ]
+    parts = [__version__, options.dataset, *map(float, options.limits()), options.non_finite, options.format]
+    parts += [options.variant, options.task, options.binarize, content]
     folder = cache_entry("tables", hashlib.sha256(json.dumps(parts).encode()).hexdigest())
     with locked(folder):
         if folder.exists():
@@ -240,21 +223,4 @@ def _fill(folder: Path, table: pa.Table, info: TableInfo) -> None:
         path = folder / f"{split}.parquet"
         pq.write_table(table.filter(pc.equal(table["split"], split)), path)
         files[split] = asdict(Source.of(path))
-        sync(path)
     write_json(folder / _INDEX, {"info": info.to_json(), "files": files})
-    sync(folder)
-
-
-def _move_in(new: Path, folder: Path) -> None:
-    """Move `new` to the folder's path; restore the old folder if that fails."""
-    aside = new.with_name(new.name + ".old")
-    if folder.exists():
-        folder.rename(aside)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-    sync(folder.parent)

@@ -115,7 +115,7 @@ def test_other_files_are_never_replaced(tmp_path: Path, present: str) -> None:
     assert names(tmp_path) == ["own"]
 
 
-@pytest.mark.parametrize("step", ["_fill", "_move_in", "write_json"])
+@pytest.mark.parametrize("step", ["_fill", "write_json"])
 def test_failure_leaves_the_old_store_and_nothing_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
