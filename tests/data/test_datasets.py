@@ -52,7 +52,3 @@ def test_unknown_name_says_the_nearest_and_the_way_for_own_data() -> None:
         datasets.get("sims-v2")
     with pytest.raises(ConfigError, match=r"unknown data set 'reviews'\. Known: mosi"):
         datasets.get("reviews")
-
-
-def test_counts_of_sims_v2_are_those_of_either_file() -> None:
-    assert {release["train"] for release in datasets.get("sims_v2").splits} == {2721, 2722}
