@@ -48,9 +48,17 @@ class Cells:
             self.fault(column, f"{name} is missing" if cell is None else f"{name} {shown(cell)} is not {needs}")
         return value
 
+    def id(self, column: str, name: str, cell: Any) -> str | None:
+        """Return an id as a text; None and a fault if the cell is not one."""
+        return self.read(column, name, cell, id_of, "a text or a whole number")
+
     def text(self, column: str, name: str, cell: Any) -> str | None:
         """Return a decoded text; None and a fault if the cell is not one."""
         return self.read(column, name, cell, text_of, "a text")
+
+    def texts(self, column: str, name: str, cell: Any, parse: Callable[[Any], str | None]) -> list[str] | None:
+        """Return the members of a list, parsed as texts; None and a fault if `parse` rejects one."""
+        return self.read(column, name, cell, lambda value: texts_of(value, parse), "a list of texts")
 
     def number(self, column: str, name: str, cell: Any) -> float | None:
         """Return a number; None and a fault if the cell is not one."""

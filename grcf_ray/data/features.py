@@ -394,10 +394,6 @@ def _arrays(features: SplitFeatures) -> dict[str, NDArray[Any]]:
 
 def _split_of(arrays: Mapping[str, NDArray[Any]]) -> SplitFeatures:
     """Build a split from the arrays of `_arrays`."""
-
-    def ragged(name: str) -> Ragged | None:
-        if f"{name}.values" not in arrays:
-            return None
-        return Ragged(arrays[f"{name}.values"], arrays[f"{name}.offsets"])
-
-    return SplitFeatures(arrays["label_N"], ragged("tokens"), ragged("audio"), ragged("vision"))
+    names = [name for name in ("tokens", "audio", "vision") if f"{name}.values" in arrays]
+    ragged = {name: Ragged(arrays[f"{name}.values"], arrays[f"{name}.offsets"]) for name in names}
+    return SplitFeatures(arrays["label_N"], ragged.get("tokens"), ragged.get("audio"), ragged.get("vision"))

@@ -83,12 +83,12 @@ class RowSource:
         rows = 0
         columns: set[str] = set()
         widths: dict[str, int] = {}
-        for part, unread, place in self._parts():
+        for part, unread, place, start in self._parts():
             part_faults = [*unread, *self._faults(part, widths, {fault[:2] for fault in unread})]
             ids = part["id"] if "id" in part.column_names else None
             for fault in sorted(part_faults, key=lambda fault: fault.row):
                 label = f" (id {_printable(ids[fault.row].as_py())})" if ids is not None else ""
-                faults.add(f"{place(fault.row)}{label}", fault)
+                faults.add(f"{place(start + fault.row)}{label}", fault)
             rows += part.num_rows
             columns |= set(part.column_names)
         if faults.count:
@@ -101,7 +101,7 @@ class RowSource:
         A row without an id gets its number, from 1.
         """
         first = 1
-        for part, _, _ in self._parts():
+        for part, *_ in self._parts():
             number = pa.array(range(first, first + part.num_rows)).cast(pa.string())
             present = set(part.column_names)
             ids = part["id"] if "id" in present else pa.nulls(part.num_rows, pa.string())
@@ -140,11 +140,18 @@ class RowSource:
                 widths[name] = width
         return [fault for fault in faults if fault[:2] not in unread]
 
-    def _parts(self) -> Iterator[tuple[pa.Table, list[Fault], Callable[[int], str]]]:
-        """Yield parts of the rows, the faults of their unreadable cells, and a function for the place of a row."""
+    def _parts(self) -> Iterator[tuple[pa.Table, list[Fault], Callable[[int], str], int]]:
+        """Yield parts of the rows, the faults of their unreadable cells, a function that describes the place of a row,
+        and the number of the part's first row for this function."""
         columns = [*_KEPT, *self.inputs]
         if self.whole is None:
-            yield from self._streamed(columns)
+            paths = table.files(self.source) or [self.source]
+            for path in paths:
+                start = 0
+                place = functools.partial("{}row {}".format, f"{path.name}: " * (len(paths) > 1))
+                for part, faults in table.stream(path, columns, self.part, optional=_OPTIONAL):
+                    yield part, faults, place, start + 1
+                    start += part.num_rows
             return
         rows = self.whole.table.select([name for name in self.whole.table.column_names if name in columns])
         for start in range(0, rows.num_rows, self.part):
@@ -154,22 +161,9 @@ class RowSource:
                 for fault in self.whole.faults
                 if start <= fault.row < stop and fault.column in columns and fault.column not in _OPTIONAL
             ]
-            yield rows.slice(start, self.part), faults, _place(self.whole.place, start)
-
-    def _streamed(self, columns: Collection[str]) -> Iterator[tuple[pa.Table, list[Fault], Callable[[int], str]]]:
-        paths = table.files(self.source) or [self.source]
-        for path in paths:
-            start = 0
-            name = f"{path.name}: " if len(paths) > 1 else ""
-            for part, faults in table.stream(path, columns, self.part, optional=_OPTIONAL):
-                yield part, faults, _place(lambda row, name=name: f"{name}row {row + 1}", start)  # type: ignore[misc]
-                start += part.num_rows
+            yield rows.slice(start, self.part), faults, self.whole.place, start
 
 
 def _printable(text: str | None) -> str:
     """Replace the control codes of an id, so that the terminal does not obey them."""
     return "".join(letter if letter.isprintable() else " " for letter in text or "-")
-
-
-def _place(place: Callable[[int], str], start: int) -> Callable[[int], str]:
-    return lambda row: place(start + row)

@@ -203,13 +203,6 @@ def _pairs(*content: Any) -> dict[Any, Any]:
     return dict(pairs)
 
 
-_NUMPY = {
-    **{f"{core}.multiarray._reconstruct": _Admitted(_reconstruct) for core in ("numpy.core", "numpy._core")},
-    **{f"{core}.multiarray.scalar": _Admitted(_scalar) for core in ("numpy.core", "numpy._core")},
-    **{f"{core}.numeric._frombuffer": _Admitted(_frombuffer) for core in ("numpy.core", "numpy._core")},
-    "numpy.dtype": _Admitted(_Type),
-    "numpy.ndarray": _NDARRAY,
-}
 _CONTAINERS: dict[str, Callable[..., Any]] = {
     "set": lambda *content: set(_keys(_items(*content))),
     "frozenset": lambda *content: frozenset(_keys(_items(*content))),
@@ -220,14 +213,16 @@ _CONTAINERS: dict[str, Callable[..., Any]] = {
     "bytearray": _bytearray,
     "complex": lambda real, imaginary: complex(float(real), float(imaginary)),
 }
-_BUILTIN = {
-    f"{module}.{name}": _Admitted(function)
-    for module in ("builtins", "__builtin__")
-    for name, function in _CONTAINERS.items()
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "multiarray._reconstruct": _reconstruct,
+    "multiarray.scalar": _scalar,
+    "numeric._frombuffer": _frombuffer,
 }
 _ADMITTED: dict[str, Any] = {
-    **_NUMPY,
-    **_BUILTIN,
+    **{f"{core}.{name}": _Admitted(call) for core in ("numpy.core", "numpy._core") for name, call in _NUMPY.items()},
+    **{f"{core}.{name}": _Admitted(call) for core in ("builtins", "__builtin__") for name, call in _CONTAINERS.items()},
+    "numpy.dtype": _Admitted(_Type),
+    "numpy.ndarray": _NDARRAY,
     "collections.OrderedDict": _Admitted(_pairs),
     "collections.defaultdict": _Admitted(_pairs),
     "_codecs.encode": _Admitted(_encode),

@@ -186,8 +186,8 @@ def input_faults(
 
     widths: widths of audio and vision in the parts before this table, if it is one part of many.
     """
-    for row in _rows(pc.is_null(table["text"])) if "text" in table.column_names else ():
-        yield Fault(row, "text", "text is missing")
+    if "text" in table.column_names:
+        yield from _each("text", pc.is_null(table["text"]), lambda _: "text is missing")
     for name in MODALITIES:
         if name in table.column_names:
             frames = Frames.of(table[name])
@@ -197,8 +197,7 @@ def input_faults(
 
 
 def _id_faults(column: pa.ChunkedArray, place: Callable[[int], str]) -> Iterable[Fault]:
-    for row in _rows(pc.fill_null(pc.equal(column, ""), True)):
-        yield Fault(row, "id", "id is missing")
+    yield from _each("id", pc.fill_null(pc.equal(column, ""), True), lambda _: "id is missing")
     if pc.count_distinct(column).as_py() == len(column):
         return
     first: dict[str, int] = {}
@@ -208,24 +207,20 @@ def _id_faults(column: pa.ChunkedArray, place: Callable[[int], str]) -> Iterable
 
 
 def _split_faults(column: pa.ChunkedArray) -> Iterable[Fault]:
-    rows = _rows(pc.invert(pc.is_in(column, value_set=pa.array(SPLITS))))
-    for row in rows:
-        yield Fault(row, "split", f"split is {column[row].as_py()!r}, not one of {', '.join(SPLITS)}")
+    others = pc.invert(pc.is_in(column, value_set=pa.array(SPLITS)))
+    return _each("split", others, lambda row: f"split is {column[row].as_py()!r}, not one of {', '.join(SPLITS)}")
 
 
 def _label_faults(column: pa.ChunkedArray, task: Task, label_range: tuple[float, float]) -> Iterable[Fault]:
     label_N = column.to_numpy().astype(np.float64)
     low, high = label_range
-    for row in np.flatnonzero(np.isnan(label_N)).tolist():
-        yield Fault(row, "label", "label is missing")
+    yield from _each("label", np.isnan(label_N), lambda _: "label is missing")
     # A comparison with NaN is false, so a missing label is not reported twice.
     outside_N = (label_N < low - _LABEL_TOLERANCE) | (label_N > high + _LABEL_TOLERANCE)
-    for row in np.flatnonzero(outside_N).tolist():
-        yield Fault(row, "label", f"label {label_N[row]:g} lies outside [{low:g}, {high:g}]")
+    yield from _each("label", outside_N, lambda row: f"label {label_N[row]:g} lies outside [{low:g}, {high:g}]")
     if task == "classification":
         between_N = ~outside_N & ~np.isnan(label_N) & ~np.isin(label_N, label_range)
-        for row in np.flatnonzero(between_N).tolist():
-            yield Fault(row, "label", f"label {label_N[row]:g} is neither {low:g} nor {high:g}")
+        yield from _each("label", between_N, lambda row: f"label {label_N[row]:g} is neither {low:g} nor {high:g}")
 
 
 def _width_faults(name: str, frames: Frames, before: int | None) -> Iterable[Fault]:
@@ -255,6 +250,6 @@ def _non_finite_faults(name: str, frames: Frames) -> Iterable[Fault]:
         yield Fault(row, name, f"{name} has {count_N[row]} non-finite value{'s' if count_N[row] > 1 else ''}")
 
 
-def _rows(mask: Any) -> list[int]:
-    """Return the positions at which an Arrow mask is true."""
-    return [] if not pc.any(mask).as_py() else pc.indices_nonzero(mask).to_pylist()
+def _each(column: str, mask: Any, problem: Callable[[int], str]) -> Iterable[Fault]:
+    """Yield a fault for each row at which a mask of Arrow or NumPy is true."""
+    return (Fault(row, column, problem(row)) for row in np.flatnonzero(np.asarray(mask)).tolist())

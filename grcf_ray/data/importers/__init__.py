@@ -228,17 +228,15 @@ def _with_valid(table: pa.Table, *, classes: bool) -> tuple[pa.Table, str]:
 
 def _zeroed(table: pa.Table) -> list[str]:
     counts = {
-        name: int(Frames.of(table[name]).non_finite_F().sum()) for name in MODALITIES if name in table.column_names
+        name: int(Frames.of(table[name]).non_finite_F().sum()) for name in MODALITIES if name in table.schema.names
     }
     return [f"{name}: {count} non-finite values set to 0" for name, count in counts.items() if count]
 
 
 def _lacking(table: pa.Table) -> list[str]:
     """List the modalities that utterances lack, before `conform` drops a modality that all lack."""
-    rows = {
-        name: pc.fill_null(pc.list_value_length(table[name]), 0) for name in MODALITIES if name in table.column_names
-    }
-    counts = {name: pc.sum(pc.equal(lengths, 0)).as_py() for name, lengths in rows.items()}
+    rows = {name: pc.list_value_length(table[name]) for name in MODALITIES if name in table.column_names}
+    counts = {name: pc.sum(pc.equal(pc.fill_null(lengths, 0), 0)).as_py() for name, lengths in rows.items()}
     return [f"{name}: {count} of {table.num_rows} utterances have none" for name, count in counts.items() if count]
 
 

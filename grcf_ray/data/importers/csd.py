@@ -292,7 +292,10 @@ def _read_folds(path: Path) -> dict[str, list[str]]:
     folds: dict[str, list[str]] = {}
     try:
         text = path.read_text("utf-8-sig")
-        lists = json.loads(text) if text.lstrip().startswith("{") else _evaluated(text)
+        if text.lstrip().startswith("{"):
+            lists = json.loads(text)
+        else:
+            lists = {match[1]: ast.literal_eval(match[2]) for match in _SDK_FOLDS.finditer(text)}
         for name, videos in lists.items():
             if (split := SPLIT_ALIASES.get(name)) is None:
                 continue
@@ -308,10 +311,6 @@ def _read_folds(path: Path) -> dict[str, list[str]]:
     if twice := [video for video in count if count[video] > 1]:
         raise DataError(f"{path}: {_some(twice)} in more than one fold")
     return {split: folds[split] for split in SPLITS if split in folds}
-
-
-def _evaluated(text: str) -> dict[str, Any]:
-    return {match[1]: ast.literal_eval(match[2]) for match in _SDK_FOLDS.finditer(text)}
 
 
 def _fold_notes(folds: Mapping[str, list[str]], labels: _Sequence) -> Iterable[str]:
@@ -346,7 +345,10 @@ def _aligned(
                 missing.update(f"videos without {role}" for role in chosen if role not in data)
                 missing.update(collect_error(problems, _add_utterances, columns, video, data) or {})
         columns["split"] = [split] * len(columns["id"])
-        tables.append(_table(columns, {role: chosen[role].width for role in MODALITIES if role in chosen}))
+        arrays = typed_arrays({name: cells for name, cells in columns.items() if name not in MODALITIES})
+        for name in [name for name in MODALITIES if name in columns]:
+            arrays[name] = joined(columns[name])[0].to_arrow(width=chosen[name].width)
+        tables.append(pa.table(arrays))
     if problems:
         raise data_error(source, problems, named=True)
     return pa.concat_tables(tables), missing
@@ -417,11 +419,3 @@ def _word_rows(
                 means_WD[word] = features_ND[rows].mean(axis=0, dtype=np.float64)
                 bare_W[word] = False
     return means_WD, bare_W
-
-
-def _table(columns: dict[str, list[Any]], widths: Mapping[str, int]) -> pa.Table:
-    arrays = typed_arrays({name: cells for name, cells in columns.items() if name not in widths})
-    for name, width in widths.items():
-        frames, _ = joined(columns[name])
-        arrays[name] = frames.to_arrow(width=width)
-    return pa.table(arrays)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from grcf_ray.data.cells import Cells, alone, id_of, items, kind_of, number_of, shown, texts_of
+from grcf_ray.data.cells import Cells, alone, items, kind_of, number_of, shown, texts_of
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, samples_table
@@ -57,7 +57,7 @@ def _begins_as_hkt(start: Start) -> bool:
 def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
     punchline, context, name, label = sample
     row: dict[str, Any] = {
-        "id": cells.read("id", "id", name, id_of, "a text or a whole number"),
+        "id": cells.id("id", "id", name),
         "label": cells.read("label", "label", label, _label, "a number"),
     }
     if _is_part(punchline):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from grcf_ray.data.cells import Cells, id_of, items, kind_of, shown, text_of
+from grcf_ray.data.cells import Cells, items, kind_of, shown, text_of
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.samples import Form, first_sample, is_array, is_array_of, samples_table
 from grcf_ray.data.sniff import Start, begins_with, files_of, folder_faults, folder_of, only_pickle, pickle_start
@@ -55,32 +55,31 @@ def files(source: Path) -> list[Path]:
 
 def read(source: Path, variant: str = "") -> RawTable:
     """Read one pickle, or one for each split; DataError names every split and sample of another structure."""
-    if not _whole_files(source) and (split_files := _split_files(source)):
-        folder = folder_of(source)
-        _check_others(folder, split_files.values())
-        return _table(folder, {name: read_pickle(path) for name, path in split_files.items()}, split_files)
-    path = only_pickle(source, files(source), _FORM.name)
-    start = pickle_start(path)
-    if _begins_as_older(start):
-        raise DataError(f"{path}: {_OLD}")
-    if start[:3:2] == ("dict", "dict") and _key(start[1]) in SPLIT_ALIASES:
-        raise DataError(f"{path}: {_COLUMNS}")
-    return _table(path, read_pickle(path), None)
+    split_files = {} if _whole_files(source) else _split_files(source)
+    if split_files:
+        path = folder_of(source)
+        _check_others(path, split_files.values())
+        content = {name: read_pickle(file) for name, file in split_files.items()}
+    else:
+        path = only_pickle(source, files(source), _FORM.name)
+        start = pickle_start(path)
+        if _begins_as_older(start):
+            raise DataError(f"{path}: {_OLD}")
+        if start[:3:2] == ("dict", "dict") and _key(start[1]) in SPLIT_ALIASES:
+            raise DataError(f"{path}: {_COLUMNS}")
+        content = read_pickle(path)
+    first = _first_content(content)
+    if first is not None and len(first) == _MEMBERS and _are_numbers(first[0]):
+        raise DataError(f"{path}: {_NUMBERED}")
+    raw = samples_table(path, content, _FORM, files=split_files or None, word_aligned=True)
+    if first is None or len(first) <= _MEMBERS or not any(alignment_faults(raw.table)):
+        return raw
+    return replace(raw, word_aligned=False, notes=(*raw.notes, _UNALIGNED))
 
 
 def _whole_files(source: Path) -> list[Path]:
     """List the pickles that hold all splits."""
     return begins_with(source, lambda start: _begins_as_mag(first_sample(start)))
-
-
-def _table(path: Path, content: Any, split_files: dict[str, Path] | None) -> RawTable:
-    first = _first_content(content)
-    if first is not None and len(first) == _MEMBERS and _are_numbers(first[0]):
-        raise DataError(f"{path}: {_NUMBERED}")
-    raw = samples_table(path, content, _FORM, files=split_files, word_aligned=True)
-    if first is None or len(first) <= _MEMBERS or not any(alignment_faults(raw.table)):
-        return raw
-    return replace(raw, word_aligned=False, notes=(*raw.notes, _UNALIGNED))
 
 
 def _first_content(content: Any) -> Sequence[Any] | None:
@@ -150,7 +149,7 @@ def _key(token: str) -> str:
 
 def _cells(sample: Sequence[Any], cells: Cells) -> dict[str, Any]:
     content, label, segment = sample
-    name = cells.read("id", "segment", segment, id_of, "a text or a whole number")
+    name = cells.id("id", "segment", segment)
     video = _SEGMENT.fullmatch(name or "")
     row = {"id": name, "label": cells.number("label", "label", label), "video_id": video and video[1]}
     if not isinstance(content, (list, tuple)) or len(content) < _MEMBERS:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, id_of, kind_of, number_of, shown
+from grcf_ray.data.cells import Cells, kind_of, number_of, shown
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.raw import RawTable, typed_arrays
 from grcf_ray.data.schema import MODALITIES, SPLITS
@@ -104,7 +104,8 @@ def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
             problems.append(f"the split {split} is " + ("not a dict of columns" if split in content else "missing"))
             continue
         columns[split] = {name: content[split][name] for name in _USED if name in content[split]}
-    if all(_has_vectors_alone(content[split]) for split in columns):
+    vectors = [content[split].get("text") for split in columns if "raw_text" not in columns[split]]
+    if len(vectors) == len(columns) and all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in vectors):
         raise DataError(f"{path}: {_NO_TEXTS}")
     # A modality that no split has was not extracted.
     expected = [*_REQUIRED, *(name for name in MODALITIES if any(name in split for split in columns.values()))]
@@ -116,11 +117,6 @@ def _checked_columns(path: Path, content: Any) -> dict[str, dict[str, Any]]:
     if problems:
         raise data_error(path, problems)
     return columns
-
-
-def _has_vectors_alone(split: dict[str, Any]) -> bool:
-    vectors = split.get("text")
-    return "raw_text" not in split and isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
 
 
 def _column_problems(columns: dict[str, Any]) -> Iterable[str]:
@@ -172,17 +168,15 @@ def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.
     def read(parse: Callable[[str, str, Any], _T], column: str, key: str) -> list[_T]:
         return [parse(column, key, cell) for cell in cells.each(_values(columns.pop(key)), start)]
 
-    def id_(column: str, key: str, cell: Any) -> str | None:
-        return cells.read(column, key, cell, id_of, "a text or a whole number")
-
     def text(column: str, key: str, cell: Any) -> str | None:
-        value = _NO_TEXT if _is_nan(cell) else cells.text(column, key, cell)
-        if value != _NO_TEXT:
+        number = number_of(cell)
+        is_nan = number is not None and np.isnan(number)
+        if not is_nan and (value := cells.text(column, key, cell)) != _NO_TEXT:
             return value
         cells.counts[_EMPTY] += 1
         return ""
 
-    ids = read(id_, "id", "id")
+    ids = read(cells.id, "id", "id")
     table: dict[str, list[Any]] = {
         "id": ids,
         "split": [split] * len(ids),
@@ -198,11 +192,6 @@ def _table(split: str, columns: dict[str, Any], cells: Cells, start: int) -> pa.
         arrays[name], count = _unpadded(columns.pop(name), length_N)
         cells.counts[f"{name}: {_MISFIT}"] += count
     return pa.table(arrays)
-
-
-def _is_nan(cell: Any) -> bool:
-    number = number_of(cell)
-    return number is not None and np.isnan(number)
 
 
 def _whole(name: str, lengths: Sequence[float | None], most: int, cells: Cells, start: int) -> npt.NDArray[np.int64]:

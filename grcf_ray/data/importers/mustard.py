@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from grcf_ray.data.cells import Cells, class_of, is_unicode, shown, texts_of, unique_names
+from grcf_ray.data.cells import Cells, class_of, is_unicode, shown, unique_names
 from grcf_ray.data.frames import Rows
 from grcf_ray.data.hdf5 import dataset, is_text, opened, reading
 from grcf_ray.data.raw import RawTable, typed_arrays
@@ -79,7 +79,8 @@ def read(source: Path, variant: str = "") -> RawTable:
     columns = _columns(items, cells)
     shows = [item.get("show") for item in items.values()]
     if variant == _BY_SHOW:
-        columns["split"] = _splits_by_show(shows, cells)
+        texts = [cells.read("split", "show", show, _text, "a text") for show in cells.each(shows)]
+        columns["split"] = [None if show is None else "test" if show == _TEST_SHOW else "train" for show in texts]
     else:
         folds = collect_error(problems, _read_folds, paths, len(items)) or {}
         columns["split"] = folds.get(variant, [None] * len(items))
@@ -156,22 +157,13 @@ def _columns(items: Mapping[str, dict[str, Any]], cells: Cells) -> dict[str, lis
         columns["id"].append(cells.read("id", "id", name, _text, "a text"))
         columns["text"].append(cells.read("text", "utterance", item.get("utterance"), _text, "a text"))
         columns["label"].append(cells.read("label", "sarcasm", item.get("sarcasm"), class_of, "true or false"))
-        columns["context"].append(cells.read("context", "context", item.get("context"), _texts_of, "a list of texts"))
+        columns["context"].append(cells.texts("context", "context", item.get("context"), _text))
     return columns
 
 
 def _text(value: Any) -> str | None:
     # JSON texts need no decoding.
     return value if isinstance(value, str) and is_unicode(value) else None
-
-
-def _texts_of(value: Any) -> list[str] | None:
-    return texts_of(value, _text)
-
-
-def _splits_by_show(shows: Iterable[Any], cells: Cells) -> list[str | None]:
-    texts = [cells.read("split", "show", show, _text, "a text") for show in cells.each(shows)]
-    return [None if show is None else "test" if show == _TEST_SHOW else "train" for show in texts]
 
 
 def _read_folds(paths: Mapping[str, Path], items: int) -> dict[str, list[str | None]]:

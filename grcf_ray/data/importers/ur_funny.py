@@ -203,14 +203,10 @@ def _read_language(path: Path, ids: Sequence[str], cells: Cells) -> dict[str, li
         else:
             punchline, sentences = map(sample.get, ("punchline_sentence", "context_sentences"))
             text = cells.read("text", "punchline_sentence", punchline, _sentence, "a text")
-            context = cells.read("context", "context_sentences", sentences, _sentences, "a list of texts")
+            context = cells.texts("context", "context_sentences", sentences, _sentence)
         columns["text"].append(text)
         columns["context"].append(context)
     return columns
-
-
-def _sentences(value: Any) -> list[str] | None:
-    return texts_of(value, _sentence)
 
 
 def _sentence(value: Any) -> str | None:
