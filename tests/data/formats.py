@@ -143,9 +143,10 @@ def _misa(rng: random.Random, utterances: list[Utterance]) -> Files:
 
 
 def mmsa_content(
-    utterances: list[Utterance], *, lengths: bool = True, front: bool = False, rows: int = 6
+    utterances: list[Utterance], *, lengths: bool = True, front: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Columns of arrays, padded at the end or in front to a number of rows."""
+    """Columns of arrays, padded at the end or in front to two rows more than the longest has."""
+    rows = 2 + max(len(array) for one in utterances for array in (one.audio, one.vision) if array is not None)
     content: dict[str, dict[str, Any]] = {}
     for split, part in _by_split(utterances, lambda utterance: utterance).items():
         columns = content[SPLITS[split]] = {
@@ -258,7 +259,7 @@ def _csd(rng: random.Random, utterances: list[Utterance]) -> Files:
         label = np.nan if utterance.label is None else utterance.label
         data = {
             "words": (np.array([[word.encode()] for word in [*utterance.words, "sp"]]), spans),
-            "labels": (np.array([[label]], np.float64), np.array([[0.0, 9.0]])),
+            "labels": (np.array([[label]], np.float64), np.array([[0.0, max(9.0, len(starts))]])),
             "audio": (utterance.audio, spans[:-1]),
             "vision": (utterance.vision, spans[:-1]),
         }

@@ -20,13 +20,6 @@ from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ConfigError, DataError
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_split_other_than_valid_must_be_there(tmp_path: Path, split: str) -> None:
-    other = "test" if split == "train" else "train"
-    path = write(tmp_path / "own.csv", f"{HEADER}a,{other},x,1\nb,valid,x,1\n")
-    assert refusal(path) == f"own.csv: the split {split} holds no utterance"
-
-
 def test_missing_valid_split_is_drawn_by_video_where_known(tmp_path: Path) -> None:
     video = [f"v{row // 4}" for row in range(200)] + ["t"]
     pq.write_table(rows_of(200, video_id=video), tmp_path / "own.parquet")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from data.foreign import DOWNLOADS, faults, refusal
+from data.foreign import DOWNLOADS, SPLITS, faults, real_file, refusal
 from data.formats import FILLERS, FORMATS, Format, Utterance, check, imported, put_files
 from data.fuzz import limited_memory, outcome
 
@@ -45,6 +46,30 @@ def test_utterances_come_back_however_they_are_written(name: str, seed: int, tmp
     assert info.word_aligned == (name in ("mag", "misa", "csd"))
     if name != "mustard":
         assert info.splits == {"train": 4, "valid": 2, "test": 2}
+
+
+@pytest.fixture(scope="module")
+def mosi() -> list[dict[str, Any]]:
+    """Utterances of CMU-MOSI that have a row of audio for each word."""
+    rows = pq.read_table(real_file("mosi/utterances.parquet")).to_pylist()
+    return [row for row in rows if len(row["text"].split(" ")) == len(row["audio"])]
+
+
+@each_format
+def test_real_utterances_come_back(name: str, mosi: list[dict[str, Any]], tmp_path: Path) -> None:
+    """With features made of their audio."""
+    kind = FORMATS[name]
+    utterances = []
+    for theirs, split in SPLITS.items():
+        for row in [row for row in mosi if row["split"] == split][:40]:
+            words = row["text"].split(" ")
+            # No row of zeros, which may count as padding.
+            audio, vision = (1 + np.resize(np.float32(row["audio"]), (len(words), width)) for width in kind.widths)
+            label = float(row["label"] > 0) if kind.options.task else row["label"]
+            utterances.append(Utterance(theirs, f"{row['id']}[0]", words, label, audio, vision))
+    table, info = imported(put(tmp_path / "own", kind, utterances), kind)
+    check(table, kind, utterances)
+    assert info.transcripts == ("mixed" if name == "mustard" else "upper")
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in NAMED_BY_SUFFIX])

@@ -10,17 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from data.csd_files import (
-    AUDIO,
-    LABELS,
-    VISION,
-    WORDS,
-    aligned,
-    made_up,
-    write,
-    write_all,
-    write_folds,
-)
+from data.csd_files import AUDIO, LABELS, VISION, WORDS, aligned, made_up, write, write_all, write_folds
 from data.foreign import OWN, faults, refusal
 
 from grcf_ray.data.importers import csd, find_importer, import_source
@@ -221,52 +211,35 @@ def wrong(name: str, value: Any) -> Callable[[Any], None]:
     return change
 
 
+FEATURES, INTERVALS = "data/v1/features", "data/v1/intervals"
+UNLIKE = "unlike those of other videos"
+
+
 @pytest.mark.parametrize(
-    ("file", "change", "says"),
+    ("file", "at", "value", "says"),
     [
-        (AUDIO, wrong("data/v1/features", None), "video 'v1': 'features' is missing"),
-        (AUDIO, wrong("data/v1/intervals", None), "video 'v1': 'intervals' is missing"),
-        (AUDIO, wrong("data/v1", np.ones(3)), "video 'v1': 'v1' is not a group"),
-        (AUDIO, wrong("data", np.ones(3)), "'data' is not a group"),
-        (
-            AUDIO,
-            wrong("data/v1/features", np.ones((69, 5))),
-            "intervals of shape (70, 2) for features of shape (69, 5)",
-        ),
-        (AUDIO, wrong("data/v1/features", np.ones((70, 4))), "features of shape (70, 4), where others have 5 columns"),
-        (AUDIO, wrong("data/v1/features", np.ones((5, 70))), "features of shape (5, 70), where others have 5 columns"),
-        (
-            AUDIO,
-            wrong("data/v1/features", np.ones((70, 1, 5))),
-            "'features' is of shape (70, 1, 5), not rows of values",
-        ),
-        (AUDIO, wrong("data/v1/features", np.ones(())), "'features' is of shape (), not rows of values"),
-        (AUDIO, wrong("data/v1/features", h5py.Empty("f8")), "'features' is of shape None, not rows of values"),
-        (
-            AUDIO,
-            wrong("data/v1/features", np.full((70, 5), b"x")),
-            "features of type |S1, unlike those of other videos",
-        ),
-        (AUDIO, wrong("data/v1/features", np.ones((70, 5), bool)), "not numbers or texts"),
-        (AUDIO, wrong("data/v1/features", np.ones((70, 5), "c16")), "not numbers or texts"),
-        (AUDIO, wrong("data/v1/features", np.zeros(70, "f8,i4")), "not numbers or texts"),
-        (
-            AUDIO,
-            wrong("data/v1/intervals", np.ones((2, 70))),
-            "intervals of shape (2, 70) for features of shape (70, 5)",
-        ),
-        (AUDIO, wrong("data/v1/intervals", np.full((70, 2), b"x")), "video 'v1': intervals of texts"),
-        (AUDIO, wrong("data/v1/intervals", np.full((70, 2), np.nan)), "intervals that are not finite"),
-        (WORDS, wrong("data/v1/features", np.ones((12, 1))), "features of type float64, unlike those of other videos"),
-        (
-            LABELS,
-            wrong("data/v1/features", np.full((3, 1), b"x")),
-            "features of type |S1, unlike those of other videos",
-        ),
+        (AUDIO, FEATURES, None, "video 'v1': 'features' is missing"),
+        (AUDIO, INTERVALS, None, "video 'v1': 'intervals' is missing"),
+        (AUDIO, "data/v1", np.ones(3), "video 'v1': 'v1' is not a group"),
+        (AUDIO, "data", np.ones(3), "'data' is not a group"),
+        (AUDIO, FEATURES, np.ones((69, 5)), "intervals of shape (70, 2) for features of shape (69, 5)"),
+        (AUDIO, FEATURES, np.ones((5, 70)), "features of shape (5, 70), where others have 5 columns"),
+        (AUDIO, FEATURES, np.ones((70, 1, 5)), "'features' is of shape (70, 1, 5), not rows of values"),
+        (AUDIO, FEATURES, np.ones(()), "'features' is of shape (), not rows of values"),
+        (AUDIO, FEATURES, h5py.Empty("f8"), "'features' is of shape None, not rows of values"),
+        (AUDIO, FEATURES, np.full((70, 5), b"x"), f"features of type |S1, {UNLIKE}"),
+        (AUDIO, FEATURES, np.ones((70, 5), bool), "not numbers or texts"),
+        (AUDIO, FEATURES, np.ones((70, 5), "c16"), "not numbers or texts"),
+        (AUDIO, FEATURES, np.zeros(70, "f8,i4"), "not numbers or texts"),
+        (AUDIO, INTERVALS, np.ones((2, 70)), "intervals of shape (2, 70) for features of shape (70, 5)"),
+        (AUDIO, INTERVALS, np.full((70, 2), b"x"), "video 'v1': intervals of texts"),
+        (AUDIO, INTERVALS, np.full((70, 2), np.nan), "intervals that are not finite"),
+        (WORDS, FEATURES, np.ones((12, 1)), f"features of type float64, {UNLIKE}"),
+        (LABELS, FEATURES, np.full((3, 1), b"x"), f"features of type |S1, {UNLIKE}"),
     ],
 )
-def test_a_wrong_structure_is_named(folder: Path, file: str, change: Callable[[Any], None], says: str) -> None:
-    replace(folder, file, change)
+def test_a_wrong_structure_is_named(folder: Path, file: str, at: str, value: Any, says: str) -> None:
+    replace(folder, file, wrong(at, value))
     message = refusal(folder)
     assert message.startswith(f"{folder / file}: "), message
     assert message.endswith(says) and "\n" not in message, message

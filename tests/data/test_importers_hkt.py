@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
-from data.foreign import changed, real_file, write_pickle
-from data.formats import FORMATS, Utterance, check, hkt_content, imported
+from data.foreign import changed, write_pickle
+from data.formats import FORMATS, check, hkt_content, imported
 
-from grcf_ray.data.importers import ImportOptions, hkt
+from grcf_ray.data.importers import hkt
 
 HKT = FORMATS["hkt"]
 NOTES = (
@@ -51,27 +49,3 @@ def test_rows_of_zeros_at_the_end_are_taken_off(tmp_path: Path) -> None:
         "sequences of audio with rows of zeros removed from their end: 1",
         "sequences of vision with rows of zeros removed from their end: 1",
     )
-
-
-@pytest.fixture(scope="module")
-def real() -> list[Utterance]:
-    """MUStARD's texts and labels in as many splits, and as large ones, as HKT's; their features are made up."""
-    items = list(json.loads(real_file("mustard/sarcasm_data.json").read_text("utf-8")).items())
-    rng = np.random.default_rng(0)
-    utterances = []
-    for row, (name, item) in enumerate(items[:675]):
-        words = item["utterance"].split(" ")
-        audio, vision = (rng.normal(size=(len(words), width)).astype(np.float32) for width in HKT.widths)
-        split = "train" if row < 539 else "dev" if row < 607 else "test"
-        utterances.append(Utterance(split, name, words, float(item["sarcasm"]), audio, vision))
-    return utterances
-
-
-@pytest.mark.parametrize("protocol", [2, 4, "Python 2"])
-def test_real_punchlines_come_back(tmp_path: Path, real: list[Utterance], protocol: int | str) -> None:
-    kind = replace(HKT, options=ImportOptions(dataset="mustard"))
-    table, info = imported(write_pickle(tmp_path / "mustard.pkl", hkt_content(real), protocol), kind)
-    check(table, kind, real)
-    assert info.splits == {"train": 539, "valid": 68, "test": 68}
-    assert info.task == "classification"
-    assert not any("usually has" in note for note in info.notes)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from data.foreign import SPLITS, changed, real_file, refusal, write_pickle
-from data.formats import FORMATS, Utterance, check, imported, mag_content, misa_content
+from data.foreign import changed, refusal, write_pickle
+from data.formats import FORMATS, check, imported, mag_content, misa_content
 
-from grcf_ray.data.importers import ImportOptions, find_importer, mag
+from grcf_ray.data.importers import find_importer, mag
 
 MAG = FORMATS["mag"]
 
@@ -148,27 +147,3 @@ def test_a_list_of_misa_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "dev.pkl").unlink()
     (tmp_path / "test.pkl").unlink()
     assert refusal(tmp_path) == f"{tmp_path}: the split test is missing"
-
-
-@pytest.fixture(scope="module")
-def real() -> list[Utterance]:
-    """CMU-MOSI with a row of audio for each word; some columns of the audio stand for vision."""
-    names = {ours: theirs for theirs, ours in SPLITS.items()}
-    utterances = []
-    for row in pq.read_table(real_file("mosi/utterances.parquet")).to_pylist():
-        audio, words = np.array(row["audio"], np.float32), row["text"].split(" ")
-        if len(audio) == len(words):
-            name = f"{row['video_id']}[{row['id'].rpartition('_')[2]}]"
-            utterances.append(Utterance(names[row["split"]], name, words, row["label"], audio[:, 1:], audio[:, 20:67]))
-    return sorted(utterances, key=lambda one: list(SPLITS).index(one.split))
-
-
-@pytest.mark.parametrize("protocol", [0, "Python 2"])
-def test_real_utterances_come_back(tmp_path: Path, real: list[Utterance], protocol: int | str) -> None:
-    # Protocol 0 spells every byte out.
-    utterances = real[1100:1200] + real[-100:] if protocol == 0 else real
-    kind = replace(MAG, options=ImportOptions(dataset="mosi"))
-    table, info = imported(write(tmp_path, mag_content(utterances), protocol), kind)
-    check(table, kind, utterances)
-    assert (info.audio_dim, info.vision_dim, info.word_aligned, info.transcripts) == (74, 47, True, "upper")
-    assert protocol == 0 or info.splits == {"train": 1167, "valid": 212, "test": 616}

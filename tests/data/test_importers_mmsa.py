@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from data.foreign import OWN, SPLITS, real_file, refusal, write_pickle
+from data.foreign import OWN, SPLITS, refusal, write_pickle
 from data.formats import FORMATS, Utterance, check, imported, mmsa_content
 
-from grcf_ray.data.importers import ImportOptions, mmsa
+from grcf_ray.data.importers import mmsa
 
 MMSA = FORMATS["mmsa"]
 Change = Callable[[Any], Any]
@@ -270,35 +268,3 @@ def test_all_faults_of_all_rows_are_named_at_once(tmp_path: Path) -> None:
         "  test row 3 (id test2[0]): vision_lengths 'x' is not a number",
         "  test row 4 (id None): id '\\ud800' is not a text or a whole number",
     ]
-
-
-@pytest.fixture(scope="module")
-def real() -> list[Utterance]:
-    """Texts and labels of CH-SIMS v2 with the sequences of ICT-MMMO, whose own zeros at both ends count as padding."""
-    texts = pq.read_table(real_file("sims_v2/utterances.parquet"), columns=["id", "split", "text", "label"]).to_pylist()
-    features = pq.read_table(real_file("ict_mmmo/utterances.parquet"), columns=["split", "audio", "vision"])
-    utterances = []
-    for theirs, split in SPLITS.items():
-        rows = features.filter(pa.compute.equal(features["split"], split))
-        audio, vision = (np.array(rows[name].to_pylist(), np.float32) for name in ("audio", "vision"))
-        said = [row for row in texts if row["split"] == split]
-        utterances += [
-            Utterance(theirs, row["id"], [row["text"]], row["label"], trimmed(one), trimmed(other))
-            for row, one, other in zip(said, audio, vision, strict=False)
-        ]
-    return utterances
-
-
-def trimmed(rows: Any) -> Any:
-    filled = np.flatnonzero(rows.any(axis=1))
-    return rows[filled[0] : filled[-1] + 1] if len(filled) else None
-
-
-@pytest.mark.parametrize(("lengths", "front"), [(False, False), (True, True)])
-def test_real_sequences_come_back(tmp_path: Path, real: list[Utterance], lengths: bool, front: bool) -> None:
-    kind = replace(MMSA, options=ImportOptions(dataset="own", label_range=(-1, 1)))
-    path = written(tmp_path, content_of(real, lengths=lengths, front=front, rows=24))
-    table, info = imported(path, kind)
-    check(table, kind, real)
-    assert info.splits == {"train": 220, "valid": 40, "test": 80}
-    assert (info.audio_dim, info.vision_dim) == (74, 36)

@@ -22,9 +22,7 @@ def test_csv_of_text_alone(tmp_path: Path) -> None:
     table, info = import_source(write(tmp_path / "own.csv", HEADER + ROWS), OWN)
     assert table.schema.names == ["id", "split", "text", "label"]
     assert table.to_pylist()[0] == {"id": "a", "split": "train", "text": "good, or so", "label": 1.5}
-    assert table["split"].to_pylist() == ["train", "valid", "test"]
     assert (info.audio_dim, info.vision_dim, info.language) == (None, None, "unknown")
-    assert [source.name for source in info.sources] == ["own.csv"]
 
 
 def test_columns_in_any_order_others_ignored_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -58,18 +56,9 @@ def test_a_column_that_is_ours_but_for_its_letters_is_an_error(tmp_path: Path) -
     assert refusal(path) == f"{path}: column names are lower case: rename ' Audio' to audio"
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.list_(pa.float64())), pa.large_list(pa.list_(pa.float32(), 2))])
-def test_parquet_of_any_list_type(tmp_path: Path, kind: Any) -> None:
-    audio = pa.array([[[1, 2]], None, [[3, 4], [5, 6]]], kind)
-    table = pa.table({"id": [1, 2, 3], "split": ["train", "val", "test"], "text": list("xyz"), "label": [1, 2, 3]})
-    pq.write_table(table.append_column("audio", audio), tmp_path / "own.parquet")
-    got, info = import_source(tmp_path / "own.parquet", OWN)
-    assert got["id"].to_pylist() == ["1", "2", "3"]
-    assert got["audio"].to_pylist() == audio.to_pylist()
-    assert info.audio_dim == 2
-
-
-VIEWS = [
+LISTS = [
+    pa.list_(pa.list_(pa.float64())),
+    pa.large_list(pa.list_(pa.float32(), 2)),
     pa.list_view(pa.list_view(pa.float32())),
     pa.list_view(pa.list_(pa.float32(), 2)),
     pa.large_list_view(pa.list_(pa.float64())),
@@ -77,15 +66,16 @@ VIEWS = [
 ]
 
 
-@pytest.mark.parametrize("kind", VIEWS)
-def test_parquet_of_list_views(tmp_path: Path, kind: Any) -> None:
+@pytest.mark.parametrize("kind", LISTS)
+def test_parquet_of_any_list_type(tmp_path: Path, kind: Any) -> None:
     path = tmp_path / "own.parquet"
     audio = pa.array([[[1, 2]], None, [[3, 4], [5, 6]]], kind)
     said = pa.array([["a", "b"], None, []], pa.list_view(pa.string()))
     columns = {"id": [1, 2, 3], "split": ["train", "val", "test"], "text": list("xyz"), "label": [1, 2, 3]}
     pq.write_table(pa.table(columns | {"audio": audio, "context": said}), path)
     table, _ = import_source(path, OWN)
-    assert table["audio"].to_pylist() == [[[1, 2]], None, [[3, 4], [5, 6]]]
+    assert table["id"].to_pylist() == ["1", "2", "3"]
+    assert table["audio"].to_pylist() == audio.to_pylist()
     assert table["context"].to_pylist() == [["a", "b"], None, None]
     (part, _), *_ = table_format.stream(path, ["text", "audio"], 3)
     part.validate(full=True)
@@ -175,11 +165,6 @@ def test_lines_that_are_no_rows_are_named(tmp_path: Path, line: str, says: str) 
     assert "own.jsonl" in message
 
 
-def test_missing_columns_of_json_lines(tmp_path: Path) -> None:
-    path = write(tmp_path / "train.jsonl", '{"id": 1, "text": "x"}\n')
-    assert refusal(path) == f"{path}: missing columns label; present: id, text, split"
-
-
 def test_folder_with_a_file_per_split(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "id,text,label\na,x,1\n")
     write(tmp_path / "dev.csv", "id,text,label\nb,x,1\n")
@@ -205,6 +190,8 @@ def test_faults_of_a_folder_name_file_and_row_within_it(tmp_path: Path) -> None:
 
 
 def test_missing_columns_are_listed_together_with_those_present(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", '{"id": 1, "text": "x"}\n')
+    assert refusal(path) == f"{path}: missing columns label; present: id, text, split"
     path = write(tmp_path / "own.csv", "ID,sentence,label\n1,2,3\n")
     assert refusal(path) == (
         f"{path}: missing columns id, split, text (or files named train, valid and test); present: ID, sentence, label"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray.data.importers import find_importer
-from grcf_ray.data.sniff import check_kind, is_hdf5, pickle_start
+from grcf_ray.data.sniff import is_hdf5, pickle_start
 from grcf_ray.errors import DataError
 
 ROWS = np.zeros((3, 2), np.float32)
@@ -101,12 +101,6 @@ def test_archives_that_are_files_of_programs(member: str, says: str, tmp_path: P
         archive.writestr(member, b"")
     with pytest.raises(DataError, match=f"data: {says}"):
         find_importer(path)
-
-
-def test_anything_else_is_no_such_kind(tmp_path: Path) -> None:
-    check_kind(write(tmp_path, b"\x80\x04}."))
-    with pytest.raises(DataError, match=r"no data of a known format \("):
-        find_importer(tmp_path)
 
 
 def test_tables_of_other_formats_are_named_and_can_be_made_readable(tmp_path: Path) -> None:

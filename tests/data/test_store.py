@@ -54,10 +54,7 @@ def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
     assert store.read("test")["id"].to_pylist() == ["b"]
     assert json.loads(store.read("valid").schema.metadata[b"grcf_ray"]) == info.to_json()
     assert names(tmp_path / "deep") == ["own"]
-
-
-def test_reading_a_split_opens_no_other_file(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "own", *make())
+    # A split is read without the other files.
     (store.folder / "test.parquet").unlink()
     (store.folder / "valid.parquet").unlink()
     assert DatasetStore.open(store.folder).read("train").num_rows == 2
@@ -91,12 +88,6 @@ def test_folder_that_is_no_store(tmp_path: Path, index: str | None, message: str
         DatasetStore.open(tmp_path)
 
 
-def test_store_takes_the_place_of_a_store(tmp_path: Path) -> None:
-    write_store(tmp_path / "own", *make(1.0))
-    assert write_store(tmp_path / "own", *make(5.0)).read("train")["label"].to_pylist() == [5.0, 4.0]
-    assert names(tmp_path) == ["own"]
-
-
 @pytest.mark.parametrize("present", ["mosi.pkl", "train.parquet"])
 def test_other_files_are_never_replaced(tmp_path: Path, present: str) -> None:
     folder = tmp_path / "own"
@@ -125,6 +116,10 @@ def test_failure_leaves_the_old_store_and_nothing_beside(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_module, step, fail)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        write_store(tmp_path / "file" / "own", *make())
+    (tmp_path / "file").unlink()
     for folder in (tmp_path / "own", tmp_path / "new"):
         with pytest.raises(DataError, match=r"cannot write .* \(No space left on device\)"):
             write_store(folder, *make(5.0))
@@ -147,12 +142,6 @@ def test_old_store_comes_back_when_the_new_one_cannot_move_in(tmp_path: Path, mo
         write_store(tmp_path / "own", *make(5.0))
     assert names(tmp_path) == ["own"]
     assert DatasetStore.open(tmp_path / "own") == old
-
-
-def test_unwritable_place(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write"):
-        write_store(tmp_path / "file" / "own", *make())
 
 
 def test_find_imported_store_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
