@@ -169,7 +169,7 @@ def verify(data: _Imported = "demo") -> None:
     store = _opened(data)
     checks = verify_store(store)
     console.print_table(("what", "expected", "found", "verdict"), checks)
-    if damaged := [check.what for check in checks if check.verdict == "damaged"]:
+    if damaged := [check.subject for check in checks if check.verdict == "damaged"]:
         raise DataError(f"{store.folder}: {', '.join(damaged)} changed since the import. Import the data set again")
 
 

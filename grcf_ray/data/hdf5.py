@@ -26,14 +26,14 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def reading(path: Path, what: str = "") -> Iterator[None]:
-    """Turn any exception of a read into a DataError that names the file and `what`, the part of it."""
+def reading(path: Path, part: str = "") -> Iterator[None]:
+    """Turn any exception of a read into a DataError that names the file and `part`, the part of it."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{path}: {what}{error}") from error
+        raise DataError(f"{path}: {part}{error}") from error
     except Exception as error:
-        raise DataError(f"{path}: {what}damaged ({reason(error)}); download it again") from error
+        raise DataError(f"{path}: {part}damaged ({reason(error)}); download it again") from error
 
 
 def member(group: Any, name: str, kind: Any, *, called: str = "") -> Any:

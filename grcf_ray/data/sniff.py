@@ -207,16 +207,16 @@ def begins_with(source: Path, test: Callable[[Start], bool]) -> list[Path]:
     return [path for path in files_of(source) if test(pickle_start(path))]
 
 
-def only_pickle(source: Path, found: Sequence[Path], name: str) -> Path:
-    """Return the only pickle found, or a source that is another pickle; DataError for several or none.
+def only_pickle(source: Path, paths: Sequence[Path], name: str) -> Path:
+    """Return the only pickle of a kind, or a source that is another pickle; DataError for several or none.
 
     name: the expected kind of pickle, with its article, such as `a MAG-BERT pickle`.
     """
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise DataError(f"{source} holds {len(found)} files, each {name} ({names}). Name one")
-    if found:
-        return found[0]
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise DataError(f"{source} holds {len(paths)} files, each {name} ({names}). Name one")
+    if paths:
+        return paths[0]
     if source.is_dir():
         raise DataError(f"{source}: none of its files is {name}")
     check_kind(source)

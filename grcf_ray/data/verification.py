@@ -12,9 +12,9 @@ from grcf_ray.data.store import DatasetStore
 class Check(NamedTuple):
     """One comparison."""
 
-    what: str
+    subject: str
     expected: str
-    found: str
+    actual: str
     verdict: str
     """`ok`, `damaged` (the file changed since the import), `differs` (from the fact sheet) or `unknown`."""
 

@@ -78,7 +78,6 @@ def read(source: Path, variant: str = "") -> RawTable:
 
 
 def _whole_files(source: Path) -> list[Path]:
-    """List the pickles that hold all splits."""
     return begins_with(source, lambda start: _begins_as_mag(first_sample(start)))
 
 

@@ -130,7 +130,6 @@ def _kind(path: Path) -> str:
 
 
 def _texts(path: Path, keys: Iterable[str]) -> Iterable[str]:
-    """Return the first texts in a pickle."""
     return [json.loads(token) for token in pickle_start(path) if token.startswith('"')]
 
 

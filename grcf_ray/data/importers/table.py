@@ -344,7 +344,6 @@ def _is_nested(kind: Any) -> bool:
 
 
 def _parsed(column: pa.ChunkedArray, name: str, wanted: Any) -> tuple[pa.ChunkedArray, list[Fault]]:
-    """Parse texts of numbers or JSON lists."""
     if name == "label":
         column = pc.utf8_trim_whitespace(column)
         column = pc.if_else(pc.equal(column, ""), None, column)

@@ -155,7 +155,6 @@ def _file_faults(source: Path, by_kind: Mapping[str, Sequence[Path]]) -> list[st
 
 
 def _read_folds(path: Path) -> dict[str, list[str]]:
-    """Read the ids of each fold."""
     content = read_pickle(path)
     if not isinstance(content, dict) or set(content) != set(_FOLDS):
         raise DataError(f"{path}: not folds, a dict of {', '.join(_FOLDS)}")
@@ -169,7 +168,6 @@ def _read_folds(path: Path) -> dict[str, list[str]]:
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
-    """Read the value of each id."""
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: {kind_of(content)}, not a dict by id")
@@ -188,7 +186,6 @@ def _id(key: Any) -> str | None:
 
 
 def _read_language(path: Path, ids: Sequence[str], cells: Cells) -> dict[str, list[Any]]:
-    """Read texts and contexts."""
     samples = _read_samples(path)
     if not any(isinstance(sample, dict) and "punchline_sentence" in sample for sample in samples.values()):
         raise DataError(f"{path}: no punchline_sentence: UR-FUNNY's version 1 has no texts, so download version 2")
