@@ -123,16 +123,16 @@ def _array(label: float | None) -> Any:
 
 
 def mag_content(utterances: list[Utterance]) -> dict[str, list[Any]]:
-    return _by_split(utterances, lambda one: ((one.words, one.vision, one.audio), _array(one.label), one.id))
+    return _by_split(utterances, lambda item: ((item.words, item.vision, item.audio), _array(item.label), item.id))
 
 
 def misa_content(utterances: list[Utterance], *, mmim: bool = False) -> dict[str, list[Any]]:
     """Lists of MISA, or of MMIM, whose features have rows of their own."""
 
-    def sample(one: Utterance) -> Any:
+    def sample(item: Utterance) -> Any:
         if mmim:
-            return ([], one.vision, one.audio[:1], one.words, np.int64(9)), _array(one.label), one.id
-        return (np.arange(len(one.words)), one.vision, one.audio, one.words), _array(one.label), one.id
+            return ([], item.vision, item.audio[:1], item.words, np.int64(9)), _array(item.label), item.id
+        return (np.arange(len(item.words)), item.vision, item.audio, item.words), _array(item.label), item.id
 
     return _by_split(utterances, sample)
 
@@ -146,7 +146,7 @@ def mmsa_content(
     utterances: list[Utterance], *, lengths: bool = True, front: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Columns of arrays, padded at the end or in front to two rows more than the longest has."""
-    rows = 2 + max(len(array) for one in utterances for array in (one.audio, one.vision) if array is not None)
+    rows = 2 + max(len(array) for item in utterances for array in (item.audio, item.vision) if array is not None)
     content: dict[str, dict[str, Any]] = {}
     for split, part in _by_split(utterances, lambda utterance: utterance).items():
         columns = content[SPLITS[split]] = {
@@ -188,19 +188,19 @@ def _pickled(name: str, content: Content, protocols: list[Any]) -> Writer:
 
 def ur_funny_content(utterances: list[Utterance], form: Callable[[str], Any] = str) -> dict[str, Any]:
     """The content of each file. form: makes the ids."""
-    named = {form(one.id): one for one in utterances}
-    ids = _by_split(utterances, lambda one: form(one.id))
+    named = {form(item.id): item for item in utterances}
+    ids = _by_split(utterances, lambda item: form(item.id))
     content: dict[str, Any] = {
         "language_sdk.pkl": {
-            name: {"punchline_sentence": one.text, "context_sentences": [one.text]} for name, one in named.items()
+            name: {"punchline_sentence": item.text, "context_sentences": [item.text]} for name, item in named.items()
         },
         "humor_label_sdk.pkl": {
-            name: one.label if one.label is None else int(one.label) for name, one in named.items()
+            name: item.label if item.label is None else int(item.label) for name, item in named.items()
         },
         "data_folds.pkl": {split: ids.get(split, []) for split in COUNTS},
     }
     for modality, file in (("audio", "covarep_features_sdk.pkl"), ("vision", "openface_features_sdk.pkl")):
-        arrays = {name: getattr(one, modality) for name, one in named.items()}
+        arrays = {name: getattr(item, modality) for name, item in named.items()}
         if features := {name: {"punchline_features": rows} for name, rows in arrays.items() if rows is not None}:
             content[file] = features
     return content
@@ -210,37 +210,42 @@ def _ur_funny(rng: random.Random, utterances: list[Utterance]) -> Files:
     return {name: dumped(value, rng.choice([0, 2, 4])) for name, value in ur_funny_content(utterances).items()}
 
 
-def _mustard(rng: random.Random, utterances: list[Utterance]) -> Files:
-    def item(text: str, label: float | None, show: str) -> dict[str, Any]:
-        return {
-            "utterance": text,
-            "context": [text],
-            "show": show,
-            "sarcasm": bool(label) if label in (0, 1) else label,
+def mustard_items(utterances: list[Utterance]) -> dict[str, dict[str, Any]]:
+    return {
+        item.id: {
+            "utterance": item.text,
+            "context": [item.text],
+            "show": "FRIENDS" if item.split == "test" else "BBT",
+            "sarcasm": bool(item.label) if item.label in (0, 1) else item.label,
         }
-
-    items = {
-        utterance.id: item(utterance.text, utterance.label, "FRIENDS" if utterance.split == "test" else "BBT")
-        for utterance in utterances
+        for item in utterances
     }
-    items |= {f"{row % 3}_{row}": item("it was so good", row % 2, "BBT") for row in range(FILLERS)}
-    every = np.arange(len(items))
-    # The test split of the first fold has the utterances of the test split.
-    is_test = np.array([utterance.split == "test" for utterance in utterances] + [False] * FILLERS)
-    tests = [every[is_test], *np.array_split(every[~is_test], 4)]
-    folds = [(np.setdiff1d(every, test), test) for test in tests]
+
+
+def mustard_folds(utterances: list[Utterance]) -> list[tuple[Any, Any]]:
+    """Five folds; the test split of the first has the utterances of the test split."""
+    every = np.arange(len(utterances))
+    is_test = np.array([item.split == "test" for item in utterances])
+    return [(np.setdiff1d(every, test), test) for test in (every[is_test], *np.array_split(every[~is_test], 4))]
+
+
+def _mustard(rng: random.Random, utterances: list[Utterance]) -> Files:
+    fillers = [
+        Utterance("train", f"{row % 3}_{row}", ["it", "was", "so", "good"], row % 2, None, None)
+        for row in range(FILLERS)
+    ]
     files = {
-        "sarcasm_data.json": json.dumps(items).encode(),
-        "split_indices.p": dumped(folds, rng.choice([2, 4])),
+        "sarcasm_data.json": json.dumps(mustard_items([*utterances, *fillers])).encode(),
+        "split_indices.p": dumped(mustard_folds([*utterances, *fillers]), rng.choice([2, 4])),
     }
     if audio := {utterance.id: utterance.audio.T for utterance in utterances if utterance.audio is not None}:
         files["audio_features.p"] = dumped(audio, 2)
     if vision := {utterance.id: utterance.vision for utterance in utterances if utterance.vision is not None}:
-        files["resnet.hdf5"] = _hdf5(vision)
+        files["resnet.hdf5"] = hdf5(vision)
     return files
 
 
-def _hdf5(arrays: dict[str, Any], **how: Any) -> bytes:
+def hdf5(arrays: dict[str, Any], **how: Any) -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, array in arrays.items():
@@ -269,7 +274,7 @@ def _csd(rng: random.Random, utterances: list[Utterance]) -> Files:
                 arrays[name] |= {f"{at}/features": features, f"{at}/intervals": intervals}
     how = {"compression": "gzip"} if rng.random() < 0.5 else {}
     folds = _by_split(utterances, lambda utterance: utterance.id.partition("[")[0])
-    files = {f"{name}.csd": _hdf5(content, **how) for name, content in arrays.items() if content}
+    files = {f"{name}.csd": hdf5(content, **how) for name, content in arrays.items() if content}
     return {"folds.json": json.dumps(folds).encode(), **files}
 
 

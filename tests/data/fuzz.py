@@ -177,7 +177,7 @@ def _other_parquet(table: pa.Table, rng: random.Random) -> bytes:
     if way == "out" and name not in ("audio", "vision", "context"):
         table = table.drop_columns([name])
     elif way == "name":
-        table = table.rename_columns([f"{one}x" if one == name else one for one in table.column_names])
+        table = table.rename_columns([f"{item}x" if item == name else item for item in table.column_names])
     elif way == "twice":
         table = table.append_column(name, table[name])
     else:

@@ -21,8 +21,8 @@ def shuffled(seed: int = 0) -> NDArray[np.int64]:
 
 
 def text_of(ragged: Ragged, index: int) -> list[float]:
-    found: list[float] = ragged.values[ragged.offsets[index] : ragged.offsets[index + 1]].tolist()
-    return found
+    result: list[float] = ragged.values[ragged.offsets[index] : ragged.offsets[index + 1]].tolist()
+    return result
 
 
 @pytest.mark.parametrize("budget", [1, 12, 40, 10_000])
@@ -56,9 +56,9 @@ def test_padding_and_batches_cost_least_together(seed: int) -> None:
     every = [cuts for size in range(len(rises) + 1) for cuts in itertools.combinations(rises, size)]
     least = min(cost(cuts) for cuts in every)
     stops = _cuts(length_U, budget, batch_cost)
-    found = sum(length_U[b - 1] * (b - a) + batch_cost for a, b in itertools.pairwise([0, *stops]))
+    result = sum(length_U[b - 1] * (b - a) + batch_cost for a, b in itertools.pairwise([0, *stops]))
     assert stops[-1] == 40
-    assert found <= least
+    assert result <= least
 
 
 def test_a_gpu_takes_larger_batches(tiny_features: Features) -> None:

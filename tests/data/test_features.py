@@ -207,8 +207,8 @@ def test_context_stands_before_the_text(tmp_path: Path, tiny_backbone: Path) -> 
     def words(split: str, row: int) -> list[str]:
         tokens = getattr(features, split).tokens
         start, stop = tokens.offsets[row : row + 2]
-        found: list[str] = tokenizer.convert_ids_to_tokens(tokens.values[start:stop].tolist())
-        return found
+        result: list[str] = tokenizer.convert_ids_to_tokens(tokens.values[start:stop].tolist())
+        return result
 
     unknown = ["[UNK]" if word == "so" else word for word in ["so", "bad", "the", "plot"]]
     assert words("train", 0) == ["[CLS]", *unknown, "[SEP]", "good", "film", "[SEP]"]

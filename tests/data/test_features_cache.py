@@ -29,8 +29,8 @@ from grcf_ray.model.pretrained import load_tokenizer
 
 def entries(folder: Path) -> list[str]:
     """Cached features and what is left of others, but for locks."""
-    found = sorted(path.name for path in (folder / "cache" / "features").iterdir())
-    return [name for name in found if not name.startswith(".") or (name.count(".") > 1 and not name.endswith(".lock"))]
+    result = sorted(path.name for path in (folder / "cache" / "features").iterdir())
+    return [name for name in result if not name.startswith(".") or (name.count(".") > 1 and not name.endswith(".lock"))]
 
 
 def test_second_build_reads_the_cache_alone(
@@ -110,8 +110,8 @@ def test_another_process_may_build_the_same_meanwhile(
 
     def both() -> set[str]:
         with ThreadPoolExecutor(2) as pool:
-            found = pool.map(lambda _: build_features(tiny_store, tokenizer, FeatureConfig()), range(2))
-        return {features.folder for features in found}
+            result = pool.map(lambda _: build_features(tiny_store, tokenizer, FeatureConfig()), range(2))
+        return {features.folder for features in result}
 
     monkeypatch.setattr(features_module, "build_split", counted)
     folders = both()

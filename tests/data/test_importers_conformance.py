@@ -60,13 +60,13 @@ def test_real_utterances_come_back(name: str, mosi: list[dict[str, Any]], tmp_pa
     """With features made of their audio."""
     kind = FORMATS[name]
     utterances = []
-    for theirs, split in SPLITS.items():
+    for alias, split in SPLITS.items():
         for row in [row for row in mosi if row["split"] == split][:40]:
             words = row["text"].split(" ")
             # No row of zeros, which may count as padding.
             audio, vision = (1 + np.resize(np.float32(row["audio"]), (len(words), width)) for width in kind.widths)
             label = float(row["label"] > 0) if kind.options.task else row["label"]
-            utterances.append(Utterance(theirs, f"{row['id']}[0]", words, label, audio, vision))
+            utterances.append(Utterance(alias, f"{row['id']}[0]", words, label, audio, vision))
     table, info = imported(put(tmp_path / "own", kind, utterances), kind)
     check(table, kind, utterances)
     assert info.transcripts == ("mixed" if name == "mustard" else "upper")
@@ -142,11 +142,11 @@ def test_bad_labels_are_named_by_their_rows(name: str, tmp_path: Path) -> None:
     utterances = kind.utterances()
     utterances[1] = replace(utterances[1], label=None)
     utterances[6] = replace(utterances[6], label=99)
-    found = faults(refusal(put(tmp_path / "own", kind, utterances), kind.options))
-    assert len(found) == 2
-    for line, utterance in zip(found, (utterances[1], utterances[6]), strict=True):
+    result = faults(refusal(put(tmp_path / "own", kind, utterances), kind.options))
+    assert len(result) == 2
+    for line, utterance in zip(result, (utterances[1], utterances[6]), strict=True):
         assert f"(id {utterance.id})" in line and ("label" in line or "sarcasm" in line)
-    assert "missing" in found[0] and "99" in found[1]
+    assert "missing" in result[0] and "99" in result[1]
 
 
 @each_format

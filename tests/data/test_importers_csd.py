@@ -31,7 +31,7 @@ def test_sequences_are_aligned_to_words_and_labels(tmp_path: Path, plain: bool) 
     assert table["vision"].null_count == 3
     assert (info.audio_dim, info.vision_dim, info.word_aligned) == (5, 3, True)
     assert info.splits == {"train": 6, "valid": 3, "test": 3}
-    assert [one.name for one in info.sources] == [LABELS, WORDS, AUDIO, VISION, "folds.json"]
+    assert [item.name for item in info.sources] == [LABELS, WORDS, AUDIO, VISION, "folds.json"]
     raw = csd.read(source)
     assert raw.notes == (
         "an utterance has the words with their middle in its label's interval",
@@ -104,9 +104,9 @@ def test_rows_in_no_order_and_over_each_other(tmp_path: Path) -> None:
     files[AUDIO][1]["v0"] = (features[order], times[order])
     words, when = files[WORDS][1]["v0"]
     files[WORDS][1]["v0"] = (words[::-1], when[::-1])
-    found = import_source(write_all(tmp_path / "own", files), OWN)[0].to_pylist()[:3]
+    result = import_source(write_all(tmp_path / "own", files), OWN)[0].to_pylist()[:3]
     files[WORDS][1]["v0"] = (words, when)
-    assert found == aligned(files)[:3]
+    assert result == aligned(files)[:3]
 
 
 def test_a_word_with_a_space_is_several_words(tmp_path: Path) -> None:

@@ -87,12 +87,12 @@ def test_folds_must_be_there_once(folder: Path) -> None:
 def test_all_that_lacks_is_named_at_once(folder: Path) -> None:
     for name in (WORDS, LABELS, "folds.json"):
         (folder / name).unlink()
-    found = faults(refusal(folder))
-    assert found[:2] == [
+    result = faults(refusal(folder))
+    assert result[:2] == [
         "no sequence of labels, such as CMU_MOSI_Opinion_Labels.csd",
         "no sequence of words (features of text), such as CMU_MOSI_TimestampedWords.csd",
     ]
-    assert found[2].startswith("no file of folds")
+    assert result[2].startswith("no file of folds")
     write_folds(folder)
     assert len(faults(refusal(folder))) == 2
 
@@ -102,7 +102,7 @@ def other_hdf5(folder: Path) -> None:
     with h5py.File(folder / "features.csd", "w") as file:
         for number in range(3):
             file.create_dataset(f"1_{number}", data=np.ones((2, 2048), np.float32))
-    with h5py.File(folder / "one.csd", "w") as file:
+    with h5py.File(folder / "item.csd", "w") as file:
         file.create_dataset("1_1", data=np.ones((2, 2048), np.float32))
     with h5py.File(folder / "group.csd", "w") as file:
         file.create_group("words").create_dataset("v0", data=np.ones(2))
@@ -114,9 +114,9 @@ def test_every_file_of_the_folder_is_accounted_for(folder: Path, tmp_path: Path)
     for name in ("readme.md", ".hidden.csd", "notes.txt", "run.sh"):
         (folder / name).write_text("see the paper")
     assert [path.name for path in csd.files(folder)] == [AUDIO, LABELS, VISION, WORDS]
-    found = faults(refusal(folder))
-    assert [line.partition(": ")[0] for line in found] == [
-        str(folder / name) for name in ("features.csd", "group.csd", "one.csd", "readme.csd")
+    result = faults(refusal(folder))
+    assert [line.partition(": ")[0] for line in result] == [
+        str(folder / name) for name in ("features.csd", "group.csd", "item.csd", "readme.csd")
     ]
     known = dataclasses.replace(OWN, variant="known")
     assert refusal(folder, known) == (
@@ -127,7 +127,7 @@ def test_every_file_of_the_folder_is_accounted_for(folder: Path, tmp_path: Path)
     (tmp_path / "other").mkdir()
     other_hdf5(tmp_path / "other")
     assert csd.files(tmp_path / "other") == []
-    for name in ("features.csd", "one.csd", "group.csd"):
+    for name in ("features.csd", "item.csd", "group.csd"):
         path = tmp_path / "other" / name
         assert csd.files(path) == []
         assert "no computational sequence" in refusal(path, FORCED)
@@ -262,9 +262,9 @@ def test_a_damaged_file_of_a_folder_is_named_and_not_ignored(folder: Path) -> No
     for name in (AUDIO, VISION):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
-    found = faults(refusal(folder))
-    assert len(found) == 2
-    for line, name in zip(found, (AUDIO, VISION), strict=True):
+    result = faults(refusal(folder))
+    assert len(result) == 2
+    for line, name in zip(result, (AUDIO, VISION), strict=True):
         assert line.startswith(f"{folder / name}: damaged (")
         assert line.endswith("; download it again")
     assert "damaged" in refusal(folder / AUDIO)

@@ -35,10 +35,14 @@ def test_places_videos_and_notes(tmp_path: Path) -> None:
 
 
 def test_integer_features_and_other_names_of_splits(tmp_path: Path) -> None:
-    utterances = [replace(one, vision=np.arange(3 * len(one.words)).reshape(-1, 3)) for one in MAG.utterances()]
+    utterances = [replace(item, vision=np.arange(3 * len(item.words)).reshape(-1, 3)) for item in MAG.utterances()]
     content = mag_content(utterances)
     # Lists for tuples, and splits in the order of a dict of Python 2.
-    listed = {"Test": content["test"], "valid": tuple(content["dev"]), "train": [list(one) for one in content["train"]]}
+    listed = {
+        "Test": content["test"],
+        "valid": tuple(content["dev"]),
+        "train": [list(item) for item in content["train"]],
+    }
     path = write(tmp_path, listed | {"info": "x", 3: None})
     check(imported(path, MAG)[0], MAG, utterances)
     assert mag.read(path).notes == ("'info', of type str, is left out", "3, of type NoneType, is left out")
@@ -107,7 +111,7 @@ def test_an_older_file_of_the_name_says_which_is_needed(tmp_path: Path, content:
 
 @pytest.mark.parametrize("numbers", [[7, 8], np.arange(2)])
 def test_the_first_release_has_numbers_for_words(tmp_path: Path, numbers: Any) -> None:
-    path = write(tmp_path, mag_content([replace(one, words=numbers) for one in MAG.utterances()]))
+    path = write(tmp_path, mag_content([replace(item, words=numbers) for item in MAG.utterances()]))
     assert refusal(path).startswith(f"{path}: its words are numbers of the word2id.pickle")
 
 
@@ -132,7 +136,7 @@ def test_lists_of_misa_and_mmim(tmp_path: Path, whole: bool, mmim: bool, protoco
         write(tmp_path, rows, protocol, f"{split}.pkl")
     assert find_importer(tmp_path) is mag
     table, info = imported(tmp_path, MAG)
-    check(table, MAG, [replace(one, audio=one.audio[:1]) for one in utterances] if mmim else utterances)
+    check(table, MAG, [replace(item, audio=item.audio[:1]) for item in utterances] if mmim else utterances)
     assert info.word_aligned != mmim
     assert any("not aligned to words" in note for note in info.notes) == mmim
     assert [source.name for source in info.sources] == (["mosi.pkl"] if whole else ["train.pkl", "dev.pkl", "test.pkl"])

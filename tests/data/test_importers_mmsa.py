@@ -45,18 +45,18 @@ def test_padding_is_taken_off(tmp_path: Path, lengths: bool, front: bool) -> Non
 @pytest.mark.parametrize(
     ("column", "form"),
     [
-        ("id", lambda ids: [one.encode() for one in ids]),
+        ("id", lambda ids: [item.encode() for item in ids]),
         ("id", np.array),
-        ("id", lambda ids: np.array([one.encode() for one in ids])),
+        ("id", lambda ids: np.array([item.encode() for item in ids])),
         ("id", lambda ids: np.array(ids, object)[:, None]),
-        ("id", lambda ids: [np.str_(one) for one in ids]),
+        ("id", lambda ids: [np.str_(item) for item in ids]),
         ("raw_text", lambda texts: np.array(texts, object)),
         ("raw_text", lambda texts: np.array(texts)[:, None]),
-        ("raw_text", lambda texts: tuple(np.str_(one) for one in texts)),
+        ("raw_text", lambda texts: tuple(np.str_(item) for item in texts)),
         ("regression_labels", lambda labels: labels.tolist()),
         ("regression_labels", lambda labels: labels[:, None, None]),
         ("regression_labels", list),
-        ("regression_labels", lambda labels: [[one] for one in labels.tolist()]),
+        ("regression_labels", lambda labels: [[item] for item in labels.tolist()]),
         ("regression_labels", lambda labels: list(labels[:, None])),
         ("regression_labels", lambda labels: labels.astype(object)),
         ("audio_lengths", lambda lengths: np.array(lengths, np.float64)),
@@ -110,8 +110,8 @@ def test_lengths_that_do_not_fit_are_not_believed(tmp_path: Path) -> None:
 def test_the_side_of_the_padding_is_where_the_zeros_lie(tmp_path: Path, front: bool) -> None:
     """Rows of zeros belong to a sequence where its length says so, such as frames without a face."""
     utterances = MMSA.utterances()
-    for one in utterances:
-        one.audio[-1 if front else 0] = one.vision[-1 if front else 0] = 0
+    for item in utterances:
+        item.audio[-1 if front else 0] = item.vision[-1 if front else 0] = 0
     # Its zeros fit either side.
     audio = np.zeros((5, 5), np.float32)
     audio[2] = 1

@@ -25,7 +25,7 @@ Content = dict[str, Any]
 
 def utterances_of() -> list[Utterance]:
     """Their ids are whole numbers."""
-    return [replace(one, id=str(row)) for row, one in enumerate(UR_FUNNY.utterances())]
+    return [replace(item, id=str(row)) for row, item in enumerate(UR_FUNNY.utterances())]
 
 
 def content_of(form: Callable[[str], Any] = int) -> Content:
@@ -85,7 +85,7 @@ def test_missing_files_are_named(folder: Path, missing: tuple[str, ...]) -> None
 def test_a_modality_may_be_missing(folder: Path, modality: str, name: str) -> None:
     (folder / name).unlink()
     table, info = imported(folder, UR_FUNNY)
-    check(table, UR_FUNNY, [replace(one, **{modality: None}) for one in utterances_of()])
+    check(table, UR_FUNNY, [replace(item, **{modality: None}) for item in utterances_of()])
     assert f"no {modality}: the folder has no file such as {name}" in info.notes
     # A file of no known kind may be the modality that is missing.
     write(folder, {"features.pkl": {"x": np.ones((2, 3))}})
@@ -155,7 +155,7 @@ def test_samples_without_rows_have_none(tmp_path: Path) -> None:
     del content[COVAREP][4]
     folder = write(tmp_path / "own", content)
     table, _ = imported(folder, UR_FUNNY)
-    check(table, UR_FUNNY, [replace(one, audio=None) if int(one.id) < 5 else one for one in utterances_of()])
+    check(table, UR_FUNNY, [replace(item, audio=None) if int(item.id) < 5 else item for item in utterances_of()])
     # Numbers beyond float32 are not finite.
     content[OPENFACE][5]["punchline_features"] = np.full((1, 371), 1e300)
     assert "(id 5): vision has 371 non-finite values" in refusal(write(folder, content), FORCED)
@@ -187,7 +187,7 @@ def test_labels_of_any_form(tmp_path: Path, value: Any) -> None:
 
 def test_all_faults_of_the_samples_are_named_at_once(tmp_path: Path) -> None:
     content = ur_funny_content(
-        [replace(one, id=str(row)) for row, one in enumerate(UR_FUNNY.utterances({"train": 6, "dev": 2, "test": 3}))],
+        [replace(item, id=str(row)) for row, item in enumerate(UR_FUNNY.utterances({"train": 6, "dev": 2, "test": 3}))],
         int,
     )
     language, labels = content[LANGUAGE], content[LABELS]

@@ -180,10 +180,10 @@ def test_labels_that_nothing_can_be_learned_from(
 ) -> None:
     """And those that little can be: the number of rows, of each class, and how much of their range they take."""
     train = np.array(CLASSES) if task == "classification" else np.linspace(-3, 3, 50)
-    found = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, custom_range=True)
-    for told, expected in zip(found, (faults, notes), strict=True):
+    result = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, custom_range=True)
+    for told, expected in zip(result, (faults, notes), strict=True):
         assert len(told) == len(expected)
-        assert all(one.startswith(start) for one, start in zip(told, expected, strict=True))
+        assert all(item.startswith(start) for item, start in zip(told, expected, strict=True))
     swapped = label_remarks({"train": np.array(valid), "valid": train}, task, label_range, custom_range=True)
     assert len(swapped[0]) == len(faults)
     known = label_remarks({"train": train, "valid": np.array(valid)}, task, label_range, custom_range=False)

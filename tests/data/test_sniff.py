@@ -46,13 +46,13 @@ def write(folder: Path, content: bytes) -> Path:
     ],
 )
 def test_the_start_of_a_pickle(value: Any, tokens: list[str], protocol: int, tmp_path: Path) -> None:
-    found = list(pickle_start(write(tmp_path, pickle.dumps(value, protocol))))
+    result = list(pickle_start(write(tmp_path, pickle.dumps(value, protocol))))
     if RECONSTRUCT in tokens and protocol == 5:
         # Written by another function, for buffers.
         at = tokens.index(RECONSTRUCT)
-        assert (found[:at], found[at].rpartition(".")[2]) == (tokens[:at], "_frombuffer")
+        assert (result[:at], result[at].rpartition(".")[2]) == (tokens[:at], "_frombuffer")
     else:
-        assert found[: len(tokens)] == tokens
+        assert result[: len(tokens)] == tokens
 
 
 def test_the_start_of_a_large_pickle_is_enough(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_another_delimiter_is_named_and_can_be_changed(tmp_path: Path, mark: str
     command = shlex.split(str(caught.value).partition("Convert it: ")[2])
     command[0] = sys.executable
     subprocess.run(command, check=True, timeout=60)
-    found = find_importer(Path(command[-1])).read(Path(command[-1]), "").table
-    assert found["text"].to_pylist() == ["x, y", "z\nz"]
+    result = find_importer(Path(command[-1])).read(Path(command[-1]), "").table
+    assert result["text"].to_pylist() == ["x, y", "z\nz"]
 
 
 def test_tabs_in_a_csv_file_are_named(tmp_path: Path) -> None:

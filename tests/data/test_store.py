@@ -210,15 +210,15 @@ def test_find_imports_foreign_files_of_the_usual_folder(tmp_path: Path) -> None:
 def test_processes_that_import_at_once_share_the_result(tmp_path: Path) -> None:
     source = tmp_path / "own.csv"
     source.write_text(CSV)
-    found: list[DatasetStore] = []
-    threads = [threading.Thread(target=lambda: found.append(find_data("own", source, (1, 5)))) for _ in range(4)]
+    result: list[DatasetStore] = []
+    threads = [threading.Thread(target=lambda: result.append(find_data("own", source, (1, 5)))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert len({store.folder for store in found}) == 1
-    assert found[0].read("train").num_rows == 1
+    assert len(result) == 4
+    assert len({store.folder for store in result}) == 1
+    assert result[0].read("train").num_rows == 1
 
 
 def test_nothing_found_says_what_is_needed_and_where_to_get_it() -> None:

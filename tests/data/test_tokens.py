@@ -162,9 +162,9 @@ def subwords(
 
 def test_example(kind: Kind, tokenizer: PreTrainedTokenizerFast) -> None:
     ids, words = subwords(tokenizer, "good quickly film")
-    found = list(zip(tokenizer.convert_ids_to_tokens(ids), words, strict=True))
-    assert [pair for pair in found if pair[0] not in SPECIAL] == list(zip(kind.tokens, (0, 1, 1, 2), strict=True))
-    assert all(word == -1 for token, word in found if token in SPECIAL)
+    result = list(zip(tokenizer.convert_ids_to_tokens(ids), words, strict=True))
+    assert [pair for pair in result if pair[0] not in SPECIAL] == list(zip(kind.tokens, (0, 1, 1, 2), strict=True))
+    assert all(word == -1 for token, word in result if token in SPECIAL)
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))

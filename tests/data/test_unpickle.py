@@ -49,11 +49,11 @@ def write(folder: Path, content: bytes) -> Path:
     return path
 
 
-def same(ours: Any, theirs: np.ndarray[Any, Any]) -> None:
-    assert isinstance(ours, np.ndarray)
+def same(actual: Any, expected: np.ndarray[Any, Any]) -> None:
+    assert isinstance(actual, np.ndarray)
     # numpy turns bytes into this machine's order where it reads a state.
-    assert (ours.dtype, ours.shape) == (theirs.dtype.newbyteorder("="), theirs.shape)
-    np.testing.assert_array_equal(np.asarray(ours), theirs)
+    assert (actual.dtype, actual.shape) == (expected.dtype.newbyteorder("="), expected.shape)
+    np.testing.assert_array_equal(np.asarray(actual), expected)
 
 
 def with_numpy_1_names(content: bytes) -> bytes:
@@ -82,17 +82,17 @@ def test_arrays_of_every_protocol(array: np.ndarray[Any, Any], protocol: int, nu
     if numpy == 1:
         content = with_numpy_1_names(content)
         assert b"_core" not in content
-    found = read_pickle(write(tmp_path, content))
-    same(found["x"], array)
-    assert found["again"][0] is found["x"]
+    result = read_pickle(write(tmp_path, content))
+    same(result["x"], array)
+    assert result["again"][0] is result["x"]
 
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("number", [np.float64(1.5), np.float32(-0.25), np.int64(7), np.bool_(True), np.str_("文")])
 def test_scalars_are_pythons(number: Any, protocol: int, tmp_path: Path) -> None:
-    found = read_pickle(write(tmp_path, pickle.dumps([number], protocol)))
-    assert found == [number.item()]
-    assert type(found[0]) is type(number.item())
+    result = read_pickle(write(tmp_path, pickle.dumps([number], protocol)))
+    assert result == [number.item()]
+    assert type(result[0]) is type(number.item())
 
 
 def test_arrays_of_python_2(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_arrays_of_python_2(tmp_path: Path) -> None:
     head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n"
     dtype = b"(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
     text = b"S" + repr(raw)[1:].encode() + b"\ntb."
-    found = read_pickle(write(tmp_path, head.replace(b"tS'b'", b"tS'b'") + dtype + text))
-    same(found, np.array([1.5, 233.0], "<f4"))
+    result = read_pickle(write(tmp_path, head.replace(b"tS'b'", b"tS'b'") + dtype + text))
+    same(result, np.array([1.5, 233.0], "<f4"))
     binary = b"T" + struct.pack("<i", len(raw)) + raw + b"tb."
     same(read_pickle(write(tmp_path, head + dtype + binary)), np.array([1.5, 233.0], "<f4"))
 
@@ -274,8 +274,8 @@ def test_parts_may_be_shared_and_hold_themselves(tmp_path: Path) -> None:
     shared = np.zeros((50, 74), np.float32)
     itself: list[Any] = [shared]
     itself.append(itself)
-    found = read_pickle(write(tmp_path, pickle.dumps([itself, *[shared] * 200])))
-    assert found[0][1] is found[0] and found[0][0] is found[200]
+    result = read_pickle(write(tmp_path, pickle.dumps([itself, *[shared] * 200])))
+    assert result[0][1] is result[0] and result[0][0] is result[200]
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
