@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from grcf_ray.errors import ConfigError
-from grcf_ray.plain_yaml import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +64,9 @@ _TABLE = "a table (Parquet, CSV, TSV, JSON Lines) with the columns id, split, te
 @functools.cache
 def _facts() -> dict[str, DatasetFacts]:
     """Read the fact sheets, by name."""
+    # `--help` must be quick, and does not need them.
+    from grcf_ray.plain_yaml import read_yaml
+
     content = read_yaml(_SHEETS.read_text(encoding="utf-8"), str(_SHEETS)).content
     tables = {"table": _TABLE, "context_table": f"{_TABLE}, context (a list of the preceding sentences)"}
     facts = {}
