@@ -2,14 +2,72 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import json
-from itertools import groupby
+from collections.abc import Iterator, Mapping
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from grcf_ray.config import described_settings
+from pydantic import TypeAdapter
+
+from grcf_ray.config import RunConfig, flatten
 
 PAGE = Path(__file__).with_suffix(".md")
 MARK = "<!-- The rest is written by docs/settings.py. -->\n"
+# Pydantic keeps its own names for bounds on values that a function checks first.
+_BOUNDS = {"minimum": ">=", "ge": ">=", "gt": ">", "maximum": "<=", "le": "<=", "lt": "<"}
+
+
+class Setting(NamedTuple):
+    """One setting, as the documentation describes it."""
+
+    path: str
+    type: str
+    """Accepted values in words, such as `number > 0` or `one of "best", "last"`."""
+    default: Any
+    meaning: str
+    """One paragraph: the meaning, the unit, and the paper's equation or table."""
+
+
+def described_settings() -> Iterator[Setting]:
+    """Yield every setting in the order of its section."""
+    schema = TypeAdapter(RunConfig).json_schema()
+    for field in dataclasses.fields(RunConfig):
+        default = getattr(RunConfig(), field.name)
+        section, prefix = (type(default), f"{field.name}.") if dataclasses.is_dataclass(default) else (RunConfig, "")
+        properties = (schema["$defs"][section.__name__] if prefix else schema)["properties"]
+        meanings = _field_docstrings(section)
+        for path, value in (flatten(default, prefix) if prefix else {field.name: default}).items():
+            name = path.removeprefix(prefix)
+            yield Setting(path, _type_text(properties[name]), value, meanings[name])
+
+
+def _field_docstrings(section: type) -> dict[str, str]:
+    """Return the string after each field of a class, on one line."""
+    (definition,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(after.value.value.split())
+        for field, after in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }
+
+
+def _type_text(schema: Mapping[str, Any]) -> str:
+    """Return the type of a JSON schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(_type_text(choice) for choice in schema["anyOf"])
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(map(json.dumps, schema['enum']))}"
+    name = {"string": "text", "boolean": "true or false"}.get(schema["type"], schema["type"])
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
+    return f"{name} {' and '.join(bounds)}".rstrip()
 
 
 def tables() -> str:

@@ -1,4 +1,4 @@
-"""Build, check and describe the configuration of a run, by dotted paths such as `stage1.encoder_lr`.
+"""Build and check the configuration of a run, by dotted paths such as `stage1.encoder_lr`.
 
 Search-space files, `--set` and the run record all use the same flat mapping from path to value. The settings themselves
 are defined in `grcf_ray.settings`; import them from here.
@@ -6,71 +6,36 @@ are defined in `grcf_ray.settings`; import them from here.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import inspect
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from grcf_ray.errors import ConfigError, faults_message
 from grcf_ray.plain_yaml import read_yaml
-from grcf_ray.settings import (
-    DROPOUTS,
-    ClassesConfig,
-    FeatureConfig,
-    MetricsConfig,
-    Modalities,
-    ModelConfig,
-    PairConfig,
-    RankingConfig,
-    RunConfig,
-    SearchConfig,
-    Stage1Config,
-    Stage2Config,
-    Task,
-    TrainConfig,
-)
 
-__all__ = [
-    "ABLATIONS",
-    "DROPOUTS",
-    "EARLIER",
-    "NEEDS_TEXT",
-    "ClassesConfig",
-    "FeatureConfig",
-    "MetricsConfig",
-    "Modalities",
-    "ModelConfig",
-    "PairConfig",
-    "RankingConfig",
-    "RunConfig",
-    "SearchConfig",
-    "Setting",
-    "Stage1Config",
-    "Stage2Config",
-    "Task",
-    "TrainConfig",
-    "build_config",
-    "check_margins",
-    "check_read",
-    "config_faults",
-    "described_settings",
-    "encoder_name",
-    "flatten",
-    "known_paths",
-    "nearest",
-    "parse_assignments",
-    "reads",
-    "recorded_settings",
-    "to_yaml",
-]
+# Each alias marks a name that other modules import from here. isort would give each a statement.
+# isort: off
+from grcf_ray.settings import (
+    DROPOUTS as DROPOUTS,
+    ClassesConfig as ClassesConfig,
+    FeatureConfig as FeatureConfig,
+    MetricsConfig as MetricsConfig,
+    Modalities as Modalities,
+    ModelConfig as ModelConfig,
+    PairConfig as PairConfig,
+    RankingConfig as RankingConfig,
+    RunConfig as RunConfig,
+    SearchConfig as SearchConfig,
+    Stage1Config as Stage1Config,
+    Stage2Config as Stage2Config,
+    Task as Task,
+    TrainConfig as TrainConfig,
+)
 
 NEEDS_TEXT = (
     "model.modalities = {}: classification needs the text, which attends to the other modalities; "
@@ -162,59 +127,6 @@ def nearest(word: str, choices: Sequence[str]) -> str:
     """Return `; did you mean X?` for the choice closest to a word, or an empty string if none is close."""
     matches = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else ""
-
-
-class Setting(NamedTuple):
-    """One setting, as the documentation describes it."""
-
-    path: str
-    type: str
-    """Accepted values in words, such as `number > 0` or `one of "best", "last"`."""
-    default: Any
-    meaning: str
-    """One paragraph: the meaning, the unit, and the paper's equation or table."""
-
-
-def described_settings() -> Iterator[Setting]:
-    """Yield every setting in the order of `known_paths`, as (path, type, default, meaning)."""
-    schema = _adapter().json_schema()
-    for field in dataclasses.fields(RunConfig):
-        default = getattr(RunConfig(), field.name)
-        section, prefix = (type(default), f"{field.name}.") if dataclasses.is_dataclass(default) else (RunConfig, "")
-        properties = (schema["$defs"][section.__name__] if prefix else schema)["properties"]
-        meanings = _field_docstrings(section)
-        for path, value in (flatten(default, prefix) if prefix else {field.name: default}).items():
-            name = path.removeprefix(prefix)
-            yield Setting(path, _type_text(properties[name]), value, meanings[name])
-
-
-def _field_docstrings(section: type) -> dict[str, str]:
-    """Return the string after each field of a class, on one line."""
-    (definition,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: " ".join(after.value.value.split())
-        for field, after in pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-    }
-
-
-# Pydantic keeps its own names for bounds on values that a function checks first.
-_BOUNDS = {"minimum": ">=", "ge": ">=", "gt": ">", "maximum": "<=", "le": "<=", "lt": "<"}
-
-
-def _type_text(schema: Mapping[str, Any]) -> str:
-    """Return the type of a JSON schema in words."""
-    if "anyOf" in schema:
-        return " or ".join(_type_text(choice) for choice in schema["anyOf"])
-    if "const" in schema:
-        return json.dumps(schema["const"])
-    if "enum" in schema:
-        return f"one of {', '.join(map(json.dumps, schema['enum']))}"
-    name = {"string": "text", "boolean": "true or false"}.get(schema["type"], schema["type"])
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
-    return f"{name} {' and '.join(bounds)}".rstrip()
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
