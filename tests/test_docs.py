@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from grcf_ray.cli import COMMANDS
+from grcf_ray.config import RunConfig, flatten, reads
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "clusters/README.md", *ROOT.glob("docs/**/*.md")])
@@ -91,9 +92,26 @@ def test_runnable_blocks_run(page: Path, tmp_path: Path) -> None:
 
 def test_every_setting_is_described() -> None:
     """If this fails, run `python docs/settings.py`."""
-    assert runpy.run_path(str(ROOT / "docs/settings.py"))["page"]() == (ROOT / "docs/settings.md").read_text(
-        encoding="utf-8"
-    )
+    page = runpy.run_path(str(ROOT / "docs/settings.py"))
+    assert page["page"]() == (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    settings = {setting.path: setting for setting in page["described_settings"]()}
+    assert {path: setting.default for path, setting in settings.items()} == flatten(RunConfig())
+    for path, setting in settings.items():
+        assert setting.meaning.endswith(".")
+        assert ("Regression only." in setting.meaning, "Classification only." in setting.meaning) == (
+            not reads("classification", path),
+            not reads("regression", path),
+        )
+    for path, words in {
+        "seed": "integer >= 0",
+        "model.fusion_dropout": "number >= 0 and < 1",
+        "model.frozen_layers": 'integer >= 0 or "all"',
+        "ranking.intra_margin": "number > 0",
+        "stage2.top_layers": "integer >= 0 or null",
+        "stage2.start": 'one of "best", "last"',
+        "search.pruning": "true or false",
+    }.items():
+        assert settings[path].type == words
 
 
 def test_the_readme_fits_a_few_screens() -> None:
