@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.text_encoder import TextEncoder
 
@@ -26,12 +27,22 @@ class GrcfModel(nn.Module, ABC):
     head: nn.Sequential
 
     def __init__(
-        self, text_encoder: TextEncoder | None, *, width: int, audio_dim: int | None, vision_dim: int | None
+        self,
+        text_encoder: TextEncoder | None,
+        config: ModelConfig,
+        *,
+        width: int,
+        audio_dim: int | None,
+        vision_dim: int | None,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.width = width
+        """D, also the width of z_final."""
         self.modality_dims = {k: v for k, v in (("vision", vision_dim), ("audio", audio_dim)) if v is not None}
+        self.fusion_dropout = nn.Dropout(config.fusion_dropout)
+        self.unified_dropout = nn.Dropout(config.unified_dropout)
+        self.modality_dropout = config.modality_dropout
 
     def forward(self, batches: Sequence[Batch], slot_S: Tensor) -> Tensor:
         """Return the scores [S]. Each utterance is encoded once, however many slots it fills.
@@ -75,11 +86,6 @@ class GrcfModel(nn.Module, ABC):
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(next(self.head.parameters()).device.type, enabled=False)
-
-    @property
-    def state_width(self) -> int:
-        """D, the width of z_final."""
-        return self.width
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from grcf_ray.config import ModelConfig, Task
+from grcf_ray.config import NEEDS_TEXT, ModelConfig, Task
+from grcf_ray.errors import ConfigError
 from grcf_ray.model.base import GrcfModel
-from grcf_ray.model.classification import build_classifier
-from grcf_ray.model.regression import GrcfRegressor, build_regressor
+from grcf_ray.model.classification import GrcfClassifier
+from grcf_ray.model.regression import GrcfRegressor
+from grcf_ray.model.text_encoder import TextEncoder
 
 _TITLES: Mapping[str, str] = {
     "text_encoder": "Text Encoder",
@@ -36,14 +38,18 @@ def build_model(
     vision_dim: int | None,
     half_range: float,
 ) -> GrcfModel:
-    """Return the network of a configuration for a task.
+    """Return the network of a configuration for a task. ConfigError if it cannot be built, as in classification
+    without text.
 
     backbone: used, not copied; None for a model without text. half_range: S, which scales the reach of regression's
     tanh (3.5 for S = 3).
     """
-    if task == "classification":
-        return build_classifier(backbone, config, audio_dim=audio_dim, vision_dim=vision_dim)
-    return build_regressor(backbone, config, audio_dim=audio_dim, vision_dim=vision_dim, half_range=half_range)
+    encoder = None if backbone is None else TextEncoder(backbone, config.text_vector, config.frozen_layers)
+    if task == "regression":
+        return GrcfRegressor(encoder, config, audio_dim=audio_dim, vision_dim=vision_dim, half_range=half_range)
+    if encoder is None:
+        raise ConfigError(NEEDS_TEXT.format(config.modalities))
+    return GrcfClassifier(encoder, config, audio_dim=audio_dim, vision_dim=vision_dim)
 
 
 def parameter_table(model: GrcfModel) -> list[tuple[str, int]]:

@@ -6,12 +6,10 @@ fused vector, and whether the sample has anything but text. W = D if the model u
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import NEEDS_TEXT, ModelConfig
+from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
 from grcf_ray.model.base import GrcfModel
@@ -25,42 +23,33 @@ class GrcfClassifier(GrcfModel):
     Keys and values are the projected rows of audio, then vision, each with an embedding of its type. A sample without
     rows is scored by its text, as if its gate were 1.
 
-    non_text: `pooled` gives each modality one key, its attention-pooled rows (eqs. 1-2), instead of one per row.
+    `model.non_text` pooled gives each modality one key, its attention-pooled rows (eqs. 1-2), instead of one per row.
+    ConfigError if the heads do not divide the width.
     """
 
     def __init__(
-        self,
-        text_encoder: TextEncoder,
-        *,
-        audio_dim: int | None,
-        vision_dim: int | None,
-        attention_heads: int,
-        non_text: Literal["rows", "pooled"],
-        gate: Literal["scalar", "vector"],
-        fusion_dropout: float,
-        unified_dropout: float,
-        modality_dropout: float,
+        self, text_encoder: TextEncoder, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
     ) -> None:
         width = text_encoder.width
-        super().__init__(text_encoder, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
+        if width % config.attention_heads:
+            raise ConfigError(
+                f"model.attention_heads = {config.attention_heads} does not divide the backbone's width {width}"
+            )
+        super().__init__(text_encoder, config, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
         # In the order of keys and values.
         self.modality_dims = {name: self.modality_dims[name] for name in sorted(self.modality_dims)}
-        self.non_text = non_text
+        self.non_text = config.non_text
         for name, dim in self.modality_dims.items():
-            if non_text == "pooled":
+            if self.non_text == "pooled":
                 self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_projection", nn.Linear(dim, width))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
         if self.modality_dims:
             self.type_embedding = nn.Embedding(len(self.modality_dims), width)
-            self.attention = nn.MultiheadAttention(width, attention_heads, batch_first=True)
-            self.gate = nn.Sequential(
-                nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width if gate == "vector" else 1)
-            )
+            self.attention = nn.MultiheadAttention(width, config.attention_heads, batch_first=True)
+            gates = width if config.gate == "vector" else 1
+            self.gate = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, gates))
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
-        self.fusion_dropout = nn.Dropout(fusion_dropout)
-        self.unified_dropout = nn.Dropout(unified_dropout)
-        self.modality_dropout = modality_dropout
 
     def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
         """Return [B, W]: z_text, z_fused of eq. 14 (0 without a row), and 1 if another modality has a row."""
@@ -105,30 +94,3 @@ class GrcfClassifier(GrcfModel):
         """Return the logits [S]."""
         logit_S: Tensor = self.head(state_SD).squeeze(-1)
         return logit_S
-
-
-def build_classifier(
-    backbone: nn.Module | None, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
-) -> GrcfClassifier:
-    """Return the network of a configuration. ConfigError if the heads do not divide the width, or without a backbone.
-
-    backbone: used, not copied; required, because the text attends to the other modalities.
-    """
-    if backbone is None:
-        raise ConfigError(NEEDS_TEXT.format(config.modalities))
-    encoder = TextEncoder(backbone, config.text_vector, config.frozen_layers)
-    if encoder.width % config.attention_heads:
-        raise ConfigError(
-            f"model.attention_heads = {config.attention_heads} does not divide the backbone's width {encoder.width}"
-        )
-    return GrcfClassifier(
-        encoder,
-        audio_dim=audio_dim,
-        vision_dim=vision_dim,
-        attention_heads=config.attention_heads,
-        non_text=config.non_text,
-        gate=config.gate,
-        fusion_dropout=config.fusion_dropout,
-        unified_dropout=config.unified_dropout,
-        modality_dropout=config.modality_dropout,
-    )

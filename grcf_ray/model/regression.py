@@ -19,21 +19,21 @@ class GrcfRegressor(GrcfModel):
     """The network of section 3.1, with the parameter counts of Table 12.
 
     A modality whose dim is None has no branch, and the fusion is narrower by D; so is that of a model without text.
+
+    half_range: S, which scales the reach of the tanh (3.5 for S = 3).
     """
 
     def __init__(
         self,
         text_encoder: TextEncoder | None,
+        config: ModelConfig,
         *,
-        width: int,
         audio_dim: int | None,
         vision_dim: int | None,
-        fusion_dropout: float,
-        unified_dropout: float,
-        modality_dropout: float,
-        output_scale: float,
+        half_range: float,
     ) -> None:
-        super().__init__(text_encoder, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
+        width = config.textless_width if text_encoder is None else text_encoder.width
+        super().__init__(text_encoder, config, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
         for name, dim in self.modality_dims.items():
             self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
@@ -41,10 +41,7 @@ class GrcfRegressor(GrcfModel):
         self.fusion = nn.Linear(width * ((text_encoder is not None) + len(self.modality_dims)), width)
         self.unified = nn.Linear(width, width)
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
-        self.fusion_dropout = nn.Dropout(fusion_dropout)
-        self.unified_dropout = nn.Dropout(unified_dropout)
-        self.modality_dropout = modality_dropout
-        self.output_scale = output_scale
+        self.output_scale = config.output_scale * half_range / 3
 
     def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
         """Return the concatenated modality vectors [B, W], eq. 3; zeros for a missing modality."""
@@ -73,29 +70,3 @@ class GrcfRegressor(GrcfModel):
         if self.text_encoder is not None:
             keep_SM = torch.cat([keep_SM.new_ones(n_slots, 1), keep_SM], dim=1)
         return vector_SW * keep_SM.repeat_interleave(self.width, dim=1)
-
-
-def build_regressor(
-    backbone: nn.Module | None,
-    config: ModelConfig,
-    *,
-    audio_dim: int | None,
-    vision_dim: int | None,
-    half_range: float,
-) -> GrcfRegressor:
-    """Return the network of a configuration.
-
-    backbone: used, not copied; None for a model without text. half_range: S, which scales the reach of the tanh (3.5
-    for S = 3).
-    """
-    encoder = None if backbone is None else TextEncoder(backbone, config.text_vector, config.frozen_layers)
-    return GrcfRegressor(
-        encoder,
-        width=config.textless_width if encoder is None else encoder.width,
-        audio_dim=audio_dim,
-        vision_dim=vision_dim,
-        fusion_dropout=config.fusion_dropout,
-        unified_dropout=config.unified_dropout,
-        modality_dropout=config.modality_dropout,
-        output_scale=config.output_scale * half_range / 3,
-    )

@@ -37,7 +37,7 @@ def keep_finalists(record: RunRecord, space: Space, features: Features, store: D
         except DamagedError as error:
             console.progress(f"Skipping the predictions of finalist {trial_name(trial)}: {error}")
             continue
-        state_ND = np.empty((len(seen.valid), model.state_width), np.float32)
+        state_ND = np.empty((len(seen.valid), model.width), np.float32)
         score_N = predict(
             model,
             seen,

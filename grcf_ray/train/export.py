@@ -75,7 +75,7 @@ class SavedModel:
 
     def describe(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Return the scores [N], as in `score`, and z_final [N, D], the representation before the head."""
-        state_ND = np.empty((len(table), self.model.state_width), np.float32)
+        state_ND = np.empty((len(table), self.model.width), np.float32)
         return self._predict(table, state_ND), state_ND
 
     def features_of(self, table: pa.Table) -> Features:

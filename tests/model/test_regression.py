@@ -15,7 +15,6 @@ from grcf_ray.data.features import Features
 from grcf_ray.metrics import split_metrics
 from grcf_ray.model.build import build_model, parameter_table
 from grcf_ray.model.pretrained import backbone_config, backbone_from_config, load_backbone
-from grcf_ray.model.regression import GrcfRegressor, build_regressor
 
 TABLE_12 = {
     "mosi": {
@@ -34,68 +33,55 @@ TABLE_12 = {
 }
 
 
-def test_parameters_without_text() -> None:
-    """Table 12's, less the text encoder and its third of the fusion."""
-    settings = ModelConfig(modalities="audio+vision")
-    model = build_regressor(None, settings, audio_dim=74, vision_dim=47, half_range=3.0)
-    expected = {**TABLE_12["mosi"], "Fusion Layer": 1536 * 768 + 768}
-    del expected["Text Encoder"]
-    assert parameter_table(model) == list(expected.items())
-    alone = build_regressor(None, ModelConfig(modalities="audio"), audio_dim=74, vision_dim=None, half_range=3.0)
-    assert alone.fusion.in_features == 768
-
-
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone: Any) -> nn.Module:
     return load_backbone(str(tiny_backbone))
 
 
-def regressor(backbone: nn.Module, features: Features, *, half_range: float = 3.0, **settings: Any) -> GrcfRegressor:
+def regressor(
+    backbone: nn.Module, features: Features, *, half_range: float = 3.0, task: Task = "regression", **settings: Any
+) -> Any:
     torch.manual_seed(0)
-    return build_regressor(
-        copy.deepcopy(backbone),
-        ModelConfig(**settings),
-        audio_dim=features.audio_dim,
-        vision_dim=features.vision_dim,
-        half_range=half_range,
-    )
+    dims: dict[str, Any] = {"audio_dim": features.audio_dim, "vision_dim": features.vision_dim}
+    return build_model(copy.deepcopy(backbone), ModelConfig(**settings), task=task, half_range=half_range, **dims)
 
 
 def some(features: Features, *index: int) -> Batch:
     return collate(features, features.train, np.array(index))
 
 
-def deberta(audio_dim: int | None, vision_dim: int | None) -> GrcfRegressor:
-    with torch.device("meta"):
-        return build_regressor(
-            backbone_from_config(backbone_config("microsoft/deberta-v3-base")),
-            ModelConfig(),
-            audio_dim=audio_dim,
-            vision_dim=vision_dim,
-            half_range=3.0,
-        )
-
-
 @pytest.mark.parametrize(
-    ("name", "audio_dim", "vision_dim", "total"),
-    [("mosi", 74, 47, 186_585_724), ("mosei", 74, 35, 186_576_496)],
+    ("name", "audio_dim", "vision_dim", "text", "total"),
+    [
+        ("mosi", 74, 47, True, 186_585_724),
+        ("mosei", 74, 35, True, 186_576_496),
+        ("mosi", 74, None, True, None),
+        ("mosi", None, None, True, None),
+        ("mosi", 74, 47, False, None),
+        ("mosi", 74, None, False, None),
+    ],
 )
-def test_parameters_are_table_12s(name: str, audio_dim: int, vision_dim: int, total: int) -> None:
-    model = deberta(audio_dim, vision_dim)
-    assert parameter_table(model) == list((TABLE_12["mosi"] | TABLE_12[name]).items())
-    assert sum(p.numel() for p in model.parameters()) == total
+def test_parameters_are_table_12s(
+    name: str, audio_dim: int | None, vision_dim: int | None, text: bool, total: int | None
+) -> None:
+    """An absent modality has no branch, and the fusion is narrower by its width."""
+    with torch.device("meta"):
+        backbone = backbone_from_config(backbone_config("microsoft/deberta-v3-base")) if text else None
+        dims: dict[str, Any] = {"audio_dim": audio_dim, "vision_dim": vision_dim}
+        model = build_model(backbone, ModelConfig(), task="regression", half_range=3.0, **dims)
+    absent = {"Text": not text, "Audio": audio_dim is None, "Vision": vision_dim is None}
+    expected = {
+        title: count
+        for title, count in (TABLE_12["mosi"] | TABLE_12[name]).items()
+        if not absent.get(title.partition(" ")[0])
+    }
+    expected["Fusion Layer"] = (3 - sum(absent.values())) * 768 * 768 + 768
+    assert parameter_table(model) == list(expected.items())
+    assert sum(p.numel() for p in model.parameters()) == sum(expected.values())
+    assert total in (None, sum(expected.values()))
 
 
-@pytest.mark.parametrize(("audio_dim", "vision_dim", "width"), [(74, 47, 2304), (74, None, 1536), (None, None, 768)])
-def test_absent_modality_has_no_branch(audio_dim: int | None, vision_dim: int | None, width: int) -> None:
-    model = deberta(audio_dim, vision_dim)
-    assert model.fusion.in_features == width
-    named = dict(parameter_table(model))
-    assert ("Audio Norm" in named, "Vision Norm" in named) == (audio_dim is not None, vision_dim is not None)
-    assert sum(named.values()) == sum(p.numel() for p in model.parameters())
-
-
-def forward_by_hand(model: GrcfRegressor, text_D: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> Tensor:
+def forward_by_hand(model: Any, text_D: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> Tensor:
     """Eqs. 1-5 for one utterance whose modalities are all there."""
     parts = [text_D]
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
@@ -140,8 +126,11 @@ def test_slots_take_the_utterances_they_name(backbone: nn.Module, tiny_features:
     torch.testing.assert_close(model(batches, slot_S), each[slot_S])
 
 
-def test_slots_of_one_utterance_have_dropout_of_their_own(backbone: nn.Module, tiny_features: Features) -> None:
-    model = regressor(backbone, tiny_features, fusion_dropout=0.5).train()
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_slots_of_one_utterance_have_dropout_of_their_own(
+    backbone: nn.Module, tiny_features: Features, task: Task
+) -> None:
+    model = regressor(backbone, tiny_features, task=task, fusion_dropout=0.5).train()
     scores = model([some(tiny_features, 5)], torch.zeros(4, dtype=torch.int64))
     assert len(set(scores.tolist())) == 4
 
@@ -164,15 +153,10 @@ def test_missing_sample_gives_a_zero_block(backbone: nn.Module, tiny_features: F
     assert all((p.grad == 0).all() for name, p in model.named_parameters() if name.startswith("audio"))
 
 
-def test_batch_without_a_modality_that_the_model_has(backbone: nn.Module, tiny_features: Features) -> None:
-    model = regressor(backbone, tiny_features)
-    batch = collate(tiny_features, tiny_features.train.only("text+vision"), np.arange(2))
-    with pytest.raises(ValueError, match="the batch has no audio"):
-        model.encode(batch)
-
-
-def test_modality_the_model_does_not_see_changes_nothing(backbone: nn.Module, tiny_features: Features) -> None:
+def test_batches_with_fewer_or_more_modalities_than_the_model(backbone: nn.Module, tiny_features: Features) -> None:
     seen = dataclasses.replace(tiny_features, train=tiny_features.train.only("text+vision"))
+    with pytest.raises(ValueError, match="the batch has no audio"):
+        regressor(backbone, tiny_features).encode(some(seen, 0, 1))
     model = regressor(backbone, seen).eval()
     assert torch.equal(model.encode(some(tiny_features, 3)), model.encode(some(seen, 3)))
 
@@ -217,10 +201,7 @@ def test_autocast_gives_equal_scores_to_no_two_utterances(
     backbone: nn.Module, tiny_features: Features, task: Task
 ) -> None:
     """It covers the text encoder alone: a bfloat16 score near 2 moves in steps of 1/64, wider than small margins."""
-    torch.manual_seed(0)
-    dims: dict[str, Any] = {"audio_dim": tiny_features.audio_dim, "vision_dim": tiny_features.vision_dim}
-    settings = ModelConfig(text_vector="mean")
-    model = build_model(copy.deepcopy(backbone), settings, task=task, half_range=3.0, **dims).eval()
+    model = regressor(backbone, tiny_features, task=task, text_vector="mean").eval()
     given, slot_S = [some(tiny_features, *range(48))], torch.arange(48)
     exact = model(given, slot_S)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from grcf_ray.config import RunConfig, build_config
+from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.build import build_model
 from grcf_ray.model.pretrained import backbone_from_config
-from grcf_ray.model.regression import GrcfRegressor, build_regressor
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor, parameter_groups
 
 DEBERTA: dict[str, Any] = {
@@ -44,12 +45,12 @@ def config(**changes: Any) -> RunConfig:
     return build_config(SETTINGS | {path.replace("__", "."): value for path, value in changes.items()})
 
 
-def network(settings: RunConfig, layers: int = 4) -> GrcfRegressor:
+def network(settings: RunConfig, layers: int = 4) -> GrcfModel:
     backbone = backbone_from_config(DEBERTA | {"num_hidden_layers": layers})
-    return build_regressor(backbone, settings.model, audio_dim=5, vision_dim=3, half_range=3.0)
+    return build_model(backbone, settings.model, task="regression", audio_dim=5, vision_dim=3, half_range=3.0)
 
 
-def groups_by_name(model: GrcfRegressor, settings: RunConfig, stage: Literal[1, 2]) -> dict[str, set[str]]:
+def groups_by_name(model: GrcfModel, settings: RunConfig, stage: Literal[1, 2]) -> dict[str, set[str]]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         group: {names[id(p)] for p in parameters}
@@ -57,7 +58,7 @@ def groups_by_name(model: GrcfRegressor, settings: RunConfig, stage: Literal[1, 
     }
 
 
-def starting(model: GrcfRegressor, *starts: str) -> set[str]:
+def starting(model: GrcfModel, *starts: str) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith(starts)}
 
 
@@ -103,7 +104,7 @@ def test_shared_layers_are_upper_but_for_the_embeddings() -> None:
     """ALBERT's layers are one: there is no telling its upper half."""
     albert = {name: DEBERTA[name] for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")}
     backbone = backbone_from_config(albert | {"model_type": "albert", "num_hidden_layers": 4, "embedding_size": 4})
-    model = build_regressor(backbone, config().model, audio_dim=5, vision_dim=3, half_range=3.0)
+    model = build_model(backbone, config().model, task="regression", audio_dim=5, vision_dim=3, half_range=3.0)
     top = starting(model, "text_encoder.backbone.encoder.")
     base = starting(model, "text_encoder.backbone.embeddings.")
     assert groups_by_name(model, config(), 2) == {
