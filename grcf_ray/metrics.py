@@ -1,6 +1,6 @@
 """Metrics: pairwise accuracy (eq. 28) and the metrics that the field reports, in numpy.
 
-Shapes: N utterances. scikit-learn is imported at first use, so that importing this module stays cheap.
+Shapes: N utterances. scikit-learn and scipy are imported at first use, so that importing this module stays cheap.
 """
 
 from __future__ import annotations
@@ -23,34 +23,11 @@ Bools = NDArray[np.bool_]
 Figure = Callable[[], float]
 """A metric that is computed when called."""
 
-_MINIMISED = ("mae", "mae_nonzero", "bce")
-_MAXIMISED = (
-    "corr",
-    "corr_nonzero",
-    "pairwise_acc",
-    "acc7",
-    "acc5",
-    "acc_whole",
-    "acc3",
-    "acc2",
-    "acc2_non0",
-    "acc2_has0",
-    "acc2_mmsa",
-    "auroc",
-    "f1_positive",
-    "f1_positive_has0",
-    "f1_positive_mmsa",
-    "f1_weighted",
-    "f1_weighted_has0",
-    "f1_weighted_mmsa",
-    "f1_macro",
-    "f1_macro_has0",
-    "f1_macro_mmsa",
-)
-
+_F1 = [f"f1_{average}{suffix}" for average in ("positive", "weighted", "macro") for suffix in ("", "_has0", "_mmsa")]
 METRIC_DIRECTIONS: Mapping[str, Direction] = {
-    **dict.fromkeys(_MINIMISED, "min"),
-    **dict.fromkeys(_MAXIMISED, "max"),
+    **dict.fromkeys(("mae", "mae_nonzero", "bce"), "min"),
+    **dict.fromkeys(("corr", "corr_nonzero", "pairwise_acc", "acc7", "acc5", "acc_whole", "acc3"), "max"),
+    **dict.fromkeys(("acc2", "acc2_non0", "acc2_has0", "acc2_mmsa", "auroc", *_F1), "max"),
 }
 """Direction in which each metric improves, for regression and classification."""
 
@@ -120,70 +97,20 @@ def split_metrics(
     label_N: ArrayLike,
     *,
     protocol: MetricProtocol,
-    limit: float,
-    center: float = 0.0,
-    origin: float = 0.0,
-    ties: Ties = "drop",
-) -> dict[str, float]:
-    """Return the metrics of a data set's protocol: `classification_metrics` for "binary", else `regression_metrics`.
-
-    score_N: [N], logits for "binary", else in label units. The other arguments are those of `regression_metrics` and
-    `pairwise_accuracy`.
-    """
-    if protocol == "binary":
-        return classification_metrics(score_N, np.asarray(label_N) > center, ties=ties)
-    return regression_metrics(score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties)
-
-
-def split_metric(
-    name: str,
-    score_N: ArrayLike,
-    label_N: ArrayLike,
-    *,
-    protocol: MetricProtocol,
-    limit: float,
-    center: float = 0.0,
-    origin: float = 0.0,
-    ties: Ties = "drop",
-) -> float:
-    """Return one of `split_metrics` without computing the others; nan if it is absent there."""
-    if protocol == "binary":
-        figures = _classification_figures(score_N, np.asarray(label_N) > center, ties)
-    else:
-        figures = _regression_figures(
-            score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties
-        )
-    return figures[name]() if name in figures else float("nan")
-
-
-def classification_metrics(logit_N: ArrayLike, positive_N: ArrayLike, *, ties: Ties = "drop") -> dict[str, float]:
-    """Return the metrics of binary classification; shares, not percentages.
-
-    logit_N: [N], finite. positive_N: [N], whether each utterance is positive.
-
-    `bce` (eq. 26); `acc2` with `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0; and, if both classes occur,
-    `auroc` and `pairwise_acc` (eq. 28). With ties "drop" the last two differ by half the share of equal logits.
-    """
-    return {name: figure() for name, figure in _classification_figures(logit_N, positive_N, ties).items()}
-
-
-def regression_metrics(
-    score_N: ArrayLike,
-    label_N: ArrayLike,
-    *,
-    protocol: MetricProtocol,
     limit: float | None = None,
     center: float = 0.0,
     origin: float = 0.0,
     ties: Ties = "drop",
+    only: str | None = None,
 ) -> dict[str, float]:
     """Return the metrics of predicted sentiment, by the conventions of a data set family; shares, not percentages.
 
     score_N, label_N: [N], finite, in label units; labels in [center - limit, center + limit]. limit: by default 3 for
     "mosi" and 1 for "sims"; required for "own". On another range "mosi" and "sims" decide classes on (value - center) *
     own / limit; errors stay in label units. origin: the label that 0 stands for, if scores and labels are offsets.
+    only: the one metric to compute; the result is empty if the data have no such metric.
 
-    All protocols: `mae`, `corr` (nan if scores or labels are constant) and `pairwise_acc`. Without the labels equal to
+    Regression: `mae`, `corr` (nan if scores or labels are constant) and `pairwise_acc`. Without the labels equal to
     `center`: `acc2_non0` with its `f1_positive`, `f1_weighted` and `f1_macro`, on value > center. A key without
     utterances or pairs is absent.
 
@@ -194,22 +121,26 @@ def regression_metrics(
 
     "sims" (CH-SIMS and v2) clips scores and labels to the range first, as MMSA does, except for `pairwise_acc`. It adds
     `acc3` and `acc5` (right-closed bins) and `acc2_mmsa` with its `f1_*_mmsa` (all utterances, value > center).
+
+    "binary" is classification: scores are logits, and labels above `center` are positive. `bce` (eq. 26); `acc2` with
+    `f1_positive`, `f1_weighted` and `f1_macro` on logit > 0; and, if both classes occur, `auroc` and `pairwise_acc`
+    (eq. 28). With ties "drop" the last two differ by half the share of equal logits.
     """
-    figures = _regression_figures(
-        score_N, label_N, protocol=protocol, limit=limit, center=center, origin=origin, ties=ties
-    )
-    return {name: figure() for name, figure in figures.items()}
+    _check_choice("protocol", protocol, get_args(MetricProtocol))
+    if protocol == "binary":
+        figures = _classification_figures(score_N, np.asarray(label_N) > center, ties)
+    else:
+        figures = _regression_figures(score_N, label_N, protocol, limit, center, origin, ties)
+    return {name: figure() for name, figure in figures.items() if only in (None, name)}
 
 
-def _classification_figures(logit_N: ArrayLike, positive_N: ArrayLike, ties: Ties) -> dict[str, Figure]:
-    """Return `classification_metrics`, not yet computed."""
-    positive = np.asarray(positive_N, dtype=bool)
-    logit, label = _checked(logit_N, positive)
+def _classification_figures(logit_N: ArrayLike, positive_N: Bools, ties: Ties) -> dict[str, Figure]:
+    logit, label = _checked(logit_N, positive_N)
     figures: dict[str, Figure] = {"bce": lambda: float((np.logaddexp(0, logit) - label * logit).mean())}
-    figures |= _binary(logit > 0, positive, acc="acc2")
+    figures |= _binary(logit > 0, positive_N, acc="acc2")
     if np.ptp(label) > 0:
         figures["pairwise_acc"] = lambda: pairwise_accuracy(logit, label, ties)
-        figures["auroc"] = lambda: _auroc(logit, positive)
+        figures["auroc"] = lambda: _auroc(logit, positive_N)
     return figures
 
 
@@ -222,15 +153,12 @@ def _auroc(logit_N: Floats, positive_N: Bools) -> float:
 def _regression_figures(
     score_N: ArrayLike,
     label_N: ArrayLike,
-    *,
     protocol: MetricProtocol,
     limit: float | None,
     center: float,
     origin: float,
     ties: Ties,
 ) -> dict[str, Figure]:
-    """Return `regression_metrics`, not yet computed."""
-    _check_choice("protocol", protocol, (*_NATIVE_LIMITS, "own"))
     whole, truth = _checked(score_N, label_N)
     limit = _NATIVE_LIMITS.get(protocol) if limit is None else limit
     if limit is None:
@@ -329,27 +257,12 @@ def _scaled(value_N: ArrayLike, protocol: MetricProtocol, limit: float, center: 
 
 
 def _inversions(order_N: Ints) -> int:
-    """Return the number of pairs a < b with order_a > order_b, in O(N log N).
+    """Return the number of pairs a < b with order_a > order_b, in O(N log N). order_N: a permutation of 0..N-1."""
+    from scipy.stats import kendalltau
 
-    order_N: a permutation of 0..N-1. One pass per bit of the values, highest first: a merge sort read from the top.
-    Before a pass, the values that agree in all higher bits form a block, at its place in the sorted permutation, in
-    their original order. The inversions between the two halves of a block are the ones before each zero of the bit. A
-    stable partition by the bit forms the blocks of the next pass.
-    """
-    index_N = np.arange(len(order_N))
-    total = 0
-    for bit in reversed(range(len(order_N).bit_length())):
-        one_N = (order_N >> bit) & 1
-        start_N = (order_N >> (bit + 1)) << (bit + 1)
-        ones_before = np.concatenate(([0], np.cumsum(one_N)))
-        ones_before_N = ones_before[:-1] - ones_before[start_N]
-        total += int(ones_before_N[one_N == 0].sum())
-        zeros_before_N = index_N - start_N - ones_before_N
-        position_N = start_N + np.where(one_N, (1 << bit) + ones_before_N, zeros_before_N)
-        partitioned_N = np.empty_like(order_N)
-        partitioned_N[position_N] = order_N
-        order_N = partitioned_N
-    return total
+    # tau = 1 - inversions / (pairs / 2). Its rounding error is far below one inversion for N up to millions.
+    tau = kendalltau(np.arange(len(order_N)), order_N).statistic
+    return round(float(1 - tau) * _pairs(len(order_N)) / 2)
 
 
 def _pairs(count: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_differences
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
-from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metric, split_metrics
+from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metrics
 from grcf_ray.report.view import Predictions
 from grcf_ray.search.winner import finite_metrics
 from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, finite_spread, spread
@@ -96,11 +95,12 @@ def head_metrics(context: ExperimentContext) -> tuple[str, ...]:
 
 def metric_of(context: ExperimentContext, name: str, **changes: Any) -> Metric:
     """Return a metric of the data set's protocol as a function of scores and labels [N]. changes: such as `ties`."""
-    return partial(split_metric, name, **{**_measuring(context), **changes})
+    measuring = _measuring(context) | changes
+    return lambda score_N, label_N: split_metrics(score_N, label_N, only=name, **measuring).get(name, float("nan"))
 
 
 def _measuring(context: ExperimentContext) -> dict[str, Any]:
-    """Return the data set's arguments of `split_metrics` and `split_metric`."""
+    """Return the data set's arguments of `split_metrics`."""
     return {
         "protocol": context.protocol,
         "limit": context.half_range,

@@ -15,7 +15,7 @@ import pytest
 from grcf_ray import console
 from grcf_ray.cli.train import app as train
 from grcf_ray.experiments.registry import EXPERIMENTS
-from grcf_ray.metrics import classification_metrics
+from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
@@ -98,7 +98,7 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     for split in ("valid", "test"):
         scored = RunView.read(record).scored(split)  # type: ignore[arg-type]
         assert scored is not None and set(scored.label_N) == {0.0, 1.0}
-        assert classification_metrics(scored.score_N, scored.label_N > 0.5) == summary[split]
+        assert split_metrics(scored.score_N, scored.label_N > 0.5, protocol="binary") == summary[split]
 
     # Again: nothing is trained. The text of the result, and the model from its file, are the same.
     code, out, err = run(*words)

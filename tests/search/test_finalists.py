@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.metrics import regression_metrics
+from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.record import RunRecord
@@ -34,7 +34,7 @@ def test_a_finalists_scores_are_those_of_its_best_epoch(recorded: Recorded) -> N
         assert scored.state_ND.shape == (16, 32)
         best = view.trials[1][number].best
         assert best is not None
-        found = regression_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
+        found = split_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
         assert found == pytest.approx(
             {name.removeprefix("valid/"): value for name, value in best.items() if name.startswith("valid/")}, rel=1e-5
         )

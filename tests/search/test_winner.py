@@ -15,7 +15,7 @@ import torch
 
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
-from grcf_ray.metrics import regression_metrics
+from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search import winner as winner_module
 from grcf_ray.search.record import RunRecord
@@ -63,7 +63,7 @@ def test_figures_on_record_are_those_of_the_predictions(recorded: Recorded, spli
     """To the last bit, as a report reads them."""
     scored = Predictions.read(storage_path(predictions(recorded.folder, split)))
     assert RunRecord(storage_path(recorded.folder)).read_run()["data"]["metrics"] == "own"
-    found = regression_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
+    found = split_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
     assert found == metrics_of(recorded.folder)[split]
 
 

@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from grcf_ray.losses.groups import OrdinalGroups
-from grcf_ray.metrics import MetricProtocol, classification_metrics, regression_metrics
+from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
 from grcf_ray.report.figures.confusion import confusion_data
 from grcf_ray.report.figures.errors import calibration_data, group_errors_data
@@ -63,9 +63,9 @@ def view_of(
     """A run that has nothing but a measured model."""
     label_range = MOSI if task == "regression" else (0.0, 1.0)
     if task == "regression":
-        figures = regression_metrics(scored.score_N, scored.label_N, protocol="mosi")
+        figures = split_metrics(scored.score_N, scored.label_N, protocol="mosi")
     else:
-        figures = classification_metrics(scored.score_N, scored.label_N > 0.5)
+        figures = split_metrics(scored.score_N, scored.label_N > 0.5, protocol="binary")
     path = folder / "best" / "predictions" / "test.parquet"
     path.parent.mkdir(parents=True)
     columns = {
@@ -119,7 +119,7 @@ class TestConfusion:
         )
         expected = confusion_matrix(truth, prediction, labels=list(range(-3, 4)))
         assert data["counts"] == expected.tolist()
-        assert data["right"] == regression_metrics(scored.score_N, scored.label_N, protocol="mosi")["acc7"]
+        assert data["right"] == split_metrics(scored.score_N, scored.label_N, protocol="mosi")["acc7"]
         for row, counts in zip(data["shares"], expected, strict=True):
             assert row == [count / counts.sum() for count in counts]
 
@@ -138,7 +138,7 @@ class TestConfusion:
         assert data["classes"] == ["1", "2", "3", "4", "5"]
         cells = [tuple(cell) for cell in np.argwhere(np.array(data["counts"]))]
         assert cells == [(0, 1), (1, 0), (2, 2), (3, 3), (4, 4)]
-        figures = regression_metrics(scored.score_N, stars, protocol="own", limit=2.0, center=3.0)
+        figures = split_metrics(scored.score_N, stars, protocol="own", limit=2.0, center=3.0)
         assert (data["metric"], data["right"]) == ("acc_whole", figures["acc_whole"])
 
     def test_a_run_of_the_first_releases_keeps_the_classes_that_its_figures_are_of(self) -> None:
@@ -154,7 +154,7 @@ class TestConfusion:
         data = crossed(scored, "sims", (-1.0, 1.0))
         cells = [tuple(cell) for cell in np.argwhere(np.array(data["counts"]))]
         assert cells == [(0, 0), (0, 1), (2, 2), (3, 4), (4, 4)]
-        figures = regression_metrics(scored.score_N, scored.label_N, protocol="sims")
+        figures = split_metrics(scored.score_N, scored.label_N, protocol="sims")
         assert (data["metric"], data["right"]) == ("acc5", figures["acc5"])
 
     def test_a_range_of_many_whole_labels_has_no_classes(self) -> None:
@@ -164,7 +164,7 @@ class TestConfusion:
         scored = scored_of(50, "classification")
         data = crossed(scored, "binary", (0.0, 1.0))
         assert data["counts"] == confusion_matrix(scored.label_N > 0.5, scored.score_N > 0).tolist()
-        assert data["right"] == classification_metrics(scored.score_N, scored.label_N > 0.5)["acc2"]
+        assert data["right"] == split_metrics(scored.score_N, scored.label_N > 0.5, protocol="binary")["acc2"]
 
     def test_an_empty_row_has_no_shares(self) -> None:
         scored = dataclasses.replace(scored_of(1), label_N=np.array([0.0]), score_N=np.array([1.0]))
@@ -240,7 +240,7 @@ class TestErrors:
             assert entry["confidence"] == pytest.approx(sum(confidence for confidence, _ in inside) / len(inside))
             assert entry["errors"] == pytest.approx(sum(wrong for _, wrong in inside) / len(inside))
         assert sum(entry["utterances"] for entry in data["bins"]) == 200
-        acc2 = classification_metrics(scored.score_N, scored.label_N > 0.5)["acc2"]
+        acc2 = split_metrics(scored.score_N, scored.label_N > 0.5, protocol="binary")["acc2"]
         assert data["wrong"] == round(200 * (1 - acc2))
 
     def test_certainty_is_in_the_last_step(self) -> None:
