@@ -19,13 +19,10 @@ class PairTerms(NamedTuple):
         """Return the mean of weight times hinge: scalar."""
         return mean(self.weight_P * self.hinge_P)
 
-    def mean_weight(self) -> Tensor:
-        """Return the mean weight: scalar, for logging."""
-        return mean(self.weight_P)
-
-    def active_share(self) -> Tensor:
-        """Return the share of pairs that add to the loss, with positive weight and hinge: scalar, for logging."""
-        return mean((self.weight_P * self.hinge_P.detach() > 0).to(self.weight_P.dtype))
+    def figures(self) -> dict[str, Tensor]:
+        """Return the mean weight, and the share of pairs with positive weight and hinge: scalars, for logging."""
+        active_P = (self.weight_P * self.hinge_P.detach() > 0).to(self.weight_P.dtype)
+        return {"active_pairs": mean(active_P), "pair_weight": mean(self.weight_P)}
 
 
 def mean(value_P: Tensor) -> Tensor:

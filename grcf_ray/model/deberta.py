@@ -1,9 +1,9 @@
 """DeBERTa-v2 and v3 without the relative positions that cannot occur in short texts.
 
-The library multiplies every query and key with all 2 S position vectors (S = 256 buckets in DeBERTa-v3), then selects
-those that occur: for L tokens at most 2 L - 1. This module selects first. The outputs and gradients are the same: the
-unused rows have no part in any output, and a gradient of zero. Dropout of position vectors is independent per element,
-so leaving out rows changes the random numbers only.
+The library multiplies every query and key with all 2 S position vectors (S = 256 buckets in DeBERTa-v3). A text of L
+tokens has at most 2 L - 1 relative positions, and the library selects their products afterwards. This module selects
+the vectors first. The outputs and gradients are the same: an unused vector has no part in any output, and a gradient of
+zero. Dropout of position vectors is independent per element, so leaving out vectors changes the random numbers only.
 """
 
 from __future__ import annotations

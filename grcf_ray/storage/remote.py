@@ -95,23 +95,21 @@ class RemotePath(StoragePath):
     @override
     def reading(self) -> Iterator[Path]:
         with scratch_folder("grcf-") as folder:
-            path = folder / self.name
-            self._download(path)
-            yield path
+            self._copy(folder / self.name, upload=False)
+            yield folder / self.name
 
     @contextlib.contextmanager
     @override
     def writing(self) -> Iterator[Path]:
         with scratch_folder("grcf-") as folder:
-            path = folder / self.name
-            yield path
-            self._upload(path)
+            yield folder / self.name
+            self._copy(folder / self.name, upload=True)
 
     @contextlib.contextmanager
     @override
     def reading_folder(self) -> Iterator[Path]:
         with scratch_folder("grcf-") as folder:
-            self._download(folder)
+            self._copy(folder, upload=False)
             yield folder
 
     @contextlib.contextmanager
@@ -119,7 +117,7 @@ class RemotePath(StoragePath):
     def writing_folder(self) -> Iterator[Path]:
         with scratch_folder("grcf-") as folder:
             yield folder
-            self._upload(folder)
+            self._copy(folder, upload=True)
 
     @override
     def copy_to(self, other: StoragePath) -> None:
@@ -155,17 +153,13 @@ class RemotePath(StoragePath):
     def check_links(self) -> None:
         """Do nothing: object storage has no links."""
 
-    def _download(self, target: Path) -> None:
+    def _copy(self, local: Path, *, upload: bool) -> None:
+        """Upload the local file or folder to this place, or download this place to it."""
         from pyarrow import fs as pafs
 
-        here = pafs.LocalFileSystem()
-        pafs.copy_files(self._path, str(target), source_filesystem=self._filesystem, destination_filesystem=here)
-
-    def _upload(self, source: Path) -> None:
-        from pyarrow import fs as pafs
-
-        here = pafs.LocalFileSystem()
-        pafs.copy_files(str(source), self._path, source_filesystem=here, destination_filesystem=self._filesystem)
+        ends = [(str(local), pafs.LocalFileSystem()), (self._path, self._filesystem)]
+        (source, source_filesystem), (target, target_filesystem) = ends if upload else reversed(ends)
+        pafs.copy_files(source, target, source_filesystem, target_filesystem)
 
 
 def open_remote(scheme: str, rest: str) -> RemotePath:

@@ -123,7 +123,7 @@ class WorkerGroup:
 
     def start(self, job: StageJob) -> None:
         """Have the workers forget the last job. This cannot fail, and does not wait."""
-        self._started = self._mailbox.start.remote(job, self._started)
+        self._started = self._mailbox.post.remote(_Order("start", job), self._started)
 
     def step(self) -> dict[str, Any]:
         """Run an epoch on all workers, as `JobRunner.step` does. WorkersDiedError if they have exited."""
@@ -147,7 +147,7 @@ class WorkerGroup:
         self._closed = True
         # During an epoch, workers would see the order only at its end.
         if not self._busy:
-            self._mailbox.end.remote()
+            self._mailbox.post.remote(_Order("end"), None)
             ray.wait([self._training], timeout=_GRACE_S)
         with contextlib.suppress(RayError):
             ray.cancel(self._presence)
@@ -199,9 +199,9 @@ class _Mailbox:
         # Unanswered calls would prevent an orderly exit.
         ray.kill(ray.get_runtime_context().current_actor)
 
-    async def start(self, job: StageJob, _after: None) -> None:
-        """Have all workers start a job."""
-        self._post(_Order("start", job))
+    async def post(self, order: _Order, _after: None) -> None:
+        """Give all workers an order."""
+        self._post(order)
 
     async def step(self, _after: None) -> dict[str, Any] | _Fault:
         """Have all workers run an epoch; return rank 0's result, or the fault if they have exited."""
@@ -211,10 +211,6 @@ class _Mailbox:
             if (answer := await self._answers.get()) is not None:
                 rank, results[rank] = answer
         return self._fault if self._ended.is_set() else results[0]
-
-    async def end(self) -> None:
-        """Have all workers end."""
-        self._post(_Order("end"))
 
     def _post(self, order: _Order) -> None:
         for orders in self._orders:
