@@ -71,23 +71,6 @@ def test_every_label_of_the_range_is_in_a_group(name: str, limit: float) -> None
         groups.membership(torch.linspace(-limit, limit, 60_001, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    ("label", "expected"),
-    [(-3.0, 0), (-1.8001, 0), (-1.8, 1), (-0.6, 2), (0.0, 2), (0.6, 3), (1.7999, 3), (1.8, 4), (3.0, 4)],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_strict_groups_hold_their_lower_edge_alone(label: float, expected: int, dtype: torch.dtype) -> None:
-    assert held_by(OrdinalGroups.named("strict,5"), label, dtype) == [expected]
-
-
-def test_overlapping_groups_hold_both_edges() -> None:
-    groups = OrdinalGroups.named("overlap,5")
-    assert held_by(groups, 0.0) == [1, 2, 3]
-    assert held_by(groups, 0.5) == [2, 3]
-    assert held_by(groups, 1.5) == [3, 4]
-    assert held_by(groups, 0.5001) == [3]
-
-
 def test_a_float32_label_lies_on_the_edge_that_it_was_stored_as() -> None:
     for limit in (1.0, 3.0, 7.0):
         for name in NAMES:
@@ -101,25 +84,6 @@ def test_the_limit_scales_the_edges() -> None:
     for name in NAMES:
         native, tripled = OrdinalGroups.named(name), OrdinalGroups.named(name, limit=9.0)
         assert torch.equal(native.membership(label_B), tripled.membership(label_B * 3))
-
-
-def test_distance_is_symmetric_and_follows_permutation() -> None:
-    generator = torch.Generator().manual_seed(1)
-    label_i, label_j = torch.rand(2, 200, generator=generator) * 6 - 3
-    groups = OrdinalGroups.named("overlap,7")
-    distance_P = groups.distance(label_i, label_j)
-    assert torch.equal(distance_P, groups.distance(label_j, label_i))
-    order = torch.randperm(200, generator=generator)
-    assert torch.equal(distance_P[order], groups.distance(label_i[order], label_j[order]))
-    assert not groups.distance(label_i, label_i).any()
-
-
-def test_membership_rows_give_the_distance_of_their_labels() -> None:
-    groups = OrdinalGroups.named("overlap,5")
-    label_B = torch.tensor([-2.6, -1.8, 0.2, 2.5])
-    i, j = torch.combinations(torch.arange(4)).unbind(-1)
-    member_BK = groups.membership(label_B)
-    assert torch.equal(groups.membership_distance(member_BK[i], member_BK[j]), groups.distance(label_B[i], label_B[j]))
 
 
 def test_no_labels_and_no_pairs() -> None:
