@@ -1,135 +1,30 @@
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
 import json
 import math
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from same_training import TIMES, assert_same_state, gradient, relative, timeless
+from torch import nn
 
 from grcf_ray.config import TrainConfig
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
-from grcf_ray.errors import ClusterError, DataError, DivergedError
+from grcf_ray.errors import ClusterError, DivergedError
 from grcf_ray.metrics import Ties, pairwise_accuracy
-from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train import stage as stage_module
-from grcf_ray.train.checkpoint import read_checkpoint
-from grcf_ray.train.curve import finite, objective_name, objective_value
+from grcf_ray.train.curve import finite, objective_value
 from grcf_ray.train.stage import StageLoop, choose_device, predict, stage_seed, use_deterministic_torch
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewLoop
 
 Stage = Literal[1, 2]
-
-TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
-CHECKPOINTS = ["best.safetensors", "last.safetensors", "previous.safetensors"]
-
-
-def gradient(loop: StageLoop) -> Tensor:
-    return torch.cat([p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None])
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
-def state_of(loop: StageLoop) -> dict[str, Tensor]:
-    names = {p: name for name, p in loop.model.named_parameters()}
-    moments = {
-        f"{names[p]}.{key}": torch.as_tensor(value)
-        for p, values in loop.optimizer.state.items()
-        for key, value in values.items()
-    }
-    return {name: tensor.clone() for name, tensor in [*loop.model.state_dict().items(), *moments.items()]}
-
-
-def assert_same_state(ours: StageLoop, theirs: StageLoop) -> None:
-    ours_state, theirs_state = state_of(ours), state_of(theirs)
-    assert ours_state.keys() == theirs_state.keys()
-    for name, tensor in ours_state.items():
-        assert torch.equal(tensor, theirs_state[name]), name
-
-
-def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in curve]
-
-
-def assert_same_files(ours: Path, theirs: Path) -> None:
-    """The same checkpoints with the same content, but for the times in their curves."""
-    assert files_of(ours) == files_of(theirs) == CHECKPOINTS
-    for name in CHECKPOINTS:
-        one, other = (read_checkpoint(storage_path(folder / name)) for folder in (ours, theirs))
-        assert timeless(one.state.pop("curve")) == timeless(other.state.pop("curve"))
-        assert one.state == other.state
-        assert one.tensors.keys() == other.tensors.keys()
-        assert all(torch.equal(tensor, other.tensors[key]) for key, tensor in one.tensors.items())
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def digest_of(path: Path) -> str:
-    return read_checkpoint(storage_path(path)).sha256
-
-
-def epoch_of(path: Path) -> int:
-    epoch: int = read_checkpoint(storage_path(path)).state["epoch"]
-    return epoch
-
-
-def damage(path: Path) -> None:
-    """A bit of the last weight, in the file itself: under all its names."""
-    with path.open("r+b") as file:
-        file.seek(-1, 2)
-        (byte,) = file.read(1)
-        file.seek(-1, 2)
-        file.write(bytes([byte ^ 1]))
-
-
-@pytest.mark.parametrize("stopped", [1, 2, 3])
-@pytest.mark.parametrize("stage", [1, 2])
-def test_resumed_run_is_the_uninterrupted_one(new_loop: NewLoop, tmp_path: Path, stage: Stage, stopped: int) -> None:
-    """Bit for bit, with dropout: weights, optimizer, curve and all checkpoints."""
-    whole = new_loop(stage, folder=tmp_path / "whole", model__modality_dropout=0.2)
-    list(whole)
-    first = new_loop(stage, folder=tmp_path / "parts", model__modality_dropout=0.2)
-    assert not first.resume()
-    for _ in range(stopped):
-        first.run_epoch()
-    torch.rand(7)
-    second = new_loop(stage, folder=tmp_path / "parts", model__modality_dropout=0.2)
-    assert second.resume()
-    assert (second.epoch, second.done) == (stopped, stopped == 3)
-    list(second)
-    assert_same_state(second, whole)
-    assert timeless(second.curve) == timeless(whole.curve)
-    assert second.notes == []
-    assert_same_files(tmp_path / "parts", tmp_path / "whole")
-    assert second.best_sha256 == digest_of(tmp_path / "parts" / "best.safetensors")
-
-
-def test_undefined_metric_is_the_same_before_and_after_a_resume(new_loop: NewLoop, tmp_path: Path) -> None:
-    """Constant scores have no correlation; JSON has no NaN."""
-    loop = new_loop(folder=tmp_path, stage1__head_lr=1e-30, stage1__encoder_lr=1e-30)
-    with torch.no_grad():
-        loop.model.head[2].weight.zero_()  # type: ignore[operator]
-    metrics = loop.run_epoch()
-    assert metrics["valid/corr"] is None
-    again = new_loop(folder=tmp_path)
-    again.resume()
-    assert again.curve == loop.curve
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -238,188 +133,6 @@ def test_gradient_is_clipped(new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch)
     assert metrics["grad_norm"] > 0.1
 
 
-@pytest.mark.parametrize(
-    ("stage", "metric", "values", "best"),
-    [
-        (1, "valid/pairwise_acc", [0.5, 0.7, 0.7, 0.6], 2),
-        (2, "valid/mae", [0.9, 0.4, 0.4, 0.5], 2),
-        (2, "valid/mae", [0.9, 0.4, 0.3, 0.2], 4),
-        (1, "valid/pairwise_acc", [0.9, 0.7, 0.8, 0.6], 1),
-    ],
-)
-def test_best_is_the_epoch_of_the_best_objective(
-    new_loop: NewLoop,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stage: Stage,
-    metric: str,
-    values: list[float],
-    best: int,
-) -> None:
-    """The earliest of equals."""
-    told = iter(values)
-    monkeypatch.setattr(StageLoop, "_validate", lambda self: {metric: next(told)})
-    loop = new_loop(stage, folder=tmp_path, stage1__epochs=4, stage2__epochs=4)
-    weights = [loop.model.head[2].weight.detach().clone() for _ in loop]  # type: ignore[union-attr,operator]
-    assert f"valid/{objective_name(stage, 'regression')}" == metric
-    assert loop.best_epoch == best
-    for name, epoch in (("best", best), ("previous", 3), ("last", 4)):
-        assert epoch_of(tmp_path / f"{name}.safetensors") == epoch
-        saved = load_file(tmp_path / f"{name}.safetensors")["model.head.2.weight"]
-        assert torch.equal(saved, weights[epoch - 1])
-    assert files_of(tmp_path) == CHECKPOINTS
-    assert loop.best_sha256 == digest_of(tmp_path / "best.safetensors")
-
-
-def told(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
-    """What validation says of each epoch, however often it is run; the training is real."""
-    monkeypatch.setattr(StageLoop, "_validate", lambda self: {"valid/pairwise_acc": values[self.epoch]})
-
-
-@pytest.mark.parametrize("copies", [1, 2])
-def test_end_between_two_files_loses_nothing(
-    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int
-) -> None:
-    """In the second epoch, the best: before `last` is copied to `previous`, or before it is copied to `best`."""
-    told(monkeypatch, [0.5, 0.7, 0.6])
-    whole = new_loop(folder=tmp_path / "whole")
-    list(whole)
-    loop = new_loop(folder=tmp_path / "parts")
-    loop.run_epoch()
-    real, count = LocalPath.copy_to, 0
-
-    def killed(*given: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == copies:
-            raise KeyboardInterrupt
-        real(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalPath, "copy_to", killed)
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_epoch()
-    best = tmp_path / "parts" / "best.safetensors"
-    assert epoch_of(best) == 1
-    again = new_loop(folder=tmp_path / "parts")
-    assert again.resume()
-    assert (again.epoch, epoch_of(best), again.notes) == (copies, copies, [])
-    assert again.best_sha256 == digest_of(best)
-    list(again)
-    assert_same_state(again, whole)
-    assert_same_files(tmp_path / "parts", tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("objectives", "lost", "resumed"),
-    [
-        # `best` is another name of `last`, and `previous` was the best before.
-        ([0.5, 0.6, 0.7, 0.8], ["last"], 2),
-        ([0.5, 0.7, 0.6, 0.4], ["last"], 2),
-        ([0.7, 0.5, 0.6, 0.8], ["last"], 2),
-        # `best` is another name of `last`, and what was the best before is gone.
-        ([0.6, 0.5, 0.7, 0.4], ["last"], 0),
-        ([0.5, 0.6, 0.7, 0.8], ["last", "previous"], 0),
-        ([0.7, 0.5, 0.6, 0.4], ["last", "previous"], 0),
-        # `best` is another name of `previous`.
-        ([0.5, 0.7, 0.6, 0.4], ["best"], 0),
-        ([0.7, 0.6, 0.5, 0.4], ["best"], 0),
-        ([0.7, 0.6, 0.5, 0.4], ["last", "best"], 0),
-        ([0.5, 0.6, 0.7, 0.8], ["previous"], 3),
-    ],
-)
-@pytest.mark.parametrize("how", ["damaged", "empty"])
-def test_damage_costs_epochs_but_changes_nothing(
-    new_loop: NewLoop,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    objectives: list[float],
-    lost: list[str],
-    resumed: int,
-    how: str,
-) -> None:
-    """After three of four epochs: whatever is lost, what comes out is bit for bit the undamaged run."""
-    told(monkeypatch, objectives)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    undamaged = new_loop(folder=whole, stage1__epochs=4)
-    list(undamaged)
-    first = new_loop(folder=parts, stage1__epochs=4)
-    for _ in range(3):
-        first.run_epoch()
-    for name in lost:
-        path = parts / f"{name}.safetensors"
-        damage(path) if how == "damaged" else os.truncate(path, 0)
-    loop = new_loop(folder=parts, stage1__epochs=4)
-    assert loop.resume() == (resumed > 0)
-    assert loop.epoch == resumed
-    if resumed:
-        # What is there now is whole, should the process end here.
-        assert epoch_of(parts / "last.safetensors") == resumed
-        assert epoch_of(parts / "best.safetensors") == loop.best_epoch
-        assert loop.best_sha256 == digest_of(parts / "best.safetensors")
-        again = new_loop(folder=parts, stage1__epochs=4)
-        assert again.resume() and again.epoch == resumed and again.notes == []
-    list(loop)
-    assert_same_state(loop, undamaged)
-    assert timeless(loop.curve) == timeless(undamaged.curve)
-    assert_same_files(parts, whole)
-    assert loop.best_sha256 == digest_of(parts / "best.safetensors")
-
-
-def test_notes_say_what_was_damaged_and_what_it_cost(new_loop: NewLoop, tmp_path: Path) -> None:
-    loop = new_loop(folder=tmp_path)
-    loop.run_epoch(), loop.run_epoch()
-    last, previous = (tmp_path / f"{name}.safetensors" for name in ("last", "previous"))
-    damage(last)
-    again = new_loop(folder=tmp_path)
-    assert again.resume()
-    (note,) = again.notes
-    assert note.startswith(f"{last}: damaged, its content has SHA-256 ")
-    assert note.endswith("; trained again from epoch 2")
-    # `last` is a second name of `previous` by now.
-    damage(previous)
-    again = new_loop(folder=tmp_path)
-    assert not again.resume()
-    assert [note.partition(": damaged, ")[0] for note in again.notes] == [str(last), str(previous)]
-    assert all(note.endswith("; trained again from epoch 1") for note in again.notes)
-
-
-@pytest.mark.parametrize("fault", ["missing", "stale"])
-def test_best_that_is_not_that_of_the_curve(
-    new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    told(monkeypatch, [0.5, 0.7, 0.6])
-    loop = new_loop(folder=tmp_path)
-    loop.run_epoch()
-    first = (tmp_path / "best.safetensors").read_bytes()
-    list(loop)
-    (tmp_path / "best.safetensors").unlink()
-    if fault == "stale":
-        (tmp_path / "best.safetensors").write_bytes(first)
-    again = new_loop(folder=tmp_path)
-    before = {name: tensor.clone() for name, tensor in state_of(again).items()}
-    assert not again.resume()
-    said = {"missing": "missing, though", "stale": "of epoch 1, but"}[fault] + " epoch 2 is the best one so far"
-    assert again.notes == [f"{tmp_path / 'best.safetensors'}: {said}; trained again from epoch 1"]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(again).items())
-    list(again)
-    assert_same_state(again, loop)
-    assert epoch_of(tmp_path / "best.safetensors") == 2
-
-
-def test_checkpoint_of_a_newer_version_is_not_overwritten(new_loop: NewLoop, tmp_path: Path) -> None:
-    """Nor one of another model: that is no damage, and a training would destroy it."""
-    state = json.dumps({"format": 99})
-    path = tmp_path / "last.safetensors"
-    save_file({}, path, {"state": state, "sha256": hashlib.sha256(state.encode()).hexdigest()})
-    with pytest.raises(DataError, match="written by a newer grcf_ray"):
-        new_loop(folder=tmp_path).resume()
-    path.unlink()
-    new_loop(folder=tmp_path).run_epoch()
-    with pytest.raises(DataError, match="made for another model"):
-        new_loop(folder=tmp_path, model__modalities="text").resume()
-
-
 def test_loop_without_a_folder_writes_nothing(
     new_loop: NewLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,30 +141,6 @@ def test_loop_without_a_folder_writes_nothing(
     assert not loop.resume()
     loop.run_epoch()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_divergence_keeps_the_last_good_epoch(new_loop: NewLoop, tmp_path: Path, stage: Stage) -> None:
-    loop = new_loop(stage, folder=tmp_path)
-    loop.run_epoch()
-    good = copy.deepcopy(loop.curve)
-    with torch.no_grad():
-        loop.model.unified.weight[0, 0] = math.nan
-    with pytest.raises(DivergedError, match="no longer finite after epoch 2"):
-        loop.run_epoch()
-    assert loop.curve == good
-    for name in ("last", "best"):
-        assert epoch_of(tmp_path / f"{name}.safetensors") == 1
-    again = new_loop(stage, folder=tmp_path)
-    assert again.resume()
-    assert again.run_epoch()["epoch"] == 2
-
-
-def test_learning_rate_out_of_all_bounds_diverges(new_loop: NewLoop, tmp_path: Path) -> None:
-    loop = new_loop(folder=tmp_path / "run", stage1__head_lr=1e30)
-    with pytest.raises(DivergedError):
-        list(loop)
-    assert not (tmp_path / "run").exists()
 
 
 def test_scores_that_are_not_finite_diverge(new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,9 +198,8 @@ def test_predict_of_an_empty_split(new_loop: NewLoop, tiny_features: Features) -
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "auto"])
-@pytest.mark.parametrize("stage", [1, 2])
-def test_precisions_run_on_a_cpu(new_loop: NewLoop, stage: Stage, precision: str) -> None:
-    loop, exact = (new_loop(stage, train__precision=name, dropout=False) for name in (precision, "float64"))
+def test_precisions_run_on_a_cpu(new_loop: NewLoop, precision: str) -> None:
+    loop, exact = (new_loop(train__precision=name, dropout=False) for name in (precision, "float64"))
     step = next(loop.steps())
     loop.backward(step), exact.backward(step)
     assert {p.dtype for p in loop.model.parameters()} == {torch.float64 if precision == "float64" else torch.float32}

@@ -1,0 +1,74 @@
+"""Comparisons of trainings: gradients, curves without times, and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.storage import storage_path
+from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from grcf_ray.train.stage import StageLoop
+
+TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
+CHECKPOINTS = ["best.safetensors", "last.safetensors", "previous.safetensors"]
+
+
+def gradient(loop: StageLoop) -> Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None])
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def timeless(curve: Iterable[dict[str, Any]], leave_out: Sequence[str] = TIMES) -> list[dict[str, Any]]:
+    return [{name: value for name, value in metrics.items() if name not in leave_out} for metrics in curve]
+
+
+def checkpoint_in(path: Path) -> Checkpoint:
+    return read_checkpoint(storage_path(path))
+
+
+def epoch_of(path: Path) -> int:
+    epoch: int = checkpoint_in(path).state["epoch"]
+    return epoch
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights, and the optimizer's moments, by name."""
+    moments = {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, p in model.named_parameters()
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+    return {name: tensor.clone() for name, tensor in (dict(model.state_dict()) | moments).items()}
+
+
+def assert_same_state(ours: StageLoop, theirs: StageLoop) -> None:
+    assert_same_tensors(state_of(ours.model, ours.optimizer), state_of(theirs.model, theirs.optimizer))
+
+
+def assert_same_checkpoints(ours: Path, theirs: Path) -> None:
+    """The same checkpoints with the same content, but for the times in their curves."""
+    assert files_of(ours) == files_of(theirs) == CHECKPOINTS
+    for name in CHECKPOINTS:
+        first, second = checkpoint_in(ours / name), checkpoint_in(theirs / name)
+        assert timeless(first.state.pop("curve")) == timeless(second.state.pop("curve"))
+        assert first.state == second.state
+        assert_same_tensors(first.tensors, second.tensors)
