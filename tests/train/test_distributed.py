@@ -21,7 +21,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from safetensors.torch import load_file
+from same_training import TIMES, assert_same_checkpoints, timeless
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
@@ -34,7 +34,7 @@ from grcf_ray.train.job import JobRunner, StageJob
 if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
 
-UNEQUAL = ("seconds", "utterances_per_s", "pairs_per_s", "utterance_passes")
+UNEQUAL = (*TIMES, "utterance_passes")
 """Times, and what two workers encode twice."""
 LONG = {"pairs__pairs_per_epoch": 1_000_000}
 """An epoch that does not end by itself within a test."""
@@ -99,7 +99,7 @@ def run(runner: JobRunner | WorkerGroup, job: StageJob) -> dict[str, Any]:
 
 
 def comparable(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in epoch.items() if name not in UNEQUAL} for epoch in result["curve"]]
+    return timeless(result["curve"], UNEQUAL)
 
 
 def processes() -> dict[int, str]:
@@ -148,7 +148,7 @@ def wait_until_nothing_is_left() -> None:
     wait_until(lambda: ray.available_resources().get("CPU") == total, ray.available_resources)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 class TestSoundGroup:
     def test_two_workers_do_what_one_does(
         self, group: WorkerGroup, new_job: NewJob, tiny_features: Features, tiny_backbone: Path, tmp_path: Path
@@ -167,13 +167,7 @@ class TestSoundGroup:
             for ours, theirs in zip(together, alone, strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
 
-    def test_results_repeat_bit_for_bit(self, group: WorkerGroup, new_job: NewJob, tmp_path: Path) -> None:
-        first, second = (run(group, new_job(name)) for name in ("first", "second"))
-        assert comparable(first) == comparable(second)
-        ours, theirs = (load_file(tmp_path / name / "last.safetensors") for name in ("first", "second"))
-        assert all((tensor == theirs[name]).all() for name, tensor in ours.items())
-
-    def test_job_goes_on_from_its_folder(self, group: WorkerGroup, new_job: NewJob) -> None:
+    def test_job_goes_on_from_its_folder_bit_for_bit(self, group: WorkerGroup, new_job: NewJob, tmp_path: Path) -> None:
         whole, cut = new_job("whole"), new_job("cut")
         group.start(cut)
         assert group.step()["epoch"] == 1
@@ -182,23 +176,9 @@ class TestSoundGroup:
         assert group.step()["epoch"] == 2
         result = group.step()
         assert comparable(result) == comparable(uninterrupted)
+        assert_same_checkpoints(tmp_path / "cut", tmp_path / "whole")
         # What is asked of a job that is done is told again.
         assert group.step() == result
-
-    def test_processes_stay_from_job_to_job(
-        self, group: WorkerGroup, new_job: NewJob, record_property: Callable[[str, object], None]
-    ) -> None:
-        run(group, new_job("first"))
-        before = workers()
-        assert len(before) == 2
-        turnarounds = []
-        for number in range(5):
-            started = time.perf_counter()
-            group.start(new_job(f"next-{number}"))
-            epoch = group.step()["curve"][0]
-            turnarounds.append(time.perf_counter() - started - epoch["seconds"])
-        assert workers() == before
-        record_property("turnaround", [round(seconds, 3) for seconds in turnarounds])
 
     def test_all_processes_listen_on_the_loopback_interface_alone(self, group: WorkerGroup, new_job: NewJob) -> None:
         # Not above: processes of Ray's import this file too, and do not find it.
@@ -232,9 +212,9 @@ class TestSoundGroup:
         assert workers() == before
 
     def test_jobs_that_are_stopped_leave_nothing(self, group: WorkerGroup, new_job: NewJob) -> None:
-        """The group is closed at the end, twice."""
+        """The processes stay from job to job; the group is closed at the end, twice."""
         before = workers()
-        for number in range(20):
+        for number in range(6):
             group.start(new_job(f"left-{number}"))
             # Some are stopped before they begin.
             if number % 4:
@@ -247,7 +227,7 @@ class TestSoundGroup:
             group.step()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_death_of_a_worker_ends_the_group(fresh: WorkerGroup, new_job: NewJob) -> None:
     """Within an epoch, where the other waits for it."""
     run(fresh, new_job("before"))
@@ -265,7 +245,7 @@ def test_death_of_a_worker_ends_the_group(fresh: WorkerGroup, new_job: NewJob) -
     wait_until_nothing_is_left()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_group_is_closed_within_an_epoch(fresh: WorkerGroup, new_job: NewJob) -> None:
     """As when somebody interrupts the command."""
     run(fresh, new_job("before"))
@@ -291,7 +271,7 @@ class Holder:
         return os.getpid()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_nothing_outlives_the_holder(shared: ray.ObjectRef[Features], new_job: NewJob) -> None:
     """In a placement group such as a trial's, which the workers are not to lie in."""
     trial = placement_group([{"node:__internal_head__": 0.001}])

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from same_training import assert_same_checkpoints, timeless
 
 from grcf_ray import cluster, console
 from grcf_ray.cli.train import app
@@ -24,7 +25,6 @@ from grcf_ray.train.checkpoint import read_state
 from grcf_ray.train.job import StageJob
 from grcf_ray.train.stage import StageLoop
 
-TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
 Train = Callable[..., int]
 
 
@@ -76,8 +76,7 @@ def train(space: Path, tiny_store: DatasetStore) -> Train:
 
 
 def curve(stage: int, out: str = "out") -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_state(storage_path(out) / f"stage{stage}" / "last.safetensors")["curve"]
-    return [{name: value for name, value in metrics.items() if name not in TIMES} for metrics in found]
+    return timeless(read_state(storage_path(out) / f"stage{stage}" / "last.safetensors")["curve"])
 
 
 @pytest.mark.parametrize(("dataset", "total"), [("mosi", "186,585,724"), ("mosei", "186,576,496")])
@@ -146,9 +145,6 @@ def test_settings_that_cannot_be(
 def test_data_that_are_not_there(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--label-range", "-3", "3", data=Path("nosuch")) == 3
     assert "nosuch does not exist" in capsys.readouterr().err
-
-
-def test_unknown_data_set_needs_a_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dataset", "mossi") == 2
     assert "unknown data set 'mossi'. Did you mean mosi?" in capsys.readouterr().err
 
@@ -232,15 +228,13 @@ def test_ablations_run(train: Train, ablation: str, capsys: pytest.CaptureFixtur
     assert all((weight == pytest.approx(1)) == (ablation == "no-advantage") for weight in weights)
     settings = json.loads(Path("out/train.json").read_text())
     assert settings.items() >= ABLATIONS[ablation].items()
+    if ablation == "static-margin":
+        assert train("--set", "ranking.intra_margin=0.3", out="full") == 0
+        full, static = curve(1, "full")[0], curve(1)[0]
+        assert full["loss/group"] != static["loss/group"]
+        assert full["lr/head"] == static["lr/head"]
     if ablation == "direct-mae":
         assert all(metrics["loss/total"] == pytest.approx(metrics["loss/mae"]) for metrics in curve(2))
-
-
-def test_static_margin_changes_the_loss(train: Train) -> None:
-    assert train(out="full") == train("--ablation", "static-margin", out="static") == 0
-    first, second = curve(1, "full")[0], curve(1, "static")[0]
-    assert first["loss/group"] != second["loss/group"]
-    assert first["lr/head"] == second["lr/head"]
 
 
 def test_same_command_goes_on_and_then_ends_at_once(
@@ -270,19 +264,16 @@ def test_same_command_goes_on_and_then_ends_at_once(
     assert out.splitlines()[-3:-1] == whole[:2]
     assert "stage 1: resumes after epoch 1" in err
     for stage in (1, 2):
-        assert curve(stage) == curve(stage, "whole")
-        for name in ("last", "best"):
-            resumed, uninterrupted = (
-                load_file(Path(place, f"stage{stage}", f"{name}.safetensors")) for place in ("out", "whole")
-            )
-            assert all(torch.equal(tensor, uninterrupted[key]) for key, tensor in resumed.items())
+        assert_same_checkpoints(Path("out", f"stage{stage}"), Path("whole", f"stage{stage}"))
 
     ran[:] = [(0, 0)]
     assert train() == 0, "every epoch has run"
     assert capsys.readouterr().out.splitlines()[:2] == whole[:2]
 
 
-def test_other_settings_in_the_same_folder_are_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_or_data_in_the_same_folder_are_refused(
+    train: Train, tiny_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train() == 0
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -290,18 +281,11 @@ def test_other_settings_in_the_same_folder_are_refused(train: Train, capsys: pyt
     err = capsys.readouterr().err
     assert "out holds checkpoints of other settings:\n  seed: 42 -> 1\n  stage1.group_weight: 0.9 -> 0.5\n" in err
     assert "Give another folder: --out DIR" in err
-    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
-
-
-def test_other_data_in_the_same_folder_are_refused(
-    train: Train, tiny_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train() == 0
     changed = tmp_path / "changed.csv"
     changed.write_text(tiny_csv.read_text().replace("great", "good"))
-    capsys.readouterr()
     assert train("--label-range", "-3", "3", data=changed) == 2
     assert "out holds checkpoints of other settings:\n  data: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
 def test_divergence_is_an_error_with_a_code(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +300,7 @@ WITHOUT_DROPOUT = [
 ]
 
 
+@pytest.mark.integration
 def test_workers_go_on_where_one_process_stopped(
     ray_session: None, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,6 +337,7 @@ def test_workers_go_on_where_one_process_stopped(
     assert "stage2.epochs: 2 -> 3\nGive another folder" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_workers_that_die_are_told_of(
     ray_session: None, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +378,7 @@ def test_more_workers_than_groups_are_refused_before_ray_starts(
     assert not Path("out").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "lack"),
     [(["--cpus-per-worker", "4096"], "no node has more than"), (["--gpus-per-worker", "64"], "no node has")],
@@ -404,6 +391,7 @@ def test_workers_that_fit_no_machine_are_refused(
     assert not Path("out").exists()
 
 
+@pytest.mark.integration
 def test_one_process_needs_no_ray(space: Path, tiny_store: DatasetStore) -> None:
     code = (
         "import sys\n"

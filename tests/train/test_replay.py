@@ -21,6 +21,7 @@ from grcf_ray.storage import storage_path
 from grcf_ray.train.job import JobRunner
 from tests.conftest import Recorded
 
+pytestmark = pytest.mark.integration
 NOT_FINITE = "the loss or its gradient is no longer finite after epoch 1"
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from same_training import TIMES, assert_same_checkpoints, checkpoint_in, relative, timeless
 from torch import Tensor
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
-from grcf_ray.storage import storage_path
-from grcf_ray.train.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 RANKS = Path(__file__).with_name("ranks.py")
 STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1, "uneven-twice": 3, "idle-twice": 1}
 """Steps of an epoch of each scenario in ranks.py."""
-TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +60,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig, tiny_
 def tensors_of(folder: Path, rank: int, world: int, scenario: str) -> dict[str, Tensor]:
     found = load_file(folder / f"{rank}-of-{world}.safetensors")
     return {name: tensor for name, tensor in found.items() if name.split(".")[0] == scenario}
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 @pytest.mark.parametrize("scenario", STEPS)
@@ -126,7 +121,7 @@ def jobs_of(folder: Path, rank: int) -> dict[str, list[dict[str, Any]]]:
     jobs: dict[str, list[dict[str, Any]]] = json.loads((folder / f"{rank}-of-2.json").read_text())["jobs"]
     for results in jobs.values():
         for result in results:
-            result["curve"] = [{k: v for k, v in metrics.items() if k not in TIMES} for metrics in result["curve"]]
+            result["curve"] = timeless(result["curve"])
     return jobs
 
 
@@ -134,7 +129,7 @@ def test_ranks_report_the_same_epochs_and_the_first_one_the_checkpoint(ranks: Pa
     first, second = (jobs_of(ranks, rank)["whole"] for rank in range(2))
     assert [result["epoch"] for result in first] == [1, 2, 3]
     digest = first[-1]["checkpoint_sha256"]
-    assert digest == read_checkpoint(storage_path(ranks / "whole" / "best.safetensors")).sha256
+    assert digest == checkpoint_in(ranks / "whole" / "best.safetensors").sha256
     assert [result | {"checkpoint_sha256": None} for result in first] == second
 
 
@@ -162,8 +157,4 @@ def test_ranks_go_on_together_from_the_checkpoint_before_a_damaged_one(ranks: Pa
     (note,) = jobs_of(ranks, 0)["damaged"][-1]["notes"]
     assert note.startswith(f"{ranks / 'damaged' / 'last.safetensors'}: not a whole checkpoint")
     assert note.endswith("; trained again from epoch 2")
-    for name in ("best", "last", "previous"):
-        ours, theirs = (
-            read_checkpoint(storage_path(ranks / run / f"{name}.safetensors")) for run in ("damaged", "whole")
-        )
-        assert all(torch.equal(tensor, theirs.tensors[key]) for key, tensor in ours.tensors.items())
+    assert_same_checkpoints(ranks / "damaged", ranks / "whole")
