@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from pyarrow import fs as pafs
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from same_training import assert_same_tensors, state_of
 from torch import Tensor, nn
 
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.files import file_sha256, link_or_copy
+from grcf_ray.files import file_sha256
 from grcf_ray.storage import RemotePath, StoragePath, storage_path
-from grcf_ray.train import checkpoint
 from grcf_ray.train.checkpoint import (
     export_weights,
     load_weights,
@@ -60,21 +59,6 @@ def train(network: Network, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
-def everything(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    moments = {
-        f"{name}.{key}": torch.as_tensor(value)
-        for name, p in network.named_parameters()
-        for key, value in optimizer.state.get(p, {}).items()
-    }
-    return dict(network.state_dict()) | moments
-
-
-def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Path, dtype: torch.dtype) -> None:
     whole = made(dtype=dtype)
@@ -89,9 +73,9 @@ def test_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Path, dtype: 
     found = read_checkpoint(place, sha256=digest)
     assert (found.state, found.sha256) == ({"format": 1, **STATE}, digest)
     found.restore(again, fresh)
-    assert_equal(everything(again, fresh), everything(network, optimizer))
+    assert_same_tensors(state_of(again, fresh), state_of(network, optimizer))
     train(again, fresh, range(3, 6))
-    assert_equal(everything(again, fresh), everything(*whole))
+    assert_same_tensors(state_of(again, fresh), state_of(*whole))
 
 
 def test_checkpoint_before_the_first_step(tmp_path: Path) -> None:
@@ -138,16 +122,6 @@ def test_frozen_parameters_are_not_stored(tmp_path: Path) -> None:
     assert torch.equal(again.frozen.weight, before)
 
 
-def test_weights_alone(tmp_path: Path) -> None:
-    network, optimizer = made()
-    train(network, optimizer, range(2))
-    save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
-    again, _ = made(seed=9)
-    assert load_weights(storage_path(tmp_path / "a"), again)["epoch"] == 2
-    assert_equal(trained_tensors(again), trained_tensors(network))
-    assert read_state(storage_path(tmp_path / "a"))["curve"] == STATE["curve"]
-
-
 def test_exported_weights_are_a_checkpoint_without_an_optimizer(tmp_path: Path) -> None:
     network, optimizer = made()
     train(network, optimizer, range(2))
@@ -158,7 +132,8 @@ def test_exported_weights_are_a_checkpoint_without_an_optimizer(tmp_path: Path) 
     assert all(name.startswith("model.") for name in load_file(tmp_path / "deep" / "b"))
     again, _ = made(seed=9)
     assert load_weights(copy, again, sha256=digest) == read_state(storage_path(tmp_path / "a"))
-    assert_equal(trained_tensors(again), trained_tensors(network))
+    assert read_state(copy) == {"format": 1, **STATE}
+    assert_same_tensors(trained_tensors(again), trained_tensors(network))
 
 
 def test_checkpoint_in_object_storage(tmp_path: Path) -> None:
@@ -171,7 +146,7 @@ def test_checkpoint_in_object_storage(tmp_path: Path) -> None:
     again, fresh = made(seed=9)
     again.frozen.load_state_dict(network.frozen.state_dict())
     found.restore(again, fresh)
-    assert_equal(everything(again, fresh), everything(network, optimizer))
+    assert_same_tensors(state_of(again, fresh), state_of(network, optimizer))
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "last.safetensors").read_bytes()[:-1])
     with pytest.raises(DamagedError, match=r"mock://bucket/last.safetensors: "):
         read_checkpoint(place)
@@ -185,14 +160,14 @@ def loads(path: Path) -> list[Callable[[], Any]]:
     network, optimizer = made(seed=9)
     train(network, optimizer, range(1))
     place = storage_path(path)
-    before = {name: tensor.clone() for name, tensor in everything(network, optimizer).items()}
+    before = state_of(network, optimizer)
 
     def untouched(load: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> None:
             try:
                 load()
             finally:
-                assert_equal(everything(network, optimizer), before)
+                assert_same_tensors(state_of(network, optimizer), before)
 
         return run
 
@@ -207,8 +182,7 @@ def load_all(path: Path) -> list[Callable[[], Any]]:
     return [lambda: read_state(storage_path(path)), *loads(path)]
 
 
-@pytest.mark.parametrize("bit", [0, 5])
-def test_flipped_bit_anywhere_is_found(tmp_path: Path, bit: int) -> None:
+def test_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     """In the length, the names, the state, the checksum, the weights: each byte in turn."""
     path = tmp_path / "last.safetensors"
     network, optimizer = made()
@@ -217,7 +191,7 @@ def test_flipped_bit_anywhere_is_found(tmp_path: Path, bit: int) -> None:
     content = path.read_bytes()
     for index in range(len(content)):
         damaged = bytearray(content)
-        damaged[index] ^= 1 << bit
+        damaged[index] ^= 1 << index % 8
         path.write_bytes(damaged)
         with pytest.raises(DamagedError, match=r"last.safetensors: "):
             read_checkpoint(storage_path(path))
@@ -275,6 +249,7 @@ def test_checksum_is_that_of_the_state_and_of_each_tensors_name_kind_and_bytes(t
         start, stop = tensor["data_offsets"]
         ours.update(content[8 + size + start : 8 + size + stop])
     assert ours.hexdigest() == digest == meta["sha256"]
+    assert json.loads(meta["state"]) == {"format": 1, **STATE}
 
 
 def test_state_that_looks_like_a_header_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -371,51 +346,3 @@ def test_checkpoint_of_another_model_names_a_tensor(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"another model; 2 tensors .*frozen.bias"):
         load_weights(place, network)
     assert "frozen.bias" in trained_tensors(network)
-
-
-def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a"
-    save_checkpoint(storage_path(path), *made(), STATE)
-    before = path.read_bytes()
-
-    def half(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-        target.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(storage_path(path), *made(seed=1), STATE)
-    assert path.read_bytes() == before
-    assert [found.name for found in tmp_path.iterdir()] == ["a"]
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_best_does_not_follow_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    """They may share a file; writing the one anew leaves the other as it was."""
-
-    def refused(*_: Any) -> None:
-        raise OSError("no links on this disk")
-
-    if not links:
-        monkeypatch.setattr(os, "link", refused)
-    last, best = tmp_path / "last", tmp_path / "best"
-    save_checkpoint(storage_path(last), *made(seed=0), {"epoch": 1})
-    link_or_copy(last, best)
-    assert last.samefile(best) == links
-    first = best.read_bytes()
-    save_checkpoint(storage_path(last), *made(seed=1), {"epoch": 2})
-    assert best.read_bytes() == first
-    assert (read_state(storage_path(last))["epoch"], read_state(storage_path(best))["epoch"]) == (2, 1)
-    link_or_copy(last, best)
-    assert read_state(storage_path(best))["epoch"] == 2
-    # Once more: two names of one file, which a rename leaves both.
-    link_or_copy(last, best)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
-
-
-def test_file_is_readable_by_anyone(tmp_path: Path) -> None:
-    """With safetensors alone: names, and the state as JSON."""
-    save_checkpoint(storage_path(tmp_path / "a"), *made(), STATE)
-    with safe_open(tmp_path / "a", framework="np") as file:
-        assert json.loads(file.metadata()["state"]) == {"format": 1, **STATE}
-        assert file.get_tensor("model.top.bias").shape == (1,)
