@@ -192,10 +192,11 @@ class TextEncoder(nn.Module):
         return states
 
     @torch.no_grad()
-    def frozen_hidden(self, token_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the output [B, L, D] of the frozen layers."""
+    def frozen_hidden(self, batch: Batch) -> Tensor:
+        """Return the output [B, L, D] of the frozen layers for the tokens of a batch."""
+        assert batch.mask_BL is not None
         bottom = _view(self.backbone, slice(None, self.n_frozen), embedded=False)
-        hidden: Tensor = bottom(input_ids=token_BL, attention_mask=mask_BL.long()).last_hidden_state
+        hidden: Tensor = bottom(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
         return hidden
 
     @torch.no_grad()
@@ -206,12 +207,13 @@ class TextEncoder(nn.Module):
         training = self.training
         self.eval()
         token_BL = torch.arange(5, 11, device=next(self.backbone.parameters()).device).reshape(2, 3)
-        mask_BL = torch.tensor([[1, 1, 1], [1, 1, 0]], device=token_BL.device)
+        mask_BL = torch.tensor([[True, True, True], [True, True, False]], device=token_BL.device)
+        batch = Batch(token_BL, mask_BL, *[None] * 6)
         top = _view(self.backbone, slice(self.n_frozen, None), embedded=True)
         try:
-            whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL).last_hidden_state
-            split = top(inputs_embeds=self.frozen_hidden(token_BL, mask_BL), attention_mask=mask_BL).last_hidden_state
-            same = torch.allclose(whole[mask_BL.bool()], split[mask_BL.bool()], rtol=1e-4, atol=1e-4)
+            whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL.long()).last_hidden_state
+            split = top(inputs_embeds=self.frozen_hidden(batch), attention_mask=mask_BL.long()).last_hidden_state
+            same = torch.allclose(whole[mask_BL], split[mask_BL], rtol=1e-4, atol=1e-4)
         except Exception:  # A library class that cannot be split can raise anything.
             same = False
         self.train(training)

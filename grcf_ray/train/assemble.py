@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from grcf_ray.config import NEEDS_TEXT, Modalities, ModelConfig, RunConfig
 from grcf_ray.console import Progress
 from grcf_ray.data.array_files import cached_array
-from grcf_ray.data.batches import length_sorted, micro_batches
+from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.base import GrcfModel
@@ -47,20 +48,22 @@ def backbone_sha256(backbone: str) -> str:
 
 def prepare_features(store: DatasetStore, config: RunConfig, *, cache: Path | None = None) -> Features:
     """Return the features of the train and valid splits, with the output of frozen layers if the model has some."""
-    if not config.model.sees_text:
-        features = build_features(store, None, config.features, cache=cache)
-        _check_labels(features)
-        return features
-    tokenizer = load_tokenizer(config.model.backbone)
-    limits = (tokenizer.model_max_length, position_limit(pretrained_backbone(config.model.backbone)))
-    limit = min(limit for limit in limits if limit is not None)
-    if config.features.max_tokens > limit:
-        raise ConfigError(
-            f"features.max_tokens = {config.features.max_tokens}: the limit of the backbone is {limit}; "
-            f"use --set features.max_tokens={limit}"
-        )
+    tokenizer = None
+    if config.model.sees_text:
+        tokenizer = load_tokenizer(config.model.backbone)
+        limits = (tokenizer.model_max_length, position_limit(pretrained_backbone(config.model.backbone)))
+        limit = min(limit for limit in limits if limit is not None)
+        if config.features.max_tokens > limit:
+            raise ConfigError(
+                f"features.max_tokens = {config.features.max_tokens}: the limit of the backbone is {limit}; "
+                f"use --set features.max_tokens={limit}"
+            )
     features = build_features(store, tokenizer, config.features, cache=cache)
-    _check_labels(features)
+    for name, split in (("train", features.train), ("valid", features.valid)):
+        if len(np.unique(split.label_N)) < 2:
+            raise DataError(f"all labels of the {name} split are equal, so there is no order to learn")
+    if tokenizer is None:
+        return features
     # Built and tried even if no layer is frozen: an unusable backbone must fail before the first trial.
     encoder = TextEncoder(
         copy.deepcopy(pretrained_backbone(config.model.backbone)), config.model.text_vector, config.model.frozen_layers
@@ -84,12 +87,6 @@ def _longest_text(features: Features) -> Tensor:
         longest = int(split.tokens.lengths.argmax())
         texts.append(split.tokens.values[slice(*split.tokens.offsets[longest : longest + 2])])
     return torch.from_numpy(max(texts, key=len).astype(np.int64))
-
-
-def _check_labels(features: Features) -> None:
-    for name, split in (("train", features.train), ("valid", features.valid)):
-        if len(np.unique(split.label_N)) < 2:
-            raise DataError(f"all labels of the {name} split are equal, so there is no order to learn")
 
 
 def select_modalities(features: Features, modalities: Modalities) -> Features:
@@ -134,16 +131,25 @@ def text_vectors(
     features: Features, split: SplitFeatures, encoder: TextEncoder, *, token_budget: int = FROZEN_TOKEN_BUDGET
 ) -> NDArray[np.float32]:
     """Return the text vectors [N, D] of a split, in its order and in the encoder's own type."""
-    with torch.no_grad():
-        order = length_sorted(split, np.arange(len(split)))
-        vectors, progress = [], Progress("encoding utterances", len(split))
-        for batch in micro_batches(features, split, order, token_budget):
-            vectors.append(encoder(batch))
-            progress.add(len(vectors[-1]))
-    sorted_ND = torch.cat(vectors).numpy()
+    parts = list(_encoded(features, split, encoder, token_budget))
+    sorted_ND = torch.cat([vector_BD for _, vector_BD in parts]).numpy()
     vector_ND: NDArray[np.float32] = np.empty_like(sorted_ND)
-    vector_ND[order] = sorted_ND
+    vector_ND[np.concatenate([index_B for index_B, _ in parts])] = sorted_ND
     return vector_ND
+
+
+@torch.no_grad()
+def _encoded(
+    features: Features, split: SplitFeatures, encode: Callable[[Batch], Tensor], token_budget: int
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Yield the result for each batch of a split, with the places of its utterances."""
+    order = length_sorted(split, np.arange(len(split)))
+    done, progress = 0, Progress("encoding utterances", len(split))
+    for batch in micro_batches(features, split, order, token_budget):
+        result = encode(batch)
+        yield order[done : done + len(result)], result
+        done += len(result)
+        progress.add(len(result))
 
 
 def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: str) -> SplitFeatures:
@@ -165,16 +171,10 @@ def _frozen_hidden(features: Features, split: SplitFeatures, encoder: TextEncode
     """Return the output [T, D] of the frozen layers for every token of the split."""
     assert split.tokens is not None
     hidden_TD = np.empty((len(split.tokens.values), encoder.width), np.float32)
-    order = length_sorted(split, np.arange(len(split)))
-    done, progress = 0, Progress("encoding utterances", len(split))
-    for batch in micro_batches(features, split, order, FROZEN_TOKEN_BUDGET):
-        assert batch.token_BL is not None and batch.mask_BL is not None
-        hidden_BLD = encoder.frozen_hidden(batch.token_BL, batch.mask_BL).numpy()
-        for row, utterance in enumerate(order[done : done + len(hidden_BLD)]):
+    for index_B, hidden_BLD in _encoded(features, split, encoder.frozen_hidden, FROZEN_TOKEN_BUDGET):
+        for utterance, hidden_LD in zip(index_B, hidden_BLD.numpy(), strict=True):
             start, stop = split.tokens.offsets[utterance : utterance + 2]
-            hidden_TD[start:stop] = hidden_BLD[row, : stop - start]
-        done += len(hidden_BLD)
-        progress.add(len(hidden_BLD))
+            hidden_TD[start:stop] = hidden_LD[: stop - start]
     return hidden_TD
 
 

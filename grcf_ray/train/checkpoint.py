@@ -41,9 +41,25 @@ class Checkpoint:
     sha256: str
     """Checksum of the content."""
 
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights. DataError if the checkpoint belongs to another model."""
+        saved = {name.removeprefix("model."): t for name, t in self.tensors.items() if name.startswith("model.")}
+        wanted = trained_tensors(model)
+        if different := sorted(saved.keys() ^ wanted.keys()):
+            raise DataError(
+                f"{self.place}: made for another model; {len(different)} tensors differ, the first is {different[0]}"
+            )
+        for name, tensor in wanted.items():
+            if saved[name].shape != tensor.shape:
+                shapes = tuple(saved[name].shape), tuple(tensor.shape)
+                raise DataError(f"{self.place}: {name} has the shape {shapes[0]}, but {shapes[1]} in the model")
+        with torch.no_grad():
+            for name, tensor in wanted.items():
+                tensor.copy_(saved[name])
+
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load the weights and the optimizer's state. DataError if the checkpoint belongs to another model."""
-        _load_model(self, model)
+        self.load_into(model)
         for name, parameter in model.named_parameters():
             saved = {
                 key: self.tensors[f"optimizer.{key}.{name}"]
@@ -105,7 +121,7 @@ def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpo
 def load_weights(place: StoragePath, model: nn.Module, *, sha256: str | None = None) -> dict[str, Any]:
     """Load the verified weights of a checkpoint into the model; return the state of the checkpoint."""
     checkpoint = read_checkpoint(place, sha256=sha256)
-    _load_model(checkpoint, model)
+    checkpoint.load_into(model)
     return checkpoint.state
 
 
@@ -189,21 +205,3 @@ def _sha256(state: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
-    place, tensors = checkpoint.place, checkpoint.tensors
-    saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    wanted = trained_tensors(model)
-    if saved.keys() != wanted.keys():
-        different = sorted(saved.keys() ^ wanted.keys())
-        raise DataError(
-            f"{place}: made for another model; {len(different)} tensors differ, the first is {different[0]}"
-        )
-    for name, tensor in wanted.items():
-        if saved[name].shape != tensor.shape:
-            shapes = tuple(saved[name].shape), tuple(tensor.shape)
-            raise DataError(f"{place}: {name} has the shape {shapes[0]}, but {shapes[1]} in the model")
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(saved[name])

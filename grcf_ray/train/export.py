@@ -8,6 +8,7 @@ manifest.json         a SHA-256 of each file, verified before any of them is use
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -209,22 +210,19 @@ def _frames(cell: Any, dim: int, name: str, row: int) -> list[list[float]] | Non
     """Return the rows of a modality as lists; None if the sample lacks it."""
     if _is_missing(cell):
         return None
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         values = np.asarray([np.asarray(frame, np.float32) for frame in cell], np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"row {row}: {name} is not a list of rows of {dim} numbers") from error
-    if len(values) and values.shape[1:] != (dim,):
-        raise DataError(f"row {row}: {name} is not a list of rows of {dim} numbers")
-    return values.tolist() if len(values) else []
+        if not len(values) or values.shape[1:] == (dim,):
+            frames: list[list[float]] = values.tolist()
+            return frames
+    raise DataError(f"row {row}: {name} is not a list of rows of {dim} numbers")
 
 
 def _strings(cell: Any, row: int) -> list[str] | None:
     """Return the context as a list; None if there is none."""
     if _is_missing(cell):
         return None
-    if isinstance(cell, str) or not isinstance(cell, Iterable):
-        raise DataError(f"row {row}: context is not a list of strings")
-    listed = list(cell)
+    listed: list[Any] = list(cell) if isinstance(cell, Iterable) and not isinstance(cell, str) else [None]
     if not all(isinstance(sentence, str) for sentence in listed):
         raise DataError(f"row {row}: context is not a list of strings")
     return listed

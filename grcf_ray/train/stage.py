@@ -125,7 +125,12 @@ class StageLoop:
                 newest.restore(self.model, self.optimizer)
                 self.curve = newest.state["curve"]
                 if self.rank == 0:
-                    self._repair_folder(self.folder, newest, best)
+                    # Restore the files to their state at the end of this epoch, whenever the process stopped.
+                    self.best_sha256 = best.sha256
+                    if newest.place.name != LAST:
+                        newest.place.copy_to(self.folder / LAST)
+                    if best is newest:
+                        newest.place.copy_to(self.folder / BEST)
         self.notes += [f"{fault}; trained again from epoch {self.epoch + 1}" for fault in faults]
         return self.epoch > 0
 
@@ -220,7 +225,9 @@ class StageLoop:
         totals: dict[str, Tensor] = defaultdict(lambda: score_S.new_zeros((), dtype=torch.float64))
         loss = score_S.new_zeros(())
         for group, part_S in zip(groups, torch.split(score_S, [len(group.slot_S) for group in groups]), strict=True):
-            terms = self.losses(group, part_S, self._labels(step, group).to(self.device))
+            # Indexing copies the array. The features are read-only, which torch would warn about.
+            label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
+            terms = self.losses(group, part_S, torch.from_numpy(label_S).to(self.device, self.dtype))
             loss = loss + group.weight * terms["loss/total"]
             for name, value in terms.items():
                 totals[name] += group.weight / self.world * value.detach()
@@ -236,11 +243,6 @@ class StageLoop:
             dist.all_reduce(anywhere, dist.ReduceOp.MAX)
             too_many = bool(anywhere.item())
         return not too_many
-
-    def _labels(self, step: Step, group: Group) -> Tensor:
-        # Indexing copies the array. The features are read-only, which torch would warn about.
-        label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
-        return torch.from_numpy(label_S).to(self.dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context that sets the precision of the model."""
@@ -330,14 +332,6 @@ class StageLoop:
         if best.state["epoch"] != epoch:
             raise DamagedError(f"{kept}: of epoch {best.state['epoch']}, but epoch {epoch} is the best one so far")
         return best
-
-    def _repair_folder(self, folder: StoragePath, newest: Checkpoint, best: Checkpoint) -> None:
-        """Restore the files to their state at the end of the newest epoch, whenever the process stopped."""
-        self.best_sha256 = best.sha256
-        if newest.place.name != LAST:
-            newest.place.copy_to(folder / LAST)
-        if best is newest:
-            newest.place.copy_to(folder / BEST)
 
     @property
     def best_epoch(self) -> int:

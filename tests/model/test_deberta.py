@@ -93,63 +93,65 @@ def outcome(model: Any, *lengths: int) -> tuple[Tensor, Tensor, Tensor]:
     return hidden_BLD, torch.cat(gradients), model.encoder.rel_embeddings.weight.grad
 
 
-def assert_same(stock: Any, ours: Any, *lengths: int, limit: float = 1e-12) -> None:
+def assert_same(stock: Any, cut: Any, *lengths: int, limit: float = 1e-12) -> None:
     """Outputs and gradients differ by less than a part of their norm."""
-    for theirs, mine in zip(outcome(stock, *lengths), outcome(ours, *lengths), strict=True):
-        assert theirs.norm() > 0
-        assert (theirs - mine).norm() / theirs.norm() < limit
+    for reference, mine in zip(outcome(stock, *lengths), outcome(cut, *lengths), strict=True):
+        assert reference.norm() > 0
+        assert (reference - mine).norm() / reference.norm() < limit
 
 
 def spans(model: Any) -> set[int]:
     return {layer.attention.self.pos_ebd_size for layer in model.encoder.layer}
 
 
-@pytest.mark.parametrize("length", [3, 16, 50, 200, 300])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("length", "dtype", "limit"),
+    [*((length, torch.float64, 1e-12) for length in (3, 50, 200, 300)), (200, torch.float32, 1e-5)],
+)
 def test_outputs_and_gradients_are_the_library_s(length: int, dtype: torch.dtype, limit: float) -> None:
-    stock, ours = pair(dtype)
-    assert_same(stock, ours, length, limit=limit)
+    stock, cut = pair(dtype)
+    assert_same(stock, cut, length, limit=limit)
     occurring = length if length <= 128 else int(stock.encoder.get_rel_pos(torch.empty(1, length, 0)).max()) + 1
     assert spans(stock) == {256}
-    assert occurring < spans(ours).pop() <= occurring + 4
+    assert occurring < spans(cut).pop() <= occurring + 4
 
 
 @pytest.mark.parametrize("length", [16, 200])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_form_of_attention(variant: str, length: int) -> None:
-    stock, ours = pair(**VARIANTS[variant], num_hidden_layers=3)
-    assert_same(stock, ours, length)
-    assert max(spans(ours)) < max(spans(stock)) or length == 200
+    stock, cut = pair(**VARIANTS[variant], num_hidden_layers=3)
+    assert_same(stock, cut, length)
+    assert max(spans(cut)) < max(spans(stock)) or length == 200
 
 
 def test_training_without_dropout_and_lengths_in_turn() -> None:
-    stock, ours = pair()
-    for length in (16, 3, 300, 16):
-        assert_same(stock.train(), ours.train(), length)
+    stock, cut = pair()
+    for length in (16, 3, 200, 16):
+        assert_same(stock.train(), cut.train(), length)
 
 
 def test_a_backward_of_two_texts_under_gradient_checkpointing() -> None:
-    stock, ours = pair(num_hidden_layers=3)
-    ours.gradient_checkpointing_enable()
-    assert_same(stock.train(), ours.train(), 140, 16)
-    assert ours.encoder.layer[0].gradient_checkpointing
+    stock, cut = pair(num_hidden_layers=3)
+    cut.gradient_checkpointing_enable()
+    assert_same(stock.train(), cut.train(), 140, 16)
+    assert cut.encoder.layer[0].gradient_checkpointing
 
 
 def test_autocast() -> None:
-    stock, ours = pair(torch.float32, num_hidden_layers=3)
+    stock, cut = pair(torch.float32, num_hidden_layers=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same(stock, ours, 16, limit=0.05)
-        assert ours.encoder.layer[0].attention.self.key_proj(torch.ones(1, 16)).dtype == torch.bfloat16
+        assert_same(stock, cut, 16, limit=0.05)
+        assert cut.encoder.layer[0].attention.self.key_proj(torch.ones(1, 16)).dtype == torch.bfloat16
 
 
 def test_dropout_takes_the_rows_that_occur_at_the_library_s_rate() -> None:
-    _, ours = pair(hidden_dropout_prob=0.25, num_hidden_layers=2)
+    _, cut = pair(hidden_dropout_prob=0.25, num_hidden_layers=2)
     seen: list[tuple[Tensor, Tensor]] = []
-    for layer in ours.encoder.layer:
+    for layer in cut.encoder.layer:
         layer.attention.self.pos_dropout.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
     torch.manual_seed(1)
-    loss(ours.train(), 100)
-    table = ours.encoder.get_rel_embedding()
+    loss(cut.train(), 100)
+    table = cut.encoder.get_rel_embedding()
     for given, out in seen:
         torch.testing.assert_close(given, table[256 - 104 : 256 + 104])
         kept = out != 0
@@ -159,48 +161,48 @@ def test_dropout_takes_the_rows_that_occur_at_the_library_s_rate() -> None:
 
 
 def test_positions_that_a_caller_gives_have_the_whole_table() -> None:
-    stock, ours = pair(num_hidden_layers=2)
+    stock, cut = pair(num_hidden_layers=2)
     hidden_BLD = torch.randn(2, 9, 16, dtype=torch.float64)
     mask_BL = torch.ones(2, 9, dtype=torch.long)
     far_1LL = 20 * (torch.arange(9)[:, None] - torch.arange(9))[None]
     for more in ({"relative_pos": far_1LL}, {"query_states": hidden_BLD.flip(1)}, {}):
-        theirs, mine = (model.encoder(hidden_BLD, mask_BL, **more).last_hidden_state for model in (stock, ours))
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
-    assert ours.encoder.get_rel_embedding().size(0) == 512
+        reference, mine = (model.encoder(hidden_BLD, mask_BL, **more).last_hidden_state for model in (stock, cut))
+        torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+    assert cut.encoder.get_rel_embedding().size(0) == 512
 
 
 def test_names_weights_and_random_numbers_stay() -> None:
     stock = stock_model()
     before = torch.random.get_rng_state()
-    ours = cut_positions(copy.deepcopy(stock))
+    cut = cut_positions(copy.deepcopy(stock))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert list(ours.state_dict()) == list(stock.state_dict())
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in stock.named_parameters()]
-    assert [name for name, _ in ours.named_modules()] == [name for name, _ in stock.named_modules()]
+    assert list(cut.state_dict()) == list(stock.state_dict())
+    assert [name for name, _ in cut.named_parameters()] == [name for name, _ in stock.named_parameters()]
+    assert [name for name, _ in cut.named_modules()] == [name for name, _ in stock.named_modules()]
     for name, weight in stock.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], weight)
-    assert isinstance(ours.encoder, library.DebertaV2Encoder)
+        assert torch.equal(cut.state_dict()[name], weight)
+    assert isinstance(cut.encoder, library.DebertaV2Encoder)
 
 
 def test_copies_and_pickles_are_as_fast() -> None:
-    stock, ours = pair(num_hidden_layers=2)
-    for twin in (copy.deepcopy(ours), cloudpickle.loads(cloudpickle.dumps(ours))):
+    stock, cut = pair(num_hidden_layers=2)
+    for twin in (copy.deepcopy(cut), cloudpickle.loads(cloudpickle.dumps(cut))):
         assert_same(stock, twin, 16)
         assert spans(twin) == {20}
 
 
 @pytest.mark.parametrize("frozen", [0, 1, "all"])
 def test_with_frozen_layers(frozen: Any) -> None:
-    stock, ours = (TextEncoder(model, "mean", frozen).eval() for model in pair(num_hidden_layers=3))
+    stock, cut = (TextEncoder(model, "mean", frozen).eval() for model in pair(num_hidden_layers=3))
     token_BL, mask_BL = texts(16)
     batch = dataclasses.replace(Batch(*[None] * 8), token_BL=token_BL, mask_BL=mask_BL.bool())
-    torch.testing.assert_close(ours(batch), stock(batch), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cut(batch), stock(batch), rtol=1e-12, atol=1e-12)
     if frozen == 1:
-        bottom_BLD, theirs_BLD = (model.frozen_hidden(token_BL, mask_BL.bool()) for model in (ours, stock))
+        bottom_BLD, theirs_BLD = (model.frozen_hidden(batch) for model in (cut, stock))
         torch.testing.assert_close(bottom_BLD, theirs_BLD, rtol=1e-12, atol=1e-12)
         top = dataclasses.replace(batch, token_BL=None, hidden_BLD=bottom_BLD)
-        torch.testing.assert_close(ours(top), stock(batch), rtol=1e-12, atol=1e-12)
-    assert spans(ours.backbone) == {20}
+        torch.testing.assert_close(cut(top), stock(batch), rtol=1e-12, atol=1e-12)
+    assert spans(cut.backbone) == {20}
 
 
 def test_backbones_are_loaded_with_it(tmp_path: Path) -> None:

@@ -15,21 +15,19 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from grcf_ray.config import ModelConfig, RunConfig, build_config
+from grcf_ray.config import FeatureConfig, ModelConfig, RunConfig, build_config
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.model.pretrained import load_tokenizer
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train import assemble
 from grcf_ray.train.assemble import (
     initial_model,
     prepare_features,
     pretrained_backbone,
     select_modalities,
-    text_vectors,
 )
 from grcf_ray.train.stage import predict
 
@@ -60,22 +58,6 @@ def test_frozen_features_score_as_the_whole_model(
         ]
         np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=2e-6)
         assert np.ptp(scores[0]) > 0.01
-
-
-def test_frozen_hidden_states_are_each_subwords_own(tiny_store: DatasetStore, config: RunConfig) -> None:
-    """Whatever batch they were computed in."""
-    features = prepare_features(tiny_store, frozen(config, 1))
-    hidden = features.valid.hidden
-    assert hidden is not None and hidden.values.shape == (len(features.valid.tokens.values), 32)
-    encoder = TextEncoder(pretrained_backbone(config.model.backbone), "mean", 1).eval()
-    bare = dataclasses.replace(features.valid, hidden=None)
-    for index in range(len(features.valid)):
-        batch = collate(features, bare, np.array([index]))
-        assert batch.token_BL is not None and batch.mask_BL is not None
-        alone = encoder.frozen_hidden(batch.token_BL, batch.mask_BL)[0].numpy()
-        start, stop = hidden.offsets[index : index + 2]
-        np.testing.assert_allclose(hidden.values[start:stop], alone, atol=1e-5)
-    pretrained_backbone.cache_clear()
 
 
 @pytest.mark.parametrize("layers", [1, "all"])
@@ -146,14 +128,11 @@ def test_positions_are_counted_before_anything_is_trained(
     tiny_store: DatasetStore, config: RunConfig, tiny_backbone: Path, tmp_path: Path, limit: float
 ) -> None:
     folder = str(roberta_of(tmp_path / "roberta", tiny_backbone, limit=limit))
-    own = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=folder))
-    for max_tokens, fits in ((24, True), (25, False)):
-        settings = dataclasses.replace(own, features=dataclasses.replace(own.features, max_tokens=max_tokens))
-        if fits:
-            prepare_features(tiny_store, settings)
-            continue
-        with pytest.raises(ConfigError, match=r"max_tokens = 25: .*max_tokens=24"):
-            prepare_features(tiny_store, settings)
+    custom = frozen(config, 0, backbone=folder)
+    fits, long = (dataclasses.replace(custom, features=FeatureConfig(max_tokens=tokens)) for tokens in (24, 25))
+    prepare_features(tiny_store, fits)
+    with pytest.raises(ConfigError, match=r"max_tokens = 25: .*max_tokens=24"):
+        prepare_features(tiny_store, long)
     pretrained_backbone.cache_clear()
 
 
@@ -173,8 +152,7 @@ def test_a_tokenizer_without_padding_or_ends(
     GPT2Model(GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=128)).save_pretrained(
         tmp_path
     )
-    changes: dict[str, Any] = {"backbone": str(tmp_path), "text_vector": text_vector}
-    own = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    custom = frozen(config, 0, backbone=str(tmp_path), text_vector=text_vector)
     table = tiny_store.read("train")
     place = table.column_names.index("text")
     nothing = pa.array(["", *table["text"].to_pylist()[1:]])
@@ -182,23 +160,15 @@ def test_a_tokenizer_without_padding_or_ends(
     store = write_store(tmp_path / "store", table, TableInfo.describe(table, name="own", label_range=(-3, 3)))
     if text_vector == "cls":
         with pytest.raises(ConfigError, match="use mean or last"):
-            prepare_features(store, own)
+            prepare_features(store, custom)
     else:
-        features = prepare_features(store, own)
+        features = prepare_features(store, custom)
         assert features.train.tokens is not None
         assert features.train.tokens.lengths.min() == 1
-        model = initial_model(own.model, features, seed=1)
+        model = initial_model(custom.model, features, seed=1)
         score_N = predict(model, features, features.train, device=torch.device("cpu"), token_budget=100)
         assert np.isfinite(score_N).all()
     pretrained_backbone.cache_clear()
-
-
-def test_text_vectors_are_in_the_splits_order(tiny_features: Features, config: RunConfig) -> None:
-    encoder = TextEncoder(pretrained_backbone(config.model.backbone), "mean").eval()
-    vector_ND = text_vectors(tiny_features, tiny_features.valid, encoder)
-    for index in range(len(tiny_features.valid)):
-        alone = encoder(collate(tiny_features, tiny_features.valid, np.array([index])))
-        np.testing.assert_allclose(vector_ND[index], alone[0].detach().numpy(), atol=1e-5)
 
 
 def test_template_is_never_trained(tiny_features: Features, config: RunConfig) -> None:
