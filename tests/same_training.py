@@ -23,8 +23,8 @@ def gradient(loop: StageLoop) -> Tensor:
     return torch.cat([p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None])
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
+def relative(actual: Tensor, reference: Tensor) -> float:
+    return ((actual - reference).norm() / reference.norm()).item()
 
 
 def timeless(curve: Iterable[dict[str, Any]], leave_out: Sequence[str] = TIMES) -> list[dict[str, Any]]:
@@ -44,10 +44,10 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
+def assert_same_tensors(actual: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    assert actual.keys() == reference.keys()
+    for name, tensor in actual.items():
+        assert tensor.dtype == reference[name].dtype and torch.equal(tensor, reference[name]), name
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -60,15 +60,15 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return {name: tensor.clone() for name, tensor in (dict(model.state_dict()) | moments).items()}
 
 
-def assert_same_state(ours: StageLoop, theirs: StageLoop) -> None:
-    assert_same_tensors(state_of(ours.model, ours.optimizer), state_of(theirs.model, theirs.optimizer))
+def assert_same_state(actual: StageLoop, reference: StageLoop) -> None:
+    assert_same_tensors(state_of(actual.model, actual.optimizer), state_of(reference.model, reference.optimizer))
 
 
-def assert_same_checkpoints(ours: Path, theirs: Path) -> None:
+def assert_same_checkpoints(actual: Path, reference: Path) -> None:
     """The same checkpoints with the same content, but for the times in their curves."""
-    assert files_of(ours) == files_of(theirs) == CHECKPOINTS
+    assert files_of(actual) == files_of(reference) == CHECKPOINTS
     for name in CHECKPOINTS:
-        first, second = checkpoint_in(ours / name), checkpoint_in(theirs / name)
+        first, second = checkpoint_in(actual / name), checkpoint_in(reference / name)
         assert timeless(first.state.pop("curve")) == timeless(second.state.pop("curve"))
         assert first.state == second.state
         assert_same_tensors(first.tensors, second.tensors)

@@ -31,10 +31,10 @@ def gradient(loss: Callable[[Tensor], Tensor], logit_B: Tensor) -> Tensor:
     return grad_B
 
 
-def assert_same(ours: Callable[[Tensor], Tensor], loop: Callable[[Tensor], Tensor], logit_B: Tensor) -> None:
+def assert_same(actual: Callable[[Tensor], Tensor], loop: Callable[[Tensor], Tensor], logit_B: Tensor) -> None:
     """Value and gradient agree."""
-    torch.testing.assert_close(ours(logit_B), loop(logit_B), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient(ours, logit_B), gradient(loop, logit_B), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual(logit_B), loop(logit_B), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(actual, logit_B), gradient(loop, logit_B), rtol=1e-12, atol=1e-12)
 
 
 def separation_loop(logit_B: Tensor, label_B: Tensor, pairs_P2: Tensor, weighting: bool) -> Tensor:

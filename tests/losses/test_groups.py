@@ -12,13 +12,13 @@ LIMITS = [3.0, 1.0, 2.5, 50.0]
 
 def members(groups: OrdinalGroups, label: float) -> list[int]:
     """g(s) from the definition, one comparison at a time."""
-    value, found = round(label, 4), []
+    value, held = round(label, 4), []
     for index, (low, high) in enumerate(groups.intervals):
         low, high = round(low, 4), round(high, 4)
         last = index == len(groups.intervals) - 1
         if low <= value < high or (value == high and (last or not groups.half_open)):
-            found.append(index)
-    return found
+            held.append(index)
+    return held
 
 
 def distance(of_i: list[int], of_j: list[int]) -> int:
@@ -54,8 +54,8 @@ def test_membership_and_distance_match_a_loop(name: str, limit: float) -> None:
     label_B = torch.cat([edges, inside])
 
     expected = [members(groups, value) for value in label_B.tolist()]
-    found = [row.nonzero().flatten().tolist() for row in groups.membership(label_B)]
-    assert found == expected
+    held = [row.nonzero().flatten().tolist() for row in groups.membership(label_B)]
+    assert held == expected
 
     i, j = torch.cartesian_prod(torch.arange(len(label_B)), torch.arange(len(label_B))).unbind(-1)
     distance_P = groups.distance(label_B[i], label_B[j])

@@ -55,10 +55,10 @@ def gradient(loss: Callable[[Tensor], Tensor], score_B: Tensor) -> Tensor:
     return grad_B
 
 
-def assert_same(ours: Callable[[Tensor], Tensor], loop: Callable[[Tensor], Tensor], score_B: Tensor) -> None:
+def assert_same(actual: Callable[[Tensor], Tensor], loop: Callable[[Tensor], Tensor], score_B: Tensor) -> None:
     """Value and gradient agree."""
-    torch.testing.assert_close(ours(score_B), loop(score_B), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient(ours, score_B), gradient(loop, score_B), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual(score_B), loop(score_B), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(actual, score_B), gradient(loop, score_B), rtol=1e-12, atol=1e-12)
 
 
 def ranking_loop(

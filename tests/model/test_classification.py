@@ -85,13 +85,13 @@ def loop(model: Any, given: Batch) -> Tensor:
 def test_logits_and_gradients_are_those_of_the_equations(tiny_backbone: Path, gate: str) -> None:
     model = build(tiny_backbone, gate=gate).eval()
     given = batch()
-    ours, theirs = model.score(model.encode(given)), loop(model, given)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    actual, reference = model.score(model.encode(given)), loop(model, given)
+    torch.testing.assert_close(actual, reference, rtol=1e-10, atol=1e-12)
     weight_B = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     parameters = [p for p in model.parameters() if p.requires_grad]
     first, second = (
         torch.autograd.grad((x * weight_B).sum(), parameters, allow_unused=True, retain_graph=True)
-        for x in (ours, theirs)
+        for x in (actual, reference)
     )
     for mine, other, parameter in zip(first, second, parameters, strict=True):
         zero = torch.zeros_like(parameter)
@@ -108,7 +108,7 @@ def test_the_text_may_attend_to_pooled_vectors(tiny_backbone: Path) -> None:
         f"{name}_pooler.projection.{kind}" for name in ("audio", "vision") for kind in ("weight", "bias")
     }
     given = batch()
-    one = {}
+    single = {}
     for name, letter in (("audio", "A"), ("vision", "V")):
         rows, mask = pooled.rows(given, name)
         projection = pooled.get_submodule(f"{name}_pooler").projection
@@ -116,9 +116,9 @@ def test_the_text_may_attend_to_pooled_vectors(tiny_backbone: Path) -> None:
         for row, real in zip(rows, mask, strict=True):
             weight_L = torch.softmax(projection(row[real]).squeeze(-1), dim=0)
             means.append((weight_L[:, None] * row[real]).sum(0))
-        one |= {f"{name}_BL{letter}": torch.stack(means).unsqueeze(1), f"{name}_mask_BL": mask.any(1, keepdim=True)}
+        single |= {f"{name}_BL{letter}": torch.stack(means).unsqueeze(1), f"{name}_mask_BL": mask.any(1, keepdim=True)}
     slot_S = torch.arange(4)
-    torch.testing.assert_close(pooled([given], slot_S), by_row([dataclasses.replace(given, **one)], slot_S))
+    torch.testing.assert_close(pooled([given], slot_S), by_row([dataclasses.replace(given, **single)], slot_S))
     # The last utterance has neither, and is scored by its text.
     vector_BW = pooled.encode(given)
     assert vector_BW[-1, -1] == 0

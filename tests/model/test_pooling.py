@@ -32,9 +32,9 @@ def pooled_loop(row_BLA: Tensor, mask_BL: Tensor, pool: AttentionPooling) -> Ten
 
 def test_pooling_matches_a_loop() -> None:
     pool, row_BLA = pooler(), rows()
-    ours, loop = pool(row_BLA, MASK_BL), pooled_loop(row_BLA, MASK_BL, pool)
-    torch.testing.assert_close(ours, loop, rtol=1e-12, atol=1e-12)
-    grads = [torch.autograd.grad(pooled.pow(3).sum(), pool.projection.weight)[0] for pooled in (ours, loop)]
+    actual, loop = pool(row_BLA, MASK_BL), pooled_loop(row_BLA, MASK_BL, pool)
+    torch.testing.assert_close(actual, loop, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(pooled.pow(3).sum(), pool.projection.weight)[0] for pooled in (actual, loop)]
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
     assert grads[0].abs().max() > 1e-3
 

@@ -212,8 +212,8 @@ def test_autocast_gives_equal_scores_to_no_two_utterances(
     assert torch.equal(model.score(vector_SW), scores)
     assert not torch.equal(scores, exact)
     assert len(scores.unique()) == len(exact.unique()) == 48
-    found, expected = (
-        split_metrics(of.detach().double().numpy(), tiny_features.train.label_N, protocol="mosi", limit=3.0)
-        for of in (scores, exact)
+    result, expected = (
+        split_metrics(scored.detach().double().numpy(), tiny_features.train.label_N, protocol="mosi", limit=3.0)
+        for scored in (scores, exact)
     )
-    assert found["pairwise_acc"] == pytest.approx(expected["pairwise_acc"], abs=0.01)
+    assert result["pairwise_acc"] == pytest.approx(expected["pairwise_acc"], abs=0.01)

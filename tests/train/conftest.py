@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pytest
 from torch import nn
@@ -16,24 +16,7 @@ from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop
 
 NewConfig = Callable[..., RunConfig]
-
-
-class NewLoop(Protocol):
-    """Makes a loop over a fresh model; `changes` are settings, a double underscore for the dot of a path.
-
-    dropout: false leaves it out, the text encoder's too.
-    """
-
-    def __call__(
-        self,
-        stage: Literal[1, 2] = 1,
-        *,
-        seed: int = 1,
-        folder: Path | None = None,
-        features: Features | None = None,
-        dropout: bool = True,
-        **changes: Any,
-    ) -> StageLoop: ...
+NewLoop = Callable[..., StageLoop]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +49,10 @@ def new_config(tiny_backbone: Path) -> NewConfig:
 
 @pytest.fixture(scope="session")
 def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
-    """Makes a loop on the tiny features, or on others."""
+    """Makes a loop over a fresh model; `changes` are settings, a double underscore for the dot of a path.
+
+    features: by default the tiny ones. dropout: false leaves it out, the text encoder's too.
+    """
 
     def make(
         stage: Literal[1, 2] = 1,

@@ -101,20 +101,20 @@ def jobs(folder: Path, rank: int, features: Any, settings: dict[str, Any]) -> di
     def changed(**changes: Any) -> StageJob:
         return dataclasses.replace(job, **changes)
 
-    found = {"whole": results(job)}
+    outcomes = {"whole": results(job)}
     # Rank 1 alone has no initial weights.
     initial = str(folder / "whole" / f"{'best' if rank == 0 else 'missing'}.safetensors")
-    found["alone"] = results(changed(folder=str(folder / "alone"), initial=initial), 1)
+    outcomes["alone"] = results(changed(folder=str(folder / "alone"), initial=initial), 1)
     # Rank 1 looks for checkpoints where there are none.
-    found["apart"] = results(changed(folder=str(folder / ("whole" if rank == 0 else "elsewhere"))), 1)
+    outcomes["apart"] = results(changed(folder=str(folder / ("whole" if rank == 0 else "elsewhere"))), 1)
     damaged = changed(folder=str(folder / "damaged"))
     results(damaged, 2)
     dist.barrier()
     if rank == 0:
         (folder / "damaged" / "last.safetensors").write_bytes(b"")
     dist.barrier()
-    found["damaged"] = results(damaged, 2)
-    return found
+    outcomes["damaged"] = results(damaged, 2)
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ def test_checkpoint_continues_as_if_nothing_had_happened(tmp_path: Path, dtype: 
 
     again, fresh = made(seed=9, dtype=dtype)
     again.frozen.load_state_dict(network.frozen.state_dict())
-    found = read_checkpoint(place, sha256=digest)
-    assert (found.state, found.sha256) == ({"format": 1, **STATE}, digest)
-    found.restore(again, fresh)
+    read = read_checkpoint(place, sha256=digest)
+    assert (read.state, read.sha256) == ({"format": 1, **STATE}, digest)
+    read.restore(again, fresh)
     assert_same_tensors(state_of(again, fresh), state_of(network, optimizer))
     train(again, fresh, range(3, 6))
     assert_same_tensors(state_of(again, fresh), state_of(*whole))
@@ -92,14 +92,12 @@ def test_saving_leaves_the_model_and_its_memory_alone(tmp_path: Path) -> None:
     train(network, optimizer, range(2))
     save_checkpoint(storage_path(tmp_path / "a"), network, optimizer, STATE)
     saved = file_sha256(tmp_path / "a")
-    found = read_checkpoint(storage_path(tmp_path / "a"))
-    found.restore(network, optimizer)
+    read = read_checkpoint(storage_path(tmp_path / "a"))
+    read.restore(network, optimizer)
     train(network, optimizer, range(2, 3))
     assert file_sha256(tmp_path / "a") == saved
-    assert not torch.equal(found.tensors["model.top.weight"], network.top.weight)
-    assert not torch.equal(
-        found.tensors["optimizer.exp_avg.top.weight"], optimizer.state[network.top.weight]["exp_avg"]
-    )
+    assert not torch.equal(read.tensors["model.top.weight"], network.top.weight)
+    assert not torch.equal(read.tensors["optimizer.exp_avg.top.weight"], optimizer.state[network.top.weight]["exp_avg"])
 
 
 def test_frozen_parameters_are_not_stored(tmp_path: Path) -> None:
@@ -142,10 +140,10 @@ def test_checkpoint_in_object_storage(tmp_path: Path) -> None:
     network, optimizer = made()
     train(network, optimizer, range(2))
     digest = save_checkpoint(place, network, optimizer, STATE)
-    found = read_checkpoint(place, sha256=digest)
+    read = read_checkpoint(place, sha256=digest)
     again, fresh = made(seed=9)
     again.frozen.load_state_dict(network.frozen.state_dict())
-    found.restore(again, fresh)
+    read.restore(again, fresh)
     assert_same_tensors(state_of(again, fresh), state_of(network, optimizer))
     (tmp_path / "last.safetensors").write_bytes((tmp_path / "last.safetensors").read_bytes()[:-1])
     with pytest.raises(DamagedError, match=r"mock://bucket/last.safetensors: "):
@@ -243,12 +241,12 @@ def test_checksum_is_that_of_the_state_and_of_each_tensors_name_kind_and_bytes(t
     header = json.loads(content[8 : 8 + size])
     kinds = {"F32": "torch.float32", "I64": "torch.int64"}
     meta = header.pop("__metadata__")
-    ours = hashlib.sha256(meta["state"].encode())
+    actual = hashlib.sha256(meta["state"].encode())
     for name, tensor in sorted(header.items()):
-        ours.update(f"{name} {kinds[tensor['dtype']]} {tuple(tensor['shape'])}".encode())
+        actual.update(f"{name} {kinds[tensor['dtype']]} {tuple(tensor['shape'])}".encode())
         start, stop = tensor["data_offsets"]
-        ours.update(content[8 + size + start : 8 + size + stop])
-    assert ours.hexdigest() == digest == meta["sha256"]
+        actual.update(content[8 + size + start : 8 + size + stop])
+    assert actual.hexdigest() == digest == meta["sha256"]
     assert json.loads(meta["state"]) == {"format": 1, **STATE}
 
 
@@ -256,8 +254,8 @@ def test_state_that_looks_like_a_header_is_kept_as_it_is(tmp_path: Path) -> None
     """The checksum is put into the header once it is known, and nowhere else."""
     state = {"sha256": 64 * "0", "text": f'"sha256":"{64 * "0"}"'}
     digest = save_checkpoint(storage_path(tmp_path / "a"), *made(), state)
-    found = read_checkpoint(storage_path(tmp_path / "a"), sha256=digest)
-    assert found.state == {"format": 1, **state}
+    read = read_checkpoint(storage_path(tmp_path / "a"), sha256=digest)
+    assert read.state == {"format": 1, **state}
 
 
 @pytest.mark.parametrize("failing", ["write", "flush"])

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import ray
@@ -38,10 +38,7 @@ UNEQUAL = ("seconds", "utterances_per_s", "pairs_per_s", "utterance_passes")
 LONG = {"pairs__pairs_per_epoch": 1_000_000}
 """An epoch that does not end by itself within a test."""
 PATIENCE = 60.0
-
-
-class NewJob(Protocol):
-    def __call__(self, name: str, stage: Literal[1, 2] = 1, **changes: Any) -> StageJob: ...
+NewJob = Callable[..., StageJob]
 
 
 @pytest.fixture
@@ -104,28 +101,28 @@ def comparable(result: dict[str, Any]) -> list[dict[str, Any]]:
 def processes() -> dict[int, str]:
     """Those that belong to groups of this cluster, by id: `ray::` and their class."""
     mark = f"RAY_ADDRESS={ray.get_runtime_context().gcs_address}".encode()
-    found = {}
+    outcome = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
             if title.startswith("ray::") and mark in (entry / "environ").read_bytes():
-                found[int(entry.name)] = title
+                outcome[int(entry.name)] = title
         except OSError:
             continue
     # There is one to a cluster, and it stays.
-    return {pid: title for pid, title in found.items() if "_AutoscalingCoordinatorActor" not in title}
+    return {pid: title for pid, title in outcome.items() if "_AutoscalingCoordinatorActor" not in title}
 
 
 def workers() -> list[int]:
     """The two of a group. A single look at /proc may miss one."""
-    found: list[int] = []
+    outcome: list[int] = []
 
     def both() -> bool:
-        found[:] = sorted(pid for pid, title in processes().items() if title.startswith("ray::RayTrainWorker"))
-        return len(found) == 2
+        outcome[:] = sorted(pid for pid, title in processes().items() if title.startswith("ray::RayTrainWorker"))
+        return len(outcome) == 2
 
     wait_until(both, processes)
-    return found
+    return outcome
 
 
 def groups() -> list[dict[str, Any]]:
@@ -133,10 +130,10 @@ def groups() -> list[dict[str, Any]]:
     return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 
 
-def wait_until(holds: Callable[[], bool], what: Callable[[], object]) -> None:
+def wait_until(holds: Callable[[], bool], details: Callable[[], object]) -> None:
     end = time.monotonic() + PATIENCE
     while not holds():
-        assert time.monotonic() < end, what()
+        assert time.monotonic() < end, details()
         time.sleep(0.1)
 
 
@@ -163,8 +160,8 @@ class TestSoundGroup:
             alone = comparable(run(JobRunner(tiny_features), new_job(f"alone-{stage}", stage, **still)))
             together = comparable(run(group, new_job(f"together-{stage}", stage, **still)))
             assert [epoch["epoch"] for epoch in together] == [1, 2, 3]
-            for ours, theirs in zip(together, alone, strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+            for actual, reference in zip(together, alone, strict=True):
+                assert actual == pytest.approx(reference, rel=1e-9, abs=1e-12)
 
     def test_job_goes_on_from_its_folder_bit_for_bit(self, group: WorkerGroup, new_job: NewJob, tmp_path: Path) -> None:
         # Not above: processes of Ray's import this file too, and do not find it.
@@ -186,10 +183,10 @@ class TestSoundGroup:
         from listeners import listening, reachable
 
         run(group, new_job("listened"))
-        found = listening()
+        outcome = listening()
         for part in ("gcs_server", "raylet", "Agent", "Mailbox", "RayTrainWorker"):
-            assert any(part in title for title, _ in found), part
-        assert reachable(found) == []
+            assert any(part in title for title, _ in outcome), part
+        assert reachable(outcome) == []
 
     def test_known_failures_are_results(self, group: WorkerGroup, new_job: NewJob, tmp_path: Path) -> None:
         before = workers()

@@ -6,10 +6,8 @@ import socket
 from collections import namedtuple
 
 import pytest
-import ray  # noqa: F401  carries psutil where none is installed
 
 from grcf_ray.errors import ClusterError
-from grcf_ray.train import interfaces
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces, private_interfaces
 
 Entry = namedtuple("Entry", "family address")
@@ -34,23 +32,20 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_machine")
-@pytest.mark.parametrize("address", ["10.0.0.4", "10.0.1.4", "fe80::1"])
-def test_the_interface_is_that_of_the_nodes_address(address: str) -> None:
-    assert choose_interfaces(address, {}) == {"GLOO_SOCKET_IFNAME": "ens5", "NCCL_SOCKET_IFNAME": "ens5"}
-
-
-@pytest.mark.usefixtures("_machine")
-@pytest.mark.parametrize("value", ["docker0", "ens5,docker0"])
-def test_one_that_is_named_is_taken(value: str) -> None:
-    """Each for itself: the other one is still chosen."""
-    assert choose_interfaces("10.0.0.4", {"GLOO_SOCKET_IFNAME": value})["GLOO_SOCKET_IFNAME"] == value
-    assert choose_interfaces("10.0.0.4", {"GLOO_SOCKET_IFNAME": value})["NCCL_SOCKET_IFNAME"] == "ens5"
-
-
-@pytest.mark.usefixtures("_machine")
-@pytest.mark.parametrize("value", ["ens", "^docker,lo", "=ens5"])
-def test_nccl_has_a_grammar_of_its_own(value: str) -> None:
-    assert choose_interfaces("10.0.0.4", {"NCCL_SOCKET_IFNAME": value})["NCCL_SOCKET_IFNAME"] == value
+@pytest.mark.parametrize(
+    ("address", "named", "gloo", "nccl"),
+    [
+        *((address, {}, "ens5", "ens5") for address in ("10.0.0.4", "10.0.1.4", "fe80::1")),
+        # Each for itself: the other one is still chosen.
+        *(("10.0.0.4", {"GLOO_SOCKET_IFNAME": value}, value, "ens5") for value in ("docker0", "ens5,docker0")),
+        # NCCL has a grammar of its own.
+        *(("10.0.0.4", {"NCCL_SOCKET_IFNAME": value}, "ens5", value) for value in ("ens", "^docker,lo", "=ens5")),
+    ],
+)
+def test_the_interface_is_the_named_one_or_that_of_the_nodes_address(
+    address: str, named: dict[str, str], gloo: str, nccl: str
+) -> None:
+    assert choose_interfaces(address, named) == {"GLOO_SOCKET_IFNAME": gloo, "NCCL_SOCKET_IFNAME": nccl}
 
 
 @pytest.mark.usefixtures("_machine")
@@ -71,14 +66,11 @@ def test_loopback_is_refused_by_the_variables_name(address: str, named: dict[str
     assert "GLOO_SOCKET_IFNAME" in str(caught.value) or "NCCL_SOCKET_IFNAME" in str(caught.value)
 
 
-def test_what_is_set_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_process_and_machine_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ens5")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")
     assert named_interfaces() == {"GLOO_SOCKET_IFNAME": "ens5"}
-
-
-def test_this_machine_is_read() -> None:
-    assert "127.0.0.1" in interfaces._addresses()["lo"]
+    assert private_interfaces("127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 @pytest.mark.usefixtures("_machine")

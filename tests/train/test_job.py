@@ -130,8 +130,8 @@ def test_warm_runner_gives_what_a_fresh_process_gives(job: StageJob, tiny_featur
 def test_each_stage_has_its_dropout(job: StageJob, tiny_features: Features, tmp_path: Path) -> None:
     """Stage 2's where it has one, else Stage 1's."""
     settings = {**job.settings, "model.fusion_dropout": 0.3, "model.unified_dropout": 0.4}
-    own = {**settings, "stage2.fusion_dropout": 0.0}
-    for stage, given, expected in ((1, own, (0.3, 0.4)), (2, own, (0.0, 0.4)), (2, settings, (0.3, 0.4))):
+    override = {**settings, "stage2.fusion_dropout": 0.0}
+    for stage, given, expected in ((1, override, (0.3, 0.4)), (2, override, (0.0, 0.4)), (2, settings, (0.3, 0.4))):
         folder = str(tmp_path / f"{stage}")
         of_stage = dataclasses.replace(job, stage=stage, settings=given, folder=folder)
         model: Any = open_loop(of_stage, tiny_features).model

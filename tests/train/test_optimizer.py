@@ -153,19 +153,11 @@ def test_biases_and_norms_have_no_decay(stage: Literal[1, 2], decay: float) -> N
             assert group["weight_decay"] == (0 if vector else decay), names[id(p)]
 
 
-def test_cosine_falls_from_1_to_0() -> None:
-    factors = [learning_rate_factor(step, 12, 0.0) for step in range(13)]
-    assert factors == pytest.approx([(1 + math.cos(math.pi * step / 12)) / 2 for step in range(13)])
-    assert (factors[0], factors[4], factors[6], factors[8]) == pytest.approx((1, 0.75, 0.5, 0.25))
-    assert factors[12] == pytest.approx(0)
-
-
-def test_warm_up_rises_to_1_before_the_cosine() -> None:
-    factors = [learning_rate_factor(step, 12, 0.25) for step in range(12)]
-    assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
-    assert factors[3:] == pytest.approx([(1 + math.cos(math.pi * step / 9)) / 2 for step in range(9)])
-
-
-@pytest.mark.parametrize("warmup_fraction", [0.0, 0.5, 0.99])
-def test_a_single_step_has_a_rate(warmup_fraction: float) -> None:
-    assert learning_rate_factor(0, 1, warmup_fraction) == 1
+@pytest.mark.parametrize(("warmup_fraction", "rise"), [(0.0, []), (0.25, [0.25, 0.5, 0.75])])
+def test_cosine_falls_from_1_to_0_after_the_warm_up(warmup_fraction: float, rise: list[float]) -> None:
+    fall = 12 - len(rise)
+    expected = [*rise, *((1 + math.cos(math.pi * step / fall)) / 2 for step in range(fall + 1))]
+    assert [learning_rate_factor(step, 12, warmup_fraction) for step in range(13)] == pytest.approx(expected)
+    assert expected[12] == pytest.approx(0)
+    # A single step has a rate.
+    assert learning_rate_factor(0, 1, warmup_fraction) == learning_rate_factor(0, 1, 0.99) == 1

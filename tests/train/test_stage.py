@@ -170,13 +170,13 @@ def test_validation_takes_the_runs_reading_of_ties(new_loop: NewLoop, tiny_featu
     valid = dataclasses.replace(tiny_features.valid, label_N=np.sign(tiny_features.valid.label_N))
     features = dataclasses.replace(tiny_features, valid=valid)
     readings: tuple[Ties, ...] = ("drop", "literal")
-    found = []
+    result = []
     for ties in readings:
         loop = new_loop(features=features, metrics__ties=ties)
         score_N = predict(loop.model, features, valid, device=torch.device("cpu"), token_budget=64)
-        found.append(loop._validate()["valid/pairwise_acc"])
-        assert found[-1] == pairwise_accuracy(score_N, valid.label_N, ties)
-    assert found[0] != found[1]
+        result.append(loop._validate()["valid/pairwise_acc"])
+        assert result[-1] == pairwise_accuracy(score_N, valid.label_N, ties)
+    assert result[0] != result[1]
 
 
 def test_validation_knows_the_whole_labels_of_the_range(new_loop: NewLoop, tiny_features: Features) -> None:

@@ -114,12 +114,12 @@ def test_gradient_is_that_of_a_loop_over_pairs(new_loop: NewLoop, stage: Literal
     for step, drawn in zip(steps, (pairs_M2[:24], pairs_M2[24:]), strict=True):
         loop.optimizer.zero_grad()
         terms = loop.backward(step)
-        ours = gradient(loop)
+        actual = gradient(loop)
         loop.optimizer.zero_grad()
         literal = literal_step(loop, drawn)
         literal["loss/total"].backward()
-        assert relative(ours, gradient(loop)) < 1e-12
-        assert len(ours) == sum(p.numel() for p in loop.model.parameters())
+        assert relative(actual, gradient(loop)) < 1e-12
+        assert len(actual) == sum(p.numel() for p in loop.model.parameters())
         for name, value in literal.items():
             assert value.item() > 1e-3, f"{name} is to be tested"
             assert terms[name].item() == pytest.approx(value.item(), rel=1e-12)
@@ -139,7 +139,7 @@ def test_micro_batches_do_not_change_the_gradient(new_loop: NewLoop, tokens: int
 def test_activations_that_are_computed_twice_give_the_same_gradient(new_loop: NewLoop, stage: Literal[1, 2]) -> None:
     """Each utterance is encoded once a step, or twice. With dropout, both passes have the same masks, and later random
     numbers stay the same."""
-    found = []
+    result = []
     for most in (100_000, 1):
         loop = wide(new_loop(stage, pairs__activation_tokens=most, pairs__micro_batch_tokens=64, **EXACT))
         loop.network.train()
@@ -154,8 +154,8 @@ def test_activations_that_are_computed_twice_give_the_same_gradient(new_loop: Ne
         terms = loop.backward(step)
         assert encoded == len(step.utterance_U) * (2 if most == 1 else 1)
         assert len(step.utterance_U) < sum(len(group.slot_S) for group in step.groups)
-        found.append((gradient(loop), {name: value.item() for name, value in terms.items()}, torch.rand(3)))
-    (kept, kept_terms, kept_next), (twice, twice_terms, twice_next) = found
+        result.append((gradient(loop), {name: value.item() for name, value in terms.items()}, torch.rand(3)))
+    (kept, kept_terms, kept_next), (twice, twice_terms, twice_next) = result
     assert relative(twice, kept) < 1e-12
     assert twice_terms == kept_terms
     assert torch.equal(twice_next, kept_next)

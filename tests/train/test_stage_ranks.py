@@ -58,8 +58,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig, tiny_
 
 
 def tensors_of(folder: Path, rank: int, world: int, scenario: str) -> dict[str, Tensor]:
-    found = load_file(folder / f"{rank}-of-{world}.safetensors")
-    return {name: tensor for name, tensor in found.items() if name.split(".")[0] == scenario}
+    outcome = load_file(folder / f"{rank}-of-{world}.safetensors")
+    return {name: tensor for name, tensor in outcome.items() if name.split(".")[0] == scenario}
 
 
 @pytest.mark.parametrize("scenario", STEPS)
@@ -106,8 +106,8 @@ def test_ranks_write_one_checkpoint(ranks: Path) -> None:
         # After one epoch: `previous` comes with the second.
         names = sorted(path.name for path in (ranks / f"{scenario}-2").iterdir())
         assert names == ["best.safetensors", "last.safetensors"]
-        ours, theirs = (load_file(ranks / f"{scenario}-{world}" / "last.safetensors") for world in (2, 1))
-        assert ours.keys() == theirs.keys()
+        actual, reference = (load_file(ranks / f"{scenario}-{world}" / "last.safetensors") for world in (2, 1))
+        assert actual.keys() == reference.keys()
 
 
 def test_more_ranks_than_groups_are_refused(ranks: Path) -> None:
