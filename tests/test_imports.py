@@ -135,23 +135,7 @@ def test_there_is_no_cycle() -> None:
     assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
-CHEAP = "import sys, grcf_ray, grcf_ray.losses, grcf_ray.metrics"
-SCORING = """
-import sys
-from grcf_ray import load_model
-model = load_model(sys.argv[1])
-assert len(model.score([{"text": "What a film!", "audio": None}])) == 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("code", "heavy"),
-    [(CHEAP, ["torch", "sklearn", "scipy", "ray"]), (SCORING, ["ray", "optuna", "tensorboard"])],
-    ids=["import", "score"],
-)
-def test_a_process_imports_no_more_than_it_needs(code: str, heavy: list[str]) -> None:
-    """Importing the losses and metrics is cheap; loading a model and scoring import no search library."""
-    run = Path(__file__).parent / "stored" / "run-1"
-    code += f"\nprint(*set({heavy}) & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, check=True)
+def test_importing_losses_and_metrics_is_cheap() -> None:
+    code = "import sys, grcf_ray.losses, grcf_ray.metrics; print(*{'torch', 'sklearn', 'scipy'} & sys.modules.keys())"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == []

@@ -79,14 +79,10 @@ class Labelled:
         notes = []
         if len(label_N) < self._rows:
             notes.append(f"metrics are those of the {len(label_N)} rows of {self._rows} that have labels")
-        known = all(split in SPLITS for split in split_N)
-        names = [split for split in SPLITS if split in split_N] if known else ["all"]
-        return {
-            name: self._metrics(score_N[split_N == name], label_N[split_N == name])
-            if known
-            else self._metrics(score_N, label_N)
-            for name in names
-        }, notes
+        if not all(split in SPLITS for split in split_N):
+            split_N[:] = "all"
+        names = [name for name in (*SPLITS, "all") if name in split_N]
+        return {name: self._metrics(score_N[split_N == name], label_N[split_N == name]) for name in names}, notes
 
     def _metrics(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         low, high = self._saved.label_range

@@ -28,14 +28,15 @@ def build(backbone: Path, *, audio: int | None = AUDIO, vision: int | None = VIS
 
 
 def batch(seed: int = 0) -> Batch:
-    """Four utterances: both modalities, audio alone, vision alone, neither."""
+    """Four utterances: both modalities, audio alone, vision alone, neither. Their padding is not zero."""
     generator = torch.Generator().manual_seed(seed)
     mask_BL = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
     audio_mask = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0]]).bool()
     vision_mask = torch.tensor([[1, 0], [0, 0], [1, 1], [0, 0]]).bool()
 
     def rows(mask: Tensor, width: int) -> Tensor:
-        return torch.randn(*mask.shape, width, generator=generator, dtype=torch.float64) * mask.unsqueeze(-1)
+        value = torch.randn(*mask.shape, width, generator=generator, dtype=torch.float64)
+        return torch.where(mask.unsqueeze(-1), value, 9.0)
 
     return Batch(
         torch.randint(5, 20, (4, 4), generator=generator) * mask_BL,
@@ -123,28 +124,6 @@ def test_the_text_may_attend_to_pooled_vectors(tiny_backbone: Path) -> None:
     vector_BW = pooled.encode(given)
     assert vector_BW[-1, -1] == 0
     assert torch.equal(pooled.represent(vector_BW)[-1], vector_BW[-1, : pooled.width])
-
-
-def test_padding_does_not_matter(tiny_backbone: Path) -> None:
-    """More of it, and whatever stands in it."""
-    model, given = build(tiny_backbone).eval(), batch()
-    assert given.audio_BLA is not None and given.audio_mask_BL is not None
-    wide = dataclasses.replace(
-        given,
-        audio_BLA=torch.cat([given.audio_BLA, torch.full((4, 6, AUDIO), 9.0)], dim=1),
-        audio_mask_BL=torch.cat([given.audio_mask_BL, torch.zeros(4, 6).bool()], dim=1),
-    )
-    torch.testing.assert_close(model.score(model.encode(wide)), model.score(model.encode(given)))
-
-
-def test_a_sample_without_rows_is_scored_by_its_text(tiny_backbone: Path) -> None:
-    model, given = build(tiny_backbone).eval(), batch()
-    text_BD = model.text_encoder(given)
-    logit_B = model.score(model.encode(given))
-    torch.testing.assert_close(logit_B[3], model.head(text_BD[3]).squeeze())
-    (logit_B[3]).backward()
-    gradients = [p.grad for p in model.attention.parameters() if p.grad is not None]
-    assert all(torch.isfinite(gradient).all() and not gradient.any() for gradient in gradients)
 
 
 def test_text_alone_has_no_attention(tiny_backbone: Path) -> None:

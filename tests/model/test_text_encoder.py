@@ -246,7 +246,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "opt": SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "xlnet": {"vocab_size": 40, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
     "mamba": {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
-    "clip": {},
+    "clip": {"text_config": SMALL, "vision_config": SMALL | {"image_size": 8, "patch_size": 4}},
 }
 LIMITS = {
     **dict.fromkeys(("bert", "deberta", "big_bird", "clip_text_model", "electra", "albert", "distilbert"), 20),

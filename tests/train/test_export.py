@@ -36,11 +36,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from grcf_ray import load_model
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.train.export import load_model
 
 torch.set_num_threads(1)
-np.save(sys.argv[3], load_model(Path(sys.argv[1])).score(DatasetStore.open(Path(sys.argv[2])).read("valid")))
+np.save(sys.argv[3], load_model(sys.argv[1]).score(DatasetStore.open(Path(sys.argv[2])).read("valid")))
+assert not {"ray", "optuna", "tensorboard"} & sys.modules.keys()
 """
 
 
@@ -83,7 +84,7 @@ def configure(best: Path, **changes: Any) -> None:
 def test_new_process_gives_the_same_scores_bit_for_bit(
     best: Path, trained: StageLoop, tiny_store: DatasetStore, tmp_path: Path
 ) -> None:
-    """From the folder alone, moved to another place; the process knows neither features nor backbone."""
+    """From the folder alone, moved to another place; the process knows neither features nor backbone, nor Ray."""
     words = [sys.executable, "-c", LOAD, str(best), str(tiny_store.folder), str(tmp_path / "scores.npy")]
     subprocess.run(words, check=True, timeout=120)
     scores = np.load(tmp_path / "scores.npy")
