@@ -116,19 +116,10 @@ def distribution_loop(score_B: Tensor, label_B: Tensor, margin: float) -> Tensor
 @pytest.mark.parametrize("seed", range(4))
 def test_group_ranking_matches_a_loop(seed: int, advantage_weighting: bool, dynamic_margin: bool) -> None:
     score_B, label_B, pairs_P2 = batch(seed)
+    switches = {"advantage_weighting": advantage_weighting, "dynamic_margin": dynamic_margin}
     assert_same(
-        lambda score: group_ranking_loss(
-            score,
-            label_B,
-            pairs_P2,
-            GROUPS,
-            **MARGINS,
-            advantage_weighting=advantage_weighting,
-            dynamic_margin=dynamic_margin,
-        ),
-        lambda score: ranking_loop(
-            score, label_B, pairs_P2, advantage_weighting=advantage_weighting, dynamic_margin=dynamic_margin
-        ),
+        lambda score: group_ranking_loss(score, label_B, pairs_P2, GROUPS, **MARGINS, **switches),
+        lambda score: ranking_loop(score, label_B, pairs_P2, **switches),
         score_B,
     )
 
@@ -145,24 +136,20 @@ def test_distribution_matches_a_loop(seed: int, margin: float) -> None:
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0, 100.0])
-def test_boundary_matches_a_loop(limit: float) -> None:
-    def loop(score_B: Tensor) -> Tensor:
+def test_boundary_and_mae_match_a_loop(limit: float) -> None:
+    def boundary(score_B: Tensor) -> Tensor:
         total = score_B.sum() * 0
         for score in score_B:
             if abs(score.item()) > limit:
                 total = total + abs(score) - limit
         return total / len(score_B)
 
-    assert_same(lambda score: boundary_loss(score, limit), loop, batch(0)[0])
+    def mae(score_B: Tensor) -> Tensor:
+        return sum((abs(p - y) for p, y in zip(score_B, label_B, strict=True)), score_B.sum() * 0) / len(score_B)
 
-
-def test_mae_matches_a_loop() -> None:
     score_B, label_B, _ = batch(0)
-
-    def loop(score: Tensor) -> Tensor:
-        return sum((abs(p - y) for p, y in zip(score, label_B, strict=True)), score.sum() * 0) / len(score)
-
-    assert_same(lambda score: mae_loss(score, label_B), loop, score_B)
+    assert_same(lambda score: boundary_loss(score, limit), boundary, score_B)
+    assert_same(lambda score: mae_loss(score, label_B), mae, score_B)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -173,14 +160,8 @@ def test_ranking_is_zero_and_keeps_the_graph_where_no_pair_is_left(
 ) -> None:
     """Either there are no pairs, or all labels are equal."""
     score_B = torch.linspace(-1, 1, 6, dtype=dtype).requires_grad_()
-    terms = ranking_terms(
-        score_B,
-        torch.ones(6, dtype=dtype),
-        pairs_P2,
-        GROUPS,
-        **MARGINS,
-        advantage_weighting=advantage_weighting,
-    )
+    label_B = torch.ones(6, dtype=dtype)
+    terms = ranking_terms(score_B, label_B, pairs_P2, GROUPS, **MARGINS, advantage_weighting=advantage_weighting)
     assert [value.item() for value in (terms.loss(), *terms.figures().values())] == [0, 0, 0]
     (grad_B,) = torch.autograd.grad(terms.loss(), score_B)
     assert torch.equal(grad_B, torch.zeros_like(score_B))
@@ -221,27 +202,17 @@ def test_pairs_that_are_equally_hard_have_no_advantage(pairs: int, dtype: torch.
 def test_margins_of_the_papers_examples() -> None:
     """-1.6 over -1.8 shares groups: the intra margin. 2.5 over 0.2 is two groups apart: base + 2 steps."""
     label_B = torch.tensor([-1.8, -1.6, 0.2, 2.5], dtype=torch.float64)
-    terms = ranking_terms(
-        torch.zeros(4, dtype=torch.float64),
-        label_B,
-        torch.tensor([[0, 1], [2, 3]]),
-        GROUPS,
-        **MARGINS,
-        advantage_weighting=False,
-    )
+    score_B, pairs_P2 = torch.zeros(4, dtype=torch.float64), torch.tensor([[0, 1], [2, 3]])
+    terms = ranking_terms(score_B, label_B, pairs_P2, GROUPS, **MARGINS, advantage_weighting=False)
     torch.testing.assert_close(terms.hinge_P, torch.tensor([0.2, 0.7], dtype=torch.float64))
     torch.testing.assert_close(terms.loss(), torch.tensor(0.45, dtype=torch.float64))
 
 
 def test_only_the_harder_pairs_count() -> None:
     """Two pairs have advantages of +1 and -1; the misordered one gets weight 1, the easy one 0."""
-    terms = ranking_terms(
-        torch.tensor([2.0, 0.0, 0.0, 1.0], dtype=torch.float64),
-        torch.tensor([2.5, 0.2, 0.2, -2.5], dtype=torch.float64),
-        torch.tensor([[0, 1], [3, 2]]),
-        GROUPS,
-        **MARGINS,
-    )
+    score_B = torch.tensor([2.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    label_B = torch.tensor([2.5, 0.2, 0.2, -2.5], dtype=torch.float64)
+    terms = ranking_terms(score_B, label_B, torch.tensor([[0, 1], [3, 2]]), GROUPS, **MARGINS)
     torch.testing.assert_close(terms.weight_P, torch.tensor([0.0, 1.0], dtype=torch.float64))
     # Misordered by 1 with the groups 0 and {2, 3}, three apart: 0.5 + 3 * 0.1 + 1.
     torch.testing.assert_close(terms.hinge_P, torch.tensor([0.0, 1.8], dtype=torch.float64))
@@ -249,15 +220,11 @@ def test_only_the_harder_pairs_count() -> None:
     assert [value.item() for value in terms.figures().values()] == [0.5, pytest.approx(0.5)]
 
 
-def test_worked_distribution() -> None:
-    """M: 1 against 0; D: 1 against 2."""
-    score_B = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    label_B = torch.tensor([-2.0, 2.0], dtype=torch.float64)
+def test_worked_distribution_boundary_and_mae() -> None:
+    # M: 1 against 0; D: 1 against 2.
+    score_B, label_B = torch.tensor([0.0, 2.0]), torch.tensor([-2.0, 2.0])
     assert distribution_loss(score_B, label_B, 0.25).item() == 1.5
     assert distribution_loss(score_B, label_B, 1.0).item() == 0
-
-
-def test_worked_boundary_and_mae() -> None:
     score_B = torch.tensor([-3.5, 3.0, 0.0, 3.25])
     assert boundary_loss(score_B, 3.0).item() == 0.1875
     assert mae_loss(score_B, torch.tensor([-3.0, 3.0, 1.0, 3.25])).item() == 0.375
