@@ -103,10 +103,7 @@ def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpo
     """
     with _opened(place) as file:
         text, digest = _header(place, file)
-        try:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise DamagedError(f"{place}: not a whole checkpoint ({error})") from error
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # Verify before parsing: the checksum is the same in every format, and a damaged state must not be used.
     actual = _sha256(text, tensors)
     if actual != digest:
@@ -167,16 +164,13 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _opened(place: StoragePath) -> Iterator[Any]:
     """Provide the open file. An OSError of the storage can be temporary, and is not reported as damage."""
-    with contextlib.ExitStack() as stack:
-        try:
-            path = stack.enter_context(place.reading())
-        except FileNotFoundError as error:
-            raise DamagedError(f"{place}: no such checkpoint") from error
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except SafetensorError as error:
-            raise DamagedError(f"{place}: not a whole checkpoint ({error})") from error
-        yield file
+    try:
+        with place.reading() as path, safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise DamagedError(f"{place}: no such checkpoint") from error
+    except SafetensorError as error:
+        raise DamagedError(f"{place}: not a whole checkpoint ({error})") from error
 
 
 def _header(place: StoragePath, file: Any) -> tuple[str, str]:
