@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from grcf_ray.cluster import connect
+import grcf_ray.cluster  # noqa: F401  before Ray
 
 import naive_trial
 import numpy as np
@@ -29,17 +29,13 @@ from study import run_study
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import RunConfig, build_config, flatten
-from grcf_ray.data.datasets import protocol_of
 from grcf_ray.errors import ConfigError, GrcfError
 from grcf_ray.search.callback import stage_job
 from grcf_ray.search.events import Event, TrialEnded
-from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.stages import Search, config_of
+from grcf_ray.search.stages import config_of
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import prepare_features
 
 SAMPLED = 3
 """Trials of each stage that are started in the naive way."""
@@ -98,19 +94,20 @@ def end_to_end_tables(setup: Setup) -> list[Table]:
     _check(config)
     length = min(LENGTH, config.features.max_tokens)
     # Both ways read their features from the cache.
-    prepare_features(setup.store, config, cache=setup.folder)
+    setup.features()
     naive_trial.token_features(setup.store, _naive(config, length), setup.folder)
     record = RunRecord(storage_path(setup.folder / "whole"))
-    record.write_run({"state": "running", "settings": flatten(config)})
-    epochs: dict[Literal[1, 2], int] = {1: config.stage1.epochs, 2: config.stage2.epochs}
-    budgets = {1: config.search.stage1_trials, 2: config.search.stage2_trials}
+    parts: list[tuple[Literal[1, 2], int, int]] = [
+        (1, config.stage1.epochs, config.search.stage1_trials),
+        (2, config.stage2.epochs, config.search.stage2_trials),
+    ]
+    parts = [part for part in parts if part[1]]
     started = time.perf_counter()
     with CpuClock() as clock:
-        connect()
-        slots = find_capacity(cluster_nodes(), config, [budgets[stage] for stage in epochs if epochs[stage]]).concurrent
-        _search(setup, record, slots)
+        slots = setup.slots(config, *(trials for _, _, trials in parts))
+        setup.search(record, setup.space, slots, listeners=(functools.partial(_tell, setup),))
     wall = time.perf_counter() - started
-    stages = [_stage(setup, record, stage, epochs[stage], slots, length) for stage in epochs if epochs[stage]]
+    stages = [_stage(setup, record, stage, epochs, slots, length) for stage, epochs, _ in parts]
     shares = clock.shares
     return [
         Table(
@@ -184,20 +181,9 @@ def _naive(config: RunConfig, length: int) -> RunConfig:
     return build_config({**flatten(config), "features.max_tokens": length, "pairs.pairing": "sampled"})
 
 
-def _search(setup: Setup, record: RunRecord, slots: int) -> None:
-    def tell(event: Event) -> None:
-        if isinstance(event, TrialEnded):
-            setup.say(f"trial {event.trial.number} of stage {event.trial.stage} ended")
-
-    info = setup.store.info
-    Search(
-        record=record,
-        space=setup.space,
-        features=prepare_features(setup.store, setup.config, cache=setup.folder),
-        protocol=protocol_of(info.name, info.task),
-        concurrent=slots,
-        listeners=(tell,),
-    ).run()
+def _tell(setup: Setup, event: Event) -> None:
+    if isinstance(event, TrialEnded):
+        setup.say(f"trial {event.trial.number} of stage {event.trial.stage} ended")
 
 
 def _stage(setup: Setup, record: RunRecord, stage: Literal[1, 2], epochs: int, slots: int, length: int) -> Stage:
@@ -232,7 +218,7 @@ def _sample(setup: Setup, record: RunRecord, length: int, trial: TrialRecord) ->
         record,
         trial,
         config=_naive(config_of(setup.space, record, trial), length),
-        protocol=protocol_of(setup.store.info.name, setup.store.info.task),
+        protocol=setup.protocol,
         folder=storage_path(folder / "checkpoints").uri,
     )
     task = {"store": str(setup.store.folder), "cache": str(setup.folder), "steps": STEPS, "job": vars(job)}

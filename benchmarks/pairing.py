@@ -16,15 +16,13 @@ from grcf_ray.cluster import connect
 
 import ray
 import torch
-from study import PAIRED, run_study
+from study import PAIRED, paired_interval, run_study
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.features import Features
-from grcf_ray.statistics import paired_interval
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.curve import objective_value
 from grcf_ray.train.stage import use_deterministic_torch
 
@@ -44,7 +42,7 @@ Curve = list[tuple[float, float]]
 def pairing_tables(setup: Setup) -> list[Table]:
     """Tune the learning rate of each pairing under one seed, then train each under the other seeds."""
     connect()
-    features = prepare_features(setup.store, setup.config, cache=setup.folder)
+    features = setup.features()
     shared, n = ray.put(features), len(features.train)
     tuned = _train_all(setup, shared, n, itertools.product(PAIRINGS, FACTORS, (TUNING_SEED,)))
     best = {run: _best(curve) for run, curve in tuned.items()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
-import multiprocessing
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from grcf_ray.bench.measure import private_bytes
+from grcf_ray.bench.measure import in_new_process, private_bytes
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import build_features
@@ -56,10 +54,9 @@ def memory_row(n: int, store: DatasetStore, config: RunConfig, cache: Path, step
     """Measure n utterances; the features stay in the cache."""
     parts: dict[str, int] = {}
     for work in (_prepare, _train):
-        # A new process, since freed memory of earlier work stays in its pages.
-        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            arguments = (str(store.folder), flatten(config), str(cache), torch.get_num_threads(), steps)
-            parts |= pool.submit(work, *arguments).result()
+        # Freed memory of earlier work stays in a process's pages.
+        arguments = (str(store.folder), flatten(config), str(cache), torch.get_num_threads(), steps)
+        parts |= in_new_process(work, *arguments)
     parts["disk"] = sum(path.stat().st_size for path in cache.rglob("*.npy"))
     row: dict[str, Any] = {"name": f"{n:,}", "size": n, "program": parts.pop("program") / 1e6}
     for key, size in parts.items():

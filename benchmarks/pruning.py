@@ -12,26 +12,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grcf_ray.cluster import connect
+import grcf_ray.cluster  # noqa: F401  before Ray
 
 from optuna.trial import TrialState as OptunaState
-from study import PAIRED, run_study
+from study import PAIRED, paired_interval, run_study
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import flatten
-from grcf_ray.data.datasets import protocol_of
-from grcf_ray.data.features import Features
 from grcf_ray.model.pretrained import backbone_config
-from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import Range, Space
-from grcf_ray.search.stages import Search
-from grcf_ray.statistics import paired_interval
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import prepare_features
 
 SEEDS = (1, 2, 3, 4, 5)
 EPOCHS, PAIRS = 9, 160
@@ -73,16 +66,14 @@ class Outcome:
 
 def pruning_tables(setup: Setup) -> list[Table]:
     """Run each variant's search under each seed."""
-    connect()
     space = _narrow(setup.space, setup.trials)
-    features = prepare_features(setup.store, space.config(), cache=setup.folder)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in VARIANTS}
     for seed in SEEDS:
         for number, (name, (pruning, searcher)) in enumerate(VARIANTS.items()):
             setup.say(f"seed {seed}: {name}")
             seeded = space.with_settings({"seed": seed, "search.pruning": pruning})
             record = RunRecord(storage_path(setup.folder / f"pruning-{seed}-{number}"))
-            outcomes[name].append(_search(record, seeded, features, setup, searcher))
+            outcomes[name].append(search_outcome(setup, record, seeded, searcher))
     baseline, *_ = outcomes.values()
     search = space.config().search
     return [
@@ -121,6 +112,16 @@ def pruning_tables(setup: Setup) -> list[Table]:
     ]
 
 
+def search_outcome(setup: Setup, record: RunRecord, space: Space, searcher: type[OptunaSearcher]) -> Outcome:
+    """Run a search of Stage 1 whose trials `searcher` proposes."""
+    config = space.config()
+    slots = setup.slots(config, config.search.stage1_trials)
+    winner = setup.search(record, space, slots, setup.features(config), proposals=searcher)
+    assert winner.objective is not None
+    trials = record.trials(1)
+    return Outcome(winner.objective, sum(len(t.curve) for t in trials), sum(t.state == "pruned" for t in trials))
+
+
 def _narrow(space: Space, trials: int) -> Space:
     """Return a space of Stage 1 alone, with learning rates around the starting point."""
     config = space.config()
@@ -142,24 +143,6 @@ def _narrow(space: Space, trials: int) -> Space:
         "search.reduction_factor": 3.0,
     }
     return dataclasses.replace(space, fixed=fixed, stage1=ranges, stage2={})
-
-
-def _search(
-    record: RunRecord, space: Space, features: Features, setup: Setup, searcher: type[OptunaSearcher]
-) -> Outcome:
-    config, info = space.config(), setup.store.info
-    record.write_run({"state": "running", "settings": flatten(config)})
-    winner = Search(
-        record=record,
-        space=space,
-        features=features,
-        protocol=protocol_of(info.name, info.task),
-        concurrent=find_capacity(cluster_nodes(), config, [config.search.stage1_trials]).concurrent,
-        proposals=searcher,
-    ).run()
-    assert winner.objective is not None
-    trials = record.trials(1)
-    return Outcome(winner.objective, sum(len(t.curve) for t in trials), sum(t.state == "pruned" for t in trials))
 
 
 def variant_row(name: str, outcomes: Sequence[Outcome], baseline: Sequence[Outcome]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NoReturn
 
 import typer
@@ -19,6 +20,14 @@ PAIRED = (
     Column("high", "to", "{:+.4f}"),
 )
 """The columns of `paired_interval`."""
+
+
+def paired_interval(values: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Return the `difference` of the means, and `low` and `high` of its 95 % t interval, paired by seed."""
+    from scipy import stats
+
+    interval = stats.ttest_rel(values, reference).confidence_interval(0.95)
+    return {"difference": fmean(values) - fmean(reference), "low": float(interval.low), "high": float(interval.high)}
 
 
 def run_study(name: str, script: str, tables_of: Callable[[Setup], Sequence[Table]]) -> NoReturn:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 
 from grcf_ray.tables import Column
+
+if TYPE_CHECKING:
+    # A process of benchmarks/end_to_end.py imports this module and must not pay for Ray.
+    from grcf_ray.bench.setup import Setup
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ TIMES = (
     Column("median", "median s", "{:.2f}"),
     Column("speed_up", "speed-up", "{:.2f}"),
 )
-"""The columns of `timed_row`, without the name."""
+"""The columns of `timed_rows`, without the name."""
 
 
 def interleave(
@@ -71,16 +79,31 @@ def interleave(
     return [Timing(tuple(taken[-repetitions:])) for taken in seconds]
 
 
-def timed_row(name: str, timing: Timing, first: Timing, **more: Any) -> dict[str, Any]:
-    """Return a variant's row: its times, and the first variant's median over its own."""
-    return {
-        "name": name,
-        "least": timing.least,
-        "median": timing.median,
-        "speed_up": first.median / timing.median,
-        "seconds": timing.seconds,
-        **more,
-    }
+def timed_rows(
+    setup: Setup, variants: Sequence[Variant], *, warm: bool = False, **columns: Sequence[object]
+) -> list[dict[str, Any]]:
+    """Time variants; return a row for each: its times, and the first one's median over its own.
+
+    columns: further cells by key, one for each variant.
+    """
+    timings = interleave(variants, setup.repetitions, setup.device, setup.say, warm=warm)
+    return [
+        {
+            "name": variant.name,
+            "least": timing.least,
+            "median": timing.median,
+            "speed_up": timings[0].median / timing.median,
+            "seconds": timing.seconds,
+            **{key: values[place] for key, values in columns.items()},
+        }
+        for place, (variant, timing) in enumerate(zip(variants, timings, strict=True))
+    ]
+
+
+def in_new_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function in a new process, which has no memory of earlier work."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from grcf_ray.bench.measure import private_bytes
+from grcf_ray.bench.measure import in_new_process, private_bytes
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.datasets import protocol_of
@@ -31,13 +29,10 @@ _UTTERANCES = 16
 def memory_table(setup: Setup) -> Table:
     """Read the private memory of a new process after several trials of one epoch with model and checkpoint."""
     small = {"pairs.pairs_per_epoch": _UTTERANCES // 2, "stage1.epochs": 1, "model.frozen_layers": 0}
-    config = build_config({**flatten(setup.config), **small})
-    prepare_features(setup.store, config, cache=setup.folder)
+    config = setup.changed(small)
+    setup.features(config)
     setup.say(f"{AFTER[-1]} trials in one process")
-    arguments = (str(setup.store.folder), flatten(config), str(setup.folder), AFTER)
-    # A new process, since this one has memory of other parts.
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        after = pool.submit(_run_trials, *arguments).result()
+    after = in_new_process(_run_trials, str(setup.store.folder), flatten(config), str(setup.folder), AFTER)
     return Table(
         "memory",
         "A process that runs one trial after the other",

@@ -9,10 +9,8 @@ import ray
 from grcf_ray.bench.measure import Timing
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import SMALL_STEP
-from grcf_ray.config import build_config, flatten
 from grcf_ray.search.calibration import Placement, WorkerSet
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import prepare_features
 
 _STEPS = 4
 
@@ -20,9 +18,9 @@ _STEPS = 4
 def packing_table(setup: Setup) -> Table:
     """Measure the wall-clock throughput of one process, and of one process for each CPU, up to 8."""
     processes = min(setup.processes, 8)
-    config = build_config({**flatten(setup.config), **SMALL_STEP})
+    config = setup.changed(SMALL_STEP)
     connect()
-    features = ray.put(prepare_features(setup.store, config, cache=setup.folder))
+    features = ray.put(setup.features(config))
     counts = sorted({1, processes})
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     setup.say(f"starting {processes} processes")

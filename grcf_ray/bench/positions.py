@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from grcf_ray.bench.measure import TIMES, Variant, interleave, timed_row
+from grcf_ray.bench.measure import TIMES, Variant, timed_rows
 from grcf_ray.bench.setup import Setup
 from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.pretrained import backbone_config
@@ -37,23 +37,14 @@ def positions_table(setup: Setup) -> Table:
             Variant(f"length {length}, transformers' own", _pass(stock, token_BL)),
             Variant(f"length {length}, cut", _pass(cut, token_BL)),
         ]
-        timings = interleave(variants, setup.repetitions, device, setup.say)
-        differences = (None, _difference(stock, cut, token_BL))
-        rows += [
-            timed_row(variant.name, timing, timings[0], difference=difference)
-            for variant, timing, difference in zip(variants, timings, differences, strict=True)
-        ]
-    return Table(
-        "positions",
-        "DeBERTa-v3's relative positions",
-        (
-            Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"),
-            *TIMES,
-            Column("difference", "gradient, rel. L2", "{:.1e}"),
-        ),
-        rows,
-        (f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward",),
+        rows += timed_rows(setup, variants, difference=(None, _difference(stock, cut, token_BL)))
+    columns = (
+        Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"),
+        *TIMES,
+        Column("difference", "gradient, rel. L2", "{:.1e}"),
     )
+    note = f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward"
+    return Table("positions", "DeBERTa-v3's relative positions", columns, rows, (note,))
 
 
 def _pass(backbone: Any, token_BL: torch.Tensor) -> Callable[[], None]:

@@ -6,22 +6,17 @@ import itertools
 import time
 from typing import Any
 
-from grcf_ray.cluster import connect
+import grcf_ray.cluster  # noqa: F401  before Ray
 
 from ray import tune
 
 from grcf_ray.bench.measure import private_bytes
 from grcf_ray.bench.setup import Setup
-from grcf_ray.data.datasets import protocol_of
 from grcf_ray.search.events import Event, TrialEnded
-from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord
-from grcf_ray.search.stages import Search
 from grcf_ray.search.trial import Shared
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import prepare_features
 
 TRIALS = 500
 PARTS = 4
@@ -98,26 +93,15 @@ def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Table:
     """Measure proposals, early stopping, the record and Tune's own work."""
     changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
     space = setup.space.with_settings(changes)
-    connect()
-    capacity = find_capacity(cluster_nodes(), space.config(), [trials])
-    record = RunRecord(storage_path(setup.folder / "scheduler"))
-    record.write_run({"state": "running"})
-    meter = Meter()
-    Search(
-        record=record,
-        space=space,
-        features=prepare_features(setup.store, setup.config, cache=setup.folder),
-        protocol=protocol_of(setup.store.info.name, setup.store.info.task),
-        concurrent=capacity.concurrent,
-        listeners=(meter,),
-        trainable=IdleTrainable,
-    ).run()
+    concurrent = setup.slots(space.config(), trials)
+    meter, record = Meter(), RunRecord(storage_path(setup.folder / "scheduler"))
+    setup.search(record, space, concurrent, listeners=(meter,), trainable=IdleTrainable)
     rows = meter.costs(PARTS)
     counted = sum(row["trials"] for row in rows)
     whole = {key: sum(row[key] * row["trials"] for row in rows) / counted for key in ("wall", "cpu")}
     return Table(
         "scheduler",
-        f"A search of {trials} trials without any work, {capacity.concurrent} at a time",
+        f"A search of {trials} trials without any work, {concurrent} at a time",
         (
             Column("name", "trials"),
             Column("wall", "s a trial", "{:.3f}"),

@@ -10,14 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grcf_ray.cluster import connect
-
 import torch
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
-from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.events import (
     EpochFinished,
@@ -28,10 +25,7 @@ from grcf_ray.search.events import (
     TrialEnded,
     TrialStarted,
 )
-from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.stages import Search
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -104,29 +98,18 @@ def search_table(setup: Setup) -> Table:
 
     A slot runs one trial at a time; the first trial of each stage in a slot starts a process.
     """
-    store, config, folder, trials = setup.store, setup.config, setup.folder, setup.trials
-    space = setup.space.with_settings(
-        {"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2}
-    )
-    connect()
-    capacity = find_capacity(cluster_nodes(), config, [trials // 2])
-    features = prepare_features(store, config, cache=folder)
+    config, trials = setup.config, setup.trials
+    budgets = {"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2}
+    concurrent = setup.slots(config, trials // 2)
+    setup.features()
     setup.say("checkpoints")
-    saving = _saving(setup, capacity.concurrent)
-    record = _TimedRecord(storage_path(folder / "bench"))
-    record.write_run({"state": "running", "settings": flatten(config)})
-    clock = SlotClock(capacity.concurrent, saving, setup.say)
+    saving = _saving(setup, concurrent)
+    record = _TimedRecord(storage_path(setup.folder / "bench"))
+    clock = SlotClock(concurrent, saving, setup.say)
     started = time.perf_counter()
-    Search(
-        record=record,
-        space=space,
-        features=features,
-        protocol=protocol_of(store.info.name, store.info.task),
-        concurrent=capacity.concurrent,
-        listeners=(clock,),
-    ).run()
+    setup.search(record, setup.space.with_settings(budgets), concurrent, listeners=(clock,))
     wall = time.perf_counter() - started
-    slots = capacity.concurrent * wall
+    slots = concurrent * wall
     outside = slots - clock.trained - clock.idle
     parts = [
         ("all slots together", slots),
@@ -140,7 +123,7 @@ def search_table(setup: Setup) -> Table:
     ]
     return Table(
         "search",
-        f"A search of {trials} trials, {capacity.concurrent} at a time",
+        f"A search of {trials} trials, {concurrent} at a time",
         (
             Column("name", "part"),
             Column("seconds", "seconds", "{:.2f}"),

@@ -8,21 +8,27 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grcf_ray.cluster  # noqa: F401  before Ray
+from grcf_ray.cluster import connect
 
 import ray
 import torch
 
 from grcf_ray import console
 from grcf_ray.config import RunConfig, build_config, flatten, parse_assignments
+from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
 from grcf_ray.data.store import DatasetStore, find_data
+from grcf_ray.metrics import MetricProtocol
+from grcf_ray.search.nodes import cluster_nodes
+from grcf_ray.search.preflight import find_capacity
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space, shipped_space
+from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import available_threads, versions
 from grcf_ray.tables import Table
 from grcf_ray.train.assemble import prepare_features
@@ -60,10 +66,42 @@ class Setup:
         """Return the starting point of the search space."""
         return self.space.config()
 
+    @property
+    def protocol(self) -> MetricProtocol:
+        """Return the metric protocol of the data set."""
+        return protocol_of(self.store.info.name, self.store.info.task)
+
+    def features(self, config: RunConfig | None = None) -> Features:
+        """Return the features of a configuration [default: the starting point's]."""
+        return prepare_features(self.store, config or self.config, cache=self.folder)
+
+    def changed(self, changes: Mapping[str, Any]) -> RunConfig:
+        """Return the starting point with some settings changed."""
+        return build_config({**flatten(self.config), **changes})
+
+    def slots(self, config: RunConfig, *trials: int) -> int:
+        """Join Ray; return how many trials of a search run at a time. trials: the budget of each stage."""
+        connect()
+        return find_capacity(cluster_nodes(), config, trials).concurrent
+
+    def search(
+        self, record: RunRecord, space: Space, concurrent: int, features: Features | None = None, **more: Any
+    ) -> TrialRecord:
+        """Run a search on an empty record, and return its winner. more: arguments of `Search`."""
+        record.write_run({"state": "running", "settings": flatten(space.config())})
+        return Search(
+            record=record,
+            space=space,
+            features=features or self.features(),
+            protocol=self.protocol,
+            concurrent=concurrent,
+            **more,
+        ).run()
+
     def paper_features(self) -> tuple[Features, RunConfig]:
         """Return features and configuration with no frozen layer and texts of the paper's length."""
-        config = build_config({**flatten(self.config), "model.frozen_layers": 0, "features.max_tokens": _PAPER_LENGTH})
-        return prepare_features(self.store, config, cache=self.folder), config
+        config = self.changed({"model.frozen_layers": 0, "features.max_tokens": _PAPER_LENGTH})
+        return self.features(config), config
 
     def about(self, program: str, data: Path | None) -> dict[str, Any]:
         """Return the conditions of the measurement: command (with DIR for the path to the data), hardware, versions."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grcf_ray.bench.measure import TIMES, Timing, Variant, interleave, kept_bytes, timed_row
+from grcf_ray.bench.measure import TIMES, Timing, Variant, interleave, kept_bytes, timed_rows
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
@@ -110,8 +110,7 @@ def first_step(loop: StageLoop) -> Step:
 
 def step_table(setup: Setup) -> Table:
     """Time a step that encodes each utterance once, and compare its gradients with those of the loop over pairs."""
-    features, config = setup.paper_features()
-    device, say = setup.device, setup.say
+    (features, config), device = setup.paper_features(), setup.device
     loop = new_loop(features, config, device, {**PAPER_STEP, **_unbounded(config)})
     bounded = new_loop(features, config, device, {**PAPER_STEP, "pairs.activation_tokens": _group_tokens(config)})
     step = first_step(loop)
@@ -123,25 +122,20 @@ def step_table(setup: Setup) -> Table:
         Variant(_ONCE, lambda: loop.backward(step)),
         Variant("each once, within the first line's memory", lambda: bounded.backward(step)),
     ]
-    say("activations")
-    parameters = list(loop.model.parameters())
-    kept = [
-        kept_bytes(lambda: literal.backward(1), parameters),
-        kept_bytes(lambda: by_length.backward(1), parameters),
-        kept_bytes(lambda: loop.backward(step), parameters),
-        kept_bytes(lambda: bounded.backward(step), list(bounded.model.parameters())),
-    ]
-    timings = interleave(variants, setup.repetitions, device, say, warm=True)
     order_U = length_sorted(features.train, step.utterance_U)
     cut = micro_batches(features, features.train, order_U, config.pairs.micro_batch_tokens, device=device)
     tokens_once = sum(batch.tokens for batch in cut)
     tokens = [literal.tokens(), by_length.tokens(), tokens_once, tokens_once]
-    say("gradients")
+    setup.say("gradients")
     differences = _differences(features, config, device)
-    rows = [
-        timed_row(variant.name, timing, timings[0], bound=tokens[0] / count, kept_mb=size / 1e6, difference=difference)
-        for variant, timing, count, size, difference in zip(variants, timings, tokens, kept, differences, strict=True)
+    setup.say("activations")
+    # These calls also warm up.
+    kept = [
+        kept_bytes(variant.run, list((bounded if variant is variants[-1] else loop).model.parameters())) / 1e6
+        for variant in variants
     ]
+    bounds = [tokens[0] / count for count in tokens]
+    rows = timed_rows(setup, variants, warm=True, bound=bounds, kept_mb=kept, difference=differences)
     return Table(
         "step",
         "An optimizer step of the paper's batch: pairs share encoded utterances",

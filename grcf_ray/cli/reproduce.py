@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,9 +14,7 @@ from grcf_ray.cli import options as cli_options
 from grcf_ray.data.datasets import spelled
 
 if TYPE_CHECKING:
-    from grcf_ray.experiments.context import ExperimentContext
-    from grcf_ray.experiments.options import Options
-    from grcf_ray.experiments.registry import Experiment
+    from grcf_ray.experiments.registry import Options
     from grcf_ray.experiments.result import ExperimentResult
     from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import StoragePath
@@ -68,10 +66,11 @@ def reproduce(
     Run the same command again to resume; no model is trained twice. The results are in RUN/reproduce/NAME: a page,
     figures, Markdown, LaTeX and JSON.
     """
-    from grcf_ray.config import nearest
+    from grcf_ray.config import build_config, nearest
+    from grcf_ray.data import datasets
     from grcf_ray.errors import ConfigError
-    from grcf_ray.experiments.options import Options
-    from grcf_ray.experiments.registry import EXPERIMENTS
+    from grcf_ray.experiments.registry import EXPERIMENTS, Options
+    from grcf_ray.report.terminal import typed
 
     if name == "list":
         console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.summary) for e in EXPERIMENTS.values()])
@@ -82,26 +81,29 @@ def reproduce(
         )
     options = Options(retune=retune, backbone=backbone, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
     options.check(name)
+    place: StoragePath | None = None
     if name == "complexity" and run is None:
         if dataset is None:
             raise ConfigError("complexity needs a data set, for the widths of its features: --dataset NAME")
-        _show([_complexity(dataset, backbone)], json, None)
-        return
-    if backbone is not None:
+        from grcf_ray.experiments.complexity import complexity_of
+
+        facts = datasets.get(dataset)
+        config = build_config({"model.backbone": backbone or facts.default_backbone})
+        results = [complexity_of(config, facts).named(EXPERIMENTS[name])]
+    elif backbone is not None:
         raise ConfigError("--backbone is for complexity without a run. A run has its own text encoder, so leave it out")
-    _from_run(name, _chosen(name, run, dataset, storage), data, seeds, options, as_json=json)
-
-
-def _complexity(dataset: str, backbone: str | None) -> ExperimentResult:
-    from grcf_ray.config import build_config
-    from grcf_ray.data import datasets
-    from grcf_ray.experiments.complexity import complexity
-    from grcf_ray.search.winner import available_threads
-
-    facts = datasets.get(dataset)
-    config = build_config({"model.backbone": backbone or facts.default_backbone})
-    dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
-    return complexity(config, dataset, task=facts.task, dims=dims, threads=available_threads())
+    else:
+        record = _chosen(name, run, dataset, storage)
+        place = record.place / "reproduce"
+        results = _run(name, record, data, seeds, options)
+    if json:
+        answers = [result.as_dict() for result in results]
+        console.print_json(answers if name == "all" else answers[0])
+        return
+    for result in results:
+        result.print()
+        if place is not None:
+            console.say(f"\nPage: {typed(place / result.name / 'index.html')}")
 
 
 def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None) -> RunRecord:
@@ -111,10 +113,9 @@ def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None
     from grcf_ray.search.run_lookup import finished_run, runs_place
     from grcf_ray.storage import storage_path
 
-    if run is None and dataset is None:
-        raise ConfigError(f"{name} starts from a finished search. Name it: --dataset NAME, or --from RUN")
     if run is None:
-        assert dataset is not None
+        if dataset is None:
+            raise ConfigError(f"{name} starts from a finished search. Name it: --dataset NAME, or --from RUN")
         return finished_run(runs_place(storage), dataset)
     record = RunRecord(storage_path(run, check=True))
     if dataset is not None and (searched := record.read_search()["data"]["name"]) != dataset:
@@ -122,74 +123,36 @@ def _chosen(name: str, run: str | None, dataset: str | None, storage: str | None
     return record
 
 
-def _from_run(name: str, record: RunRecord, data: Path | None, seeds: int, options: Options, *, as_json: bool) -> None:
+def _run(name: str, record: RunRecord, data: Path | None, seeds: int, options: Options) -> list[ExperimentResult]:
+    """Run an experiment, or all that the data allow, and write each result into the run."""
+    from importlib import import_module
+
     from grcf_ray.errors import ConfigError, DataError, NoWinnerError
     from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.experiments.registry import EXPERIMENTS
+    from grcf_ray.experiments.result import write_result
     from grcf_ray.report.progress_lines import ProgressLines
     from grcf_ray.search.run_lookup import recorded_store
 
-    command = shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]])
-    lab = ExperimentContext(
+    context = ExperimentContext(
         record,
         recorded_store(record, data),
         seeds=seeds,
-        command=command,
+        command=shlex.join(["python", "-m", "grcf_ray.reproduce", *sys.argv[1:]]),
         listeners=(ProgressLines(),),
         options=options,
     )
-    if name != "all":
-        _show([_written(EXPERIMENTS[name], lab)], as_json, record.place / "reproduce")
-        return
-    outcomes = []
-    for experiment in EXPERIMENTS.values():
+    results: list[ExperimentResult] = []
+    for experiment in EXPERIMENTS.values() if name == "all" else [EXPERIMENTS[name]]:
+        module = import_module(f"grcf_ray.experiments.{experiment.module}")
         try:
-            # Each result is written at once, because later experiments may take hours or fail.
-            outcomes.append(_written(experiment, lab))
+            result = context.noted(getattr(module, experiment.name.replace("-", "_"))(context), experiment)
+            # Written at once, because later experiments may take hours or fail.
+            write_result(result, record.place / "reproduce" / result.name)
+            results.append(result)
         except (ConfigError, DataError, NoWinnerError) as error:
+            if name != "all":
+                raise
             # An experiment that the data do not allow must not stop the others.
             console.progress(f"{experiment.name} is skipped: {error}")
-    _show(outcomes, as_json, record.place / "reproduce", several=True)
-
-
-def _written(experiment: Experiment, lab: ExperimentContext) -> ExperimentResult:
-    """Run an experiment and write its result into the run."""
-    from grcf_ray.experiments.result import write_result
-
-    outcome = lab.noted(_outcome(experiment, lab), trains=experiment.trains)
-    write_result(outcome, lab.record.place / "reproduce" / outcome.name)
-    return outcome
-
-
-def _outcome(experiment: Experiment, lab: ExperimentContext) -> ExperimentResult:
-    from importlib import import_module
-
-    from grcf_ray.search.winner import available_threads
-
-    module = import_module(f"grcf_ray.experiments.{experiment.module}")
-    function = getattr(module, experiment.name.replace("-", "_"))
-    if experiment.name == "complexity":
-        # A model's cost follows from its shape, so this experiment needs no training.
-        info = lab.store.info
-        dims = {"audio": info.audio_dim, "vision": info.vision_dim}
-        described: ExperimentResult = function(
-            lab.config, info.name, task=info.task, dims=dims, threads=available_threads()
-        )
-        return described
-    found: ExperimentResult = function(lab)
-    return found
-
-
-def _show(outcomes: list[ExperimentResult], as_json: bool, place: StoragePath | None, *, several: bool = False) -> None:
-    from grcf_ray.report.terminal import typed
-
-    answers: list[dict[str, Any]] = []
-    for outcome in outcomes:
-        if as_json:
-            answers.append(outcome.as_dict())
-            continue
-        outcome.print()
-        if place is not None:
-            console.say(f"\nPage: {typed(place / outcome.name / 'index.html')}")
-    if as_json:
-        console.print_json(answers if several else answers[0])
+    return results

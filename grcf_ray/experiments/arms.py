@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from grcf_ray.experiments.context import ExperimentContext
+from grcf_ray.experiments.context import ExperimentContext, Model
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_differences
-from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
+from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes, shown_columns
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, split_metrics
 from grcf_ray.report.view import Predictions
 from grcf_ray.search.winner import finite_metrics
-from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, finite_spread, spread
+from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, finite_spread
 from grcf_ray.tables import P_VALUE, Column, Table
 
 _HEAD = {
@@ -43,23 +43,8 @@ _COLUMNS = (
 )
 
 
-class Measured(Protocol):
-    """A model trained under a seed, with its scores of test; `context.Model` is one."""
-
-    @property
-    def index(self) -> int:
-        """Return the number of the fresh seed."""
-
-    @property
-    def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Return the metrics by split."""
-
-    def scored(self, split: str) -> Predictions:
-        """Return the scores of a split."""
-
-
 class Rescored:
-    """A model's scores of a changed test split, such as one with noise; a `Measured`."""
+    """A model's scores of a changed test split, such as one with noise."""
 
     def __init__(self, context: ExperimentContext, index: int, test: Predictions, score_N: Floats) -> None:
         """Measure scores [N] of the utterances of `test` by the data set's protocol."""
@@ -73,6 +58,10 @@ class Rescored:
         """Return the scores of test, the only split."""
         assert split == "test"
         return self._test
+
+
+Measured = Model | Rescored
+"""A model trained under a seed, with its metrics by split and its scores of test."""
 
 
 def figures(context: ExperimentContext, score_N: Floats, label_N: Floats) -> dict[str, float]:
@@ -149,8 +138,8 @@ def arm_tables(
             if changes is not None:
                 row["paper change"] = changes.get(arm.name, {}).get(name)
             if over := finite_spread(values.get(arm.name, ())):
-                row |= {"mean": over.mean, "deviation": over.deviation}
-                row |= {"seeds": len(over.values), "values": list(over.values)}
+                row |= {"mean": over.mean, "deviation": over.deviation, "seeds": len(over.values)}
+                row["values"] = list(over.values)
             if gain := differences.get(arm.name):
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
                 if changes is not None:
@@ -163,8 +152,8 @@ def arm_tables(
             if len(models[arm.name]) < seeds
         ]
         notes += [f"undefined for the scores of {arm.title} under one seed or more, so not compared" for arm in lacking]
-        columns = [c for c in _COLUMNS if c.key == "title" or any(row.get(c.key) is not None for row in rows)]
-        tables.append(Table(name, f"{METRIC_TITLES[name]} on test ({_better(name)} is better)", columns, rows, notes))
+        title = f"{METRIC_TITLES[name]} on test ({_better(name)} is better)"
+        tables.append(Table(name, title, shown_columns(_COLUMNS, rows), rows, notes))
     return tables
 
 
@@ -179,7 +168,7 @@ def arm_result(
 ) -> ExperimentResult:
     """Return the result of an experiment that compares arms.
 
-    printed: the paper's figures. changes: as in `arm_tables`. about: the result's name, title, paper and notes.
+    printed: the paper's figures. changes: as in `arm_tables`. about: the result's title, notes and name.
     """
     tables = arm_tables(context, arms, models, paper=printed, changes=changes)
     pictures = difference_pictures(tables)
@@ -196,20 +185,13 @@ def arm_result(
 
 def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
     """Return the differences of `arm_tables` as a figure; [] if no arm is compared."""
-    panels = [
-        {
-            "title": METRIC_TITLES[table.name],
-            "better": _better(table.name),
-            "reference": next(row["title"] for row in table.rows if "mean" in row),
-            "rows": [
-                {key: row[key] for key in ("title", "difference", "low", "high")}
-                for row in table.rows
-                if "difference" in row
-            ],
-        }
-        for table in tables
-    ]
-    panels = [panel for panel in panels if panel["rows"]]
+    panels = []
+    for table in tables:
+        keys = ("title", "difference", "low", "high")
+        if rows := [{key: row[key] for key in keys} for row in table.rows if "difference" in row]:
+            reference = next(row["title"] for row in table.rows if "mean" in row)
+            title, better = METRIC_TITLES[table.name], _better(table.name)
+            panels.append({"title": title, "better": better, "reference": reference, "rows": rows})
     if not panels:
         return []
     caption = (
@@ -222,7 +204,7 @@ def difference_pictures(tables: Sequence[Table]) -> list[Picture]:
 def _change(difference: float, metric: str, reference: Sequence[Measured], arm: Sequence[Measured]) -> float | None:
     """Return a difference in per cent of the reference's mean over the shared seeds; None if that mean is 0."""
     shared = {model.index for model in arm}
-    mean = spread([model.metrics["test"][metric] for model in reference if model.index in shared]).mean
+    mean = float(np.mean([model.metrics["test"][metric] for model in reference if model.index in shared]))
     return 100 * difference / mean if mean else None
 
 

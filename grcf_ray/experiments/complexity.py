@@ -4,66 +4,69 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from grcf_ray.config import RunConfig, Task, encoder_name, flatten
+from grcf_ray.config import RunConfig, encoder_name, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.batches import Batch
-from grcf_ray.experiments import paper
+from grcf_ray.data.datasets import DatasetFacts
+from grcf_ray.data.schema import TableInfo
+from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model, parameter_table
 from grcf_ray.model.pretrained import backbone_config, backbone_from_config
+from grcf_ray.search.winner import available_threads
 from grcf_ray.tables import Column, Table
+
+if TYPE_CHECKING:
+    # Without a run, the command must not pay for Ray.
+    from grcf_ray.experiments.context import ExperimentContext
 
 TOKENS = 50
 """Subwords of the measured utterance: the length to which common code pads MOSI."""
 _REPETITIONS = 5
 
 
-def described_model(config: RunConfig, task: Task, dims: Mapping[str, int | None]) -> GrcfModel:
-    """Return the network of a configuration with random weights, on torch's default device."""
-    kept = {name: dim if config.model.sees(name) else None for name, dim in dims.items()}
+def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> GrcfModel:
+    """Return the network of a configuration for a data set, with random weights, on torch's default device."""
+    audio_dim = data.audio_dim if config.model.sees("audio") else None
+    vision_dim = data.vision_dim if config.model.sees("vision") else None
     backbone = backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None
     return build_model(
-        backbone, config.model, task=task, audio_dim=kept["audio"], vision_dim=kept["vision"], half_range=3.0
+        backbone, config.model, task=data.task, audio_dim=audio_dim, vision_dim=vision_dim, half_range=3.0
     )
 
 
-def complexity(
-    config: RunConfig, dataset: str, *, task: Task, dims: Mapping[str, int | None], threads: int
-) -> ExperimentResult:
-    """Count parameters by component, beside the paper's; measure operations, memory and time per utterance.
+def complexity(context: ExperimentContext) -> ExperimentResult:
+    """Reproduce Table 12 for the run's configuration; a model's cost follows from its shape, so nothing is trained."""
+    return complexity_of(context.config, context.store.info)
 
-    dims: the widths of audio and vision; None for a modality that the data lack.
-    """
-    facts = datasets.find(dataset)
+
+def complexity_of(config: RunConfig, data: TableInfo | DatasetFacts) -> ExperimentResult:
+    """Count parameters by component, beside the paper's; measure operations, memory and time per utterance."""
+    facts, threads = datasets.find(data.name), available_threads()
     with torch.device("meta"):
-        shapes = described_model(config, task, dims)
-    counts = parameter_table(shapes)
-    counts.append(("GRCF (total)", sum(count for _, count in counts)))
+        shapes = described_model(config, data)
+    counts = dict(parameter_table(shapes))
+    total = counts["GRCF (total)"] = sum(counts.values())
     encoder = encoder_name(flatten(config))
-    same = facts is not None and facts.task == task and encoder == (facts.paper_backbone or "").rpartition("/")[2]
-    printed = paper.COMPLEXITY.get(dataset, {}) if same else {}
-    by_name = dict(counts)
-    rows: list[dict[str, Any]] = [
-        {"title": name, "paper": printed.get(name), "count": by_name.get(name)}
-        for name in dict.fromkeys([*by_name, *printed])
-    ]
+    same = facts is not None and facts.task == data.task and encoder == (facts.paper_backbone or "").rpartition("/")[2]
+    printed = TABLES["complexity"].get(data.name, {}) if same else {}
     parameters = Table(
         "parameters",
         "Parameters by component",
         (Column("title", "component"), Column("paper", "paper", "{:,}"), Column("count", "ours", "{:,}")),
-        rows,
+        [
+            {"title": name, "paper": printed.get(name), "count": counts.get(name)}
+            for name in dict.fromkeys([*counts, *printed])
+        ],
     )
-    total = by_name["GRCF (total)"]
     trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
-    seconds, flops = _cost(config, task, dims, threads)
+    seconds, flops = _cost(config, data, threads)
     cost = Table(
         "cost",
         f"Cost of an utterance of {TOKENS} subwords",
@@ -82,41 +85,25 @@ def complexity(
         ),
     )
     return ExperimentResult(
-        name="complexity",
-        title=f"Complexity of GRCF on {facts.title if facts else dataset}, {encoder}",
-        paper="Table 12",
+        title=f"Complexity of GRCF on {facts.title if facts else data.name}, {encoder}",
         tables=[parameters, cost],
         notes=("ITHP and CaMIB: as the paper prints them.",) if printed else (),
     )
 
 
-def _batch(dims: dict[str, int], device: torch.device) -> Batch:
-    def rows(name: str) -> tuple[Tensor | None, Tensor | None]:
-        if name not in dims:
-            return None, None
-        return torch.zeros(1, TOKENS, dims[name], device=device), torch.ones(1, TOKENS, dtype=torch.bool, device=device)
-
-    (audio, audio_mask), (vision, vision_mask) = rows("audio"), rows("vision")
-    return Batch(
-        token_BL=torch.ones(1, TOKENS, dtype=torch.long, device=device),
-        mask_BL=torch.ones(1, TOKENS, dtype=torch.bool, device=device),
-        hidden_BLD=None,
-        vector_BD=None,
-        audio_BLA=audio,
-        audio_mask_BL=audio_mask,
-        vision_BLV=vision,
-        vision_mask_BL=vision_mask,
-    )
-
-
-def _cost(config: RunConfig, task: Task, dims: Mapping[str, int | None], threads: int) -> tuple[float, int]:
+def _cost(config: RunConfig, data: TableInfo | DatasetFacts, threads: int) -> tuple[float, int]:
     """Return the seconds and the floating point operations of a forward pass of one utterance."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model = described_model(config, task, dims).eval().to(device)
-        batch, seconds = _batch(model.modality_dims, device), []
+        model = described_model(config, data).eval().to(device)
+        widths, ones_BL = model.modality_dims, torch.ones(1, TOKENS, dtype=torch.bool)
+        audio, vision = (
+            (torch.zeros(1, TOKENS, widths[name]), ones_BL) if name in widths else (None, None)
+            for name in ("audio", "vision")
+        )
+        batch, seconds = Batch(ones_BL.long(), ones_BL, None, None, *audio, *vision).to(device), []
 
         @torch.no_grad()
         def forward() -> None:

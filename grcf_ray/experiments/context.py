@@ -31,7 +31,8 @@ from grcf_ray.experiments.model_pool import (
     shape_of,
     space_of,
 )
-from grcf_ray.experiments.options import Options
+from grcf_ray.experiments.paper import TABLES
+from grcf_ray.experiments.registry import Experiment, Options
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.report.view import Predictions, RunView
@@ -66,8 +67,7 @@ class Model:
     @cached_property
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Read the model's metrics by split."""
-        metrics: Mapping[str, Mapping[str, float]] = read_file(self.place / "metrics.json", ModelMetricsFile)
-        return metrics
+        return read_file(self.place / "metrics.json", ModelMetricsFile)
 
     def scored(self, split: str) -> Predictions:
         """Read the model's scores of valid or test."""
@@ -131,16 +131,16 @@ class ExperimentContext:
         """Return the fact sheet of the data set; None for the user's own data."""
         return find(self.store.info.name)
 
-    def printed(self, table: Mapping[str, Any]) -> Any:
+    def printed(self, table: str) -> Mapping[str, Any]:
         """Return this data set's entry in a table of the paper; {} if the paper has none, or measures another task."""
         facts = self.facts
-        return table.get(facts.name, {}) if facts and facts.task == self.store.info.task else {}
+        return TABLES[table].get(facts.name, {}) if facts and facts.task == self.store.info.task else {}
 
     @property
     def printed_results(self) -> Mapping[str, float]:
         """Return the figures of GRCF on this data set in the paper's main tables."""
-        results: Mapping[str, float] = self.printed({self.facts.name: self.facts.paper_results} if self.facts else {})
-        return results
+        facts = self.facts
+        return facts.paper_results if facts and facts.task == self.store.info.task else {}
 
     @property
     def protocol(self) -> MetricProtocol:
@@ -158,8 +158,7 @@ class ExperimentContext:
     @property
     def center(self) -> float:
         """Return the middle of the label range."""
-        low, high = self.store.info.label_range
-        return (low + high) / 2
+        return sum(self.store.info.label_range) / 2
 
     def note_test_read(self, models: Sequence[Model], experiment: str) -> None:
         """Record that an experiment scores test with these models, and set torch up as for their first measurement."""
@@ -181,8 +180,8 @@ class ExperimentContext:
     def _model_pool(self, config: RunConfig) -> ModelPool:
         return ModelPool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
 
-    def noted(self, result: ExperimentResult, *, trains: bool) -> ExperimentResult:
-        """Return the result with its provenance. trains: whether the experiment trained models under fresh seeds."""
+    def noted(self, result: ExperimentResult, experiment: Experiment) -> ExperimentResult:
+        """Return the result of an experiment with its provenance."""
         info = self.store.info
         assert self.view.winner is not None
         about = {
@@ -191,17 +190,17 @@ class ExperimentContext:
             "run": f"{self.record.place.name}, winner {trial_name(self.view.winner)}",
             "data": f"{info.name}, fingerprint {info.fingerprint}",
             "backbone": self.config.model.backbone,
-            "seeds": self.seeds if trains else "",
+            "seeds": self.seeds if experiment.trains else "",
             "test": "trials of the search ran after the test split was read" if self.view.run.get("test_seen") else "",
-            "not comparable with the paper": "; ".join(self.view.metrics["not_comparable"])
-            if self.view.metrics
-            else "",
+            "not comparable with the paper": "; ".join((self.view.metrics or {}).get("not_comparable", ())),
             "versions": versions(),
         }
-        return dataclasses.replace(result, about={key: value for key, value in about.items() if value})
+        return dataclasses.replace(
+            result.named(experiment), about={key: value for key, value in about.items() if value}
+        )
 
     def models(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Model]]:
-        """Return the models of every arm by seed; train and measure those that the run lacks.
+        """Return the models of every arm by seed; train and measure the missing ones.
 
         A training that diverges leaves its arm one model short. NoWinnerError if the first arm, the reference of the
         others, has no model. The winner's provenance records under the experiment's name that test was read.
@@ -222,13 +221,9 @@ class ExperimentContext:
             )
         return models
 
-    def check_encoder(self, config: RunConfig | None = None) -> None:
-        """Raise ConfigError if the text encoder changed since the run began.
-
-        config: the arm's configuration [default: the winner's].
-        """
-        otherwise = "start from a search with these (--name NAME)"
-        check_encoder(self.record, config or self.config, otherwise=otherwise)
+    def check_encoder(self, config: RunConfig) -> None:
+        """Raise ConfigError if the text encoder of a configuration changed since the run began."""
+        check_encoder(self.record, config, otherwise="start from a search with these (--name NAME)")
 
     def check_encoders(self, arms: Sequence[Arm]) -> None:
         """Raise ConfigError if models must be trained with another encoder than the models they are compared with."""
@@ -255,14 +250,15 @@ class ExperimentContext:
         return requests
 
     def _train(self, request: _Request, experiment: str) -> list[StoragePath | None]:
-        """Train and measure the models of a request that are missing; return where each of its models lies."""
+        """Train and measure the missing models of a request; return where each of its models lies."""
         pool, config, wanted, _ = request
-        pool.add([entry for _, entry in wanted])
+        entries = [entry for _, entry in wanted]
+        pool.add(entries)
         note_encoder(pool.record, config)
         if config.model.backbone == self.config.model.backbone:
             note_encoder(self.record, config)
         connect()
-        entries, number = [entry for _, entry in wanted], len(pool.entries)
+        number = len(pool.entries)
         search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
         search |= {"search.stage1_trials": number, "search.stage2_trials": number, "search.finalists": number}
         # An arm that diverges under every seed must not stop the others.
@@ -282,10 +278,9 @@ class ExperimentContext:
             stop=self._stop,
             retrainings=pool.given(self.config.seed, entries),
         )
-        budgets: dict[int, tuple[int, int]] = {
-            stage: (number, (config.stage1 if stage == 1 else config.stage2).epochs) for stage in job.stages
-        }
-        left: dict[int, int] = {stage: pool.trials(stage, entries).count(None) for stage in job.stages}
+        epochs = {1: config.stage1.epochs, 2: config.stage2.epochs}
+        budgets = {int(stage): (number, epochs[stage]) for stage in job.stages}
+        left = {int(stage): pool.trials(stage, entries).count(None) for stage in job.stages}
         rows = ", ".join(dict.fromkeys(arm.title for arm, _ in wanted))
         for listener in self.listeners:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
@@ -298,8 +293,7 @@ class ExperimentContext:
             console.progress(str(error))
         below = str(pool.record).removeprefix(f"{self.record}/")
         trials = pool.trials_of(wanted)
-        trained = [trial for trial in trials if trial is not None]
-        measure_models(job, trained, self.store, self.record, f"reproduce {experiment}", below=below)
+        measure_models(job, list(filter(None, trials)), self.store, self.record, f"reproduce {experiment}", below=below)
         return pool.places(trials)
 
     def _lose_cluster(self, reason: str) -> None:

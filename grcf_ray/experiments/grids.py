@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
-from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import arm_result, head_metrics
-from grcf_ray.experiments.context import ExperimentContext, Model
+from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm, configured
+from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.plotting import draw_lines, metric_panel, spread_line
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.experiments.retuned import retuned_arm
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.direct_baseline import INHERITED
-from grcf_ray.statistics import Spread, finite_spread
+from grcf_ray.statistics import finite_spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 
@@ -49,17 +48,15 @@ def ablation(context: ExperimentContext) -> ExperimentResult:
             f"trials. {direct} has the epochs of both stages in each trial.",
             INHERITED,
         ]
-    models = context.models(arms, "ablation")
     return arm_result(
         context,
         arms,
-        models,
-        context.printed(paper.ABLATION),
-        changes=context.printed(paper.ABLATION_CHANGES),
-        name="ablation-retuned" if context.options.retune else "ablation",
+        context.models(arms, "ablation"),
+        context.printed("ablation"),
+        changes=context.printed("ablation changes"),
+        name="ablation-retuned" if context.options.retune else "",
         title=f"Ablation on {context.store.info.name}, at the winner's parameters"
         + (" and retuned" if context.options.retune else ""),
-        paper="Table 3",
         notes=(
             *notes,
             "w/o Stage 2, at the winner's parameters, is the full model after Stage 1 under the same seeds.",
@@ -76,14 +73,10 @@ def ablation_arms(context: ExperimentContext) -> list[Arm]:
     for name, settings in ABLATIONS.items():
         if name == "static-margin" and context.store.info.task == "classification":
             continue
-        if name == "no-stage2":
-            arms.append(Arm(name, titles[name], {}, stage=1))
-            continue
-        more: Mapping[str, Any] = {}
-        if name == "direct-mae":
-            # Same cost as both stages.
-            more = {"stage2.epochs": config.stage1.epochs + config.stage2.epochs}
-        arms.append(Arm(name, titles[name], {**settings, **more}))
+        # Direct MAE has the cost of both stages; Stage 2 is left out by its arm, not by its settings.
+        more = {"stage2.epochs": config.stage1.epochs + config.stage2.epochs} if name == "direct-mae" else {}
+        cut = name == "no-stage2"
+        arms.append(Arm(name, titles[name], {} if cut else {**settings, **more}, stage=1 if cut else 2))
     return arms
 
 
@@ -102,15 +95,12 @@ def margins(context: ExperimentContext) -> ExperimentResult:
         )
     names = ("overlap,5", "overlap,3", "overlap,7", "strict,5")
     arms = [Arm(name, name, {"ranking.groups": name}) for name in names]
-    models = context.models(arms, "margins")
     return arm_result(
         context,
         arms,
-        models,
-        context.printed(paper.GROUPS),
-        name="margins",
+        context.models(arms, "margins"),
+        context.printed("groups"),
         title=f"Groups of the dynamic margin on {context.store.info.name}",
-        paper="Table 4",
         notes=("The edges of overlap,3 and overlap,7 are this project's: the paper prints none.",),
     )
 
@@ -119,11 +109,11 @@ def backbones(context: ExperimentContext) -> ExperimentResult:
     """Reproduce Table 11: other text encoders, each with the winner's parameters."""
     base = context.config.model.backbone
     # The paper compares them on MOSI alone; they suit other data too.
-    wanted = [name for name in paper.BACKBONES["mosi"] if not _same(name, base)]
+    others = [name for name in TABLES["backbones"]["mosi"] if _encoder(name) != _encoder(base)]
     if context.options.backbones:
-        wanted = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in context.options.backbones]
-    others = [name for name in dict.fromkeys(wanted) if name != base]
-    arms = [Arm(base, _encoder(base)), *(Arm(name, _encoder(name), {"model.backbone": name}) for name in others)]
+        others = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in context.options.backbones]
+    names = dict.fromkeys([base, *others])
+    arms = [Arm(name, _encoder(name), {"model.backbone": name} if name != base else {}) for name in names]
     available, notes = [], []
     for arm in arms:
         try:
@@ -135,17 +125,14 @@ def backbones(context: ExperimentContext) -> ExperimentResult:
             notes.append(f"{arm.title} is not available here: {error}.")
     if not available:
         raise ConfigError(" ".join(notes))
-    models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
-    models |= context.models(available, "backbones")
-    printed = context.printed(paper.BACKBONES)
+    models = {**{arm.name: [] for arm in arms}, **context.models(available, "backbones")}
+    printed = {_encoder(name): figures for name, figures in context.printed("backbones").items()}
     return arm_result(
         context,
         arms,
         models,
-        {arm.name: figures for arm in arms for name, figures in printed.items() if _same(name, arm.name)},
-        name="backbones",
+        {arm.name: printed[arm.title] for arm in arms if arm.title in printed},
         title=f"Text encoders on {context.store.info.name}, with the winner's parameters",
-        paper="Table 11",
         notes=(
             *notes,
             f"The parameters were searched with {_encoder(base)}; the other encoders have them unchanged.",
@@ -159,13 +146,10 @@ def _encoder(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _same(first: str, second: str) -> bool:
-    return _encoder(first) == _encoder(second)
-
-
 LAMBDA1 = tuple(round(0.6 + 0.1 * step, 1) for step in range(10))
 LAMBDA2 = tuple(round(0.01 + 0.01 * step, 2) for step in range(10))
 """The values of Figure 8."""
+_SPLITS = {"valid": "valid, which may choose a setting", "test": "test"}
 
 
 def stability(context: ExperimentContext) -> ExperimentResult:
@@ -175,7 +159,7 @@ def stability(context: ExperimentContext) -> ExperimentResult:
     if not context.config.stage1.epochs:
         raise ConfigError("stability varies the weights of Stage 1's losses, and this run has no Stage 1")
     metrics = [name for name in head_metrics(context) if name != "pairwise_acc"]
-    printed = context.printed(paper.STABILITY)
+    printed = {"valid": {}, "test": context.printed("stability")}
     sweeps = {"stage1.group_weight": ("λ1", LAMBDA1), "stage1.reg_weight": ("λ2", LAMBDA2)}
     arms = {
         path: [Arm(f"{path}={value:g}", f"{symbol} = {value:g}", {path: value}) for value in values]
@@ -184,33 +168,34 @@ def stability(context: ExperimentContext) -> ExperimentResult:
     models = context.models([arm for swept in arms.values() for arm in swept], "stability")
     tables, pictures = [], []
     for path, (symbol, values) in sweeps.items():
-        swept = [models[arm.name] for arm in arms[path]]
+        swept = {arm.name: models[arm.name] for arm in arms[path]}
         over = {
-            (name, split): [_over(seeds, split, name) for seeds in swept]
+            (name, split): [
+                finite_spread(model.metrics[split].get(name) for model in seeds) for seeds in swept.values()
+            ]
             for name in metrics
-            for split in ("valid", "test")
+            for split in _SPLITS
         }
-        notes = [f"the winner has {flatten(context.config)[path]:g}", *few_seeds_notes(min(map(len, swept)))]
-        for split, title in (("valid", "valid, which may choose a setting"), ("test", "test")):
+        notes = [f"the winner has {flatten(context.config)[path]:g}", *few_seeds_notes(min(map(len, swept.values())))]
+        for split, title in _SPLITS.items():
             columns = [Column("title", symbol)]
             rows: list[dict[str, Any]] = [
                 {"title": f"{value:g}", "value": value, "seeds": len(seeds)}
-                for value, seeds in zip(values, swept, strict=True)
+                for value, seeds in zip(values, swept.values(), strict=True)
             ]
             for name in metrics:
-                printed_V = [printed.get((path, value), {}).get(name) if split == "test" else None for value in values]
-                if any(printed_V):
+                for row, arm_name, figure in zip(rows, swept, over[name, split], strict=True):
+                    row[f"paper {name}"] = printed[split].get(arm_name, {}).get(name)
+                    if figure:
+                        row |= {name: figure.mean, f"{name} deviation": figure.deviation}
+                if any(row[f"paper {name}"] for row in rows):
                     columns.append(Column(f"paper {name}", "paper", "{:.3f}"))
                 columns.append(Column(name, METRIC_TITLES[name], "{:.4f}"))
                 columns.append(Column(f"{name} deviation", "deviation", "{:.4f}"))
-                for row, printed_value, figure in zip(rows, printed_V, over[name, split], strict=True):
-                    row[f"paper {name}"] = printed_value
-                    if figure:
-                        row |= {name: figure.mean, f"{name} deviation": figure.deviation}
             columns.append(Column("seeds", "seeds"))
             tables.append(Table(f"{path} {split}", f"{symbol} ({path}): {title}", columns, rows, notes))
         panels = [
-            metric_panel(name, symbol, [spread_line(split, values, over[name, split]) for split in ("valid", "test")])
+            metric_panel(name, symbol, [spread_line(split, values, over[name, split]) for split in _SPLITS])
             for name in metrics
         ]
         pictures.append(
@@ -222,14 +207,7 @@ def stability(context: ExperimentContext) -> ExperimentResult:
             )
         )
     return ExperimentResult(
-        name="stability",
         title=f"Stability of the loss weights on {context.store.info.name}",
-        paper="Figure 8",
         tables=tables,
         pictures=pictures,
     )
-
-
-def _over(models: Sequence[Model], split: str, name: str) -> Spread | None:
-    """Return the spread of a metric over the models that have it."""
-    return finite_spread(model.metrics[split].get(name) for model in models)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grcf_ray.experiments.hard_pair_tables import LETTERS, mean_and_deviation, mean_or_none
+from grcf_ray.experiments.hard_pair_tables import LETTERS, mean_or_none, over_seeds
 from grcf_ray.experiments.pair_statistics import SEED
 from grcf_ray.experiments.plotting import COLOURS, draw_lines, panels, spread_line
 from grcf_ray.experiments.result import Picture
-from grcf_ray.experiments.weighted_pairs import TOP, WeightedPairs, conflict_sets, gaps, set_title
+from grcf_ray.experiments.weighted_pairs import TOP, WeightedPairs, gaps, set_title
 from grcf_ray.statistics import spread
 
 if TYPE_CHECKING:
@@ -56,21 +56,19 @@ def _near_picture(seeds: Sequence[WeightedPairs]) -> Picture:
 
 def _conflict_picture(seeds: Sequence[WeightedPairs]) -> Picture:
     """Return Figure 6: of the top pairs, weights by conflict count, their means, and the modalities in conflict."""
-    modalities = list(seeds[0].alone)
     boxes, trend = [], []
-    for count in range(len(modalities) + 1):
-        weights = [pairs.weights_by_count(TOP, count) for pairs in seeds]
+    for count in range(len(seeds[0].alone) + 1):
+        weights = [pairs.weights(TOP, count) for pairs in seeds]
         if len(weights[0]):
             low, q1, median, q3, high = np.quantile(weights[0], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
             box = {"whislo": low, "q1": q1, "med": median, "q3": q3, "whishi": high, "label": f"{count}"}
             boxes.append({**box, "place": count, "pairs": len(weights[0])})
-        over = mean_and_deviation([mean_or_none(weight_P) for weight_P in weights])
+        over = over_seeds(map(mean_or_none, weights))
         if over["mean"] is not None:
             trend.append({"x": count, "y": over["mean"], "error": over["deviation"] or 0.0})
-    shares_by_seed = [pairs.conflict_shares(TOP) for pairs in seeds]
     shares = []
-    for names in conflict_sets(modalities):
-        over = mean_and_deviation([seed_shares[names] for seed_shares in shares_by_seed])
+    for names in seeds[0].conflict_sets:
+        over = over_seeds(pairs.conflict_share(TOP, names) for pairs in seeds)
         shares.append({"name": set_title(names), "share": over["mean"], "error": over["deviation"] or 0.0})
     return Picture(
         name="conflicts",

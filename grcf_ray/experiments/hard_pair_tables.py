@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from grcf_ray.experiments import paper
 from grcf_ray.experiments.context import ExperimentContext
-from grcf_ray.experiments.pair_statistics import SEED, Fit, Ints, fit_ols, permuted_p
-from grcf_ray.experiments.weighted_pairs import ALL, TOP, WeightedPairs, conflict_sets, gaps, set_title
+from grcf_ray.experiments.pair_statistics import SEED, Fit, Ints, Statistic, fit_ols, permuted_p
+from grcf_ray.experiments.weighted_pairs import ALL, TOP, WeightedPairs, gaps, set_title
 from grcf_ray.statistics import Floats, finite_spread, rank_correlation
 from grcf_ray.tables import P_VALUE, Column, Table
 
@@ -20,17 +19,32 @@ PERMUTATIONS = 199
 LETTERS = {"text": "T", "vision": "V", "audio": "A"}
 _SUBSETS = (TOP, ALL)
 _CLOSENESS = {"minus distance": "-|s_i - s_j|", "inverse distance": "1 / |s_i - s_j|"}
+_TERMS = {"const": "const", "proximity": "score proximity", "conflict": "conflict count"}
+_OLS_COLUMNS = (
+    Column("title", "variable"),
+    Column("paper coefficient", "paper", "{:.4g}"),
+    Column("paper error", "paper std. err.", "{:.4g}"),
+    Column("paper t", "paper t", "{:.3f}"),
+    Column("paper p", "paper p", P_VALUE),
+    Column("paper n", "paper pairs"),
+    Column("coefficient", "coefficient", "{:.4g}"),
+    Column("deviation", "deviation", "{:.4g}"),
+    Column("error", "std. err.", "{:.4g}"),
+    Column("t", "t", "{:.3f}"),
+    Column("p", "p", P_VALUE),
+    Column("permuted", "p permuted", P_VALUE),
+    Column("n", "pairs"),
+    Column("seeds", "seeds"),
+)
 
 
 def tables(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> list[Table]:
     """Return the tables over the seeds of the full model. Two classes have no label distance, so no regression."""
-    regression = [
-        *(_ols_table(context, seeds, closeness) for closeness in _CLOSENESS),
-        _share_table(context, seeds),
-    ]
+    regression = context.store.info.task == "regression"
     return [
         _weight_table(seeds),
-        *(regression if context.store.info.task == "regression" else ()),
+        *(_ols_table(context, seeds, closeness) for closeness in _CLOSENESS if regression),
+        *([_share_table(context, seeds)] if regression else ()),
         _count_table(context, seeds),
         _disagreement_table(context, seeds),
         _rank_table(context, seeds),
@@ -38,10 +52,12 @@ def tables(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> list[T
     ]
 
 
-def mean_and_deviation(values: Sequence[float | None], prefix: str = "") -> dict[str, float | None]:
-    """Return `mean` and `deviation` over the seeds that have the figure, with a prefix of the keys."""
+def over_seeds(
+    values: Iterable[float | None], mean: str = "mean", deviation: str = "deviation"
+) -> dict[str, float | None]:
+    """Return the mean and deviation of a figure over the seeds that have it, under these keys."""
     over = finite_spread(values)
-    return {f"{prefix}mean": over.mean if over else None, f"{prefix}deviation": over.deviation if over else None}
+    return {mean: over.mean, deviation: over.deviation} if over else {mean: None, deviation: None}
 
 
 def mean_or_none(values: Floats) -> float | None:
@@ -49,14 +65,21 @@ def mean_or_none(values: Floats) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _columns(title: str, *more: Column) -> tuple[Column, ...]:
-    """Return the columns of the row's title, of `more`, and of mean and deviation of each subset."""
-    subsets = (
+def _by_subset(values: Mapping[str, Iterable[float | None]]) -> dict[str, float | None]:
+    """Return the mean and deviation over the seeds of each subset's figure."""
+    cells: dict[str, float | None] = {}
+    for subset, by_seed in values.items():
+        cells |= over_seeds(by_seed, f"{subset} mean", f"{subset} deviation")
+    return cells
+
+
+def _subset_columns(*first: Column) -> tuple[Column, ...]:
+    """Return the given columns, and those of mean and deviation of each subset."""
+    return *first, *(
         Column(f"{subset} {key}", heading, "{:.4g}")
         for subset in _SUBSETS
         for key, heading in (("mean", subset), ("deviation", "deviation"))
     )
-    return Column("title", title), *more, *subsets
 
 
 def _weight_table(seeds: Sequence[WeightedPairs]) -> Table:
@@ -64,57 +87,49 @@ def _weight_table(seeds: Sequence[WeightedPairs]) -> Table:
         "pairs": len,
         "mean": np.mean,
         "median": np.median,
-        "95 % are below": lambda weight_P: float(np.quantile(weight_P, q=0.95)),
+        "95 % are below": lambda weight_P: np.quantile(weight_P, q=0.95),
         "highest": np.max,
-        "share above 0": lambda weight_P: float((weight_P > 0).mean()),
+        "share above 0": lambda weight_P: (weight_P > 0).mean(),
     }
-    rows = []
-    for title, figure in figures.items():
-        row: dict[str, Any] = {"title": title}
-        for subset in _SUBSETS:
-            values = [float(figure(pairs.weight_P[pairs.subsets[subset]])) for pairs in seeds]
-            row |= mean_and_deviation(values, f"{subset} ")
-        rows.append(row)
-    return Table("weights", "Weights of the pairs", _columns("figure"), rows)
+    rows = [
+        {"title": title}
+        | _by_subset({subset: [float(figure(pairs.weights(subset))) for pairs in seeds] for subset in _SUBSETS})
+        for title, figure in figures.items()
+    ]
+    return Table("weights", "Weights of the pairs", _subset_columns(Column("title", "figure")), rows)
 
 
 def _ols_table(context: ExperimentContext, seeds: Sequence[WeightedPairs], closeness: str) -> Table:
     """Return Table 6: the weight regressed on nearness and conflicts, coefficients over seeds, and both kinds of p."""
-    printed = context.printed(paper.CONFLICTS)
+    printed = context.printed("conflicts")
     rows: list[dict[str, Any]] = []
     for subset in _SUBSETS:
-        fits = [_fitted(pairs, pairs.subsets[subset], closeness) for pairs in seeds]
+        fits = [_fitted(pairs, subset, closeness) for pairs in seeds]
         paper_fit = printed if subset == TOP else {}
-        for name, title in (("const", "const"), ("proximity", "score proximity"), ("conflict", "conflict count")):
-            known = [(fit, p) for fit, p in fits if fit is not None and name in fit.coefficient]
+        for name, title in _TERMS.items():
+            known: list[dict[str, Any]] = [
+                {**fit.terms[name], "permuted": permuted.get(name)}
+                for fit, permuted in fits
+                if fit and name in fit.terms
+            ]
             row: dict[str, Any] = {"subset": subset, "title": f"{subset}: {title}", "seeds": len(known)}
             row |= {f"paper {key}": paper_fit.get(key, {}).get(name) for key in ("coefficient", "error", "t", "p")}
             row["paper n"] = paper_fit.get("n")
             if known:
-                coefficient = mean_and_deviation([fit.coefficient[name] for fit, _ in known])
-                row |= {"coefficient": coefficient["mean"], "deviation": coefficient["deviation"]}
-                row |= {
-                    "error": statistics.fmean(fit.error[name] for fit, _ in known),
-                    "t": statistics.fmean(fit.t[name] for fit, _ in known),
-                    "p": statistics.median(fit.p[name] for fit, _ in known),
-                    "n": known[0][0].n,
-                }
-                if permuted := [value for _, p in known if (value := p.get(name)) is not None]:
-                    row["permuted"] = statistics.median(permuted)
-                row["by seed"] = [
-                    {"coefficient": fit.coefficient[name], "error": fit.error[name], "t": fit.t[name], "p": fit.p[name]}
-                    | {"permuted": p.get(name)}
-                    for fit, p in known
-                ]
+                row |= over_seeds((entry["coefficient"] for entry in known), "coefficient", "deviation")
+                row |= {key: statistics.fmean(entry[key] for entry in known) for key in ("error", "t")}
+                row["p"] = statistics.median(entry["p"] for entry in known)
+                row["n"] = next(fit.n for fit, _ in fits if fit)
+                if drawn := [entry["permuted"] for entry in known if entry["permuted"] is not None]:
+                    row["permuted"] = statistics.median(drawn)
+                row["by seed"] = known
             rows.append(row)
-        explained = mean_and_deviation([fit.r2 if fit else None for fit, _ in fits])
         rows.append(
             {
                 "subset": subset,
                 "title": f"{subset}: R²",
                 "paper coefficient": paper_fit.get("r2"),
-                "coefficient": explained["mean"],
-                "deviation": explained["deviation"],
+                **over_seeds((fit.r2 for fit, _ in fits if fit), "coefficient", "deviation"),
                 "seeds": sum(fit is not None for fit, _ in fits),
             }
         )
@@ -129,79 +144,71 @@ def _ols_table(context: ExperimentContext, seeds: Sequence[WeightedPairs], close
     return Table(
         f"ols {closeness}",
         f"Ordinary least squares of the weight; score proximity is {_CLOSENESS[closeness]}",
-        (
-            Column("title", "variable"),
-            Column("paper coefficient", "paper", "{:.4g}"),
-            Column("paper error", "paper std. err.", "{:.4g}"),
-            Column("paper t", "paper t", "{:.3f}"),
-            Column("paper p", "paper p", P_VALUE),
-            Column("paper n", "paper pairs"),
-            Column("coefficient", "coefficient", "{:.4g}"),
-            Column("deviation", "deviation", "{:.4g}"),
-            Column("error", "std. err.", "{:.4g}"),
-            Column("t", "t", "{:.3f}"),
-            Column("p", "p", P_VALUE),
-            Column("permuted", "p permuted", P_VALUE),
-            Column("n", "pairs"),
-            Column("seeds", "seeds"),
-        ),
+        _OLS_COLUMNS,
         rows,
         notes,
     )
 
 
-def _fitted(pairs: WeightedPairs, index: Ints, closeness: str) -> tuple[Fit | None, dict[str, float | None]]:
-    """Return the fit of these pairs, None for too few, and the permuted p of its predictors."""
-    weight_P, pairs_P2 = pairs.weight_P[index], pairs.pairs_P2[index]
-    predictors, _ = pairs.predictors(pairs_P2, closeness)
+def _permuted_p(
+    pairs: WeightedPairs, subset: str, statistic: Statistic, permutations: int
+) -> tuple[Floats, list[float | None]]:
+    """Return the statistic's figures of a subset, and the p of each by permutation."""
+    weight_P, pairs_P2 = pairs.weights(subset), pairs.pairs_P2[pairs.subsets[subset]]
+    p = permuted_p(weight_P, pairs_P2, len(pairs.label_N), statistic, seed=SEED, permutations=permutations)
+    return statistic(weight_P, pairs_P2), p
+
+
+def _fitted(pairs: WeightedPairs, subset: str, closeness: str) -> tuple[Fit | None, dict[str, float | None]]:
+    """Return the fit of a subset, None for too few pairs, and the permuted p of its predictors."""
+    predictors, _ = pairs.predictors(pairs.pairs_P2[pairs.subsets[subset]], closeness)
     try:
-        fit = fit_ols(weight_P, predictors)
+        fit = fit_ols(pairs.weights(subset), predictors)
     except ValueError:
         return None, {}
 
     def t_of(weight_P: Floats, pairs_P2: Ints) -> Floats:
         drawn, ordered_P = pairs.predictors(pairs_P2, closeness)
         try:
-            t = fit_ols(weight_P[ordered_P], drawn).t
+            terms = fit_ols(weight_P[ordered_P], drawn).terms
         except ValueError:
-            t = {}
-        return np.array([t.get(name, math.nan) for name in predictors])
+            terms = {}
+        return np.array([terms[name]["t"] if name in terms else math.nan for name in predictors])
 
-    permuted = permuted_p(
-        weight_P, pairs_P2, len(pairs.label_N), t_of, seed=SEED, permutations=PERMUTATIONS if predictors else 0
-    )
+    _, permuted = _permuted_p(pairs, subset, t_of, PERMUTATIONS if predictors else 0)
     return fit, dict(zip(predictors, permuted, strict=True))
 
 
 def _share_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> Table:
     """Return the shares of the pairs by the modalities in conflict; they add up to 1."""
-    printed = context.printed(paper.CONFLICTS).get("shares", {})
-    shares = {subset: [pairs.conflict_shares(subset) for pairs in seeds] for subset in _SUBSETS}
-    rows = []
-    for names in conflict_sets(list(seeds[0].alone)):
-        row: dict[str, Any] = {"title": set_title(names), "paper": printed.get("+".join(names) or "none")}
-        for subset, by_seed in shares.items():
-            row |= mean_and_deviation([seed_shares[names] for seed_shares in by_seed], f"{subset} ")
-        rows.append(row)
-    columns = _columns("in conflict with the labels", Column("paper", "paper, top 5 %", "{:.4f}"))
+    printed = context.printed("conflicts").get("shares", {})
+    rows = [
+        {
+            "title": set_title(names),
+            "paper": printed.get(set_title(names)),
+            **_by_subset({subset: [pairs.conflict_share(subset, names) for pairs in seeds] for subset in _SUBSETS}),
+        }
+        for names in seeds[0].conflict_sets
+    ]
+    columns = _subset_columns(
+        Column("title", "in conflict with the labels"), Column("paper", "paper, top 5 %", "{:.4f}")
+    )
     return Table("shares", "Sources of conflict, as shares of the pairs", columns, rows)
 
 
 def _count_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> Table:
     """Return Table 7: mean weight by conflict count, and the number of pairs with that count."""
-    printed, modalities = context.printed(paper.CONFLICTS), seeds[0].alone
+    printed, modalities = context.printed("conflicts"), seeds[0].alone
     rows = []
     for count in range(len(LETTERS) + 1):
-        row: dict[str, Any] = {
-            "title": count,
-            "paper": printed.get("weight", {}).get(count),
-            "paper pairs": printed.get("count", {}).get(count),
-        }
+        row: dict[str, Any] = {"title": count, "paper": None, "paper pairs": None}
+        if "weight" in printed:
+            row |= {"paper": printed["weight"][count], "paper pairs": printed["count"][count]}
         for subset in _SUBSETS if modalities else ():
-            weights = [pairs.weights_by_count(subset, count) for pairs in seeds]
-            row |= mean_and_deviation([mean_or_none(weight_P) for weight_P in weights], f"{subset} ")
+            weights = [pairs.weights(subset, count) for pairs in seeds]
+            row |= over_seeds(map(mean_or_none, weights), f"{subset} mean", f"{subset} deviation")
             if count <= len(modalities):
-                row[f"{subset} pairs"] = statistics.fmean(len(weight_P) for weight_P in weights)
+                row[f"{subset} pairs"] = statistics.fmean(map(len, weights))
         rows.append(row)
     columns = [Column("title", "modalities in conflict")]
     if "weight" in printed:
@@ -218,18 +225,16 @@ def _count_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> 
 
 def _disagreement_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> Table:
     """Return Table 8: mean weight by whether text and another modality disagree."""
-    printed = context.printed(paper.CONFLICTS).get("modalities", {})
+    printed = context.printed("conflicts").get("modalities", {})
     rows = []
     for name in ("vision", "audio"):
-        for disagree in (False, True):
-            row: dict[str, Any] = {
-                "title": f"T-{LETTERS[name]}, {'conflict' if disagree else 'no conflict'}",
-                "paper": printed.get((name, disagree)),
-            }
+        for disagree, status in enumerate(("no conflict", "conflict")):
+            title = f"T-{LETTERS[name]}, {status}"
+            row: dict[str, Any] = {"title": title, "paper": printed.get(title)}
             if name in seeds[0].alone:
                 weights = [pairs.weight_P[pairs.disagree("text", name) == disagree] for pairs in seeds]
-                row |= mean_and_deviation([mean_or_none(weight_P) for weight_P in weights])
-                row["pairs"] = statistics.fmean(len(weight_P) for weight_P in weights)
+                row |= over_seeds(map(mean_or_none, weights))
+                row["pairs"] = statistics.fmean(map(len, weights))
             rows.append(row)
     columns = (
         Column("title", "conflict"),
@@ -242,48 +247,40 @@ def _disagreement_table(context: ExperimentContext, seeds: Sequence[WeightedPair
 
 
 def _rank_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> Table:
-    printed = context.printed(paper.CONFLICTS).get("spearman")
     printed_subset = ALL if context.store.info.task == "classification" else TOP
     rows = []
     for subset in _SUBSETS:
-        ranked = [_ranked(pairs, pairs.subsets[subset]) for pairs in seeds if pairs.alone]
+        ranked = [_ranked(pairs, subset) for pairs in seeds if pairs.alone]
         permuted = [p for _, p in ranked if p is not None]
         rows.append(
             {
                 "title": subset,
-                "paper": printed if subset == printed_subset else None,
-                **mean_and_deviation([correlation for correlation, _ in ranked]),
+                "paper": context.printed("conflicts").get("spearman") if subset == printed_subset else None,
+                **over_seeds(correlation for correlation, _ in ranked),
                 "permuted": statistics.median(permuted) if permuted else None,
                 "pairs": len(seeds[0].subsets[subset]),
             }
         )
-    return Table(
-        "spearman",
-        "Spearman's correlation of weight and conflict count",
-        (
-            Column("title", "pairs of"),
-            Column("paper", "paper", "{:.4f}"),
-            Column("mean", "correlation", "{:.4f}"),
-            Column("deviation", "deviation", "{:.4f}"),
-            Column("permuted", "p permuted", P_VALUE),
-            Column("pairs", "pairs"),
-        ),
-        rows,
+    columns = (
+        Column("title", "pairs of"),
+        Column("paper", "paper", "{:.4f}"),
+        Column("mean", "correlation", "{:.4f}"),
+        Column("deviation", "deviation", "{:.4f}"),
+        Column("permuted", "p permuted", P_VALUE),
+        Column("pairs", "pairs"),
     )
+    return Table("spearman", "Spearman's correlation of weight and conflict count", columns, rows)
 
 
-def _ranked(pairs: WeightedPairs, index: Ints) -> tuple[float, float | None]:
+def _ranked(pairs: WeightedPairs, subset: str) -> tuple[float, float | None]:
     """Return Spearman's correlation of weight and conflict count, and its p by permutation."""
 
     def correlation(weight_P: Floats, pairs_P2: Ints) -> Floats:
         drawn, ordered_P = pairs.predictors(pairs_P2, "minus distance")
-        if "conflict" not in drawn:
-            return np.array([math.nan])
-        return np.array([rank_correlation(weight_P[ordered_P], drawn["conflict"])])
+        return np.array([rank_correlation(weight_P[ordered_P], drawn["conflict"]) if "conflict" in drawn else math.nan])
 
-    weight_P, pairs_P2 = pairs.weight_P[index], pairs.pairs_P2[index]
-    (p,) = permuted_p(weight_P, pairs_P2, len(pairs.label_N), correlation, seed=SEED, permutations=PERMUTATIONS)
-    return float(correlation(weight_P, pairs_P2)[0]), p
+    figure_1, (p,) = _permuted_p(pairs, subset, correlation, PERMUTATIONS)
+    return float(figure_1[0]), p
 
 
 def _alone_table(seeds: Sequence[WeightedPairs]) -> Table:
@@ -291,18 +288,14 @@ def _alone_table(seeds: Sequence[WeightedPairs]) -> Table:
     rows = []
     for name in seeds[0].alone:
         both = [(gaps(pairs.alone[name], pairs.pairs_P2), gaps(pairs.score_N, pairs.pairs_P2)) for pairs in seeds]
-        over = mean_and_deviation([rank_correlation(alone_P, whole_P) for alone_P, whole_P in both])
-        same = mean_and_deviation([float((np.sign(alone_P) == np.sign(whole_P)).mean()) for alone_P, whole_P in both])
-        rows.append({"title": name, **over, "same": same["mean"], "same deviation": same["deviation"]})
-    return Table(
-        "alone",
-        "Agreement of each modality alone with the whole model, all pairs",
-        (
-            Column("title", "modality"),
-            Column("mean", "Spearman of the differences", "{:.4f}"),
-            Column("deviation", "deviation", "{:.4f}"),
-            Column("same", "pairs in the same order", "{:.1%}"),
-            Column("same deviation", "deviation", "{:.1%}"),
-        ),
-        rows,
+        same = (float((np.sign(alone_P) == np.sign(whole_P)).mean()) for alone_P, whole_P in both)
+        row = over_seeds(rank_correlation(alone_P, whole_P) for alone_P, whole_P in both)
+        rows.append({"title": name, **row, **over_seeds(same, "same", "same deviation")})
+    columns = (
+        Column("title", "modality"),
+        Column("mean", "Spearman of the differences", "{:.4f}"),
+        Column("deviation", "deviation", "{:.4f}"),
+        Column("same", "pairs in the same order", "{:.1%}"),
+        Column("same deviation", "deviation", "{:.1%}"),
     )
+    return Table("alone", "Agreement of each modality alone with the whole model, all pairs", columns, rows)

@@ -50,9 +50,7 @@ def hard_pairs(context: ExperimentContext) -> ExperimentResult:
         alone = unimodal_scores(saved, rows)
         seeds.append(WeightedPairs(label_N, saved.score(rows), alone, pairs_P2, task))
     return ExperimentResult(
-        name="hard-pairs",
         title=f"Pairs that the advantage weights single out on {context.store.info.name}",
-        paper="Tables 6 to 8, Figures 6 and 7",
         tables=[table for table in hard_pair_tables.tables(context, seeds) if table.rows],
         pictures=hard_pair_figures.pictures(seeds),
         notes=[

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from grcf_ray.data.datasets import TWO_READINGS
-from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import full_arm, head_metrics, metric_of
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.result import ExperimentResult, few_seeds_notes
@@ -26,7 +25,7 @@ def main(context: ExperimentContext) -> ExperimentResult:
     # ExperimentContext refuses runs without a measured winner.
     assert context.view.metrics is not None
     printed = dict(context.printed_results)
-    baselines = context.printed(paper.BASELINES)
+    baselines = context.printed("baselines")
     methods: dict[str, dict[str, Any]] = {name: dict(figures) for name, figures in baselines.items()}
     if printed:
         methods["GRCF, the paper"] = printed
@@ -85,9 +84,7 @@ def main(context: ExperimentContext) -> ExperimentResult:
         )
     notes.append("Valid chose the configuration; no figure of test chose anything.")
     return ExperimentResult(
-        name="main",
         title=f"Main results on {context.store.info.name}",
-        paper="Tables 1 and 2, Figure 4",
         tables=tables,
         notes=notes,
         data={"by seed": {model.index: test for model, test in zip(models, tests, strict=True)}},

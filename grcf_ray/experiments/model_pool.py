@@ -1,7 +1,7 @@
 """Models that experiments share: arms, each trained and measured once under a few seeds.
 
-They lie below the run that they start from, in `reproduce/models/<shape>/`, each folder laid out like a run. No model
-is trained twice, whichever experiment asks for it first. Trials of one shape have the same epochs and the same
+Their folders are `reproduce/models/<shape>/` in the run that they start from, each laid out like a run. No model is
+trained twice, whichever experiment asks for it first. Trials of one shape have the same epochs and the same
 features. They run concurrently in one search of both stages whose trials are fixed beforehand.
 """
 
@@ -68,11 +68,9 @@ def entries_of(config: RunConfig, indices: Iterable[int]) -> list[Entry]:
 
 def shape_of(config: RunConfig) -> dict[str, Any]:
     """Return the settings that all trials of one search share."""
-    values = flatten(config)
+    open_paths = (*_FIRST, *_SECOND, "search.")
     return {
-        path: value
-        for path, value in values.items()
-        if path in FIXED_ONLY or not path.startswith((*_FIRST, *_SECOND, "search."))
+        path: value for path, value in flatten(config).items() if path in FIXED_ONLY or not path.startswith(open_paths)
     }
 
 
@@ -88,13 +86,11 @@ def space_of(shape: Mapping[str, Any], search: Mapping[str, Any], entries: Seque
     """Return the space of the entries' parameters: for every setting the values that occur."""
 
     def dimensions(stage: int) -> dict[str, Choice]:
-        values_by_path: dict[str, list[Any]] = {}
-        for entry in entries:
-            for path, value in entry.params[stage].items():
-                values = values_by_path.setdefault(path, [])
-                if value not in values:
-                    values.append(value)
-        return {path: Choice(tuple(values), values[0]) for path, values in values_by_path.items()}
+        values: dict[str, list[Any]] = {}
+        for path, value in (item for entry in entries for item in entry.params[stage].items()):
+            if value not in values.setdefault(path, []):
+                values[path].append(value)
+        return {path: Choice(tuple(choices), choices[0]) for path, choices in values.items()}
 
     return Space(dataset, {**shape, **search}, dimensions(1), dimensions(2), "the experiment")
 
@@ -138,7 +134,7 @@ class ModelPool:
             self.entries = [Entry.from_json(value) for value in checked_list(record.place / "entries.json", EntryFile)]
 
     def add(self, wanted: Sequence[Entry]) -> None:
-        """Add the entries that are missing to the list, and write it before any training.
+        """Add the missing entries to the list, and write it before any training.
 
         Entries at its end that no trial has begun are removed: an abandoned experiment added them.
         """

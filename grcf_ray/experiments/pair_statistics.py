@@ -44,14 +44,13 @@ def differing_pairs(label_N: Floats, most: int, *, seed: int) -> tuple[Ints, int
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A fit by ordinary least squares; figures of `const` and of each predictor."""
+    """A fit by ordinary least squares."""
 
-    coefficient: Mapping[str, float]
-    error: Mapping[str, float]
-    """Standard errors as if the observations were independent."""
-    t: Mapping[str, float]
-    p: Mapping[str, float]
-    """Two-sided, by Student's t with `n` less the number of coefficients."""
+    terms: Mapping[str, Mapping[str, float]]
+    """Of `const` and each predictor: `coefficient`, `error`, `t` and `p`.
+
+    error: the standard error as if the observations were independent. p: two-sided, by Student's t.
+    """
     r2: float
     n: int
 
@@ -80,12 +79,9 @@ def fit_ols(response_P: Floats, predictors: Mapping[str, Floats]) -> Fit:
         t_K = coefficient_K / error_K
     p_K = 2 * stats.t.sf(np.abs(t_K), freedom)
     spread = float(np.square(response_P - response_P.mean()).sum())
-
-    def named(values_K: Floats) -> dict[str, float]:
-        return dict(zip(names, values_K.tolist(), strict=True))
-
-    r2 = 1 - float(rest_P @ rest_P) / spread if spread else 0.0
-    return Fit(named(coefficient_K), named(error_K), named(t_K), named(p_K), r2, len(response_P))
+    keys, figures = ("coefficient", "error", "t", "p"), np.stack([coefficient_K, error_K, t_K, p_K], axis=1).tolist()
+    terms = {name: dict(zip(keys, values, strict=True)) for name, values in zip(names, figures, strict=True)}
+    return Fit(terms, 1 - float(rest_P @ rest_P) / spread if spread else 0.0, len(response_P))
 
 
 def permuted_p(

@@ -5,7 +5,7 @@ All but t-SNE are drawn from the search's record. N utterances, C case-study sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.errors import ConfigError
-from grcf_ray.experiments import paper
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.grids import ablation_arms
 from grcf_ray.experiments.plotting import COLOURS, panels
@@ -45,30 +44,25 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
     arms = [arm for arm in ablation_arms(context) if arm.name in _PANELS]
     models = context.models(arms, "tsne")
     task, label_range = context.store.info.task, context.store.info.label_range
+    remarks = context.printed("clusters")
     shown, rows, notes = [], [], []
     by_seed: dict[str, dict[int, float]] = {}
     for letter, arm in zip("abcde", arms, strict=False):
         if not models[arm.name]:
             notes.append(f"{arm.title}: no training finished.")
             continue
-        indices = [model.index for model in models[arm.name]]
-        scored = [model.scored("test") for model in models[arm.name]]
-        projection = projection_data(scored[0], task, label_range)
+        scored = {model.index: model.scored("test") for model in models[arm.name]}
+        first, *_ = scored
+        projection = projection_data(scored[first], task, label_range)
         if projection is None:
             notes.append(f"{arm.title}: not drawn; too few utterances, or the same representation for all.")
         else:
-            shown.append(projection | {"title": f"({letter}) {arm.title}", "index": indices[0]})
-        figures = [cluster_figures(test.state_ND, _cases(test, context)) for test in scored]
-        by_seed[arm.name] = {
-            index: figure["silhouette"] for index, figure in zip(indices, figures, strict=True) if figure
-        }
-        row: dict[str, Any] = {
-            "name": arm.name,
-            "title": arm.title,
-            "paper": context.printed(paper.CLUSTERS).get(arm.name),
-        }
+            shown.append(projection | {"title": f"({letter}) {arm.title}", "index": first})
+        figures = {index: cluster_figures(test.state_ND, _cases(test, context)) for index, test in scored.items()}
+        by_seed[arm.name] = {index: figure["silhouette"] for index, figure in figures.items() if figure}
+        row: dict[str, Any] = {"name": arm.name, "title": arm.title, "paper": remarks.get(arm.name)}
         for name in ("silhouette", "ratio"):
-            if over := finite_spread(figure[name] for figure in figures if figure):
+            if over := finite_spread(figure[name] for figure in figures.values() if figure):
                 row |= {name: over.mean, f"{name} deviation": over.deviation, f"{name} values": list(over.values)}
         if arm.name != "full":
             row |= _paired(by_seed["full"], by_seed[arm.name])
@@ -81,9 +75,9 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
             f"Case-study samples among the {len(case_N)} test utterances: {case_N.sum()}. A cluster takes two, and one "
             "utterance outside it, so its figures are not available."
         )
-    below = shown[0]["below"]
     if task == "classification":
         notes.append("Two classes have no case-study samples; the figures are of the positive class.")
+    below = shown[0]["below"]
     samples = "the positive class" if below is None else f"the samples with a label below {below:.3g}"
     table = Table(
         "clusters",
@@ -97,7 +91,7 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
             Column("ratio", "within / between", "{:.3f}"),
             Column("ratio deviation", "deviation", "{:.3f}"),
             Column("seeds", "seeds"),
-            *([Column("paper", "the paper sees")] if context.printed(paper.CLUSTERS) else []),
+            *([Column("paper", "the paper sees")] if remarks else []),
         ),
         rows,
         [
@@ -109,19 +103,35 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
         ],
     )
     crosses = "Red crosses" if below is not None else "Diamonds"
-    picture = Picture(
-        name="tsne",
+    return _figure_result(
+        context,
+        "tsne",
+        "Representations of the ablations",
+        [table],
         caption=f"z_final of the test utterances by t-SNE, one seed of each model. {crosses} are {samples}. t-SNE "
         "keeps neighbours together; distances between clusters, their sizes and the axes mean nothing.",
         data={"panels": shown},
         draw=draw_projections,
+        notes=notes,
     )
+
+
+def _figure_result(
+    context: ExperimentContext,
+    name: str,
+    title: str,
+    tables: Sequence[Table],
+    *,
+    caption: str,
+    data: Mapping[str, Any],
+    draw: Callable[[Mapping[str, Any]], Figure],
+    notes: Sequence[str],
+) -> ExperimentResult:
+    """Return the result of an experiment that has one figure. name: the figure's. title: without the data set."""
     return ExperimentResult(
-        name="tsne",
-        title=f"Representations of the ablations on {context.store.info.name}",
-        paper="Figure 5",
-        tables=[table],
-        pictures=[picture],
+        title=f"{title} on {context.store.info.name}",
+        tables=tables,
+        pictures=[Picture(name=name, caption=caption, data=data, draw=draw)],
         notes=notes,
     )
 
@@ -204,7 +214,6 @@ def importance(context: ExperimentContext) -> ExperimentResult:
         if not trials:
             continue
         data = importance_data(trials, stage, space_of(context.view))
-        metric = METRIC_TITLES[context.view.objective(stage)]
         if not data["methods"]:
             notes.append(
                 f"Stage {stage}: {data['trials']} trials ran to the end, too few or too similar for importances."
@@ -212,24 +221,22 @@ def importance(context: ExperimentContext) -> ExperimentResult:
             continue
         if warning := importance_warning(data):
             notes.append(f"Stage {stage}: {warning[0].lower()}{warning[1:]}")
-        tables.append(_importance_table(data, stage, metric, context.printed(paper.IMPORTANCE).get(stage)))
+        metric = METRIC_TITLES[context.view.objective(stage)]
+        remarks = context.printed("importance").get(f"stage{stage}", {})
+        tables.append(_importance_table(data, f"stage{stage}", metric, remarks))
         shown.append({**data, "title": f"Stage {stage}, of valid {metric}"})
     if not shown:
         remedy = "A search with --set search.pruning=false stops no trial early."
         raise ConfigError(" ".join(["no stage's search has enough finished trials for importances.", *notes, remedy]))
-    picture = Picture(
-        name="importance",
+    return _figure_result(
+        context,
+        "importance",
+        "Importance of the searched parameters",
+        tables,
         caption="Share of each parameter by random forest, mean and deviation over forests of several seeds, from the "
         "trials that ran to the end.",
         data={"panels": shown},
         draw=draw_importances,
-    )
-    return ExperimentResult(
-        name="importance",
-        title=f"Importance of the searched parameters on {context.store.info.name}",
-        paper="Figure 9",
-        tables=tables,
-        pictures=[picture],
         notes=(
             "The paper searched all parameters of a stage; a parameter that this search held fixed has no row.",
             *notes,
@@ -237,15 +244,12 @@ def importance(context: ExperimentContext) -> ExperimentResult:
     )
 
 
-def _importance_table(
-    data: Mapping[str, Any], stage: Literal[1, 2], metric: str, printed: tuple[str, str] | None
-) -> Table:
-    """Return the importances of a stage. printed: the parameter that the paper names, and its remark."""
-    named, remark = printed or (None, None)
+def _importance_table(data: Mapping[str, Any], name: str, metric: str, remarks: Mapping[str, str]) -> Table:
+    """Return the importances of a stage. remarks: the paper's, by parameter."""
     rows = [
         {
             "title": parameter,
-            "paper": remark if parameter == named else None,
+            "paper": remarks.get(parameter),
             **{name: shares["mean"][index] for name, shares in data["methods"].items()},
             "spread": data["methods"]["forest"]["spread"][index],
         }
@@ -254,19 +258,15 @@ def _importance_table(
     notes = [f"from {data['trials']} trials that ran to the end; out-of-bag R² of the forest {data['explained']:.2f}"]
     if data["constant"]:
         notes.append(f"the same in all these trials: {', '.join(data['constant'])}")
-    return Table(
-        f"stage{stage}",
-        f"Stage {stage}: share in the differences of validation {metric}",
-        (
-            Column("title", "parameter"),
-            *([Column("paper", "the paper says")] if printed else []),
-            Column("forest", METHODS["forest"], "{:.1%}"),
-            Column("spread", "deviation", "{:.1%}"),
-            *(Column(name, title, "{:.1%}") for name, title in METHODS.items() if name != "forest"),
-        ),
-        rows,
-        notes,
+    columns = (
+        Column("title", "parameter"),
+        *([Column("paper", "the paper says")] if remarks else []),
+        Column("forest", METHODS["forest"], "{:.1%}"),
+        Column("spread", "deviation", "{:.1%}"),
+        *(Column(name, title, "{:.1%}") for name, title in METHODS.items() if name != "forest"),
     )
+    title = f"Stage {name[-1]}: share in the differences of validation {metric}"
+    return Table(name, title, columns, rows, notes)
 
 
 def draw_importances(data: Mapping[str, Any]) -> Figure:
@@ -284,6 +284,15 @@ def draw_importances(data: Mapping[str, Any]) -> Figure:
 
 def curves(context: ExperimentContext) -> ExperimentResult:
     """Reproduce Figure 3: the losses of the winner's stages by term."""
+    remarks = context.printed("curves")
+    columns = (
+        Column("title", "term"),
+        Column("first", "first epoch", "{:.4f}"),
+        Column("last", "last", "{:.4f}"),
+        Column("low", "lowest", "{:.4f}"),
+        Column("high", "highest", "{:.4f}"),
+        *([Column("paper", "the paper sees")] if remarks else []),
+    )
     tables, shown = [], []
     for stage in _STAGES:
         data = curves_data(context.view, stage)
@@ -291,42 +300,24 @@ def curves(context: ExperimentContext) -> ExperimentResult:
             continue
         rows = []
         for term, values in data["terms"].items():
-            known = [value for value in values if value is not None]
-            if known:
+            if known := [value for value in values if value is not None]:
                 row = {"title": term, "first": known[0], "last": known[-1], "low": min(known), "high": max(known)}
-                rows.append(row | {"paper": context.printed(paper.CURVES).get((stage, term))})
-        tables.append(
-            Table(
-                f"stage{stage}",
-                f"Stage {stage}, trial {data['number']} ({data['role']}): mean training loss of an epoch",
-                (
-                    Column("title", "term"),
-                    Column("first", "first epoch", "{:.4f}"),
-                    Column("last", "last", "{:.4f}"),
-                    Column("low", "lowest", "{:.4f}"),
-                    Column("high", "highest", "{:.4f}"),
-                    *([Column("paper", "the paper sees")] if context.printed(paper.CURVES) else []),
-                ),
-                rows,
-                ("terms are before their weights; total is weighted",),
-            )
-        )
+                rows.append(row | {"paper": remarks.get(f"stage{stage}", {}).get(term)})
+        title = f"Stage {stage}, trial {data['number']} ({data['role']}): mean training loss of an epoch"
+        note = "terms are before their weights; total is weighted"
+        tables.append(Table(f"stage{stage}", title, columns, rows, (note,)))
         shown.append(data)
     if not shown:
         raise ConfigError("the run's record has no losses of the winner's trials")
-    picture = Picture(
-        name="curves",
+    return _figure_result(
+        context,
+        "curves",
+        "Training curves",
+        tables,
         caption="Mean training loss of each epoch by term, before its weight, and in total, for the trials that led to "
         "the winner; below, their validation metric.",
         data={"stages": shown},
         draw=draw_curves,
-    )
-    return ExperimentResult(
-        name="curves",
-        title=f"Training curves on {context.store.info.name}",
-        paper="Figure 3",
-        tables=tables,
-        pictures=[picture],
         notes=("One trial of each stage under one seed, as in the paper, so there is no deviation.",),
     )
 
@@ -368,13 +359,16 @@ def scatter(context: ExperimentContext) -> ExperimentResult:
         raise ConfigError("the run has no predictions of its winner on record; a search with this version writes them")
     recorded, printed = context.view.metrics["test"], context.printed_results
     label_range = context.store.info.label_range
-    two = context.store.info.task == "classification"
-    if two:
-        names, data = ("auroc", "acc2"), class_scores_data(scored, label_range, recorded)
+    if context.store.info.task == "classification":
+        names, data, draw = ("auroc", "acc2"), class_scores_data(scored, label_range, recorded), draw_classes
+        caption = "Histogram of the test logits of each class; the threshold is 0."
+        note = "The paper shows this figure for regression alone, not for two classes."
     else:
-        names, data = ("corr", "mae"), agreement_data(scored, label_range, recorded)
+        names, data, draw = ("corr", "mae"), agreement_data(scored, label_range, recorded), draw_agreement
         points = data.pop("points")
         data |= {key: [point[key] for point in points] for key in ("label", "score")}
+        caption = "Test labels and predictions; a perfect model lies on the dashed line."
+        note = "A high correlation does not show that predictions have the right size; points near the line do."
     table = Table(
         "figures",
         f"The winner on {len(scored.label_N)} test utterances",
@@ -385,23 +379,15 @@ def scatter(context: ExperimentContext) -> ExperimentResult:
         ],
         ("one model under one seed; `reproduce main` has the figures over seeds",),
     )
-    picture = Picture(
-        name="scatter",
-        caption="Histogram of the test logits of each class; the threshold is 0."
-        if two
-        else "Test labels and predictions; a perfect model lies on the dashed line.",
+    return _figure_result(
+        context,
+        "scatter",
+        "Truth against prediction",
+        [table],
+        caption=caption,
         data=data,
-        draw=draw_classes if two else draw_agreement,
-    )
-    return ExperimentResult(
-        name="scatter",
-        title=f"Truth against prediction on {context.store.info.name}",
-        paper="Figure 10",
-        tables=[table],
-        pictures=[picture],
-        notes=["The paper shows this figure for regression alone, not for two classes."]
-        if two
-        else ["A high correlation does not show that predictions have the right size; points near the line do."],
+        draw=draw,
+        notes=[note],
     )
 
 

@@ -1,8 +1,11 @@
-"""The experiments by name, in the order that the command lists. Their modules are imported when one runs."""
+"""The experiments by name, in the order that the command lists, and their options."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+
+from grcf_ray.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Experiment:
     paper: str
     summary: str
     module: str
-    """Its module in grcf_ray.experiments; the function has the experiment's name, hyphens as underscores."""
+    """Its module in grcf_ray.experiments, imported when it runs; the function has the experiment's name."""
     trains: bool = True
     """Whether it trains models beyond the search's own."""
 
@@ -46,3 +49,25 @@ EXPERIMENTS = {
     )
 }
 """In the order of the paper's tables."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options, each of one experiment, which its metadata names."""
+
+    backbone: str | None = dataclasses.field(default=None, metadata={"of": "complexity"})
+    """The text encoder, if no run is given."""
+    retune: bool = dataclasses.field(default=False, metadata={"of": "ablation"})
+    """Also search each ablation anew."""
+    backbones: tuple[str, ...] = dataclasses.field(default=(), metadata={"of": "backbones"})
+    """The text encoders to compare with the run's [default: the paper's]."""
+    onto: str | None = dataclasses.field(default=None, metadata={"of": "transfer"})
+    """The data set that the run's models are applied to."""
+    onto_data: Path | None = dataclasses.field(default=None, metadata={"of": "transfer"})
+    """The files of that data set, if a search would not find them."""
+
+    def check(self, experiment: str) -> None:
+        """Raise ConfigError if an option belongs to another experiment; `all` takes every option."""
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) and experiment not in (owner := field.metadata["of"], "all"):
+                raise ConfigError(f"--{field.name.replace('_', '-')} is an option of {owner}, not of {experiment}")

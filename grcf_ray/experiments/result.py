@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grcf_ray.console import say, sentence
+from grcf_ray.experiments.registry import Experiment
 from grcf_ray.report import html
 from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.storage import StoragePath
-from grcf_ray.tables import Table
+from grcf_ray.tables import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +36,10 @@ class Picture:
 class ExperimentResult:
     """The result of one experiment."""
 
-    name: str
-    """The name of its folder: the experiment's, with a suffix if options change the experiment."""
+    name: str = ""
+    """The name of its folder, if options change the experiment [default: the experiment's]."""
     title: str
-    paper: str
+    paper: str = ""
     """The tables and figures of the paper that it reproduces."""
     tables: Sequence[Table]
     pictures: Sequence[Picture] = ()
@@ -48,6 +49,10 @@ class ExperimentResult:
     """The provenance: command, data, versions, seeds."""
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The figures behind the tables."""
+
+    def named(self, experiment: Experiment) -> ExperimentResult:
+        """Return the result with the name and the tables of its experiment."""
+        return dataclasses.replace(self, name=self.name or experiment.name, paper=experiment.paper)
 
     def print(self) -> None:
         """Print title, tables and notes on standard output."""
@@ -110,6 +115,11 @@ def write_result(result: ExperimentResult, place: StoragePath) -> None:
     (place / "index.html").write_text(_page(result, pictures))
     # Last, so that it exists only beside the other files.
     (place / "result.json").write_json(result.as_dict())
+
+
+def shown_columns(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return the columns that have a value in any of the rows."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 def few_seeds_notes(seeds: int) -> list[str]:

@@ -68,7 +68,7 @@ def retuned_arm(context: ExperimentContext, arm: Arm, ablation: str) -> Arm:
     )
     if not session.finished():
         # Checked first: hours of search with another encoder would be useless.
-        context.check_encoder()
+        context.check_encoder(context.config)
         console.progress(f"Searching {arm.title} anew")
         room = session.check()
         # The search measures its winner on test.

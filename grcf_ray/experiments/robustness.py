@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from grcf_ray import console
 from grcf_ray.data.frames import Frames
 from grcf_ray.errors import ConfigError
-from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import Rescored, arm_result, figures, head_metrics
 from grcf_ray.experiments.context import ExperimentContext, Model, modalities_of
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_lines, metric_panel
-from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
+from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes, shown_columns
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.statistics import finite_spread
 from grcf_ray.tables import Column, Table
@@ -70,9 +69,7 @@ def noise(context: ExperimentContext) -> ExperimentResult:
     )
     tables = [_noise_table(context, scale, by_sigma, metrics) for scale, by_sigma in measured.items()]
     return ExperimentResult(
-        name="noise",
         title=f"Noise on audio and vision of {context.store.info.name}",
-        paper="Table 5",
         tables=tables,
         pictures=[_noise_picture(tables, metrics)] if any(len(by_sigma) > 1 for by_sigma in measured.values()) else (),
         notes=notes,
@@ -92,15 +89,14 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
     measured: dict[str, list[Rescored]] = {name: [] for name in _SHOWN}
     missing: dict[str, list[str]] = {}
     for model, reader in _readers(context, models, "modalities"):
-        dims = reader.saved.model.modality_dims
+        table, dims = reader.table, reader.saved.model.modality_dims
+        nulls = {name: pa.nulls(len(table), table.schema.field(name).type) for name in dims}
         for name in _SHOWN:
             shown = name.split("+")
             if lacking := [modality for modality in shown if modality != "text" and modality not in dims]:
                 missing[name] = lacking
                 continue
-            table = reader.table
-            hidden = {modality: pa.nulls(len(table), table.schema.field(modality).type) for modality in dims}
-            score_N = reader.score({modality: column for modality, column in hidden.items() if modality not in shown})
+            score_N = reader.score({modality: column for modality, column in nulls.items() if modality not in shown})
             measured[name].append(Rescored(context, model.index, model.scored("test"), score_N))
     notes += [
         f"{_SHOWN[name]} is not available: the data have no {' and no '.join(lacking)}."
@@ -110,10 +106,8 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
         context,
         [Arm(name, title) for name, title in _SHOWN.items()],
         measured,
-        context.printed(paper.MODALITIES),
-        name="modalities",
+        context.printed("modalities"),
         title=f"Modalities shown to the full model on {context.store.info.name}",
-        paper="Table 10",
         notes=[
             *notes,
             "The models are trained once, with all modalities. A removed modality counts as missing in every "
@@ -171,10 +165,10 @@ def _readers(context: ExperimentContext, models: Sequence[Model], experiment: st
 def _scales(saved: SavedModel) -> dict[str, dict[str, NDArray[np.float32]]]:
     """Return by scale of the noise: the value of one deviation in each column [A] of the model's modalities."""
     dims = saved.model.modality_dims
-    scales = {"raw": {name: np.ones(dim, np.float32) for name, dim in dims.items()}}
-    if all(name in saved.standardisers for name in dims) and dims:
-        scales = {"standardised": {name: saved.standardisers[name].deviation_A for name in dims}, **scales}
-    return scales
+    raw = {name: np.ones(dim, np.float32) for name, dim in dims.items()}
+    if not dims or not all(name in saved.standardisers for name in dims):
+        return {"raw": raw}
+    return {"standardised": {name: saved.standardisers[name].deviation_A for name in dims}, "raw": raw}
 
 
 def _noisy(
@@ -185,10 +179,8 @@ def _noisy(
     for name, scale_A in scales.items():
         frames = Frames.of(table[name])
         rows_RA = frames.values.reshape(-1, len(scale_A))
-        noise_RA = rng.standard_normal(rows_RA.shape, dtype=np.float32)
-        noisy_RA = rows_RA + np.float32(sigma) * scale_A * noise_RA
-        noisy = dataclasses.replace(frames, values=noisy_RA.reshape(-1))
-        columns[name] = noisy.to_arrow(width=len(scale_A))
+        noisy_RA = rows_RA + np.float32(sigma) * scale_A * rng.standard_normal(rows_RA.shape, dtype=np.float32)
+        columns[name] = dataclasses.replace(frames, values=noisy_RA.reshape(-1)).to_arrow(width=len(scale_A))
     return columns
 
 
@@ -198,7 +190,7 @@ def _noise_table(
     by_sigma: Mapping[float, Sequence[Sequence[Mapping[str, float]]]],
     metrics: Sequence[str],
 ) -> Table:
-    printed = context.printed(paper.NOISE)
+    printed = context.printed("noise")
     rows = []
     for sigma in SIGMAS:
         row: dict[str, Any] = {"title": f"{sigma:g}", "sigma": sigma}
@@ -218,25 +210,22 @@ def _noise_table(
             Column(f"deviation {name}", "deviation", "{:.4f}"),
         ]
     columns.append(Column("seeds", "seeds"))
-    shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
-    return Table(scale, f"Test under noise {_NOISE_TITLES[scale]}", shown, rows)
+    return Table(scale, f"Test under noise {_NOISE_TITLES[scale]}", shown_columns(columns, rows), rows)
 
 
 def _noise_picture(tables: Sequence[Table], metrics: Sequence[str]) -> Picture:
-    panels = [metric_panel(name, "σ", [_noise_line(table, name) for table in tables]) for name in metrics]
+    def line(table: Table, metric: str) -> dict[str, Any]:
+        rows = [row for row in table.rows if metric in row]
+        return {
+            "name": _NOISE_TITLES[table.name],
+            "x": [row["sigma"] for row in rows],
+            "y": [row[metric] for row in rows],
+            "error": [row[f"deviation {metric}"] or 0.0 for row in rows],
+        }
+
     return Picture(
         name="noise",
         caption="Mean over draws and seeds, error bars of one deviation over seeds.",
-        data={"panels": panels},
+        data={"panels": [metric_panel(name, "σ", [line(table, name) for table in tables]) for name in metrics]},
         draw=draw_lines,
     )
-
-
-def _noise_line(table: Table, metric: str) -> dict[str, Any]:
-    rows = [row for row in table.rows if metric in row]
-    return {
-        "name": _NOISE_TITLES[table.name],
-        "x": [row["sigma"] for row in rows],
-        "y": [row[metric] for row in rows],
-        "error": [row[f"deviation {metric}"] or 0.0 for row in rows],
-    }

@@ -12,19 +12,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.console import sentence
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import ConfigError
-from grcf_ray.experiments import paper
 from grcf_ray.experiments.arms import Measured, Rescored, arm_result
-from grcf_ray.experiments.context import ExperimentContext, Model, modalities_of
+from grcf_ray.experiments.context import ExperimentContext, modalities_of
 from grcf_ray.experiments.model_pool import Arm, configured, entries_of
+from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.search.record import TrialRecord, now
 from grcf_ray.search.transfer import fit_features, score_on
@@ -37,7 +35,7 @@ _TITLES = {
     "stage1-there": "Transfer v1: Stage 1 there, Stage 2 here",
     "both-there": "Transfer v2: both stages there, Stage 2 here",
 }
-_MODALITIES = {(): "text", ("audio",): "text+audio", ("vision",): "text+vision", ("audio", "vision"): "all"}
+_MARGINS = ("intra_margin", "base_margin", "margin_step")
 
 
 def transfer(context: ExperimentContext) -> ExperimentResult:
@@ -51,33 +49,33 @@ def transfer(context: ExperimentContext) -> ExperimentResult:
     there = context.models([whole], "transfer")[whole.name]
     fitted = Fitted.of(here, there[0].load())
 
-    arms = [Arm(name, title, settings) for name, title in _TITLES.items()]
-    by_name = {arm.name: arm for arm in arms}
+    arms = {name: Arm(name, title, settings) for name, title in _TITLES.items()}
     command = f"transfer --onto {here_name}"
     target = context.on(here, config, place / "in-domain")
-    in_domain = target.models([by_name["in-domain"]], command)["in-domain"]
+    in_domain = target.models([arms["in-domain"]], command)["in-domain"]
     models: dict[str, Sequence[Measured]] = {"in-domain": in_domain}
     stages: Mapping[str, Literal[1, 2]] = {"stage1-there": 1, "both-there": 2}
     for name, stage in stages.items():
         receiver = context.on(fitted, config, place / name)
         with receiver.held():
-            _hand_over(context, receiver, (whole, by_name[name]), stage)
-        models |= receiver.models([by_name[name]], command)
+            _hand_over(context, receiver, whole, arms[name], stage)
+        models |= receiver.models([arms[name]], command)
+    context.note_test_read(there, command)
+    test = here.read("test")
     models["zero-shot"] = [
-        Rescored(target, model.index, in_domain[0].scored("test"), score_N)
-        for model, score_N in _zero_shot(context, there, here, command)
+        Rescored(target, model.index, in_domain[0].scored("test"), score_on(model.load(), test, here.info, fit=True)[0])
+        for model in there
     ]
     if here.info.label_range != context.store.info.label_range:
         notes.append("Label ranges differ: scores, margins and the model's reach are scaled from the one to the other.")
     return arm_result(
         target,
-        arms,
+        list(arms.values()),
         models,
         # The paper prints the transfer from MOSEI to MOSI alone.
-        paper.TRANSFER.get(here_name) if there_name == "mosei" else None,
+        TABLES["transfer"].get(here_name) if there_name == "mosei" else None,
         name=f"transfer-{here_name}",
         title=f"From {there_name} to {here_name}, measured on {here_name}",
-        paper="Table 9",
         notes=[
             f"Measured on {here_name}, fingerprint {here.info.fingerprint}.",
             *notes,
@@ -113,14 +111,11 @@ class Fitted(DatasetStore):
 
     def read(self, split: str) -> pa.Table:
         """Return the fitted rows of one split."""
-        return self._fit(super().read(split))[0]
+        return fit_features(super().read(split), self.info, self.saved, asked=True)[0]
 
     def notes(self) -> list[str]:
         """Return notes on what fitting changes."""
-        return self._fit(super().read("train").slice(0, 1))[1]
-
-    def _fit(self, table: pa.Table) -> tuple[pa.Table, list[str]]:
-        return fit_features(table, self.info, self.saved, asked=True)
+        return fit_features(super().read("train").slice(0, 1), self.info, self.saved, asked=True)[1]
 
 
 def _target(context: ExperimentContext) -> DatasetStore:
@@ -141,25 +136,24 @@ def _target(context: ExperimentContext) -> DatasetStore:
 
 def _shared_modalities(context: ExperimentContext, here: TableInfo) -> tuple[dict[str, Any], list[str]]:
     """Return the setting by which all rows see the modalities of both data sets, and notes on it."""
-
     there = context.store.info
     seen = context.config.model.modalities
     sees = [name for name in modalities_of(there) if seen == "all" or name in seen]
-    shared = tuple(name for name in sees if name in modalities_of(here))
+    shared = [name for name in sees if name in modalities_of(here)]
+    notes = []
     if not context.config.model.sees_text:
         if not shared:
             raise ConfigError(f"the winner sees {seen} alone, and {here.name} lacks it; name other data: --onto NAME")
         wanted = "+".join(shared)
-        return ({"model.modalities": wanted} if wanted != seen else {}), []
-    wanted = _MODALITIES[shared]
-    notes = []
-    if not shared:
-        notes.append("Every row is of text alone: the winner sees no other modality that both data sets have.")
-    elif list(shared) != sees:
-        notes.append(f"Every row is of text and {shared[0]}, the modalities of both data sets.")
-    if wanted == seen or (seen == "all" and modalities_of(there) == modalities_of(here)):
-        return {}, notes
-    return {"model.modalities": wanted}, notes
+    else:
+        wanted = "all" if len(shared) == 2 else "+".join(["text", *shared])
+        if not shared:
+            notes.append("Every row is of text alone: the winner sees no other modality that both data sets have.")
+        elif shared != sees:
+            notes.append(f"Every row is of text and {shared[0]}, the modalities of both data sets.")
+        if seen == "all" and modalities_of(there) == modalities_of(here):
+            wanted = seen
+    return ({"model.modalities": wanted} if wanted != seen else {}), notes
 
 
 def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
@@ -167,25 +161,19 @@ def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
     values = flatten(context.config)
     low, high = here.label_range
     ratio = (high - low) / 2 / context.half_range
-    powers = {
-        "ranking.intra_margin": 1,
-        "ranking.base_margin": 1,
-        "ranking.margin_step": 1,
-        "stage1.reg_margin": 2,
-    }
     if here.task == "regression":
-        values |= {path: values[path] * ratio**power for path, power in powers.items()}
+        values |= {f"ranking.{name}": values[f"ranking.{name}"] * ratio for name in _MARGINS}
+        values["stage1.reg_margin"] *= ratio**2
     return build_config(values, source=f"the winner's configuration on {here.name}")
 
 
 def _hand_over(
-    context: ExperimentContext, receiver: ExperimentContext, arms: tuple[Arm, Arm], stage: Literal[1, 2]
+    context: ExperimentContext, receiver: ExperimentContext, whole: Arm, arm: Arm, stage: Literal[1, 2]
 ) -> None:
     """Record the weights after a stage of there as completed Stage 1 trials of `receiver`, the context of here.
 
-    arms: the arm of there and the arm of here. If a training there failed, its seed's Stage 1 here counts as failed.
+    whole: the arm of there. arm: the arm of here. A failed training there counts as a failed Stage 1 here.
     """
-    whole, arm = arms
     source, pool = context.model_pool(whole), receiver.model_pool(arm)
     indices = range(context.seeds)
     entries = entries_of(configured(receiver.config, arm), indices)
@@ -213,12 +201,3 @@ def _hand_over(
             trial.notes = [f"trained on {context.store.info.name}, the weights after stage {stage}"]
         # Last, so that a trial on record always has its weights.
         pool.record.write_trial(trial)
-
-
-def _zero_shot(
-    context: ExperimentContext, models: Sequence[Model], here: DatasetStore, command: str
-) -> list[tuple[Model, NDArray[np.float64]]]:
-    """Return the scores [N] of each model of there on test of here, and record that test was read."""
-    context.note_test_read(models, command)
-    table = here.read("test")
-    return [(model, score_on(model.load(), table, here.info, fit=True)[0]) for model in models]

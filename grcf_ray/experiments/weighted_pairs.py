@@ -72,11 +72,11 @@ class WeightedPairs:
         heaviest = np.argsort(-self.weight_P, kind="stable")
         return {TOP: heaviest[: max(1, round(_TOP_SHARE * count))], ALL: np.arange(count)}
 
-    def weights_by_count(self, subset: str, count: int) -> Floats:
-        """Return the weights of a subset's pairs with this many modalities in conflict."""
+    def weights(self, subset: str, count: int | None = None) -> Floats:
+        """Return the weights of a subset's pairs [with this many modalities in conflict]."""
         index = self.subsets[subset]
-        weight_P: Floats = self.weight_P[index][self.count_P[index] == count]
-        return weight_P
+        weight_P: Floats = self.weight_P[index]
+        return weight_P if count is None else weight_P[self.count_P[index] == count]
 
     def disagree(self, first: str, second: str) -> NDArray[np.bool_]:
         """Return [P] whether two modalities order the pair differently."""
@@ -99,27 +99,23 @@ class WeightedPairs:
             predictors["conflict"] = np.sum(against, axis=0).astype(np.float64)
         return {name: values for name, values in predictors.items() if len(values) and np.ptp(values)}, ordered_P
 
-    def conflict_shares(self, subset: str) -> dict[tuple[str, ...], float]:
-        """Return the share of a subset's pairs in which exactly these modalities are in conflict; the sum is 1."""
-        conflict = {name: conflict_P[self.subsets[subset]] for name, conflict_P in self.conflict.items()}
-        shares = {}
-        for names in conflict_sets(list(conflict)):
-            exactly_P = np.all([conflict_P == (name in names) for name, conflict_P in conflict.items()], axis=0)
-            shares[names] = float(exactly_P.mean())
-        return shares
+    @property
+    def conflict_sets(self) -> list[tuple[str, ...]]:
+        """Return all sets of modalities, the smallest first; none without modalities."""
+        sizes = range(len(self.alone) + 1) if self.alone else ()
+        return [names for size in sizes for names in itertools.combinations(self.alone, size)]
+
+    def conflict_share(self, subset: str, names: Sequence[str]) -> float:
+        """Return the share of a subset's pairs in which exactly these modalities are in conflict."""
+        index = self.subsets[subset]
+        exactly = [conflict_P[index] == (name in names) for name, conflict_P in self.conflict.items()]
+        return float(np.all(exactly, axis=0).mean())
 
 
 def gaps(value_N: Floats, pairs_P2: Ints) -> Floats:
     """Return [P] the value of the first of each pair less that of the second."""
     gap_P: Floats = value_N[pairs_P2[:, 0]] - value_N[pairs_P2[:, 1]]
     return gap_P
-
-
-def conflict_sets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return all sets of modalities, the smallest first; none without modalities."""
-    if not modalities:
-        return []
-    return [names for size in range(len(modalities) + 1) for names in itertools.combinations(modalities, size)]
 
 
 def set_title(names: Sequence[str]) -> str:

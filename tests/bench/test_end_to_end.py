@@ -77,25 +77,25 @@ def test_time_of_processes_that_have_ended(action: str, monkeypatch: pytest.Monk
     """A grandchild's, whether its parent waits for it or, like Ray's raylet, ignores its end."""
     monkeypatch.setattr(cpu_clock, "INTERVAL_S", 0.02)
     with CpuClock() as clock:
-        subprocess.run([sys.executable, "-c", SPAWN.format(action=action), BURN.format(seconds=1.5)], check=True)
+        subprocess.run([sys.executable, "-c", SPAWN.format(action=action), BURN.format(seconds=0.5)], check=True)
     # Python's own start comes on top.
-    assert 1.4 < clock.shares["daemons"] < 2.5
+    assert 0.4 < clock.shares["daemons"] < 1.5
     assert clock.unseen < 1
     assert clock.seconds == sum(clock.shares.values())
 
 
 def test_time_before_does_not_count() -> None:
-    words = [sys.executable, "-u", "-c", f"{BURN.format(seconds=1.0)}\nprint()\ninput()"]
+    words = [sys.executable, "-u", "-c", f"{BURN.format(seconds=0.5)}\nprint()\ninput()"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with CpuClock() as clock:
             begun = time.process_time()
-            while time.process_time() - begun < 0.5:
+            while time.process_time() - begun < 0.3:
                 sum(range(10_000))
         process.communicate("\n")
     assert clock.shares["daemons"] < 0.2
-    assert 0.4 < clock.shares["driver"] < 0.8
+    assert 0.2 < clock.shares["driver"] < 0.6
 
 
 def test_an_orphan_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,15 +103,15 @@ def test_an_orphan_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     # The parent stays long enough to be seen with its child, which keeps the pipe open to its end.
     parent = (
         "import subprocess, sys, time; "
-        "subprocess.Popen([sys.executable, '-c', sys.argv[1]], close_fds=False); time.sleep(0.5)"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1]], close_fds=False); time.sleep(0.3)"
     )
     read, write = os.pipe()
     with CpuClock() as clock:
-        subprocess.run([sys.executable, "-c", parent, BURN.format(seconds=1.5)], check=True, pass_fds=(write,))
+        subprocess.run([sys.executable, "-c", parent, BURN.format(seconds=0.8)], check=True, pass_fds=(write,))
         os.close(write)
         os.read(read, 1)
     os.close(read)
-    assert clock.shares["daemons"] > 1.4
+    assert clock.shares["daemons"] > 0.7
 
 
 def test_naive_validation_has_the_same_metrics(
@@ -160,7 +160,7 @@ def test_only_processes_of_this_machine(setup_of: Callable[..., Setup], monkeypa
         end_to_end.end_to_end_tables(setup_of())
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
 def test_time_of_a_worker_that_was_killed() -> None:
     import ray
@@ -171,31 +171,34 @@ def test_time_of_a_worker_that_was_killed() -> None:
             """Return once Ray has started the process."""
 
         def burn(self) -> None:
-            exec(BURN.format(seconds=time.process_time() + 2))
+            exec(BURN.format(seconds=time.process_time() + 1))
 
     burner = Burner.remote()
     ray.get(burner.begin.remote())
     with CpuClock() as clock:
         ray.get(burner.burn.remote())
         ray.kill(burner)
-        time.sleep(1)
-    assert 1.5 < clock.shares["workers"] < 8
+        time.sleep(2 * cpu_clock.INTERVAL_S)
+    assert 0.7 < clock.shares["workers"] < 5
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
-def test_tables_of_a_whole_search(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
-    whole, parts = end_to_end.end_to_end_tables(setup_of(trials=16))
+def test_tables_of_a_whole_search(
+    setup_of: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(end_to_end, "SAMPLED", 1)
+    settings = {"search.stage1_trials": 4, "search.stage2_trials": 2, "stage1.epochs": 2, "stage2.epochs": 1}
+    whole, parts = end_to_end.end_to_end_tables(setup_of(settings))
     every, stopped, kept, measured = whole.rows
-    assert every["trials"] == every["processes"] == 6 + 5
-    assert every["epochs"] == 3 * (6 + 5)
-    assert every["epochs"] > stopped["epochs"] == kept["epochs"] == measured["epochs"]
-    assert kept["processes"] < 11
-    assert every["seconds"] > stopped["seconds"] > kept["seconds"] > 0
+    assert every["trials"] == every["processes"] == 4 + 2
+    assert every["epochs"] == 2 * 4 + 2
+    assert every["epochs"] >= stopped["epochs"] == kept["epochs"] == measured["epochs"]
+    assert kept["processes"] < 6
+    assert every["seconds"] >= stopped["seconds"] > kept["seconds"] > 0
     assert measured["seconds"] > 0
     assert measured["ratio"] == 1
-    assert [(row["name"], row["sampled"], row["steps"]) for row in parts.rows] == [("1", 3, 3.0), ("2", 3, 3.0)]
-    assert all(row["process"] > row["step"] > 0 for row in parts.rows)
-    assert all(len(row["samples"]) == 3 for row in parts.rows)
+    assert [(row["name"], row["sampled"]) for row in parts.rows] == [("1", 1), ("2", 1)]
+    assert all(row["process"] > row["step"] > 0 and row["steps"] == 3 for row in parts.rows)
     assert not list(tmp_path.glob("naive-*"))
     assert json.dumps([whole.as_dict(), parts.as_dict()])

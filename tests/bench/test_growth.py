@@ -49,7 +49,7 @@ def test_peak_memory_includes_freed_memory_once() -> None:
         assert peak.since_last_call() < most - 60_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_memory_of_new_processes(tiny_store: DatasetStore, tiny_backbone: Path, tmp_path: Path) -> None:
     config = build_config({"model.backbone": str(tiny_backbone), **SMALL_STEP})
     row = peak_memory.memory_row(80, tiny_store, config, tmp_path / "features", 2)

@@ -24,7 +24,7 @@ def test_verdict_of_known_curves() -> None:
     assert "exceeds seed noise" in noise
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
 def test_each_pairing_has_its_learning_rate_and_the_same_utterances(
     setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch

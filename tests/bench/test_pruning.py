@@ -7,12 +7,16 @@ import pytest
 from optuna.trial import TrialState
 from pruning import Outcome, ReportAsComplete
 
+from grcf_ray.search.record import RunRecord
 from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from grcf_ray.bench.setup import Setup
+    from grcf_ray.search.space import Space
 
 
 def searcher(kind: type[OptunaSearcher]) -> OptunaSearcher:
@@ -50,15 +54,29 @@ def test_row_of_known_outcomes() -> None:
     assert "difference" not in pruning.variant_row("none", first, first)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_searches_of_all_variants(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SEEDS", (1, 2)), ("EPOCHS", 3), ("PAIRS", 12), ("TRAINED_LAYERS", 1)):
-        monkeypatch.setattr(pruning, name, value)
+def test_every_variant_runs_under_every_seed(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    def outcome(setup: Setup, record: RunRecord, space: Space, searcher: type[OptunaSearcher]) -> Outcome:
+        search = space.config().search
+        searched.append((space.config().seed, search.pruning, searcher))
+        assert (search.stage1_trials, space.config().stage2.epochs, list(space.stage2)) == (6, 0, [])
+        return Outcome(0.7 + len(searched) / 100, 20 if search.pruning else 40, 5 * search.pruning)
+
+    monkeypatch.setattr(pruning, "SEEDS", (1, 2))
+    monkeypatch.setattr(pruning, "TRAINED_LAYERS", 1)
+    monkeypatch.setattr(pruning, "search_outcome", outcome)
     whole, by_seed = pruning.pruning_tables(setup_of())
-    none, asha, complete = whole.rows
-    assert none["epochs"] == 18
-    assert none["stopped"] == 0
-    assert asha["epochs"] < 18 > complete["epochs"]
-    assert asha["stopped"] > 0
+    assert searched == [(seed, *variant) for seed in (1, 2) for variant in pruning.VARIANTS.values()]
+    assert [(row["epochs"], row["share"], row["stopped"]) for row in whole.rows] == [(40, 1, 0), *[(20, 0.5, 5)] * 2]
     assert [row["name"] for row in by_seed.rows] == ["1", "2"]
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_session")
+def test_outcome_of_a_search(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
+    setup = setup_of({"stage2.epochs": 0, "search.pruning": True, "search.reduction_factor": 3.0})
+    record = RunRecord(storage_path(tmp_path / "pruning"))
+    outcome = pruning.search_outcome(setup, record, setup.space, ReportAsComplete)
+    assert 0.5 < outcome.best <= 1
+    assert 0 < outcome.stopped < 6 and outcome.epochs < 18

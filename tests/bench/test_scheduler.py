@@ -26,6 +26,7 @@ def test_costs_of_each_part_exclude_the_first_trial() -> None:
     assert [(row["wall"], row["cpu"], row["memory"]) for row in rows] == [(2.5, 0.5, 2.0), (6.5, 0.5, 2.0)]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
 def test_trials_without_work_are_run_and_recorded(setup_of: Callable[..., Setup]) -> None:
     setup = setup_of()

@@ -4,8 +4,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
-from study import run_study
+from scipy import stats
+from study import paired_interval, run_study
 
 from grcf_ray.tables import Column, Table
 
@@ -33,3 +35,11 @@ def test_a_study_writes_its_tables(
     assert "--data DIR " in written["command"]
     assert written["tables"][0]["rows"] == [{"n": 16}]
     assert "A table" in (tmp_path / "out" / "speed.md").read_text()
+
+
+def test_paired_interval_is_that_of_the_differences() -> None:
+    values, reference = [1.0, 2.0, 4.0, 3.0], [0.5, 2.5, 3.0, 2.0]
+    gain_S = np.subtract(values, reference)
+    low, high = stats.t.interval(0.95, 3, gain_S.mean(), stats.sem(gain_S))
+    expected = {"difference": gain_S.mean(), "low": low, "high": high}
+    assert paired_interval(values, reference) == pytest.approx(expected)

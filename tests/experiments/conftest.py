@@ -1,44 +1,172 @@
-"""Fixtures of the experiments' tests: copies of the recorded search, and contexts on them."""
+"""Fixtures of the experiments' tests: copies of the stored search, contexts on them, and models."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from tests.experiments.fake_context import StartedTrials
+
 if TYPE_CHECKING:
-    from grcf_ray.experiments.context import ExperimentContext
-
-
-@pytest.fixture(scope="module")
-def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the recorded run in which a module's tests train."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    shutil.copytree(recorded.folder, folder)
-    return folder
-
-
-@pytest.fixture
-def fresh(recorded: Any, tmp_path: Path) -> Path:
-    """Return a copy of the recorded run for one test."""
-    folder: Path = tmp_path / "run"
-    shutil.copytree(recorded.folder, folder)
-    return folder
-
-
-@pytest.fixture
-def make_context(recorded: Any, copied: Path, ray_session: None) -> Callable[..., ExperimentContext]:
-    """Return a maker of contexts on the module's copy or on another folder, with two seeds by default."""
+    from grcf_ray.data.features import Features
     from grcf_ray.data.store import DatasetStore
+    from grcf_ray.experiments.context import ExperimentContext
+    from grcf_ray.experiments.model_pool import Arm
+
+STORED = Path(__file__).parents[1] / "stored" / "run-2"
+MakeContext = Callable[..., "ExperimentContext"]
+
+
+@pytest.fixture(scope="session")
+def copy_run(tiny_backbone: Path, tiny_store: DatasetStore) -> Callable[[Path], Path]:
+    """Return a function that copies the stored search into a folder, with stages of one epoch."""
+
+    def copy(folder: Path) -> Path:
+        shutil.copytree(STORED, folder)
+        for path in folder.rglob("*.json"):
+            text = path.read_text().replace("{backbone}", str(tiny_backbone))
+            path.write_text(text.replace("{data}", str(tiny_store.folder)))
+        run = json.loads((folder / "run.json").read_text())
+        for settings in (run["settings"], run["space"]["fixed"]):
+            settings |= {"stage1.epochs": 1, "stage2.epochs": 1}
+        (folder / "run.json").write_text(json.dumps(run))
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def fresh(copy_run: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """Return a copy of the search for one test."""
+    return copy_run(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def context_on(tiny_store: DatasetStore) -> MakeContext:
+    """Return a maker of contexts on a run, with two seeds by default."""
     from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import storage_path
 
-    def make(folder: Path | None = None, **more: Any) -> ExperimentContext:
-        record = RunRecord(storage_path(folder or copied))
-        return ExperimentContext(record, DatasetStore.open(recorded.data), **{"seeds": 2, "command": "again", **more})
+    def make(folder: Path, **more: Any) -> ExperimentContext:
+        return ExperimentContext(
+            RunRecord(storage_path(folder)), tiny_store, **{"seeds": 2, "command": "again", **more}
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_context(context_on: MakeContext, fresh: Path) -> MakeContext:
+    """Return a maker of contexts on the test's copy."""
+    return functools.partial(context_on, fresh)
+
+
+class Trained(NamedTuple):
+    """A run with the models of several arms under two seeds."""
+
+    folder: Path
+    models: dict[str, list[Any]]
+    started: list[str]
+    """The trials that were trained for them, as stage/number."""
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        """Return the test metrics of an arm's models."""
+        return [dict(model.metrics["test"]) for model in self.models[name]]
+
+
+@pytest.fixture(scope="session")
+def trained_arms(context_on: MakeContext, copy_run: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
+    """Return the ablations, and the full model with all modalities."""
+    from grcf_ray.experiments.grids import ablation_arms
+    from grcf_ray.experiments.model_pool import Arm
+
+    arms = ablation_arms(context_on(copy_run(tmp_path_factory.mktemp("arms") / "tiny")))
+    arms = [arm for arm in arms if arm.name != "direct-mae"]
+    return [*arms, Arm("all-modalities", "all modalities", {"model.modalities": "all"})]
+
+
+@pytest.fixture(scope="session")
+def trained(
+    ray_session: None,
+    context_on: MakeContext,
+    copy_run: Any,
+    trained_arms: list[Arm],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    """Train the arms once. Tests add models, and change none."""
+    folder, started = copy_run(tmp_path_factory.mktemp("trained") / "tiny"), StartedTrials()
+    return Trained(folder, context_on(folder, listeners=(started,)).models(trained_arms, "margins"), list(started))
+
+
+@pytest.fixture
+def reproduce(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs the command; exit code, standard output and standard error."""
+    from grcf_ray import console
+    from grcf_ray.cli.reproduce import app
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, [str(word) for word in words])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def result_of(reproduce: Callable[..., tuple[int, str, str]]) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs an experiment: the result that it prints, which is also written into the run."""
+
+    def run(name: str, folder: Path, *more: object) -> dict[str, Any]:
+        code, out, err = reproduce(name, "--from", folder, "--json", *more)
+        assert code == 0, err
+        printed: dict[str, Any] = json.loads(out)
+        written = folder / "reproduce" / printed["name"]
+        assert json.loads((written / "result.json").read_text()) == printed
+        assert (written / "index.html").exists()
+        for picture in printed["pictures"]:
+            assert (written / f"figure-{picture}.png").read_bytes().startswith(b"\x89PNG")
+            assert (written / f"figure-{picture}.pdf").read_bytes().startswith(b"%PDF")
+        return printed
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    tiny_features: Features, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Return a maker of the folders of models with random weights."""
+    from grcf_ray.config import build_config
+    from grcf_ray.model.pretrained import load_tokenizer
+    from grcf_ray.train.assemble import initial_model, select_modalities
+    from grcf_ray.train.export import save_model
+
+    @functools.cache
+    def make(task: Any = "regression", modalities: str = "all", seed: int = 0) -> Path:
+        settings = {"model.text_vector": "mean", "model.modalities": modalities, "model.attention_heads": 4}
+        config = build_config({"model.backbone": str(tiny_backbone), **settings})
+        features = select_modalities(dataclasses.replace(tiny_features, task=task), modalities)
+        folder: Path = tmp_path_factory.mktemp("model")
+        save_model(
+            folder,
+            initial_model(config.model, features, seed=seed),
+            load_tokenizer(str(tiny_backbone)),
+            features,
+            config,
+            label_range=(-3.0, 3.0),
+            protocol="mosi",
+            lowercase=False,
+        )
+        return folder
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 
 from grcf_ray.config import build_config
 from grcf_ray.data import datasets
-from grcf_ray.experiments import paper
-from grcf_ray.experiments.complexity import TOKENS, complexity, described_model
+from grcf_ray.experiments.complexity import TOKENS, complexity_of, described_model
+from grcf_ray.experiments.paper import TABLES
 from grcf_ray.model.build import parameter_table
 
 
@@ -19,14 +20,10 @@ def test_parameters_are_table_12s_to_the_unit() -> None:
     facts = datasets.get("mosi")
     config = build_config({"model.backbone": facts.default_backbone})
     with torch.device("meta"):
-        counts = dict(
-            parameter_table(
-                described_model(config, "regression", {"audio": facts.audio_dim, "vision": facts.vision_dim})
-            )
-        )
-    printed = {name: count for name, count in paper.COMPLEXITY["mosi"].items() if "(total)" not in name}
-    assert counts == printed
-    assert sum(counts.values()) == paper.COMPLEXITY["mosi"]["GRCF (total)"] == 186_585_724
+        counts = dict(parameter_table(described_model(config, facts)))
+    table = TABLES["complexity"]["mosi"]
+    assert counts == {name: count for name, count in table.items() if "(total)" not in name}
+    assert sum(counts.values()) == table["GRCF (total)"] == 186_585_724
 
 
 @pytest.mark.parametrize(("task", "dims"), [("regression", {"audio": 5, "vision": 3}), ("classification", {})])
@@ -35,7 +32,8 @@ def test_operations_of_the_encoder_are_those_of_its_products(
 ) -> None:
     """BERT of two layers, width 32 and 64 inside: projections, scores, mixing, and the two layers after it."""
     config = build_config({"model.backbone": str(tiny_backbone), "model.text_vector": "mean"})
-    result = complexity(config, "own", task=task, dims={"audio": None, "vision": None, **dims}, threads=1)
+    data: Any = SimpleNamespace(name="own", task=task, audio_dim=dims.get("audio"), vision_dim=dims.get("vision"))
+    result = complexity_of(config, data)
     cost = {row["title"]: row["value"] for row in result.tables[1].rows}
     layer = 4 * TOKENS * 32 * 32 + 2 * TOKENS * TOKENS * 32 + 2 * TOKENS * 32 * 64
     encoder = 2 * 2 * layer

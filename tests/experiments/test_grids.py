@@ -1,9 +1,8 @@
-"""Spaces of ablations that are searched anew, margins, stability, and other text encoders."""
+"""Spaces of ablations that are searched anew, margins, and stability, on made-up models."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,27 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
-from grcf_ray.experiments.arms import figures
+from grcf_ray.experiments import grids
+from grcf_ray.experiments.arms import figures, full_arm
+from grcf_ray.experiments.model_pool import Arm, configured, entries_of, shape_of
+from grcf_ray.experiments.registry import Options
+from grcf_ray.experiments.retuned import retuned_space
 
 if TYPE_CHECKING:
     from grcf_ray.experiments.context import ExperimentContext
-    from grcf_ray.experiments.model_pool import Arm
-    from grcf_ray.tables import Table
-
-pytestmark = pytest.mark.slow
 
 MakeContext = Callable[..., "ExperimentContext"]
 
 
-def rows(table: Table) -> dict[str, Any]:
-    return {row["title"]: row for row in table.rows}
-
-
 def test_retuned_spaces_cost_what_the_runs_own_does(make_context: MakeContext) -> None:
-    from grcf_ray.config import ABLATIONS, flatten
-    from grcf_ray.experiments.retuned import retuned_space
-
     space = make_context().space
     config = space.config()
     whole = config.stage1.epochs * config.search.stage1_trials + config.stage2.epochs * config.search.stage2_trials
@@ -71,7 +64,7 @@ class MadeUpModels:
 
 
 @pytest.fixture
-def untrained(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> ExperimentContext:
+def untrained(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a context that trains nothing: `untrained.models` makes its figures up."""
     context = make_context()
     monkeypatch.setattr(context, "models", MadeUpModels(context))
@@ -79,10 +72,9 @@ def untrained(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Exp
 
 
 def test_stability_changes_each_weight_alone(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grcf_ray.experiments import grids
-
     monkeypatch.setattr(grids, "LAMBDA1", (0.6, 1.3))
     monkeypatch.setattr(grids, "LAMBDA2", (0.04,))
+    untrained.printed = {"stability": {"stage1.group_weight=1.3": {"corr": 0.7}}}.__getitem__
     result = grids.stability(untrained)
     paths = ("stage1.group_weight", "stage1.group_weight", "stage1.reg_weight")
     settings = [{path: value} for path, value in zip(paths, (0.6, 1.3, 0.04), strict=True)]
@@ -98,22 +90,24 @@ def test_stability_changes_each_weight_alone(untrained: Any, monkeypatch: pytest
         first, second = [model.metrics[split]["mae"] for model in models]
         assert row["mae"] == pytest.approx((first + second) / 2)
         assert row["mae deviation"] == pytest.approx(abs(first - second) / 2**0.5)
+    printed = {table.name: [row["paper corr"] for row in table.rows] for table in result.tables}
+    assert printed["stage1.group_weight test"] == [None, 0.7] and printed["stage1.group_weight valid"] == [None, None]
+    assert [any(c.key == "paper corr" for c in table.columns) for table in result.tables] == [False, True, False, False]
     assert all(any("few seeds" in note for note in table.notes) for table in result.tables)
     picture, _ = result.pictures
     assert [line["x"] for line in picture.data["panels"][0]["lines"]] == [[0.6, 1.3]] * 2
     assert picture.draw(picture.data)
 
 
-def test_margins_differ_by_their_groups_alone(untrained: Any) -> None:
-    from grcf_ray.experiments.arms import full_arm
-    from grcf_ray.experiments.grids import margins
-    from grcf_ray.experiments.model_pool import configured, entries_of, shape_of
-
-    mae = rows(next(table for table in margins(untrained).tables if table.name == "mae"))
-    assert list(mae) == ["overlap,5", "overlap,3", "overlap,7", "strict,5"]
-    assert ["difference" in row for row in mae.values()] == [False, True, True, True]
+def test_margins_differ_by_their_groups_alone(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The figures are made up, so a few draws of their intervals are enough.
+    monkeypatch.setattr("grcf_ray.statistics.RESAMPLES", 20)
+    mae = next(table for table in grids.margins(untrained).tables if table.name == "mae")
+    rows = {row["title"]: row for row in mae.rows}
+    assert list(rows) == ["overlap,5", "overlap,3", "overlap,7", "strict,5"]
+    assert ["difference" in row for row in rows.values()] == [False, True, True, True]
     arms = untrained.models.arms
-    assert {name: dict(arm.settings) for name, arm in arms.items()} == {name: {"ranking.groups": name} for name in mae}
+    assert {name: dict(arm.settings) for name, arm in arms.items()} == {name: {"ranking.groups": name} for name in rows}
     # The first row has the winner's own groups, so it shares the full model's trainings, and no other row does.
     full = configured(untrained.config, full_arm(untrained))
     assert full.ranking.groups == "overlap,5"
@@ -124,71 +118,17 @@ def test_margins_differ_by_their_groups_alone(untrained: Any) -> None:
 
 
 def test_weights_and_groups_that_a_run_does_not_train_with_are_not_compared(make_context: MakeContext) -> None:
-    from grcf_ray.experiments.grids import margins, stability
-    from grcf_ray.experiments.model_pool import Arm, configured
-
     context = make_context()
-    context.config = configured(
-        context.config, Arm("direct", "direct", {"stage1.epochs": 0, "stage2.group_weight": 0.0})
-    )
+    settings = {"stage1.epochs": 0, "stage2.group_weight": 0.0}
+    context.config = configured(context.config, Arm("direct", "direct", settings))
     with pytest.raises(ConfigError, match="Stage 1"):
-        stability(context)
+        grids.stability(context)
     with pytest.raises(ConfigError, match="ranking loss"):
-        margins(context)
-
-
-def test_backbones_that_cannot_be_had_are_named(make_context: MakeContext, tiny_backbone: Path, tmp_path: Path) -> None:
-    from grcf_ray.experiments.grids import backbones
-    from grcf_ray.experiments.model_pool import Arm, configured
-    from grcf_ray.experiments.options import Options
-
-    other = tmp_path / "wider-bert"
-    _another(tiny_backbone, other)
-    context = make_context(seeds=1, options=Options(backbones=(str(other), "nobody/no-such-encoder")))
-    # Stage 2 alone, to save time.
-    context.config = configured(context.config, Arm("short", "short", {"stage1.epochs": 0}))
-    result = backbones(context)
-    mae = rows(next(table for table in result.tables if table.name == "mae"))
-    assert list(mae) == ["tiny-bert", "wider-bert", "no-such-encoder"]
-    assert len(mae["wider-bert"]["values"]) == 1
-    assert mae["wider-bert"]["values"] != mae["tiny-bert"]["values"]
-    assert mae["no-such-encoder"].get("mean") is None
-    assert any("no-such-encoder" in note and "nobody/" in note for note in result.notes)
+        grids.margins(context)
 
 
 def test_an_option_of_another_experiment_is_refused() -> None:
-    from grcf_ray.experiments.options import Options
-
     Options(retune=True).check("ablation")
     Options(retune=True, onto="mosi").check("all")
     with pytest.raises(ConfigError, match=r"--onto-data .* transfer"):
         Options(onto_data=Path("data")).check("ablation")
-
-
-def test_complexity_of_a_run_is_its_configurations(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grcf_ray.cli.reproduce import _outcome
-    from grcf_ray.experiments import complexity
-    from grcf_ray.experiments.registry import EXPERIMENTS
-
-    asked: list[Any] = []
-
-    def described(config: Any, dataset: str, *, task: str, dims: Any, threads: int) -> str:
-        asked.append((config, dataset, task, dims))
-        return "described"
-
-    monkeypatch.setattr(complexity, "complexity", described)
-    context = make_context()
-    assert _outcome(EXPERIMENTS["complexity"], context) == "described"
-    dims = {"audio": context.store.info.audio_dim, "vision": context.store.info.vision_dim}
-    assert asked == [(context.config, "tiny", "regression", dims)]
-
-
-def _another(backbone: Path, folder: Path) -> None:
-    """The tiny encoder with other random weights, of width 48."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    shutil.copytree(backbone, folder)
-    torch.manual_seed(1)
-    config = BertConfig.from_pretrained(backbone, hidden_size=48, num_attention_heads=3)
-    BertModel(config).save_pretrained(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +19,11 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.hard_pairs import hard_pairs
 from grcf_ray.experiments.pair_statistics import differing_pairs
 from grcf_ray.experiments.weighted_pairs import ALL, TOP, WeightedPairs, unimodal_scores
+from grcf_ray.train.export import load_model
 from tests.experiments.fake_context import FakeContext
 
 if TYPE_CHECKING:
-    from grcf_ray.data.features import Features
     from grcf_ray.data.store import DatasetStore
-    from grcf_ray.train.export import SavedModel
 
 MakeModel = Callable[..., Path]
 
@@ -64,7 +62,7 @@ def test_conflicts_are_orders_against_the_labels() -> None:
     assert pairs.disagree("text", "vision").tolist() == [True, True, True]
     assert pairs.disagree("text", "audio").tolist() == [True, False, False]
     assert pairs.disagree("vision", "audio").tolist() == [False, False, True]
-    shares = pairs.conflict_shares(ALL)
+    shares = {names: pairs.conflict_share(ALL, names) for names in pairs.conflict_sets}
     assert {names: share for names, share in shares.items() if share} == {
         ("vision",): pytest.approx(2 / 3),
         ("vision", "audio"): pytest.approx(1 / 3),
@@ -73,7 +71,7 @@ def test_conflicts_are_orders_against_the_labels() -> None:
     # Of three pairs, the top is the heaviest one.
     (heaviest,) = pairs.subsets[TOP]
     conflicts = ("vision", "audio") if heaviest == 0 else ("vision",)
-    assert pairs.conflict_shares(TOP) == {names: names == conflicts for names in shares}
+    assert all(pairs.conflict_share(TOP, names) == (names == conflicts) for names in shares)
 
 
 def test_predictors_are_the_same_in_either_order_and_leave_equal_labels_out() -> None:
@@ -96,49 +94,9 @@ def test_the_top_is_the_heaviest_twentieth() -> None:
     assert sorted(pairs.weight_P[top], reverse=True) == sorted(pairs.weight_P, reverse=True)[: len(top)]
 
 
-@pytest.fixture(scope="module")
-def make_model(tiny_features: Features, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Makes the folder of a model with random weights."""
-    from grcf_ray.config import build_config
-    from grcf_ray.model.pretrained import load_tokenizer
-    from grcf_ray.train.assemble import initial_model, select_modalities
-    from grcf_ray.train.export import save_model
-
-    def make(task: Any = "regression", modalities: str = "all", seed: int = 0) -> Path:
-        config = build_config(
-            {
-                "model.backbone": str(tiny_backbone),
-                "model.text_vector": "mean",
-                "model.modalities": modalities,
-                "model.attention_heads": 4,
-            }
-        )
-        features = select_modalities(dataclasses.replace(tiny_features, task=task), modalities)
-        folder: Path = tmp_path_factory.mktemp("model")
-        save_model(
-            folder,
-            initial_model(config.model, features, seed=seed),
-            load_tokenizer(str(tiny_backbone)),
-            features,
-            config,
-            label_range=(-3.0, 3.0),
-            protocol="mosi",
-            lowercase=False,
-        )
-        return folder
-
-    return make
-
-
-def load(folder: Path) -> SavedModel:
-    from grcf_ray.train.export import load_model
-
-    return load_model(folder)
-
-
 @pytest.mark.parametrize("task", ["regression", "classification"])
 def test_a_modality_is_scored_by_nothing_but_itself(make_model: MakeModel, tiny_store: DatasetStore, task: str) -> None:
-    saved = load(make_model(task))
+    saved = load_model(make_model(task))
     table = tiny_store.read("train")
     table = table.filter(
         pa.array([row["audio"] is not None and row["vision"] is not None for row in table.to_pylist()])
@@ -159,7 +117,7 @@ def test_a_modality_is_scored_by_nothing_but_itself(make_model: MakeModel, tiny_
 
 
 def test_a_model_of_text_alone_has_no_modality_to_compare(make_model: MakeModel, tiny_store: DatasetStore) -> None:
-    assert unimodal_scores(load(make_model(modalities="text")), tiny_store.read("valid")) == {}
+    assert unimodal_scores(load_model(make_model(modalities="text")), tiny_store.read("valid")) == {}
 
 
 def context_of(
@@ -197,7 +155,7 @@ def test_regression_beside_table_6(make_model: MakeModel, tiny_store: DatasetSto
     assert (row["paper error"], row["paper n"], fits["top 5 %: R²"]["paper coefficient"]) == (7.43e-09, 3125, 0.002)
     (table,) = [table for table in result.tables if table.name == "ols minus distance"]
     assert {"paper std. err.", "paper pairs"} <= {column.title for column in table.columns}
-    assert row["coefficient"] == pytest.approx(np.mean([one["coefficient"] for one in row["by seed"]]))
+    assert row["coefficient"] == pytest.approx(np.mean([fit["coefficient"] for fit in row["by seed"]]))
     assert row["seeds"] == 2 and 1 / 200 <= row["permuted"] <= 1
     assert "permuted" not in fits["all: const"] and fits["all: R²"]["paper coefficient"] is None
     shares = rows_of(result, "shares")
@@ -248,29 +206,3 @@ def test_text_alone_says_what_needs_features(make_model: MakeModel, tiny_store: 
 def test_nothing_to_compare_is_refused(make_model: MakeModel, tiny_store: DatasetStore) -> None:
     with pytest.raises(ConfigError, match="no pair is left"):
         hard_pairs(context_of(tiny_store, [make_model()], name="mosi", task="regression", rows=slice(0, 1)))
-
-
-def test_the_commands_on_a_recorded_run(
-    recorded: Any, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """hard-pairs and main share the full model, which is trained once."""
-    from grcf_ray import console
-    from grcf_ray.cli.reproduce import app
-
-    folder = tmp_path / "run"
-    shutil.copytree(recorded.folder, folder)
-    results = {}
-    for name in ("main", "hard-pairs"):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, [name, "--from", str(folder), "--data", str(recorded.data), "--seeds", "1", "--json"])
-        captured = capsys.readouterr()
-        assert ended.value.code == 0, captured.err
-        results[name] = json.loads(captured.out)
-        assert (folder / "reproduce" / name / "index.html").exists()
-    reads = [read["command"] for read in json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]]
-    assert reads == ["search", "reproduce main"]
-    methods = {row["title"]: row for row in results["main"]["tables"][0]["rows"]}
-    assert methods["GRCF here, mean over seeds (1)"]["mae"] == results["main"]["data"]["by seed"]["0"]["mae"]
-    assert methods["± deviation"]["mae"] is None
-    assert {table["name"] for table in results["hard-pairs"]["tables"]} >= {"weights", "ols minus distance", "counts"}

@@ -48,12 +48,10 @@ def test_ols_of_one_predictor_is_scipys() -> None:
     x_P = rng.normal(size=50)
     y_P = 2 + 0.3 * x_P + rng.normal(size=50)
     fit, expected = fit_ols(y_P, {"x": x_P}), stats.linregress(x_P, y_P)
-    assert (fit.coefficient["x"], fit.error["x"], fit.p["x"]) == pytest.approx(
-        (expected.slope, expected.stderr, expected.pvalue)
-    )
-    assert (fit.coefficient["const"], fit.error["const"]) == pytest.approx(
-        (expected.intercept, expected.intercept_stderr)
-    )
+    figures = {"coefficient": expected.slope, "error": expected.stderr, "p": expected.pvalue}
+    assert {name: fit.terms["x"][name] for name in figures} == pytest.approx(figures)
+    figures = {"coefficient": expected.intercept, "error": expected.intercept_stderr}
+    assert {name: fit.terms["const"][name] for name in figures} == pytest.approx(figures)
     assert (fit.r2, fit.n) == (pytest.approx(expected.rvalue**2), 50)
 
 
@@ -64,11 +62,11 @@ def test_ols_of_two_predictors_worked_by_hand() -> None:
     degree of freedom, so every standard error is sqrt(1/4); the spread about the mean is 26.
     """
     fit = fit_ols(np.array([1.0, 3, 4, 8]), {"a": np.array([-1.0, 1, -1, 1]), "b": np.array([-1.0, -1, 1, 1])})
-    assert fit.coefficient == pytest.approx({"const": 4.0, "a": 1.5, "b": 2.0})
-    assert fit.error == pytest.approx(dict.fromkeys(("const", "a", "b"), 0.5))
-    assert fit.t == pytest.approx({"const": 8.0, "a": 3.0, "b": 4.0})
-    # With one degree of freedom t is Cauchy's.
-    assert fit.p == pytest.approx({name: 1 - 2 * np.arctan(t) / np.pi for name, t in fit.t.items()})
+    for name, coefficient in {"const": 4.0, "a": 1.5, "b": 2.0}.items():
+        # With one degree of freedom t is Cauchy's.
+        p = 1 - 2 * np.arctan(2 * coefficient) / np.pi
+        expected = {"coefficient": coefficient, "error": 0.5, "t": 2 * coefficient, "p": p}
+        assert fit.terms[name] == pytest.approx(expected)
     assert fit.r2 == pytest.approx(25 / 26)
 
 
@@ -92,10 +90,10 @@ def test_permuted_p_is_even_where_pairs_share_utterances_and_ols_is_not() -> Non
         weight_P = effect_N[pairs_P2].sum(axis=1)
 
         def t_of(weight_P: np.ndarray, pairs_P2: np.ndarray, other_N: np.ndarray = other_N) -> np.ndarray:
-            return np.array([fit_ols(weight_P, {"x": other_N[pairs_P2].sum(axis=1)}).t["x"]])
+            return np.array([fit_ols(weight_P, {"x": other_N[pairs_P2].sum(axis=1)}).terms["x"]["t"]])
 
         permuted += permuted_p(weight_P, pairs_P2, 14, t_of, seed=trial, permutations=39)
-        plain.append(fit_ols(weight_P, {"x": other_N[pairs_P2].sum(axis=1)}).p["x"])
+        plain.append(fit_ols(weight_P, {"x": other_N[pairs_P2].sum(axis=1)}).terms["x"]["p"])
     assert stats.kstest(np.array(permuted), "uniform").pvalue > 1e-3
     assert np.mean(np.array(permuted) <= 0.1) < 0.2 < np.mean(np.array(plain) <= 0.1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,54 +14,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grcf_ray.experiments.paper_figures import cluster_figures, tsne
-from grcf_ray.report.view import Predictions
+from grcf_ray.experiments.paper_figures import cluster_figures, curves, importance, tsne
+from grcf_ray.report.figures.importance import importance_data
+from grcf_ray.report.figures.parameters import space_of
+from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import storage_path
 from tests.experiments.fake_context import FakeContext
 
-
-@pytest.fixture(scope="module")
-def copied(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the recorded run that this module's tests write in."""
-    folder = tmp_path_factory.mktemp("figures") / "run"
-    shutil.copytree(recorded.folder, folder)
-    return folder
+ResultOf = Callable[..., dict[str, Any]]
 
 
-def reproduce(name: str, run: Path, data: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
-    """The result that the command prints, and that it has written beside the run."""
-    from grcf_ray import console
-    from grcf_ray.cli.reproduce import app
-
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, [name, "--from", str(run), "--data", str(data), "--json", *more])
-    captured = capsys.readouterr()
-    assert ended.value.code == 0, captured.err
-    folder = run / "reproduce" / name
-    printed: dict[str, Any] = json.loads(captured.out)
-    assert json.loads((folder / "result.json").read_text()) == printed
-    for picture in printed["pictures"]:
-        assert (folder / f"figure-{picture}.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / f"figure-{picture}.pdf").read_bytes().startswith(b"%PDF")
-    return printed
-
-
-def test_importance_is_the_reports(
-    copied: Path, recorded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from grcf_ray.report.figures.importance import importance_data
-    from grcf_ray.report.figures.parameters import space_of
-    from grcf_ray.report.view import RunView
-    from grcf_ray.search.record import RunRecord
-    from grcf_ray.storage import storage_path
-
-    folder = tmp_path / "run"
-    shutil.copytree(copied, folder)
+def test_importance_is_the_reports(fresh: Path, result_of: ResultOf) -> None:
     # Of the tiny search too few trials run to the end.
-    for path in [*folder.glob("stage?/trials/*.json"), *folder.glob("stage?/trials.jsonl")]:
+    for path in [*fresh.glob("stage?/trials/*.json"), *fresh.glob("stage?/trials.jsonl")]:
         path.write_text(path.read_text().replace('"pruned"', '"complete"'))
-    printed = reproduce("importance", folder, recorded.data, capsys)
-    view = RunView.read(RunRecord(storage_path(folder)))
+    printed = result_of("importance", fresh)
+    view = RunView.read(RunRecord(storage_path(fresh)))
     expected = {f"stage{stage}": importance_data(view.trials[stage], stage, space_of(view)) for stage in (1, 2)}
     expected = {name: data for name, data in expected.items() if data["methods"]}
     assert [table["name"] for table in printed["tables"]] == list(expected)
@@ -71,60 +42,51 @@ def test_importance_is_the_reports(
     assert any("chance" in note for note in printed["notes"]), "a warning of too few trials"
 
 
-def test_curves_are_the_winners_trials(copied: Path, recorded: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = reproduce("curves", copied, recorded.data, capsys)
-    winner = json.loads((copied / "run.json").read_text())["winner"]
-    assert [f"stage{s['stage']}/{s['number']}" for s in printed["pictures"]["curves"]["stages"]][-1] == winner
+def test_curves_are_the_winners_trials(fresh: Path, result_of: ResultOf) -> None:
+    printed = result_of("curves", fresh)
+    winner = json.loads((fresh / "run.json").read_text())["winner"]
+    stages = printed["pictures"]["curves"]["stages"]
+    assert f"stage{stages[-1]['stage']}/{stages[-1]['number']}" == winner
     terms = {table["name"]: {row["title"]: row for row in table["rows"]} for table in printed["tables"]}
     assert set(terms["stage1"]) == {"group", "reg", "bound", "total"}
     assert set(terms["stage2"]) == {"group", "mae", "bound", "total"}
-    mae = printed["pictures"]["curves"]["stages"][-1]["terms"]["mae"]
-    row = terms["stage2"]["mae"]
+    mae, row = stages[-1]["terms"]["mae"], terms["stage2"]["mae"]
     assert (row["first"], row["last"], row["low"], row["high"]) == (mae[0], mae[-1], min(mae), max(mae))
 
 
-def test_scatter_shows_what_the_metrics_are_of(copied: Path, recorded: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    reads = (copied / "best" / "provenance.json").read_bytes()
-    printed = reproduce("scatter", copied, recorded.data, capsys)
+def test_scatter_shows_what_the_metrics_are_of(fresh: Path, result_of: ResultOf) -> None:
+    reads = (fresh / "best" / "provenance.json").read_bytes()
+    printed = result_of("scatter", fresh)
     shown = printed["pictures"]["scatter"]
     error = np.mean(np.abs(np.array(shown["label"]) - shown["score"]))
     value = {row["name"]: row["value"] for row in printed["tables"][0]["rows"]}
     assert value["mae"] == pytest.approx(error) == pytest.approx(shown["recorded"]["mae"])
-    assert (copied / "best" / "provenance.json").read_bytes() == reads, "test is not read again"
+    assert (fresh / "best" / "provenance.json").read_bytes() == reads, "test is not read again"
+
+
+def test_remarks_of_the_paper_stand_beside_their_rows(make_context: Any) -> None:
+    context = make_context()
+    remarks = {
+        "curves": {"stage1": {"reg": "active early"}},
+        "importance": {"stage1": {"stage1.head_lr": "most critical"}},
+    }
+    context.printed = remarks.__getitem__
+    trials = {
+        stage: [dataclasses.replace(trial, state="complete") for trial in trials]
+        for stage, trials in context.view.trials.items()
+    }
+    context.view = dataclasses.replace(context.view, trials=trials)
+    for experiment, said in ((curves, {"reg": "active early"}), (importance, {"stage1.head_lr": "most critical"})):
+        table = experiment(context).tables[0]
+        assert {row["title"]: row["paper"] for row in table.rows if row["paper"]} == said
+        assert any(column.key == "paper" for column in table.columns)
 
 
 @pytest.mark.parametrize(("name", "said"), [("scatter", "predictions"), ("importance", "finished trials")])
-def test_what_the_record_lacks_is_refused(
-    copied: Path, recorded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
-) -> None:
-    from grcf_ray import console
-    from grcf_ray.cli.reproduce import app
-
-    folder = tmp_path / "run"
-    shutil.copytree(copied, folder)
-    shutil.rmtree(folder / "best" / "predictions")
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, [name, "--from", str(folder), "--data", str(recorded.data)])
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
-
-
-def test_tsne_has_a_panel_and_figures_for_each_ablation(
-    copied: Path, recorded: Any, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    printed = reproduce("tsne", copied, recorded.data, capsys, "--seeds", "2")
-    panels = printed["pictures"]["tsne"]["panels"]
-    assert [panel["title"][:3] for panel in panels] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
-    rows = printed["tables"][0]["rows"]
-    assert [row["name"] for row in rows] == ["full", "no-advantage", "static-margin", "no-stage1", "no-stage2"]
-    points = panels[0]["points"]
-    assert [point["case"] for point in points] == [point["label"] < -2 for point in points]
-    # The tiny test split has one such utterance or none, which is no cluster.
-    assert sum(point["case"] for point in points) < 2
-    assert all("silhouette" not in row and row["seeds"] == 2 for row in rows)
-    assert any("cluster" in note for note in printed["notes"])
-    reads = json.loads((copied / "best" / "provenance.json").read_text())["test_reads"]
-    assert reads[-1]["command"] == "reproduce tsne"
+def test_what_the_record_lacks_is_refused(fresh: Path, reproduce: Any, name: str, said: str) -> None:
+    shutil.rmtree(fresh / "best" / "predictions")
+    code, _, err = reproduce(name, "--from", fresh)
+    assert code == 2 and said in err
 
 
 @pytest.mark.parametrize("task", ["regression", "classification"])
