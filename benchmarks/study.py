@@ -10,8 +10,7 @@ from typing import NoReturn
 import typer
 
 from grcf_ray import console
-from grcf_ray.bench.output import deliver
-from grcf_ray.bench.setup import Setup, open_setup
+from grcf_ray.bench.setup import Setup, deliver, open_setup
 from grcf_ray.tables import Column, Table
 
 PAIRED = (

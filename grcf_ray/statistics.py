@@ -140,20 +140,13 @@ def bootstrap_intervals(
 
 
 def corrected(differences: Mapping[str, Difference]) -> dict[str, Difference]:
-    """Return the differences with Holm's correction over all of them."""
-    by_name = holm({name: difference.p for name, difference in differences.items()})
-    return {name: dataclasses.replace(difference, p_holm=by_name[name]) for name, difference in differences.items()}
-
-
-def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return p-values after Holm's step-down correction over the rows that have one; None stays None."""
-    known = sorted((p, name) for name, p in p_values.items() if p is not None)
-    adjusted: dict[str, float | None] = dict.fromkeys(p_values)
+    """Return the differences with Holm's step-down correction over all that have a p."""
+    known = sorted((difference.p, name) for name, difference in differences.items() if difference.p is not None)
+    adjusted: dict[str, float] = {}
     highest = 0.0
     for rank, (p, name) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p))
-        adjusted[name] = highest
-    return adjusted
+        highest = adjusted[name] = max(highest, min(1.0, (len(known) - rank) * p))
+    return {name: dataclasses.replace(over, p_holm=adjusted.get(name)) for name, over in differences.items()}
 
 
 def rank_correlation(first_N: Floats, second_N: Floats) -> float:

@@ -8,10 +8,11 @@ import pytest
 from scipy import stats
 
 from grcf_ray.statistics import (
+    Difference,
     bootstrap_intervals,
     compare,
+    corrected,
     finite_spread,
-    holm,
     rank_correlation,
     rank_test,
     spread,
@@ -132,15 +133,16 @@ def test_bootstrap_leaves_undefined_draws_out_and_refuses_other_shapes() -> None
 
 def test_holm_on_a_worked_example() -> None:
     """Four hypotheses, as in textbooks: 0.01 x 4, 0.02 x 3, then nothing smaller than what came before."""
-    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.02, "none": None})
-    assert adjusted == {
-        "a": pytest.approx(0.04),
-        "d": pytest.approx(0.06),
-        "c": pytest.approx(0.06),
-        "b": pytest.approx(0.06),
+
+    def adjusted(**p_values: float | None) -> dict[str, float | None]:
+        differences = {name: Difference(0.0, p, 0.0, 0.0) for name, p in p_values.items()}
+        return {name: difference.p_holm for name, difference in corrected(differences).items()}
+
+    assert adjusted(a=0.01, b=0.04, c=0.03, d=0.02, none=None) == {
+        **{"a": pytest.approx(0.04), "b": pytest.approx(0.06), "c": pytest.approx(0.06), "d": pytest.approx(0.06)},
         "none": None,
     }
-    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+    assert adjusted(a=0.9, b=0.8) == {"a": 1.0, "b": 1.0}
 
 
 def test_rank_correlation_is_scipys_with_ties() -> None:

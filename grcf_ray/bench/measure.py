@@ -33,23 +33,6 @@ class Variant:
     """Factor on the time of a call: 8 if it does an eighth of the work."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a variant's calls, times its scale."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def least(self) -> float:
-        """Return the shortest time: the least disturbed call."""
-        return min(self.seconds)
-
-    @property
-    def median(self) -> float:
-        """Return the median time."""
-        return statistics.median(self.seconds)
-
-
 TIMES = (
     Column("least", "min s", "{:.2f}"),
     Column("median", "median s", "{:.2f}"),
@@ -65,9 +48,10 @@ def interleave(
     say: Callable[[str], None],
     *,
     warm: bool = False,
-) -> list[Timing]:
-    """Time the variants in turn, round after round, so that other work on the machine affects all variants alike.
+) -> list[tuple[float, ...]]:
+    """Return the seconds of each variant's calls.
 
+    The variants are timed in turn, round after round, so that other work on the machine affects all of them alike.
     On the CPU the time is that of this process, all threads together; on a GPU, the time between two events.
     The first round, which loads and allocates, does not count. warm: skip it, since all variants have run before.
     """
@@ -76,7 +60,7 @@ def interleave(
         for variant, taken in zip(variants, seconds, strict=True):
             say(f"{variant.name}, {round_}/{repetitions}" if round_ else f"{variant.name}, warm-up")
             taken.append(variant.scale * _seconds(variant.run, device))
-    return [Timing(tuple(taken[-repetitions:])) for taken in seconds]
+    return [tuple(taken[-repetitions:]) for taken in seconds]
 
 
 def timed_rows(
@@ -87,16 +71,18 @@ def timed_rows(
     columns: further cells by key, one for each variant.
     """
     timings = interleave(variants, setup.repetitions, setup.device, setup.say, warm=warm)
+    medians = [statistics.median(seconds) for seconds in timings]
     return [
         {
             "name": variant.name,
-            "least": timing.least,
-            "median": timing.median,
-            "speed_up": timings[0].median / timing.median,
-            "seconds": timing.seconds,
+            # The shortest time is that of the least disturbed call.
+            "least": min(seconds),
+            "median": median,
+            "speed_up": medians[0] / median,
+            "seconds": seconds,
             **{key: values[place] for key, values in columns.items()},
         }
-        for place, (variant, timing) in enumerate(zip(variants, timings, strict=True))
+        for place, (variant, seconds, median) in enumerate(zip(variants, timings, medians, strict=True))
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grcf_ray.bench.measure import TIMES, Timing, Variant, interleave, kept_bytes, timed_rows
+from grcf_ray.bench.measure import TIMES, Variant, interleave, kept_bytes, timed_rows
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
@@ -223,26 +224,20 @@ def shares_table(setup: Setup) -> Table:
         Variant(f"validation, once an epoch of {small_steps} of those", validate, 1 / small_steps),
     ]
     if "step" in setup.tables:
-        once = Timing(next(row["seconds"] for row in setup.tables["step"].rows if row["name"] == _ONCE))
+        once = next(row["seconds"] for row in setup.tables["step"].rows if row["name"] == _ONCE)
     else:
-        once = interleave([Variant(_ONCE, lambda: loop.backward(step))], repetitions, device, say, warm=True)[0]
+        (once,) = interleave([Variant(_ONCE, lambda: loop.backward(step))], repetitions, device, say, warm=True)
     timings = [once, *interleave(variants, repetitions, device, say)]
     names = ["encoder and head, forward and backward", *(variant.name for variant in variants)]
-    step_seconds = [once.median] * 6 + [timings[6].median] * 2
-    return Table(
-        "shares",
-        "Shares of a step of the paper's batch and of the space's batch",
-        (
-            Column("name", "part"),
-            Column("median", "median s", "{:.4f}"),
-            Column("share", "of a step", "{:.2%}"),
-        ),
-        [
-            {"name": name, "median": t.median, "share": t.median / whole, "seconds": t.seconds}
-            for name, t, whole in zip(names, timings, step_seconds, strict=True)
-        ],
-        ("work done once an epoch is divided by the steps of the epoch",),
-    )
+    medians = [statistics.median(seconds) for seconds in timings]
+    rows = [
+        # The last rows are of the space's batch.
+        {"name": name, "median": median, "share": median / medians[0 if place < 6 else 6], "seconds": seconds}
+        for place, (name, median, seconds) in enumerate(zip(names, medians, timings, strict=True))
+    ]
+    columns = (Column("name", "part"), Column("median", "median s", "{:.4f}"), Column("share", "of a step", "{:.2%}"))
+    title = "Shares of a step of the paper's batch and of the space's batch"
+    return Table("shares", title, columns, rows, ("work done once an epoch is divided by the steps of the epoch",))
 
 
 def padded(batch: Batch, length: int, pad: int) -> Batch:

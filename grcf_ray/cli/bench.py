@@ -14,12 +14,12 @@ app = console.make_app("Measure speed and memory against slower alternatives")
 PARTS = {
     "step": "step.step_table",
     "shares": "step.shares_table",
-    "positions": "positions.positions_table",
-    "frozen": "frozen_layers.frozen_layers_table",
-    "memory": "memory.memory_table",
+    "positions": "layers.positions_table",
+    "frozen": "layers.frozen_layers_table",
+    "memory": "processes.memory_table",
     "search": "searching.search_table",
-    "scheduler": "scheduler.scheduler_table",
-    "packing": "packing.packing_table",
+    "scheduler": "searching.scheduler_table",
+    "packing": "processes.packing_table",
 }
 """The parts in the order in which they run, each with its function in `grcf_ray.bench`."""
 
@@ -68,8 +68,7 @@ def bench(
     """
     from importlib import import_module
 
-    from grcf_ray.bench.output import deliver
-    from grcf_ray.bench.setup import open_setup
+    from grcf_ray.bench.setup import deliver, open_setup
     from grcf_ray.config import nearest
     from grcf_ray.errors import ConfigError
 

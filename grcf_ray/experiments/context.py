@@ -58,7 +58,6 @@ from grcf_ray.train.stage import use_deterministic_torch
 class Model:
     """A trained model of an arm, measured on valid and test."""
 
-    arm: str
     index: int
     """The number of the fresh seed; arms are paired by it."""
     place: StoragePath
@@ -213,7 +212,7 @@ class ExperimentContext:
                 places = self._train(request, experiment) if None in request.places else request.places
                 for (arm, entry), place in zip(request.wanted, places, strict=True):
                     if place is not None:
-                        models[arm.name].append(Model(arm.name, entry.index, place))
+                        models[arm.name].append(Model(entry.index, place))
         if not models[arms[0].name]:
             raise NoWinnerError(
                 f"no training of {arms[0].title} finished, and the other rows are compared with it; "

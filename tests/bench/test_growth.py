@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import driver_cost
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from grcf_ray.bench.setup import Setup
-    from grcf_ray.tables import Table
 
 pytestmark = pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells private memory from shared")
 
@@ -84,7 +84,16 @@ def test_small_growth_study(setup_of: Callable[..., Setup], monkeypatch: pytest.
     for table in tables.values():
         assert len(table.rows) >= 2 and table.notes
         assert all(cell != "-" for row in table.cells() for cell in row), table.name
-        check_units(table)
+        keys = [column.key for column in table.columns]
+        assert any(key.endswith("_each") for key in keys)
+        for before, key in itertools.pairwise(keys):
+            if key.endswith("_each"):
+                assert key == f"{before}_each"
+                # Microseconds, kilobytes or utterances.
+                scale = 1 if before == "encoded" else 1e3 if table.name == "growth memory" else 1e6
+                assert all(
+                    row[key] == pytest.approx(scale * row[before] / row[f"{before}_count"]) for row in table.rows
+                )
 
     utterances, memory = tables["growth utterances"].rows, tables["growth memory"].rows
     assert [row["import_count"] for row in utterances] == [40, 80]
@@ -99,16 +108,3 @@ def test_small_growth_study(setup_of: Callable[..., Setup], monkeypatch: pytest.
     # The tiny backbone has 128 positions.
     assert [(row["size"], row["texts"]) for row in tables["growth length"].rows] == [(4, 16), (8, 8)]
     assert [row["size"] for row in tables["growth trials"].rows] == [3, 6]
-
-
-def check_units(table: Table) -> None:
-    """Check the cost of a unit beside each total: in microseconds, kilobytes or utterances."""
-    keys = [column.key for column in table.columns]
-    each = [key for key in keys if key.endswith("_each")]
-    assert each
-    for key in each:
-        total = key.removesuffix("_each")
-        assert keys[keys.index(key) - 1] == total
-        scale = 1 if total == "encoded" else 1e3 if table.name == "growth memory" else 1e6
-        for row in table.rows:
-            assert row[key] == pytest.approx(scale * row[total] / row[f"{total}_count"])

@@ -131,7 +131,7 @@ def context_of(
     if task == "classification":
         label = pa.array([float(value > 0) for value in table["label"].to_pylist()], pa.float32())
         table = table.set_column(table.column_names.index("label"), "label", label)
-    models = {"full": [Model("full", index, storage_path(folder)) for index, folder in enumerate(folders)]}
+    models = {"full": [Model(index, storage_path(folder)) for index, folder in enumerate(folders)]}
     return FakeContext(
         facts=find(name),
         models=lambda arms, experiment: models,

@@ -45,7 +45,7 @@ def untrained(make_context: Any, make_model: Any, monkeypatch: pytest.MonkeyPatc
         label_N, names = test["label"].to_numpy().astype(np.float64), test["id"].to_pylist()
         models, context.clean = [], {"mae": [], "corr": []}
         for index in range(seeds):
-            model = Model("full", index, storage_path(make_model(modalities=seen, seed=index)))
+            model = Model(index, storage_path(make_model(modalities=seen, seed=index)))
             score_N = model.load().score(test)
             scored = Predictions(names, names, label_N, score_N, np.zeros((len(names), 0), np.float32))
             read = functools.partial(lambda scored, split: scored, scored)

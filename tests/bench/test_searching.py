@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from grcf_ray.bench.scheduler import Meter, scheduler_table
+from grcf_ray.bench.searching import Meter, scheduler_table
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 

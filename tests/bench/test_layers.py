@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grcf_ray.bench import positions
+from grcf_ray.bench import layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def test_both_have_the_same_gradient(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare one layer with DeBERTa-v3-base's real settings on a few subwords."""
     for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
-        monkeypatch.setattr(positions, name, value)
-    table = positions.positions_table(setup_of())
+        monkeypatch.setattr(layers, name, value)
+    table = layers.positions_table(setup_of())
     assert [row["name"].split(",")[0] for row in table.rows] == ["length 16"] * 2 + ["length 50"] * 2
     for stock, cut in zip(table.rows[::2], table.rows[1::2], strict=True):
         assert stock["difference"] is None

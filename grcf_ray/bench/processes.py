@@ -1,21 +1,27 @@
-"""Measure the memory of a process that runs one trial after the other."""
+"""Measure processes of trials: the memory of one that runs many, and several side by side."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grcf_ray.cluster import connect
+
 import numpy as np
+import ray
 
 from grcf_ray.bench.measure import in_new_process, private_bytes
 from grcf_ray.bench.setup import Setup
+from grcf_ray.bench.step import SMALL_STEP
 from grcf_ray.config import build_config, flatten
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Ragged, SplitFeatures
 from grcf_ray.data.store import DatasetStore
+from grcf_ray.search.calibration import Placement, WorkerSet
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.job import JobRunner, StageJob
@@ -80,3 +86,40 @@ def _first(split: SplitFeatures) -> SplitFeatures:
         return ragged and Ragged(np.array(ragged.values[: ragged.offsets[n]]), ragged.offsets[: n + 1])
 
     return SplitFeatures(split.label_N[:n], cut(split.tokens), cut(split.audio), cut(split.vision))
+
+
+_STEPS = 4
+
+
+def packing_table(setup: Setup) -> Table:
+    """Measure the wall-clock throughput of one process, and of one process for each CPU, up to 8."""
+    processes = min(setup.processes, 8)
+    config = setup.changed(SMALL_STEP)
+    connect()
+    features = ray.put(setup.features(config))
+    seconds: dict[int, list[float]] = {count: [] for count in sorted({1, processes})}
+    setup.say(f"starting {processes} processes")
+    with WorkerSet(features, config, Placement(processes, 1, 0.0)) as workers:
+        for round_ in range(setup.repetitions):
+            for count, measured in seconds.items():
+                setup.say(f"{count} at a time, {round_ + 1}/{setup.repetitions}")
+                taken, _ = workers.run(_STEPS, members=count)
+                measured.append(taken)
+    medians = {count: statistics.median(taken) for count, taken in seconds.items()}
+    columns = (
+        Column("name", f"{_STEPS} steps of 32 pairs each"),
+        Column("median", "median s, wall", "{:.2f}"),
+        Column("speed_up", "throughput", "{:.2f}"),
+        Column("bound", "bound by CPUs", "{}"),
+    )
+    rows = [
+        {
+            "name": f"{count} process{'es' * (count > 1)}",
+            "median": median,
+            "speed_up": count * medians[1] / median,
+            "bound": count,
+            "seconds": tuple(seconds[count]),
+        }
+        for count, median in medians.items()
+    ]
+    return Table("packing", "Trials side by side, one thread each", columns, rows)
