@@ -10,26 +10,32 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from driver_cost import trials_table
+from optuna.trial import TrialState as OptunaState
 from peak_memory import memory_row, memory_table
 from scaling import Cost, Scaling, function_times, kernel_times
 from study import run_study
-from synthetic import MEAN_WORDS, ROWS_PER_WORD, VALID_SHARE, import_utterances, write_utterances
 
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import SMALL_STEP, new_loop
-from grcf_ray.config import PairConfig, RunConfig, build_config, flatten
+from grcf_ray.config import PairConfig, RunConfig, build_config, check_margins, flatten
 from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, build_features
+from grcf_ray.data.frames import FRAMES, Frames
+from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps, pairs_per_epoch
-from grcf_ray.data.store import DatasetStore
+from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.model.pretrained import (
     backbone_config,
     backbone_from_config,
@@ -37,9 +43,18 @@ from grcf_ray.model.pretrained import (
     load_tokenizer,
 )
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.search.callback import RecordCallback
+from grcf_ray.search.record import RunRecord, TrialRecord, now
+from grcf_ray.search.scheduler import build_scheduler
+from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
+from grcf_ray.search.stages import config_of
+from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
-from grcf_ray.train.stage import StageLoop, predict
+from grcf_ray.train.stage import StageLoop, predict, stage_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UTTERANCES = (1_000, 3_000, 10_000, 30_000, 100_000)
 PAIRS = (640, 1280, 2560, 5120)
@@ -48,6 +63,15 @@ STEPS = 16
 """Optimizer steps whose batches are timed, and that the process of the memory measurement takes."""
 TOKENS = 2048
 """Subwords of a batch at every text length."""
+TRIALS = (10, 30, 100, 300, 1000)
+EPOCHS = 4
+"""Epochs of a complete trial. A third of the trials are complete, the others were stopped after one epoch."""
+MEAN_WORDS, MOST_WORDS, VOCABULARY = 12, 100, 2000
+"""Approximate mean of the log-normal text lengths, the longest text, and the number of different words."""
+WIDTHS, ROWS_PER_WORD = {"audio": 5, "vision": 20}, 2
+VALID_SHARE = 10
+"""One utterance in this many is for validation."""
+LABEL_RANGE = (-3.0, 3.0)
 _CPU = torch.device("cpu")
 
 
@@ -219,6 +243,162 @@ def _length_table(setup: Setup, config: RunConfig) -> Table:
 def _encode(encoder: TextEncoder, batch: Batch) -> None:
     encoder.zero_grad(set_to_none=True)
     (encoder(batch) @ torch.linspace(-1, 1, encoder.width)).square().mean().backward()
+
+
+def write_utterances(path: Path, n: int, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write n utterances of words that the tokenizer knows, as Parquet; the first one is the test split."""
+    rng = np.random.default_rng(n)
+    words = np.array(known_words(tokenizer))
+    length_N = np.clip(rng.lognormal(np.log(MEAN_WORDS), 0.7, n).astype(np.int64), 1, MOST_WORDS)
+    word_T = words[rng.integers(len(words), size=length_N.sum())]
+    columns: dict[str, Any] = {
+        "id": [f"video{i // 10}[{i % 10}]" for i in range(n)],
+        "split": ["test", *("valid" if i % VALID_SHARE == VALID_SHARE - 1 else "train" for i in range(1, n))],
+        "text": [" ".join(part) for part in np.split(word_T, np.cumsum(length_N)[:-1])],
+        "label": np.round(rng.uniform(*LABEL_RANGE, n), 1),
+    }
+    for name, width in WIDTHS.items():
+        rows_N = ROWS_PER_WORD * length_N
+        values = rng.standard_normal(rows_N.sum() * width, dtype=np.float32)
+        columns[name] = Frames(rows_N, np.full(rows_N.sum(), width), values).to_arrow().cast(FRAMES)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return up to VOCABULARY words that are one subword each, in alphabetical order."""
+    plain = sorted(token for token in tokenizer.get_vocab() if token.isascii() and token.isalpha())
+    single = (word for word in plain if len(tokenizer.encode(word, add_special_tokens=False)) == 1)
+    return list(itertools.islice(single, VOCABULARY)) or ["good", "bad"]
+
+
+def import_utterances(source: Path) -> DatasetStore:
+    """Import the Parquet file into the folder of the same name."""
+    options = ImportOptions(dataset="growth", label_range=LABEL_RANGE)
+    return write_store(source.with_suffix(""), *import_source(source, options))
+
+
+def trials_table(setup: Setup, metrics: Mapping[str, Any], folder: Path) -> Table:
+    """Measure on synthetic records. metrics: those of an epoch."""
+    scaling = Scaling(
+        [
+            Cost("propose", "one proposal", "recorded trial"),
+            Cost("resume", "resume", "recorded trial"),
+            Cost("record", "one trial's record", "recorded trial"),
+        ],
+        setup.repetitions,
+        setup.say,
+    )
+    for n in TRIALS:
+        setup.say(f"writing {n:,} trials")
+        record = RunRecord(storage_path(folder / f"trials-{n}"))
+        record.write_run({"state": "running", "settings": flatten(setup.config)})
+        for trial in _trials(setup, metrics, n):
+            record.write_trial(trial)
+        trials = record.trials(1)
+        scaling.begin(n)
+        scaling.measure("resume", n, functools.partial(_resume, setup, record))
+        scaling.measure(
+            "propose",
+            n,
+            lambda searcher: searcher.suggest("next"),
+            functools.partial(_searcher, setup, trials),
+        )
+        scaling.measure(
+            "record",
+            n,
+            functools.partial(_record_trial, setup, metrics, n),
+            functools.partial(_callback, setup, record, trials),
+        )
+    return Table(
+        "growth trials",
+        "Cost of the driver against recorded trials, CPU seconds",
+        (Column("name", "recorded trials"), *scaling.columns()),
+        scaling.rows,
+        (
+            f"{len(setup.space.stage1)} searched settings, {EPOCHS} epochs of {len(metrics)} metrics; resume: read the "
+            "record and rebuild the state of Optuna and ASHA; one trial's record: its launch, epochs and end, without "
+            "the time of the disk",
+            f"a proposal and a record take all earlier trials into account: {scaling.together('propose'):.1f} s and "
+            f"{scaling.together('record'):.1f} s in total in a search of {scaling.rows[-1]['name']} trials",
+            *scaling.rises(function_times),
+            *scaling.notes(function_times),
+        ),
+    )
+
+
+def _trials(setup: Setup, metrics: Mapping[str, Any], n: int) -> Iterator[TrialRecord]:
+    """Yield trials with random parameters and values."""
+    rng = np.random.default_rng(n)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=n))
+    space = distributions(setup.space.stage1)
+    for number in range(n):
+        asked = study.ask(space)
+        study.tell(asked, state=OptunaState.FAIL)
+        complete = number % 3 == 0
+        yield TrialRecord(
+            number=number,
+            stage=1,
+            attempt=1,
+            params=asked.params,
+            seed=stage_seed(n, number),
+            state="complete" if complete else "pruned",
+            curve=_curve(metrics, EPOCHS if complete else 1, rng.uniform(0.5, 0.8)),
+            started=now(),
+            ended=now(),
+        )
+
+
+def _curve(metrics: Mapping[str, Any], epochs: int, value: float) -> list[dict[str, Any]]:
+    return [{**metrics, "epoch": epoch, "valid/pairwise_acc": value} for epoch in range(1, epochs + 1)]
+
+
+def _searcher(setup: Setup, trials: Sequence[TrialRecord]) -> OptunaSearcher:
+    info, budget = setup.store.info, len(trials) + 1
+    half_range = (info.label_range[1] - info.label_range[0]) / 2
+    return OptunaSearcher(
+        distributions(setup.space.stage1),
+        starts=[setup.space.start(1)],
+        budget=budget,
+        trials=trials,
+        stage=1,
+        epochs=EPOCHS,
+        seed=setup.config.seed,
+        n_startup_trials=startup_trials(budget),
+        feasible=lambda params: not check_margins(setup.space.config(params), half_range, info.task),
+        launch=lambda number, params: params,
+    )
+
+
+def _resume(setup: Setup, record: RunRecord) -> None:
+    trials = record.trials(1)
+    _searcher(setup, trials)
+    build_scheduler(setup.config.search, stage=1, epochs=EPOCHS, trials=trials)
+
+
+def _callback(setup: Setup, record: RunRecord, trials: list[TrialRecord]) -> RecordCallback:
+    return RecordCallback(
+        record,
+        1,
+        trials=trials,
+        config=setup.config,
+        protocol="mosi",
+        seed_of=lambda params, number: stage_seed(number),
+        epochs=EPOCHS,
+        choices=setup.config.search.finalists,
+        config_of=lambda trial: config_of(setup.space, record, trial),
+        tell=lambda event: None,
+    )
+
+
+def _record_trial(setup: Setup, metrics: Mapping[str, Any], number: int, callback: RecordCallback) -> None:
+    """Launch a trial of medium value, report each epoch, and end it."""
+    curve, trial = _curve(metrics, EPOCHS, 0.6), SimpleNamespace(config={"number": number})
+    callback.launch(number, setup.space.start(1))
+    for epoch in range(1, EPOCHS + 1):
+        result = {"notes": [], "checkpoint_sha256": "0" * 64, "curve": curve[:epoch], "done": epoch == EPOCHS}
+        callback.on_trial_result(epoch, [], trial, result)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""Experiments that train a grid of arms from the winner: ablation, margins, stability, backbones."""
+"""Experiments that train a grid of arms from the winner: ablation, margins, stability, backbones.
+
+Ablations that are searched anew are ordinary runs in `reproduce/retuned/<ablation>/` of the run that they start from.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from grcf_ray import console
 from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.arms import arm_result, head_metrics
@@ -13,9 +18,16 @@ from grcf_ray.experiments.model_pool import Arm, configured
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.plotting import draw_lines, metric_panel, spread_line
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
-from grcf_ray.experiments.retuned import retuned_arm
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.search.direct_baseline import INHERITED
+from grcf_ray.report.card import write_card
+from grcf_ray.report.view import RunView
+from grcf_ray.search.direct_baseline import INHERITED, ONE_DROPOUT, direct_space
+from grcf_ray.search.record import RunRecord
+from grcf_ray.search.run_lookup import grown
+from grcf_ray.search.session import Session
+from grcf_ray.search.space import Space
+from grcf_ray.search.stages import config_of
+from grcf_ray.search.winner import note_test_read
 from grcf_ray.statistics import finite_spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -83,6 +95,69 @@ def ablation_arms(context: ExperimentContext) -> list[Arm]:
 def _titles(context: ExperimentContext) -> dict[str, str]:
     """Return the ablations' titles; two classes replace the MAE by the cross-entropy."""
     return {**_TITLES, **({"direct-mae": "direct BCE"} if context.store.info.task == "classification" else {})}
+
+
+def retuned_space(space: Space, ablation: str) -> Space:
+    """Return the space of an ablation's search; its total epochs are those of both stages, early stops aside.
+
+    Without Stage 1, Stage 2 also searches the parameters of model, pairs and margins that Stage 1 searched.
+    """
+    if ablation == "direct-mae":
+        return direct_space(space)
+    config, retuned = space.config(), space.with_settings(ABLATIONS[ablation])
+    first, second, search = config.stage1.epochs, config.stage2.epochs, config.search
+    epochs = first * search.stage1_trials + second * search.stage2_trials
+    if ablation == "no-stage1":
+        inherited = {path: dim for path, dim in retuned.stage1.items() if not path.startswith("stage1.")}
+        retuned = retuned.with_settings(ONE_DROPOUT)
+        retuned = dataclasses.replace(retuned, stage1={}, stage2={**inherited, **retuned.stage2})
+        return retuned.with_settings({"search.stage2_trials": round(epochs / second)})
+    if ablation == "no-stage2":
+        retuned = dataclasses.replace(retuned, stage2={})
+        return retuned.with_settings({"search.stage1_trials": round(epochs / first)})
+    return retuned
+
+
+def spent(context: ExperimentContext) -> Space:
+    """Return the run's space with the trials that each stage ran: fewer than requested if its time budget ended."""
+    requested = grown(context.record, context.space)
+    budgets = flatten(requested.config())
+    ran = {f"search.stage{stage}_trials": len(trials) for stage, trials in context.view.trials.items() if trials}
+    return requested.with_settings({path: min(number, budgets[path]) for path, number in ran.items()})
+
+
+def retuned_arm(context: ExperimentContext, arm: Arm, ablation: str) -> Arm:
+    """Return the ablation's arm with the parameters that its own search finds; a finished search is not repeated."""
+    space = retuned_space(spent(context), ablation)
+    record = RunRecord(context.record.place / "reproduce" / "retuned" / ablation)
+    session = Session(
+        record=record,
+        space=space,
+        store=context.store,
+        seeds=0,
+        reopen=False,
+        time_budget=None,
+        command=context.command,
+        write_card=write_card,
+        listeners=context.listeners,
+    )
+    if not session.finished():
+        # Checked first: hours of search with another encoder would be useless.
+        context.check_encoder(context.config)
+        console.progress(f"Searching {arm.title} anew")
+        room = session.check()
+        # The search measures its winner on test.
+        note_test_read(context.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
+        session.run(room)
+    winner = RunView.read(record).winner
+    assert winner is not None
+    base = flatten(context.config)
+    settings = {
+        path: value
+        for path, value in flatten(config_of(space, record, winner)).items()
+        if value != base[path] and not path.startswith("search.")
+    }
+    return Arm(f"{arm.name}-retuned", f"{arm.title}, retuned", settings, stage=arm.stage)
 
 
 def margins(context: ExperimentContext) -> ExperimentResult:

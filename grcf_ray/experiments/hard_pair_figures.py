@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grcf_ray.experiments.hard_pair_tables import LETTERS, mean_or_none, over_seeds
-from grcf_ray.experiments.pair_statistics import SEED
+from grcf_ray.experiments.pair_statistics import SEED, TOP, WeightedPairs, gaps, set_title
 from grcf_ray.experiments.plotting import COLOURS, draw_lines, panels, spread_line
 from grcf_ray.experiments.result import Picture
-from grcf_ray.experiments.weighted_pairs import TOP, WeightedPairs, gaps, set_title
 from grcf_ray.statistics import spread
 
 if TYPE_CHECKING:

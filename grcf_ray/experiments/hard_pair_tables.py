@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 
 from grcf_ray.experiments.context import ExperimentContext
-from grcf_ray.experiments.pair_statistics import SEED, Fit, Ints, Statistic, fit_ols, permuted_p
-from grcf_ray.experiments.weighted_pairs import ALL, TOP, WeightedPairs, gaps, set_title
+from grcf_ray.experiments.pair_statistics import (
+    ALL,
+    SEED,
+    TOP,
+    Fit,
+    Ints,
+    Statistic,
+    WeightedPairs,
+    fit_ols,
+    gaps,
+    permuted_p,
+    set_title,
+)
 from grcf_ray.statistics import Floats, finite_spread, rank_correlation
 from grcf_ray.tables import P_VALUE, Column, Table
 

@@ -15,9 +15,8 @@ from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import hard_pair_figures, hard_pair_tables
 from grcf_ray.experiments.arms import full_arm
 from grcf_ray.experiments.context import ExperimentContext
-from grcf_ray.experiments.pair_statistics import SEED, differing_pairs
+from grcf_ray.experiments.pair_statistics import SEED, WeightedPairs, complete_rows, differing_pairs, unimodal_scores
 from grcf_ray.experiments.result import ExperimentResult, few_seeds_notes
-from grcf_ray.experiments.weighted_pairs import WeightedPairs, complete_rows, unimodal_scores
 from grcf_ray.search.winner import available_threads
 from grcf_ray.train.stage import use_deterministic_torch
 

@@ -4,12 +4,10 @@ import concurrent.futures
 import itertools
 from typing import TYPE_CHECKING, Any
 
-import driver_cost
 import growth
 import peak_memory
 import psutil
 import pytest
-import synthetic
 import torch
 from peak_memory import PeakMemory
 
@@ -29,13 +27,13 @@ pytestmark = pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells priva
 
 def test_written_utterances(tiny_backbone: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_backbone))
-    store = synthetic.import_utterances(synthetic.write_utterances(tmp_path / "t.parquet", 40, tokenizer))
+    store = growth.import_utterances(growth.write_utterances(tmp_path / "t.parquet", 40, tokenizer))
     assert store.info.splits == {"train": 35, "valid": 4, "test": 1}
     assert (store.info.audio_dim, store.info.vision_dim) == (5, 20)
     train = store.read("train")
     texts = train["text"].to_pylist()
     assert [len(rows) for rows in train["audio"].to_pylist()] == [2 * len(text.split()) for text in texts]
-    assert set(synthetic.known_words(tokenizer)) >= {word for text in texts for word in text.split()}
+    assert set(growth.known_words(tokenizer)) >= {word for text in texts for word in text.split()}
 
 
 def test_peak_memory_includes_freed_memory_once() -> None:
@@ -61,10 +59,9 @@ def test_memory_of_new_processes(tiny_store: DatasetStore, tiny_backbone: Path, 
 
 
 def test_small_growth_study(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"UTTERANCES": (40, 80), "PAIRS": (32, 80), "LENGTHS": (4, 8, 127), "STEPS": 2, "TOKENS": 64}
-    for module, values in ((growth, sizes), (driver_cost, {"TRIALS": (3, 6), "EPOCHS": 2})):
-        for name, value in values.items():
-            monkeypatch.setattr(module, name, value)
+    sizes = {"UTTERANCES": (40, 80), "PAIRS": (32, 80), "LENGTHS": (4, 8, 127), "TRIALS": (3, 6)}
+    for name, value in {**sizes, "STEPS": 2, "TOKENS": 64, "EPOCHS": 2}.items():
+        monkeypatch.setattr(growth, name, value)
     # In this process; `test_memory_of_new_processes` starts others.
     threads = concurrent.futures.ThreadPoolExecutor
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", lambda workers, context: threads(workers))

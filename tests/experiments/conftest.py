@@ -70,9 +70,10 @@ def make_context(context_on: MakeContext, fresh: Path) -> MakeContext:
 
 
 class Trained(NamedTuple):
-    """A run with the models of several arms under two seeds."""
+    """A run with the models of several arms under two seeds: the ablations, and the full model with all modalities."""
 
     folder: Path
+    arms: list[Arm]
     models: dict[str, list[Any]]
     started: list[str]
     """The trials that were trained for them, as stage/number."""
@@ -83,27 +84,18 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def trained_arms(context_on: MakeContext, copy_run: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
-    """Return the ablations, and the full model with all modalities."""
+def trained(
+    ray_session: None, context_on: MakeContext, copy_run: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """Train the arms once. Tests add models, and change none."""
     from grcf_ray.experiments.grids import ablation_arms
     from grcf_ray.experiments.model_pool import Arm
 
-    arms = ablation_arms(context_on(copy_run(tmp_path_factory.mktemp("arms") / "tiny")))
-    arms = [arm for arm in arms if arm.name != "direct-mae"]
-    return [*arms, Arm("all-modalities", "all modalities", {"model.modalities": "all"})]
-
-
-@pytest.fixture(scope="session")
-def trained(
-    ray_session: None,
-    context_on: MakeContext,
-    copy_run: Any,
-    trained_arms: list[Arm],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Trained:
-    """Train the arms once. Tests add models, and change none."""
     folder, started = copy_run(tmp_path_factory.mktemp("trained") / "tiny"), StartedTrials()
-    return Trained(folder, context_on(folder, listeners=(started,)).models(trained_arms, "margins"), list(started))
+    context = context_on(folder, listeners=(started,))
+    arms = [arm for arm in ablation_arms(context) if arm.name != "direct-mae"]
+    arms.append(Arm("all-modalities", "all modalities", {"model.modalities": "all"}))
+    return Trained(folder, arms, context.models(arms, "margins"), list(started))
 
 
 @pytest.fixture

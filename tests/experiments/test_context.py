@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grcf_ray.errors import ConfigError, DataError
+from grcf_ray.experiments.grids import retuned_arm
 from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool
-from grcf_ray.experiments.retuned import retuned_arm
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
 

@@ -15,9 +15,9 @@ from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import grids
 from grcf_ray.experiments.arms import figures, full_arm
+from grcf_ray.experiments.grids import retuned_space
 from grcf_ray.experiments.model_pool import Arm, configured, entries_of, shape_of
 from grcf_ray.experiments.registry import Options
-from grcf_ray.experiments.retuned import retuned_space
 
 if TYPE_CHECKING:
     from grcf_ray.experiments.context import ExperimentContext

@@ -17,8 +17,7 @@ import pytest
 from grcf_ray.data.datasets import find
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.hard_pairs import hard_pairs
-from grcf_ray.experiments.pair_statistics import differing_pairs
-from grcf_ray.experiments.weighted_pairs import ALL, TOP, WeightedPairs, unimodal_scores
+from grcf_ray.experiments.pair_statistics import ALL, TOP, WeightedPairs, differing_pairs, unimodal_scores
 from grcf_ray.train.export import load_model
 from tests.experiments.fake_context import FakeContext
 

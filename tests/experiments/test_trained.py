@@ -29,9 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 MakeContext = Callable[..., "ExperimentContext"]
 
 
-def test_arms_are_trained_once_and_paired_by_seed(
-    trained: Trained, trained_arms: list[Arm], context_on: MakeContext
-) -> None:
+def test_arms_are_trained_once_and_paired_by_seed(trained: Trained, context_on: MakeContext) -> None:
     assert all([model.index for model in models] == [0, 1] for models in trained.models.values())
     # Four arms take 2 trials in each stage; no-stage1 takes two of Stage 2, no-stage2 none.
     both = [f"{stage}/{number}" for stage in (1, 2) for number in range(8)]
@@ -42,13 +40,13 @@ def test_arms_are_trained_once_and_paired_by_seed(
     assert all(name.startswith("reproduce/models/tiny-bert-epochs-") for read in reads[1:3] for name in read["models"])
 
     started = StartedTrials()
-    again = context_on(trained.folder, listeners=(started,)).models(trained_arms, "another")
+    again = context_on(trained.folder, listeners=(started,)).models(trained.arms, "another")
     assert started == [], "no model is trained twice, whichever experiment asks"
     assert {name: [model.place.uri for model in models] for name, models in again.items()} == {
         name: [model.place.uri for model in models] for name, models in trained.models.items()
     }
     # With one seed and one arm more, only those are trained.
-    more = [trained_arms[0], Arm("strict", "strict,5", {"ranking.groups": "strict,5"})]
+    more = [trained.arms[0], Arm("strict", "strict,5", {"ranking.groups": "strict,5"})]
     grown = context_on(trained.folder, listeners=(started,), seeds=3).models(more, "test")
     assert [model.index for model in grown["strict"]] == [0, 1, 2]
     assert len(started) == 2 * (1 + 3)
@@ -72,9 +70,7 @@ def test_the_full_arm_is_the_winner_as_seeds_retrain_it(trained: Trained, contex
         assert {name: metrics[name] for name in model.metrics[split]} == dict(model.metrics[split])
 
 
-def test_an_interrupted_experiment_goes_on(
-    trained: Trained, trained_arms: list[Arm], make_context: MakeContext
-) -> None:
+def test_an_interrupted_experiment_goes_on(trained: Trained, make_context: MakeContext) -> None:
     """Ctrl-C in the middle of Stage 2; another experiment trains its own arm alone; then the first one resumes."""
     started = StartedTrials()
 
@@ -84,8 +80,8 @@ def test_an_interrupted_experiment_goes_on(
 
     cut = make_context(listeners=(interrupt,))
     with pytest.raises(KeyboardInterrupt):
-        cut.models(trained_arms[:2], "ablation")
-    record = cut.model_pool(trained_arms[0]).record
+        cut.models(trained.arms[:2], "ablation")
+    record = cut.model_pool(trained.arms[0]).record
     begun = len(record.trials(2))
     assert 0 < begun < 4
 
@@ -95,9 +91,9 @@ def test_an_interrupted_experiment_goes_on(
     assert new == ["1/4", f"2/{begun}"], "the others of the first experiment wait for it"
 
     started.clear()
-    models = make_context(listeners=(started,)).models(trained_arms[:2], "ablation")
+    models = make_context(listeners=(started,)).models(trained.arms[:2], "ablation")
     assert len(started) == 4 - begun and all(name.startswith("2/") for name in started)
-    for name in ("full", trained_arms[1].name):
+    for name in ("full", trained.arms[1].name):
         assert [dict(model.metrics["test"]) for model in models[name]] == trained.metrics(name)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from grcf_ray.config import ABLATIONS, flatten
-from grcf_ray.experiments.retuned import retuned_space
+from grcf_ray.experiments.grids import retuned_space
 from grcf_ray.search.direct_baseline import ONE_DROPOUT, direct_space
 from grcf_ray.search.space import Choice, Range, Space, load_space, recorded_space, space_for
 
