@@ -70,7 +70,6 @@ def reproduce(
     from grcf_ray.data import datasets
     from grcf_ray.errors import ConfigError
     from grcf_ray.experiments.registry import EXPERIMENTS, Options
-    from grcf_ray.report.terminal import typed
 
     if name == "list":
         console.print_table(("name", "paper", "what"), [(e.name, e.paper, e.summary) for e in EXPERIMENTS.values()])
@@ -100,6 +99,8 @@ def reproduce(
         answers = [result.as_dict() for result in results]
         console.print_json(answers if name == "all" else answers[0])
         return
+    from grcf_ray.report.terminal import typed
+
     for result in results:
         result.print()
         if place is not None:

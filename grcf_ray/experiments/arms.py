@@ -102,24 +102,22 @@ def arm_tables(
     context: ExperimentContext,
     arms: Sequence[Arm],
     models: Mapping[str, Sequence[Measured]],
-    *,
-    paper: Mapping[str, Mapping[str, float]] | None = None,
+    printed: Mapping[str, Mapping[str, float]] | None,
     changes: Mapping[str, Mapping[str, float]] | None = None,
-    metrics: Sequence[str] = (),
 ) -> list[Table]:
     """Return a table for each metric, with a row for each arm; the first arm that has models is the reference.
 
     An arm is compared over the seeds that it shares with the reference. An arm without models has the paper's figure
     alone. An arm with scores for which a metric is undefined has no difference in that metric.
 
-    paper: figures by arm and metric. changes: as `paper`, the differences relative to the reference in per cent; if
-    given, the tables show their own beside them.
+    printed: the paper's figures by arm and metric. changes: as `printed`, the differences relative to the reference in
+    per cent; if given, the tables show their own beside them.
     """
     trained = [arm for arm in arms if models[arm.name]]
     reference, *others = trained
     seeds = max(len(models[arm.name]) for arm in trained)
     tables = []
-    for name in metrics or head_metrics(context):
+    for name in head_metrics(context):
         # A metric may be undefined, such as the correlation of constant scores.
         values = {
             arm.name: [model.metrics["test"][name] for model in models[arm.name] if name in model.metrics["test"]]
@@ -133,7 +131,7 @@ def arm_tables(
             row: dict[str, Any] = {
                 "name": arm.name,
                 "title": arm.title,
-                "paper": (paper or {}).get(arm.name, {}).get(name),
+                "paper": (printed or {}).get(arm.name, {}).get(name),
             }
             if changes is not None:
                 row["paper change"] = changes.get(arm.name, {}).get(name)
@@ -168,9 +166,9 @@ def arm_result(
 ) -> ExperimentResult:
     """Return the result of an experiment that compares arms.
 
-    printed: the paper's figures. changes: as in `arm_tables`. about: the result's title, notes and name.
+    printed, changes: as in `arm_tables`. about: the result's title, notes and name.
     """
-    tables = arm_tables(context, arms, models, paper=printed, changes=changes)
+    tables = arm_tables(context, arms, models, printed, changes)
     pictures = difference_pictures(tables)
     if pictures:
         reference = pictures[0].data["panels"][0]["reference"]

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from grcf_ray.cluster import connect, watched
 
@@ -21,16 +21,7 @@ from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError, DataError, NoWinnerError
-from grcf_ray.experiments.model_pool import (
-    Arm,
-    Entry,
-    ModelPool,
-    configured,
-    entries_of,
-    shape_name,
-    shape_of,
-    space_of,
-)
+from grcf_ray.experiments.model_pool import Arm, ModelPool, Wanted, configured, entries_of, shape_name, shape_of
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.registry import Experiment, Options
 from grcf_ray.experiments.result import ExperimentResult
@@ -76,17 +67,6 @@ class Model:
         """Load the model to score utterances with it."""
         with self.place.reading_folder() as folder:
             return load_model(folder)
-
-
-class _Request(NamedTuple):
-    """The models of one shape that arms need."""
-
-    pool: ModelPool
-    config: RunConfig
-    """The configuration of one of the arms; all of them have the same shape."""
-    wanted: Sequence[tuple[Arm, Entry]]
-    places: Sequence[StoragePath | None]
-    """Where each of these models lies; None if it is yet to be trained or measured."""
 
 
 def modalities_of(info: TableInfo) -> list[str]:
@@ -177,7 +157,7 @@ class ExperimentContext:
         return self._model_pool(configured(self.config, arm))
 
     def _model_pool(self, config: RunConfig) -> ModelPool:
-        return ModelPool(RunRecord(self._models / shape_name(shape_of(config))), last=2 if config.stage2.epochs else 1)
+        return ModelPool(RunRecord(self._models / shape_name(shape_of(config))), config)
 
     def noted(self, result: ExperimentResult, experiment: Experiment) -> ExperimentResult:
         """Return the result of an experiment with its provenance."""
@@ -208,9 +188,11 @@ class ExperimentContext:
         with self.held():
             requests = self._requests(arms)
             self._check(requests)
-            for request in requests:
-                places = self._train(request, experiment) if None in request.places else request.places
-                for (arm, entry), place in zip(request.wanted, places, strict=True):
+            for pool, wanted in requests:
+                places = pool.places(wanted)
+                if None in places:
+                    places = self._train(pool, wanted, experiment)
+                for (arm, entry), place in zip(wanted, places, strict=True):
                     if place is not None:
                         models[arm.name].append(Model(entry.index, place))
         if not models[arms[0].name]:
@@ -228,30 +210,29 @@ class ExperimentContext:
         """Raise ConfigError if models must be trained with another encoder than the models they are compared with."""
         self._check(self._requests(arms))
 
-    def _check(self, requests: Sequence[_Request]) -> None:
-        for pool, config, _, places in requests:
-            if None in places:
-                self.check_encoder(config)
-                check_encoder(pool.record, config, otherwise=f"remove {pool.record} to train its models anew")
+    def _check(self, requests: Sequence[tuple[ModelPool, Wanted]]) -> None:
+        for pool, wanted in requests:
+            if None in pool.places(wanted):
+                self.check_encoder(pool.config)
+                check_encoder(pool.record, pool.config, otherwise=f"remove {pool.record} to train its models anew")
 
-    def _requests(self, arms: Sequence[Arm]) -> list[_Request]:
-        """Return one request per shape: every arm of that shape under every seed."""
+    def _requests(self, arms: Sequence[Arm]) -> list[tuple[ModelPool, Wanted]]:
+        """Return the pool of each shape with the models that it must have: every arm of that shape under every seed."""
         by_shape: dict[str, list[tuple[Arm, RunConfig]]] = {}
         for arm in arms:
             config = configured(self.config, arm)
             by_shape.setdefault(shape_name(shape_of(config)), []).append((arm, config))
-        requests = []
-        for members in by_shape.values():
-            _, config = members[0]
-            pool = self._model_pool(config)
-            wanted = [(arm, entry) for arm, config in members for entry in entries_of(config, range(self.seeds))]
-            requests.append(_Request(pool, config, wanted, pool.places(pool.trials_of(wanted))))
-        return requests
+        return [
+            (
+                self._model_pool(members[0][1]),
+                [(arm, entry) for arm, config in members for entry in entries_of(config, range(self.seeds))],
+            )
+            for members in by_shape.values()
+        ]
 
-    def _train(self, request: _Request, experiment: str) -> list[StoragePath | None]:
-        """Train and measure the missing models of a request; return where each of its models lies."""
-        pool, config, wanted, _ = request
-        entries = [entry for _, entry in wanted]
+    def _train(self, pool: ModelPool, wanted: Wanted, experiment: str) -> list[StoragePath | None]:
+        """Train and measure the missing models of a pool; return where each of its models lies."""
+        config, entries = pool.config, [entry for _, entry in wanted]
         pool.add(entries)
         note_encoder(pool.record, config)
         if config.model.backbone == self.config.model.backbone:
@@ -269,7 +250,7 @@ class ExperimentContext:
         torch.set_num_threads(os.cpu_count() or 1)
         job = Search(
             record=pool.record,
-            space=space_of(shape_of(config), search, pool.entries, self.store.info.name),
+            space=pool.space(search, self.store.info.name),
             features=features,
             protocol=self.protocol,
             concurrent=room.concurrent,
@@ -291,9 +272,9 @@ class ExperimentContext:
             # Arms of other shapes may still finish.
             console.progress(str(error))
         below = str(pool.record).removeprefix(f"{self.record}/")
-        trials = pool.trials_of(wanted)
-        measure_models(job, list(filter(None, trials)), self.store, self.record, f"reproduce {experiment}", below=below)
-        return pool.places(trials)
+        trials = list(filter(None, pool.trials_of(wanted)))
+        measure_models(job, trials, self.store, self.record, f"reproduce {experiment}", below=below)
+        return pool.places(wanted)
 
     def _lose_cluster(self, reason: str) -> None:
         """Exit at once, as a search does when the cluster is gone."""

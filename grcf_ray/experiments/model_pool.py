@@ -40,19 +40,13 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One training of both stages: the parameters of each stage, and the number of the fresh seed."""
+    """One training of both stages, as `entries.json` stores it."""
 
-    params: Mapping[int, Mapping[str, Any]]
+    stage1: Mapping[str, Any]
+    """The parameters of Stage 1."""
+    stage2: Mapping[str, Any]
     index: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the entry as `entries.json` stores it."""
-        return {"stage1": dict(self.params[1]), "stage2": dict(self.params[2]), "index": self.index}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Entry:
-        """Return the entry that `as_json` stored."""
-        return cls({1: value["stage1"], 2: value["stage2"]}, value["index"])
+    """The number of the fresh seed."""
 
 
 def entries_of(config: RunConfig, indices: Iterable[int]) -> list[Entry]:
@@ -63,7 +57,7 @@ def entries_of(config: RunConfig, indices: Iterable[int]) -> list[Entry]:
     if not config.stage1.epochs:
         # There is no Stage 1 trial to carry the model's settings.
         first, second = {}, {**first, **second}
-    return [Entry({1: first, 2: second}, index) for index in indices]
+    return [Entry(first, second, index) for index in indices]
 
 
 def shape_of(config: RunConfig) -> dict[str, Any]:
@@ -82,17 +76,8 @@ def shape_name(shape: Mapping[str, Any]) -> str:
     return f"{encoder}-epochs-{epochs}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def space_of(shape: Mapping[str, Any], search: Mapping[str, Any], entries: Sequence[Entry], dataset: str) -> Space:
-    """Return the space of the entries' parameters: for every setting the values that occur."""
-
-    def dimensions(stage: int) -> dict[str, Choice]:
-        values: dict[str, list[Any]] = {}
-        for path, value in (item for entry in entries for item in entry.params[stage].items()):
-            if value not in values.setdefault(path, []):
-                values[path].append(value)
-        return {path: Choice(tuple(choices), choices[0]) for path, choices in values.items()}
-
-    return Space(dataset, {**shape, **search}, dimensions(1), dimensions(2), "the experiment")
+Wanted = Sequence[tuple[Arm, Entry]]
+"""Models that an experiment needs, with the arm and the training of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +100,8 @@ class PoolTrials:
         if stage == 2 and finalists:
             through = [int(number) for number in finalists]
             new = [n for n in through if n not in self.begun and self.entries[n] in self.wanted]
-            return [{**self.entries[n].params[2], "finalist": str(n)} for n in (*self.begun, *new)]
-        return [dict(entry.params[stage]) for entry in self.entries]
+            return [{**self.entries[n].stage2, "finalist": str(n)} for n in (*self.begun, *new)]
+        return [dict(entry.stage1 if stage == 1 else entry.stage2) for entry in self.entries]
 
     def seed_for(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
         """Return the seed of a trial: all arms share the seeds of `search --seeds`."""
@@ -126,12 +111,15 @@ class PoolTrials:
 class ModelPool:
     """The trained models of one shape. entries: in the order of the first request for each."""
 
-    def __init__(self, record: RunRecord, *, last: int) -> None:
-        """Read the entries on record. last: the last stage that the shape trains."""
-        self.record, self.last = record, last
+    def __init__(self, record: RunRecord, config: RunConfig) -> None:
+        """Read the entries on record. config: any configuration of the shape."""
+        self.record, self.config = record, config
+        self.last = 2 if config.stage2.epochs else 1
+        """The last stage that the shape trains."""
         self.entries: list[Entry] = []
         with contextlib.suppress(FileNotFoundError):
-            self.entries = [Entry.from_json(value) for value in checked_list(record.place / "entries.json", EntryFile)]
+            stored = checked_list(record.place / "entries.json", EntryFile)
+            self.entries = [Entry(value["stage1"], value["stage2"], value["index"]) for value in stored]
 
     def add(self, wanted: Sequence[Entry]) -> None:
         """Add the missing entries to the list, and write it before any training.
@@ -146,10 +134,24 @@ class ModelPool:
             if entry not in self.entries:
                 self.entries.append(entry)
         if self.entries != before:
-            (self.record.place / "entries.json").write_json([entry.as_json() for entry in self.entries])
+            (self.record.place / "entries.json").write_json([dataclasses.asdict(entry) for entry in self.entries])
         # Before any trial is written: trials without a run.json are refused.
         if not self.record.exists:
             self.record.write_run({"state": "running"})
+
+    def space(self, search: Mapping[str, Any], dataset: str) -> Space:
+        """Return the space of the entries' parameters: for every setting the values that occur."""
+
+        def dimensions(params: Iterable[Mapping[str, Any]]) -> dict[str, Choice]:
+            values: dict[str, list[Any]] = {}
+            for path, value in (item for entry in params for item in entry.items()):
+                if value not in values.setdefault(path, []):
+                    values[path].append(value)
+            return {path: Choice(tuple(choices), choices[0]) for path, choices in values.items()}
+
+        first = dimensions(entry.stage1 for entry in self.entries)
+        second = dimensions(entry.stage2 for entry in self.entries)
+        return Space(dataset, {**shape_of(self.config), **search}, first, second, "the experiment")
 
     def begun(self) -> list[int]:
         """Return the entry number of each recorded Stage 2 trial, in order."""
@@ -164,7 +166,7 @@ class ModelPool:
         ended = {_entry_number(trial): trial for trial in self.record.trials(stage) if trial.state == "complete"}
         return [ended.get(self.entries.index(entry)) if entry in self.entries else None for entry in wanted]
 
-    def trials_of(self, wanted: Sequence[tuple[Arm, Entry]]) -> list[TrialRecord | None]:
+    def trials_of(self, wanted: Wanted) -> list[TrialRecord | None]:
         """Return the completed trial that ended with each of these models; None without such a trial."""
         entries = [entry for _, entry in wanted]
         # A shape that trains Stage 1 alone ends every arm with it.
@@ -172,9 +174,9 @@ class ModelPool:
         by_stage = {stage: self.trials(stage, entries) for stage in set(stages)}
         return [by_stage[stage][number] for number, stage in enumerate(stages)]
 
-    def places(self, trials: Sequence[TrialRecord | None]) -> list[StoragePath | None]:
-        """Return where the model of each trial lies; None for no trial, or if the model is not measured yet."""
-        places = [trial and model_place(self.record, trial, last=self.last) for trial in trials]
+    def places(self, wanted: Wanted) -> list[StoragePath | None]:
+        """Return where each of these models lies; None if it is yet to be trained or measured."""
+        places = [trial and model_place(self.record, trial, last=self.last) for trial in self.trials_of(wanted)]
         return [place if place and (place / "metrics.json").exists() else None for place in places]
 
 

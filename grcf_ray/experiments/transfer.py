@@ -186,7 +186,7 @@ def _hand_over(
         if number in known:
             continue
         trial = TrialRecord(
-            number=number, stage=1, attempt=1, params=dict(entry.params[1]), seed=0, state="diverged", ended=now()
+            number=number, stage=1, attempt=1, params=dict(entry.stage1), seed=0, state="diverged", ended=now()
         )
         if first is None or given is None or given.checkpoint is None:
             trial.error = f"stage {stage} on {context.store.info.name} has no model under this seed"

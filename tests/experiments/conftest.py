@@ -8,20 +8,38 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.experiments.fake_context import StartedTrials
+from grcf_ray.experiments.context import ExperimentContext
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.data.store import DatasetStore
-    from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.experiments.model_pool import Arm
+    from grcf_ray.search.events import Event
 
 STORED = Path(__file__).parents[1] / "stored" / "run-2"
 MakeContext = Callable[..., "ExperimentContext"]
+
+
+class FakeContext(SimpleNamespace):
+    """The given parts of a context; it looks up the paper's figures as a real context does."""
+
+    printed = ExperimentContext.printed
+    printed_results = ExperimentContext.printed_results
+
+
+class StartedTrials(list[str]):
+    """A listener that lists the trials that start, as stage/number."""
+
+    def __call__(self, event: Event) -> None:
+        from grcf_ray.search.events import TrialStarted
+
+        if isinstance(event, TrialStarted):
+            self.append(f"{event.trial.stage}/{event.trial.number}")
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +61,12 @@ def copy_run(tiny_backbone: Path, tiny_store: DatasetStore) -> Callable[[Path], 
 
 
 @pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the bootstrap's intervals from a few draws, to save time."""
+    monkeypatch.setattr("grcf_ray.statistics.RESAMPLES", 100)
+
+
+@pytest.fixture
 def fresh(copy_run: Callable[[Path], Path], tmp_path: Path) -> Path:
     """Return a copy of the search for one test."""
     return copy_run(tmp_path / "tiny")
@@ -51,7 +75,6 @@ def fresh(copy_run: Callable[[Path], Path], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def context_on(tiny_store: DatasetStore) -> MakeContext:
     """Return a maker of contexts on a run, with two seeds by default."""
-    from grcf_ray.experiments.context import ExperimentContext
     from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import storage_path
 

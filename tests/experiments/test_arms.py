@@ -13,7 +13,9 @@ from grcf_ray.experiments.arms import Rescored, arm_tables, difference_pictures,
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Predictions
+from grcf_ray.tables import Table
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 LABELS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
 CONTEXT: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=RunConfig(seed=0))
 
@@ -22,6 +24,10 @@ def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
     states = np.zeros((len(LABELS), 0), np.float32)
     test = Predictions(tuple("abcdef"), tuple("abcdef"), LABELS, score_N, states)
     return Rescored(CONTEXT, index, test, score_N)
+
+
+def tables_of(arms: list[Arm], models: Any, printed: Any = None, changes: Any = None) -> dict[str, Table]:
+    return {table.name: table for table in arm_tables(CONTEXT, arms, models, printed, changes)}
 
 
 def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
@@ -35,7 +41,8 @@ def test_an_undefined_metric_leaves_an_arm_uncompared_and_no_other() -> None:
         "near": [model(index, noise) for index, noise in enumerate(noisy)],
         "none": [],
     }
-    mae, corr = arm_tables(CONTEXT, arms, models, metrics=("mae", "corr"), paper={"none": {"corr": 0.9}})
+    tables = tables_of(arms, models, {"none": {"corr": 0.9}})
+    mae, corr = tables["mae"], tables["corr"]
     assert ["difference" in row for row in mae.rows] == [False, True, True, False]
     assert [row.get("seeds") for row in mae.rows] == [3, 3, 3, None]
     assert ["difference" in row for row in corr.rows] == [False, False, True, False]
@@ -69,7 +76,7 @@ def test_an_arm_that_lost_seeds_is_compared_over_those_it_has_and_no_other_is() 
     scores = {arm.name: LABELS + rng.normal(size=(5, len(LABELS))) for arm in arms}
     kept = {"full": range(5), "lost": (1, 4), "whole": range(5), "gone": ()}
     models = {name: [model(index, scores[name][index]) for index in indices] for name, indices in kept.items()}
-    (mae,) = arm_tables(CONTEXT, arms, models, metrics=("mae",))
+    mae = tables_of(arms, models)["mae"]
     rows = {row["name"]: row for row in mae.rows}
     error = {name: np.abs(score_SN - LABELS).mean(axis=1) for name, score_SN in scores.items()}
     assert rows["lost"]["difference"] == pytest.approx(np.mean([error["lost"][i] - error["full"][i] for i in (1, 4)]))
@@ -90,12 +97,12 @@ def test_changes_in_per_cent_stand_beside_the_papers() -> None:
         name: [model(index, LABELS + error) for index in range(2)]
         for name, error in (("full", 0.5), ("half", 0.75), ("twice", 1.0))
     }
-    (mae,) = arm_tables(CONTEXT, arms, models, metrics=("mae",), changes={"half": {"mae": 12.5}})
+    mae = tables_of(arms, models, changes={"half": {"mae": 12.5}})["mae"]
     assert [row.get("change") for row in mae.rows] == [None, pytest.approx(50), pytest.approx(100)]
     assert [row["paper change"] for row in mae.rows] == [None, 12.5, None]
     titles = [column.title for column in mae.columns]
     assert titles.index("paper, change %") < titles.index("change %")
-    (plain,) = arm_tables(CONTEXT, arms, models, metrics=("mae",))
+    plain = tables_of(arms, models)["mae"]
     assert not [column for column in plain.columns if "change" in column.key]
 
 

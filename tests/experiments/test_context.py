@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from grcf_ray.config import RunConfig
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.experiments.grids import retuned_arm
 from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool
@@ -26,15 +27,15 @@ SHORT = Arm("no-stage1", "w/o Stage 1", {"stage1.epochs": 0})
 def test_trials_of_an_abandoned_experiment_are_not_trained_by_the_next(tmp_path: Path) -> None:
     """Of six entries, an experiment that ended early began three in Stage 1 and one of them in Stage 2."""
     record = RunRecord(storage_path(tmp_path / "pool"))
-    old = [Entry({1: {"a": index}, 2: {}}, index) for index in range(6)]
-    ModelPool(record, last=2).add(old)
+    old = [Entry({"a": index}, {}, index) for index in range(6)]
+    ModelPool(record, RunConfig()).add(old)
     for stage, number, params in ((1, 0, {}), (1, 1, {}), (1, 2, {}), (2, 0, {"finalist": "2"})):
         state = "complete" if number < 2 else "running"
         record.write_trial(TrialRecord(number=number, stage=stage, attempt=1, params=params, seed=0, state=state))
-    new = Entry({1: {"a": "new"}, 2: {"b": 1}}, 0)
-    pool = ModelPool(record, last=2)
+    new = Entry({"a": "new"}, {"b": 1}, 0)
+    pool = ModelPool(record, RunConfig())
     pool.add([new])
-    assert pool.entries == ModelPool(record, last=2).entries == [*old[:3], new]
+    assert pool.entries == ModelPool(record, RunConfig()).entries == [*old[:3], new]
     trials = pool.given(42, [new])
     assert trials.params(1, []) == [{"a": 0}, {"a": 1}, {"a": 2}, {"a": "new"}]
     assert trials.params(2, ["0", "1", "3"]) == [{"finalist": "2"}, {"b": 1, "finalist": "3"}]

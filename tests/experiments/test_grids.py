@@ -99,9 +99,7 @@ def test_stability_changes_each_weight_alone(untrained: Any, monkeypatch: pytest
     assert picture.draw(picture.data)
 
 
-def test_margins_differ_by_their_groups_alone(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The figures are made up, so a few draws of their intervals are enough.
-    monkeypatch.setattr("grcf_ray.statistics.RESAMPLES", 20)
+def test_margins_differ_by_their_groups_alone(untrained: Any, few_draws: None) -> None:
     mae = next(table for table in grids.margins(untrained).tables if table.name == "mae")
     rows = {row["title"]: row for row in mae.rows}
     assert list(rows) == ["overlap,5", "overlap,3", "overlap,7", "strict,5"]

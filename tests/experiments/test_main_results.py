@@ -13,7 +13,7 @@ from grcf_ray.config import RunConfig
 from grcf_ray.data.datasets import find, get, protocol_of
 from grcf_ray.experiments.main import main
 from grcf_ray.experiments.paper import TABLES
-from tests.experiments.fake_context import FakeContext
+from tests.experiments.conftest import FakeContext
 
 BASELINES = TABLES["baselines"]
 FIGURES = {"mae": 0.8, "corr": 0.7, "f1_positive": 0.8, "f1_weighted": 0.82}

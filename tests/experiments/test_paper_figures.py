@@ -20,7 +20,7 @@ from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
-from tests.experiments.fake_context import FakeContext
+from tests.experiments.conftest import FakeContext
 
 ResultOf = Callable[..., dict[str, Any]]
 

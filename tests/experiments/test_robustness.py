@@ -33,11 +33,10 @@ def row(table: Table, title: str) -> Any:
 
 
 @pytest.fixture
-def untrained(make_context: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch) -> Untrained:
+def untrained(make_context: Any, make_model: Any, few_draws: None, monkeypatch: pytest.MonkeyPatch) -> Untrained:
     """Return a maker of contexts whose models have random weights; `clean` has their MAE and Corr on test."""
     monkeypatch.setattr("grcf_ray.experiments.robustness.SIGMAS", SIGMAS)
     monkeypatch.setattr("grcf_ray.experiments.robustness.DRAWS", DRAWS)
-    monkeypatch.setattr("grcf_ray.statistics.RESAMPLES", 20)
 
     def make(seen: str = "all", seeds: int = 2) -> ExperimentContext:
         context = make_context(seeds=seeds)

@@ -18,8 +18,7 @@ from grcf_ray.experiments.registry import Options
 from grcf_ray.metrics import split_metrics
 from grcf_ray.search.events import Event, TrialEnded
 from grcf_ray.search.seeds import fresh_seed
-from tests.experiments.conftest import Trained
-from tests.experiments.fake_context import StartedTrials
+from tests.experiments.conftest import StartedTrials, Trained
 
 if TYPE_CHECKING:
     from grcf_ray.experiments.context import ExperimentContext

@@ -23,7 +23,7 @@ from grcf_ray.search.record import RunRecord
 from grcf_ray.search.transfer import measure_on
 from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.export import load_model
-from tests.experiments.fake_context import StartedTrials
+from tests.experiments.conftest import StartedTrials
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore

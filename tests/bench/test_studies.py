@@ -1,22 +1,91 @@
+"""The studies of pairing and pruning, and what all studies share."""
+
 from __future__ import annotations
 
+import json
+import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pairing
 import pruning
 import pytest
 from optuna.trial import TrialState
 from pruning import Outcome, ReportAsComplete
+from ray import cloudpickle
+from scipy import stats
+from study import paired_interval, run_study
 
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.storage import storage_path
+from grcf_ray.tables import Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from grcf_ray.bench.setup import Setup
+    from grcf_ray.data.store import DatasetStore
     from grcf_ray.search.space import Space
+
+
+def test_a_study_writes_its_tables(
+    tiny_space: Path, tiny_store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--dataset", "tiny", "--space", tiny_space, "--data", tiny_store.folder]
+    words += ["--trials", "16", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        run_study(
+            "speed",
+            "/checkout/benchmarks/speed.py",
+            lambda setup: [Table("t", "A table", (Column("n", "trials"),), [{"n": setup.trials}])],
+        )
+    assert ended.value.code == 0
+    written = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert written["command"].startswith("python benchmarks/speed.py --dataset tiny")
+    assert "--data DIR " in written["command"]
+    assert written["tables"][0]["rows"] == [{"n": 16}]
+    assert "A table" in (tmp_path / "out" / "speed.md").read_text()
+
+
+def test_paired_interval_is_that_of_the_differences() -> None:
+    values, reference = [1.0, 2.0, 4.0, 3.0], [0.5, 2.5, 3.0, 2.0]
+    gain_S = np.subtract(values, reference)
+    low, high = stats.t.interval(0.95, 3, gain_S.mean(), stats.sem(gain_S))
+    expected = {"difference": gain_S.mean(), "low": low, "high": high}
+    assert paired_interval(values, reference) == pytest.approx(expected)
+
+
+def test_verdict_of_known_curves() -> None:
+    sampled = [[(1.0, 0.60 + s), (2.0, 0.70 + s)] for s in (0.00, 0.01, 0.02)]
+    every = [[(1.0, 0.71 + s), (2.0, 0.72 + s)] for s in (0.00, 0.01, 0.025)]
+    rows = pairing.curve_rows({"sampled": sampled, "all": every})
+    assert [row["name"] for row in rows] == ["1.00", "2.00"]
+    assert rows[0]["difference"] == pytest.approx(0.11 + 0.005 / 3)
+    assert rows[1]["low"] < rows[1]["difference"] < rows[1]["high"]
+    reached, noise = pairing.verdict(rows)
+    assert reached.startswith("all ") and "after 1.00 passes" in reached and reached.endswith("2.00")
+    assert "exceeds seed noise" in noise
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_session")
+def test_each_pairing_has_its_learning_rate_and_the_same_utterances(
+    setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FACTORS", (0.5, 1.0)), ("SEEDS", (1, 2)), ("PASSES", 1)):
+        monkeypatch.setattr(pairing, name, value)
+    # The workers get the functions of the script by value, as they do when it is `__main__`.
+    cloudpickle.register_pickle_by_value(pairing)
+    said: list[str] = []
+    rates, curves = pairing.pairing_tables(setup_of(say=said.append))
+    assert len(said) == 2 * 2 + 2 * 2
+    assert [row["name"] for row in rates.rows] == ["0.5 x", "1 x"]
+    assert len(curves.rows) == 2
+    assert 0.7 < float(curves.rows[-1]["name"]) < 1.1
+    assert all(0 <= row[name] <= 1 for row in curves.rows for name in ("sampled", "all"))
 
 
 def searcher(kind: type[OptunaSearcher]) -> OptunaSearcher:
