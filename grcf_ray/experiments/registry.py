@@ -55,19 +55,19 @@ EXPERIMENTS = {
 class Options:
     """Options, each of one experiment, which its metadata names."""
 
-    backbone: str | None = dataclasses.field(default=None, metadata={"of": "complexity"})
+    backbone: str | None = dataclasses.field(default=None, metadata={"experiment": "complexity"})
     """The text encoder, if no run is given."""
-    retune: bool = dataclasses.field(default=False, metadata={"of": "ablation"})
+    retune: bool = dataclasses.field(default=False, metadata={"experiment": "ablation"})
     """Also search each ablation anew."""
-    backbones: tuple[str, ...] = dataclasses.field(default=(), metadata={"of": "backbones"})
+    backbones: tuple[str, ...] = dataclasses.field(default=(), metadata={"experiment": "backbones"})
     """The text encoders to compare with the run's [default: the paper's]."""
-    onto: str | None = dataclasses.field(default=None, metadata={"of": "transfer"})
+    onto: str | None = dataclasses.field(default=None, metadata={"experiment": "transfer"})
     """The data set that the run's models are applied to."""
-    onto_data: Path | None = dataclasses.field(default=None, metadata={"of": "transfer"})
+    onto_data: Path | None = dataclasses.field(default=None, metadata={"experiment": "transfer"})
     """The files of that data set, if a search would not find them."""
 
     def check(self, experiment: str) -> None:
         """Raise ConfigError if an option belongs to another experiment; `all` takes every option."""
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) and experiment not in (owner := field.metadata["of"], "all"):
+            if getattr(self, field.name) and experiment not in (owner := field.metadata["experiment"], "all"):
                 raise ConfigError(f"--{field.name.replace('_', '-')} is an option of {owner}, not of {experiment}")

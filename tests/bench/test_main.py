@@ -72,7 +72,7 @@ def test_unknown_part(run: Run) -> None:
 
 @pytest.mark.integration
 def test_search_and_packing(run: Run) -> None:
-    words = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--trials", 6, "--repetitions", 1, "--json")
+    words = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--trials", 4, "--repetitions", 1, "--json")
     code, out, _ = run("--only", "search", "--only", "packing", *words)
     assert code == 0
     search, packing = json.loads(out)["tables"]

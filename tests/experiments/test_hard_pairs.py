@@ -123,7 +123,7 @@ def test_a_modality_is_scored_by_nothing_but_itself(make_model: MakeModel, tiny_
 def context_of(
     tiny_store: DatasetStore, folders: Sequence[Path], *, name: str, task: str, rows: slice = slice(None)
 ) -> Any:
-    """What the experiment asks of a context, around models that are there already."""
+    """Return a context with trained models, in the parts that the experiment uses."""
     from grcf_ray.experiments.context import Model
     from grcf_ray.storage import storage_path
 

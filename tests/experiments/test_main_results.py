@@ -22,7 +22,7 @@ LABELS, SCORES = np.array([2.0, 1.0, 1.0]), np.zeros(3)
 
 
 def context_of(name: str, figures: list[dict[str, float]], reasons: list[str], task: Any = "regression") -> Any:
-    """What the experiment asks of a context, with a model of these test figures for each seed."""
+    """Return a context in the parts that the experiment uses, with a model of these test figures for each seed."""
     scored = SimpleNamespace(label_N=LABELS, score_N=SCORES)
     models = [
         SimpleNamespace(index=index, metrics={"test": test}, scored=lambda split: scored)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +18,7 @@ import numpy as np
 import pytest
 
 from grcf_ray.errors import NoWinnerError
+from grcf_ray.experiments import grids
 from grcf_ray.experiments.grids import backbones
 from grcf_ray.experiments.model_pool import Arm, configured
 from grcf_ray.experiments.registry import Options
@@ -19,6 +26,7 @@ from grcf_ray.metrics import split_metrics
 from grcf_ray.search.events import Event, TrialEnded
 from grcf_ray.search.seeds import fresh_seed
 from tests.experiments.conftest import StartedTrials, Trained
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from grcf_ray.experiments.context import ExperimentContext
@@ -26,6 +34,17 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 
 MakeContext = Callable[..., "ExperimentContext"]
+ROOT = Path(__file__).parents[2]
+KEPT = ("full", "no-stage2")
+"""The reference, and an ablation whose own search is of one stage."""
+DRIVER = f"""
+import sys
+from grcf_ray import console
+from grcf_ray.experiments import grids
+from grcf_ray.cli.reproduce import app
+grids.ABLATIONS = {{name: grids.ABLATIONS[name] for name in {KEPT!r}}}
+console.run(app)
+"""
 
 
 def test_arms_are_trained_once_and_paired_by_seed(trained: Trained, context_on: MakeContext) -> None:
@@ -166,3 +185,74 @@ def test_the_commands_share_the_trained_models(
     assert mae["rows"][0]["values"] == clean
     reads = json.loads((trained.folder / "best" / "provenance.json").read_text())["test_reads"]
     assert {"reproduce noise", "reproduce modalities"} <= {read["command"] for read in reads}
+
+
+@contextlib.contextmanager
+def started(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in a process of its own; kill it and its children at the end."""
+    mark = f"killed-{uuid.uuid4().hex}"
+    environment = {**os.environ, "GRCF_TEST": mark, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark.encode() in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+        process.wait()
+
+
+def trials(run: Path) -> dict[Path, Any]:
+    """Return all trials that experiments trained below a run."""
+    files = (run / "reproduce").rglob("stage?/trials/[0-9]*.json")
+    return {path.relative_to(run): json.loads(path.read_text()) for path in files}
+
+
+def test_an_experiment_that_is_killed_goes_on(
+    trained: Trained, fresh: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command trains nothing twice, and has the figures of experiments that nobody killed."""
+    run = json.loads((fresh / "run.json").read_text())
+    for settings in (run["settings"], run["space"]["fixed"]):
+        settings |= {"search.stage1_trials": 1, "search.stage2_trials": 1, "search.finalists": 1}
+    (fresh / "run.json").write_text(json.dumps(run))
+    monkeypatch.setattr(grids, "ABLATIONS", {kept: grids.ABLATIONS[kept] for kept in KEPT})
+    words = ("ablation", "--retune", "--seeds", "1", "--from", str(fresh))
+    # The ablation's search has ended then.
+    moment = "reproduce/models/*/stage1/trials/0000.json"
+    with started(*words) as process:
+        wait_for(lambda: process.poll() is not None or list(fresh.glob(moment)), moment)
+        assert process.poll() is None, "the command ended before the kill"
+    before = {path: trial for path, trial in trials(fresh).items() if trial["state"] == "complete"}
+    assert before and not list((fresh / "reproduce").glob("*/result.json"))
+
+    def answer() -> Any:
+        code, out, err = reproduce(*words, "--json")
+        assert code == 0, err
+        return json.loads(out)["tables"]
+
+    tables = answer()
+    assert (fresh / "reproduce" / "ablation-retuned" / "result.json").exists()
+    rows = next(table["rows"] for table in tables if table["name"] == "mae")
+    assert [row["title"] for row in rows] == ["Full model", "w/o Stage 2", "w/o Stage 2, retuned"]
+    for row in rows[:2]:
+        assert row["values"] == [trained.metrics(row["name"])[0]["mae"]]
+    after = trials(fresh)
+    assert {path: after[path]["ended"] for path in before} == {path: trial["ended"] for path, trial in before.items()}
+    assert answer() == tables and trials(fresh) == after, "nothing is left to train"
+
+    # The ablation's search is a run, whose winner's parameters were trained.
+    place, settings = fresh / "reproduce" / "retuned" / "no-stage2", grids.ABLATIONS["no-stage2"]
+    searched = json.loads((place / "run.json").read_text())
+    assert searched["state"] == "finished"
+    assert {path: searched["settings"][path] for path in settings} == dict(settings)
+    params = json.loads((place / "best" / "provenance.json").read_text())["params"]
+    files = fresh.glob("reproduce/models/*/entries.json")
+    entries = [entry for file in files for entry in json.loads(file.read_text())]
+    assert any(params.items() <= {**entry["stage1"], **entry["stage2"]}.items() for entry in entries)
+    reads = json.loads((fresh / "best" / "provenance.json").read_text())["test_reads"]
+    assert "reproduce/retuned/no-stage2" in {name for read in reads for name in read["models"]}

@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from grcf_ray.config import flatten
+from grcf_ray.data.features import build_features
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import write_store
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.model_pool import Arm, configured
 from grcf_ray.experiments.registry import Options
 from grcf_ray.experiments.transfer import transfer
+from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.events import Event, TrialStarted
 from grcf_ray.search.record import RunRecord
-from grcf_ray.search.transfer import measure_on
+from grcf_ray.search.transfer import measure_on, score_on
+from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.export import load_model
+from grcf_ray.train.stage import predict
 from tests.experiments.conftest import StartedTrials
 
 if TYPE_CHECKING:
@@ -91,7 +96,7 @@ def test_rows_start_where_they_say_and_are_trained_once(
 
     started.clear()
     assert mae(transfer(context())) == rows
-    assert started == [], "what is there is not trained again"
+    assert started == [], "no model is trained twice"
 
     (there,) = context().models([Arm("there", "there")], "test")["there"]
     model = there.load()
@@ -124,21 +129,20 @@ def test_rows_start_where_they_say_and_are_trained_once(
     assert "reproduce transfer --onto other" in {read["command"] for read in reads}
 
 
-@pytest.mark.integration
-@pytest.mark.usefixtures("ray_session")
-def test_stage_2_that_learns_nothing_leaves_zero_shot(make_context: MakeContext, other: DatasetStore) -> None:
-    """The model of there is scaled to the labels of here. Text alone keeps the features equal."""
-    context = make_context(seeds=1, options=Options(onto="other", onto_data=other.folder))
-    still = {f"stage2.{name}": 1e-30 for name in ("head_lr", "encoder_top_lr", "encoder_base_lr")}
-    context.config = configured(
-        context.config, Arm("still", "still", {**still, "stage2.weight_decay": 0, "model.modalities": "text"})
-    )
-    result = transfer(context)
-    rows = mae(result)
-    zero, *transferred = [rows[title]["mean"] for title in ROWS[1:]]
-    assert transferred == pytest.approx([zero, zero], abs=1e-5)
-    assert not np.isclose(rows[ROWS[0]]["mean"], zero, atol=1e-5)
-    assert any("text alone" in note for note in result.notes)
+def test_weights_of_there_score_here_as_zero_shot_does(
+    make_model: Callable[..., Path], other: DatasetStore, tiny_backbone: Path
+) -> None:
+    """A model of here with the weights of there scales its scores to the labels of here; text alone needs no fit."""
+    saved = load_model(make_model(modalities="text"))
+    features = build_features(other, load_tokenizer(str(tiny_backbone)), saved.config.features)
+    features = select_modalities(features, "text")
+    model = initial_model(saved.config.model, features, seed=1)
+    model.load_state_dict(saved.model.state_dict())
+    device = torch.device("cpu")
+    score_N = predict(model.eval(), features, features.valid, device=device, token_budget=1024)
+    expected_N, _ = score_on(saved, other.read("valid"), other.info, fit=True)
+    assert np.ptp(expected_N) > 1e-3
+    assert score_N == pytest.approx(expected_N, abs=1e-5)
 
 
 def test_what_cannot_be_transferred_is_refused(
