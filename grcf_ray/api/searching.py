@@ -11,7 +11,6 @@ from typing import Any
 from grcf_ray import console
 from grcf_ray.api.run import Run
 from grcf_ray.config import check_read, config_faults
-from grcf_ray.data.store import find_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
@@ -20,10 +19,25 @@ from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import DIRECT, direct_space
 from grcf_ray.search.preflight import Capacity
-from grcf_ray.search.run_lookup import find_run, grown, kept_budgets, run_name, runs_place, space_on
+from grcf_ray.search.run_lookup import find_run, grown, kept_budgets, open_data, run_name, runs_place, space_on
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import Space
 from grcf_ray.search.stopping import parse_duration
+
+_OPTIONS = {"backbone": "model.backbone", "seed": "seed"} | {
+    name: f"search.{name}"
+    for name in (
+        "stage1_trials",
+        "stage2_trials",
+        "finalists",
+        "workers",
+        "concurrent",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "accelerator_type",
+    )
+}
+"""Paths of the settings that have an option of their own, by its name."""
 
 
 def run_search(
@@ -39,9 +53,14 @@ def run_search(
     finalists: int | None = None,
     seeds: int = 0,
     direct: bool = False,
+    workers: int | None = None,
     concurrent: int | None = None,
+    cpus_per_worker: int | None = None,
+    gpus_per_worker: float | None = None,
+    accelerator_type: str | None = None,
     name: str | None = None,
     storage: str | None = None,
+    shared: bool = False,
     time_budget: str | float | None = None,
     seed: int | None = None,
     reopen: bool = False,
@@ -50,43 +69,15 @@ def run_search(
     """Search both stages, evaluate the winner once on test, and return the run; resume it if it exists.
 
     dataset: a known data set, or a name for your own. data: its files. space: a search space file. settings: fixed
-    settings by path, such as {"stage1.epochs": 5, "search.workers": 2}. time_budget: seconds, or a text such as "2h".
-    The other arguments are those of `grcf search`, which prints the same progress. Every error is a
-    `grcf_ray.errors.GrcfError`.
+    settings by path, such as {"stage1.epochs": 5}. time_budget: seconds, or a text such as "2h". The other arguments
+    are those of `grcf search`, which prints the same progress. Every error is a `grcf_ray.errors.GrcfError`.
 
     >>> run = run_search("mosi", data="mosi.pkl", stage1_trials=20)
     """
-    arguments = {key: value for key, value in locals().items() if value is not None and value is not False}
-    flags = {
-        "model.backbone": str(Path(backbone).resolve()) if backbone and Path(backbone).is_dir() else backbone,
-        "search.stage1_trials": stage1_trials,
-        "search.stage2_trials": stage2_trials,
-        "search.finalists": finalists,
-        "search.concurrent": concurrent,
-        "seed": seed,
-    }
-    given = {path: value for path, value in flags.items() if value is not None}
-    if faults := config_faults(given):
-        raise ConfigError("\n".join(faults))
-    fixed = dict(settings or {})
-    words = ", ".join([repr(arguments.pop("dataset")), *(f"{key}={value!r}" for key, value in arguments.items())])
-    space_ = chosen_space(dataset, given | fixed, data=data, label_range=label_range, space=space, direct=direct)
-    with prepared_search(
-        dataset,
-        space_,
-        flags=given,
-        settings=fixed,
-        data=data,
-        label_range=label_range,
-        direct=direct,
-        name=name,
-        storage=storage,
-        force=force,
-        seeds=seeds,
-        reopen=reopen,
-        time_budget=parse_duration(time_budget) if isinstance(time_budget, str) else time_budget,
-        command=f"grcf_ray.run_search({words})",
-    ) as search:
+    options = locals()
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    words = ", ".join([repr(given.pop("dataset")), *(f"{key}={value!r}" for key, value in given.items())])
+    with prepared_search(options, f"grcf_ray.run_search({words})") as search:
         if search.session.finished():
             console.progress(f"{search.session.record} is finished")
         else:
@@ -94,18 +85,25 @@ def run_search(
     return Run(search.session.record)
 
 
-def chosen_space(
-    dataset: str,
-    settings: Mapping[str, Any],
-    *,
-    data: str | Path | None,
-    label_range: tuple[float, float] | None,
-    space: str | Path | None,
-    direct: bool,
-) -> Space:
-    """Return the search space with the settings fixed; the direct baseline's if `direct`."""
-    chosen = space_on(dataset, _path(space), _path(data), label_range).with_settings(settings)
-    return direct_space(chosen) if direct else chosen
+def option_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that options name, by path. Raises ConfigError with all faults, by option."""
+    given = {path: options[name] for name, path in _OPTIONS.items() if options[name] is not None}
+    if (backbone := options["backbone"]) and Path(backbone).is_dir():
+        given["model.backbone"] = str(Path(backbone).resolve())
+    if faults := config_faults(given):
+        parts = [fault.partition(" = ") for fault in faults]
+        raise ConfigError("\n".join(f"--{path.rpartition('.')[2].replace('_', '-')} {rest}" for path, _, rest in parts))
+    return given
+
+
+def requested_space(options: Mapping[str, Any]) -> Space:
+    """Return the search space with all given settings fixed; the direct baseline's if asked for.
+
+    options: the arguments of `run_search`, by name.
+    """
+    fixed = {**option_settings(options), **(options["settings"] or {})}
+    space = space_on(options["dataset"], options["space"], options["data"], options["label_range"]).with_settings(fixed)
+    return direct_space(space) if options["direct"] else space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,50 +120,32 @@ class PreparedSearch:
 
 
 @contextlib.contextmanager
-def prepared_search(
-    dataset: str,
-    space: Space,
-    *,
-    flags: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    data: str | Path | None,
-    label_range: tuple[float, float] | None,
-    direct: bool,
-    name: str | None,
-    storage: str | None,
-    force: bool,
-    seeds: int,
-    reopen: bool,
-    time_budget: float | None,
-    command: str,
-    shared: bool = False,
-) -> Iterator[PreparedSearch]:
+def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[PreparedSearch]:
     """Prepare a search whose progress goes to the terminal, TensorBoard and the report page.
 
-    flags: settings that have an option of their own. settings: other fixed settings. time_budget: seconds. command: the
-    command or call that resumes the search.
+    options: the arguments of `run_search`, by name. command: the command or call that resumes the search.
     """
-    store = find_data(dataset, _path(data), label_range)
+    budget, settings = options["time_budget"], options["settings"] or {}
+    seconds = parse_duration(budget) if isinstance(budget, str) else budget
+    space = requested_space(options)
+    store = open_data(options["dataset"], options["data"], options["label_range"])
     check_read(store.info.task, settings)
-    name = name or run_name(dataset, space.config(), store.info.task) + (DIRECT if direct else "")
-    record = find_run(runs_place(storage), name, space, store, force=force)
-    for note in kept_budgets(record, {**flags, **settings}):
+    direct = DIRECT if options["direct"] else ""
+    name = options["name"] or run_name(options["dataset"], space.config(), store.info.task) + direct
+    record = find_run(runs_place(options["storage"]), name, space, store, force=options["force"])
+    for note in kept_budgets(record, {**option_settings(options), **settings}):
         console.progress(note)
     with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
         session = Session(
             record=record,
             space=grown(record, space),
             store=store,
-            seeds=seeds,
-            reopen=reopen,
-            time_budget=time_budget,
-            shared=shared,
+            seeds=options["seeds"],
+            reopen=options["reopen"],
+            time_budget=seconds,
+            shared=options["shared"],
             command=command,
             write_card=write_card,
             listeners=(ProgressLines(), tensorboard, page),
         )
         yield PreparedSearch(session, tensorboard)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from grcf_ray import console, errors
 from grcf_ray.config import ABLATIONS, build_config, check_margins, check_read, flatten, nearest, reads
 from grcf_ray.data import datasets
-from grcf_ray.data.store import DatasetStore, find_data
+from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
 from grcf_ray.files import write_json
 from grcf_ray.metrics import MetricProtocol
-from grcf_ray.search.run_lookup import space_on
+from grcf_ray.search.run_lookup import open_data, space_on
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
 from grcf_ray.train.checkpoint import read_state
@@ -80,7 +80,7 @@ def train_model(
         config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
     )
     out = Path(out)
-    store = _checked_store(config, sharing, dataset, None if data is None else Path(data), label_range, out)
+    store = _checked_store(config, sharing, dataset, data, label_range, out)
     task = store.info.task
     check_read(task, settings)
     if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
@@ -104,8 +104,7 @@ def starting_config(
             f"--ablation: unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))} "
             f"(accepted: {', '.join(ABLATIONS)})"
         )
-    files = None if data is None else Path(data)
-    start = flatten(space_on(dataset, None if space is None else Path(space), files, label_range).config())
+    start = flatten(space_on(dataset, space, data, label_range).config())
     named = {"model.backbone": backbone} if backbone else {}
     return build_config({**start, **ABLATIONS[ablation], **named, **settings})
 
@@ -114,12 +113,12 @@ def _checked_store(
     config: RunConfig,
     sharing: SearchConfig,
     dataset: str,
-    data: Path | None,
+    data: str | Path | None,
     label_range: tuple[float, float] | None,
     out: Path,
 ) -> DatasetStore:
     """Open the data, and check that the configuration can be trained on them."""
-    store = find_data(dataset, data, label_range)
+    store = open_data(dataset, data, label_range)
     for note in store.check_trainable():
         console.progress(f"Note: {note}")
     low, high = store.info.label_range

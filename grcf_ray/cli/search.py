@@ -98,48 +98,15 @@ def search(
     Run the same command again to resume an interrupted search. A larger --stage1-trials or --stage2-trials extends a
     finished one. Every command takes --debug (show tracebacks) and --version.
     """
-    from grcf_ray.api.searching import chosen_space, prepared_search
-    from grcf_ray.config import config_faults, parse_assignments, to_yaml
-    from grcf_ray.errors import ConfigError
-    from grcf_ray.search.stopping import parse_duration
+    given = locals()
+    from grcf_ray.api.searching import prepared_search, requested_space
+    from grcf_ray.config import parse_assignments, to_yaml
 
-    flags = {
-        "model.backbone": str(Path(backbone).resolve()) if backbone and Path(backbone).is_dir() else backbone,
-        "search.stage1_trials": stage1_trials,
-        "search.stage2_trials": stage2_trials,
-        "search.finalists": finalists,
-        "search.workers": workers,
-        "search.concurrent": concurrent,
-        "search.cpus_per_worker": cpus_per_worker,
-        "search.gpus_per_worker": gpus_per_worker,
-        "search.accelerator_type": accelerator_type,
-        "seed": seed,
-    }
-    given = {path: value for path, value in flags.items() if value is not None}
-    if faults := config_faults(given):
-        raise ConfigError("\n".join(_as_typed(fault) for fault in faults))
-    settings, budget = parse_assignments(set_), parse_duration(time_budget) if time_budget else None
-    chosen = chosen_space(dataset, given | settings, data=data, label_range=label_range, space=space, direct=direct)
+    given["settings"] = parse_assignments(set_)
     if print_config:
-        console.say(to_yaml(chosen.config()).rstrip("\n"))
+        console.say(to_yaml(requested_space(given).config()).rstrip("\n"))
         return
-    with prepared_search(
-        dataset,
-        chosen,
-        flags=given,
-        settings=settings,
-        data=data,
-        label_range=label_range,
-        direct=direct,
-        name=name,
-        storage=storage,
-        force=force,
-        seeds=seeds,
-        reopen=reopen,
-        time_budget=budget,
-        command=shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]]),
-        shared=shared,
-    ) as prepared:
+    with prepared_search(given, shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]])) as prepared:
         session = prepared.session
         if session.finished() and not dry_run and not calibrate:
             console.progress(f"{session.record} is finished; this is its result")
@@ -155,12 +122,6 @@ def search(
                 return
             prepared.run(capacity)
     _print(session.record, json)
-
-
-def _as_typed(fault: str) -> str:
-    """Return a setting's fault under the name of the setting's option."""
-    path, _, rest = fault.partition(" = ")
-    return f"--{path.rpartition('.')[2].replace('_', '-')} {rest}"
 
 
 def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:

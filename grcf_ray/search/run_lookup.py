@@ -36,7 +36,14 @@ def runs_place(storage: str | None) -> StoragePath:
     return storage_path(storage, check=True)
 
 
-def space_on(dataset: str, path: Path | None, data: Path | None, label_range: tuple[float, float] | None) -> Space:
+def open_data(dataset: str, data: str | Path | None, label_range: tuple[float, float] | None) -> DatasetStore:
+    """Open the data of a command or call, as `find_data` does."""
+    return find_data(dataset, None if data is None else Path(data), label_range)
+
+
+def space_on(
+    dataset: str, path: str | Path | None, data: str | Path | None, label_range: tuple[float, float] | None
+) -> Space:
     """Return the space of a file, else the data set's shipped one, with margins scaled to its labels.
 
     Open the data only if neither a fact sheet nor the space gives the label range. Print a line if margins are scaled.
@@ -45,7 +52,7 @@ def space_on(dataset: str, path: Path | None, data: Path | None, label_range: tu
     about = datasets.find(dataset)
     if about is None and written.dataset == dataset:
         return written
-    labels = about or find_data(dataset, data, label_range).info
+    labels = about or open_data(dataset, data, label_range).info
     low, high = labels.label_range
     space = written.for_labels(dataset, (high - low) / 2, labels.task)
     if space is not written:

@@ -185,10 +185,10 @@ def load_space(path: Path) -> Space:
     return _parse(read_yaml(text, str(path)), str(path))
 
 
-def space_for(dataset: str, path: Path | None) -> Space:
+def space_for(dataset: str, path: str | Path | None) -> Space:
     """Return the space of a file, else the shipped space of the data set. Raises ConfigError if there is neither."""
     if path is not None:
-        return load_space(path)
+        return load_space(Path(path))
     if dataset not in datasets.names():
         import torch
 

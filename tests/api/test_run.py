@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import grcf_ray
-from grcf_ray.errors import DataError
+from grcf_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
@@ -28,12 +28,12 @@ async def cell():
     settings = {{"stage1.epochs": 1, "stage2.epochs": 1, "model.modalities": "text"}}
     run = grcf_ray.run_search(
         "tiny", data={data!r}, space={space!r}, storage={storage!r}, name="notebook",
-        stage1_trials=1, stage2_trials=1, finalists=1, settings=settings,
+        stage1_trials=1, stage2_trials=1, finalists=1, settings=settings, seed=0,
     )
     print(run.state, len(run.trials), run.predict(["great film", "awful plot"]).shape)
     again = grcf_ray.run_search(
         "tiny", data={data!r}, space={space!r}, storage={storage!r}, name="notebook",
-        stage1_trials=1, stage2_trials=1, finalists=1, settings=settings,
+        stage1_trials=1, stage2_trials=1, finalists=1, settings=settings, seed=0,
     )
     print(again.path == run.path, again.summary.winner == run.summary.winner)
 
@@ -49,6 +49,16 @@ def test_a_search_runs_in_a_notebook(tiny_store: DatasetStore, tiny_space: Path,
     assert done.stdout.splitlines() == ["finished 2 (2,)", "True True"]
     start = json.loads((tmp_path / "notebook" / "run.json").read_text())["starts"][0]
     assert start["command"].startswith("grcf_ray.run_search('tiny', data=")
+    assert start["command"].endswith(", seed=0)")
+
+
+@pytest.mark.parametrize(
+    ("argument", "option"),
+    [("workers", "--workers"), ("cpus_per_worker", "--cpus-per-worker"), ("stage1_trials", "--stage1-trials")],
+)
+def test_a_wrong_argument_is_refused_by_its_option(argument: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{option} 0: should be"):
+        grcf_ray.run_search("mosi", **{argument: 0})
 
 
 def test_an_opened_run_has_the_record(recorded: Recorded, tmp_path: Path) -> None:
