@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of a search that needs Ray as an integration test."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("integration")
+
+
 def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
     """What a repetition of the search must repeat: all but times, speeds, attempts and places."""
     from grcf_ray.search.replay import TIMINGS

@@ -82,34 +82,6 @@ def test_the_plan_as_json(
     assert f"{cut} of 64 texts" in err
 
 
-@pytest.mark.parametrize("place", ["storage", "GRCF_RUNS", "working directory", "job"])
-def test_where_a_run_goes(
-    place: str,
-    run: Run,
-    ray_session: None,
-    tiny_store: DatasetStore,
-    tiny_space: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A job's working directory is a cache, so its runs go home."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    argv = ["--dataset", "tiny", "--data", tiny_store.folder, "--space", tiny_space, "--name", "n", "--dry-run"]
-    if place == "storage":
-        argv += ["--storage", "there"]
-        monkeypatch.setenv("GRCF_RUNS", "elsewhere")
-    elif place == "GRCF_RUNS":
-        monkeypatch.setenv("GRCF_RUNS", "there")
-    elif place == "job":
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    code, _, err = run(*argv)
-    expected = {"working directory": "runs", "job": "home/grcf_runs"}.get(place, "there")
-    assert code == 0
-    # Shown from the working directory, as people would type it.
-    assert f"Run:     {expected}/n\n" in err
-
-
 def test_json_is_alone_on_standard_output(recorded: Recorded) -> None:
     summary = json.loads(recorded.out)
     assert summary["run"] == str(recorded.folder)

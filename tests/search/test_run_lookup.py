@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -31,9 +31,6 @@ from grcf_ray.search.schema import RunInfo
 from grcf_ray.search.space import Space, load_space, run_space
 from grcf_ray.storage import StoragePath, storage_path
 
-if TYPE_CHECKING:
-    from tests.conftest import Recorded
-
 
 @pytest.fixture
 def space(tiny_space: Path) -> Space:
@@ -41,14 +38,26 @@ def space(tiny_space: Path) -> Space:
 
 
 @pytest.fixture
-def store(recorded: Recorded) -> DatasetStore:
-    return DatasetStore.open(recorded.data)
+def store(tiny_store: DatasetStore) -> DatasetStore:
+    return tiny_store
 
 
 @pytest.fixture
-def runs(recorded: Recorded, tmp_path: Path) -> StoragePath:
-    """A place that holds the recorded run under the name `n`."""
-    shutil.copytree(recorded.folder, tmp_path / "runs" / "n")
+def runs(space: Space, store: DatasetStore, tmp_path: Path) -> StoragePath:
+    """A folder that holds a search of the space under the name `n`."""
+    info, config = store.info, space.config()
+    data = {"folder": "", "name": info.name, "task": info.task, "fingerprint": info.fingerprint}
+    RunRecord(storage_path(tmp_path / "runs" / "n")).write_run(
+        {
+            "state": "finished",
+            "starts": [{"time": "", "command": "search"}],
+            "space": space.as_dict(),
+            "settings": flatten(config),
+            "data": {**data, "label_range": list(info.label_range)},
+            "encoder": encoder_of(config),
+            "versions": {},
+        }
+    )
     return storage_path(tmp_path / "runs")
 
 
@@ -203,23 +212,7 @@ def test_where_runs_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ".",
-        "..",
-        "../n",
-        "/tmp/n",
-        "a/b",
-        "a/../../b",
-        "a\\b",
-        "..\\b",
-        "a\0b",
-        "a\nb",
-        ".hidden",
-        "n" * 201,
-        "ä" * 101,
-    ],
+    "name", ["", "..", "../n", "/tmp/n", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "n" * 201, "ä" * 101]
 )
 def test_a_name_that_leads_out_of_the_storage_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"^--name .*--name NAME$"):
