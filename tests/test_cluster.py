@@ -60,6 +60,7 @@ def start(code: str = CONNECT, **environment: str) -> str:
     return ran.stdout
 
 
+@pytest.mark.integration
 def test_it_listens_on_the_loopback_interface_alone(ray_session: None) -> None:
     ray.get(ray.remote(lambda: None).remote())
     found = listening()
@@ -68,6 +69,7 @@ def test_it_listens_on_the_loopback_interface_alone(ray_session: None) -> None:
     assert reachable(found) == []
 
 
+@pytest.mark.integration
 def test_its_token_and_its_files_are_this_users_alone(ray_session: None) -> None:
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
@@ -100,11 +102,13 @@ def refusal() -> str:
     return str(caught.value)
 
 
+@pytest.mark.integration
 def test_one_that_ended_is_started_again_in_the_same_process() -> None:
     again = "import grcf_ray.cluster, ray\ngrcf_ray.cluster.connect()\nray.shutdown()\n" + CONNECT.strip()
     assert start(again) == "answered\n"
 
 
+@pytest.mark.integration
 def test_a_ray_that_was_imported_before_is_not_started() -> None:
     """It would listen on all interfaces, unless it was told before."""
     assert start("import ray\n" + CONNECT).startswith("5 Ray was imported before grcf_ray")

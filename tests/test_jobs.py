@@ -111,32 +111,6 @@ def first_trial(run: Path) -> dict[str, Any]:
     return content
 
 
-def test_a_search_runs_as_a_job(cluster: dict[str, str], tiny_backbone: Path) -> None:
-    """The demo data, with the tests' own encoder to be quick."""
-    small = ["model.frozen_layers=all", "pairs.pairs_per_epoch=64", "search.ridge_baseline=false"]
-    words = ["--dataset", "demo", "--backbone", str(tiny_backbone), "--stage1-trials", "2", "--stage2-trials", "2"]
-    words += [word for setting in small for word in ("--set", setting)]
-    done = submit(cluster, *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = Path(cluster["GRCF_RUNS"]) / "demo-tiny-bert-seed42"
-    assert json.loads((run / "run.json").read_text())["state"] == "finished"
-    assert set(json.loads((run / "best" / "metrics.json").read_text())) >= {"valid", "test"}
-    # What the job prints is what its submitter follows.
-    assert "Winner: trial stage2/" in done.stdout
-    # The run lies where the cluster keeps runs, not in the copy of the working directory: a second job finds it.
-    again = submit(cluster, *words)
-    assert again.returncode == 0
-    assert f"{run} is finished; this is its result" in again.stdout
-
-
-def test_a_refused_job_fails_with_its_message(cluster: dict[str, str]) -> None:
-    refused = submit(cluster, "--dataset", "demo", "--gpus-per-worker", "8", "--name", "refused")
-    assert refused.returncode != 0
-    assert "a trial asks for 1 CPU and 8 GPUs on one node" in refused.stdout
-    assert "Job entrypoint command failed with exit code 5" in refused.stdout
-    assert not (Path(cluster["GRCF_RUNS"]) / "refused").exists()
-
-
 def test_a_client_without_the_token_is_turned_away(cluster: dict[str, str]) -> None:
     stranger = submit({**cluster, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "--dataset", "demo")
     assert stranger.returncode != 0
@@ -172,6 +146,9 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
 
     again = submit(cluster, *words)
     assert again.returncode == 0, again.stdout + again.stderr
+    # What the job prints is what its submitter follows.
+    assert "Winner: trial stage1/" in again.stdout
+    assert json.loads((run / "best" / "metrics.json").read_text()).keys() >= {"valid", "test"}
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     after = first_trial(run)
     assert after["curve"][: len(before["curve"])] == before["curve"]

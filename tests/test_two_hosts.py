@@ -13,12 +13,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hosts import ROOT, Host, Network, lacking
+from repetition import essence
 from waiting import JOB_S, wait_for
 
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import storage_path
 from tests.conftest import TINY_SPACE
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * JOB_S)]
 
 TRIALS, EPOCHS = {1: 4, 2: 3}, 2
 """Of each stage, and of each trial."""
-UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
 FAST = {"initial_delay_ms": 2000, "period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 3}
 """When the head counts a silent node as lost: Ray waits for half a minute by itself."""
 
@@ -113,39 +115,32 @@ def words(cluster: Cluster, name: str, *more: str, epochs: Sequence[int] = (EPOC
     return [*argv, *(word for path, value in small.items() for word in ("--set", f"{path}={value}")), *more]
 
 
-def trials(run: Path) -> list[dict[str, Any]]:
+def trials(run: Path) -> list[TrialRecord]:
     """The recorded trials of both stages."""
-    paths = [path for stage in (1, 2) for path in sorted((run / f"stage{stage}" / "trials").glob("*.json"))]
-    return [json.loads(path.read_text()) for path in paths]
+    record = RunRecord(storage_path(run))
+    return [trial for stage in (1, 2) for trial in record.trials(stage)]
 
 
-def running(run: Path, epochs: int) -> list[dict[str, Any]]:
+def running(run: Path, epochs: int) -> list[TrialRecord]:
     """Those at work that have so many epochs behind them."""
-    return [t for t in trials(run) if t["state"] == "running" and len(t["curve"]) >= epochs]
+    return [trial for trial in trials(run) if not trial.finished and trial.epoch >= epochs]
 
 
 def at_work(host: Host, title: str) -> bool:
     return any(title in line for line in host.titles())
 
 
-def whole(run: Path, stages: Sequence[int] = (1, 2)) -> list[dict[str, Any]]:
+def whole(run: Path, stages: Sequence[int] = (1, 2)) -> list[TrialRecord]:
     """The trials of a finished run: each ended once, and none failed."""
-    assert json.loads((run / "run.json").read_text())["state"] == "finished"
-    found = trials(run)
-    assert [(t["stage"], t["number"]) for t in found] == [(stage, n) for stage in stages for n in range(TRIALS[stage])]
-    for trial in found:
-        assert trial["state"] == "complete"
-        assert [epoch["epoch"] for epoch in trial["curve"]] == list(range(1, EPOCHS + 1))
+    assert RunRecord(storage_path(run)).info().state == "finished"
+    seen = trials(run)
+    assert [(t.stage, t.number) for t in seen] == [(stage, n) for stage in stages for n in range(TRIALS[stage])]
+    for trial in seen:
+        assert (trial.state, trial.epoch) == ("complete", EPOCHS)
         # An attempt more for each process that was lost, and no more.
-        assert trial["attempt"] == 1 + len(trial["failures"])
-        assert {failure["cause"] for failure in trial["failures"]} <= {"process died"}
-    return found
-
-
-def essence(trial: dict[str, Any]) -> dict[str, Any]:
-    """What no loss of a host may change."""
-    curve = [{name: value for name, value in epoch.items() if name not in UNTIMED} for epoch in trial["curve"]]
-    return {**{name: trial[name] for name in ("number", "stage", "params", "seed", "state")}, "curve": curve}
+        assert trial.attempt == 1 + len(trial.failures)
+        assert {failure["cause"] for failure in trial.failures} <= {"process died"}
+    return seen
 
 
 def test_what_is_wrong_with_any_node_is_said_before_anything_is_trained(cluster: Cluster) -> None:
@@ -177,7 +172,7 @@ def test_a_search_on_both_hosts_outlives_one(cluster: Cluster) -> None:
     cluster.network.cut("beta")
     said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode == 0, said
-    lost = [trial for trial in whole(run) if trial["failures"]]
+    lost = [trial for trial in whole(run) if trial.failures]
     assert len(lost) == 1
     assert "2 node(s), 2 CPUs" in said
 
@@ -207,16 +202,16 @@ def test_a_trial_over_two_hosts_waits_for_the_lost_one(cluster: Cluster, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: any(trial["failures"] for trial in trials(run)), "the loss on record")
+    wait_for(lambda: any(trial.failures for trial in trials(run)), "the loss on record")
     cluster.join()
     said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode == 0, said
-    found = whole(run, [1])
-    assert [len(trial["failures"]) for trial in found if trial["failures"]] == [1]
+    lossy = whole(run, [1])
+    assert [len(trial.failures) for trial in lossy if trial.failures] == [1]
 
     _, faults = undisturbed.communicate(timeout=JOB_S)
     assert undisturbed.returncode == 0, faults
-    assert [essence(trial) for trial in found] == [essence(trial) for trial in trials(alone)]
+    assert essence(lossy) == essence(trials(alone))
     winners = [json.loads((folder / "run.json").read_text())["winner"] for folder in (run, alone)]
     assert winners[0] == winners[1]
     weights = [(folder / "best" / "model.safetensors").read_bytes() for folder in (run, alone)]

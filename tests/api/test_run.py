@@ -41,6 +41,7 @@ asyncio.run(cell())
 """
 
 
+@pytest.mark.integration
 def test_a_search_runs_in_a_notebook(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> None:
     """In a process whose main module is no file and whose event loop runs; the same call again returns the result."""
     code = NOTEBOOK.format(data=str(tiny_store.folder), space=str(tiny_space), storage=str(tmp_path))
@@ -61,6 +62,7 @@ def test_a_wrong_argument_is_refused_by_its_option(argument: str, option: str) -
         grcf_ray.run_search("mosi", **{argument: 0})
 
 
+@pytest.mark.integration
 def test_an_opened_run_has_the_record(recorded: Recorded, tmp_path: Path) -> None:
     shutil.copytree(recorded.folder, tmp_path / "run")
     run = grcf_ray.open_run(tmp_path / "run")
@@ -75,6 +77,7 @@ def test_an_opened_run_has_the_record(recorded: Recorded, tmp_path: Path) -> Non
     assert Path(run.report()).stat().st_size > 1e6
 
 
+@pytest.mark.integration
 def test_an_opened_run_predicts(recorded: Recorded) -> None:
     run = grcf_ray.open_run(recorded.folder)
     table = pq.read_table(recorded.folder / "best" / "predictions" / "valid.parquet")
@@ -88,6 +91,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         grcf_ray.open_run(tmp_path)
 
 
+@pytest.mark.integration
 def test_scoring_imports_neither_ray_nor_optuna_nor_tensorboard(recorded: Recorded) -> None:
     code = (
         "import sys, pyarrow.parquet as pq, grcf_ray\n"

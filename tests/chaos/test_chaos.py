@@ -16,9 +16,13 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from repetition import essence
+
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 DRIVER = Path(__file__).with_name("driver.py")
 ROOT = DRIVER.parents[2]
 BUDGETS = {1: 6, 2: 5}
-UNTIMED = ("seconds", "utterances_per_s", "pairs_per_s")
 HANG_S = 300
 """A start that takes longer counts as hung; an undisturbed one takes half a minute."""
 
@@ -95,34 +98,25 @@ def clear(mark: str) -> None:
             continue
 
 
-def trials(run: Path) -> dict[tuple[int, int], dict[str, Any]]:
+def trials(run: Path) -> dict[tuple[int, int], TrialRecord]:
     """The recorded trials by stage and number."""
-    return {
-        (stage, int(path.stem)): json.loads(path.read_text())
-        for stage in (1, 2)
-        for path in sorted((run / f"stage{stage}" / "trials").glob("*.json"))
-    }
+    record = RunRecord(storage_path(run))
+    return {(stage, trial.number): trial for stage in (1, 2) for trial in record.trials(stage)}
 
 
-def essence(trial: dict[str, Any]) -> dict[str, Any]:
-    """What no interruption may change."""
-    curve = [{name: value for name, value in m.items() if name not in UNTIMED} for m in trial["curve"]]
-    return {**{name: trial[name] for name in ("number", "stage", "params", "seed", "state", "error")}, "curve": curve}
-
-
-def compare(before: dict[tuple[int, int], dict[str, Any]], run: Path, figures: Figures) -> None:
+def compare(before: dict[tuple[int, int], TrialRecord], run: Path, figures: Figures) -> None:
     """The record after a start against the one before it."""
     now = trials(run)
     for key, old in before.items():
         new = now.get(key)
-        if new is None or new["params"] != old["params"] or new["seed"] != old["seed"]:
+        if new is None or (new.params, new.seed) != (old.params, old.seed):
             figures.lost += 1
-        elif old["state"] != "running":
-            figures.lost += essence(new) != essence(old)
-            figures.repeated += (new["attempt"], new["ended"]) != (old["attempt"], old["ended"])
+        elif old.finished:
+            figures.lost += essence([new]) != essence([old])
+            figures.repeated += (new.attempt, new.ended) != (old.attempt, old.ended)
         else:
             # An epoch that is on record stays there, and is what it was.
-            figures.lost += essence(new)["curve"][: len(old["curve"])] != essence(old)["curve"]
+            figures.lost += essence([new])[0][-1][: old.epoch] != essence([old])[0][-1]
     for stage, budget in BUDGETS.items():
         numbers = [number for at, number in now if at == stage]
         assert numbers == list(range(len(numbers)))
@@ -149,7 +143,7 @@ def torment(
         assert start([], argv, figures) == 0
         compare(before, run, figures)
     ours, theirs = trials(run), trials(reference)
-    assert {key: essence(trial) for key, trial in ours.items()} == {k: essence(t) for k, t in theirs.items()}
+    assert ours.keys() == theirs.keys() and essence(ours.values()) == essence(theirs.values())
     described, undisturbed = (json.loads((folder / "run.json").read_text()) for folder in (run, reference))
     assert described["winner"] == undisturbed["winner"]
     assert described["finalists"] == undisturbed["finalists"]
@@ -164,29 +158,21 @@ def arguments(recorded: Recorded, storage: Path, workers: int) -> list[str]:
 
 
 def until(
-    kills: int,
-    recorded: Recorded,
-    reference: Path,
-    storage: Path,
-    rng: random.Random,
-    figures: Figures,
-    *,
-    workers: int,
-    starts: int,
-) -> None:
-    """One tormented search after the other, until so many kills have been dealt."""
-    argv = arguments(recorded, storage, workers)
+    kills: int, recorded: Recorded, reference: Path, storage: Path, rng: random.Random, *, workers: int, starts: int
+) -> Figures:
+    """One tormented search after the other, until so many kills have been dealt; none may be lost or run twice."""
+    argv, figures = arguments(recorded, storage, workers), Figures()
     while figures.kills < kills:
         shutil.rmtree(storage, ignore_errors=True)
         torment(argv, storage / "recorded", reference, rng, figures, workers=workers, starts=starts)
+    assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)
+    return figures
 
 
 @pytest.mark.cluster
 def test_a_search_survives_kills(recorded: Recorded, tmp_path: Path) -> None:
     """A short version of the long one below."""
-    figures, rng = Figures(), random.Random(1)
-    until(4, recorded, recorded.folder, tmp_path / "runs", rng, figures, workers=1, starts=5)
-    assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)
+    until(2, recorded, recorded.folder, tmp_path / "runs", random.Random(1), workers=1, starts=2)
 
 
 @pytest.mark.chaos
@@ -195,14 +181,12 @@ def test_a_search_survives_kills(recorded: Recorded, tmp_path: Path) -> None:
 def test_chaos(recorded: Recorded, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Thirty kills and more, `GRCF_CHAOS_SEED` chooses which."""
     seed = int(os.environ.get("GRCF_CHAOS_SEED", "0"))
-    rng, figures = random.Random(f"{seed}/{workers}"), Figures()
-    reference = recorded.folder
+    rng, reference = random.Random(f"{seed}/{workers}"), recorded.folder
     if workers > 1:
         assert start([], arguments(recorded, tmp_path / "undisturbed", workers), Figures()) == 0
         reference = tmp_path / "undisturbed" / "recorded"
-    until(30, recorded, reference, tmp_path / "runs", rng, figures, workers=workers, starts=12)
+    figures = until(30, recorded, reference, tmp_path / "runs", rng, workers=workers, starts=12)
     with capsys.disabled():
         print(f"\nchaos, seed {seed}, {workers} worker(s): {dataclasses.asdict(figures)}")
     # A victim that is not found would be the driver.
     assert {"driver", "trial", *(["worker"] if workers > 1 else [])} <= figures.by_victim.keys()
-    assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.data.store import DatasetStore
     from grcf_ray.search.events import Event, Listener
-    from grcf_ray.search.record import TrialRecord
     from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
     from tests.conftest import Recorded
@@ -28,16 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents and "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker("integration")
-
-
-def essence(trials: list[TrialRecord]) -> list[tuple[Any, ...]]:
-    """What a repetition of the search must repeat: all but times, speeds, attempts and places."""
-    from grcf_ray.search.replay import TIMINGS
-
-    def curve(trial: TrialRecord) -> list[dict[str, Any]]:
-        return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in trial.curve]
-
-    return [(t.number, t.params, t.seed, t.state, t.error, curve(t)) for t in trials]
 
 
 def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> None:

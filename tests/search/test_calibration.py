@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,24 +31,13 @@ def test_ways_on_cpus_use_all_of_them() -> None:
 
 
 def test_ways_on_a_gpu_are_shares_of_it_that_the_cpus_can_feed() -> None:
-    config = build_config({"search.cpus_per_worker": 2})
-    ways = ways_on({"CPU": 36.0, "GPU": 4.0}, config)
-    assert [(way.trials, way.cpus, way.gpus) for way in ways] == [
-        (1, 2, 1),
-        (2, 2, 0.5),
-        (3, 2, 0.333),
-        (4, 2, 0.25),
-    ]
-
-
-def test_every_trial_of_a_share_fits_its_gpu() -> None:
+    ways = ways_on({"CPU": 36.0, "GPU": 4.0}, build_config({"search.cpus_per_worker": 2}))
+    expected = [(1, 2, 1), (2, 2, 0.5), (3, 2, 0.333), (4, 2, 0.25)]
+    assert [(way.trials, way.cpus, way.gpus) for way in ways] == expected
     for count in (1, 2, 3, 4, 6, 8):
         assert _fitting({"CPU": 99.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": share(count)}) == count
-
-
-def test_trials_that_train_on_the_cpu_share_no_gpu() -> None:
-    config = build_config({"train.device": "cpu"})
-    assert all(way.gpus == 0 for way in ways_on({"CPU": 2.0, "GPU": 1.0}, config))
+    on_cpu = build_config({"train.device": "cpu"})
+    assert all(way.gpus == 0 for way in ways_on({"CPU": 2.0, "GPU": 1.0}, on_cpu))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -78,7 +68,6 @@ def test_the_fewest_trials_that_are_nearly_the_best_are_suggested() -> None:
     assert suggestion([Placement(1, 1, 1.0, None, "no memory")]) is None
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_calibrate_prints_every_way_and_runs_nothing(
     tiny_parquet: Path,
@@ -113,16 +102,12 @@ def test_a_crew_counts_the_utterances_of_those_that_work(tiny_features: Features
     assert 3 * 2 < one <= 3 * 12
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_what_cannot_train_is_named(tiny_features: Features, config: RunConfig, tmp_path: Path) -> None:
-    import ray
-
+def test_what_cannot_train_is_named(tiny_features: Features, tmp_path: Path) -> None:
     broken = build_config({"model.backbone": str(tmp_path / "nowhere")})
-    with pytest.raises(ClusterError, match=r"a training process died: .*nowhere"):
-        WorkerSet(ray.put(tiny_features), broken, Placement(1, 1, 0.0)).__enter__()
-    ways = calibrate(tiny_features, broken, lambda _: None)
-    assert all(way.rate is None and way.fault and "nowhere" in way.fault for way in ways)
+    (way, *_) = calibrate(tiny_features, broken, lambda _: None)
+    assert way.rate is None and way.fault is not None
+    assert re.search("a training process died: .*nowhere", way.fault)
 
 
 def test_several_workers_are_refused(tiny_features: Features) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -14,9 +14,6 @@ from grcf_ray.search.callback import RETRIES, RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.fixture
@@ -123,14 +120,10 @@ def test_deaths_count_over_all_starts(record: RunRecord, tmp_path: Path) -> None
     assert (trial.state, trial.cause) == ("failed", "process died")
     assert trial.error == "ray.exceptions.ActorDiedError: The actor died unexpectedly"
     assert [failure["attempt"] for failure in trial.failures] == [1, 2, 3]
-
-
-def test_an_end_without_words_is_the_death_of_the_process(record: RunRecord) -> None:
-    kept, _, _ = keep(record)
-    kept.launch(0, {})
-    kept.on_trial_error(0, [], tunes(0))
-    (trial,) = record.trials(1)
-    (failure,) = trial.failures
+    # An end without words is the death of the process.
+    kept.launch(1, {})
+    kept.on_trial_error(0, [], tunes(1))
+    (failure,) = record.trial(1, 1).failures
     assert (failure["cause"], failure["error"]) == ("process died", "the trial's process died")
 
 
@@ -218,13 +211,40 @@ def test_finalists_on_record_keep_their_weights(record: RunRecord) -> None:
     assert record.trial(1, 0).checkpoint == "finalists/0000/model.safetensors"
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of the callback."""
+    now = [0.0]
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The processes that the callback killed."""
+    killed: list[str] = []
+    monkeypatch.setattr(callback.ray, "kill", killed.append)
+    return killed
+
+
+def test_silence_before_the_start_counts_where_there_is_a_process(
+    record: RunRecord, now: list[float], killed: list[str]
+) -> None:
+    """One that was another trial's, and has not taken this one yet."""
+    kept, _, _ = keep(record, hang_minutes=1)
+    kept.launch(0, {})
+    trial = tunes(0)
+    trial.temporary_state, trial.status = SimpleNamespace(ray_actor="a process"), "PENDING"
+    for seconds, dead in ((1000.0, 0), (59.0, 0), (2.0, 1)):
+        now[0] += seconds
+        kept.on_step_end(0, [trial])
+        assert len(killed) == dead
+
+
 def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
-    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+    record: RunRecord, now: list[float], killed: list[str]
 ) -> None:
     """Waiting for a place in the cluster is no silence, and a process is killed once."""
-    now, killed = [0.0], []
-    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(callback.ray, "kill", killed.append)
     kept, _, _ = keep(record, hang_minutes=1)
     kept.launch(0, {})
     trial = tunes(0)
@@ -263,20 +283,3 @@ def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
     now[0] += 2.0
     kept.on_step_end(0, [trial, again])
     assert killed == ["its process", "another process"]
-
-
-def test_silence_before_the_start_counts_where_there_is_a_process(
-    record: RunRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that was another trial's, and has not taken this one yet."""
-    now, killed = [0.0], []
-    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(callback.ray, "kill", killed.append)
-    kept, _, _ = keep(record, hang_minutes=1)
-    kept.launch(0, {})
-    trial = tunes(0)
-    trial.temporary_state, trial.status = SimpleNamespace(ray_actor="a process"), "PENDING"
-    for seconds, dead in ((1000.0, 0), (59.0, 0), (2.0, 1)):
-        now[0] += seconds
-        kept.on_step_end(0, [trial])
-        assert len(killed) == dead

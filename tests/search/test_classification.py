@@ -107,7 +107,8 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     assert "Paper: not comparable" in out
 
     # The baseline has both stages' epochs and learns from the classes alone.
-    code, out, err = run(*words[:-1], "n-direct", "--direct", "--json")
+    small = ["--stage1-trials", 1, "--stage2-trials", 1]
+    code, out, err = run(*words[:-1], "n-direct", "--direct", "--json", *small)
     assert code == 0, err
     direct = json.loads(out)
     assert list(direct["stages"]) == ["stage2"]
@@ -115,7 +116,7 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     assert all(m["loss/total"] == m["loss/bce"] for m in curve)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_papers_experiments_of_two_classes(
     run: Run, ray_session: None, words: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +147,9 @@ def test_the_papers_experiments_of_two_classes(
     assert not any(name.startswith("ols") for name in hard)
 
 
-def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any], tmp_path: Path) -> None:
+def test_what_the_task_does_not_read_is_neither_searched_nor_set(run: Run, words: list[Any], tmp_path: Path) -> None:
+    code, _, err = run(*words, "--set", "ranking.base_margin=0.3", "--set", "stage1.epochs=1")
+    assert (code, err) == (2, "error: ranking.base_margin: no effect on a classification data set; remove it\n")
     space = tmp_path / "wrong.yaml"
     text = Path(words[words.index("--space") + 1]).read_text()
     space.write_text(text.replace("classes.separation_margin:", "ranking.base_margin:"))
@@ -154,11 +157,6 @@ def test_what_the_task_does_not_read_is_not_searched(run: Run, words: list[Any],
     code, _, err = run(*words)
     assert code == 2
     assert "searches ranking.base_margin, which classification does not use" in err
-
-
-def test_what_the_task_does_not_read_is_not_set(run: Run, words: list[Any]) -> None:
-    code, _, err = run(*words, "--set", "ranking.base_margin=0.3", "--set", "stage1.epochs=1")
-    assert (code, err) == (2, "error: ranking.base_margin: no effect on a classification data set; remove it\n")
 
 
 @pytest.mark.parametrize(

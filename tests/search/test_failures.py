@@ -28,10 +28,14 @@ def trial(number: int, cause: str | None, state: Any = "failed") -> TrialRecord:
         ("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.", "process died"),
         ("ray.exceptions.ActorUnavailableError: The actor is temporarily unavailable", "process died"),
         ("ValueError: odd", "error"),
+        ("The actor died because of an error raised in its creation task, ValueError: odd", "error"),
+        # Both words stand in Ray's text.
+        ("ActorDiedError: killed since the node was running low on memory", "out of memory"),
     ],
 )
 def test_causes_of_what_ended_a_process(text: str, cause: str) -> None:
     assert cause_of_error(f"Traceback (most recent call last):\n  File ...\n{text}\n") == cause
+    assert cause_of_error("") == cause_of_error(" \n") == "process died"
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("no answer", b"0" * 16)])
@@ -40,19 +44,6 @@ def test_rays_own_errors_are_known_by_what_they_say(error: Exception) -> None:
     text = f"Failure # 1 (occurred at 2026-01-01_00-00-00)\n{error}\n"
     assert type(error).__name__ not in text
     assert cause_of_error(text) == "process died"
-
-
-def test_an_error_of_a_process_that_begins_is_its_own() -> None:
-    assert cause_of_error("The actor died because of an error raised in its creation task, ValueError: odd") == "error"
-
-
-def test_no_words_are_the_death_of_the_process() -> None:
-    assert cause_of_error("") == cause_of_error(" \n") == "process died"
-
-
-def test_an_actor_that_ray_killed_for_memory_did_not_just_die() -> None:
-    """Both words stand in Ray's text."""
-    assert cause_of_error("ActorDiedError: killed since the node was running low on memory") == "out of memory"
 
 
 @pytest.mark.parametrize(

@@ -50,27 +50,20 @@ def test_print_config_parses_back(run: Run, tiny_space: Path, tmp_path: Path) ->
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
-    run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path
+    run: Run, ray_session: None, tiny_argv: list[Any], tiny_store: DatasetStore, tmp_path: Path
 ) -> None:
+    """As JSON on standard output, as text beside it; long texts of train and valid are counted."""
     before = tree(tmp_path)
-    code, out, err = run(*tiny_argv, "--dry-run", "--concurrent", "1")
-    assert (code, out) == (0, "")
+    code, out, err = run(*tiny_argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
+    assert code == 0, err
+    place = str(tmp_path / "runs" / "tiny-tiny-bert-seed42")
     lines = {line.partition(":")[0]: line for line in err.splitlines()}
     assert "48/16/16 utterances, text + audio + vision" in lines["Data"]
     assert "stage 1: 6 x 3 epochs, then stage 2: 5 x 3 epochs; 2 finalists" in lines["Budget"]
     assert "1 trials at a time, 1 CPU each" in lines["Cluster"]
-    assert lines["Run"].endswith(str(tmp_path / "runs" / "tiny-tiny-bert-seed42"))
-    assert tree(tmp_path) == before
-
-
-def test_the_plan_as_json(
-    run: Run, ray_session: None, tiny_argv: list[Any], tiny_store: DatasetStore, tmp_path: Path
-) -> None:
-    """Alone on standard output, its settings by their names; long texts of train and valid are counted."""
-    code, out, err = run(*tiny_argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
-    assert code == 0, err
+    assert lines["Run"].endswith(place)
     plan = json.loads(out)
-    assert plan["run"] == str(tmp_path / "runs" / "tiny-tiny-bert-seed42")
+    assert plan["run"] == place
     assert plan["data"]["splits"] == {"train": 48, "valid": 16, "test": 16}
     assert plan["stages"] == {"stage1": {"trials": 6, "epochs": 3}, "stage2": {"trials": 5, "epochs": 3}}
     assert plan["cluster"]["concurrent"] == 1
@@ -80,15 +73,7 @@ def test_the_plan_as_json(
     cut = sum(len(text.split()) + text.split().count("quickly") + 2 > 8 for text in texts)
     assert plan["texts"] == {"cut": cut, "of": 64} and 0 < cut < 64
     assert f"{cut} of 64 texts" in err
-
-
-def test_json_is_alone_on_standard_output(recorded: Recorded) -> None:
-    summary = json.loads(recorded.out)
-    assert summary["run"] == str(recorded.folder)
-    assert summary["stages"].keys() == {"stage1", "stage2"}
-    assert {"valid", "test", "cost", "winner"} <= summary.keys()
-    assert "stage 1   1/6" in recorded.err
-    assert "Winner: trial stage2/" in recorded.err
+    assert tree(tmp_path) == before
 
 
 def test_what_ray_prints_while_trials_run_is_no_part_of_the_answer(
@@ -112,9 +97,14 @@ def test_what_ray_prints_while_trials_run_is_no_part_of_the_answer(
 
 
 def test_a_finished_run_prints_its_result_without_training(run: Run, recorded: Recorded) -> None:
+    summary = json.loads(recorded.out)
+    assert summary["run"] == str(recorded.folder)
+    assert {"stages", "valid", "test", "cost", "winner"} <= summary.keys()
+    assert "stage 1   1/6" in recorded.err
     before = tree(recorded.folder)
-    code, out, err = run(*recorded.argv)
-    assert (code, json.loads(out)) == (0, json.loads(recorded.out))
+    # The number of trials at a time does not matter.
+    code, out, err = run(*recorded.argv, "--concurrent", "2")
+    assert (code, json.loads(out)) == (0, summary)
     assert err == f"{recorded.folder} is finished; this is its result\n"
     code, out, err = run(*(word for word in recorded.argv if word != "--json"))
     assert code == 0
@@ -122,17 +112,11 @@ def test_a_finished_run_prints_its_result_without_training(run: Run, recorded: R
     assert tree(recorded.folder) == before
 
 
-def test_how_many_run_at_a_time_may_change(run: Run, recorded: Recorded) -> None:
-    code, out, _ = run(*recorded.argv, "--concurrent", "2")
-    assert (code, json.loads(out)) == (0, json.loads(recorded.out))
-
-
 @pytest.mark.parametrize(
     ("words", "difference"),
     [
         (["--seed", "7"], "seed: 42 -> 7"),
         (["--set", "stage1.epochs=4"], "stage1.epochs: 3 -> 4"),
-        (["--set", "stage1.head_lr=0.001"], "stage1.head_lr: 0.0002 -> 0.001"),
         (["--set", "stage1.head_lr=0.0002"], "stage1.head_lr (searched): {'low': 0.0001"),
     ],
 )
@@ -182,24 +166,3 @@ def test_the_same_number_written_otherwise_is_the_same_setting(
     argv[argv.index("--space") + 1] = str(tmp_path / "again.yaml")
     code, out, _ = run(*argv)
     assert (code, json.loads(out)) == (0, json.loads(recorded.out))
-
-
-def test_other_data_in_the_same_folder_are_refused(
-    run: Run, recorded: Recorded, tiny_csv: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other.csv"
-    other.write_text(tiny_csv.read_text().replace("great", "good"))
-    argv = list(recorded.argv)
-    argv[argv.index("--data") + 1] = str(other)
-    code, _, err = run(*argv, "--label-range", "-3", "3")
-    assert code == 2
-    assert "\n  data: " in err
-
-
-def test_a_run_of_a_newer_release_is_left_alone(run: Run, recorded: Recorded, tmp_path: Path) -> None:
-    argv = copy_recorded(recorded, tmp_path)
-    path = tmp_path / "recorded" / "run.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
-    code, _, err = run(*argv)
-    assert code == 3
-    assert "newer grcf_ray" in err

@@ -14,7 +14,7 @@ from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import nodes
 from grcf_ray.search.nodes import Memory, Node, NodeCheck, Seen, check_memory, check_nodes, cluster_nodes, look
-from grcf_ray.storage import storage_path
+from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train.assemble import backbone_sha256
 
 ALPHA = Node("a" * 56, "alpha", "10.0.0.2", {"CPU": 2.0, "object_store_memory": 2e9})
@@ -63,16 +63,22 @@ def test_one_node_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, config: RunC
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sound_nodes_have_their_memory_told(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "interfaces"), [(1, None), (2, {"GLOO_SOCKET_IFNAME": "eth7"})])
+def test_sound_nodes_have_their_memory_told(
+    monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path, workers: int, interfaces: dict[str, str] | None
+) -> None:
+    """Interfaces matter to trials that may lie on several nodes."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     asked = found(monkeypatch, {"alpha": Seen([], 64), "beta": Seen([], 10**10)})
-    memory = check_nodes([ALPHA, BETA], config, storage_path(tmp_path / "runs" / "n"))
+    wide = dataclasses.replace(config, search=dataclasses.replace(config.search, workers=workers))
+    memory = check_nodes([ALPHA, BETA], wide, storage_path(tmp_path / "runs" / "n"))
     assert memory == {
         "alpha (10.0.0.2)": Memory(2 * 10**9, 64),
         "beta (10.0.0.3)": Memory(10**8, 10**10),
     }
     # The driver's file is gone again.
     assert list((tmp_path / "runs").iterdir()) == []
-    assert asked[0].interfaces is None
+    assert asked[0].interfaces == interfaces
 
 
 def test_all_faults_of_all_nodes_come_together(
@@ -91,26 +97,10 @@ def test_all_faults_of_all_nodes_come_together(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_interfaces_are_looked_for_where_trials_may_lie_on_several_nodes(
-    monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path
-) -> None:
-    asked = found(monkeypatch, {"alpha": Seen([]), "beta": Seen([])})
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
-    wide = dataclasses.replace(config, search=dataclasses.replace(config.search, workers=2))
-    check_nodes([ALPHA, BETA], wide, storage_path(tmp_path / "runs" / "n"))
-    assert asked[0].interfaces == {"GLOO_SOCKET_IFNAME": "eth7"}
-
-
 def test_storage_that_the_driver_cannot_write_is_no_nodes_fault(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be written .*--storage s3:"):
         check_nodes([ALPHA, BETA], config, storage_path(tmp_path / "file" / "n"))
-
-
-def test_a_sound_node_has_no_faults(wanted: NodeCheck) -> None:
-    seen = look(wanted)
-    assert seen.faults == []
-    assert seen.shared_memory > 0
 
 
 @pytest.mark.parametrize(
@@ -120,42 +110,34 @@ def test_a_sound_node_has_no_faults(wanted: NodeCheck) -> None:
         ({"folder": "/nowhere/runs/.look"}, "does not see what is written to /nowhere/runs; "),
         ({"backbone_sha256": "0"}, "backbone .* has other weights there; copy"),
         ({"backbone": "/nowhere/bert"}, "backbone /nowhere/bert"),
+        ({}, r"^cannot write to .*/runs, .* \(Read-only file system\)$"),
+        (
+            {"versions": {"torch": "1.0", "grcf_ray": "0.0.1-aaaaaaaa"}},
+            r"^has grcf_ray \S+ \(driver: 0.0.1-aaaaaaaa\), torch \S+ \(driver: 1.0\); install .* there$",
+        ),
         ({"interfaces": {"GLOO_SOCKET_IFNAME": "lo"}}, "GLOO_SOCKET_IFNAME=lo names the loopback interface"),
     ],
 )
 @pytest.mark.usefixtures("ray_session")
 def test_what_is_wrong_with_a_node_is_said_with_what_to_do(
-    wanted: NodeCheck, changes: dict[str, Any], said: str
+    wanted: NodeCheck, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torch
+
+    # CPU and GPU builds of a release may be mixed.
+    monkeypatch.setattr(torch, "__version__", f"{wanted.versions['torch']}+cu130")
+    seen = look(wanted)
+    assert seen.faults == [] and seen.shared_memory > 0
+    if "versions" in changes:
+        changes = {"versions": {**wanted.versions, **changes["versions"]}}
+    if not changes:
+        monkeypatch.setattr(LocalPath, "write_text", _read_only)
     (fault,) = look(dataclasses.replace(wanted, **changes)).faults
     assert re.search(said, fault)
 
 
-def test_a_folder_that_cannot_be_written_is_named(wanted: NodeCheck, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grcf_ray.storage import LocalPath
-
-    def write_text(self: LocalPath, text: str) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(LocalPath, "write_text", write_text)
-    (fault,) = look(wanted).faults
-    assert re.fullmatch(r"cannot write to .*/runs, .* \(Read-only file system\)", fault)
-
-
-def test_other_versions_are_named_together(wanted: NodeCheck) -> None:
-    other = {**wanted.versions, "torch": "1.0", "grcf_ray": "0.0.1-aaaaaaaa"}
-    (fault,) = look(dataclasses.replace(wanted, versions=other)).faults
-    assert re.fullmatch(
-        r"has grcf_ray \S+ \(driver: 0.0.1-aaaaaaaa\), torch \S+ \(driver: 1.0\); install .* there", fault
-    )
-
-
-def test_a_version_of_torch_is_the_same_for_cpus_and_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    plain = torch.__version__.partition("+")[0]
-    monkeypatch.setattr(torch, "__version__", f"{plain}+cu130")
-    assert nodes._versions()["torch"] == plain
+def _read_only(self: LocalPath, text: str) -> None:
+    raise OSError(30, "Read-only file system")
 
 
 def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: NodeCheck, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,12 +60,6 @@ def test_trial_round_trip(record: RunRecord) -> None:
         record.trial(1, 7)
 
 
-def test_trials_come_by_number(record: RunRecord) -> None:
-    for number in (10, 2, 0, 11):
-        record.write_trial(trial(number, 0.5))
-    assert [t.number for t in record.trials(1)] == [0, 2, 10, 11]
-
-
 def test_what_is_undefined_is_null(record: RunRecord) -> None:
     record.write_trial(trial(0, float("nan"), 0.5, float("inf")))
     text = trial_path(record, 0).read_text()
@@ -105,19 +99,14 @@ def test_what_did_not_end_well_is_not_ranked(record: RunRecord, state: str) -> N
     assert [t.objective for t in record.trials(1)] == [None, 0.2, None, None]
 
 
-def test_only_a_running_trial_is_unfinished() -> None:
-    states = ("running", "complete", "pruned", "diverged", "failed")
-    assert [trial(0, state=state).finished for state in states] == [False, True, True, True, True]
-    assert trial(0, 0.1, 0.2).epoch == 2
-
-
 def test_export_is_a_line_of_json_for_each_trial(record: RunRecord) -> None:
-    for number in range(3):
+    # By number, whatever the order of the writes.
+    for number in (10, 0, 2):
         record.write_trial(trial(number, 0.5 + number, float("nan")))
     record.export_trials(1)
     lines = (record.place / "stage1" / "trials.jsonl").read_bytes().splitlines()
     assert [json.loads(line) for line in lines] == [
-        json.loads(trial_path(record, number).read_text()) for number in range(3)
+        json.loads(trial_path(record, number).read_text()) for number in (0, 2, 10)
     ]
 
 
@@ -168,19 +157,6 @@ def test_a_moved_run_reads_the_same(recorded: Recorded, tmp_path: Path) -> None:
         # Where the data lie and what was typed are facts; nothing else may name the old place.
         if path.name not in ("run.json", "provenance.json"):
             assert str(recorded.folder) not in path.read_text(), path
-
-
-def test_the_recorded_trials_are_json_without_nan(recorded: Recorded) -> None:
-    def refuse(word: str) -> None:
-        raise AssertionError(word)
-
-    for stage in (1, 2):
-        lines = (recorded.folder / f"stage{stage}" / "trials.jsonl").read_text().splitlines()
-        exported = [json.loads(line, parse_constant=refuse) for line in lines]
-        assert exported == [
-            json.loads(path.read_text(), parse_constant=refuse)
-            for path in sorted((recorded.folder / f"stage{stage}" / "trials").glob("*.json"))
-        ]
 
 
 @pytest.mark.parametrize(

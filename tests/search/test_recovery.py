@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from repetition import essence
 from safetensors.torch import save_file
 
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search import callback
-from grcf_ray.search.callback import RETRIES, RecordCallback
+from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.searcher import OptunaSearcher
-from grcf_ray.search.space import Choice, Space, load_space
 from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
-from tests.search.conftest import essence
 
 if TYPE_CHECKING:
     from grcf_ray.search.stages import Search
@@ -195,48 +194,6 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     for (live, built), stage in zip(list(studies), (1, 2), strict=True):
         assert told(live) == told(OptunaSearcher(**{**built, "trials": record.trials(stage)}))
         assert len(live.study.trials) == built["budget"]
-
-
-def test_a_trial_that_dies_too_often_fails_and_counts(
-    make_search: Callable[..., Search],
-    tiny_space: Path,
-    pids: dict[int, list[int]],
-    studies: list[tuple[OptunaSearcher, dict[str, Any]]],
-) -> None:
-    """Among trials that diverge and that are stopped early: the budget is exact, and Optuna is told as by a replay."""
-    victims: list[int] = []
-    ends: list[tuple[int, str]] = []
-
-    def kill(event: Event) -> None:
-        if isinstance(event, EpochFinished):
-            # The first trial that has an epoch and is not the start.
-            if not victims and event.trial.number > 0:
-                victims.append(event.trial.number)
-            if event.trial.number in victims:
-                os.kill(pids[event.trial.number][-1], signal.SIGKILL)
-        elif isinstance(event, (TrialBroke, TrialEnded)) and event.trial.number in victims:
-            ends.append((event.trial.attempt, type(event).__name__))
-
-    space = load_space(tiny_space)
-    wild = Space(**{**vars(space), "stage1": {"stage1.head_lr": Choice((1e-3, 2e-3, 1e30), 1e-3)}})
-    settings = {"stage2.epochs": 0, "stage1.epochs": 5, "search.stage1_trials": 9}
-    search = make_search(settings, kill, space=wild)
-    search.run()
-    trials = search.record.trials(1)
-    assert [trial.number for trial in trials] == list(range(9))
-    assert all(trial.finished for trial in trials)
-    (number,) = victims
-    failed = trials[number]
-    assert (failed.state, failed.attempt, failed.cause, failed.epoch) == ("failed", RETRIES + 1, "process died", 3)
-    assert [failure["attempt"] for failure in failed.failures] == list(range(1, RETRIES + 2))
-    assert failed.error == failed.failures[-1]["error"]
-    assert (failed.checkpoint, failed.objective) == (None, None)
-    assert not search.record.trial_folder(failed).exists()
-    assert ends == [(1, "TrialBroke"), (2, "TrialBroke"), (3, "TrialEnded")]
-    assert {"complete", "diverged", "failed"} <= {trial.state for trial in trials}
-    ((live, built),) = studies
-    assert told(live) == told(OptunaSearcher(**{**built, "trials": trials}))
-    assert len(live.study.trials) == 9
 
 
 def test_a_process_that_hangs_between_two_trials_is_killed_too(

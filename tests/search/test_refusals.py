@@ -16,7 +16,6 @@ from grcf_ray.search.space import shipped_space
 from tests.search.conftest import copy_recorded
 
 if TYPE_CHECKING:
-    from grcf_ray.data.store import DatasetStore
     from tests.conftest import Recorded
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,8 +60,14 @@ FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
         ("stage1.encoder_rl: no such setting", "did you mean stage1.encoder_lr?"),
     ),
     "setting of a wrong type": (table(), ("--set", "stage1.epochs=many"), 2, ("stage1.epochs = 'many'",)),
+    "faults of three rows": (
+        table((1, ROWS[0]), (4, 'u4,train,good film,3.5,"[[0.5, 4]]"'), (9, 'u9,train,good film,1,"[[NaN, 4]]"')),
+        (),
+        3,
+        ("u0", "u4", "u9"),
+    ),
     "not a setting": (table(), ("--set", "stage1.epochs"), 2, ("PATH=VALUE",)),
-    "no trials": (table(), ("--stage1-trials", "0"), 2, ("--stage1-trials 0",)),
+    "no trials": (table(), ("--stage1-trials", "0"), 2, ("--stage1-trials 0: should be",)),
     "margins": (
         table(),
         ("--set", "ranking.base_margin=0.01"),
@@ -129,6 +134,28 @@ def test_every_fault_has_one_message_its_exit_code_and_no_trace(
     assert {path.name for path in tmp_path.iterdir()} <= {"own.csv", "cache"}
 
 
+@pytest.mark.parametrize(
+    ("choices", "words", "message"),
+    [
+        ("[all, text+vision], start: all", [], "model.modalities names vision, which the data lack"),
+        ("[all, text+vision], start: all", ["--direct"], "model.modalities names vision, which the data lack"),
+        ("[text, audio], start: audio", [], "choices with text and one without, audio"),
+        ("[all, audio], start: audio", [], "choices with text and one without, audio"),
+        ("[all, text], start: all", ["--set", "model.modalities=audio"], "ridge_baseline"),
+    ],
+)
+def test_modalities_that_a_space_must_not_name(
+    choices: str, words: list[str], message: str, run: Run, tiny_space: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.csv").write_text(table())
+    space = tiny_space.read_text().replace("[all, text, text+audio], start: all", choices)
+    (tmp_path / "space.yaml").write_text(space)
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--dry-run"]
+    code, _, err = run(*argv, "--space", tmp_path / "space.yaml", *words)
+    assert code == 2
+    assert message in err
+
+
 def test_a_table_without_a_fault_passes_all_of_these_checks(
     run: Run, ray_session: None, tiny_space: Path, tmp_path: Path
 ) -> None:
@@ -137,52 +164,6 @@ def test_a_table_without_a_fault_passes_all_of_these_checks(
     argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
     code, _, err = run(*argv, "--storage", tmp_path / "runs", "--dry-run")
     assert code == 0, err
-
-
-@pytest.mark.parametrize("words", [[], ["--direct"]])
-def test_a_space_that_names_what_the_data_lack(words: list[str], run: Run, tiny_space: Path, tmp_path: Path) -> None:
-    """Whichever stage it is searched in."""
-    (tmp_path / "own.csv").write_text(table())
-    (tmp_path / "space.yaml").write_text(
-        tiny_space.read_text().replace("[all, text, text+audio]", "[all, text+vision]")
-    )
-    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--dry-run"]
-    code, _, err = run(*argv, "--space", tmp_path / "space.yaml", *words)
-    assert code == 2
-    assert "model.modalities names vision, which the data lack" in err
-
-
-@pytest.mark.parametrize(
-    ("choices", "words", "message"),
-    [
-        ("[text, audio]", [], "choices with text and one without, audio"),
-        ("[all, audio]", [], "choices with text and one without, audio"),
-        ("[all, text]", ["--set", "model.modalities=audio"], "ridge_baseline"),
-    ],
-)
-def test_text_is_seen_by_all_trials_or_by_none(
-    choices: str, words: list[str], message: str, run: Run, tiny_space: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "own.csv").write_text(table())
-    space = tiny_space.read_text().replace("[all, text, text+audio], start: all", f"{choices}, start: audio")
-    if words:
-        space = tiny_space.read_text()
-    (tmp_path / "space.yaml").write_text(space)
-    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--dry-run"]
-    code, _, err = run(*argv, "--space", tmp_path / "space.yaml", *words)
-    assert code == 2
-    assert message in err
-
-
-def test_all_faults_of_the_data_come_together(run: Run, tiny_space: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.csv").write_text(
-        table((1, ROWS[0]), (4, 'u4,train,good film,3.5,"[[0.5, 4]]"'), (9, 'u9,train,good film,1,"[[NaN, 4]]"'))
-    )
-    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
-    code, _, err = run(*argv)
-    assert code == 3
-    for part in ("u0", "u4", "u9"):
-        assert part in err
 
 
 def test_without_data_the_message_says_what_is_needed_and_where_it_is(run: Run, tmp_path: Path) -> None:
@@ -201,21 +182,6 @@ def test_an_unknown_data_set_names_the_nearest(run: Run, tmp_path: Path) -> None
         assert part in err
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--stage1-trials", "0"], "error: --stage1-trials 0: should be"),
-        (["--seed", "-1"], "error: --seed -1: should be"),
-        (["--cpus-per-worker", "0"], "error: --cpus-per-worker 0: should be"),
-    ],
-)
-def test_a_fault_of_an_option_names_it(run: Run, words: list[str], message: str) -> None:
-    code, out, err = run("--dataset", "mosi", "--print-config", *words)
-    assert (code, out) == (2, "")
-    assert err.startswith(message)
-    assert len(err.splitlines()) == 1
-
-
 def test_margins_follow_the_labels_of_the_data(run: Run, tmp_path: Path) -> None:
     """A shipped space on data labelled 1 to 5: two thirds of MOSI's; what is set stays."""
     rows = [f"{split}{i},{split},text,{1 + i % 5}" for split in ("train", "valid", "test") for i in range(25)]
@@ -228,14 +194,6 @@ def test_margins_follow_the_labels_of_the_data(run: Run, tmp_path: Path) -> None
     assert (ranking["intra_margin"], ranking["base_margin"]) == pytest.approx((0.2 / 3, 1 / 3), abs=1e-6)
     assert ranking["margin_step"] == 0.1
     assert yaml.safe_load(out)["stage1"]["reg_margin"] == pytest.approx(0.003 * 4 / 9, abs=1e-6)
-
-
-def test_crossed_bounds_of_a_space_file(run: Run, tiny_store: DatasetStore, tmp_path: Path) -> None:
-    path = tmp_path / "space.yaml"
-    path.write_text("dataset: tiny\nstage1:\n  stage1.head_lr: {low: 1e-3, high: 1e-5, start: 1e-4}\n")
-    code, _, err = run("--dataset", "tiny", "--data", tiny_store.folder, "--space", path)
-    assert code == 2
-    assert "stage1.head_lr: bounds are crossed: low = 0.001 is not below high = 1e-05" in err
 
 
 def test_more_gpus_than_there_are(run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path) -> None:
@@ -274,13 +232,7 @@ def test_a_fault_found_while_preparing_leaves_nothing(
         (ValueError("odd"), 1, "failed", "internal error: ValueError: odd"),
     ],
 )
-@pytest.mark.parametrize(
-    ("where", "measured"),
-    [("grcf_ray.search.session.Search.run", True), ("grcf_ray.search.session.measure_winner", False)],
-)
 def test_a_search_that_does_not_end_well_says_how(
-    where: str,
-    measured: bool,
     error: BaseException,
     code: int,
     state: str,
@@ -298,6 +250,8 @@ def test_a_search_that_does_not_end_well_says_how(
     argv = copy_recorded(recorded, tmp_path)
     path = tmp_path / "recorded" / "run.json"
     path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    measured = not isinstance(error, (KeyboardInterrupt, NoWinnerError))
+    where = f"grcf_ray.search.session.{'Search.run' if measured else 'measure_winner'}"
     if not measured:
         (tmp_path / "recorded" / "best" / "metrics.json").unlink()
     with monkeypatch.context() as patch:

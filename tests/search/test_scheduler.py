@@ -95,23 +95,16 @@ def test_epochs_without_an_objective_and_diverged_trials_are_no_rivals() -> None
     assert play(scheduler([diverged, undefined]), 2, [0.1, 0.1, 0.1])[0] == CONTINUE
 
 
-def test_a_live_trial_that_diverges_stays_off_the_rungs() -> None:
+def test_a_live_trial_that_diverges_or_is_removed_stays_off_the_rungs() -> None:
     halving = scheduler()
-    trial: Any = SimpleNamespace(trial_id="tune0", config={"number": 0})
+    first, second = (SimpleNamespace(trial_id=f"tune{n}", config={"number": n}) for n in (0, 1))
     controller: Any = None
-    halving.on_trial_add(controller, trial)
-    assert halving.on_trial_result(controller, trial, {"epoch": 1, "failure": "NaN"}) == CONTINUE
-    halving.on_trial_complete(controller, trial, {"epoch": 1, "failure": "NaN"})
-    assert play(halving, 1, [0.1])[0] == CONTINUE
-
-
-def test_a_waiting_trial_can_be_removed() -> None:
-    halving = scheduler()
-    trial: Any = SimpleNamespace(trial_id="tune0", config={"number": 0})
-    controller: Any = None
-    halving.on_trial_add(controller, trial)
-    halving.on_trial_remove(controller, trial)
-    assert play(halving, 0, [0.5])[0] == CONTINUE
+    halving.on_trial_add(controller, first)
+    assert halving.on_trial_result(controller, first, {"epoch": 1, "failure": "NaN"}) == CONTINUE
+    halving.on_trial_complete(controller, first, {"epoch": 1, "failure": "NaN"})
+    halving.on_trial_add(controller, second)
+    halving.on_trial_remove(controller, second)
+    assert [play(halving, number, [0.1])[0] for number in (1, 2)] == [CONTINUE] * 2
 
 
 @pytest.mark.parametrize(

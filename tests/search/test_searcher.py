@@ -145,18 +145,14 @@ def test_a_rebuilt_study_equals_the_one_that_was_told() -> None:
     assert frozen(proposals(trials)) == frozen(search)
 
 
-def test_unfinished_trials_come_first_under_their_numbers() -> None:
-    whole = run(proposals(), 8)
+def test_unfinished_trials_come_first_and_leave_the_later_proposals_as_they_were() -> None:
+    whole = run(proposals(), 12)
     record = [*whole[:2], running(2, whole[2].params), whole[3], running(4, whole[4].params)]
     search = proposals(record)
     for number in (2, 4):
         config = suggested(search, f"again{number}")
         assert (config["number"], config["params"]) == (number, whole[number].params)
     assert suggested(search, "new")["number"] == 5
-
-
-def test_an_unfinished_trial_leaves_the_later_proposals_as_they_were() -> None:
-    whole = run(proposals(), 12)
     again = run(proposals([*whole[:6], running(6, whole[6].params)]), 6)
     assert [t.params for t in again] == [t.params for t in whole[6:]]
 
@@ -168,41 +164,31 @@ def test_what_runs_at_the_same_time_differs() -> None:
     assert len({p["stage1.encoder_lr"] for p in params}) == 4
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_first_trial_is_the_start_and_a_seed_is_a_search(stage: Literal[1, 2]) -> None:
-    first, *rest = run(proposals(stage=stage), 3, stage=stage)
-    assert (first.number, first.params) == (0, start_of(SPACE))
-    assert [t.params for t in rest] == [t.params for t in run(proposals(stage=stage), 3, stage=stage)[1:]]
-    other_seed = run(proposals(stage=stage, seed=43), 3, stage=stage)
-    assert other_seed[0].params == first.params
-    assert other_seed[1].params != rest[0].params
-
-
-def test_stages_of_a_run_draw_differently() -> None:
-    assert run(proposals(stage=1), 2)[1].params != run(proposals(stage=2), 2, stage=2)[1].params
+def test_first_trial_is_the_start_and_a_seed_and_a_stage_are_a_search() -> None:
+    params = {
+        (stage, seed): [t.params for t in run(proposals(stage=stage, seed=seed), 3, stage=stage)]  # type: ignore[arg-type]
+        for stage in (1, 2)
+        for seed in (42, 43)
+    }
+    assert all(first == start_of(SPACE) for first, *_ in params.values())
+    assert params[1, 42] == [t.params for t in run(proposals(), 3)]
+    assert len({str(rest) for _, *rest in params.values()}) == 4
 
 
 def test_states_are_told_truthfully() -> None:
     search = proposals()
-    complete, pruned, _, diverged, died, failed = run(search, 6)
+    complete, pruned, *_ = run(search, 6)
     told = search.study.trials
-
-    assert told[0].state == TrialState.COMPLETE
-    assert told[0].value == complete.curve[-1]["valid/pairwise_acc"]
-    assert told[0].intermediate_values == {m["epoch"]: m["valid/pairwise_acc"] for m in complete.curve}
-
-    assert told[1].state == TrialState.PRUNED
-    assert told[1].intermediate_values == {m["epoch"]: m["valid/pairwise_acc"] for m in pruned.curve}
-    assert told[1].last_step == 2
-
-    assert told[3].state == TrialState.PRUNED
-    assert (told[3].value, told[3].intermediate_values) == (None, {})
-    assert diverged.state == "diverged"
-
-    for trial in (died, failed):
-        assert told[trial.number].state == TrialState.FAIL
-        assert (told[trial.number].value, told[trial.number].intermediate_values) == (None, {})
-        assert trial.state == "failed"
+    scores = [{m["epoch"]: m["valid/pairwise_acc"] for m in trial.curve} for trial in (complete, pruned)]
+    assert [(t.state, t.intermediate_values) for t in (*told[:2], *told[3:6])] == [
+        (TrialState.COMPLETE, scores[0]),
+        (TrialState.PRUNED, scores[1]),
+        (TrialState.PRUNED, {}),
+        (TrialState.FAIL, {}),
+        (TrialState.FAIL, {}),
+    ]
+    assert (told[0].value, told[1].last_step) == (complete.curve[-1]["valid/pairwise_acc"], 2)
+    assert [told[number].value for number in (3, 4, 5)] == [None] * 3
 
 
 def test_direction_is_the_stages() -> None:
@@ -210,22 +196,15 @@ def test_direction_is_the_stages() -> None:
     assert proposals(stage=2).study.direction == optuna.study.StudyDirection.MINIMIZE
 
 
-def test_an_epoch_without_an_objective_is_passed_over() -> None:
+def test_an_epoch_without_an_objective_is_passed_over_and_a_trial_is_told_once() -> None:
     search = proposals()
     search.suggest("id")
     curve = [{"epoch": 1, "valid/pairwise_acc": 0.5}, {"epoch": 2, "valid/pairwise_acc": None}]
     search.on_trial_result("id", {"epoch": 1, "curve": curve[:1]})
     search.on_trial_complete("id", {"epoch": 2, "curve": curve})
+    search.on_trial_complete("id", error=True)
     assert search.study.trials[0].state == TrialState.PRUNED
     assert search.study.trials[0].intermediate_values == {1: 0.5}
-
-
-def test_a_trial_is_told_once() -> None:
-    search = proposals()
-    search.suggest("id")
-    search.on_trial_complete("id", {"epoch": EPOCHS, "curve": [{"epoch": EPOCHS, "valid/pairwise_acc": 0.5}]})
-    search.on_trial_complete("id", error=True)
-    assert search.study.trials[0].state == TrialState.COMPLETE
 
 
 def test_a_trial_whose_process_died_is_proposed_again_as_it_was_and_told_at_its_end() -> None:
@@ -255,9 +234,7 @@ def test_a_trial_that_died_once_too_often_has_failed_and_spends_the_budget() -> 
     search.on_trial_complete("id", error=True)
     search.settle(0, False)
     assert search.study.trials[0].state == TrialState.FAIL
-    assert suggested(search, "next")["number"] == 1
-    search.on_trial_complete("next", {"curve": curve_of(search.study.trials[1].params, "complete", 1)})
-    assert search.suggest("none") == Searcher.FINISHED
+    assert numbers_until_finished(search) == [1]
 
 
 def test_the_search_is_finished_only_when_no_trial_can_come_back() -> None:
@@ -380,26 +357,22 @@ def test_startup_trials_are_a_quarter_from_4_to_10(budget: int, startup: int) ->
     assert startup_trials(budget) == startup
 
 
-@pytest.mark.parametrize("path", ["pairs.pairs_per_group", "pairs.pairs_per_epoch", "stage2.top_layers"])
-def test_whole_number_settings_get_whole_numbers(path: str) -> None:
-    """Also those whose default is None."""
-    space: dict[str, Dimension] = {
-        "stage1.encoder_lr": Range(1e-6, 1e-3, True, 1e-4),
-        "model.fusion_dropout": Range(0.0, 0.6, False, 0.1),
-        path: Range(2, 40, False, 12),
-    }
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        *[(path, int) for path in ("pairs.pairs_per_group", "pairs.pairs_per_epoch", "stage2.top_layers")],
+        ("stage1.group_weight", float),
+    ],
+)
+def test_whole_number_settings_get_whole_numbers(path: str, kind: type) -> None:
+    """Also those whose default is None; other numbers are not rounded."""
+    space: dict[str, Dimension] = {**SPACE, path: Range(kind(2), kind(40), False, kind(12))}
     values = [t.params[path] for t in run(proposals(space=space), 12)]
-    assert all(type(value) is int for value in values)
+    assert all(type(value) is kind for value in values)
     assert values[0] == 12
     assert len(set(values)) > 3
     assert all(2 <= value <= 40 for value in values)
-
-
-def test_other_numbers_are_not_rounded() -> None:
-    space: dict[str, Dimension] = {**SPACE, "stage1.group_weight": Range(1.0, 10.0, False, 2.0)}
-    values = [t.params["stage1.group_weight"] for t in run(proposals(space=space), 6)]
-    assert all(type(value) is float for value in values)
-    assert any(value != int(value) for value in values)
+    assert any(value != int(value) for value in values) == (kind is float)
 
 
 def test_the_model_takes_over_after_the_startup_trials() -> None:
@@ -417,6 +390,7 @@ def test_the_model_takes_over_after_the_startup_trials() -> None:
 
 def test_a_stage_without_anything_to_search_repeats_its_start() -> None:
     search = proposals(space={})
+    assert search.set_search_properties("objective", "max", {}) is False
     configs = [suggested(search, f"id{k}") for k in range(3)]
     assert configs == [{"number": k, "params": {}} for k in range(3)]
 
@@ -443,10 +417,3 @@ def test_rays_class_has_what_the_searcher_uses() -> None:
     assert unknown._ot_study is None
     unknown._setup_study("max")
     assert unknown._ot_study.direction == optuna.study.StudyDirection.MAXIMIZE
-
-
-def test_a_space_without_a_dimension_has_trials() -> None:
-    search = proposals(space={}, starts=[{}], trials=[], budget=2)
-    assert search.set_search_properties("objective", "max", {}) is False
-    assert [search.suggest(name) is not None for name in ("a", "b")] == [True, True]
-    assert [trial.params for trial in search.study.trials] == [{}, {}]

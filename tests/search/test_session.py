@@ -96,7 +96,6 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     ]
 
 
-@pytest.mark.slow
 def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], tmp_path: Path) -> None:
     """After a search without; the same again trains nothing, and fewer are no reason to start."""
     assert run(*words)[0] == 0
@@ -160,6 +159,9 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path) -> None:
     assert not again(reopen=True)
     assert not again({"search.stage1_trials": 7})
     assert not again({"search.stage2_trials": 6})
+    session.record.update_run(seeds=3)
+    assert again(), "nobody asks for the retrainings, which are gone"
+    assert not again(seeds=3)
     for state in ("running", "interrupted", "failed", "time is up"):
         session.record.update_run(state=state)
         assert not again()
@@ -188,12 +190,6 @@ def test_a_search_whose_best_model_is_gone_is_not_finished(
     assert winner.test_was_read(session.record)
 
 
-def test_a_search_whose_retrainings_are_gone_is_not_finished(session: Session) -> None:
-    session.record.update_run(seeds=3)
-    assert session.finished(), "nobody asks for them"
-    assert not dataclasses.replace(session, seeds=3).finished()
-
-
 def test_the_winner_is_saved_and_measured_again_from_the_record(
     run: Run, recorded: Recorded, ray_session: None, tmp_path: Path
 ) -> None:
@@ -218,20 +214,15 @@ def test_the_winner_is_saved_and_measured_again_from_the_record(
     assert f"error: {folder / checkpoint}: no such checkpoint" in err
 
 
-def test_trials_after_the_look_at_test_are_noted_once(session: Session) -> None:
-    note = session._note_trials_after_test()
-    (trial, *_) = session.record.trials(2)
-    note(TrialEnded(trial))
-    assert "test_seen" not in session.record.read_run()
-    note(TrialStarted(trial))
+def test_trials_after_the_look_at_test_are_noted_but_no_retrainings(session: Session) -> None:
+    trial = session.record.trials(2)[0]
+    for events in ([TrialEnded(trial)], [RetrainingsStarted("anew", {1: 6, 2: 6}), TrialStarted(trial)]):
+        note = session._note_trials_after_test()
+        for event in events:
+            note(event)
+        assert "test_seen" not in session.record.read_run()
+    session._note_trials_after_test()(TrialStarted(trial))
     assert session.record.read_run()["test_seen"] is True
-
-
-def test_retrainings_after_the_look_at_test_are_no_such_trials(session: Session) -> None:
-    note = session._note_trials_after_test()
-    note(RetrainingsStarted("anew", {1: 6, 2: 6}))
-    note(TrialStarted(session.record.trials(2)[0]))
-    assert "test_seen" not in session.record.read_run()
 
 
 def test_a_state_that_cannot_be_written_hides_no_error(

@@ -123,15 +123,16 @@ def trial_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {f"{path.parts[-3]}/{path.stem}": json.loads(path.read_text()) for path in paths}
 
 
-def test_the_run_is_extended(
-    ray_session: None, stored: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_run_of_an_earlier_version_is_extended(
+    ray_session: None, open_stored: Open, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = trial_files(stored)
+    folder = open_stored("run-1")
+    before = trial_files(folder)
     assert command(monkeypatch, "search", *arguments, "--stage2-trials", "6") == 0
-    after = trial_files(stored)
+    after = trial_files(folder)
     assert after.keys() - before.keys() == {"stage2/0005"}
     assert {name: after[name]["curve"] for name in before} == {name: trial["curve"] for name, trial in before.items()}
-    assert json.loads((stored / "run.json").read_text())["test_seen"] is True
+    assert json.loads((folder / "run.json").read_text())["test_seen"] is True
 
 
 @pytest.mark.parametrize("name", UNFINISHED)

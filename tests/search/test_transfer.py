@@ -62,12 +62,8 @@ def test_what_narrow_rows_are_filled_with(tmp_path: Path, tiny_backbone: Path, s
     assert table["audio"].to_pylist() == [
         [[*row, fill] for row in rows] for rows in other.read("test")["audio"].to_pylist()
     ]
-    what = (
-        "the means of the model's training rows"
-        if standardise
-        else "zeros, because the model was trained without standardising"
-    )
-    assert notes == [f"audio: 1 values, {what}, are added to 2"]
+    what = "the means of the model's training rows" if standardise else "zeros, because"
+    assert notes[0].startswith(f"audio: 1 values, {what}")
 
 
 @pytest.mark.parametrize("follows", [True, False], ids=["the model's rows follow words", "the data's do"])
@@ -86,20 +82,14 @@ def test_rows_that_follow_words_where_the_others_do_not(tmp_path: Path, tiny_bac
     assert metrics["mae"] == pytest.approx(np.abs(saved.score(table) - [0.4, -1.2]).mean(), abs=1e-4)
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-def test_rows_alike_are_no_difference(tmp_path: Path, tiny_backbone: Path, aligned: bool) -> None:
-    store = store_of(tmp_path / "own", word_aligned=aligned)
-    model = load_model(model_of(tmp_path / "best", tiny_backbone, store))
-    assert measure_on(model, store.read("test"), store.info, threads=1, fit=False)[1] == []
-
-
-def test_rows_that_nobody_reads_are_no_difference(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_rows_alike_or_that_nobody_reads_are_no_difference(tmp_path: Path, tiny_backbone: Path) -> None:
     """Of a model of text alone; and of data without audio, which are refused for that alone."""
     own, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (True, False))
     textual = load_model(model_of(tmp_path / "textual", tiny_backbone, own, model__modalities="text"))
     assert measure_on(textual, other.read("test"), other.info, threads=1, fit=False)[1] == []
     bare = store_of(tmp_path / "bare", word_aligned=False, audio=False)
     saved = load_model(model_of(tmp_path / "best", tiny_backbone, own))
+    assert measure_on(saved, own.read("test"), own.info, threads=1, fit=False)[1] == []
     _, notes = fit_features(bare.read("test"), bare.info, saved, asked=True)
     assert notes == ["no audio: taken as missing in every utterance"]
 

@@ -1,4 +1,4 @@
-"""What is on record of the winner's predictions: those that its figures were computed from."""
+"""The winner's model, figures and predictions, and the finalists' predictions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from grcf_ray.errors import DataError
 from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search import winner as winner_module
+from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import config_of
@@ -68,7 +69,9 @@ def test_figures_on_record_are_those_of_the_predictions(recorded: Recorded, spli
 
 
 def test_scores_are_the_heads_of_the_states(recorded: Recorded) -> None:
-    scored = Predictions.read(storage_path(predictions(recorded.folder, "test")))
+    view = RunView.read(RunRecord(storage_path(recorded.folder)))
+    scored = view.scored("test")
+    assert (view.shown_split, scored is not None) == ("test", True)
     with torch.no_grad():
         score_N = load_model(recorded.folder / "best").model.decide(torch.from_numpy(scored.state_ND.copy())).numpy()
     np.testing.assert_allclose(score_N, scored.score_N, rtol=1e-5)
@@ -95,13 +98,6 @@ def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch:
     assert pq.read_table(tmp_path / "kept" / "valid.parquet").equals(
         pq.read_table(predictions(recorded.folder, "valid"))
     )
-
-
-def test_the_report_shows_test_once_it_has_been_read(recorded: Recorded) -> None:
-    view = RunView.read(RunRecord(storage_path(recorded.folder)))
-    assert view.shown_split == "test"
-    scored = view.scored("test")
-    assert scored is not None and len(scored.id_N) == 16
 
 
 def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
@@ -133,27 +129,22 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
     assert measured(record, trial_name(best)) and not measured(record, trial_name(other))
 
 
-@pytest.mark.parametrize("gone", ["manifest.json", "metrics.json", "provenance.json", "tokenizer/tokenizer.json"])
-def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path: Path, gone: str) -> None:
-    """Predictions may be left out: they hold texts."""
+def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path: Path) -> None:
+    """Predictions may be left out: they hold texts. A first release's run has no manifest."""
     folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record = RunRecord(storage_path(folder))
+    record, best = RunRecord(storage_path(folder)), folder / "best"
     winner = record.read_run()["winner"]
-    shutil.rmtree(folder / "best" / "predictions")
-    assert measured(record, winner)
-    (folder / "best" / gone).unlink()
-    assert not measured(record, winner)
-
-
-def test_a_winner_is_measured_once_its_figures_are_in_the_manifest(recorded: Recorded, tmp_path: Path) -> None:
-    """A search that was killed in between measures it again; a first release's run has no manifest."""
-    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record = RunRecord(storage_path(folder))
-    winner = record.read_run()["winner"]
-    path = folder / "best" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    shutil.rmtree(best / "predictions")
+    for name in ("manifest.json", "metrics.json", "provenance.json", "tokenizer/tokenizer.json"):
+        assert measured(record, winner)
+        content = (best / name).read_bytes()
+        (best / name).unlink()
+        assert not measured(record, winner)
+        (best / name).write_bytes(content)
+    # A search that was killed before the manifest was complete measures the winner again.
+    manifest = json.loads((best / "manifest.json").read_text())
     del manifest["files"]["metrics.json"]
-    path.write_text(json.dumps(manifest))
+    (best / "manifest.json").write_text(json.dumps(manifest))
     assert not measured(record, winner)
     assert measured(RunRecord(storage_path(STORED)), "stage2/4")
     assert not measured(RunRecord(storage_path(STORED)), "stage2/3")
@@ -174,3 +165,48 @@ def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == {
         name: content for name, content in before.items() if name != path
     }
+
+
+def test_a_finalists_scores_are_those_of_its_best_epoch(recorded: Recorded) -> None:
+    view = RunView.read(RunRecord(storage_path(recorded.folder)))
+    finalists = [int(number) for number in view.run["finalists"]]
+    assert len(finalists) == 2
+    table = DatasetStore.open(recorded.data).read("valid")
+    for number in finalists:
+        scored = view.finalist_scored(number)
+        assert scored is not None
+        assert (list(scored.id_N), list(scored.text_N)) == (table["id"].to_pylist(), table["text"].to_pylist())
+        assert scored.state_ND.shape == (16, 32)
+        best = view.trials[1][number].best
+        assert best is not None
+        found = regression_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
+        assert found == pytest.approx(
+            {name.removeprefix("valid/"): value for name, value in best.items() if name.startswith("valid/")}, rel=1e-5
+        )
+
+
+def test_what_is_there_stays_and_a_damaged_finalist_is_named(
+    recorded: Recorded, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(recorded.folder, folder)
+    record, store, space = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data), load_space(tiny_space)
+    features = prepare_features(store, space.config())
+    first, second = (record.finalist_folder(int(number)) for number in record.read_run()["finalists"])
+    before = Predictions.read(second / "predictions" / "valid.parquet")
+    for finalist in (first, second):
+        (finalist / "predictions").delete()
+    weights = folder / "finalists" / first.name / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    keep_finalists(record, space, features, store)
+    assert f"finalist stage1/{int(first.name)}:" in capsys.readouterr().err
+    assert not (first / "predictions").exists()
+    place = second / "predictions" / "valid.parquet"
+    assert (Predictions.read(place).state_ND == before.state_ND).all()
+    written = place.read_bytes()
+    keep_finalists(record, space, features, store)
+    assert place.read_bytes() == written
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
