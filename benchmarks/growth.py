@@ -378,18 +378,16 @@ def _resume(setup: Setup, record: RunRecord) -> None:
 
 
 def _callback(setup: Setup, record: RunRecord, trials: list[TrialRecord]) -> RecordCallback:
-    return RecordCallback(
-        record,
-        1,
-        trials=trials,
+    search: Any = SimpleNamespace(
+        record=record,
         config=setup.config,
         protocol="mosi",
-        seed_of=lambda params, number: stage_seed(number),
-        epochs=EPOCHS,
-        choices=setup.config.search.finalists,
+        seed=lambda stage, params, number: stage_seed(number),
+        epochs=lambda stage: EPOCHS,
         config_of=lambda trial: config_of(setup.space, record, trial),
         tell=lambda event: None,
     )
+    return RecordCallback(search, 1, trials, choices=setup.config.search.finalists)
 
 
 def _record_trial(setup: Setup, metrics: Mapping[str, Any], number: int, callback: RecordCallback) -> None:

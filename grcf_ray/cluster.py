@@ -166,7 +166,6 @@ def _watch(parts: Mapping[str, str], patience: float, gone: Callable[[str], None
 
 
 def _start() -> None:
-    """Start a Ray that only this process tree can reach."""
     global _own
     import ray
 
@@ -244,7 +243,6 @@ def _private_folder() -> Path:
 
 
 def _clear(folder: Path, pid: int) -> None:
-    """Stop Ray, then remove its folder."""
     import ray
 
     if os.getpid() == pid:
@@ -293,6 +291,5 @@ def _knock(address: str) -> None:
 
 
 def _reach(address: str) -> socket.socket:
-    """Return a connection to HOST:PORT. OSError if no server listens."""
     host, _, port = address.rpartition(":")
     return socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S)

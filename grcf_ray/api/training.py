@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from grcf_ray import console, errors
 from grcf_ray.config import ABLATIONS, build_config, check_margins, check_read, flatten, nearest, reads
@@ -18,6 +18,7 @@ from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
 from grcf_ray.files import write_json
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.run_lookup import open_data, space_on
+from grcf_ray.search.space import stage_epochs
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
 from grcf_ray.train.checkpoint import read_state
@@ -66,15 +67,7 @@ def train_model(
     >>> training.best[2]["valid/mae"]
     """
     settings = dict(settings or {})
-    config = starting_config(
-        dataset,
-        data=data,
-        label_range=label_range,
-        space=space,
-        settings=settings,
-        backbone=backbone,
-        ablation=ablation,
-    )
+    config = starting_config(dataset, data, label_range, space, settings, backbone, ablation)
     # Workers do not change the results, so they are not among the settings that a folder of checkpoints is tied to.
     sharing = dataclasses.replace(
         config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
@@ -90,7 +83,6 @@ def train_model(
 
 def starting_config(
     dataset: str,
-    *,
     data: str | Path | None,
     label_range: tuple[float, float] | None,
     space: str | Path | None,
@@ -117,7 +109,6 @@ def _checked_store(
     label_range: tuple[float, float] | None,
     out: Path,
 ) -> DatasetStore:
-    """Open the data, and check that the configuration can be trained on them."""
     store = open_data(dataset, data, label_range)
     for note in store.check_trainable():
         console.progress(f"Note: {note}")
@@ -155,7 +146,6 @@ def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> 
 def _train(
     config: RunConfig, sharing: SearchConfig, store: DatasetStore, out: Path, threads: int | None
 ) -> dict[int, dict[str, Any]]:
-    """Train both stages, or their remaining epochs; return the metrics of each stage's best epoch."""
     features = prepare_features(store, config)
     select_modalities(features, config.model.modalities)
     _claim(out, config, store.info.fingerprint)
@@ -174,23 +164,22 @@ def _stage_jobs(
     config: RunConfig, protocol: MetricProtocol, out: StoragePath, *, threads: int, gpu: bool
 ) -> list[tuple[StageJob, int]]:
     """Return a job and its number of epochs for each stage that has any. Stage 2 starts from Stage 1's checkpoint."""
-    stages: list[tuple[Literal[1, 2], int]] = [(1, config.stage1.epochs), (2, config.stage2.epochs)]
     jobs, initial = [], None
-    for stage, epochs in stages:
-        if epochs:
-            job = StageJob(
-                stage=stage,
-                seed=stage_seed(config.seed, stage),
-                settings=flatten(config),
-                protocol=protocol,
-                folder=(out / f"stage{stage}").uri,
-                initial=initial,
-                initial_sha256=None,
-                threads=threads,
-                gpu=gpu,
-            )
-            jobs.append((job, epochs))
-            initial = (out / f"stage{stage}" / f"{config.stage2.start}.safetensors").uri
+    for stage, epochs in stage_epochs(config).items():
+        folder = out / f"stage{stage}"
+        job = StageJob(
+            stage=stage,
+            seed=stage_seed(config.seed, stage),
+            settings=flatten(config),
+            protocol=protocol,
+            folder=folder.uri,
+            initial=initial,
+            initial_sha256=None,
+            threads=threads,
+            gpu=gpu,
+        )
+        jobs.append((job, epochs))
+        initial = (folder / f"{config.stage2.start}.safetensors").uri
     return jobs
 
 

@@ -90,15 +90,7 @@ def train(
         raise ConfigError("give --dataset NAME to train a configuration, or --from RUN --trial NAME to repeat a trial")
     settings = parse_assignments(set_)
     if print_config or print_model:
-        config = starting_config(
-            dataset,
-            data=data,
-            label_range=label_range,
-            space=space,
-            settings=settings,
-            backbone=backbone,
-            ablation=ablation,
-        )
+        config = starting_config(dataset, data, label_range, space, settings, backbone, ablation)
         if print_config:
             console.say(to_yaml(config).rstrip("\n"))
         else:
@@ -131,6 +123,7 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
     from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
     from grcf_ray.search.replay import epochs_to_repeat, find_trial, other_versions, replay_job, unlike
     from grcf_ray.search.run_lookup import encoder_of, recorded_store
+    from grcf_ray.search.space import stage_epochs
     from grcf_ray.storage import storage_path
     from grcf_ray.train.assemble import prepare_features
 
@@ -147,7 +140,7 @@ def _replay(run: str, name: str, data: Path | None, out: Path | None) -> None:
         job, config = replay_job(record, holder, trial, place)
         if config.search.workers > 1:
             join_cluster(config, config.search, place)
-        epochs = config.stage1.epochs if job.stage == 1 else config.stage2.epochs
+        epochs = stage_epochs(config)[job.stage]
         with job_runner(prepare_features(store, config), config.search) as runner:
             runner.start(job)
             result: dict[str, Any] = {"epoch": 0, "done": False}
@@ -183,20 +176,18 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
     from grcf_ray.model.build import build_model, parameter_table
     from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 
-    if data is not None:
-        info = find_data(dataset, data, label_range).info
-        task = info.task
-        dims = {"audio": info.audio_dim, "vision": info.vision_dim}
-    else:
-        facts = datasets.get(dataset)
-        task = facts.task
-        dims = {"audio": facts.audio_dim, "vision": facts.vision_dim}
-    dims = {name: dim if config.model.sees(name) else None for name, dim in dims.items()}
+    info = datasets.get(dataset) if data is None else find_data(dataset, data, label_range).info
+    sees = config.model.sees
     with torch.device("meta"):
         described = backbone_config(config.model.backbone) if config.model.sees_text else None
         backbone = None if described is None else backbone_from_config(described)
         model = build_model(
-            backbone, config.model, task=task, audio_dim=dims["audio"], vision_dim=dims["vision"], half_range=3.0
+            backbone,
+            config.model,
+            task=info.task,
+            audio_dim=info.audio_dim if sees("audio") else None,
+            vision_dim=info.vision_dim if sees("vision") else None,
+            half_range=3.0,
         )
     table = parameter_table(model)
     total = sum(count for _, count in table)

@@ -24,7 +24,7 @@ def ridge_metrics(
     """Return validation and test metrics of ridge regression, with alpha chosen by validation MAE.
 
     For classification: logistic regression with the same penalty, alpha chosen by validation BCE.
-    features, test: without frozen hidden states, so that the whole pretrained encoder computes the vectors.
+    test: without frozen hidden states. The whole pretrained encoder computes the vectors.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
 

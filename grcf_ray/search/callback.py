@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
@@ -14,10 +14,13 @@ from ray import tune
 
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.metrics import MetricProtocol
-from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
+from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialStarted
 from grcf_ray.search.failures import HUNG, cause_of_error, cause_of_result, last_line
 from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
 from grcf_ray.train.job import StageJob
+
+if TYPE_CHECKING:
+    from grcf_ray.search.stages import Search
 
 RETRIES = 2
 """Restarts of a trial after its process died, counted over all drivers."""
@@ -26,32 +29,16 @@ RETRIES = 2
 class RecordCallback(tune.Callback):
     """Record every launch, epoch and end of a stage's trials before Tune acts on it.
 
-    seed_of: returns a trial's seed from its parameters and number. epochs: of a full trial. choices: number of trials
-    that the stage hands over, whose weights are kept. config_of: returns a trial's whole configuration. tell: receives
-    events.
+    choices: number of trials that the stage hands over, whose weights are kept.
     """
 
     settle: Callable[[int, bool], None]
     """Called with the number of a trial whose process died, and whether the trial will be launched again."""
 
-    def __init__(
-        self,
-        record: RunRecord,
-        stage: Literal[1, 2],
-        *,
-        trials: list[TrialRecord],
-        config: RunConfig,
-        protocol: MetricProtocol,
-        seed_of: Callable[[dict[str, Any], int], int],
-        epochs: int,
-        choices: int,
-        config_of: Callable[[TrialRecord], RunConfig],
-        tell: Callable[[Event], None],
-    ) -> None:
-        self._record, self._stage, self._search, self._protocol = record, stage, config.search, protocol
-        self._seed_of, self._epochs, self._choices = seed_of, epochs, choices
-        self._config_of, self._tell = config_of, tell
-        self._keep = ("best", config.stage2.start) if stage == 1 else ("best",)
+    def __init__(self, search: Search, stage: Literal[1, 2], trials: list[TrialRecord], *, choices: int) -> None:
+        self._search, self._record, self._stage, self._choices = search, search.record, stage, choices
+        self._limits, self._tell, self._epochs = search.config.search, search.tell, search.epochs(stage)
+        self._keep = ("best", search.config.stage2.start) if stage == 1 else ("best",)
         self._trials = {trial.number: trial for trial in trials}
         self._sign_of_life: dict[int, float] = {}
         self._hung: set[int] = set()
@@ -65,12 +52,7 @@ class RecordCallback(tune.Callback):
     @property
     def hopeless(self) -> bool:
         """Whether enough trials failed in a row to blame a shared cause."""
-        return self.failing >= self._search.failures_in_a_row
-
-    @property
-    def unfinished(self) -> int:
-        """Number of trials that were launched and have not ended."""
-        return sum(not trial.finished for trial in self._trials.values())
+        return self.failing >= self._limits.failures_in_a_row
 
     def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Record a proposal; return the trial's configuration for Tune."""
@@ -80,7 +62,7 @@ class RecordCallback(tune.Callback):
             stage=self._stage,
             attempt=0,
             params=params,
-            seed=self._seed_of(params, number),
+            seed=self._search.seed(self._stage, params, number),
             state="running",
             started=now(),
         )
@@ -97,13 +79,11 @@ class RecordCallback(tune.Callback):
         self._sign_of_life.pop(number, None)
         record.write_trial(trial)
         self._tell(TrialStarted(trial))
-        return {"number": number, "job": self.job(trial, folder.uri)}
-
-    def job(self, trial: TrialRecord, folder: str) -> dict[str, Any]:
-        """Return the trial's `StageJob` as plain values."""
-        return vars(
-            stage_job(self._record, trial, config=self._config_of(trial), protocol=self._protocol, folder=folder)
-        )
+        config, protocol = self._search.config_of(trial), self._search.protocol
+        return {
+            "number": number,
+            "job": vars(stage_job(record, trial, config=config, protocol=protocol, folder=folder.uri)),
+        }
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Note that the trial's process has started."""
@@ -137,7 +117,7 @@ class RecordCallback(tune.Callback):
         cause, error = cause_of_error(text), last_line(text) if text.strip() else "the trial's process died"
         if kept.number in self._hung:
             self._hung.discard(kept.number)
-            cause, error = HUNG, f"no epoch ended within {self._search.hang_minutes:g} minutes"
+            cause, error = HUNG, f"no epoch ended within {self._limits.hang_minutes:g} minutes"
         kept.failures.append({"attempt": kept.attempt, "cause": cause, "error": error, "time": now()})
         again = len(kept.failures) <= RETRIES
         if again:
@@ -155,7 +135,7 @@ class RecordCallback(tune.Callback):
             # A pending trial with a process waits for the process to end its last trial.
             if trial.status not in ("RUNNING", "PENDING") or process is None or number in self._hung:
                 continue
-            if now - self._sign_of_life.setdefault(number, now) > 60 * self._search.hang_minutes:
+            if now - self._sign_of_life.setdefault(number, now) > 60 * self._limits.hang_minutes:
                 self._hung.add(number)
                 ray.kill(process)
 

@@ -45,31 +45,26 @@ class TrialsMissing:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrialStarted:
+class TrialEvent:
+    """An event of one trial."""
+
+    trial: TrialRecord
+
+
+class TrialStarted(TrialEvent):
     """A trial has been proposed and launched."""
 
-    trial: TrialRecord
 
-
-@dataclasses.dataclass(frozen=True)
-class EpochFinished:
+class EpochFinished(TrialEvent):
     """A trial has finished an epoch and goes on."""
 
-    trial: TrialRecord
 
-
-@dataclasses.dataclass(frozen=True)
-class TrialBroke:
+class TrialBroke(TrialEvent):
     """A trial's process died; the trial continues in another process."""
 
-    trial: TrialRecord
 
-
-@dataclasses.dataclass(frozen=True)
-class TrialEnded:
+class TrialEnded(TrialEvent):
     """A trial has ended, as its state says."""
-
-    trial: TrialRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +84,9 @@ class FinalistsHeld:
 
 
 @dataclasses.dataclass(frozen=True)
-class FinalistSkipped:
+class FinalistSkipped(TrialEvent):
     """A trial is not a finalist because its weights are damaged."""
 
-    trial: TrialRecord
     why: str
 
 
@@ -124,11 +118,8 @@ class StepStarted:
     """Models still to measure, without retrainings."""
 
 
-@dataclasses.dataclass(frozen=True)
-class WinnerFixed:
+class WinnerFixed(TrialEvent):
     """Validation has chosen the winner; the test split is read only after this event."""
-
-    trial: TrialRecord
 
 
 Event = (

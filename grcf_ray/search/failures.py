@@ -9,22 +9,15 @@ from grcf_ray.search.record import TrialRecord
 
 HUNG = "hung"
 
-_CAUSES = (
-    (
-        "out of memory",
-        re.compile(r"OutOfMemoryError|CUDA out of memory|MemoryError|running low on memory"),
-    ),
-    ("disk full", re.compile(r"No space left on device|Disk quota exceeded|Errno 28|Errno 122")),
-    ("storage", re.compile(r"Read-only file system|Errno 30|PermissionError|AWS Error|Input/output error")),
-    (
-        "process died",
-        # A traceback contains the exception's name; the exception itself contains only its message.
-        re.compile(
-            r"ActorDiedError|ActorUnavailableError|RayActorError|WorkerCrashedError|NodeDied"
-            r"|The actor died unexpectedly|The actor \w+ is unavailable"
-        ),
-    ),
-)
+_CAUSES = {
+    "out of memory": r"OutOfMemoryError|CUDA out of memory|MemoryError|running low on memory",
+    "disk full": r"No space left on device|Disk quota exceeded|Errno 28|Errno 122",
+    "storage": r"Read-only file system|Errno 30|PermissionError|AWS Error|Input/output error",
+    # A traceback contains the exception's name; the exception itself contains only its message.
+    "process died": r"ActorDiedError|ActorUnavailableError|RayActorError|WorkerCrashedError|NodeDied"
+    r"|The actor died unexpectedly|The actor \w+ is unavailable",
+}
+"""Patterns by cause; the first one that fits applies."""
 
 
 def cause_of_error(text: str) -> str:
@@ -34,7 +27,7 @@ def cause_of_error(text: str) -> str:
     """
     if not text.strip():
         return "process died"
-    return next((cause for cause, pattern in _CAUSES if pattern.search(text)), "error")
+    return next((cause for cause, pattern in _CAUSES.items() if re.search(pattern, text)), "error")
 
 
 def cause_of_result(state: str, error: str) -> str:

@@ -6,31 +6,30 @@ import numpy as np
 import torch
 
 from grcf_ray import console
-from grcf_ray.data.features import LABEL_DECIMALS, Features
+from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DamagedError
-from grcf_ray.search.record import RunRecord
-from grcf_ray.search.space import Space
-from grcf_ray.search.stages import config_of
+from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import keep_predictions, trial_name
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.stage import predict
 
 
-def keep_finalists(record: RunRecord, space: Space, features: Features, store: DatasetStore) -> None:
+def keep_finalists(job: Search, store: DatasetStore) -> None:
     """Write `finalists/0007/predictions/valid.parquet` for each finalist without one, in the format of `best/`.
 
     Skips a finalist with damaged weights and prints its name.
     """
+    record = job.record
     for number in record.info().finalists:
         folder = record.finalist_folder(int(number))
         place = folder / "predictions" / "valid.parquet"
         if place.exists():
             continue
         trial = record.trial(1, int(number))
-        config = config_of(space, record, trial)
-        seen = select_modalities(features, config.model.modalities)
+        config = job.config_of(trial)
+        seen = select_modalities(job.features, config.model.modalities)
         model = initial_model(config.model, seen, seed=trial.seed)
         try:
             load_weights(folder / "model.safetensors", model, sha256=record.read_finalist(int(number))["sha256"])

@@ -27,7 +27,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -118,42 +117,38 @@ class Lease:
         self._holder = {"host": socket.gethostname(), "pid": pid, "started": now(), "command": command}
         self._process = {"machine": _machine(), "born": _born(pid)}
         self._nonce = uuid.uuid4().hex
-        self._lock: FileLock | None = None
-        self._heartbeat: threading.Thread | None = None
+        self._locks = contextlib.ExitStack()
+        self._heartbeat = threading.Thread(target=self._beat_until_end, name="lease", daemon=True)
         self._ended = threading.Event()
         self._writing = threading.Lock()
         self._beats, self._last_beat = 0, 0.0
 
     def __enter__(self) -> Lease:
-        try:
-            locked = self.place.local is not None and self._take_lock(self.place.local / _LOCK)
-            self._take_file(locked=locked)
-        except BaseException as error:
-            self._free_lock()
-            if not isinstance(error, OSError):
-                raise
-            raise unwritable(self.place, error) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                locked = self.place.local is not None and self._take_lock(self.place.local / _LOCK, stack)
+                self._take_file(locked=locked)
+            except OSError as error:
+                raise unwritable(self.place, error) from error
+            self._locks = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self in _held:
-            _held.remove(self)
-        if self._heartbeat is not None:
+    def __exit__(self, *_: object) -> None:
+        with self._locks:
+            if self in _held:
+                _held.remove(self)
             self._ended.set()
             self._heartbeat.join()
             with contextlib.suppress(OSError):
                 if self._is_mine(self._read()):
                     self._file.delete()
-        self._free_lock()
 
     def confirm(self) -> None:
         """Return only if this process still holds the lease. Raises OSError if the lease cannot be read now."""
         if _clock() - self._last_beat > _SAFE_INTERVALS * self._interval and (successor := self._renew()):
             raise self._taken_over(successor)
 
-    def _take_lock(self, path: Path) -> bool:
+    def _take_lock(self, path: Path, stack: contextlib.ExitStack) -> bool:
         """Lock the run; return whether its disk has locks. Raises ConfigError if another search holds the lock."""
         # FileLock would create a missing run folder.
         path.parent.stat()
@@ -166,14 +161,9 @@ class Lease:
             if error.errno in _NO_LOCKS:
                 return False
             raise
-        self._lock = lock
+        stack.callback(lock.release)
         path.write_text(json.dumps(self._holder, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return True
-
-    def _free_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     @property
     def _file(self) -> StoragePath:
@@ -201,7 +191,6 @@ class Lease:
             if not self._is_mine(seen := self._read()):
                 self._refuse(seen)
         _held.append(self)
-        self._heartbeat = threading.Thread(target=self._beat_until_end, name="lease", daemon=True)
         self._heartbeat.start()
 
     def _beat_until_end(self) -> None:
@@ -235,7 +224,6 @@ class Lease:
         self._beats, self._last_beat = self._beats + 1, before
 
     def _read(self) -> bytes:
-        """Return the content of `lease.json`, empty if the file is missing."""
         try:
             return self._file.read_bytes()
         except FileNotFoundError:
@@ -258,7 +246,6 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _holder_in(content: bytes) -> dict[str, Any]:
-    """Return the holder that a `lease.json` names, empty if it names none."""
     holder = _parsed(content).get("holder")
     return holder if isinstance(holder, dict) else {}
 

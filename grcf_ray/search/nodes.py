@@ -131,15 +131,14 @@ def check_nodes(
 
 def check_memory(size: int, memory: Mapping[str, Memory]) -> None:
     """Raise ClusterError if the features, `size` bytes, do not fit the shared memory of every node."""
-    lacks = {
-        node: [(has.store, "Ray's object store", "ray start --object-store-memory=BYTES")] * (has.store < size)
-        + [(has.shared, str(_SHARED_MEMORY), "more shared memory (a container's --shm-size)")] * (has.shared < size)
-        for node, has in memory.items()
-    }
     faults = [
         f"{node}: {name} has {console.size(room)}; start it with {remedy}"
-        for node, lacking in lacks.items()
-        for room, name, remedy in lacking
+        for node, has in memory.items()
+        for room, name, remedy in (
+            (has.store, "Ray's object store", "ray start --object-store-memory=BYTES"),
+            (has.shared, _SHARED_MEMORY, "more shared memory (a container's --shm-size)"),
+        )
+        if room < size
     ]
     if faults:
         raise ClusterError(
@@ -175,7 +174,6 @@ def _sign(place: StoragePath, remedy: str) -> Iterator[tuple[str, str]]:
 
 
 def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
-    """Check all nodes, the driver's own in this process."""
     here = ray.get_runtime_context().get_node_id()
     task: Any = ray.remote(look)
     calls = {

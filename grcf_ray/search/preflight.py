@@ -79,7 +79,6 @@ def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[in
 
 
 def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """Return the number of worker processes that fit a node."""
     fits = []
     for name, amount in wanted.items():
         have = node.get(name, 0.0)
@@ -113,7 +112,6 @@ def _is_kind(name: str) -> bool:
 
 
 def _named(name: str, amount: float | None = None) -> str:
-    """Return a resource in words, with its amount."""
     if _is_kind(name):
         return f"a GPU of kind {name.removeprefix(_KIND)}"
     return f"a {name}" if amount is None else f"{amount:g} {name}{'s' if amount != 1 else ''}"

@@ -300,9 +300,9 @@ def spent(trials: Iterable[TrialRecord]) -> int:
 
 def rank(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return a stage's trials with a usable result, best first, ties by number."""
-    scored = []
-    for trial in trials:
-        if (objective := trial.objective) is not None:
-            sign = 1 if DIRECTIONS[trial.stage] == "min" else -1
-            scored.append((sign * objective, trial.number, trial))
+    scored = [
+        (objective if DIRECTIONS[trial.stage] == "min" else -objective, trial.number, trial)
+        for trial in trials
+        if (objective := trial.objective) is not None
+    ]
     return [trial for *_, trial in sorted(scored, key=lambda entry: entry[:2])]

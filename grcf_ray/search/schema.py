@@ -6,9 +6,11 @@ earlier versions are ignored. `lease.json` is not defined here: another process 
 
 from __future__ import annotations
 
+import copy
 import datetime
+import functools
+import operator
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -354,10 +356,13 @@ def parsed(content: Any, kind: type[_Stored], place: StoragePath) -> tuple[dict[
         try:
             model = kind.model_validate(content)
         except ValidationError as error:
-            faults = error.errors(include_url=False, include_context=False)
+            faults = error.errors()
             if not old or any(fault["type"] != "extra_forbidden" for fault in faults):
-                raise _damaged(place, _lines(faults)) from error
-            content = _without(content, [fault["loc"] for fault in faults])
+                raise _damaged(place, _lines(error)) from error
+            content = copy.deepcopy(content)
+            for fault in faults:
+                *path, key = fault["loc"]
+                del functools.reduce(operator.getitem, path, content)[key]
         else:
             return dict(content), model
 
@@ -368,20 +373,17 @@ def checked_list(place: StoragePath, kind: type[_Part]) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = place.read_json()
         TypeAdapter(list[kind]).validate_python(content)  # type: ignore[valid-type]
     except ValidationError as error:
-        raise _damaged(place, _lines(error.errors(include_url=False, include_context=False))) from error
+        raise _damaged(place, _lines(error)) from error
     return content
 
 
-def _lines(faults: Any) -> list[str]:
-    def line(fault: Mapping[str, Any]) -> str:
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        if fault["type"] == "missing":
-            return f"{where} is missing"
-        if fault["type"] == "extra_forbidden":
-            return f"{where}: no such key"
-        return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
-
-    return list(map(line, faults))
+def _lines(error: ValidationError) -> list[str]:
+    kinds = {"missing": " is missing", "extra_forbidden": ": no such key"}
+    return [
+        (".".join(map(str, fault["loc"])) or "the file")
+        + kinds.get(fault["type"], f": {fault['msg'].removeprefix('Value error, ')}")
+        for fault in error.errors()
+    ]
 
 
 def _damaged(place: StoragePath, faults: list[str]) -> DamagedError:
@@ -390,17 +392,3 @@ def _damaged(place: StoragePath, faults: list[str]) -> DamagedError:
         f"{place}: damaged, edited or from another run ({'; '.join([*faults[:_FAULTS], *more])}). "
         "Restore the file from a copy, or move it away"
     )
-
-
-def _without(content: Any, places: list[tuple[Any, ...]]) -> Any:
-    """Return JSON without the keys at these paths."""
-    if isinstance(content, dict):
-        gone = {at[0] for at in places if len(at) == 1}
-        return {
-            key: _without(value, [at[1:] for at in places if len(at) > 1 and at[0] == key])
-            for key, value in content.items()
-            if key not in gone
-        }
-    if isinstance(content, list):
-        return [_without(value, [at[1:] for at in places if at[0] == index]) for index, value in enumerate(content)]
-    return content

@@ -21,7 +21,7 @@ from grcf_ray.search.record import RunRecord, TrialRecord, spent
 from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
-from grcf_ray.search.stages import Search, config_of
+from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
 from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.manifest import extend_manifest, is_complete
@@ -174,8 +174,7 @@ def measure_models(
         return
     job.tell(StepStarted(f"saving {len(missing)} models", len(missing)))
     for trial, place in missing:
-        trial_config = config_of(job.space, record, trial)
-        export_winner(record, trial, trial_config, job.features, store, job.protocol, to=f"models/{place.name}")
+        export_winner(job, trial, store, to=f"models/{place.name}")
     note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker

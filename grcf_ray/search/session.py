@@ -37,17 +37,10 @@ from grcf_ray.search.preflight import Capacity, check_disk, find_capacity
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.seeds import retrain
-from grcf_ray.search.space import Choice, Space
-from grcf_ray.search.stages import Search, config_of
+from grcf_ray.search.space import Choice, Space, stage_epochs
+from grcf_ray.search.stages import Search
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
-from grcf_ray.search.winner import (
-    export_winner,
-    measure_winner,
-    measured,
-    test_was_read,
-    trial_name,
-    versions,
-)
+from grcf_ray.search.winner import export_winner, measure_winner, measured, test_was_read, trial_name, versions
 from grcf_ray.train.assemble import prepare_features
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)
@@ -84,12 +77,8 @@ class Session:
     @property
     def budgets(self) -> dict[int, tuple[int, int]]:
         """The trials and epochs of each stage that has epochs."""
-        config = self.config
-        stages = (
-            (1, config.search.stage1_trials, config.stage1.epochs),
-            (2, config.search.stage2_trials, config.stage2.epochs),
-        )
-        return {stage: (trials, epochs) for stage, trials, epochs in stages if epochs}
+        trials = {1: self.config.search.stage1_trials, 2: self.config.search.stage2_trials}
+        return {stage: (trials[stage], epochs) for stage, epochs in stage_epochs(self.config).items()}
 
     def finished(self) -> bool:
         """Return whether the record holds the whole search, its best model and the retrainings."""
@@ -188,7 +177,6 @@ class Session:
 
     def _search(self, room: Capacity, stop: Stop) -> None:
         record, config, store = self.record, self.config, self.store
-        facts = datasets.find(store.info.name)
         torch.set_num_threads(os.cpu_count() or 1)
         console.progress("Preparing features")
         try:
@@ -206,14 +194,13 @@ class Session:
             stage: left for stage in self.budgets if (left := stop.seconds_until(STAGE_SHARES[stage])) is not None
         }
         self._open_record(seconds)
-        protocol = record.search_info().data.protocol
         self._tell(SearchStarted(room.concurrent, self.budgets, store.info.task, self.seeds, seconds))
         listeners = [*self.listeners, self._note_trials_after_test()] if test_was_read(record) else self.listeners
         job = Search(
             record=record,
             space=self.space,
             features=features,
-            protocol=protocol,
+            protocol=record.search_info().data.protocol,
             concurrent=room.concurrent,
             listeners=listeners,
             stop=stop,
@@ -221,21 +208,18 @@ class Session:
         )
         winner = job.run()
         if not measured(record, trial_name(winner)):
-            winner_config = config_of(self.space, record, winner)
             self._tell(StepStarted("saving the winner's model", 1))
-            export_winner(record, winner, winner_config, features, store, protocol)
+            export_winner(job, winner, store)
             self._tell(StepStarted("measuring it on valid and test", 1))
-            measure_winner(record, winner, winner_config, features, store, facts, protocol, step=self._step)
+            measure_winner(job, winner, store)
         record.update_run(winner=trial_name(winner))
         self._step("saving the finalists' scores")
-        keep_finalists(record, self.space, features, store)
-        self._step("writing the model card")
-        self.write_card(record, store.info)
+        keep_finalists(job, store)
+        self._write_card()
         complete = job.complete
         if self.seeds:
             complete &= retrain(job, winner, self.seeds, store)["complete"]
-            self._step("writing the model card")
-            self.write_card(record, store.info)
+            self._write_card()
         seeds = max(self.seeds, record.search_info().seeds)
         record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
 
@@ -306,6 +290,10 @@ class Session:
 
         return note
 
+    def _write_card(self) -> None:
+        self._step("writing the model card")
+        self.write_card(self.record, self.store.info)
+
     def _step(self, description: str) -> None:
         self._tell(StepStarted(description))
 
@@ -327,7 +315,6 @@ class Session:
             raise unwritable(place, error) from error
 
     def _check_encoder(self) -> None:
-        """Raise ConfigError if the run, or the run it is compared with, started with other encoder weights."""
         otherwise = "start a new search under another name: --name NAME"
         check_encoder(self.record, self.config, otherwise=otherwise)
         (other,) = [side for side in both_sides(self.record.place).values() if side.name != self.record.place.name]
@@ -336,7 +323,6 @@ class Session:
             check_encoder(RunRecord(other), self.config, otherwise=otherwise)
 
     def _check_modalities(self) -> None:
-        """Raise ConfigError if the space names modalities that the data lack or the task cannot use."""
         # The direct baseline searches the modalities in Stage 2.
         dimension = {**self.space.stage1, **self.space.stage2}.get("model.modalities")
         info = self.store.info

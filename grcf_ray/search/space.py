@@ -153,6 +153,12 @@ class Space:
         }
 
 
+def stage_epochs(config: RunConfig) -> dict[Literal[1, 2], int]:
+    """Return the epochs of each stage that has any."""
+    stages: list[tuple[Literal[1, 2], int]] = [(1, config.stage1.epochs), (2, config.stage2.epochs)]
+    return {stage: epochs for stage, epochs in stages if epochs}
+
+
 def recorded_space(content: Mapping[str, Any], source: str) -> Space:
     """Return the space of a run record, the inverse of `Space.as_dict`."""
 
@@ -266,7 +272,6 @@ def _scaled(dimension: Dimension, factor: float) -> Dimension:
 
 
 def _rounded(value: float) -> float:
-    """Round to six digits, for readable files."""
     return float(f"{value:.6g}")
 
 

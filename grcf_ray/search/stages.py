@@ -31,7 +31,7 @@ from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, missing_numbers, rank, spent
 from grcf_ray.search.scheduler import build_scheduler
 from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
-from grcf_ray.search.space import Choice, Dimension, Space
+from grcf_ray.search.space import Choice, Dimension, Space, stage_epochs
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
@@ -80,15 +80,21 @@ class Search:
     @property
     def stages(self) -> list[Literal[1, 2]]:
         """The stages that have epochs."""
-        parts: list[tuple[Literal[1, 2], int]] = [(1, self.config.stage1.epochs), (2, self.config.stage2.epochs)]
-        return [stage for stage, epochs in parts if epochs]
+        return list(stage_epochs(self.config))
+
+    def epochs(self, stage: Literal[1, 2]) -> int:
+        """Return the epochs of a full trial."""
+        return stage_epochs(self.config)[stage]
+
+    def config_of(self, trial: TrialRecord) -> RunConfig:
+        """Return the whole configuration of a trial."""
+        return config_of(self.space, self.record, trial)
 
     @property
     def complete(self) -> bool:
         """Whether every stage has spent its budget."""
         search = self.config.search
-        second = max(search.stage2_trials, self.record.info().stage2_trials)
-        budgets = {1: search.stage1_trials, 2: second}
+        budgets = {1: search.stage1_trials, 2: max(search.stage2_trials, self.record.info().stage2_trials)}
         return all(spent(self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
 
     def run(self) -> TrialRecord:
@@ -113,8 +119,7 @@ class Search:
         return ranked[0]
 
     def _run_stage(self, stage: Literal[1, 2], dimensions: Mapping[str, Dimension], budget: int) -> None:
-        config, trials = self.config, self.record.trials(stage)
-        epochs = config.stage1.epochs if stage == 1 else config.stage2.epochs
+        config, epochs, trials = self.config, self.epochs(stage), self.record.trials(stage)
         starts: Sequence[Mapping[str, Any]] = [{path: dimension.start for path, dimension in dimensions.items()}]
         if self.retrainings:
             finalist = dimensions.get("finalist")
@@ -124,18 +129,8 @@ class Search:
         if missing := missing_numbers(trials):
             self.tell(TrialsMissing(stage, tuple(missing)))
         if spent(trials) < budget and not self._time_is_up(stage):
-            keeper = RecordCallback(
-                self.record,
-                stage,
-                trials=trials,
-                config=config,
-                protocol=self.protocol,
-                seed_of=lambda params, number: self._seed(stage, params, number),
-                epochs=epochs,
-                choices=budget if self.retrainings else config.search.finalists if stage == 1 else 1,
-                config_of=lambda trial: config_of(self.space, self.record, trial),
-                tell=self.tell,
-            )
+            choices = budget if self.retrainings else config.search.finalists if stage == 1 else 1
+            keeper = RecordCallback(self, stage, trials, choices=choices)
             proposals = self.proposals(
                 distributions(dimensions),
                 starts=starts,
@@ -162,7 +157,8 @@ class Search:
         # The time budget covers the search alone; retrainings always run in full.
         return not self.retrainings and self.stop.time_is_up(STAGE_SHARES[stage])
 
-    def _seed(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
+    def seed(self, stage: Literal[1, 2], params: Mapping[str, Any], number: int) -> int:
+        """Return the seed of a trial."""
         if self.retrainings:
             return self.retrainings.seed_for(stage, params, number)
         return stage_seed(self.config.seed, stage, number)

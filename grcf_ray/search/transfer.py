@@ -94,13 +94,16 @@ def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool)
         if here == width:
             continue
         refused.append(f"{name} has rows of {here} values, and the model takes {width}")
-        mean_A = saved.standardisers[name].mean_A if name in saved.standardisers else None
+        if name in saved.standardisers:
+            fill_A, filling = saved.standardisers[name].mean_A, "the means of the model's training rows"
+        else:
+            fill_A = np.zeros(width, np.float32)
+            filling = "zeros, because the model was trained without standardising"
         notes.append(
             f"{name}: the last {here - width} of {here} values are cut off"
             if here > width
-            else f"{name}: {width - here} values, {_filling(mean_A)}, are added to {here}"
+            else f"{name}: {width - here} values, {filling}, are added to {here}"
         )
-        fill_A = np.zeros(width, np.float32) if mean_A is None else mean_A
         table = table.set_column(table.column_names.index(name), name, _fitted(Frames.of(table[name]), here, fill_A))
     if shared and saved.word_aligned != info.word_aligned:
         refusal, note = _alignment(" and ".join(shared), info)
@@ -120,12 +123,6 @@ def _fitted(frames: Frames, width: int, fill_A: NDArray[np.float32]) -> pa.Array
     rows_RA = np.concatenate([rows_RA, np.broadcast_to(missing, (len(rows_RA), len(missing)))], axis=1)
     fitted = Frames(frames.lengths_N, np.full(len(rows_RA), len(fill_A)), rows_RA.reshape(-1))
     return fitted.to_arrow(width=len(fill_A))
-
-
-def _filling(mean_A: NDArray[np.float32] | None) -> str:
-    if mean_A is None:
-        return "zeros, because the model was trained without standardising"
-    return "the means of the model's training rows"
 
 
 def _alignment(names: str, info: Rows) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from grcf_ray._version import __version__
 from grcf_ray.config import RunConfig, flatten
+from grcf_ray.data import datasets
 from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
 from grcf_ray.data.schema import split_sizes
@@ -26,6 +27,7 @@ from grcf_ray.errors import DataError
 from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.baseline import ridge_metrics
+from grcf_ray.search.events import StepStarted
 from grcf_ray.search.lease import fence
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.saved_model import open_model
@@ -40,29 +42,23 @@ from grcf_ray.train.stage import use_deterministic_torch
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from grcf_ray.search.stages import Search
+
 MEASURED = ("predictions/valid.parquet", "predictions/test.parquet", "metrics.json")
 """Files that measuring adds to the files of `save_model`."""
 
 
-def export_winner(
-    record: RunRecord,
-    winner: TrialRecord,
-    config: RunConfig,
-    features: Features,
-    store: DatasetStore,
-    protocol: MetricProtocol,
-    *,
-    to: str = "best",
-) -> StoragePath:
-    """Write the winner's model and its provenance to `best/` or another folder of the run; return the folder.
+def export_winner(job: Search, winner: TrialRecord, store: DatasetStore, *, to: str = "best") -> None:
+    """Write the winner's model and its provenance to `best/` or another folder of the run.
 
     Raises DataError and leaves the folder unchanged if the winner's checkpoint is missing.
     """
+    record, config = job.record, job.config_of(winner)
     fence(record.place)
     place = record.at(to)
     if winner.checkpoint is None:
         raise DataError(f"{record}: {trial_name(winner)} has no checkpoint, so {place} cannot be written")
-    seen = select_modalities(features, config.model.modalities)
+    seen = select_modalities(job.features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
     load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
     # Otherwise the former model's metrics would seem to belong to this model.
@@ -76,7 +72,7 @@ def export_winner(
             seen,
             config,
             label_range=store.info.label_range,
-            protocol=protocol,
+            protocol=job.protocol,
             lowercase=lowercases(store, config.features),
         )
     provenance = place / "provenance.json"
@@ -101,7 +97,6 @@ def export_winner(
             "test_reads": reads,
         },
     )
-    return place
 
 
 def trial_name(trial: TrialRecord) -> str:
@@ -135,23 +130,13 @@ def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePa
     )
 
 
-def measure_winner(
-    record: RunRecord,
-    winner: TrialRecord,
-    config: RunConfig,
-    features: Features,
-    store: DatasetStore,
-    facts: DatasetFacts | None,
-    protocol: MetricProtocol,
-    *,
-    step: Callable[[str], None] = lambda description: None,
-) -> dict[str, Any]:
+def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dict[str, Any]:
     """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`.
 
-    Writes the manifest of all files last. step: called with a description of the step after measuring.
+    Writes the manifest of all files last.
     """
-    place = record.place / "best"
-    threads = available_threads()
+    place, config = job.record.place / "best", job.config_of(winner)
+    facts, threads = datasets.find(store.info.name), available_threads()
     saved = open_model(place)
     note_test_read(place, "search", [trial_name(winner)])
     table = store.read("test")
@@ -170,8 +155,8 @@ def measure_winner(
         "baselines": [],
     }
     if config.search.ridge_baseline:
-        step("fitting the ridge baseline")
-        metrics["baselines"] = [_ridge(features, table, store, config, protocol)]
+        job.tell(StepStarted("fitting the ridge baseline"))
+        metrics["baselines"] = [_ridge(job.features, table, store, config, job.protocol)]
     (place / "metrics.json").write_json(metrics)
     extend_manifest(place, MEASURED)
     return metrics

@@ -28,18 +28,16 @@ def keep(
     events: list[Event] = []
     settled: list[tuple[int, bool]] = []
     config = RunConfig(search=SearchConfig(**search))
-    kept = RecordCallback(
-        record,
-        stage,
-        trials=list(trials),
+    job: Any = SimpleNamespace(
+        record=record,
         config=config,
         protocol="mosi",
-        seed_of=lambda params, number: 100 + number,
-        epochs=3,
-        choices=choices,
+        seed=lambda stage, params, number: 100 + number,
+        epochs=lambda stage: 3,
         config_of=lambda trial: config,
         tell=events.append,
     )
+    kept = RecordCallback(job, stage, list(trials), choices=choices)
     kept.settle = lambda number, again: settled.append((number, again))
     return kept, events, settled
 
@@ -84,7 +82,6 @@ def test_a_launch_is_on_record_before_its_process_starts(record: RunRecord) -> N
     assert config["number"] == 3
     assert config["job"]["folder"] == record.attempt_folder(trial).uri
     assert (config["job"]["seed"], config["job"]["stage"]) == (103, 1)
-    assert kept.unfinished == 1
 
 
 def test_a_new_attempt_goes_on_from_copies(record: RunRecord) -> None:
@@ -159,7 +156,7 @@ def test_ends(record: RunRecord, last: dict[str, Any], state: str, cause: str | 
     assert trial.failures == []
     assert isinstance(events[-1], TrialEnded)
     assert kept.failing == int(cause is not None)
-    assert (settled, kept.unfinished) == ([], 0)
+    assert settled == []
 
 
 def test_only_the_best_weights_of_those_that_may_be_chosen_stay(record: RunRecord) -> None:
@@ -270,16 +267,10 @@ def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
     assert record.trial(1, 0).failures[0]["cause"] == "hung"
     # The next process has its own time.
     kept.launch(0, {})
-    ended, trial.status = trial.status, "ERROR"
     again = tunes(0)
     again.temporary_state = SimpleNamespace(ray_actor="another process")
-    again.status = "PENDING"
-    kept.on_step_end(0, [trial, again])
-    kept.on_trial_start(0, [trial, again], again)
-    again.status = ended
-    now[0] += 59.0
-    kept.on_step_end(0, [trial, again])
-    assert killed == ["its process"]
-    now[0] += 2.0
-    kept.on_step_end(0, [trial, again])
-    assert killed == ["its process", "another process"]
+    kept.on_trial_start(0, [again], again)
+    for seconds, dead in ((59.0, 1), (2.0, 2)):
+        now[0] += seconds
+        kept.on_step_end(0, [again])
+        assert killed == ["its process", "another process"][:dead]

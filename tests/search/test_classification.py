@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 from tests.conftest import SPLIT_OF_FIVE
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.search.conftest import Run
 
 SPACE = """
 dataset: mustard

@@ -24,12 +24,11 @@ from waiting import JOB_S
 from grcf_ray.search.events import EpochFinished, Event
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
-from tests.search.conftest import listen
+from tests.search.conftest import Run, listen
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
 
-Run = Callable[..., tuple[int, str, str]]
 SMALL_MIB = 32
 """Room for a search of the tiny model, whose trials take about 1 MiB, and for its report, not for much else."""
 

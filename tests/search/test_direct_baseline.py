@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,10 @@ from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.experiments.grids import retuned_space
 from grcf_ray.search.direct_baseline import ONE_DROPOUT, direct_space
 from grcf_ray.search.space import Range, Space, load_space, recorded_space, space_for
+from tests.search.conftest import Run
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,11 @@ import yaml
 from grcf_ray.config import build_config
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import Search
-from tests.search.conftest import copy_recorded
+from tests.search.conftest import Run, copy_recorded
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
     from tests.conftest import Recorded
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -154,15 +151,3 @@ def test_an_encoder_with_other_weights_is_refused(run: Run, recorded: Recorded, 
         assert "--name NAME" in line
         assert tree(folder) == before
     assert not (tmp_path / "recorded-direct").exists()
-
-
-def test_the_same_number_written_otherwise_is_the_same_setting(
-    run: Run, recorded: Recorded, tiny_space: Path, tmp_path: Path
-) -> None:
-    """1e-4 is a word to YAML, 0.0001 a number; neither is another search."""
-    text = tiny_space.read_text()
-    (tmp_path / "again.yaml").write_text(text.replace("low: 1e-4", "low: 0.0001").replace("epochs: 3", "epochs: 3.0"))
-    argv = list(recorded.argv)
-    argv[argv.index("--space") + 1] = str(tmp_path / "again.yaml")
-    code, out, _ = run(*argv)
-    assert (code, json.loads(out)) == (0, json.loads(recorded.out))

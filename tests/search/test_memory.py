@@ -1,24 +1,16 @@
-"""Features exist once on a node: processes read them, and none has a copy of its own."""
+"""Features exist once on a node: trials read them, and none has a copy of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
-from grcf_ray.data.array_files import save_array
-from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features
+from grcf_ray.data.features import Features, Ragged, SplitFeatures
 from grcf_ray.search.trial import Shared
-
-if TYPE_CHECKING:
-    from grcf_ray.data.store import DatasetStore
 
 ROWS, WIDTH = 1_000_000, 50
 SIZE = ROWS * WIDTH * 4
@@ -81,56 +73,7 @@ def test_a_trials_process_has_no_copy_of_the_features(ray_session: None, big_fea
     finally:
         ray.kill(reader)
     assert summed > ROWS * WIDTH / 256 * 0.5 * 0.99
-    print(f"private growth {growth / 1e6:.1f} MB of {SIZE / 1e6:.0f} MB")
     assert growth < ALLOWED
-
-
-@needs_smaps
-def test_processes_without_ray_share_the_cached_features(
-    tiny_store: DatasetStore, tiny_backbone: Path, tmp_path: Path
-) -> None:
-    from grcf_ray.config import FeatureConfig
-    from grcf_ray.model.pretrained import load_tokenizer
-
-    def opened() -> Features:
-        return build_features(tiny_store, load_tokenizer(str(tiny_backbone)), FeatureConfig(), cache=tmp_path)
-
-    audio = opened().train.audio
-    assert audio is not None
-    width = audio.values.shape[1]
-    save_array(
-        Path(opened().folder) / "train" / "audio.values.npy", np.full((SIZE // 4 // width, width), 0.5, np.float32)
-    )
-    names: dict[str, Any] = {}
-    exec(MEASURE, names)
-    features = opened()
-    summed = names["total"](features)
-    code = f"""
-import sys
-from pathlib import Path
-from grcf_ray.config import FeatureConfig
-from grcf_ray.data.features import build_features
-from grcf_ray.data.store import DatasetStore
-from grcf_ray.model.pretrained import load_tokenizer
-{MEASURE}
-store, tokenizer = DatasetStore.open(Path(sys.argv[1])), load_tokenizer(sys.argv[2])
-before = private()
-features = build_features(store, tokenizer, FeatureConfig(), cache=Path(sys.argv[3]))
-summed = total(features)
-print(private() - before, summed)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_store.folder), str(tiny_backbone), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ,
-    )
-    growth, theirs = ran.stdout.split()
-    print(f"private growth {int(growth) / 1e6:.1f} MB of {SIZE / 1e6:.0f} MB")
-    assert float(theirs) == summed
-    assert int(growth) < ALLOWED
-    shutil.rmtree(features.folder)
 
 
 @needs_smaps

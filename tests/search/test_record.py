@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -11,9 +10,6 @@ from grcf_ray.errors import DataError
 from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, missing_numbers, protocol_in, rank, spent
 from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train.curve import objective_name
-
-if TYPE_CHECKING:
-    from tests.conftest import Recorded
 
 
 def trial(number: int, *values: float | None, stage: Literal[1, 2] = 1, state: Any = "complete") -> TrialRecord:
@@ -142,21 +138,6 @@ def test_a_failed_write_leaves_the_old_record(record: RunRecord, monkeypatch: py
         record.write_trial(trial(0, object()))  # type: ignore[arg-type]
     assert trial_path(record, 0).read_bytes() == before
     assert [path.name for path in trial_path(record, 0).parent.iterdir()] == ["0000.json"]
-
-
-def test_a_moved_run_reads_the_same(recorded: Recorded, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(recorded.folder, tmp_path / "elsewhere" / "run"))
-    moved, here = RunRecord(storage_path(folder)), RunRecord(storage_path(recorded.folder))
-    assert moved.read_run() == here.read_run()
-    for stage in (1, 2):
-        assert moved.trials(stage) == here.trials(stage)
-        for kept in moved.trials(stage):
-            assert kept.checkpoint is None or moved.at(kept.checkpoint).exists()
-    assert moved.ranked(2)[0].checkpoint is not None
-    for path in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
-        # Where the data lie and what was typed are facts; nothing else may name the old place.
-        if path.name not in ("run.json", "provenance.json"):
-            assert str(recorded.folder) not in path.read_text(), path
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from grcf_ray.errors import NoWinnerError
 from grcf_ray.search import callback
 from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
-from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
@@ -85,31 +85,6 @@ def told(search: OptunaSearcher) -> list[tuple[Any, ...]]:
     return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in search.study.trials]
 
 
-class Weights:
-    """A listener that, whenever a trial has ended, compares the weights on disk with those that are of use."""
-
-    def __init__(self, record: Callable[[], RunRecord], choices: dict[int, int]) -> None:
-        self._record, self._choices = record, choices
-        self.odd: list[Any] = []
-        self.looks = 0
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, TrialEnded):
-            return
-        record, stage = self._record(), event.trial.stage
-        trials = [trial for trial in record.trials(stage) if trial.finished]
-        chosen = rank(trials)[: self._choices[stage]]
-        wanted = {f"stage{stage}/trials/{t.number:04d}/attempt-{t.attempt}/best.safetensors" for t in chosen}
-        folders = {path for t in trials if (path := record.trial_folder(t).local)}
-        root = record.place.local
-        assert root is not None
-        found = {str(file.relative_to(root)) for folder in folders for file in folder.rglob("*") if file.is_file()}
-        recorded = {t.checkpoint for t in trials if t.checkpoint}
-        if not found == recorded == wanted:
-            self.odd.append((event.trial.number, found, recorded, wanted))
-        self.looks += 1
-
-
 def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     recorded: Recorded,
     make_search: Callable[..., Search],
@@ -149,8 +124,7 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
         elif isinstance(event, TrialStarted) and at[:2] == (1, first.number):
             starts.append((trial.attempt, trial.epoch))
 
-    weights = Weights(lambda: search.record, {1: 2, 2: 1})
-    search = make_search({"search.hang_minutes": 30}, disturb, weights)
+    search = make_search({"search.hang_minutes": 30}, disturb)
     try:
         search.run()
         assert gone(hung[0])
@@ -188,8 +162,6 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
         path = f"finalists/{int(number):04d}/model.safetensors"
         assert same_weights((record, path), (undisturbed, path))
 
-    assert weights.looks == 11
-    assert weights.odd == []
     # Optuna was told of each trial once, and of the same as a study that is built from the record.
     for (live, built), stage in zip(list(studies), (1, 2), strict=True):
         assert told(live) == told(OptunaSearcher(**{**built, "trials": record.trials(stage)}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,11 @@ import yaml
 
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.space import shipped_space
-from tests.search.conftest import copy_recorded
+from tests.search.conftest import Run, copy_recorded
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
 
-Run = Callable[..., tuple[int, str, str]]
 
 HEADER = "id,split,text,label,audio"
 ROWS = [

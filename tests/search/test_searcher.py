@@ -8,7 +8,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from grcf_ray.config import build_config, check_margins
 from grcf_ray.errors import ConfigError, DataError
@@ -323,17 +322,6 @@ def test_a_number_that_the_record_lacks_stays_spent() -> None:
     assert search.suggest("over") == Searcher.FINISHED
 
 
-def test_starts_that_are_given_keep_their_numbers_beside_a_missing_one() -> None:
-    starts = [{**start_of(SPACE), "model.fusion_dropout": number / 10} for number in range(4)]
-    first = proposals(starts=starts, budget=4)
-    trials = [run_trial(first, str(number)) for number in range(2)]
-    search = proposals(trials[1:], starts=starts, budget=4)
-    assert [(t.number, t.params["model.fusion_dropout"]) for t in (run_trial(search, "a"), run_trial(search, "b"))] == [
-        (2, 0.2),
-        (3, 0.3),
-    ]
-
-
 @pytest.mark.parametrize("state", ["complete", "running"])
 @pytest.mark.parametrize("change", [{"model.fusion_dropout": 7.0}, {"model.modalities": "smell"}, {"more": 1}])
 def test_parameters_of_another_space_are_a_fault_of_the_record(state: Any, change: dict[str, Any]) -> None:
@@ -399,21 +387,3 @@ def test_a_single_choice_is_proposed_as_it_is() -> None:
     """Stage 2 with one finalist."""
     search = proposals(space={**SPACE, "finalist": Choice(("3",), "3")}, stage=2)
     assert {t.params["finalist"] for t in run(search, 7, stage=2)} == {"3"}
-
-
-def test_saving_and_restoring_leave_no_state(tmp_path: Any) -> None:
-    search = proposals()
-    search.save(str(tmp_path / "state"))
-    search.restore(str(tmp_path / "state"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_rays_class_has_what_the_searcher_uses() -> None:
-    """Held against every release of Ray that the package admits; docs/architecture.md names the attributes."""
-    search = OptunaSearch({"x": optuna.distributions.FloatDistribution(0, 1)}, metric="objective", mode="max")
-    assert search.suggest("a")["x"] == search._ot_trials["a"].params["x"]
-    assert [trial.number for trial in search._ot_study.trials] == [0]
-    unknown = OptunaSearch({}, metric="objective", mode="max")
-    assert unknown._ot_study is None
-    unknown._setup_study("max")
-    assert unknown._ot_study.direction == optuna.study.StudyDirection.MAXIMIZE

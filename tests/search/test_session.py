@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,12 +25,10 @@ from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import storage_path
-from tests.search.conftest import listen
+from tests.search.conftest import Run, listen
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from grcf_ray.search import winner as winner_module
 from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
-from grcf_ray.search.stages import config_of
+from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import MEASURED, export_winner, measure, measure_winner, measured, trial_name
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
@@ -47,6 +47,14 @@ def listed(folder: Path) -> set[str]:
 def metrics_of(folder: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((folder / "best" / "metrics.json").read_text())
     return metrics
+
+
+@pytest.fixture
+def job(recorded: Recorded, tiny_space: Path, tmp_path: Path) -> Search:
+    """The recorded search, on a copy of its run."""
+    folder, space = Path(shutil.copytree(recorded.folder, tmp_path / "run")), load_space(tiny_space)
+    features = prepare_features(DatasetStore.open(recorded.data), space.config())
+    return Search(record=RunRecord(storage_path(folder)), space=space, features=features, protocol="own", concurrent=1)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -101,29 +109,25 @@ def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch:
 
 
 def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
-    recorded: Recorded, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorded: Recorded, job: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search that goes on finds another winner; one that ends between its files measures again."""
-    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record, store = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data)
+    folder, record, store = tmp_path / "run", job.record, DatasetStore.open(recorded.data)
     best, other = record.ranked(2)[:2]
-    config = config_of(load_space(tiny_space), record, best)
-    features = prepare_features(store, config)
-    arguments = (record, best, config, features, store)
-    export_winner(*arguments, "own")
+    export_winner(job, best, store)
     assert not (folder / "best" / "predictions").exists()
     assert listed(folder) == MODEL
 
     with monkeypatch.context() as patch:
         patch.setattr(winner_module, "comparability", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            measure_winner(*arguments, None, "own")
+            measure_winner(job, best, store)
     assert not measured(record, trial_name(best))
     assert RunView.read(record).shown_split == "valid"
     for split in SPLITS:
         assert pq.read_table(predictions(folder, split)).equals(pq.read_table(predictions(recorded.folder, split)))
 
-    figures = measure_winner(*arguments, None, "own")
+    figures = measure_winner(job, best, store)
     assert [figures[split] for split in SPLITS] == [metrics_of(recorded.folder)[split] for split in SPLITS]
     assert listed(folder) == MODEL | set(MEASURED)
     assert measured(record, trial_name(best)) and not measured(record, trial_name(other))
@@ -151,17 +155,14 @@ def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path
 
 
 def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
-    recorded: Recorded, tiny_space: Path, tmp_path: Path
+    recorded: Recorded, job: Search, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(recorded.folder, tmp_path / "run"))
-    record, store = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data)
-    best = record.ranked(2)[0]
-    config = config_of(load_space(tiny_space), record, best)
+    folder, best = tmp_path / "run", job.record.ranked(2)[0]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     path = folder / str(best.checkpoint)
     path.unlink()
     with pytest.raises(DataError, match="no such checkpoint"):
-        export_winner(record, best, config, prepare_features(store, config), store, "own")
+        export_winner(job, best, DatasetStore.open(recorded.data))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == {
         name: content for name, content in before.items() if name != path
     }
@@ -186,12 +187,9 @@ def test_a_finalists_scores_are_those_of_its_best_epoch(recorded: Recorded) -> N
 
 
 def test_what_is_there_stays_and_a_damaged_finalist_is_named(
-    recorded: Recorded, tiny_space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorded: Recorded, job: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(recorded.folder, folder)
-    record, store, space = RunRecord(storage_path(folder)), DatasetStore.open(recorded.data), load_space(tiny_space)
-    features = prepare_features(store, space.config())
+    folder, record, store = tmp_path / "run", job.record, DatasetStore.open(recorded.data)
     first, second = (record.finalist_folder(int(number)) for number in record.read_run()["finalists"])
     before = Predictions.read(second / "predictions" / "valid.parquet")
     for finalist in (first, second):
@@ -201,12 +199,12 @@ def test_what_is_there_stays_and_a_damaged_finalist_is_named(
     content[-1] ^= 1
     weights.unlink()
     weights.write_bytes(content)
-    keep_finalists(record, space, features, store)
+    keep_finalists(job, store)
     assert f"finalist stage1/{int(first.name)}:" in capsys.readouterr().err
     assert not (first / "predictions").exists()
     place = second / "predictions" / "valid.parquet"
     assert (Predictions.read(place).state_ND == before.state_ND).all()
     written = place.read_bytes()
-    keep_finalists(record, space, features, store)
+    keep_finalists(job, store)
     assert place.read_bytes() == written
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
