@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from processes import kill_marked
 from waiting import JOB_S, PATIENCE_S, free_port, wait_for
 
 if TYPE_CHECKING:
@@ -27,25 +27,10 @@ RAY = Path(sys.executable).with_name("ray")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * JOB_S)]
 
 
-def processes_of(folder: Path, token: str) -> list[int]:
-    """The processes of the cluster whose session lies in a folder; those that Ray renames have its token left."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words, environment = ((entry / name).read_bytes() for name in ("cmdline", "environ"))
-        except OSError:
-            continue
-        if entry.name != str(os.getpid()) and (os.fsencode(folder) in words or token.encode() in environment):
-            found.append(int(entry.name))
-    return found
-
-
 def stop(folder: Path, token: str) -> None:
     """End the cluster; `ray stop` would end every one of the machine. Its folder is gone once nobody writes to it."""
     while folder.exists():
-        for process in processes_of(folder, token):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        kill_marked(str(folder), token)
         shutil.rmtree(folder, ignore_errors=True)
 
 

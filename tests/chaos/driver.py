@@ -19,27 +19,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from processes import marked
+
 VICTIMS = ("driver", "trial", "worker", "raylet", "machine")
 TITLES = {"trial": r"ray::\w*Trainable", "worker": "ray::RayTrainWorker", "raylet": "raylet/raylet"}
 """Of the processes; that of a trial has another name while it is at work than between two epochs."""
 
 
-def processes() -> dict[int, str]:
-    """The processes that this driver has started, by their ids; those that Ray renames have the environment left."""
-    mark = f"GRCF_CHAOS={os.environ['GRCF_CHAOS']}".encode()
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (entry / "environ").read_bytes() and int(entry.name) != os.getpid():
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-    return found
-
-
 def shoot(victim: str) -> None:
     """Kill it; the driver where there is no such process now, so that no shot is lost."""
-    running = processes()
+    running = marked(f"GRCF_CHAOS={os.environ['GRCF_CHAOS']}")
     targets = [pid for pid, title in running.items() if victim in TITLES and re.search(TITLES[victim], title)]
     if victim == "machine":
         targets = [*running, os.getpid()]

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import uuid
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from processes import kill_marked
 from repetition import essence
 
 from grcf_ray.search.record import RunRecord, TrialRecord
@@ -65,7 +65,7 @@ def draw_shots(rng: random.Random, workers: int) -> list[tuple[str, int, str]]:
 def start(shots: list[tuple[str, int, str]], argv: list[str], figures: Figures) -> int | None:
     """One start of the command; its exit code, None where it hung. No process of it is left behind."""
     mark = uuid.uuid4().hex
-    environment = {**os.environ, "GRCF_CHAOS": mark, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "GRCF_CHAOS": mark, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(DRIVER), json.dumps(shots), "--", *argv]
     figures.starts += 1
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -84,18 +84,9 @@ def start(shots: list[tuple[str, int, str]], argv: list[str], figures: Figures) 
             figures.by_victim[victim] = figures.by_victim.get(victim, 0) + 1
     if code not in (0, None) and "SHOT" not in said:
         pytest.fail(f"the search failed by itself ({code}):\n{said[-3000:]}")
-    clear(mark)
+    # What outlived its driver must not live on, as it would not when a machine has gone.
+    kill_marked(mark)
     return code
-
-
-def clear(mark: str) -> None:
-    """What outlived its driver must not live on, as it would not when a machine has gone."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (entry / "environ").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-        except OSError:
-            continue
 
 
 def trials(run: Path) -> dict[tuple[int, int], TrialRecord]:

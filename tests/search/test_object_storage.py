@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from processes import kill_marked
 from repetition import essence
 
 from grcf_ray.report.view import RunView
@@ -57,11 +58,7 @@ class Machine:
 
     def switch_off(self) -> None:
         """Kill all that it runs, whatever group it has put itself into."""
-        mark = f"GRCF_TEST_MARK={self._mark}".encode()
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
+        kill_marked(self._mark)
 
     def files(self) -> list[str]:
         """What lies on its disk, but Ray's own files, matplotlib's list of fonts and what was derived from the data."""

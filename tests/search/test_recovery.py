@@ -8,14 +8,15 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from processes import gone
 from repetition import essence
 from safetensors.torch import save_file
+from waiting import wait_for
 
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search import callback
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
 def same_weights(ours: tuple[RunRecord, str], theirs: tuple[RunRecord, str]) -> bool:
     one, other = (read_checkpoint(record.at(path)).tensors for record, path in (ours, theirs))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def gone(pid: int) -> bool:
-    """Whether the process has ended, waiting a while for it."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture
@@ -127,7 +115,7 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     search = make_search({"search.hang_minutes": 30}, disturb)
     try:
         search.run()
-        assert gone(hung[0])
+        wait_for(lambda: gone(hung[0]), "the end of the process")
     finally:
         with suppress(IndexError, ProcessLookupError):
             os.kill(hung[0], signal.SIGKILL)
@@ -196,7 +184,7 @@ def test_a_process_that_hangs_between_two_trials_is_killed_too(
     search = make_search(settings, stop)
     try:
         search.run()
-        assert gone(hung[0])
+        wait_for(lambda: gone(hung[0]), "the end of the process")
     finally:
         with suppress(IndexError, ProcessLookupError):
             os.kill(hung[0], signal.SIGKILL)

@@ -12,12 +12,12 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import waiting
+from processes import gone, kill_marked, marked
 
 from grcf_ray import console
 
@@ -35,23 +35,15 @@ TRIAL = "Trainable"
 wait_for = functools.partial(waiting.wait_for, patience=PATIENCE_S, every=0.02)
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended; an orphan may stay a zombie where nobody reaps."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 class Driver:
     """A search in a process group of its own, as a terminal has it, whose trials take as long as it is let."""
 
     def __init__(self, argv: list[str], folder: Path, err: Path) -> None:
-        self._mark, self.folder, self._err = uuid.uuid4().hex, folder, err
+        self.mark, self.folder, self._err = uuid.uuid4().hex, folder, err
         with err.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "grcf_ray.search", *argv],
-                env={**os.environ, "GRCF_TEST_MARK": self._mark},
+                env={**os.environ, "GRCF_TEST_MARK": self.mark},
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,
@@ -63,14 +55,7 @@ class Driver:
 
     def others(self) -> dict[int, str]:
         """The processes that it has started and that live, with their titles."""
-        mark, found = f"GRCF_TEST_MARK={self._mark}".encode(), {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (entry / "environ").read_bytes() and int(entry.name) != self.process.pid:
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-        return found
+        return {pid: title for pid, title in marked(self.mark).items() if pid != self.process.pid}
 
     def trial(self) -> dict[str, Any]:
         """The first trial as it is on record; nothing before that."""
@@ -126,9 +111,7 @@ def start(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> Iterato
 
     yield begin
     for driver in drivers:
-        for pid in [driver.process.pid] * (driver.process.poll() is None) + list(driver.others()):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_marked(driver.mark)
         driver.process.wait()
 
 
