@@ -30,7 +30,6 @@ from grcf_ray.search.calibration import Placement, calibrate
 from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
-from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.lease import Lease, unwritable
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.preflight import Capacity, check_disk, find_capacity
@@ -40,7 +39,15 @@ from grcf_ray.search.seeds import retrain
 from grcf_ray.search.space import Choice, Space, stage_epochs
 from grcf_ray.search.stages import Search
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
-from grcf_ray.search.winner import export_winner, measure_winner, measured, test_was_read, trial_name, versions
+from grcf_ray.search.winner import (
+    export_winner,
+    keep_finalists,
+    measure_winner,
+    measured,
+    test_was_read,
+    trial_name,
+    versions,
+)
 from grcf_ray.train.assemble import prepare_features
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)

@@ -1,7 +1,11 @@
-"""Save the winner in `best/`, then measure it on the test split, which nothing has read before."""
+"""Save the winner in `best/`, then measure it on the test split, which nothing has read before.
+
+The finalists' predictions on the valid split are saved for the report.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -14,36 +18,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from grcf_ray import console
 from grcf_ray._version import __version__
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.datasets import DatasetFacts
-from grcf_ray.data.features import LABEL_DECIMALS, Features, build_split, lowercases
+from grcf_ray.data.features import LABEL_DECIMALS, SplitFeatures, build_split, lowercases
 from grcf_ray.data.schema import split_sizes
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.errors import DataError
-from grcf_ray.metrics import MetricProtocol, split_metrics
+from grcf_ray.errors import DamagedError, DataError
+from grcf_ray.metrics import split_metrics
 from grcf_ray.model.pretrained import load_tokenizer
-from grcf_ray.search.baseline import ridge_metrics
+from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.search.events import StepStarted
 from grcf_ray.search.lease import fence
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, RunInfo, read_file
 from grcf_ray.storage import StoragePath
-from grcf_ray.train.assemble import initial_model, select_modalities
+from grcf_ray.train.assemble import initial_model, pretrained_backbone, select_modalities, text_vectors
 from grcf_ray.train.checkpoint import load_weights
+from grcf_ray.train.curve import objective_name
 from grcf_ray.train.export import SavedModel, save_model
 from grcf_ray.train.manifest import MANIFEST, extend_manifest, is_complete
-from grcf_ray.train.stage import use_deterministic_torch
+from grcf_ray.train.stage import predict, use_deterministic_torch
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from grcf_ray.search.stages import Search
 
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 MEASURED = ("predictions/valid.parquet", "predictions/test.parquet", "metrics.json")
 """Files that measuring adds to the files of `save_model`."""
 
@@ -97,6 +105,41 @@ def export_winner(job: Search, winner: TrialRecord, store: DatasetStore, *, to: 
             "test_reads": reads,
         },
     )
+
+
+def keep_finalists(job: Search, store: DatasetStore) -> None:
+    """Write `finalists/0007/predictions/valid.parquet` for each finalist without one, in the format of `best/`.
+
+    Skips a finalist with damaged weights and prints its name.
+    """
+    record = job.record
+    for number in record.info().finalists:
+        folder = record.finalist_folder(int(number))
+        place = folder / "predictions" / "valid.parquet"
+        if place.exists():
+            continue
+        trial = record.trial(1, int(number))
+        config = job.config_of(trial)
+        seen = select_modalities(job.features, config.model.modalities)
+        model = initial_model(config.model, seen, seed=trial.seed)
+        try:
+            load_weights(folder / "model.safetensors", model, sha256=record.read_finalist(int(number))["sha256"])
+        except DamagedError as error:
+            console.progress(f"Skipping the predictions of finalist {trial_name(trial)}: {error}")
+            continue
+        state_ND = np.empty((len(seen.valid), model.width), np.float32)
+        score_N = predict(
+            model,
+            seen,
+            seen.valid,
+            device=torch.device("cpu"),
+            token_budget=config.pairs.micro_batch_tokens,
+            state_ND=state_ND,
+        )
+        table = store.read("valid")
+        label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+        center = 0.0 if seen.task == "classification" else seen.center
+        keep_predictions(place, table, label_N, score_N + center, state_ND)
 
 
 def trial_name(trial: TrialRecord) -> str:
@@ -156,7 +199,7 @@ def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dic
     }
     if config.search.ridge_baseline:
         job.tell(StepStarted("fitting the ridge baseline"))
-        metrics["baselines"] = [_ridge(job.features, table, store, config, job.protocol)]
+        metrics["baselines"] = [_linear_baseline(job, table, store, config)]
     (place / "metrics.json").write_json(metrics)
     extend_manifest(place, MEASURED)
     return metrics
@@ -282,14 +325,18 @@ def keep_predictions(
         pq.write_table(pa.table(columns), path, write_page_checksum=True)
 
 
-def _ridge(
-    features: Features, table: pa.Table, store: DatasetStore, config: RunConfig, protocol: MetricProtocol
-) -> dict[str, Any]:
-    bare = dataclasses.replace(
-        features,
-        train=dataclasses.replace(features.train, hidden=None, vector_ND=None),
-        valid=dataclasses.replace(features.valid, hidden=None, vector_ND=None),
+def _linear_baseline(job: Search, table: pa.Table, store: DatasetStore, config: RunConfig) -> dict[str, Any]:
+    """Return metrics of ridge regression on the pretrained encoder's text vectors, with alpha chosen by validation MAE.
+
+    For classification: logistic regression with the same penalty, alpha chosen by validation BCE. table: the test rows.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    # Without frozen hidden states, the whole encoder computes the vectors.
+    train, valid = (
+        dataclasses.replace(split, hidden=None, vector_ND=None) for split in (job.features.train, job.features.valid)
     )
+    features = dataclasses.replace(job.features, train=train, valid=valid)
     test = build_split(
         table,
         load_tokenizer(config.model.backbone),
@@ -298,5 +345,37 @@ def _ridge(
         lowercase=lowercases(store, config.features),
         standardisers=features.standardisers,
     )
-    ridge = ridge_metrics(bare, test, config, protocol=protocol)
-    return ridge | {split: finite_metrics(ridge[split]) for split in ("valid", "test")}
+    encoder = TextEncoder(
+        copy.deepcopy(pretrained_backbone(config.model.backbone)), config.model.text_vector, "all"
+    ).eval()
+    # Sentence vectors are nearly collinear, so float32 is too coarse for the small alphas.
+    train_ND, valid_ND, test_ND = (
+        text_vectors(features, split, encoder).astype(np.float64) for split in (train, valid, test)
+    )
+    classes = features.task == "classification"
+    if classes:
+        fits = [LogisticRegression(C=1 / alpha, max_iter=1000).fit(train_ND, train.label_N > 0) for alpha in ALPHAS]
+        scores = [fit.decision_function for fit in fits]
+    else:
+        scores = [Ridge(alpha=alpha).fit(train_ND, train.label_N).predict for alpha in ALPHAS]
+
+    def metrics(score: Any, vector_ND: NDArray[np.float64], split: SplitFeatures) -> dict[str, float]:
+        return finite_metrics(
+            split_metrics(
+                score(vector_ND),
+                split.label_N,
+                protocol=job.protocol,
+                limit=features.half_range,
+                origin=features.center,
+                ties=config.metrics.ties,
+            )
+        )
+
+    figures = [metrics(score, valid_ND, valid) for score in scores]
+    best = int(np.argmin([entry[objective_name(2, features.task)] for entry in figures]))
+    return {
+        "name": f"{'logistic' if classes else 'ridge'} regression on the frozen text vectors",
+        "alpha": ALPHAS[best],
+        "valid": figures[best],
+        "test": metrics(scores[best], test_ND, test),
+    }

@@ -145,7 +145,7 @@ def session(recorded: Recorded, tiny_space: Path, tmp_path: Path) -> Session:
     )
 
 
-def test_what_counts_as_finished(session: Session, tmp_path: Path) -> None:
+def test_what_counts_as_finished(session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def again(settings: dict[str, Any] | None = None, **changes: Any) -> bool:
         space = session.space.with_settings(settings or {})
         return dataclasses.replace(session, space=space, **changes).finished()
@@ -163,6 +163,14 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path) -> None:
         session.record.update_run(state=state)
         assert not again()
     assert not again(record=RunRecord(storage_path(tmp_path / "nothing")))
+    session.record.update_run(state="finished")
+    best = tmp_path / "run" / "best"
+    (best / "model.safetensors").unlink()
+    assert not again()
+    assert str(best) in capsys.readouterr().err
+    shutil.rmtree(best)
+    assert not again()
+    assert winner.test_was_read(session.record)
 
 
 def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,18 +181,6 @@ def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pyt
     monkeypatch.setattr("grcf_ray.search.session.prepare_features", full)
     with pytest.raises(ClusterError, match=r"/cache/of/this/test.*No space left.*GRCF_CACHE"):
         session._search(Capacity(nodes=1, cpus=1, gpus=0, concurrent=1, notes=()), Stop())
-
-
-def test_a_search_whose_best_model_is_gone_is_not_finished(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
-    best = Path(str(session.record.place / "best"))
-    (best / "model.safetensors").unlink()
-    assert not session.finished()
-    assert str(best) in capsys.readouterr().err
-    shutil.rmtree(best)
-    assert not session.finished()
-    assert winner.test_was_read(session.record)
 
 
 def test_the_winner_is_saved_and_measured_again_from_the_record(

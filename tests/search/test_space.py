@@ -248,9 +248,17 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwi
         ("? [a]\n: b", "line 1"),
         ("a: 1\n---\na: 2", "line 2"),
         ("dataset: \x00", "not YAML"),
+        ("[1, 2]", "should be a mapping"),
+        ("", "should be a mapping"),
+        ("a: [", "not YAML"),
+        ("dataset: own\nstage1: [1]", "stage1: should be a mapping of settings"),
+        ("dataset: own\nfixed: {1: 2}", "fixed: 1: no such setting"),
+        ("dataset: own\nstage1: {1: {low: 0, high: 1, start: 0}}", "stage1: 1: no such setting"),
+        ("dataset: own\nstage1: {stage1.head_lr: {low: 1, high: 2, start: 1, log: maybe}}", "log = 'maybe'"),
+        ("dataset: own\nstage1: {stage1.head_lr: {low: 1, high: 2, start: .nan}}", "start = nan"),
     ],
 )
-def test_yaml_that_is_not_plain_is_refused(tmp_path: Path, text: str, word: str) -> None:
+def test_malformed_files_and_yaml_that_is_not_plain_are_refused(tmp_path: Path, text: str, word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert word in str(caught.value)
@@ -316,25 +324,6 @@ def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
     assert len(faults) == len(expected)
     for fault, start in zip(faults, expected, strict=True):
         assert fault.startswith(start)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1, 2]", "should be a mapping"),
-        ("", "should be a mapping"),
-        ("a: [", "not YAML"),
-        ("dataset: own\nstage1: [1]", "stage1: should be a mapping of settings"),
-        ("dataset: own\nfixed: {1: 2}", "fixed: 1: no such setting"),
-        ("dataset: own\nstage1: {1: {low: 0, high: 1, start: 0}}", "stage1: 1: no such setting"),
-        ("dataset: own\nstage1: {stage1.head_lr: {low: 1, high: 2, start: 1, log: maybe}}", "log = 'maybe'"),
-        ("dataset: own\nstage1: {stage1.head_lr: {low: 1, high: 2, start: .nan}}", "start = nan"),
-    ],
-)
-def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text)
-    assert message in str(caught.value)
 
 
 def test_missing_file_names_those_that_ship(tmp_path: Path) -> None:

@@ -82,32 +82,25 @@ def test_the_record_and_its_checkpoints_are_read(stored: Path) -> None:
         assert read_checkpoint(storage_path(path)).tensors
 
 
-def test_best_is_measured_again(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(monkeypatch, "evaluate", str(stored), "--json") == 0
-    again = json.loads(capsys.readouterr().out)["metrics"]
-    recorded = json.loads((stored / "best" / "metrics.json").read_text())["test"]
-    # Another machine may round otherwise.
-    assert again == pytest.approx(recorded, rel=1e-4)
-
-
-def test_a_trial_is_replayed(stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """To the bit on the machine type that it was recorded on; elsewhere the differences are in the last digits."""
-    code = command(monkeypatch, "train", "--from", str(stored), "--trial", "stage2/0")
-    assert code in (0, 1)
-    said = capsys.readouterr()
-    assert ("Reproduced" in said.out) == (code == 0)
-    assert "epochs instead of" not in said.err
-
-
-def test_the_run_is_reported_and_predicts(
+def test_the_run_is_measured_replayed_reported_and_predicts(
     stored: Path,
     tiny_parquet: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A replay is exact on the machine type of the record; elsewhere the differences are in the last digits."""
+    assert command(monkeypatch, "evaluate", str(stored), "--json") == 0
+    again = json.loads(capsys.readouterr().out)["metrics"]
+    recorded = json.loads((stored / "best" / "metrics.json").read_text())["test"]
+    assert again == pytest.approx(recorded, rel=1e-4)
+
+    code = command(monkeypatch, "train", "--from", str(stored), "--trial", "stage2/0")
+    assert code in (0, 1)
+    said = capsys.readouterr()
+    assert ("Reproduced" in said.out) == (code == 0)
+    assert "epochs instead of" not in said.err
+
     assert command(monkeypatch, "report", str(stored)) == 0
     assert (stored / "report.html").stat().st_size > 1e6
     scores = tmp_path / "scores.csv"

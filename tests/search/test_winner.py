@@ -18,11 +18,18 @@ from grcf_ray.errors import DataError
 from grcf_ray.metrics import split_metrics
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search import winner as winner_module
-from grcf_ray.search.finalists import keep_finalists
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import Search
-from grcf_ray.search.winner import MEASURED, export_winner, measure, measure_winner, measured, trial_name
+from grcf_ray.search.winner import (
+    MEASURED,
+    export_winner,
+    keep_finalists,
+    measure,
+    measure_winner,
+    measured,
+    trial_name,
+)
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model
