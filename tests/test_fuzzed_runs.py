@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,10 +12,9 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from fuzz_runs import mutate
 
 from grcf_ray import console
 
@@ -26,6 +26,78 @@ FIRST = int(os.environ.get("GRCF_TEST_FUZZ_FIRST", "0"))
 """How many seeds are tried, and from which on."""
 COMMANDS = ("search", "report", "predict", "evaluate", "show")
 Ask = Callable[[str, Path], tuple[int, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """What was done to a run, as disks, copies, editors and people damage files."""
+
+    kind: str
+    path: str
+    """Within the run."""
+    outside: Path | None = None
+    """Where a link leads to."""
+
+
+def mutate(run: Path, seed: int) -> Mutation:
+    """Damage one file or folder of a run; the seed makes the same damage again."""
+    rng = random.Random(seed)
+    # Of the many files of a kind none is more likely than the only one of another.
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(run.rglob("*")):
+        what = "events" if "tfevents" in path.name else path.suffix or path.name
+        kinds.setdefault(f"{path.relative_to(run).parts[0]} {what if path.is_file() else 'folder'}", []).append(path)
+    path = rng.choice(kinds[rng.choice(sorted(kinds))])
+    name, hows = str(path.relative_to(run)), ["deleted", "replaced", "a link", "a dangling link"]
+    if path.is_file():
+        hows += ["flipped", "cut off", "emptied", "foreign JSON"] + 8 * ["edited JSON"] * (path.suffix == ".json")
+    how = rng.choice(hows)
+    if "link" in how:
+        outside = run.with_name(f"outside-{path.name}")
+        path.rename(outside)
+        path.symlink_to(outside if how == "a link" else run.with_name("nowhere"))
+        return Mutation(how, name, outside)
+    if how in ("deleted", "replaced"):
+        folder = path.is_dir()
+        shutil.rmtree(path) if folder else path.unlink()
+        if how == "replaced":
+            path.write_text("a file") if folder else path.mkdir()
+        return Mutation(how, name)
+    content = bytearray(path.read_bytes())
+    if how == "flipped" and content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    elif how in ("cut off", "emptied"):
+        del content[rng.randrange(len(content) + 1) if how == "cut off" else 0 :]
+    elif how == "foreign JSON":
+        content = bytearray(rng.choice((b"{}", b"[]", b"null", b"7", b'"text"', b'{"state": "finished"}')))
+    elif how == "edited JSON":
+        content = bytearray(json.dumps(edited(json.loads(content), rng)).encode())
+    path.write_bytes(content)
+    return Mutation(how, name)
+
+
+def edited(content: Any, rng: random.Random) -> Any:
+    """A key less, more or misspelt, or a value of another kind, anywhere in the content."""
+    inner = containers(content)
+    at = rng.choice(inner) if inner else content
+    if isinstance(at, dict):
+        key = rng.choice(sorted(at)) if at else "key"
+        value = at.pop(key, None)
+        choice = rng.randrange(4)
+        if choice == 1:
+            at |= {key: value, "another": rng.choice((1, "text", None))}
+        elif choice == 2:
+            at[key[1:] + "x"] = value
+        elif choice == 3:
+            at[key] = rng.choice((None, True, -1, 1e300, "text", [], {}, [1], {"a": 1}))
+    else:
+        at[:] = rng.choice(([], at * 2, [*at, None], [*at, {}], at[1:]))
+    return content
+
+
+def containers(value: Any) -> list[Any]:
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value] * isinstance(value, (dict, list)) + [deeper for part in inner for deeper in containers(part)]
 
 
 @pytest.fixture(scope="module")

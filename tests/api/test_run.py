@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import grcf_ray
+from grcf_ray.cli.search import search
 from grcf_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -51,6 +53,11 @@ def test_a_search_runs_in_a_notebook(tiny_store: DatasetStore, tiny_space: Path,
     start = json.loads((tmp_path / "notebook" / "run.json").read_text())["starts"][0]
     assert start["command"].startswith("grcf_ray.run_search('tiny', data=")
     assert start["command"].endswith(", seed=0)")
+
+
+def test_a_search_has_the_commands_options() -> None:
+    command = set(inspect.signature(search).parameters) - {"set_", "dry_run", "calibrate", "print_config", "json"}
+    assert set(inspect.signature(grcf_ray.run_search).parameters) == command | {"settings"}
 
 
 @pytest.mark.parametrize(

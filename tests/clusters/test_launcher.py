@@ -37,12 +37,12 @@ GCP_GPUS = {"n2-standard-8": 0, "g2-standard-8": 1, "g2-standard-24": 2, "a2-hig
 
 def faults(values: dict[str, Any]) -> list[str]:
     """Return the faults of a file's content, a line each."""
-    lines = [*_bounds(values), *_provider(values), *_commands(values), *_files(values)]
-    kind = values["provider"]["type"]
-    if kind != "local":
-        lines += _types(values)
+    checks = [check for part in (_bounds, _provider, _commands, _files, _types) for check in part(values)]
+    lines = [fault for wrong, fault in checks if wrong]
+    check_node = {"aws": _aws, "gcp": _gcp}.get(values["provider"]["type"])
+    if check_node:
         for name, node in values["available_node_types"].items():
-            lines += [f"{name}: {line}" for line in (_aws if kind == "aws" else _gcp)(node)]
+            lines += [f"{name}: {line}" for line in check_node(node)]
     # Ray's checks come last, since they stop at the first fault.
     return lines + list(_ray(values))
 
@@ -77,72 +77,59 @@ def _ray(values: dict[str, Any]) -> Iterator[str]:
         yield f"Ray: {error}"
 
 
-def _bounds(values: dict[str, Any]) -> Iterator[str]:
+def _bounds(values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     if "worker_ips" in values["provider"]:
         low, high, machines = values["min_workers"], values["max_workers"], len(values["provider"]["worker_ips"])
-        if low > high:
-            yield f"min_workers {low} above max_workers {high}"
-        if high > machines:
-            yield f"{high} workers of {machines} worker_ips"
+        yield low > high, f"min_workers {low} above max_workers {high}"
+        yield high > machines, f"{high} workers of {machines} worker_ips"
         return
-    for name, node in values["available_node_types"].items():
+    types, most = values["available_node_types"], values["max_workers"]
+    for name, node in types.items():
         low, high = node.get("min_workers", 0), node.get("max_workers", 0)
-        if low > high:
-            yield f"{name}: min_workers {low} above max_workers {high}"
-        if high > values["max_workers"]:
-            yield f"{name}: max_workers {high} above the cluster's {values['max_workers']}"
-        if high and name == values["head_node_type"]:
-            yield "the head's type has workers"
-    if not any(node.get("max_workers") for node in values["available_node_types"].values()):
-        yield "no type has workers"
+        yield low > high, f"{name}: min_workers {low} above max_workers {high}"
+        yield high > most, f"{name}: max_workers {high} above the cluster's {most}"
+        yield bool(high) and name == values["head_node_type"], "the head's type has workers"
+    yield not any(node.get("max_workers") for node in types.values()), "no type has workers"
 
 
-def _provider(values: dict[str, Any]) -> Iterator[str]:
+def _provider(values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     provider = values["provider"]
-    yield from (f"provider.{key} is unknown" for key in provider.keys() - PROVIDER[provider["type"]])
+    yield from ((key not in PROVIDER[provider["type"]], f"provider.{key} is unknown") for key in provider)
 
 
-def _commands(values: dict[str, Any]) -> Iterator[str]:
+def _commands(values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     head = commands_of(values, "setup_commands", "head_setup_commands", "head_start_ray_commands")
     worker = commands_of(values, "setup_commands", "worker_setup_commands", "worker_start_ray_commands")
     for command in {*head, *worker}:
         checked = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
-        if checked.returncode:
-            yield f"not a shell command: {command}"
+        yield checked.returncode != 0, f"not a shell command: {command}"
     several = bool(values["provider"].get("worker_ips", True))
-    once = (*ONCE, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if several else ONCE
-    for name in once:
-        if len(re.findall(rf"\b{name}=", "\n".join(head))) != 1:
-            yield f"{name} must be set once"
-    if not any("ray start --head " in command and "ray_bootstrap_config" in command for command in head):
-        yield "no command starts the head with its autoscaler"
-    if several and not any("ray start --address=$RAY_HEAD_IP:6379" in command for command in worker):
-        yield "no command starts a worker"
+    for name in (*ONCE, *(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if several else ())):
+        yield len(re.findall(rf"\b{name}=", "\n".join(head))) != 1, f"{name} must be set once"
+    starts = any("ray start --head " in command and "ray_bootstrap_config" in command for command in head)
+    yield not starts, "no command starts the head with its autoscaler"
+    joins = any("ray start --address=$RAY_HEAD_IP:6379" in command for command in worker)
+    yield several and not joins, "no command starts a worker"
 
 
-def _files(values: dict[str, Any]) -> Iterator[str]:
+def _files(values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     mounts = values.get("file_mounts", {})
     for local in mounts.values():
-        if not local.startswith("~") and not (ROOT / local).exists():
-            yield f"there is no {local}"
-    if not values["provider"].get("worker_ips", True):
-        return
-    if "~/.ray/auth_token" not in mounts:
-        yield "nodes do not get the token"
-    packages = [remote for remote, local in mounts.items() if local == "clusters/requirements.txt"]
-    setup = " ".join(commands_of(values, "setup_commands"))
-    if not any(f"-r {remote}" in setup for remote in packages):
-        yield "nodes do not get the packages"
+        yield not local.startswith("~") and not (ROOT / local).exists(), f"there is no {local}"
+    if values["provider"].get("worker_ips", True):
+        yield "~/.ray/auth_token" not in mounts, "nodes do not get the token"
+        packages = [remote for remote, local in mounts.items() if local == "clusters/requirements.txt"]
+        setup = " ".join(commands_of(values, "setup_commands"))
+        yield not any(f"-r {remote}" in setup for remote in packages), "nodes do not get the packages"
 
 
-def _types(values: dict[str, Any]) -> Iterator[str]:
-    head = values["available_node_types"].get(values["head_node_type"])
-    if head is None:
-        yield f"head_node_type {values['head_node_type']} is none of the types"
-    elif "InstanceMarketOptions" in head["node_config"] or "provisioningModel" in head["node_config"].get(
-        "scheduling", {}
-    ):
-        yield "the head is a spot instance, so the search may end"
+def _types(values: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    if "available_node_types" in values:
+        name = values["head_node_type"]
+        yield name not in values["available_node_types"], f"head_node_type {name} is none of the types"
+        config = values["available_node_types"].get(name, {"node_config": {}})["node_config"]
+        spot = "InstanceMarketOptions" in config or "provisioningModel" in config.get("scheduling", {})
+        yield spot, "the head is a spot instance, so the search may end"
 
 
 def _gpus(node: dict[str, Any], kind: str, actual: int) -> Iterator[str]:
@@ -150,7 +137,7 @@ def _gpus(node: dict[str, Any], kind: str, actual: int) -> Iterator[str]:
     declared = node["resources"].get("GPU")
     if declared is None and actual:
         yield f"{actual} GPU(s) of {kind} are not among its resources"
-    elif declared is not None and declared != actual:
+    elif declared not in (None, actual):
         yield f"GPU {declared} of {kind}, which has {actual}"
 
 
