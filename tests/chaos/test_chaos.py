@@ -6,14 +6,15 @@ search has to be the one that nothing interrupted: parameters, curves, winner an
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,18 +38,6 @@ EVENTS = ("StageStarted", "TrialStarted", "EpochFinished", "TrialEnded")
 WRITES = ("trial", "run.json", "trial.json", "model.safetensors", "trials.jsonl", "provenance.json", "metrics.json")
 
 
-@dataclasses.dataclass
-class Figures:
-    """What the kills came to."""
-
-    kills: int = 0
-    starts: int = 0
-    lost: int = 0
-    repeated: int = 0
-    hangs: int = 0
-    by_victim: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
 def draw_shots(rng: random.Random, workers: int) -> list[tuple[str, int, str]]:
     """The shots of one start: one at the driver or all of it, before that perhaps one at a trial's process."""
     moments = [(f"{event} {stage}", rng.randint(1, 4)) for event in EVENTS for stage in (1, 2)]
@@ -62,31 +51,22 @@ def draw_shots(rng: random.Random, workers: int) -> list[tuple[str, int, str]]:
     return shots
 
 
-def start(shots: list[tuple[str, int, str]], argv: list[str], figures: Figures) -> int | None:
-    """One start of the command; its exit code, None where it hung. No process of it is left behind."""
+def start(shots: list[tuple[str, int, str]], argv: list[str], victims: Counter[str]) -> int:
+    """One start of the command; its exit code. Counts the victims, and leaves no process behind."""
     mark = uuid.uuid4().hex
     environment = {**os.environ, "GRCF_CHAOS": mark, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(DRIVER), json.dumps(shots), "--", *argv]
-    figures.starts += 1
-    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
-        _, said = driver.communicate(timeout=HANG_S)
-        code: int | None = driver.returncode
-    except subprocess.TimeoutExpired:
-        driver.kill()
-        _, said = driver.communicate()
-        code = None
-        figures.hangs += 1
-    for line in said.splitlines():
-        if line.startswith("SHOT "):
-            figures.kills += 1
-            victim = line.removeprefix("SHOT ")
-            figures.by_victim[victim] = figures.by_victim.get(victim, 0) + 1
-    if code not in (0, None) and "SHOT" not in said:
-        pytest.fail(f"the search failed by itself ({code}):\n{said[-3000:]}")
-    # What outlived its driver must not live on, as it would not when a machine has gone.
-    kill_marked(mark)
-    return code
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=HANG_S
+        )
+    finally:
+        # What outlived its driver must not live on, as it would not when a machine has gone.
+        kill_marked(mark)
+    shot = re.findall("^SHOT (.*)$", done.stderr, re.MULTILINE)
+    victims.update(shot)
+    assert shot or done.returncode == 0, f"the search failed by itself:\n{done.stderr[-3000:]}"
+    return done.returncode
 
 
 def trials(run: Path) -> dict[tuple[int, int], TrialRecord]:
@@ -95,19 +75,18 @@ def trials(run: Path) -> dict[tuple[int, int], TrialRecord]:
     return {(stage, trial.number): trial for stage in (1, 2) for trial in record.trials(stage)}
 
 
-def compare(before: dict[tuple[int, int], TrialRecord], run: Path, figures: Figures) -> None:
-    """The record after a start against the one before it."""
+def compare(before: dict[tuple[int, int], TrialRecord], run: Path) -> None:
+    """Hold the record after a start against the one before it."""
     now = trials(run)
     for key, old in before.items():
-        new = now.get(key)
-        if new is None or (new.params, new.seed) != (old.params, old.seed):
-            figures.lost += 1
-        elif old.finished:
-            figures.lost += essence([new]) != essence([old])
-            figures.repeated += (new.attempt, new.ended) != (old.attempt, old.ended)
+        new = now[key]
+        assert (new.params, new.seed) == (old.params, old.seed)
+        if old.finished:
+            assert essence([new]) == essence([old])
+            assert (new.attempt, new.ended) == (old.attempt, old.ended), "it was repeated"
         else:
             # An epoch that is on record stays there, and is what it was.
-            figures.lost += essence([new])[0][-1][: old.epoch] != essence([old])[0][-1]
+            assert essence([new])[0][-1][: old.epoch] == essence([old])[0][-1]
     for stage, budget in BUDGETS.items():
         numbers = [number for at, number in now if at == stage]
         assert numbers == list(range(len(numbers)))
@@ -119,20 +98,16 @@ def weights(run: Path) -> bytes:
 
 
 def torment(
-    argv: list[str], run: Path, reference: Path, rng: random.Random, figures: Figures, *, workers: int, starts: int
+    argv: list[str], run: Path, reference: Path, rng: random.Random, victims: Counter[str], *, workers: int, starts: int
 ) -> None:
     """Kill a search in up to `starts` starts, let it finish, and compare it with an undisturbed one."""
-    code: int | None = 1
-    for _ in range(starts):
+    for shots in (*(draw_shots(rng, workers) for _ in range(starts)), []):
         before = trials(run)
-        code = start(draw_shots(rng, workers), argv, figures)
-        compare(before, run, figures)
+        code = start(shots, argv, victims)
+        compare(before, run)
         if code == 0:
             break
-    if code != 0:
-        before = trials(run)
-        assert start([], argv, figures) == 0
-        compare(before, run, figures)
+    assert code == 0
     ours, theirs = trials(run), trials(reference)
     assert ours.keys() == theirs.keys() and essence(ours.values()) == essence(theirs.values())
     described, undisturbed = (json.loads((folder / "run.json").read_text()) for folder in (run, reference))
@@ -150,14 +125,13 @@ def arguments(recorded: Recorded, storage: Path, workers: int) -> list[str]:
 
 def until(
     kills: int, recorded: Recorded, reference: Path, storage: Path, rng: random.Random, *, workers: int, starts: int
-) -> Figures:
-    """One tormented search after the other, until so many kills have been dealt; none may be lost or run twice."""
-    argv, figures = arguments(recorded, storage, workers), Figures()
-    while figures.kills < kills:
+) -> Counter[str]:
+    """One tormented search after the other, until so many kills have been dealt; the victims."""
+    argv, victims = arguments(recorded, storage, workers), Counter[str]()
+    while victims.total() < kills:
         shutil.rmtree(storage, ignore_errors=True)
-        torment(argv, storage / "recorded", reference, rng, figures, workers=workers, starts=starts)
-    assert (figures.lost, figures.repeated, figures.hangs) == (0, 0, 0)
-    return figures
+        torment(argv, storage / "recorded", reference, rng, victims, workers=workers, starts=starts)
+    return victims
 
 
 @pytest.mark.cluster
@@ -174,10 +148,10 @@ def test_chaos(recorded: Recorded, tmp_path: Path, workers: int, capsys: pytest.
     seed = int(os.environ.get("GRCF_CHAOS_SEED", "0"))
     rng, reference = random.Random(f"{seed}/{workers}"), recorded.folder
     if workers > 1:
-        assert start([], arguments(recorded, tmp_path / "undisturbed", workers), Figures()) == 0
+        assert start([], arguments(recorded, tmp_path / "undisturbed", workers), Counter()) == 0
         reference = tmp_path / "undisturbed" / "recorded"
-    figures = until(30, recorded, reference, tmp_path / "runs", rng, workers=workers, starts=12)
+    victims = until(30, recorded, reference, tmp_path / "runs", rng, workers=workers, starts=12)
     with capsys.disabled():
-        print(f"\nchaos, seed {seed}, {workers} worker(s): {dataclasses.asdict(figures)}")
+        print(f"\nchaos, seed {seed}, {workers} worker(s): {dict(victims)}")
     # A victim that is not found would be the driver.
-    assert {"driver", "trial", *(["worker"] if workers > 1 else [])} <= figures.by_victim.keys()
+    assert {"driver", "trial", *(["worker"] if workers > 1 else [])} <= victims.keys()
