@@ -63,10 +63,10 @@ def start(code: str = CONNECT, **environment: str) -> str:
 @pytest.mark.integration
 def test_it_listens_on_the_loopback_interface_alone(ray_session: None) -> None:
     ray.get(ray.remote(lambda: None).remote())
-    found = listening()
+    ports = listening()
     for part in ("gcs_server", "raylet", "Agent", "ray::"):
-        assert any(part in title for title, _ in found), part
-    assert reachable(found) == []
+        assert any(part in title for title, _ in ports), part
+    assert reachable(ports) == []
 
 
 @pytest.mark.integration
@@ -165,10 +165,10 @@ def test_a_limit_on_processes_is_told_before_ray_hangs(no_ray: None, monkeypatch
     user = 4242
     monkeypatch.setattr(os, "getuid", lambda: user)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    own = psutil.Process()
+    process = psutil.Process()
     monkeypatch.setattr(psutil.Process, "uids", lambda process: SimpleNamespace(real=user))
-    monkeypatch.setattr(psutil, "process_iter", lambda: [own])
-    used = own.num_threads()
+    monkeypatch.setattr(psutil, "process_iter", lambda: [process])
+    used = process.num_threads()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (used + 280, resource.RLIM_INFINITY))
     cluster._check_threads()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (used + 279, resource.RLIM_INFINITY))

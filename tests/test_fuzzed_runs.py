@@ -45,8 +45,8 @@ def mutate(run: Path, seed: int) -> Mutation:
     # Of the many files of a kind none is more likely than the only one of another.
     kinds: dict[str, list[Path]] = {}
     for path in sorted(run.rglob("*")):
-        what = "events" if "tfevents" in path.name else path.suffix or path.name
-        kinds.setdefault(f"{path.relative_to(run).parts[0]} {what if path.is_file() else 'folder'}", []).append(path)
+        sort = "events" if "tfevents" in path.name else path.suffix or path.name
+        kinds.setdefault(f"{path.relative_to(run).parts[0]} {sort if path.is_file() else 'folder'}", []).append(path)
     path = rng.choice(kinds[rng.choice(sorted(kinds))])
     name, hows = str(path.relative_to(run)), ["deleted", "replaced", "a link", "a dangling link"]
     if path.is_file():
@@ -151,11 +151,11 @@ def begun_anew(recorded: Recorded, folder: Path) -> Path:
 
 def digest(path: Path) -> str:
     """Of names and content of all that lies there."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for file in sorted([path, *path.rglob("*")]):
-        found.update(str(file.relative_to(path.parent)).encode())
-        found.update(file.read_bytes() if file.is_file() else b"")
-    return found.hexdigest()
+        hashed.update(str(file.relative_to(path.parent)).encode())
+        hashed.update(file.read_bytes() if file.is_file() else b"")
+    return hashed.hexdigest()
 
 
 @pytest.mark.integration

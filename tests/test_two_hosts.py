@@ -73,10 +73,10 @@ class Cluster:
     def submit(self, *words: str, settings: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """The job, followed from the client; what it says goes to a pipe."""
         environment = self.environment | {"RAY_ADDRESS": f"http://{self.alpha.address}:8265"}
-        own = ["--runtime-env-json", json.dumps({"env_vars": settings})] if settings else []
-        command = ["ray", "job", "submit", *own, "--working-dir", ".", "--", "python", "-m", "grcf_ray.search", *words]
+        extra = ["--runtime-env-json", json.dumps({"env_vars": settings})] if settings else []
+        command = ["ray", "job", "submit", *extra, "--working-dir", ".", "--", "python", "-m", "grcf_ray.search"]
         return subprocess.Popen(
-            self.network.client.command(command, environment, ROOT),
+            self.network.client.command([*command, *words], environment, ROOT),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

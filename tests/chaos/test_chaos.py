@@ -108,8 +108,8 @@ def torment(
         if code == 0:
             break
     assert code == 0
-    ours, theirs = trials(run), trials(reference)
-    assert ours.keys() == theirs.keys() and essence(ours.values()) == essence(theirs.values())
+    disturbed, expected = trials(run), trials(reference)
+    assert disturbed.keys() == expected.keys() and essence(disturbed.values()) == essence(expected.values())
     described, undisturbed = (json.loads((folder / "run.json").read_text()) for folder in (run, reference))
     assert described["winner"] == undisturbed["winner"]
     assert described["finalists"] == undisturbed["finalists"]

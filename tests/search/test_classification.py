@@ -128,17 +128,17 @@ def test_the_papers_experiments_of_two_classes(
         console.run(app, ["all", "--from", str(folder), "--seeds", "1", "--json"])
     out, err = capsys.readouterr()
     assert ended.value.code == 0, err
-    found = {outcome["name"]: outcome for outcome in json.loads(out)}
+    outcomes = {outcome["name"]: outcome for outcome in json.loads(out)}
     left_out = {"margins", "stability", "importance", "transfer"}
     assert left_out == {line.split()[0] for line in err.splitlines() if " is skipped: " in line}
-    assert found.keys() == EXPERIMENTS.keys() - left_out
-    for name in found:
+    assert outcomes.keys() == EXPERIMENTS.keys() - left_out
+    for name in outcomes:
         assert (folder / "reproduce" / name / "index.html").stat().st_size
-    ablation = {table["name"]: [row["title"] for row in table["rows"]] for table in found["ablation"]["tables"]}
+    ablation = {table["name"]: [row["title"] for row in table["rows"]] for table in outcomes["ablation"]["tables"]}
     assert set(ablation) == {"bce", "acc2", "f1_positive", "auroc"}
     # Two classes have no ordinal groups, and so no dynamic margin.
     assert ablation["bce"] == ["Full model", "w/o advantage weighting", "w/o Stage 1", "w/o Stage 2", "direct BCE"]
-    hard = {table["name"]: table["rows"] for table in found["hard-pairs"]["tables"]}
+    hard = {table["name"]: table["rows"] for table in outcomes["hard-pairs"]["tables"]}
     odds = [f"T-{letter}, {kind}" for letter in "VA" for kind in ("no conflict", "conflict")]
     assert [row["title"] for row in hard["modalities"]] == odds
     # Regression alone: nearness of labels.

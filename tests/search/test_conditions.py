@@ -84,7 +84,7 @@ def test_a_run_from_another_machine_goes_on_bit_for_bit(
     interrupt_once(monkeypatch, lambda e: isinstance(e, EpochFinished) and (e.trial.stage, e.trial.number) == (2, 3))
     code, _, err = run(*words)
     assert code == 130, err
-    mine, theirs = RunRecord(storage_path(here)), RunRecord(storage_path(recorded.folder))
+    mine, undisturbed = RunRecord(storage_path(here)), RunRecord(storage_path(recorded.folder))
     # The stopped trial goes on from its checkpoint, and no other is launched again.
     assert [trial.attempt for trial in mine.trials(1)] == [1, 1, 2, 1, 1, 1]
     ended = {path: path.read_bytes() for path in (here / "stage1" / "trials").glob("*.json")}
@@ -93,9 +93,9 @@ def test_a_run_from_another_machine_goes_on_bit_for_bit(
     assert code == 0, err
     assert {path: path.read_bytes() for path in ended} == ended
     for stage in (1, 2):
-        assert essence(mine.trials(stage)) == essence(theirs.trials(stage))
-    assert mine.read_run()["winner"] == theirs.read_run()["winner"]
-    paths = [f"finalists/{int(number):04d}" for number in theirs.read_run()["finalists"]]
+        assert essence(mine.trials(stage)) == essence(undisturbed.trials(stage))
+    assert mine.read_run()["winner"] == undisturbed.read_run()["winner"]
+    paths = [f"finalists/{int(number):04d}" for number in undisturbed.read_run()["finalists"]]
     for path in ("best", *paths):
         weights, expected = (load_file(folder / path / "model.safetensors") for folder in (here, recorded.folder))
         assert weights.keys() == expected.keys()

@@ -67,8 +67,8 @@ def test_what_a_traceback_says_in_the_end() -> None:
 
 def test_failures_are_grouped_in_the_order_of_their_first() -> None:
     trials = [trial(0, HUNG), trial(1, None, "complete"), trial(2, "error"), trial(3, HUNG)]
-    found = failures_by_cause([*trials, trial(4, "not finite", "diverged")])
-    assert [(cause, [t.number for t in failed]) for cause, failed in found.items()] == [
+    grouped = failures_by_cause([*trials, trial(4, "not finite", "diverged")])
+    assert [(cause, [t.number for t in failed]) for cause, failed in grouped.items()] == [
         (HUNG, [0, 3]),
         ("error", [2]),
         ("not finite", [4]),

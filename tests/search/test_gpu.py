@@ -66,12 +66,12 @@ def gradient(loop: StageLoop) -> Tensor:
 
 
 def scores(loop: StageLoop) -> Tensor:
-    found = predict(loop.model, loop.features, loop.features.valid, device=loop.device, token_budget=64)
-    return torch.from_numpy(found)
+    score_N = predict(loop.model, loop.features, loop.features.valid, device=loop.device, token_budget=64)
+    return torch.from_numpy(score_N)
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("activation_tokens", [None, 8])
@@ -80,8 +80,8 @@ def test_a_gpu_has_the_gradient_of_the_cpu(
 ) -> None:
     """With activations kept, and with the encoder run twice."""
     twice = changed(config, {"pairs.activation_tokens": activation_tokens})
-    ours = gradient(loop_on(GPU, tiny_features, twice))
-    assert relative(ours, gradient(loop_on(CPU, tiny_features, config))) < 1e-11
+    actual = gradient(loop_on(GPU, tiny_features, twice))
+    assert relative(actual, gradient(loop_on(CPU, tiny_features, config))) < 1e-11
 
 
 def test_bfloat16_is_the_default_of_a_gpu_and_near_the_exact_gradient(
@@ -157,8 +157,8 @@ def test_a_group_of_workers_does_what_one_process_does(
         features, workers=workers, resources={"CPU": 1.0, "GPU": share}, interfaces={}
     ) as group:
         together = finish(group, job(still, tmp_path / "group"))
-    for ours, theirs in zip(together, alone, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-9, nan_ok=True)
+    for actual, expected in zip(together, alone, strict=True):
+        assert actual == pytest.approx(expected, rel=1e-9, nan_ok=True)
 
 
 def test_trials_share_a_gpu(make_search: Callable[..., Search]) -> None:

@@ -50,9 +50,9 @@ with Lease(storage_path(Path(sys.argv[1])), "the other"):
 
 
 @contextlib.contextmanager
-def another_driver(folder: Path, *what: str) -> Iterator[subprocess.Popen[str]]:
+def another_driver(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """Run a process that holds the lease of a folder's run until it is killed."""
-    argv = [sys.executable, "-c", HOLD, str(folder), *what]
+    argv = [sys.executable, "-c", HOLD, str(folder), *words]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -116,9 +116,9 @@ def test_the_run_is_free_at_the_end(run: StoragePath, fails: bool) -> None:
 
 
 @pytest.mark.parametrize("what", ["fork", pytest.param("ray", marks=pytest.mark.integration)])
-def test_a_killed_drivers_run_is_free_at_once(run: StoragePath, what: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_drivers_run_is_free_at_once(run: StoragePath, words: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither a child that inherits the lock nor Ray keeps it."""
-    with another_driver(Path(str(run)), what) as driver:
+    with another_driver(Path(str(run)), words) as driver:
         assert is_held(run) is True
         with pytest.raises(ConfigError, match=f"process {driver.pid}"), Lease(run, COMMAND):
             pass

@@ -31,10 +31,10 @@ def test_usage_errors(run: Run, words: list[str]) -> None:
 
 
 def paths_of(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
     for name, value in nested.items():
-        found |= paths_of(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        paths |= paths_of(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return paths
 
 
 def test_print_config_parses_back(run: Run, tiny_space: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def wanted(tiny_backbone: Path, tmp_path: Path) -> NodeCheck:
     )
 
 
-def found(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[NodeCheck]:
+def answer_with(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[NodeCheck]:
     """Have hosts be found so; what was looked for."""
     asked: list[NodeCheck] = []
 
@@ -57,7 +57,7 @@ def found(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[NodeCh
 
 def test_one_node_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:
     """The driver sees what there is to see; nothing is written for it, and no process is started."""
-    asked = found(monkeypatch, {})
+    asked = answer_with(monkeypatch, {})
     assert check_nodes([ALPHA], config, storage_path(tmp_path / "runs" / "n")) == {}
     assert asked == []
     assert list(tmp_path.iterdir()) == []
@@ -69,7 +69,7 @@ def test_sound_nodes_have_their_memory_told(
 ) -> None:
     """Interfaces matter to trials that may lie on several nodes."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
-    asked = found(monkeypatch, {"alpha": Seen([], 64), "beta": Seen([], 10**10)})
+    asked = answer_with(monkeypatch, {"alpha": Seen([], 64), "beta": Seen([], 10**10)})
     wide = dataclasses.replace(config, search=dataclasses.replace(config.search, workers=workers))
     memory = check_nodes([ALPHA, BETA], wide, storage_path(tmp_path / "runs" / "n"))
     assert memory == {
@@ -84,7 +84,7 @@ def test_sound_nodes_have_their_memory_told(
 def test_all_faults_of_all_nodes_come_together(
     monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path
 ) -> None:
-    found(monkeypatch, {"alpha": Seen(["has no tail"]), "beta": Seen(["has no head", "has no heart"])})
+    answer_with(monkeypatch, {"alpha": Seen(["has no tail"]), "beta": Seen(["has no head", "has no heart"])})
     with pytest.raises(ClusterError) as caught:
         check_nodes([ALPHA, BETA], config, storage_path(tmp_path / "runs" / "n"))
     assert caught.value.exit_code == 5
@@ -142,16 +142,16 @@ def _read_only(self: LocalPath, text: str) -> None:
 
 def test_a_node_is_looked_at_where_it_is(ray_session: None, wanted: NodeCheck, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own by the driver, others by a task; one that is gone is named for it."""
-    (own,) = cluster_nodes()
-    assert nodes._look_at([own, BETA], wanted)[0].faults == []
-    gone = nodes._look_at([BETA, own], wanted)[0]
+    (local,) = cluster_nodes()
+    assert nodes._look_at([local, BETA], wanted)[0].faults == []
+    gone = nodes._look_at([BETA, local], wanted)[0]
     assert len(gone.faults) == 1
     assert gone.faults[0].startswith("cannot be reached (")
     # As another node than the driver's would.
     stranger = dataclasses.replace(wanted, versions={**wanted.versions, "ray": "0"})
     with monkeypatch.context() as patch:
         patch.setattr(nodes.ray, "get_runtime_context", lambda: type("Here", (), {"get_node_id": lambda _: "x"})())
-        (seen,) = nodes._look_at([own], stranger)
+        (seen,) = nodes._look_at([local], stranger)
     (fault,) = seen.faults
     assert fault.startswith("has ray ")
 

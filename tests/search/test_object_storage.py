@@ -63,11 +63,11 @@ class Machine:
     def files(self) -> list[str]:
         """What lies on its disk, but Ray's own files, matplotlib's list of fonts and what was derived from the data."""
         home = self.root / "home"
-        own = (self.root / "tmp" / "ray", home / ".ray", home / ".cache" / "matplotlib", self._places["GRCF_CACHE"])
+        other = (self.root / "tmp" / "ray", home / ".ray", home / ".cache" / "matplotlib", self._places["GRCF_CACHE"])
         return [
             str(path.relative_to(self.root))
             for path in self.root.rglob("*")
-            if not path.is_dir() and not any(path.is_relative_to(folder) for folder in own)
+            if not path.is_dir() and not any(path.is_relative_to(folder) for folder in other)
         ]
 
 
@@ -123,7 +123,7 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
         assert run["state"] == "finished" and len(run["starts"]) == 2
         weights = "best/model.safetensors"
         assert record.at(weights).read_bytes() == reference.at(weights).read_bytes()
-        scored, expected = (RunView.read(of).scored("test") for of in (record, reference))
+        scored, expected = (RunView.read(searched).scored("test") for searched in (record, reference))
         assert scored is not None and expected is not None
         assert scored.id_N == expected.id_N and (scored.score_N == expected.score_N).all()
         assert json.loads(out)["run"] == str(record) and json.loads(out)["test"] == json.loads(recorded.out)["test"]

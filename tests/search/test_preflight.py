@@ -57,12 +57,12 @@ def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000),
     ],
 )
 def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dict[str, Any], trials: int) -> None:
-    found = room(nodes, **search)
-    assert found.concurrent == trials
-    assert [note for note in found.notes if "stay idle" not in note] == []
-    assert found.nodes == len(nodes)
-    assert found.cpus == sum(node["CPU"] for node in nodes)
-    assert found.gpus == sum(node.get("GPU", 0) for node in nodes)
+    capacity = room(nodes, **search)
+    assert capacity.concurrent == trials
+    assert [note for note in capacity.notes if "stay idle" not in note] == []
+    assert capacity.nodes == len(nodes)
+    assert capacity.cpus == sum(node["CPU"] for node in nodes)
+    assert capacity.gpus == sum(node.get("GPU", 0) for node in nodes)
 
 
 @pytest.mark.parametrize(

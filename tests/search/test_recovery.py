@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tests.conftest import Recorded
 
 
-def same_weights(ours: tuple[RunRecord, str], theirs: tuple[RunRecord, str]) -> bool:
-    one, other = (read_checkpoint(record.at(path)).tensors for record, path in (ours, theirs))
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same_weights(first: tuple[RunRecord, str], second: tuple[RunRecord, str]) -> bool:
+    tensors, other = (read_checkpoint(record.at(path)).tensors for record, path in (first, second))
+    return tensors.keys() == other.keys() and all(torch.equal(tensors[name], other[name]) for name in tensors)
 
 
 @pytest.fixture

@@ -33,23 +33,23 @@ def models(winner: dict[int, float], start: dict[int, float]) -> list[dict[str, 
     """Of each arm the test MAE by index; validation is twice as good."""
     return [
         {"arm": arm, "index": index, "test": {"mae": value}, "valid": {"mae": value / 2}}
-        for arm, of in (("winner", winner), ("start", start))
-        for index, value in of.items()
+        for arm, entries in (("winner", winner), ("start", start))
+        for index, value in entries.items()
     ]
 
 
 def test_a_worked_example() -> None:
     """Gains of -0.05, -0.02 and -0.08; the t quantile of two degrees of freedom is 4.3027."""
-    found = compare(models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 1: 0.74, 2: 0.76}), 3)
-    assert found["arms"]["winner"]["trained"] == 3
-    winner, start = (found["arms"][arm]["test"]["mae"] for arm in ("winner", "start"))
+    compared = compare(models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 1: 0.74, 2: 0.76}), 3)
+    assert compared["arms"]["winner"]["trained"] == 3
+    winner, start = (compared["arms"][arm]["test"]["mae"] for arm in ("winner", "start"))
     assert (winner["mean"], winner["deviation"]) == (pytest.approx(0.70), pytest.approx(0.02))
     assert (start["mean"], start["deviation"]) == (pytest.approx(0.75), pytest.approx(0.01))
-    gain = found["gain"]["mae"]
+    gain = compared["gain"]["mae"]
     assert gain["mean"] == pytest.approx(-0.05)
     assert gain["deviation"] == pytest.approx(0.03)
     assert gain["half_width"] == pytest.approx(4.302653 * 0.03 / 3**0.5, rel=1e-6)
-    assert found["arms"]["winner"]["valid"]["mae"]["mean"] == pytest.approx(0.35)
+    assert compared["arms"]["winner"]["valid"]["mae"]["mean"] == pytest.approx(0.35)
 
 
 def test_only_pairs_make_a_gain() -> None:
@@ -57,17 +57,17 @@ def test_only_pairs_make_a_gain() -> None:
     entries = models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 2: 0.76})
     for entry in entries[1:]:
         entry["test"]["corr"] = 0.5
-    found = compare(entries, 3)
-    assert (found["arms"]["winner"]["trained"], found["arms"]["start"]["trained"]) == (3, 2)
-    assert found["arms"]["winner"]["test"]["mae"]["mean"] == pytest.approx(0.70)
-    assert found["gain"]["mae"]["mean"] == pytest.approx((-0.05 - 0.08) / 2)
-    assert [set(found["arms"][arm]["test"]) for arm in ("winner", "start")] == [{"mae"}, {"mae", "corr"}]
-    assert set(found["gain"]) == {"mae"}
+    compared = compare(entries, 3)
+    assert (compared["arms"]["winner"]["trained"], compared["arms"]["start"]["trained"]) == (3, 2)
+    assert compared["arms"]["winner"]["test"]["mae"]["mean"] == pytest.approx(0.70)
+    assert compared["gain"]["mae"]["mean"] == pytest.approx((-0.05 - 0.08) / 2)
+    assert [set(compared["arms"][arm]["test"]) for arm in ("winner", "start")] == [{"mae"}, {"mae", "corr"}]
+    assert set(compared["gain"]) == {"mae"}
 
 
 def test_one_pair_has_a_mean_alone_and_none_has_nothing() -> None:
-    one = compare(models({0: 0.70}, {0: 0.75}), 1)
-    assert one["gain"]["mae"] == {"mean": pytest.approx(-0.05), "deviation": None, "half_width": None}
+    single = compare(models({0: 0.70}, {0: 0.75}), 1)
+    assert single["gain"]["mae"] == {"mean": pytest.approx(-0.05), "deviation": None, "half_width": None}
     none = compare([], 3)
     assert none["gain"] == {}
     assert none["arms"]["winner"] == {"trained": 0, "valid": {}, "test": {}}
@@ -100,8 +100,8 @@ def test_even_numbers_are_the_winner_and_odd_ones_the_start_under_the_same_seed(
 
 
 def test_seeds_are_the_runs_and_none_of_its_trials(recorded: Recorded) -> None:
-    ours, other = SeedTrials(42, 5, ARMS), SeedTrials(43, 5, ARMS)
-    seeds = {t.seed_for(stage, {}, number) for t in (ours, other) for stage in (1, 2) for number in range(10)}  # type: ignore[arg-type]
+    first, second = SeedTrials(42, 5, ARMS), SeedTrials(43, 5, ARMS)
+    seeds = {t.seed_for(stage, {}, number) for t in (first, second) for stage in (1, 2) for number in range(10)}  # type: ignore[arg-type]
     assert len(seeds) == 2 * 2 * 5
     record = RunRecord(storage_path(recorded.folder))
     assert not seeds & {trial.seed for stage in (1, 2) for trial in record.trials(stage)}
@@ -189,25 +189,25 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
     assert sorted(int(t.params["finalist"]) for t in second) == list(range(2 * seeds))
     settings: Sequence[tuple[Literal[1, 2], list[TrialRecord]]] = ((1, first), (2, second))
     inherited = search.record.trial(1, int(winner.params["finalist"])).params
-    own = {path: value for path, value in winner.params.items() if path != "finalist"}
+    tuned_params = {path: value for path, value in winner.params.items() if path != "finalist"}
     for stage, trials in settings:
         by_number = {int(t.params.get("finalist", t.number)): t for t in trials}
         for index in range(seeds):
             tuned, plain = by_number[2 * index], by_number[2 * index + 1]
             assert tuned.seed == plain.seed
-            found = {path: value for path, value in tuned.params.items() if path != "finalist"}
-            assert found == (inherited if stage == 1 else own)
+            compared = {path: value for path, value in tuned.params.items() if path != "finalist"}
+            assert compared == (inherited if stage == 1 else tuned_params)
             assert {p: v for p, v in plain.params.items() if p != "finalist"} == search.space.start(stage)
             if stage == 2:
                 # Stage 2 of an arm has its Stage 1's settings.
-                assert config_of(search.space, record, tuned) == search.space.config({**inherited, **own})
+                assert config_of(search.space, record, tuned) == search.space.config({**inherited, **tuned_params})
                 assert config_of(search.space, record, plain) == search.space.config()
     assert len({t.seed for t in first}) == len({t.seed for t in second}) == seeds
     assert len({t.curve[0]["loss/total"] for t in first}) == 2 * seeds
     places = winner_models(search.record, trial_name(winner))
-    ours = [m for m in metrics["models"] if m["arm"] == "winner"]
-    found = [read_file(place / "metrics.json", ModelMetricsFile) for place in places]
-    assert [(m["valid"], m["test"]) for m in found] == [(m["valid"], m["test"]) for m in ours]
+    by_winner = [m for m in metrics["models"] if m["arm"] == "winner"]
+    compared = [read_file(place / "metrics.json", ModelMetricsFile) for place in places]
+    assert [(m["valid"], m["test"]) for m in compared] == [(m["valid"], m["test"]) for m in by_winner]
     assert len(places) == seeds
     # One copy of each model, and of what Stage 2 started from.
     weights = sorted(
@@ -247,21 +247,24 @@ def stored(models: list[dict[str, Any]]) -> dict[str, Any]:
 def test_two_stages_against_the_baseline_of_the_same_name(tmp_path: Path) -> None:
     """Winner against winner, paired by seed, whichever of the two asks."""
     two, direct = (RunRecord(storage_path(tmp_path / name)) for name in ("n", "n-direct"))
-    of = {"n": models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 9.0}), "n-direct": models({0: 0.75, 2: 0.76, 5: 0.1}, {0: 9.0})}
+    made = {
+        "n": models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 9.0}),
+        "n-direct": models({0: 0.75, 2: 0.76, 5: 0.1}, {0: 9.0}),
+    }
     (tmp_path / "n" / "seeds").mkdir(parents=True)
-    (tmp_path / "n" / "seeds" / "metrics.json").write_text(json.dumps(stored(of["n"])))
+    (tmp_path / "n" / "seeds" / "metrics.json").write_text(json.dumps(stored(made["n"])))
     assert against_baseline(two) is None
     assert against_baseline(direct) is None
     (tmp_path / "n-direct" / "seeds").mkdir(parents=True)
-    (tmp_path / "n-direct" / "seeds" / "metrics.json").write_text(json.dumps(stored(of["n-direct"])))
-    found = against_baseline(two)
-    assert found is not None
-    assert found == against_baseline(direct)
-    assert found["seeds"] == 2
-    assert found["runs"] == {"two-stage": str(tmp_path / "n"), "direct": str(tmp_path / "n-direct")}
-    assert found["two-stage"]["mae"]["mean"] == pytest.approx(0.69)
-    assert found["direct"]["mae"]["mean"] == pytest.approx(0.755)
+    (tmp_path / "n-direct" / "seeds" / "metrics.json").write_text(json.dumps(stored(made["n-direct"])))
+    compared = against_baseline(two)
+    assert compared is not None
+    assert compared == against_baseline(direct)
+    assert compared["seeds"] == 2
+    assert compared["runs"] == {"two-stage": str(tmp_path / "n"), "direct": str(tmp_path / "n-direct")}
+    assert compared["two-stage"]["mae"]["mean"] == pytest.approx(0.69)
+    assert compared["direct"]["mae"]["mean"] == pytest.approx(0.755)
     interval = stats.ttest_rel([0.70, 0.68], [0.75, 0.76]).confidence_interval(0.95)
-    gain = found["gain"]["mae"]
+    gain = compared["gain"]["mae"]
     assert gain["mean"] == pytest.approx(-0.065)
     assert gain["mean"] + gain["half_width"] == pytest.approx(interval.high)

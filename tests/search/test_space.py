@@ -213,8 +213,8 @@ extra: {}
     expected += [("stage1.encoder_lr: low = '010'", 9), ("stage2.head_lr", 11)]
     faults = faults_of(tmp_path, text)
     assert len(faults) == len(expected)
-    for fault, (what, line) in zip(faults, expected, strict=True):
-        assert what in fault
+    for fault, (word, line) in zip(faults, expected, strict=True):
+        assert word in fault
         assert fault.endswith(f"(line {line})")
 
 
@@ -337,17 +337,17 @@ def test_missing_file_names_those_that_ship(tmp_path: Path) -> None:
 def test_margins_follow_the_label_range() -> None:
     """Margins by the ratio, the regularisation's by its square: starting points, ranges and what is fixed."""
     mosi = space_for("mosi", None)
-    own = mosi.for_labels("own", 1.5)
+    scaled = mosi.for_labels("own", 1.5)
     for path, factor in (("ranking.intra_margin", 0.5), ("ranking.base_margin", 0.5), ("stage1.reg_margin", 0.25)):
-        before, after = mosi.stage1[path], own.stage1[path]
+        before, after = mosi.stage1[path], scaled.stage1[path]
         assert isinstance(before, Range)
         ends = (before.low * factor, before.high * factor, before.start * factor)
         assert after == Range(*ends[:2], before.log, ends[2])
-    assert (mosi.fixed["ranking.margin_step"], own.fixed["ranking.margin_step"]) == (0.1, 0.05)
-    same = {path: value for path, value in own.fixed.items() if path != "ranking.margin_step"}
+    assert (mosi.fixed["ranking.margin_step"], scaled.fixed["ranking.margin_step"]) == (0.1, 0.05)
+    same = {path: value for path, value in scaled.fixed.items() if path != "ranking.margin_step"}
     assert same == {path: value for path, value in mosi.fixed.items() if path != "ranking.margin_step"}
-    assert own.stage2 == mosi.stage2
-    assert own.for_labels("own", 1.5) == own
+    assert scaled.stage2 == mosi.stage2
+    assert scaled.for_labels("own", 1.5) == scaled
 
 
 @pytest.mark.parametrize("half_range", [0.1, 0.5, 1.0, 2.0, 50.0])
@@ -364,16 +364,16 @@ def test_margins_that_need_no_scaling_stay(tmp_path: Path) -> None:
     assert space.for_labels("mosi", 1.0) is space
     assert space.for_labels("own", 3.0) is space
     assert space.for_labels("own", 0.5, "classification") is space
-    own = load(tmp_path, SMALL)
-    assert own.for_labels("other", 1.0) is own
+    scaled = load(tmp_path, SMALL)
+    assert scaled.for_labels("other", 1.0) is scaled
 
 
 def test_a_default_and_a_choice_of_margins_are_scaled(tmp_path: Path) -> None:
     text = "dataset: mosi\nstage1:\n  ranking.base_margin: {choices: [0.3, 0.6], start: 0.6}\n"
-    own = load(tmp_path, text).for_labels("own", 1.0)
-    assert own.stage1["ranking.base_margin"] == Choice((0.1, 0.2), 0.2)
-    assert own.config().ranking.intra_margin == 0.0333333
-    assert own.config({"ranking.base_margin": 0.1}).ranking.base_margin == 0.1
+    scaled = load(tmp_path, text).for_labels("own", 1.0)
+    assert scaled.stage1["ranking.base_margin"] == Choice((0.1, 0.2), 0.2)
+    assert scaled.config().ranking.intra_margin == 0.0333333
+    assert scaled.config({"ranking.base_margin": 0.1}).ranking.base_margin == 0.1
 
 
 def test_without_a_space_one_that_ships_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +382,6 @@ def test_without_a_space_one_that_ships_is_named(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
         with pytest.raises(ConfigError) as caught:
             space_for("reviews", None)
-        found = [word.rstrip(",.") for word in str(caught.value).split() if word.rstrip(",.").endswith(".yaml")]
-        assert [Path(word).stem for word in found] == [name, name.replace("mosi", "mustard")]
-        assert all(Path(word).is_file() for word in found)
+        named = [word.rstrip(",.") for word in str(caught.value).split() if word.rstrip(",.").endswith(".yaml")]
+        assert [Path(word).stem for word in named] == [name, name.replace("mosi", "mustard")]
+        assert all(Path(word).is_file() for word in named)

@@ -103,8 +103,8 @@ def test_stage_2_inherits_what_its_finalist_searched(record: RunRecord, space: S
     assert {path.partition(".")[0] for path in inherited} == {"model", "ranking"}
     for name in ("config.json", "provenance.json"):
         settings = json.loads((recorded.folder / "best" / name).read_text())["settings"]
-        own = {path: value for path, value in winner.params.items() if path != "finalist"}
-        assert settings == {**flatten(space.config()), "search.concurrent": 1, **finalist.params, **own}
+        searched = {path: value for path, value in winner.params.items() if path != "finalist"}
+        assert settings == {**flatten(space.config()), "search.concurrent": 1, **finalist.params, **searched}
     assert inherited.items().isdisjoint(space.start(1).items() - {("model.modalities", "all")})
 
 

@@ -54,22 +54,22 @@ def model_of(folder: Path, backbone: Path, store: DatasetStore, **settings: Any)
 @pytest.mark.parametrize("standardise", [True, False])
 def test_what_narrow_rows_are_filled_with(tmp_path: Path, tiny_backbone: Path, standardise: bool) -> None:
     """Means where the model knows them, else zeros; the note says which."""
-    own, other = (store_of(tmp_path / str(width), word_aligned=False, width=width) for width in (3, 2))
-    saved = load_model(model_of(tmp_path / "best", tiny_backbone, own, features__standardise=standardise))
+    store, other = (store_of(tmp_path / str(width), word_aligned=False, width=width) for width in (3, 2))
+    saved = load_model(model_of(tmp_path / "best", tiny_backbone, store, features__standardise=standardise))
     table, notes = fit_features(other.read("test"), other.info, saved, asked=True)
     means = np.mean([len(word) + 2 for text in (TEXT[0], TEXT[4], TEXT[5]) for word in text.split()])
     fill = np.float32(means if standardise else 0)
     assert table["audio"].to_pylist() == [
         [[*row, fill] for row in rows] for rows in other.read("test")["audio"].to_pylist()
     ]
-    what = "the means of the model's training rows" if standardise else "zeros, because"
-    assert notes[0].startswith(f"audio: 1 values, {what}")
+    filling = "the means of the model's training rows" if standardise else "zeros, because"
+    assert notes[0].startswith(f"audio: 1 values, {filling}")
 
 
 @pytest.mark.parametrize("follows", [True, False], ids=["the model's rows follow words", "the data's do"])
 def test_rows_that_follow_words_where_the_others_do_not(tmp_path: Path, tiny_backbone: Path, follows: bool) -> None:
-    own, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (follows, not follows))
-    model = load_model(model_of(tmp_path / "best", tiny_backbone, own))
+    store, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (follows, not follows))
+    model = load_model(model_of(tmp_path / "best", tiny_backbone, store))
     table = other.read("test")
     with pytest.raises(DataError) as caught:
         measure_on(model, table, other.info, threads=1, fit=False)
@@ -84,20 +84,20 @@ def test_rows_that_follow_words_where_the_others_do_not(tmp_path: Path, tiny_bac
 
 def test_rows_alike_or_that_nobody_reads_are_no_difference(tmp_path: Path, tiny_backbone: Path) -> None:
     """Of a model of text alone; and of data without audio, which are refused for that alone."""
-    own, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (True, False))
-    textual = load_model(model_of(tmp_path / "textual", tiny_backbone, own, model__modalities="text"))
+    store, other = (store_of(tmp_path / str(aligned), word_aligned=aligned) for aligned in (True, False))
+    textual = load_model(model_of(tmp_path / "textual", tiny_backbone, store, model__modalities="text"))
     assert measure_on(textual, other.read("test"), other.info, threads=1, fit=False)[1] == []
     bare = store_of(tmp_path / "bare", word_aligned=False, audio=False)
-    saved = load_model(model_of(tmp_path / "best", tiny_backbone, own))
-    assert measure_on(saved, own.read("test"), own.info, threads=1, fit=False)[1] == []
+    saved = load_model(model_of(tmp_path / "best", tiny_backbone, store))
+    assert measure_on(saved, store.read("test"), store.info, threads=1, fit=False)[1] == []
     _, notes = fit_features(bare.read("test"), bare.info, saved, asked=True)
     assert notes == ["no audio: taken as missing in every utterance"]
 
 
 def test_all_that_differs_is_said_at_once(tmp_path: Path, tiny_backbone: Path) -> None:
-    own = store_of(tmp_path / "own", word_aligned=True, width=3)
+    store = store_of(tmp_path / "own", word_aligned=True, width=3)
     other = store_of(tmp_path / "other", word_aligned=False, width=4)
-    saved = load_model(model_of(tmp_path / "best", tiny_backbone, own))
+    saved = load_model(model_of(tmp_path / "best", tiny_backbone, store))
     with pytest.raises(DataError) as caught:
         fit_features(other.read("test"), other.info, saved, asked=False)
     assert str(caught.value).startswith(f"audio has rows of 4 values, and the model takes 3; {MODEL_FOLLOWS}")

@@ -79,8 +79,8 @@ def test_figures_on_record_are_those_of_the_predictions(recorded: Recorded, spli
     """To the last bit, as a report reads them."""
     scored = Predictions.read(storage_path(predictions(recorded.folder, split)))
     assert RunRecord(storage_path(recorded.folder)).read_run()["data"]["metrics"] == "own"
-    found = split_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
-    assert found == metrics_of(recorded.folder)[split]
+    figures = split_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
+    assert figures == metrics_of(recorded.folder)[split]
 
 
 def test_scores_are_the_heads_of_the_states(recorded: Recorded) -> None:
@@ -187,8 +187,8 @@ def test_a_finalists_scores_are_those_of_its_best_epoch(recorded: Recorded) -> N
         assert scored.state_ND.shape == (16, 32)
         best = view.trials[1][number].best
         assert best is not None
-        found = regression_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
-        assert found == pytest.approx(
+        figures = split_metrics(scored.score_N, scored.label_N, protocol="own", limit=3.0)
+        assert figures == pytest.approx(
             {name.removeprefix("valid/"): value for name, value in best.items() if name.startswith("valid/")}, rel=1e-5
         )
 
