@@ -161,10 +161,7 @@ class RecordCallback(tune.Callback):
         for trial in finished:
             has_weights = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
             if trial.number not in chosen and (has_weights or trial is ended):
-                if has_weights:
-                    trial.checkpoint = trial.checkpoint_sha256 = None
-                    record.write_trial(trial)
-                record.trial_folder(trial).delete()
+                record.drop_weights(trial)
         if ended.number not in chosen:
             return
         attempt, folder = record.attempt_folder(ended), record.trial_folder(ended)

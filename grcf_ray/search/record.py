@@ -207,6 +207,14 @@ class RunRecord:
         place = self._trials_place(trial.stage) / f"{trial.number:04d}.json"
         place.write_json(values | {"curve": finite(trial.curve)})
 
+    def drop_weights(self, trial: TrialRecord) -> None:
+        """Delete a trial's checkpoints."""
+        if trial.checkpoint is not None:
+            # Write the record first, so that it never names a deleted file.
+            trial.checkpoint = trial.checkpoint_sha256 = None
+            self.write_trial(trial)
+        self.trial_folder(trial).delete()
+
     def trial(self, stage: int, number: int) -> TrialRecord:
         """Return a trial. Raises DataError if the record lacks it."""
         place = self._trials_place(stage) / f"{number:04d}.json"

@@ -17,7 +17,7 @@ import ray
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.comparisons import ARMS, compare, seeds_record
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
-from grcf_ray.search.record import RunRecord, TrialRecord, spent
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
@@ -84,31 +84,20 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
     last = job.stages[-1]
     ended = [trial for trial in record.trials(last) if trial.state == "complete"]
     measure_models(job, ended, store, run, "search --seeds", below="seeds")
-    _drop_checkpoints(record, ended)
+    for trial in ended:
+        # The Stage 1 weights stay in `finalists/`: replaying a Stage 2 retraining starts from them.
+        record.drop_weights(trial)
     models = [_entry(record, trial) for trial in ended]
     metrics = {
         "schema_version": SCHEMA_VERSION,
         "winner": trial_name(winner),
         "seeds": seeds,
-        "complete": _complete(job),
+        "complete": job.complete,
         "models": models,
         **compare(models, seeds),
     }
     (run.place / "seeds" / "metrics.json").write_json(metrics)
     return metrics
-
-
-def _drop_checkpoints(record: RunRecord, ended: Sequence[TrialRecord]) -> None:
-    """Delete the checkpoints of retrainings whose models are saved in `models/`.
-
-    The Stage 1 weights stay in `finalists/`: replaying a Stage 2 retraining starts from them.
-    """
-    for trial in ended:
-        if trial.checkpoint is not None:
-            # Write the record first, so that it never names a deleted file.
-            trial.checkpoint = trial.checkpoint_sha256 = None
-            record.write_trial(trial)
-        record.trial_folder(trial).delete()
 
 
 def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
@@ -118,15 +107,6 @@ def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
     ended = [trial for trial in trials if trial.state == "complete" and _arm(trial) == ARMS[0]]
     places = [model_place(models, trial, last=trial.stage) for trial in ended]
     return [place for place in places if (place / "metrics.json").exists()]
-
-
-def _complete(job: Search) -> bool:
-    """Return whether every retraining has ended; Stage 2 has one for each finalist."""
-    record = job.record
-    budgets = dict.fromkeys(job.stages, job.config.search.stage1_trials)
-    if job.stages == [1, 2]:
-        budgets[2] = len(record.info().finalists) or 1
-    return all(spent(record.trials(stage)) >= budgets[stage] for stage in job.stages)
 
 
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:

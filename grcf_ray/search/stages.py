@@ -93,8 +93,11 @@ class Search:
     @property
     def complete(self) -> bool:
         """Whether every stage has spent its budget."""
-        search = self.config.search
-        budgets = {1: search.stage1_trials, 2: max(search.stage2_trials, self.record.info().stage2_trials)}
+        search, info = self.config.search, self.record.info()
+        budgets = {1: search.stage1_trials, 2: max(search.stage2_trials, info.stage2_trials)}
+        if self.retrainings and self.stages == [1, 2]:
+            # Stage 2 has a retraining for each finalist.
+            budgets[2] = len(info.finalists) or 1
         return all(spent(self.record.trials(stage)) >= budgets[stage] for stage in self.stages)
 
     def run(self) -> TrialRecord:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray import console
+from grcf_ray.cli.reproduce import app as reproduce
 from grcf_ray.cli.train import app as train
 from grcf_ray.experiments.registry import EXPERIMENTS
 from grcf_ray.metrics import split_metrics
@@ -64,7 +65,9 @@ def words(tiny_table: pa.Table, tiny_backbone: Path, tmp_path: Path) -> list[Any
     return [*argv, "--storage", tmp_path / "runs", "--name", "n"]
 
 
-def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], tmp_path: Path) -> None:
+def test_a_search_of_two_classes_and_the_papers_experiments(
+    run: Run, ray_session: None, words: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = run(*words, "--json")
     assert code == 0, err
     summary = json.loads(out)
@@ -113,19 +116,10 @@ def test_a_search_of_two_classes(run: Run, ray_session: None, words: list[Any], 
     curve = RunRecord(storage_path(tmp_path / "runs" / "n-direct")).trials(2)[0].curve
     assert all(m["loss/total"] == m["loss/bce"] for m in curve)
 
-
-@pytest.mark.integration
-def test_the_papers_experiments_of_two_classes(
-    run: Run, ray_session: None, words: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All that two classes admit, by one command; the others are named."""
-    from grcf_ray.cli.reproduce import app
-
-    code, _, err = run(*words)
-    assert code == 0, err
+    # All experiments that two classes admit, by one command; the others are named.
     folder = tmp_path / "runs" / "n"
     with pytest.raises(SystemExit) as ended:
-        console.run(app, ["all", "--from", str(folder), "--seeds", "1", "--json"])
+        console.run(reproduce, ["all", "--from", str(folder), "--seeds", "1", "--json"])
     out, err = capsys.readouterr()
     assert ended.value.code == 0, err
     outcomes = {outcome["name"]: outcome for outcome in json.loads(out)}

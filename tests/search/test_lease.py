@@ -115,7 +115,7 @@ def test_the_run_is_free_at_the_end(run: StoragePath, fails: bool) -> None:
         assert (run / "lock").read_json()["command"] == "the second"
 
 
-@pytest.mark.parametrize("what", ["fork", pytest.param("ray", marks=pytest.mark.integration)])
+@pytest.mark.parametrize("words", ["fork", pytest.param("ray", marks=pytest.mark.integration)])
 def test_a_killed_drivers_run_is_free_at_once(run: StoragePath, words: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither a child that inherits the lock nor Ray keeps it."""
     with another_driver(Path(str(run)), words) as driver:

@@ -25,7 +25,7 @@ from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import storage_path
-from tests.search.conftest import Run, listen
+from tests.search.conftest import Run, copy_recorded, listen
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -93,25 +93,25 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
     ]
 
 
-def test_the_seeds_of_a_command(run: Run, ray_session: None, words: list[Any], tmp_path: Path) -> None:
+def test_the_seeds_of_a_command(run: Run, recorded: Recorded, tmp_path: Path) -> None:
     """After a search without; the same again trains nothing, and fewer are no reason to start."""
-    assert run(*words)[0] == 0
-    code, out, err = run(*words, "--seeds", 1, "--json")
+    argv = copy_recorded(recorded, tmp_path)
+    code, out, err = run(*argv, "--seeds", 1)
     assert code == 0, err
     assert "Retraining the winner and the starting point under 1 fresh seeds" in err
     assert err.count("Winner: trial") == 1
     seeds = json.loads(out)["seeds"]
     assert (seeds["seeds"], len(seeds["models"])) == (1, 2)
-    folder = tmp_path / "runs" / "n"
+    folder = tmp_path / "recorded"
     card = (folder / "best" / "README.md").read_text()
     assert "### Under 1 fresh seeds" in card
     assert f"{seeds['arms']['winner']['test']['mae']['mean']:.4f}" in card
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for more in (["--seeds", 1], []):
-        code, out, err = run(*words, *more, "--json")
+        code, out, err = run(*argv, *more)
         assert (code, json.loads(out)["seeds"]) == (0, seeds)
         assert err == f"{folder} is finished; this is its result\n"
-    code, out, err = run(*words)
+    code, out, err = run(*(word for word in argv if word != "--json"))
     assert "under 1 fresh seeds" in out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     # To look again is a look again, and no model was chosen by it.
