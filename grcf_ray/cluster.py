@@ -253,6 +253,7 @@ def _clear(folder: Path, pid: int) -> None:
 def _join(address: str) -> None:
     """Join a running cluster, or fail at once: Ray itself would retry for minutes, or end the process."""
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
 
     if "://" in address:
         raise ClusterError(
@@ -260,23 +261,16 @@ def _join(address: str) -> None:
             "head, RAY_ADDRESS=HOST:6379, or submit the command: ray job submit -- python -m grcf_ray.search ..."
         )
     try:
-        _knock(_resolved(address))
+        # For `auto` Ray reads its note on this machine, and raises ConnectionError if there is none.
+        host_port = canonicalize_bootstrap_address(address)
+        assert host_port is not None, "None means that Ray would start a cluster"
+        _knock(host_port)
         ray.init(**_QUIET)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: {reason(error)}. Start one (ray start --head), set the "
             "address of a running one, or unset RAY_ADDRESS to use this machine only"
         ) from error
-
-
-def _resolved(address: str) -> str:
-    """Return HOST:PORT of the cluster. For `auto` Ray reads its note on this machine; ConnectionError if there is
-    none."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    host_port = canonicalize_bootstrap_address(address)
-    assert host_port is not None, "None means that Ray would start a cluster"
-    return host_port
 
 
 def _knock(address: str) -> None:

@@ -100,19 +100,15 @@ def _lack(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float], wor
     ]
     missing = "; ".join(lacks) or ("no node has both" if len(wanted) == 2 else "no node has all of them")
     kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
-    gpus = f"; kinds of GPU: {', '.join(kinds) or 'none'}" if any(_is_kind(name) for name in wanted) else ""
+    gpus = f"; kinds of GPU: {', '.join(kinds) or 'none'}" if any(name.startswith(_KIND) for name in wanted) else ""
     return (
         f"a trial asks for {asked} on one node, but {missing} ({len(nodes)} node(s){gpus}). Lower --cpus-per-worker or "
         "--gpus-per-worker, or add a node that has them"
     )
 
 
-def _is_kind(name: str) -> bool:
-    return name.startswith(_KIND)
-
-
 def _named(name: str, amount: float | None = None) -> str:
-    if _is_kind(name):
+    if name.startswith(_KIND):
         return f"a GPU of kind {name.removeprefix(_KIND)}"
     return f"a {name}" if amount is None else f"{amount:g} {name}{'s' if amount != 1 else ''}"
 
