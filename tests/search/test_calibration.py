@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from grcf_ray import console
-from grcf_ray.cli.search import app
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import calibration
 from grcf_ray.search.calibration import Placement, WorkerSet, calibrate, share, suggestion, ways_on
 from grcf_ray.search.preflight import _fitting
+from tests.search.conftest import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,18 +69,11 @@ def test_the_fewest_trials_that_are_nearly_the_best_are_suggested() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_calibrate_prints_every_way_and_runs_nothing(
-    tiny_parquet: Path,
-    tiny_space: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, tiny_argv: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "SECONDS", 0.01)
-    argv = ["--dataset", "tiny", "--data", tiny_parquet, "--label-range", -3, 3, "--space", tiny_space]
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, [str(word) for word in (*argv, "--storage", tmp_path / "runs", "--calibrate")])
-    out, err = capsys.readouterr()
-    assert ended.value.code == 0
+    code, out, err = run(*tiny_argv, "--calibrate")
+    assert code == 0
     header, first, *_, last = out.splitlines()
     assert header.split()[:3] == ["trials", "CPUs", "each"]
     assert first.split()[:3] == ["1", "1", "0"]

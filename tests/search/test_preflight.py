@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from grcf_ray import console
-from grcf_ray.cli.search import app
 from grcf_ray.config import RunConfig, SearchConfig
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError, ConfigError
@@ -17,6 +15,7 @@ from grcf_ray.search.nodes import Node
 from grcf_ray.search.preflight import Capacity, check_disk, find_capacity, needed_bytes
 from grcf_ray.search.space import load_space
 from grcf_ray.storage import storage_path
+from tests.search.conftest import Run
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -202,18 +201,10 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
 
 
 def test_the_command_refuses_a_full_disk_before_it_writes(
-    asked: list[Path],
-    ray_session: None,
-    tiny_store: DatasetStore,
-    tiny_space: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    asked: list[Path], ray_session: None, run: Run, tiny_argv: list[Any], tmp_path: Path
 ) -> None:
-    argv = ["--dataset", "tiny", "--data", str(tiny_store.folder), "--space", str(tiny_space)]
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, [*argv, "--storage", str(tmp_path / "runs")])
-    out, err = capsys.readouterr()
-    assert (ended.value.code, out) == (5, "")
+    code, out, err = run(*tiny_argv)
+    assert (code, out) == (5, "")
     assert err.startswith(f"error: {tmp_path / 'runs'}")
     assert "the search needs about" in err
     assert not (tmp_path / "runs").exists()
