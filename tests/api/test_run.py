@@ -98,18 +98,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         grcf_ray.open_run(tmp_path)
 
 
-@pytest.mark.integration
-def test_scoring_imports_neither_ray_nor_optuna_nor_tensorboard(recorded: Recorded) -> None:
-    code = (
-        "import sys, pyarrow.parquet as pq, grcf_ray\n"
-        f"model = grcf_ray.load_model({str(recorded.folder)!r})\n"
-        f"model.score(pq.read_table({str(recorded.data / 'valid.parquet')!r}))\n"
-        "print(sorted({'ray', 'optuna', 'tensorboard'} & sys.modules.keys()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
 def test_the_package_imports_quickly() -> None:
     code = (
         "import sys; import grcf_ray; print(sorted({'torch', 'numpy', 'ray', 'pandas', 'typer'} & sys.modules.keys()))"

@@ -23,13 +23,6 @@ def tree(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("words", [["--datset", "mosi"], ["--dataset", "mosi", "--seed", "many"], ["mosi"]])
-def test_usage_errors(run: Run, words: list[str]) -> None:
-    code, out, err = run(*words)
-    assert (code, out) == (2, "")
-    assert "Traceback" not in err
-
-
 def paths_of(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for name, value in nested.items():

@@ -19,8 +19,6 @@ import pytest
 import waiting
 from processes import gone, kill_marked, marked
 
-from grcf_ray import console
-
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
 
@@ -194,16 +192,3 @@ def test_sigterm_before_there_is_a_run(start: Callable[[], Driver]) -> None:
     assert seconds < TERMINATION_S
     assert "SIGTERM received" not in driver.err, "Ray's own handler printed its stack"
     assert not (driver.folder / "run.json").exists()
-
-
-def test_the_exit_code_of_an_interrupt_is_the_consoles(capsys: pytest.CaptureFixture[str]) -> None:
-    app = console.make_app("A test.")
-
-    @app.command()
-    def main(number: int = 0) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, ["--number", "1"])
-    assert ended.value.code == 130
-    assert capsys.readouterr() == ("", "")
