@@ -73,8 +73,16 @@ def train_model(
         config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
     )
     out = Path(out)
-    store = _checked_store(config, sharing, dataset, data, label_range, out)
-    task = store.info.task
+    store = open_data(dataset, data, label_range)
+    for note in store.check_trainable():
+        console.progress(f"Note: {note}")
+    task, (low, high) = store.info.task, store.info.label_range
+    if faults := check_margins(config, (high - low) / 2, task):
+        raise ConfigError(faults_message("the settings contradict themselves", faults))
+    if sharing.workers == 1:
+        choose_device(config.train, granted=True)
+    else:
+        join_cluster(config, sharing, storage_path(out))
     check_read(task, settings)
     if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
         raise ConfigError(f"--ablation {ablation}: changes no setting that {task} uses. Choose another ablation")
@@ -99,27 +107,6 @@ def starting_config(
     start = flatten(space_on(dataset, space, data, label_range).config())
     named = {"model.backbone": backbone} if backbone else {}
     return build_config({**start, **ABLATIONS[ablation], **named, **settings})
-
-
-def _checked_store(
-    config: RunConfig,
-    sharing: SearchConfig,
-    dataset: str,
-    data: str | Path | None,
-    label_range: tuple[float, float] | None,
-    out: Path,
-) -> DatasetStore:
-    store = open_data(dataset, data, label_range)
-    for note in store.check_trainable():
-        console.progress(f"Note: {note}")
-    low, high = store.info.label_range
-    if faults := check_margins(config, (high - low) / 2, store.info.task):
-        raise ConfigError(faults_message("the settings contradict themselves", faults))
-    if sharing.workers == 1:
-        choose_device(config.train, granted=True)
-    else:
-        join_cluster(config, sharing, storage_path(out))
-    return store
 
 
 def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> None:
