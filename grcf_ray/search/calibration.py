@@ -144,7 +144,9 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
         say(f"{way.trials} at a time, {way.cpus} CPU{'s' * (way.cpus > 1)} each")
         try:
             with WorkerSet(shared, config, way, node_id=node.id) as workers:
-                placements.append(dataclasses.replace(way, rate=_rate(workers)))
+                steps = max(1, math.ceil(SECONDS / workers.run(1)[0]))
+                rates = [encoded / seconds for seconds, encoded in (workers.run(steps) for _ in range(RUNS))]
+            placements.append(dataclasses.replace(way, rate=statistics.median(rates)))
         except ClusterError as error:
             placements.append(dataclasses.replace(way, fault=str(error)))
             if way.gpus:
@@ -175,13 +177,6 @@ def suggestion(ways: Sequence[Placement]) -> Placement | None:
     rates = [way.rate for way in ways if way.rate is not None]
     enough = [way for way in ways if way.rate is not None and way.rate >= ENOUGH * max(rates)]
     return min(enough, key=lambda way: (way.trials, way.cpus), default=None)
-
-
-def _rate(workers: WorkerSet) -> float:
-    once, _ = workers.run(1)
-    steps = max(1, math.ceil(SECONDS / once))
-    runs = [workers.run(steps) for _ in range(RUNS)]
-    return statistics.median(encoded / seconds for seconds, encoded in runs)
 
 
 def _results(calls: Sequence[Any]) -> list[int]:

@@ -153,7 +153,8 @@ class OptunaSearcher(OptunaSearch):
             if trial is None:
                 self.study.add_trial(create_trial(state=OptunaState.FAIL))
             elif trial.finished:
-                self.study.add_trial(self._told(trial))
+                state, curve, value = self.outcome(trial.curve, trial.state)
+                self.study.add_trial(self._frozen(trial, state=state, value=value, intermediate_values=curve))
             else:
                 self.study.enqueue_trial(self._frozen(trial, state=OptunaState.WAITING).params)
         for start in starts[len(self.study.get_trials(deepcopy=False)) : budget]:
@@ -226,10 +227,6 @@ class OptunaSearcher(OptunaSearch):
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher for a restore that is not used, and `launch` holds the features."""
         return {}
-
-    def _told(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
-        state, curve, value = self.outcome(trial.curve, trial.state)
-        return self._frozen(trial, state=state, value=value, intermediate_values=curve)
 
     def _frozen(self, trial: TrialRecord, **how: Any) -> optuna.trial.FrozenTrial:
         """Return a recorded trial for Optuna. DataError if its parameters do not fit the space."""

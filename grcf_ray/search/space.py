@@ -185,7 +185,8 @@ def load_space(path: Path) -> Space:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1).decode("utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such search space; shipped spaces: {', '.join(_shipped())}") from error
+        shipped = ", ".join(sorted(file.stem for file in _folder().glob("*.yaml")))
+        raise ConfigError(f"{path}: no such search space; shipped spaces: {shipped}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parse(read_yaml(text, str(path)), str(path))
@@ -220,10 +221,6 @@ def _folder() -> Path:
     package = Path(__file__).parents[1]
     installed = package / "search_spaces"
     return installed if installed.is_dir() else package.parent / "search_spaces"
-
-
-def _shipped() -> list[str]:
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
 def _parse(read: PlainYaml, source: str) -> Space:
