@@ -25,6 +25,10 @@ _METADATA = {
 _FILES = {"RayCluster": "ray.io_rayclusters", "RayJob": "ray.io_rayjobs"}
 
 
+POD = "spec/headGroupSpec/template/spec"
+CLAIM = f"{POD}/volumes/*/ephemeral/volumeClaimTemplate/spec"
+
+
 def schema_faults(manifest: dict[str, Any], schemas: Path) -> list[str]:
     """Return what the API server would refuse, or drop in silence, in a KubeRay resource."""
     version = manifest["apiVersion"].partition("/")[2]
@@ -34,15 +38,12 @@ def schema_faults(manifest: dict[str, Any], schemas: Path) -> list[str]:
     return _check(manifest, {**known[version], "properties": {**known[version]["properties"], "metadata": _METADATA}})
 
 
-def pod_faults(spec: dict[str, Any], schemas: Path) -> list[str]:
-    """Return the faults of a pod's specification by KubeRay's schemas."""
-    return _check(spec, _pod(schemas))
-
-
-def claim_faults(spec: dict[str, Any], schemas: Path) -> list[str]:
-    """Return the faults of a volume claim's specification by KubeRay's schemas."""
-    volume = _pod(schemas)["properties"]["volumes"]["items"]["properties"]["ephemeral"]
-    return _check(spec, volume["properties"]["volumeClaimTemplate"]["properties"]["spec"])
+def part_faults(spec: dict[str, Any], schemas: Path, path: str) -> list[str]:
+    """Return the faults of a part of a Ray cluster by KubeRay's schemas. path: keys, and * for a list's items."""
+    schema = _versions(schemas / "ray.io_rayclusters.yaml.xz")["v1"]
+    for name in path.split("/"):
+        schema = schema["items"] if name == "*" else schema["properties"][name]
+    return _check(spec, schema)
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any] | None:
@@ -109,12 +110,6 @@ def _check(value: Any, schema: dict[str, Any]) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(value)]
 
 
-def _pod(schemas: Path) -> dict[str, Any]:
-    spec = _versions(schemas / "ray.io_rayclusters.yaml.xz")["v1"]["properties"]["spec"]
-    pod: dict[str, Any] = spec["properties"]["headGroupSpec"]["properties"]["template"]["properties"]["spec"]
-    return pod
-
-
 @cache
 def _versions(path: Path) -> dict[str, dict[str, Any]]:
     """Return the schema of each version of a resource."""
@@ -163,7 +158,6 @@ def test_manifest_is_of_kuberays_schema(name: str, schemas: Path) -> None:
 
 
 CLUSTER, JOB = KUBERAY
-HEAD_POD = "spec/headGroupSpec/template/spec"
 WORKERS = "spec/workerGroupSpecs/0"
 
 
@@ -175,7 +169,7 @@ WORKERS = "spec/workerGroupSpecs/0"
         (CLUSTER, "spec/rayVersoin", "2.60.0", "'rayVersoin' was unexpected"),
         (CLUSTER, "spec/headGroupSpec", None, "'headGroupSpec' is a required property"),
         (CLUSTER, "spec/headGroupSpec/rayStartParams/num-cpus", 0, "0 is not of type 'string'"),
-        (CLUSTER, f"{HEAD_POD}/securityContext/fsgroup", 100, "'fsgroup' was unexpected"),
+        (CLUSTER, f"{POD}/securityContext/fsgroup", 100, "'fsgroup' was unexpected"),
         (CLUSTER, f"{WORKERS}/template/spec/containers/0/resources/limits/cpu", 1.5, "1.5 is not valid"),
         (JOB, "spec/backoffLimits", 2, "'backoffLimits' was unexpected"),
         (JOB, "spec/entrypoint", ["python"], "is not of type 'string'"),
@@ -200,13 +194,13 @@ def test_manifests_agree(name: str) -> None:
         (f"1/{WORKERS}/replicas", 9, "replicas 9 outside"),
         ("1/spec/enableInTreeAutoscaling", None, "nothing scales"),
         (f"1/{WORKERS}/template/spec/containers/0/image", "other:2.60.0", "different images"),
-        (f"1/{HEAD_POD}/containers/0/image", "grcf_ray:latest", "is not of Ray"),
-        (f"1/{HEAD_POD}/containers/0/envFrom", [{"configMapRef": {"name": "none"}}], "no ConfigMap none"),
+        (f"1/{POD}/containers/0/image", "grcf_ray:latest", "is not of Ray"),
+        (f"1/{POD}/containers/0/envFrom", [{"configMapRef": {"name": "none"}}], "no ConfigMap none"),
         ("0/data/RAY_JOB_STOP_WAIT_TIME_S", 30, "is no string"),
         ("0/data/GLOO_SOCKET_IFNAME", None, "GLOO_SOCKET_IFNAME is not set"),
         ("0/data/GRCF_RUNS", "/runs", "GRCF_RUNS lies on no volume"),
-        (f"1/{HEAD_POD}/volumes/0/name", "other", "no volume grcf"),
-        (f"1/{HEAD_POD}/containers/0/resources/limits/cpu", "8", "requests have to be the same"),
+        (f"1/{POD}/volumes/0/name", "other", "no volume grcf"),
+        (f"1/{POD}/containers/0/resources/limits/cpu", "8", "requests have to be the same"),
     ],
 )
 def test_disagreement_is_found(path: str, value: Any, fault: str) -> None:
@@ -216,11 +210,11 @@ def test_disagreement_is_found(path: str, value: Any, fault: str) -> None:
 
 def test_storage_is_of_kubernetes_schema(schemas: Path) -> None:
     claim, files = documents("kuberay_storage.yaml")
-    assert claim_faults(claim["spec"], schemas) == []
-    assert pod_faults(files["spec"], schemas) == []
-    [fault] = claim_faults(changed(claim["spec"], "storageClasName", "fast"), schemas)
+    assert part_faults(claim["spec"], schemas, CLAIM) == []
+    assert part_faults(files["spec"], schemas, POD) == []
+    [fault] = part_faults(changed(claim["spec"], "storageClasName", "fast"), schemas, CLAIM)
     assert "'storageClasName' was unexpected" in fault
-    [fault] = pod_faults(changed(files["spec"], "containers/0/comand", []), schemas)
+    [fault] = part_faults(changed(files["spec"], "containers/0/comand", []), schemas, POD)
     assert "'comand' was unexpected" in fault
 
 
