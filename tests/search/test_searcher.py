@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from grcf_ray.config import build_config, check_margins
 from grcf_ray.errors import ConfigError, DataError
@@ -387,3 +388,14 @@ def test_a_single_choice_is_proposed_as_it_is() -> None:
     """Stage 2 with one finalist."""
     search = proposals(space={**SPACE, "finalist": Choice(("3",), "3")}, stage=2)
     assert {t.params["finalist"] for t in run(search, 7, stage=2)} == {"3"}
+
+
+def test_rays_class_has_what_the_searcher_uses() -> None:
+    """Held against every release of Ray that the package admits; docs/architecture.md names the attributes."""
+    search = OptunaSearch({"x": optuna.distributions.FloatDistribution(0, 1)}, metric="objective", mode="max")
+    assert search.suggest("a")["x"] == search._ot_trials["a"].params["x"]
+    assert [trial.number for trial in search._ot_study.trials] == [0]
+    unknown = OptunaSearch({}, metric="objective", mode="max")
+    assert unknown._ot_study is None
+    unknown._setup_study("max")
+    assert unknown._ot_study.direction == optuna.study.StudyDirection.MAXIMIZE
