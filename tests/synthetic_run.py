@@ -12,12 +12,36 @@ import pyarrow.parquet as pq
 
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.schema import RunInfo
 from grcf_ray.storage import storage_path
 
-__all__ = ["HOSTILE", "Run"]
+__all__ = ["HOSTILE", "Run", "run_info"]
 
 HOSTILE = "</script></style><img src=x onerror=alert(1)><b>bold</b>\"'&amp;<!--\u2028$title {{7*7}} \x1b[31m"
 """What would run, load, or break the page if any of it were taken for markup."""
+
+
+def run_info(*, settings: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **more: Any) -> RunInfo:
+    """A run.json with these entries."""
+    return RunInfo.model_validate(
+        {
+            "schema_version": 2,
+            "state": "running",
+            "starts": [{"time": "2026-11-01T00:00:00+00:00", "command": "python -m grcf_ray.search"}],
+            "space": {"dataset": "tiny", "fixed": {}, "stage1": {}, "stage2": {}},
+            "settings": flatten(RunConfig()) | (settings or {}),
+            "data": {
+                "folder": "data",
+                "name": "own",
+                "task": "regression",
+                "fingerprint": "0",
+                "label_range": [-3.0, 3.0],
+                **(data or {}),
+            },
+            "versions": {},
+            **more,
+        }
+    )
 
 
 class Run:

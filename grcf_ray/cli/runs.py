@@ -83,7 +83,7 @@ def show(
     reverse: _Reverse = False,
     filter_: _Filters = [],  # noqa: B006
     columns: str | None = typer.Option(
-        None, metavar="A,B", help="Columns to show [default: those that vary and fit; --json prints all]"
+        None, metavar="A,B", help="Columns to show [default: the varying columns that fit; --json prints all]"
     ),
     json: _AllJson = False,
 ) -> None:
@@ -100,11 +100,11 @@ def show(
       python -m grcf_ray.runs show runs/mosi-deberta-v3-base-seed42 --trial stage2/7
     """
     from grcf_ray.errors import ConfigError
-    from grcf_ray.report.trials import named_trial, run_facts, run_lines, shown_trials, trial_facts, trial_lines
+    from grcf_ray.report.trials import run_facts, run_lines, shown_trials, trial_facts, trial_lines
 
     view, width = _opened(run), console.width()
     if trial is not None:
-        shown = named_trial(view, trial)
+        shown = view.named_trial(trial)
         if shown is None:
             raise ConfigError(
                 f"--trial {trial}: the run has no such trial. Names are stage1/0, stage2/7 and so on; list them: "

@@ -96,7 +96,7 @@ class ExperimentContext:
         if self.view.winner is None or self.view.metrics is None:
             raise DataError(
                 f"{record}: experiments start from the winner of a finished search; this search (state: "
-                f"{self.view.run['state']}) has none. To finish it, run its own command again"
+                f"{self.view.info.state}) has none. To finish it, run its own command again"
             )
         self.space = run_space(record.search_info(), str(record))
         """The run's search space."""
@@ -125,7 +125,7 @@ class ExperimentContext:
     def protocol(self) -> MetricProtocol:
         """Return the metric protocol of the data set; on the run's own data, the protocol of its recorded metrics."""
         info = self.store.info
-        same = info.name == self.view.run["data"]["name"]
+        same = info.name == self.view.info.data.name
         return self.view.protocol if same else protocol_of(info.name, info.task)
 
     @property
@@ -170,7 +170,7 @@ class ExperimentContext:
             "data": f"{info.name}, fingerprint {info.fingerprint}",
             "backbone": self.config.model.backbone,
             "seeds": self.seeds if experiment.trains else "",
-            "test": "trials of the search ran after the test split was read" if self.view.run.get("test_seen") else "",
+            "test": "trials of the search ran after the test split was read" if self.view.info.test_seen else "",
             "not comparable with the paper": "; ".join((self.view.metrics or {}).get("not_comparable", ())),
             "versions": versions(),
         }

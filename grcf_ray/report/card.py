@@ -64,7 +64,7 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
     settings = {**flatten(RunConfig()), **view.provenance["settings"]}
     inputs = _inputs(saved)
     low, high = info.label_range
-    searched = sorted({*view.run["space"].get("stage1", {}), *view.run["space"].get("stage2", {})})
+    searched = sorted({*view.info.space.stage1, *view.info.space.stage2})
     place, here = _from_here(best), shlex.quote(_from_here(record.place))
     return _ENVIRONMENT.get_template("card.md").render(
         front=Markup(yaml.safe_dump(_front_matter(view, info, inputs, settings), sort_keys=False, allow_unicode=True)),
@@ -115,7 +115,7 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
         # The brackets of an interval are no link.
         retrained=[tuple(map(Markup, row)) for row in summary.seeds.comparison().text_rows()] if summary.seeds else [],
         remarks=list(_remarks(summary, view.provenance["test_reads"])),
-        commands=list(dict.fromkeys(_command(start["command"]) for start in view.run["starts"])),
+        commands=list(dict.fromkeys(_command(start.command) for start in view.info.starts)),
         checks=[
             f"python -m grcf_ray.evaluate {here}",
             f"python -m grcf_ray.train --from {here} --trial {shlex.quote(view.provenance['trial'])}",

@@ -8,8 +8,7 @@ from typing import Any
 
 from grcf_ray.console import duration, sentence, table_lines
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.run_status import budgets
-from grcf_ray.report.summary import Comparison, estimates
+from grcf_ray.report.summary import Comparison, Cost
 from grcf_ray.report.terminal import comparison_lines as seed_lines
 from grcf_ray.report.terminal import figure, one_line, setting, typed
 from grcf_ray.report.view import RunView
@@ -42,13 +41,13 @@ def compare_runs(first: RunView, second: RunView) -> dict[str, Any]:
     pairs, claim = _claim(first, second, same_data)
     return {
         "runs": [str(view.record) for view in views],
-        "states": [view.run["state"] for view in views],
+        "states": [view.info.state for view in views],
         "differences": {
             section: differing
             for section in facts[0]
             if (differing := _differing(facts[0][section], facts[1][section]))
         },
-        "winners": [view.run.get("winner") for view in views],
+        "winners": [view.info.winner for view in views],
         "params": _beside(*(view.winner_params for view in views)),
         **{
             split: {
@@ -62,7 +61,7 @@ def compare_runs(first: RunView, second: RunView) -> dict[str, Any]:
         },
         "seeds": pairs,
         "claim": claim,
-        "cost": _beside(*(_cost(view) for view in views)),
+        "cost": _beside(*({"trials": len(v.all_trials), **Cost.of(v.all_trials).model_dump()} for v in views)),
     }
 
 
@@ -108,8 +107,8 @@ def comparison_lines(compared: Mapping[str, Any], *, width: int) -> Iterator[str
     if compared["seeds"]:
         pairs = compared["seeds"]
         yield f"Both winners retrained under {pairs['seeds']} common seeds, on test:"
-        parts = (estimates(pairs[part]) for part in ("A", "B", "gain"))
-        yield from seed_lines(Comparison(titles, *parts), width=width)
+        seeds = Comparison.model_validate({"titles": titles, "first": pairs["A"], "second": pairs["B"], **pairs})
+        yield from seed_lines(seeds, width=width)
     yield from wrap(compared["claim"], width)
     yield ""
     cost = compared["cost"]
@@ -123,17 +122,15 @@ def comparison_lines(compared: Mapping[str, Any], *, width: int) -> Iterator[str
 
 
 def _facts(view: RunView) -> dict[str, dict[str, Any]]:
-    run = view.run
-    stages = budgets(run)
+    info = view.info
     counted = ("search.stage1_trials", "search.stage2_trials", "stage1.epochs", "stage2.epochs")
-    space = run["space"]
     return {
-        "data": {key: run["data"].get(key) for key in ("name", "task", "fingerprint", "label_range")},
-        "budget": {f"stage {stage}": f"{trials} x {epochs} epochs" for stage, (trials, epochs) in stages.items()},
-        "settings": {key: value for key, value in run["settings"].items() if key not in counted},
-        "space": {path: _dimension(value) for stage in ("stage1", "stage2") for path, value in space[stage].items()},
-        "encoder": {"weights": run["encoder"]["weights_sha256"] if "encoder" in run else None},
-        "versions": dict(run.get("versions", {})),
+        "data": info.data.model_dump(include={"name", "task", "fingerprint", "label_range"}),
+        "budget": {f"stage {stage}": f"{trials} x {epochs} epochs" for stage, (trials, epochs) in view.budgets.items()},
+        "settings": {key: value for key, value in info.settings.items() if key not in counted},
+        "space": {path: _dimension(value) for path, value in [*info.space.stage1.items(), *info.space.stage2.items()]},
+        "encoder": {"weights": info.encoder and info.encoder.weights_sha256},
+        "versions": info.versions,
     }
 
 
@@ -151,16 +148,6 @@ def _beside(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, li
     return {name: [first.get(name), second.get(name)] for name in dict.fromkeys([*first, *second])}
 
 
-def _cost(view: RunView) -> dict[str, Any]:
-    trials = [trial for stage in view.trials.values() for trial in stage]
-    return {
-        "trials": len(trials),
-        "epochs": sum(trial.epoch for trial in trials),
-        "utterance_passes": sum(trial.utterance_passes for trial in trials),
-        "trial_seconds": sum(trial.seconds for trial in trials),
-    }
-
-
 def _claim(first: RunView, second: RunView, same_data: bool) -> tuple[dict[str, Any] | None, str]:
     """Return the retrainings of both winners, paired by seed, and what their difference shows."""
     if not same_data:
@@ -169,7 +156,7 @@ def _claim(first: RunView, second: RunView, same_data: bool) -> tuple[dict[str, 
         return None, "No claim: one of the runs has no winner with test metrics."
     models = {}
     for side, view in (("A", first), ("B", second)):
-        seeds = retrainings(view.record, view.run["winner"]) if view.run.get("winner") else None
+        seeds = retrainings(view.record, view.info.winner) if view.info.winner else None
         models[side] = {m["seed"]: m["test"] for m in (seeds or {}).get("models", []) if m["arm"] == "winner"}
     single = [side for side, by_seed in models.items() if not by_seed]
     if len(single) == 2:

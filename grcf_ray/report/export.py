@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.selection import Row, columns_of
 from grcf_ray.storage import StoragePath
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a text that a spreadsheet would run as a formula."""
@@ -43,37 +43,25 @@ def check_format(place: StoragePath) -> str:
 
 def typed_table(rows: Sequence[Row]) -> pa.Table:
     """Return the rows as Arrow columns of booleans, integers or floats; a column of mixed types becomes strings."""
-    import pyarrow as pa
-
     columns = {}
     for name in _columns(rows):
         values = [row.get(name) for row in rows]
-        kinds = {type(value) for value in values if value is not None}
-        if kinds == {bool}:
-            columns[name] = pa.array(values, pa.bool_())
-        elif kinds == {int}:
-            columns[name] = pa.array(values, pa.int64())
-        elif kinds and kinds <= {int, float}:
-            columns[name] = pa.array([None if value is None else float(value) for value in values], pa.float64())
-        else:
-            columns[name] = pa.array([None if value is None else str(value) for value in values], pa.string())
+        try:
+            columns[name] = pa.array(values)
+        except pa.ArrowException:
+            columns[name] = pa.array([None if value is None else str(value) for value in values])
+        if pa.types.is_null(columns[name].type):
+            columns[name] = columns[name].cast(pa.string())
     return pa.table(columns)
 
 
 def _write_csv(rows: Sequence[Row], path: Path, about: str) -> None:
-    names = _columns(rows)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([_harmless(name) for name in names])
-        # Python writes a float in the fewest digits that read back as the same float.
-        writer.writerows([_harmless(row.get(name)) for name in names] for row in rows)
+    table = pd.DataFrame(list(rows), columns=_columns(rows), dtype=object).map(_harmless).rename(columns=_harmless)
+    table.to_csv(path, index=False, lineterminator="\r\n")
 
 
 def _write_parquet(rows: Sequence[Row], path: Path, about: str) -> None:
-    import pyarrow.parquet as pq
-
-    table = typed_table(rows)
-    pq.write_table(table.replace_schema_metadata({"run": about}), path)
+    pq.write_table(typed_table(rows).replace_schema_metadata({"run": about}), path)
 
 
 def _write_json(rows: Sequence[Row], path: Path, about: str) -> None:

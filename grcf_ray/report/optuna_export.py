@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from grcf_ray.errors import ConfigError, reason
-from grcf_ray.report.run_status import budgets
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.searcher import distributions, outcome
@@ -32,9 +31,9 @@ def study_name(run: str, stage: int) -> str:
 def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...], overwrite: bool = False) -> list[str]:
     """Write a study for each stage that has trials; return the studies' names.
 
-    A trial's value is the objective of its best epoch; its intermediate values are its curve. States are those that the
-    search reported to Optuna: a stopped or diverged trial is PRUNED, a diverged one without a value. ConfigError if the
-    storage cannot be opened, or has such a study and `overwrite` is false.
+    A trial's value is the objective of its best epoch; its intermediate values are its curve. The study has
+    the states that the search reported to Optuna: a stopped or diverged trial is PRUNED, a diverged one without a
+    value. ConfigError if the storage cannot be opened, or has such a study and `overwrite` is false.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = {study_name(view.record.place.name, stage): stage for stage in stages if view.trials[stage]}
@@ -72,30 +71,29 @@ def _write(view: RunView, stage: Literal[1, 2], name: str, storage: optuna.stora
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([f"validation {view.objective(stage)}"])
-    run = view.run
+    info = view.info
     for key, value in {
         "run": view.record.place.name,
         "stage": stage,
-        "data": run["data"]["name"],
-        "data_fingerprint": run["data"]["fingerprint"],
-        "command": run["starts"][-1]["command"],
+        "data": info.data.name,
+        "data_fingerprint": info.data.fingerprint,
+        "command": info.starts[-1].command,
     }.items():
         study.set_user_attr(key, value)
     if view.winner is not None and view.winner.stage == stage:
         study.set_user_attr("winner", view.winner.number)
-    space, epochs = _distributions(view, stage), budgets(run)[stage][1]
+    space, epochs = _distributions(view, stage), view.budgets[stage][1]
     for trial in view.trials[stage]:
         study.add_trial(_frozen(trial, space, epochs))
 
 
 def _distributions(view: RunView, stage: Literal[1, 2]) -> dict[str, BaseDistribution]:
     """Return the distributions that the stage's trials were proposed from."""
-    dimensions = recorded_space(view.run["space"], str(view.record)).dimensions(stage)
+    dimensions = recorded_space(view.info.space.model_dump(), str(view.record)).dimensions(stage)
     space = distributions(dimensions)
     finalists = [trial.params["finalist"] for trial in view.trials[stage] if "finalist" in trial.params]
     if finalists:
-        handed = [*view.run.get("finalists", []), *finalists]
-        space["finalist"] = CategoricalDistribution(tuple(dict.fromkeys(handed)))
+        space["finalist"] = CategoricalDistribution(tuple(dict.fromkeys([*view.info.finalists, *finalists])))
     return space
 
 
@@ -104,7 +102,7 @@ def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution], epochs: i
     if not trial.finished:
         state = OptunaState.RUNNING
     facts = {
-        "trial": f"stage{trial.stage}/{trial.number}",
+        "trial": trial.name,
         "state": trial.state,
         "seed": trial.seed,
         "epochs": trial.epoch,

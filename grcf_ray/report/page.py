@@ -23,9 +23,8 @@ from grcf_ray.report.figures.model import model_plots
 from grcf_ray.report.figures.search import search_plots
 from grcf_ray.report.html import Table, render, template_source
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.run_status import DIED, budgets, standing_of
 from grcf_ray.report.summary import REPORT, RunSummary
-from grcf_ray.report.view import RunView
+from grcf_ray.report.view import DIED, RunView
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.storage import StoragePath
 
@@ -108,7 +107,7 @@ def report_data(view: RunView, sections: Iterable[Section]) -> dict[str, Any]:
     """Return the content of report.json: `plots` has the data of each figure by its name."""
     return {
         "run": view.record.place.name,
-        "state": view.run["state"],
+        "state": view.info.state,
         "written": now(),
         "plots": {plot.name: plot.data for section in sections for plot in section.plots},
     }
@@ -119,22 +118,22 @@ def render_page(view: RunView, sections: Sequence[Section]) -> str:
     from plotly.offline import get_plotlyjs
 
     script, plotly = template_source("page.js"), Markup(get_plotlyjs())
-    state, summary, written = standing_of(view.record, view.run).state, RunSummary.of(view), now()
+    summary, written = RunSummary.of(view), now()
     return render(
         "page.html",
         policy=_policy(script, plotly),
         run=view.record.place.name,
-        data_name=view.run["data"]["name"],
-        encoder=encoder_name(view.run["settings"]),
-        state=_STATES.get(state, state),
+        data_name=view.info.data.name,
+        encoder=encoder_name(view.info.settings),
+        state=_STATES.get(view.state, view.state),
         written=written,
         written_text=f"{datetime.datetime.fromisoformat(written):%Y-%m-%d %H:%M} UTC",
         summary=summary,
-        answer=page_sections.answer(view, summary, state),
+        answer=page_sections.answer(view, summary),
         sections=[{**vars(part), "figures": list(map(_figure, part.plots))} for part in sections],
         failures=page_sections.failures(summary),
         cost=page_sections.cost(view),
-        trials={stage: page_sections.trials_data(view, stage) for stage in budgets(view.run)},
+        trials={stage: page_sections.trials_data(view, stage) for stage in view.budgets},
         provenance=page_sections.provenance(view),
         style=template_source("style.css"),
         script=script,

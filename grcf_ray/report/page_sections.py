@@ -9,25 +9,22 @@ from typing import Any, Literal
 
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.html import Table, capitalised, code, figure, interval, seconds, spread
-from grcf_ray.report.run_status import budgets, shown_state, standing_of, time_left
-from grcf_ray.report.summary import ONE_SEED, Comparison, RunSummary
+from grcf_ray.report.run_status import time_left
+from grcf_ray.report.summary import ONE_SEED, Comparison, Cost, RunSummary
 from grcf_ray.report.terminal import again, listed_trials, typed
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import INHERITED
 from grcf_ray.search.record import TrialRecord
 
 
-def answer(view: RunView, summary: RunSummary, state: str) -> dict[str, Any]:
-    """Return the first section: the winner's metrics, what they are worth, and how far an unfinished search is.
-
-    state: see `RunStatus`.
-    """
+def answer(view: RunView, summary: RunSummary) -> dict[str, Any]:
+    """Return the first section: the winner's metrics, what they are worth, and how far an unfinished search is."""
     context: dict[str, Any] = {
-        "state": state,
-        "measured": view.metrics is not None and view.metrics["trial"] == view.run.get("winner"),
+        "state": view.state,
+        "measured": view.metrics is not None and view.metrics["trial"] == view.info.winner,
         "gains": _gains(view),
-        "left": time_left(view) if state == "running" else None,
-        "progress": [_progress(view, stage, budget) for stage, (budget, _) in budgets(view.run).items()],
+        "left": time_left(view),
+        "progress": [_progress(view, stage, budget) for stage, (budget, _) in view.budgets.items()],
     }
     return context | _result(view, summary) if context["measured"] else context
 
@@ -89,7 +86,7 @@ def _comparison(models: str, comparison: Comparison) -> Table:
 def _gains(view: RunView) -> Table:
     """Return each stage's gain over its first trial, the space's starting point."""
     rows = []
-    for stage in budgets(view.run):
+    for stage in view.budgets:
         first = next((trial for trial in view.trials[stage] if trial.number == 0), None)
         best = next(iter(view.ranked(stage)), None)
         if best is None or best.objective is None:
@@ -133,8 +130,8 @@ def failures(summary: RunSummary) -> Table:
             failure.error,
             code(again(summary.uri, f"{stage}/{failure.trials[-1]}")),
         )
-        for stage, found in summary.stages.items()
-        for failure in found.failures
+        for stage, stage_summary in summary.stages.items()
+        for failure in stage_summary.failures
     ]
     columns = ("Cause", "Stage", "Trials", "Last error", "Command to repeat it")
     return Table(caption="Failed and diverged trials by cause", columns=columns, rows=rows, hidden_caption=True)
@@ -144,16 +141,11 @@ def cost(view: RunView) -> Table:
     """Return the cost of each stage and of the whole search."""
 
     def row(name: str, trials: Sequence[TrialRecord]) -> tuple[object, ...]:
-        return (
-            name,
-            len(trials),
-            sum(trial.epoch for trial in trials),
-            figure(sum(trial.utterance_passes for trial in trials), ".1f"),
-            seconds(sum(trial.seconds for trial in trials)),
-        )
+        cost = Cost.of(trials)
+        return name, len(trials), cost.epochs, figure(cost.utterance_passes, ".1f"), seconds(cost.trial_seconds)
 
-    rows = [row(f"Stage {stage}", view.trials[stage]) for stage in budgets(view.run)]
-    rows.append(row("Total", [trial for stage in budgets(view.run) for trial in view.trials[stage]]))
+    rows = [row(f"Stage {stage}", view.trials[stage]) for stage in view.budgets]
+    rows.append(row("Total", [trial for stage in view.budgets for trial in view.trials[stage]]))
     columns = ("Stage", "Trials", "Epochs", "Passes over the training split", "Time in trials")
     return Table(caption="Cost of the search", columns=columns, rows=rows, hidden_caption=True)
 
@@ -163,7 +155,7 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
 
     kind: `count`, `figure` (shown with four decimals) or `setting`.
     """
-    trials, standing = view.trials[stage], standing_of(view.record, view.run)
+    trials = view.trials[stage]
     paths = list(dict.fromkeys(path for trial in trials for path in trial.params))
     columns = [
         ("Trial", "count"),
@@ -179,7 +171,7 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
         "rows": [
             [
                 trial.number,
-                shown_state(trial, standing),
+                view.state_of(trial),
                 trial.objective,
                 trial.epoch,
                 trial.seconds,
@@ -193,27 +185,27 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
 
 def provenance(view: RunView) -> dict[str, Any]:
     """Return what the metrics depend on: commands, data, seeds, versions, settings, and each read of the test split."""
-    run, data = view.run, view.run["data"]
-    seeds = {"Seed of the search": run["settings"]["seed"]}
+    info, data = view.info, view.info.data
+    seeds = {"Seed of the search": info.settings["seed"]}
     if view.winner is not None:
         seeds["Seed of the winner"] = view.winner.seed
-    if run.get("seeds"):
-        seeds["Fresh seeds afterwards"] = run["seeds"]
+    if info.seeds:
+        seeds["Fresh seeds afterwards"] = info.seeds
     return {
         "starts": Table(
             caption="Starts of this search",
             columns=("Time", "Command"),
-            rows=[(start["time"], code(start["command"])) for start in run["starts"]],
+            rows=[(start.time, code(start.command)) for start in info.starts],
         ),
         "sources": Table(
             caption="Data, seeds and versions",
             columns=("Item", "Value"),
             rows=[
-                ("Data", data["name"]),
-                ("Folder of the data", data["folder"]),
-                ("Fingerprint of the data", code(data["fingerprint"])),
+                ("Data", data.name),
+                ("Folder of the data", data.folder),
+                ("Fingerprint of the data", code(data.fingerprint)),
                 *seeds.items(),
-                *((f"Version: {name}", version) for name, version in run["versions"].items()),
+                *((f"Version: {name}", version) for name, version in info.versions.items()),
             ],
         ),
         "reads": Table(
@@ -227,8 +219,8 @@ def provenance(view: RunView) -> dict[str, Any]:
         "settings": Table(
             caption="All settings of the starting point",
             columns=("Setting", "Value"),
-            rows=list(run["settings"].items()),
+            rows=list(info.settings.items()),
             hidden_caption=True,
         ),
-        "space": json.dumps(run["space"], indent=2, ensure_ascii=False),
+        "space": json.dumps(info.space.model_dump(), indent=2, ensure_ascii=False),
     }

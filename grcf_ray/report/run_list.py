@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from grcf_ray.config import encoder_name
-from grcf_ray.console import duration, table_lines
+from grcf_ray.console import duration
 from grcf_ray.errors import GrcfError
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.run_status import RunStatus, budgets, last_change, standing_of
+from grcf_ray.report.run_status import last_change
 from grcf_ray.report.selection import Row, column_named, columns_of, sorted_by
-from grcf_ray.report.terminal import figure, one_line
+from grcf_ray.report.summary import Cost
+from grcf_ray.report.terminal import figure, fitted_table, one_line
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import StoragePath
@@ -61,7 +62,7 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
     """
     whole = [row for row in rows if row["state"] != BROKEN]
     broken = [f"{one_line(row['run'], _NAME_ROOM)}: {row['why']}" for row in rows if row["state"] == BROKEN]
-    lines = []
+    lines: list[str] = []
     if whole:
         columns: dict[str, list[str]] = {
             "run": [one_line(row["run"], _NAME_ROOM) for row in whole],
@@ -77,19 +78,8 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
         columns["data"] = [one_line(row["dataset"], 16) for row in whole]
         columns["backbone"] = [one_line(row["backbone"], 24) for row in whole]
         important = ("run", "state", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
-        chosen: set[str] = set()
-        used = -2
-        for name in [
-            *(name for name in important if name in columns),
-            *(name for name in columns if name not in important),
-        ]:
-            needed = 2 + max(len(cell) for cell in [name, *columns[name]])
-            if used + needed > width and name not in ("run", "state"):
-                continue
-            chosen.add(name)
-            used += needed
-        shown = {name: cells for name, cells in columns.items() if name in chosen}
-        lines += table_lines(list(shown), list(zip(*shown.values(), strict=True)), width=width)
+        titled = {name: [name, *cells] for name, cells in columns.items()}
+        lines, _ = fitted_table(titled, width=width, kept=("run", "state"), important=important)
         if any(row["alive"] is None for row in whole):
             lines.append(
                 "running?: one reading of object storage cannot tell a running search from a dead one; runs watch can"
@@ -102,40 +92,38 @@ def _row(record: RunRecord) -> dict[str, Any] | None:
     try:
         if not record.exists:
             return None
-        view = RunView.read(record)
-        return _sound_row(view, standing_of(record, view.run))
+        return _sound_row(RunView.read(record))
     # People copy, move and edit runs: a fault in one must not hide the others.
     except (GrcfError, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, (GrcfError, OSError)) else f"{type(error).__name__}: {error}"
         return {"run": record.place.name, "state": BROKEN, "alive": False, "why": one_line(why, 1000)}
 
 
-def _sound_row(view: RunView, standing: RunStatus) -> dict[str, Any]:
-    run, stages = view.run, budgets(view.run)
-    trials = [trial for trials in view.trials.values() for trial in trials]
-    best = view.winner or next((ranked[0] for stage in (2, 1) if (ranked := view.ranked(stage))), None)
-    finished = {stage: sum(trial.finished for trial in view.trials[stage]) for stage in stages}
+def _sound_row(view: RunView) -> dict[str, Any]:
+    info, cost = view.info, Cost.of(view.all_trials)
+    best = view.winner or next(iter([*view.ranked(2), *view.ranked(1)]), None)
     row: dict[str, Any] = {
         "run": view.record.place.name,
-        "state": standing.state,
-        "alive": standing.alive,
-        "dataset": run["data"]["name"],
+        "state": view.state,
+        "alive": view.alive,
+        "dataset": info.data.name,
         "task": view.task,
-        "backbone": encoder_name(run["settings"]),
-        "seed": run["settings"]["seed"],
+        "backbone": encoder_name(info.settings),
+        "seed": info.settings["seed"],
     }
     for stage in (1, 2):
-        row[f"stage{stage}_done"] = finished.get(stage)
-        row[f"stage{stage}_budget"] = stages[stage][0] if stage in stages else None
+        ran = stage in view.budgets
+        row[f"stage{stage}_done"] = sum(trial.finished for trial in view.trials[stage]) if ran else None
+        row[f"stage{stage}_budget"] = view.budgets[stage][0] if ran else None
     return row | {
-        "best": None if best is None else f"stage{best.stage}/{best.number}",
-        "metric": None if best is None else view.objective(best.stage),
-        "objective": None if best is None else best.objective,
+        "best": best and best.name,
+        "metric": best and view.objective(best.stage),
+        "objective": best and best.objective,
         **{f"test/{name}": value for name, value in (view.metrics or {}).get("test", {}).items()},
-        "seconds": sum(trial.seconds for trial in trials),
-        "epochs": sum(trial.epoch for trial in trials),
-        "utterance_passes": sum(trial.utterance_passes for trial in trials),
-        "started": run["starts"][0]["time"],
+        "seconds": cost.trial_seconds,
+        "epochs": cost.epochs,
+        "utterance_passes": cost.utterance_passes,
+        "started": info.starts[0].time,
         "changed": last_change(view),
         "why": None,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grcf_ray.config import nearest
@@ -13,13 +14,13 @@ Row = Mapping[str, Any]
 """Values by column: strings, numbers, truth values, or None."""
 
 _FILTER = re.compile(r"\s*(?P<column>[^=<>!\s]+)\s*(?P<relation>!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
-_RELATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "=": lambda cell, value: cell == value,
-    "!=": lambda cell, value: cell != value,
-    "<": lambda cell, value: cell < value,
-    "<=": lambda cell, value: cell <= value,
-    ">": lambda cell, value: cell > value,
-    ">=": lambda cell, value: cell >= value,
+_RELATIONS = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 _NONE = "-"
 """None in tables and filters."""
@@ -61,7 +62,10 @@ def select(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
         column = column_named(match["column"], columns)
         relation, value = match["relation"], match["value"]
         if all(_number(row.get(column)) for row in rows if row.get(column) is not None) and value != _NONE:
-            value = _parsed(text, value)
+            try:
+                value = float(value)
+            except ValueError as error:
+                raise ConfigError(f"--filter {text!r}: {value!r} should be a number") from error
         chosen = [row for row in chosen if _holds(relation, row.get(column), value)]
     return chosen
 
@@ -81,17 +85,9 @@ def _number(cell: Any) -> bool:
     return isinstance(cell, (int, float)) and not isinstance(cell, bool)
 
 
-def _parsed(text: str, value: str) -> Any:
-    try:
-        return float(value)
-    except ValueError as error:
-        raise ConfigError(f"--filter {text!r}: {value!r} should be a number") from error
-
-
 def _holds(relation: str, cell: Any, value: Any) -> bool:
     if cell is None or value == _NONE:
-        same = cell is None and value == _NONE
-        return same if relation == "=" else not same if relation == "!=" else False
+        return relation in ("=", "!=") and (cell is None and value == _NONE) == (relation == "=")
     if isinstance(value, str):
         cell = str(cell).lower() if isinstance(cell, bool) else str(cell)
     return bool(_RELATIONS[relation](cell, value))

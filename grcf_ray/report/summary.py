@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +12,6 @@ from grcf_ray.config import Task
 from grcf_ray.console import sentence
 from grcf_ray.data.datasets import TWO_READINGS
 from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
-from grcf_ray.report.run_status import RunStatus, shown_state, standing_of
 from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import (
     against_baseline,
@@ -64,11 +62,6 @@ class Estimate(_Part):
 Estimates = dict[str, Estimate]
 
 
-def estimates(found: Mapping[str, Mapping[str, Any]]) -> Estimates:
-    """Return the estimates of `search.comparisons` by metric."""
-    return {name: Estimate(**values) for name, values in found.items()}
-
-
 class Retrained(_Part):
     """Models of the same settings under several seeds."""
 
@@ -96,8 +89,8 @@ class Retrainings(_Part):
 
     def comparison(self) -> Comparison:
         """Return the test figures of both arms."""
-        titles = ("winner", "starting point")
-        return Comparison(titles, self.arms["winner"].test, self.arms["start"].test, self.gain)
+        first, second = self.arms["winner"].test, self.arms["start"].test
+        return Comparison(titles=("winner", "starting point"), first=first, second=second, gain=self.gain)
 
 
 class AgainstBaseline(_Part):
@@ -117,11 +110,11 @@ class AgainstBaseline(_Part):
 
     def comparison(self, loss: str) -> Comparison:
         """Return the test figures of both searches. loss: title of the baseline's only loss."""
-        return Comparison(("two stages", f"{loss} alone"), self.two_stage, self.direct, self.gain)
+        titles = ("two stages", f"{loss} alone")
+        return Comparison(titles=titles, first=self.two_stage, second=self.direct, gain=self.gain)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(_Part):
     """Two models under the same seeds, and the paired difference of their metrics."""
 
     titles: tuple[str, str]
@@ -129,7 +122,7 @@ class Comparison:
     second: Estimates
     gain: Estimates
 
-    def rows(self) -> Iterator[tuple[str, Estimate | None, Estimate | None, Estimate | None]]:
+    def rows(self) -> Iterator[tuple[str, Estimate, Estimate | None, Estimate | None]]:
         """Yield the title of each metric with its estimate for both models and for their difference."""
         for name, title in METRIC_TITLES.items():
             if name in self.first:
@@ -138,11 +131,7 @@ class Comparison:
     def text_rows(self) -> list[tuple[str, ...]]:
         """Return the rows as text."""
         return [
-            (
-                title,
-                *("-" if model is None else model.spread() for model in (first, second)),
-                "-" if gain is None else gain.interval(),
-            )
+            (title, first.spread(), second.spread() if second else "-", gain.interval() if gain else "-")
             for title, first, second, gain in self.rows()
         ]
 
@@ -190,11 +179,20 @@ class StageSummary(_Part):
 
 
 class Cost(_Part):
-    """Cost of all trials."""
+    """The cost of some trials."""
 
     trial_seconds: float
     epochs: int
     utterance_passes: float
+
+    @classmethod
+    def of(cls, trials: Sequence[TrialRecord]) -> Cost:
+        """Add the cost of the trials."""
+        return cls(
+            trial_seconds=sum(trial.seconds for trial in trials),
+            epochs=sum(trial.epoch for trial in trials),
+            utterance_passes=sum(trial.utterance_passes for trial in trials),
+        )
 
 
 class RunSummary(_Part):
@@ -222,39 +220,31 @@ class RunSummary(_Part):
     @classmethod
     def of(cls, view: RunView) -> RunSummary:
         """Summarise a run."""
-        record, run, standing = view.record, view.run, standing_of(view.record, view.run)
-        metrics, winner = view.metrics or {}, run.get("winner")
-        page = record.place / REPORT
-        everything = [trial for trials in view.trials.values() for trial in trials]
+        record, info, metrics = view.record, view.info, view.metrics or {}
+        winner, page = info.winner, record.place / REPORT
         # The files of a run were validated when they were read.
         return cls.model_validate(
             {
                 "run": str(record),
                 "uri": record.place.uri,
                 "report": str(page) if page.exists() else None,
-                "state": run["state"],
-                "command": run["starts"][-1]["command"],
+                "state": info.state,
+                "command": info.starts[-1].command,
                 "task": view.task,
                 "label_range": view.label_range,
                 "winner": {"trial": winner, "params": view.winner_params} if winner else None,
                 "stages": {
-                    f"stage{stage}": _summarise_stage(trials, standing, objective_name(stage, view.task))
-                    for stage, trials in view.trials.items()
-                    if trials
+                    f"stage{stage}": _summarise_stage(view, trials) for stage, trials in view.trials.items() if trials
                 },
                 "valid": metrics.get("valid", {}),
                 "test": metrics.get("test", {}),
-                "test_seen_before_selection_ended": bool(run.get("test_seen")),
+                "test_seen_before_selection_ended": info.test_seen,
                 "seeds": retrainings(record, winner) if winner else None,
                 "against_baseline": against_baseline(record),
                 "paper": metrics.get("paper", {}),
                 "not_comparable": metrics.get("not_comparable", []),
                 "baselines": metrics.get("baselines", []),
-                "cost": {
-                    "trial_seconds": sum(trial.seconds for trial in everything),
-                    "epochs": sum(trial.epoch for trial in everything),
-                    "utterance_passes": sum(trial.utterance_passes for trial in everything),
-                },
+                "cost": Cost.of(view.all_trials),
             }
         )
 
@@ -285,30 +275,31 @@ class RunSummary(_Part):
 
     def remarks(self) -> list[str]:
         """Return what a reader of the metrics has to know, a sentence each."""
-        found = [f"Validation figures are optimistic: the best of {self.trials} trials."]
+        remarks = [f"Validation figures are optimistic: the best of {self.trials} trials."]
         if self.test_seen_before_selection_ended:
-            found.append("Test was seen before selection ended: the search continued after test had been read.")
+            remarks.append("Test was seen before selection ended: the search continued after test had been read.")
         if "acc_whole" in self.test:
-            found.append(acc_whole_note(self.label_range))
+            remarks.append(acc_whole_note(self.label_range))
         baselines = [baseline.model_dump() for baseline in self.baselines]
-        found += baseline_remarks(baselines, self.test, self.task)
+        remarks += baseline_remarks(baselines, self.test, self.task)
         if self.paper:
             reasons = "; ".join(self.not_comparable)
-            found.append(f"Paper: not comparable: {reasons}." if reasons else "Paper: one seed.")
+            remarks.append(f"Paper: not comparable: {reasons}." if reasons else "Paper: one seed.")
         if {"acc2_non0", "acc2_mmsa"} <= self.paper.keys():
-            found.append(TWO_READINGS)
-        return found
+            remarks.append(TWO_READINGS)
+        return remarks
 
 
-def count_states(trials: Sequence[TrialRecord], standing: RunStatus) -> dict[str, int]:
-    """Return the number of trials in each state, by the state's name."""
-    return dict(sorted(Counter(shown_state(trial, standing) for trial in trials).items()))
+def count_states(view: RunView, trials: Sequence[TrialRecord]) -> dict[str, int]:
+    """Return the number of a run's trials in each state, by the state's name."""
+    return dict(sorted(Counter(map(view.state_of, trials)).items()))
 
 
-def _summarise_stage(trials: Sequence[TrialRecord], standing: RunStatus, metric: str) -> dict[str, Any]:
+def _summarise_stage(view: RunView, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    metric = view.objective(trials[0].stage)
     return {
         "trials": len(trials),
-        "states": count_states(trials, standing),
+        "states": count_states(view, trials),
         "best": [
             {"trial": trial.number, "objective": trial.objective, "metric": metric, "params": trial.params}
             for trial in rank(trials)[:_BEST_TRIALS]

@@ -124,7 +124,7 @@ class TensorBoardListener:
         self._folder("best").add(values, step)
         self._close("best")
         shown: dict[str, tuple[str, Predictions]] = {split: (f"z_final of {split}", scored)}
-        for number in view.run.get("finalists", []):
+        for number in view.info.finalists:
             states = view.finalist_scored(int(number))
             if states is not None:
                 shown[f"finalist-{int(number):04d}"] = (f"finalist {int(number)}, z_final of valid", states)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+
+from rich.cells import cell_len
 
 from grcf_ray.console import duration, printable, say, table_lines
 from grcf_ray.metrics import METRIC_TITLES
@@ -14,6 +16,11 @@ from grcf_ray.report.summary import AgainstBaseline, Comparison, FailureGroup, R
 from grcf_ray.search.direct_baseline import INHERITED
 from grcf_ray.storage import StoragePath
 
+COMMAND_ROOM = 10_000
+"""Characters of a line with a recorded path or command: more than anybody types."""
+SILENT = "The search stopped without reporting an error"
+_GAP = 2
+"""Spaces between columns."""
 _FEW_TRIALS = 10
 """Trials of a cause that are listed."""
 
@@ -48,7 +55,7 @@ def _result_lines(summary: RunSummary) -> Iterator[str]:
     yield from summary.remarks()
     yield cost_line(summary)
     if summary.state == "time is up":
-        yield f"The time was up before every trial had ended. To go on: {summary.command}"
+        yield f"The time was up before every trial had ended. To resume: {summary.command}"
     place = typed(summary.run)
     records = ", ".join(f"{place}/{stage}/trials.jsonl" for stage in summary.stages)
     yield f"\nModel:  {place}/best\nRecord: {records}"
@@ -66,6 +73,24 @@ def states_line(states: Mapping[str, int]) -> str:
 def params_lines(params: Mapping[str, Any], *, width: int | None = None) -> list[str]:
     """Return a table of parameters. width, here and below: as in `console.table_lines`."""
     return table_lines(("parameter", "value"), [(path, setting(value)) for path, value in params.items()], width=width)
+
+
+def fitted_table(
+    columns: Mapping[str, Sequence[str]], *, width: int, kept: Collection[str], important: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Return the lines of a table of the columns that fit into `width`, and the names of the other columns.
+
+    columns: title and cells of each column, by name. kept: columns that are never omitted. important: columns that are
+    preferred to those before them.
+    """
+    chosen, used = set(), -_GAP
+    for name in dict.fromkeys([*(name for name in important if name in columns), *columns]):
+        needed = _GAP + max(map(cell_len, columns[name]))
+        if name in kept or used + needed <= width:
+            chosen.add(name)
+            used += needed
+    header, *rows = zip(*(cells for name, cells in columns.items() if name in chosen), strict=True)
+    return table_lines(header, rows, width=width), [name for name in columns if name not in chosen]
 
 
 def again(run: str, trial: str) -> str:

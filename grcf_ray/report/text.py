@@ -14,10 +14,12 @@ from grcf_ray.report.ascii_charts import bar, history
 from grcf_ray.report.figures.cost import cost_data
 from grcf_ray.report.figures.importance import importance_data, importance_warning
 from grcf_ray.report.figures.parameters import space_of
-from grcf_ray.report.run_status import DIED, RunStatus, budgets, standing_of, time_left
+from grcf_ray.report.run_status import time_left
 from grcf_ray.report.selection import sorted_by
 from grcf_ray.report.summary import ONE_SEED, RunSummary
 from grcf_ray.report.terminal import (
+    COMMAND_ROOM,
+    SILENT,
     again,
     baseline_lines,
     cost_line,
@@ -31,32 +33,31 @@ from grcf_ray.report.terminal import (
     typed,
 )
 from grcf_ray.report.trials import trial_rows, trials_table
-from grcf_ray.report.view import RunView
+from grcf_ray.report.view import DIED, RunView
+from grcf_ray.search.record import TrialRecord
 from grcf_ray.train.curve import DIRECTIONS
 
 WIDTH = 80
 _BEST_TRIALS, _PARAMETERS = 5, 6
 """Rows of a stage's tables."""
-_COMMAND_ROOM = 10_000
-"""Characters of a command on record: more than anybody types."""
 
 
 def text_report(view: RunView) -> str:
     """Return the report of a run in any state, in lines of 80 columns; longer paths and arguments are not broken."""
-    standing, summary = standing_of(view.record, view.run), RunSummary.of(view)
+    summary = RunSummary.of(view)
     sections = [
-        _answer(view, standing, summary),
-        *(_stage(view, stage, summary) for stage in budgets(view.run)),
+        _answer(view, summary),
+        *(_stage(view, stage, summary) for stage in view.budgets),
         _failures(view, summary),
         _cost(view, summary),
-        _next(view, standing, summary),
+        _next(view, summary),
     ]
     return "\n\n".join("\n".join(lines) for section in sections if (lines := list(section))) + "\n"
 
 
 def command_lines(command: str, *, indent: str = "  ") -> list[str]:
     """Return a command to copy, broken into lines, control codes escaped."""
-    plain = one_line(command, _COMMAND_ROOM)
+    plain = one_line(command, COMMAND_ROOM)
     try:
         words = [shlex.quote(word) for word in shlex.split(plain)]
     except ValueError:
@@ -71,27 +72,22 @@ def command_lines(command: str, *, indent: str = "  ") -> list[str]:
     return [*lines, line]
 
 
-def _answer(view: RunView, standing: RunStatus, summary: RunSummary) -> Iterator[str]:
-    data, encoder = view.run["data"], encoder_name(view.run["settings"])
-    low, high = view.label_range
-    yield one_line(f"GRCF on {data['name']}: {view.record.place.name}", WIDTH)
+def _answer(view: RunView, summary: RunSummary) -> Iterator[str]:
+    (low, high), encoder, left = view.label_range, encoder_name(view.info.settings), time_left(view)
+    yield one_line(f"GRCF on {view.info.data.name}: {view.record.place.name}", WIDTH)
     yield one_line(f"{view.task}, labels {low:g} to {high:g}; text encoder {encoder}", WIDTH)
-    left = time_left(view) if standing.state == "running" else None
     yield one_line(
-        f"State: {standing.state}{'' if left is None else f', about {duration(left)} of the search left'}", WIDTH
+        f"State: {view.state}{'' if left is None else f', about {duration(left)} of the search left'}", WIDTH
     )
     yield ""
     winner = view.winner
     if winner is None:
         yield "No winner yet; the test split has not been read."
-        for stage in budgets(view.run):
+        for stage in view.budgets:
             if ranked := view.ranked(stage):
-                name = f"stage{stage}/{ranked[0].number}"
-                metric = METRIC_TITLES[view.objective(stage)]
-                yield f"Best of stage {stage} so far: trial {name}, valid {metric} {figure(ranked[0].objective)}"
+                yield f"Best of stage {stage} so far: {_scored(view, ranked[0])}"
         return
-    metric = METRIC_TITLES[view.objective(winner.stage)]
-    yield f"Winner: trial stage{winner.stage}/{winner.number}, valid {metric} {figure(winner.objective)}"
+    yield f"Winner: {_scored(view, winner)}"
     if view.metrics is None:
         yield "The winner has not been measured on test yet."
         return
@@ -99,7 +95,7 @@ def _answer(view: RunView, standing: RunStatus, summary: RunSummary) -> Iterator
     yield from metric_lines(summary, width=WIDTH)
     yield ""
     for remark in summary.remarks():
-        yield from wrap(one_line(remark, _COMMAND_ROOM), WIDTH, subsequent_indent="  ")
+        yield from wrap(one_line(remark, COMMAND_ROOM), WIDTH, subsequent_indent="  ")
     yield ""
     if summary.seeds:
         yield from seeds_lines(summary.seeds, width=WIDTH)
@@ -114,11 +110,15 @@ def _answer(view: RunView, standing: RunStatus, summary: RunSummary) -> Iterator
     yield from params_lines(view.winner_params, width=WIDTH)
 
 
+def _scored(view: RunView, trial: TrialRecord) -> str:
+    return f"trial {trial.name}, valid {METRIC_TITLES[view.objective(trial.stage)]} {figure(trial.objective)}"
+
+
 def _stage(view: RunView, stage: Literal[1, 2], summary: RunSummary) -> Iterator[str]:
     trials = view.trials[stage]
     if not trials:
         return
-    budget, epochs = budgets(view.run)[stage]
+    budget, epochs = view.budgets[stage]
     metric = METRIC_TITLES[view.objective(stage)]
     states = states_line(summary.stages[f"stage{stage}"].states)
     yield f"Stage {stage}: {len(trials)} of {budget} trials ({states})"
@@ -180,14 +180,13 @@ def _cost(view: RunView, summary: RunSummary) -> Iterator[str]:
         )
 
 
-def _next(view: RunView, standing: RunStatus, summary: RunSummary) -> Iterator[str]:
+def _next(view: RunView, summary: RunSummary) -> Iterator[str]:
     place = shlex.quote(str(typed(view.record.place.uri)))
-    if standing.state == "running":
+    if view.state == "running":
         yield "Watch the search:"
         yield from command_lines(f"python -m grcf_ray.runs watch {place}")
-    elif standing.state != "finished":
-        silent = "The search stopped without reporting an error"
-        yield f"{silent if standing.state == DIED else 'Every finished epoch is kept'}. To go on:"
+    elif view.state != "finished":
+        yield f"{SILENT if view.state == DIED else 'Every finished epoch is kept'}. To resume:"
         yield from command_lines(summary.command)
     if view.metrics is not None:
         yield "Measure the model again:"

@@ -6,23 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any, Literal
 
-from rich.cells import cell_len
-
 from grcf_ray.config import encoder_name
 from grcf_ray.console import duration, table_lines
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.run_status import shown_state, standing_of
 from grcf_ray.report.selection import Row, column_named, columns_of, select, sorted_by
-from grcf_ray.report.terminal import again, figure, one_line, setting
+from grcf_ray.report.terminal import COMMAND_ROOM, again, figure, fitted_table, one_line, setting
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.train.curve import DIRECTIONS
 
 _LEADING = ("number", "state", "objective", "epochs", "seconds")
-_GAP = 2
-"""Spaces between columns."""
-_LINE_ROOM = 10_000
-"""Characters of a line with a path or a command."""
 _ROOM = 24
 """Columns of the widest cell of a table."""
 
@@ -32,16 +25,16 @@ def trial_rows(view: RunView, stage: Literal[1, 2]) -> list[dict[str, Any]]:
 
     Parameters, inherited ones included, are under their paths; metrics of the best epoch are under `best/NAME`.
     """
-    rows, standing = [], standing_of(view.record, view.run)
+    rows = []
     for trial in view.trials[stage]:
         params = view.params(trial)
         finalist = params.pop("finalist", None)
         rows.append(
             {
-                "trial": f"stage{stage}/{trial.number}",
+                "trial": trial.name,
                 "stage": stage,
                 "number": trial.number,
-                "state": shown_state(trial, standing),
+                "state": view.state_of(trial),
                 "metric": view.objective(stage),
                 "objective": trial.objective,
                 "epochs": trial.epoch,
@@ -77,18 +70,9 @@ def trials_table(
     else:
         names, leading = list(columns), list(columns)
     shown = _short_names(names)
-    cells = {name: [_cell(name, row.get(name)) for row in rows] for name in names}
-    chosen: list[str] = []
-    used = 0
-    for name in names:
-        needed = max(map(cell_len, [shown[name], *cells[name]])) + (_GAP if chosen else 0)
-        if name in leading or used + needed <= width:
-            chosen.append(name)
-            used += needed
-    header = [shown[name] for name in chosen]
+    cells = {name: [shown[name], *(_cell(name, row.get(name)) for row in rows)] for name in names}
     # Columns that the user named are folded, never omitted.
-    lines = table_lines(header, list(zip(*(cells[name] for name in chosen), strict=True)), width=width)
-    return lines, [name for name in names if name not in chosen]
+    return fitted_table(cells, width=width, kept=leading)
 
 
 def shown_trials(
@@ -110,14 +94,14 @@ def shown_trials(
 
 def run_facts(view: RunView) -> dict[str, Any]:
     """Return the facts of a run as JSON values."""
-    run, standing = view.run, standing_of(view.record, view.run)
+    info = view.info
     return {
         "run": str(view.record),
-        "state": standing.state,
-        "dataset": run["data"]["name"],
-        "backbone": run["settings"]["model.backbone"] if encoder_name(run["settings"]) != "none" else None,
-        "winner": run.get("winner"),
-        "command": run["starts"][-1]["command"],
+        "state": view.state,
+        "dataset": info.data.name,
+        "backbone": info.settings["model.backbone"] if encoder_name(info.settings) != "none" else None,
+        "winner": info.winner,
+        "command": info.starts[-1].command,
     }
 
 
@@ -151,16 +135,15 @@ def run_lines(
 
 def trial_facts(view: RunView, trial: TrialRecord) -> dict[str, Any]:
     """Return the details of a trial as JSON values, with inherited parameters and the command that repeats it."""
-    name = f"stage{trial.stage}/{trial.number}"
     return {
-        "trial": name,
+        "trial": trial.name,
         **{key: value for key, value in vars(trial).items() if key not in ("stage", "schema_version")},
-        "state": shown_state(trial, standing_of(view.record, view.run)),
+        "state": view.state_of(trial),
         "metric": view.objective(trial.stage),
         "objective": trial.objective,
         "best": trial.best,
         "inherited": {path: value for path, value in view.params(trial).items() if path not in trial.params},
-        "command": again(view.record.place.uri, name),
+        "command": again(view.record.place.uri, trial.name),
     }
 
 
@@ -193,35 +176,17 @@ def trial_lines(view: RunView, trial: TrialRecord, *, width: int) -> list[str]:
             lines.append(one_line(f"{when}{failure['cause']}: {failure['error']}", width))
     lines += ["", *(f"Note: {one_line(note, width - 6)}" for note in trial.notes)] if trial.notes else []
     lines += ["", f"Checkpoint: {trial.checkpoint or 'none kept'}", f"Again: {facts['command']}"]
-    return [one_line(line, _LINE_ROOM) for line in lines]
-
-
-def named_trial(view: RunView, name: str) -> TrialRecord | None:
-    """Return the trial of a name such as stage2/7, or None."""
-    return next(
-        (trial for trials in view.trials.values() for trial in trials if f"stage{trial.stage}/{trial.number}" == name),
-        None,
-    )
+    return [one_line(line, COMMAND_ROOM) for line in lines]
 
 
 def _curve(trial: TrialRecord, metric: str, width: int) -> list[str]:
     """Return a table of epochs: the objective, the loss, then as many validation metrics as fit."""
-    names = list(dict.fromkeys(name for metrics in trial.curve for name in metrics))
     wanted = ["loss/total", "seconds", *(f"valid/{name}" for name in METRIC_TITLES if name != metric)]
-    chosen, used = ["epoch", f"valid/{metric}"], len("epoch") + _GAP + len(f"valid/{metric}")
-    for name in wanted:
-        if name in names and used + _GAP + max(len(name), 6) <= width:
-            chosen.append(name)
-            used += _GAP + max(len(name), 6)
-    best = trial.best
-    rows = [
-        [
-            f"{metrics['epoch']}{'*' if metrics is best else ''}",
-            *(figure(metrics.get(name)) for name in chosen[1:]),
-        ]
-        for metrics in trial.curve
-    ]
-    return table_lines(chosen, rows, width=width)
+    best, known = trial.best, {name for metrics in trial.curve for name in metrics}
+    columns = {"epoch": ["epoch", *(f"{m['epoch']}{'*' if m is best else ''}" for m in trial.curve)]}
+    for name in [f"valid/{metric}", *(name for name in wanted if name in known)]:
+        columns[name] = [name, *(figure(metrics.get(name)) for metrics in trial.curve)]
+    return fitted_table(columns, width=width, kept=("epoch", f"valid/{metric}"))[0]
 
 
 def _cell(name: str, value: Any) -> str:

@@ -19,11 +19,14 @@ from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.errors import DamagedError, reason
 from grcf_ray.metrics import MetricProtocol
-from grcf_ray.search.record import RunRecord, TrialRecord, protocol_in, rank
-from grcf_ray.search.schema import MetricsFile, ProvenanceFile, StoredFile, read_file
+from grcf_ray.search.lease import is_held
+from grcf_ray.search.record import RunRecord, TrialRecord, rank
+from grcf_ray.search.schema import MetricsFile, ProvenanceFile, RunInfo, StoredFile, read_file
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import objective_name
 
+DIED = "died"
+"""State of a run that its record calls running and that no search holds."""
 _COLUMNS = ["id", "text", "label", "score", "state"]
 
 
@@ -69,8 +72,12 @@ class RunView:
     """The parts of a record that reports are made from."""
 
     record: RunRecord
-    run: Mapping[str, Any]
+    info: RunInfo
     """run.json."""
+    state: str
+    """The state in run.json, or `DIED`."""
+    alive: bool | None
+    """Whether a search holds the run; None in object storage, where one reading cannot tell."""
     trials: Mapping[int, Sequence[TrialRecord]]
     """Trials of both stages, by number."""
     metrics: Mapping[str, Any] | None
@@ -81,7 +88,7 @@ class RunView:
     @classmethod
     def read(cls, record: RunRecord) -> RunView:
         """Read a run. DataError if there is none."""
-        best = record.place / "best"
+        best, (info, state, alive) = record.place / "best", read_state(record)
 
         def read_if_present(name: str, kind: type[StoredFile]) -> Mapping[str, Any] | None:
             try:
@@ -91,7 +98,9 @@ class RunView:
 
         return cls(
             record=record,
-            run=record.read_search(),
+            info=info,
+            state=state,
+            alive=alive,
             trials={stage: record.trials(stage) for stage in (1, 2)},
             metrics=read_if_present("metrics.json", MetricsFile),
             provenance=read_if_present("provenance.json", ProvenanceFile),
@@ -100,19 +109,40 @@ class RunView:
     @property
     def task(self) -> Task:
         """The kind of the labels."""
-        task: Task = self.run.get("data", {}).get("task", "regression")
-        return task
+        return self.info.data.task
 
     @property
     def label_range(self) -> tuple[float, float]:
         """Lowest and highest label."""
-        low, high = self.run["data"]["label_range"]
-        return float(low), float(high)
+        low, high = self.info.data.label_range
+        return low, high
 
     @property
     def protocol(self) -> MetricProtocol:
         """The protocol of the run's metrics."""
-        return protocol_in(self.run)
+        return self.info.data.protocol
+
+    @property
+    def budgets(self) -> dict[Literal[1, 2], tuple[int, int]]:
+        """The number of trials and of epochs of each stage that has epochs."""
+        settings = self.info.settings
+        # A reopened Stage 2 has its budget again.
+        second = max(settings["search.stage2_trials"], self.info.stage2_trials)
+        trials: dict[Literal[1, 2], int] = {1: settings["search.stage1_trials"], 2: second}
+        return {s: (count, epochs) for s, count in trials.items() if (epochs := settings[f"stage{s}.epochs"])}
+
+    @property
+    def all_trials(self) -> list[TrialRecord]:
+        """The trials of both stages."""
+        return [*self.trials[1], *self.trials[2]]
+
+    def state_of(self, trial: TrialRecord) -> str:
+        """Return the state of a trial to show: the recorded one, or `unfinished` if no search runs the trial.
+
+        A trial that is recorded as running resumes with its search.
+        """
+        running = self.state == "running" and trial.stage not in self.info.cut
+        return "unfinished" if trial.state == "running" and not running else trial.state
 
     def objective(self, stage: Literal[1, 2]) -> str:
         """Return the validation metric that a stage optimises, a key of `METRIC_TITLES`."""
@@ -126,11 +156,14 @@ class RunView:
     def winner(self) -> TrialRecord | None:
         """The trial whose model is in best/, or None."""
         # A resumed search may replace the model before it names the new winner.
-        name = (self.provenance or {}).get("trial") or self.run.get("winner")
+        name = (self.provenance or {}).get("trial") or self.info.winner
         if name is None:
             return None
-        stage, number = (int(part) for part in name.removeprefix("stage").split("/"))
-        return next((trial for trial in self.trials[stage] if trial.number == number), None)
+        return self.named_trial(name)
+
+    def named_trial(self, name: str) -> TrialRecord | None:
+        """Return the trial of a name such as stage2/7, or None."""
+        return next((trial for trial in self.all_trials if trial.name == name), None)
 
     @cached_property
     def winner_params(self) -> Mapping[str, Any]:
@@ -155,6 +188,17 @@ class RunView:
     def finalist_scored(self, number: int) -> Predictions | None:
         """Return the validation predictions of a finalist after Stage 1, or None."""
         return _read(self.record.finalist_folder(number) / "predictions" / "valid.parquet")
+
+
+def read_state(record: RunRecord) -> tuple[RunInfo, str, bool | None]:
+    """Read run.json; return it with the fields `state` and `alive` of a `RunView`. DataError if there is no run."""
+    info = record.search_info()
+    alive = is_held(record.place) if info.state == "running" else False
+    if info.state == "running" and alive is False:
+        # A search writes its final state before it releases the run, possibly after `info` was read.
+        info = record.search_info()
+        return info, DIED if info.state == "running" else info.state, False
+    return info, info.state, alive
 
 
 def _read(place: StoragePath) -> Predictions | None:

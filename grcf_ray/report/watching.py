@@ -13,10 +13,10 @@ from grcf_ray import console
 from grcf_ray.console import duration
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.ascii_charts import bar, sparkline
-from grcf_ray.report.run_status import DIED, RunStatus, budgets, shown_state, standing_of, time_left
+from grcf_ray.report.run_status import time_left
 from grcf_ray.report.summary import count_states
-from grcf_ray.report.terminal import figure, one_line, states_line, typed
-from grcf_ray.report.view import RunView
+from grcf_ray.report.terminal import COMMAND_ROOM, SILENT, figure, one_line, states_line, typed
+from grcf_ray.report.view import DIED, RunView, read_state
 from grcf_ray.search.comparisons import seeds_record
 from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord
@@ -26,8 +26,6 @@ _BAR_ROOM, _CURVE_ROOM, _HISTORY_ROOM = 20, 20, 40
 """Columns of a progress bar, of a trial's curve, and of a stage's trials."""
 _LEFT_ALONE = 6
 """Lines that the list of running trials leaves free below it."""
-_COMMAND_ROOM = 10_000
-"""Characters of the command to go on: more than anybody types."""
 _STILL_SECONDS = 15.0
 """A search whose lease has not changed for so long counts as dead: three heartbeats."""
 
@@ -38,7 +36,6 @@ class Snapshot:
 
     view: RunView
     """Without the content of `best/`."""
-    standing: RunStatus
     retrainings: Mapping[int, Sequence[TrialRecord]]
     """Trials of `--seeds` by stage; empty before there is a winner."""
 
@@ -60,27 +57,24 @@ class Watch:
     def look(self) -> Snapshot:
         """Return the current state of the record. DataError if there is no run."""
         record = self._record
-        standing = self._checked(standing_of(record, record.read_search()))
+        info, state, alive = read_state(record)
+        if alive is None and self._is_still():
+            state, alive = DIED, False
         self._trials = {stage: record.trials(stage, known) for stage, known in self._trials.items()}
-        if winner := standing.run.get("winner"):
-            seeds = seeds_record(record, winner)
+        if info.winner:
+            seeds = seeds_record(record, info.winner)
             self._retrainings = {stage: seeds.trials(stage, known) for stage, known in self._retrainings.items()}
-        view = RunView(record=record, run=standing.run, trials=self._trials, metrics=None, provenance=None)
-        return Snapshot(view, standing, self._retrainings)
+        return Snapshot(RunView(record, info, state, alive, self._trials, None, None), self._retrainings)
 
-    def _checked(self, standing: RunStatus) -> RunStatus:
-        """Return the status, DIED if the lease has no heartbeat; one reading of object storage cannot tell."""
-        if standing.alive is not None:
-            return standing
+    def _is_still(self) -> bool:
+        """Return whether the lease has had no heartbeat for long."""
         try:
             beat = (self._record.place / "lease.json").read_bytes()
         except FileNotFoundError:
             beat = b""
         if beat != self._beat:
             self._beat, self._since = beat, time.monotonic()
-        elif time.monotonic() - self._since > _STILL_SECONDS:
-            return RunStatus(DIED, False, standing.run)
-        return standing
+        return time.monotonic() - self._since > _STILL_SECONDS
 
 
 def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
@@ -103,51 +97,50 @@ def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
             look = watched.look()
             lines = snapshot_lines(look, width=terminal.width, height=terminal.height - 1)
             live.update(Text(console.printable("\n".join(lines)), no_wrap=True), refresh=True)
-            if look.standing.state != "running":
+            if look.view.state != "running":
                 return
             time.sleep(every)
 
 
 def snapshot_lines(look: Snapshot, *, width: int, height: int = 40) -> list[str]:
-    """Return the lines that show a run; only the command to go on may be wider than `width`."""
-    view, run, state = look.view, look.standing.run, look.standing.state
-    stages = budgets(run)
+    """Return the lines that show a run; only the command to resume may be wider than `width`."""
+    view, state, starts = look.view, look.view.state, look.view.info.starts
     if state == "running":
-        begun = datetime.fromisoformat(run["starts"][-1]["time"])
+        begun = datetime.fromisoformat(starts[-1].time)
         state = f"running for {duration((datetime.now(timezone.utc) - begun).total_seconds())}"
     lines = [one_line(f"{view.record.place.name}: {state}", width)]
-    for stage, (budget, _) in stages.items():
-        lines += ["", *_stage_lines(view, look.standing, stage, budget, width)]
+    for stage in view.budgets:
+        lines += ["", *_stage_lines(view, stage, width)]
     if look.retraining:
         first, second = (_done(look.retrainings[stage]) for stage in (1, 2))
         lines += [
             "",
             f"Retraining winner and starting point: {first} trials of stage 1 and {second} of stage 2 have ended",
         ]
-    if look.standing.state == "running" and (left := time_left(view, look.retrainings)) is not None:
+    if (left := time_left(view, look.retrainings)) is not None:
         lines += ["", f"Left: about {duration(left)}"]
-    trials = look.retrainings if look.retraining else view.trials
-    running = [trial for stage in trials.values() for trial in stage if not trial.finished]
+    trials = [trial for stage in look.retrainings.values() for trial in stage] if look.retraining else view.all_trials
+    running = [trial for trial in trials if trial.state == "running"]
     if not look.retraining:
-        running = [trial for trial in running if shown_state(trial, look.standing) == "running"]
-    if running and look.standing.state == "running":
-        lines += ["", *_running_lines(view, running, stages, width, max(1, height - len(lines) - _LEFT_ALONE))]
-    if failures := _failure_lines([trial for stage in trials.values() for trial in stage], width):
+        running = [trial for trial in running if view.state_of(trial) == "running"]
+    if running and view.state == "running":
+        lines += ["", *_running_lines(view, running, width, max(1, height - len(lines) - _LEFT_ALONE))]
+    if failures := _failure_lines(trials, width):
         lines += ["", *failures]
-    if look.standing.state == DIED:
-        command = one_line(run["starts"][-1]["command"], _COMMAND_ROOM)
-        lines += ["", "The search stopped without reporting an error. To go on:", f"  {command}"]
-    elif look.standing.state != "running":
+    if view.state == DIED:
+        command = one_line(starts[-1].command, COMMAND_ROOM)
+        lines += ["", f"{SILENT}. To resume:", f"  {command}"]
+    elif view.state != "running":
         lines += ["", f"Show all trials: python -m grcf_ray.runs show {typed(view.record.place.uri)}"]
     return lines
 
 
-def _stage_lines(view: RunView, standing: RunStatus, stage: Literal[1, 2], budget: int, width: int) -> list[str]:
-    trials, metric = view.trials[stage], METRIC_TITLES[view.objective(stage)]
+def _stage_lines(view: RunView, stage: Literal[1, 2], width: int) -> list[str]:
+    trials, metric, (budget, _) = view.trials[stage], METRIC_TITLES[view.objective(stage)], view.budgets[stage]
     done = _done(trials)
-    states = f"  {states_line(count_states(trials, standing))}" if trials else ""
+    states = f"  {states_line(count_states(view, trials))}" if trials else ""
     lines = [one_line(f"Stage {stage}  {bar(done / budget, width=_BAR_ROOM)}  {done}/{budget}{states}", width)]
-    if stage in standing.run.get("cut", []):
+    if stage in view.info.cut:
         lines.append("  ended by the time budget")
     if ranked := view.ranked(stage):
         lines.append(f"  best  {metric} {figure(ranked[0].objective)}, trial {ranked[0].number}")
@@ -158,20 +151,14 @@ def _stage_lines(view: RunView, standing: RunStatus, stage: Literal[1, 2], budge
     return lines
 
 
-def _running_lines(
-    view: RunView,
-    running: Sequence[TrialRecord],
-    stages: Mapping[Literal[1, 2], tuple[int, int]],
-    width: int,
-    room: int,
-) -> list[str]:
+def _running_lines(view: RunView, running: Sequence[TrialRecord], width: int, room: int) -> list[str]:
     rows = []
     for trial in running[:room]:
         values = [objective_value(trial.stage, metrics) for metrics in trial.curve]
         rows.append(
             (
-                f"stage{trial.stage}/{trial.number}",
-                f"{trial.epoch}/{stages[trial.stage][1]}",
+                trial.name,
+                f"{trial.epoch}/{view.budgets[trial.stage][1]}",
                 METRIC_TITLES[view.objective(trial.stage)],
                 figure(values[-1] if values else None),
                 figure(trial.objective),
@@ -186,12 +173,13 @@ def _failure_lines(trials: Sequence[TrialRecord], width: int) -> list[str]:
     lines = []
     for cause, failed in failures_by_cause(trials).items():
         last = failed[-1]
-        lines.append(one_line(f"{len(failed)} x {cause}, last stage{last.stage}/{last.number}: {last.error}", width))
+        lines.append(one_line(f"{len(failed)} x {cause}, last {last.name}: {last.error}", width))
     for trial in trials:
         if trial.failures and not trial.finished:
             broke = trial.failures[-1]
-            name = f"stage{trial.stage}/{trial.number}"
-            lines.append(one_line(f"{name} was interrupted and resumed, {broke['cause']}: {broke['error']}", width))
+            lines.append(
+                one_line(f"{trial.name} was interrupted and resumed, {broke['cause']}: {broke['error']}", width)
+            )
     return lines
 
 

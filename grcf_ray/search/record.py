@@ -83,6 +83,11 @@ class TrialRecord:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def name(self) -> str:
+        """The trial's name in its run, such as stage2/7."""
+        return f"stage{self.stage}/{self.number}"
+
+    @property
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.curve)

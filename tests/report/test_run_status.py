@@ -1,11 +1,15 @@
+"""The state of trials, and the time left of a search."""
+
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_run import Run
 
-from grcf_ray.report.run_status import RunStatus, concurrent_trials, pace, seconds_after, shown_state, time_left
+from grcf_ray.report.run_status import concurrent_trials, pace, seconds_after, time_left
 from grcf_ray.report.trials import trial_rows
 from grcf_ray.report.view import RunView
 from grcf_ray.report.watching import Snapshot, snapshot_lines
@@ -13,12 +17,12 @@ from grcf_ray.report.watching import Snapshot, snapshot_lines
 BUDGET = {"search.stage1_trials": 4, "search.stage2_trials": 2}
 
 
-def view_of(folder: Path, *trials: str, **more: object) -> RunView:
-    """A run of stages of trials in these states, by the letters that `Run.trials` has."""
+def view_of(folder: Path, *trials: str, **more: Any) -> RunView:
+    """A running search of stages of trials in these states, by the letters that `Run.trials` has."""
     run = Run(folder, settings=BUDGET).start(**more)
     for stage, states in zip((1, 2), trials, strict=False):
         run.trials(stage, states)
-    return RunView.read(run.record)
+    return dataclasses.replace(RunView.read(run.record), state=more.get("state", "running"))
 
 
 def start(**more: object) -> list[dict[str, object]]:
@@ -36,20 +40,18 @@ def start(**more: object) -> list[dict[str, object]]:
 )
 def test_a_trial_runs_only_while_a_search_runs_it(tmp_path: Path, state: str, cut: list[int], words: list[str]) -> None:
     view = view_of(tmp_path / "run", "cr", state=state, cut=cut)
-    standing = RunStatus(state, None, view.run)
-    assert [shown_state(trial, standing) for trial in view.trials[1]] == words
-    if state != "running":
-        assert [row["state"] for row in trial_rows(view, 1)] == words
-    lines = snapshot_lines(Snapshot(view, standing, {1: [], 2: []}), width=80)
+    assert [view.state_of(trial) for trial in view.trials[1]] == words
+    assert [row["state"] for row in trial_rows(view, 1)] == words
+    lines = snapshot_lines(Snapshot(view, {1: [], 2: []}), width=80)
     assert any(line.startswith("running") for line in lines) == ("running" in words)
     assert any("time budget" in line for line in lines) == bool(cut)
 
 
 def test_a_time_budget_bounds_the_time_left(tmp_path: Path) -> None:
     def left(name: str, stage_ends: dict[str, str], **more: object) -> float:
-        found = time_left(view_of(tmp_path / name, "cr", starts=start(stage_ends=stage_ends), **more))
-        assert found is not None
-        return found
+        seconds = time_left(view_of(tmp_path / name, "cr", starts=start(stage_ends=stage_ends), **more))
+        assert seconds is not None
+        return seconds
 
     epoch = pace(view_of(tmp_path / "pace", "cr").trials[1])
     assert epoch is not None
@@ -67,8 +69,7 @@ def test_the_time_left_has_the_seeds(tmp_path: Path) -> None:
         time_left(view_of(tmp_path / str(seeds), "cccc", "cc", starts=start(seeds=seeds))) for seeds in (0, 3)
     )
     view = view_of(tmp_path / "run", "cccc", "cc")
-    trials = [*view.trials[1], *view.trials[2]]
-    epoch, concurrent = pace(trials), concurrent_trials(trials)
+    epoch, concurrent = pace(view.all_trials), concurrent_trials(view.all_trials)
     assert epoch is not None and without is not None and with_seeds is not None
     more = seconds_after({1: (4, 3), 2: (2, 3)}, concurrent, models=0, seeds=3, epoch_seconds=epoch)
     assert more == pytest.approx(6 * 7 * epoch / concurrent)

@@ -29,7 +29,7 @@ def cost_data(view: RunView) -> dict[str, Any]:
     for stage, trials in view.trials.items():
         if not trials:
             continue
-        epochs = number(view.run.get("settings", {}).get(f"stage{stage}.epochs"))
+        epochs = number(view.info.settings[f"stage{stage}.epochs"])
         stages.append(
             {
                 "stage": stage,

@@ -28,7 +28,7 @@ def handoff_data(view: RunView) -> dict[str, Any]:
     `best`: the best Stage 2 result from a finalist; `median`: of those that ran to the end; None without any. `order`:
     for either, the rank correlation of Stage 1's objective with it, +1 where both stages order the finalists alike.
     """
-    started_from: dict[str, list[TrialRecord]] = {str(name): [] for name in view.run.get("finalists", [])}
+    started_from: dict[str, list[TrialRecord]] = {name: [] for name in view.info.finalists}
     for trial in view.trials[2]:
         if "finalist" in trial.params:
             started_from.setdefault(str(trial.params["finalist"]), []).append(trial)

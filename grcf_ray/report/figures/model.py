@@ -49,7 +49,7 @@ def _said(figures: Mapping[str, float]) -> str:
 
 
 def _seen(view: RunView) -> str | None:
-    if view.shown_split == "test" and view.run.get("test_seen"):
+    if view.shown_split == "test" and view.info.test_seen:
         return "Test was seen before selection ended: the search continued after test had been read."
     return None
 

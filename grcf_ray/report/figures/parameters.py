@@ -59,8 +59,7 @@ def objective(trial: TrialRecord) -> float | None:
 
 def space_of(view: RunView) -> Space | None:
     """Return the search space of the run, or None."""
-    content = view.run.get("space")
-    return None if content is None else recorded_space(content, str(view.record))
+    return recorded_space(view.info.space.model_dump(), str(view.record))
 
 
 def searched(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> list[Parameter]:

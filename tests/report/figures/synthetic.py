@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from synthetic_run import run_info
 
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord, TrialRecord, TrialState
@@ -33,20 +34,13 @@ EPOCHS = 6
 
 
 def view_of(
-    trials: dict[int, list[TrialRecord]], *, space: dict[str, Any] | None = SPACE, epochs: int = EPOCHS, **run: Any
+    trials: dict[int, list[TrialRecord]], *, space: dict[str, Any] = SPACE, epochs: int = EPOCHS, **run: Any
 ) -> RunView:
     """A view of trials that lie nowhere."""
     settings = {"stage1.epochs": epochs, "stage2.epochs": epochs}
-    content = {"settings": settings, "data": {"task": "regression", "label_range": [-3.0, 3.0]}, **run}
-    if space is not None:
-        content["space"] = space
-    return RunView(
-        record=RunRecord(storage_path(Path("nowhere"))),
-        run=content,
-        trials={1: [], 2: []} | trials,
-        metrics=None,
-        provenance=None,
-    )
+    record = RunRecord(storage_path(Path("nowhere")))
+    info = run_info(settings=settings, space=space, **run)
+    return RunView(record, info, "running", True, {1: [], 2: []} | trials, metrics=None, provenance=None)
 
 
 def trial(

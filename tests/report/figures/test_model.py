@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import confusion_matrix
+from synthetic_run import run_info
 
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.metrics import MetricProtocol, split_metrics
@@ -36,13 +37,6 @@ if TYPE_CHECKING:
 
 MOSI = (-3.0, 3.0)
 HOSTILE = '<b>bold</b> <a href="https://example.org">here</a> &amp; \x1b[31m' + "long " * 50
-SCALED_DATA = {
-    "name": "own",
-    "folder": "d",
-    "fingerprint": "0",
-    "task": "regression",
-    "label_range": [-1.0, 1.0],
-}
 
 
 def scored_of(count: int, task: Literal["regression", "classification"] = "regression", seed: int = 0) -> Predictions:
@@ -78,16 +72,9 @@ def view_of(
     pq.write_table(pa.table(columns), path)
     return RunView(
         record=RunRecord(storage_path(folder)),
-        run={
-            "data": {
-                "name": "own",
-                "folder": "data",
-                "fingerprint": "0",
-                "task": task,
-                "label_range": list(label_range),
-            },
-            **run,
-        },
+        info=run_info(data={"task": task, "label_range": list(label_range)}, **run),
+        state="finished",
+        alive=False,
         trials={1: [], 2: []},
         metrics={
             "trial": "stage2/0",
@@ -212,15 +199,7 @@ class TestErrors:
         view = view_of(tmp_path, scored)
         view = dataclasses.replace(
             view,
-            run={
-                "data": {
-                    "name": "own",
-                    "folder": "d",
-                    "fingerprint": "0",
-                    "task": "regression",
-                    "label_range": [-1.0, 1.0],
-                }
-            },
+            info=run_info(data={"label_range": [-1.0, 1.0]}),
             provenance={"trial": "stage2/0", "settings": settings},
         )
         data = next(plot for plot in model_plots(view) if plot.name == "errors-by-group").data
@@ -479,9 +458,9 @@ class TestPlots:
     def test_labels_of_another_range_are_said_to_be_scaled(self, tmp_path: Path) -> None:
         scored = scored_of(60)
         view = view_of(tmp_path, dataclasses.replace(scored, label_N=scored.label_N / 3))
-        other = SCALED_DATA
-        for found, scaled in ((view, False), (dataclasses.replace(view, run={"data": other}), True)):
-            caption = next(plot.caption for plot in model_plots(found) if plot.name == "confusion")
+        other = dataclasses.replace(view, info=run_info(data={"label_range": [-1.0, 1.0]}))
+        for shown, scaled in ((view, False), (other, True)):
+            caption = next(plot.caption for plot in model_plots(shown) if plot.name == "confusion")
             assert ("labels of [-1, 1] brought to [-3, 3] rounded" in caption) == scaled
 
     def test_a_look_at_test_before_the_end_is_told(self, tmp_path: Path) -> None:

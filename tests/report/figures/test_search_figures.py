@@ -295,8 +295,8 @@ def test_a_record_of_a_real_search_is_shown_to_the_last_digit(recorded: Recorded
     assert view.winner is not None and plots["curves-stage2"].data["number"] == view.winner.number
 
 
-@pytest.mark.parametrize("space", [SPACE, None], ids=["space", "no space"])
-def test_a_run_with_nothing_to_show_yet(space: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize("space", [SPACE, {**SPACE, "stage1": {}, "stage2": {}}], ids=["space", "empty space"])
+def test_a_run_with_nothing_to_show_yet(space: dict[str, Any]) -> None:
     assert search_plots(view_of({}, space=space)) == []
     started = trial(0, 1, first_stage(1)[0].params, [], "running")
     assert [plot.name for plot in search_plots(view_of({1: [started]}, space=space))] == ["history-stage1"]
