@@ -120,6 +120,14 @@ def test_closed_pipe_is_no_internal_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (42.4, "42 s"), (89, "89 s"), (90, "2 min"), (720, "12 min"), (3540, "59 min"), (11100, "3 h 05 min")],
+)
+def test_durations_are_as_people_read_them(seconds: float, words: str) -> None:
+    assert console.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
     ("count", "words"),
     [(0, "0.0 MB"), (1_549_000, "1.5 MB"), (999e6, "999.0 MB"), (1e9, "1.0 GB"), (2.345e12, "2345.0 GB")],
 )

@@ -1,6 +1,9 @@
+"""The page that a search writes while it runs and at its end."""
+
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +13,8 @@ from synthetic_run import Run
 
 from grcf_ray.report import listener as listener_module
 from grcf_ray.report.listener import PageListener
+from grcf_ray.report.summary import RunSummary
+from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
@@ -20,6 +25,8 @@ from grcf_ray.search.events import (
     TrialStarted,
     WinnerFixed,
 )
+from grcf_ray.search.record import RunRecord
+from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -30,16 +37,16 @@ BEGUN = SearchStarted(1, {1: (3, 2)})
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
     """When pages were written, and whether the search goes on then; each takes as long as `clock` says."""
-    found: list[tuple[float, bool]] = []
+    pages: list[tuple[float, bool]] = []
 
     def write(record: Any, *, going_on: bool) -> None:
-        found.append((Clock.now, going_on))
+        pages.append((Clock.now, going_on))
         Clock.now += Clock.takes
 
     monkeypatch.setattr(listener_module, "write_report", write)
     monkeypatch.setattr(listener_module.time, "monotonic", lambda: Clock.now)
     Clock.now, Clock.takes = 1000.0, 0.5
-    return found
+    return pages
 
 
 class Clock:
@@ -137,8 +144,12 @@ def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
     assert writing == "Writing the report"
 
 
+@pytest.mark.integration
 def test_a_search_leaves_its_page_and_names_it(recorded: Recorded) -> None:
     assert json.loads((recorded.folder / "report.json").read_text())["state"] == "finished"
     assert "The search has finished; written" in (recorded.folder / "report.html").read_text(encoding="utf-8")
     assert json.loads(recorded.out)["report"] == str(recorded.folder / "report.html")
+    summary = RunSummary.of(RunView.read(RunRecord(storage_path(recorded.folder)))).as_json()
+    assert json.loads(recorded.out) == summary
+    assert summary["command"] == shlex.join(["python", "-m", "grcf_ray.search", *recorded.argv])
     assert "was not written" not in recorded.err

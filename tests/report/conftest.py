@@ -1,0 +1,54 @@
+"""What the tests of reports share: a finished run on record, and the command line that reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report.stored import restore
+
+from grcf_ray import console
+
+
+@pytest.fixture(scope="session")
+def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Read it only; `runs` has a copy to change."""
+    return restore(tmp_path_factory.mktemp("stored") / "recorded")
+
+
+@pytest.fixture
+def runs(stored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with a copy of the finished run, and the working directory above it."""
+    shutil.copytree(stored_run, tmp_path / "runs" / "recorded")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command `runs`; its exit code, what it answers, what it says beside."""
+    from grcf_ray.cli.runs import app
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            console.run(app, list(argv))
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def answer(command: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
+    """Runs the command `runs`, which succeeds; its answer in JSON."""
+
+    def run(*argv: str) -> Any:
+        code, out, err = command(*argv, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
