@@ -38,7 +38,7 @@ def evaluate(
     from grcf_ray.data.schema import SPLITS
     from grcf_ray.data.store import find_data
     from grcf_ray.errors import ConfigError
-    from grcf_ray.metrics import METRIC_TITLES
+    from grcf_ray.report.terminal import metric_lines
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.run_lookup import recorded_store
     from grcf_ray.search.saved_model import no_model, open_model
@@ -74,14 +74,8 @@ def evaluate(
         answer = {"split": split, "metrics": metrics, "as_recorded": same}
         console.print_json(answer if on is None else {**answer, "on": on, "notes": notes})
         return
-    console.print_table(
-        ("metric", split, "recorded") if on is None else ("metric", f"{on}, {split}"),
-        [
-            (title, f"{metrics[key]:.4f}", *((f"{before[key]:.4f}" if key in before else "-",) if on is None else ()))
-            for key, title in METRIC_TITLES.items()
-            if key in metrics
-        ],
-    )
+    columns = {split: metrics, "recorded": before} if on is None else {f"{on}, {split}": metrics}
+    console.say("\n".join(metric_lines(columns, metrics)))
     for note in notes:
         console.say(console.sentence(note))
     if same is not None:

@@ -80,7 +80,7 @@ def predict(
 
     from grcf_ray.data.rows import RowSource
     from grcf_ray.errors import ConfigError
-    from grcf_ray.metrics import METRIC_TITLES
+    from grcf_ray.report.terminal import metric_lines
     from grcf_ray.search.saved_model import find_model, open_model, retrained_models
     from grcf_ray.search.transfer import fit_features as fitted
     from grcf_ray.search.winner import available_threads
@@ -158,14 +158,7 @@ def predict(
     for note in notes:
         console.say(console.sentence(note))
     if metrics:
-        console.print_table(
-            ("metric", *metrics),
-            [
-                (title, *(f"{figures[key]:.4f}" if key in figures else "-" for figures in metrics.values()))
-                for key, title in METRIC_TITLES.items()
-                if any(key in figures for figures in metrics.values())
-            ],
-        )
+        console.say("\n".join(metric_lines(metrics, set().union(*metrics.values()))))
 
 
 def _empty(shape: Shape) -> pa.Table:

@@ -44,7 +44,7 @@ def _result_lines(summary: RunSummary) -> Iterator[str]:
     yield f"\nWinner: trial {summary.winner.trial}"
     yield from params_lines(summary.winner.params)
     yield ""
-    yield from metric_lines(summary)
+    yield from metric_lines(summary.metric_columns(), summary.test)
     if summary.seeds:
         yield ""
         yield from seeds_lines(summary.seeds)
@@ -132,10 +132,16 @@ def comparison_lines(comparison: Comparison, *, width: int | None = None) -> lis
     return table_lines(header, comparison.text_rows(), width=width)
 
 
-def metric_lines(summary: RunSummary, *, width: int | None = None) -> list[str]:
-    """Return a table of the winner's metrics on valid and test, beside the baseline's and the paper's."""
-    rows = [(METRIC_TITLES[name], *map(figure, values)) for name, values in summary.metric_rows()]
-    return table_lines(["metric", *summary.metric_columns()], rows, width=width)
+def metric_lines(
+    columns: Mapping[str, Mapping[str, float]], shown: Collection[str], *, width: int | None = None
+) -> list[str]:
+    """Return a table of metrics. columns: metrics by title. shown: names of the metrics that have a row."""
+    rows = [
+        (title, *(figure(metrics.get(name)) for metrics in columns.values()))
+        for name, title in METRIC_TITLES.items()
+        if name in shown
+    ]
+    return table_lines(["metric", *columns], rows, width=width)
 
 
 def cost_line(summary: RunSummary) -> str:

@@ -92,7 +92,7 @@ def _answer(view: RunView, summary: RunSummary) -> Iterator[str]:
         yield "The winner has not been measured on test yet."
         return
     yield ""
-    yield from metric_lines(summary, width=WIDTH)
+    yield from metric_lines(summary.metric_columns(), summary.test, width=WIDTH)
     yield ""
     for remark in summary.remarks():
         yield from wrap(one_line(remark, COMMAND_ROOM), WIDTH, subsequent_indent="  ")
