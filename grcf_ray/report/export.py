@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -56,8 +56,10 @@ def typed_table(rows: Sequence[Row]) -> pa.Table:
 
 
 def _write_csv(rows: Sequence[Row], path: Path, about: str) -> None:
-    table = pd.DataFrame(list(rows), columns=_columns(rows), dtype=object).map(_harmless).rename(columns=_harmless)
-    table.to_csv(path, index=False, lineterminator="\r\n")
+    names = _columns(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        # Python writes a float in the fewest digits that read back as the same float.
+        csv.writer(file).writerows([map(_harmless, names), *(map(_harmless, map(row.get, names)) for row in rows)])
 
 
 def _write_parquet(rows: Sequence[Row], path: Path, about: str) -> None:

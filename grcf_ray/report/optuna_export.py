@@ -23,11 +23,6 @@ from grcf_ray.train.curve import DIRECTIONS
 _DIRECTIONS: Mapping[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
 
 
-def study_name(run: str, stage: int) -> str:
-    """Return the name of a stage's study."""
-    return f"{run}-stage{stage}"
-
-
 def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...], overwrite: bool = False) -> list[str]:
     """Write a study for each stage that has trials; return the studies' names.
 
@@ -36,7 +31,7 @@ def export_studies(view: RunView, url: str, *, stages: tuple[Literal[1, 2], ...]
     value. ConfigError if the storage cannot be opened, or has such a study and `overwrite` is false.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    wanted = {study_name(view.record.place.name, stage): stage for stage in stages if view.trials[stage]}
+    wanted = {f"{view.record.place.name}-stage{stage}": stage for stage in stages if view.trials[stage]}
     if not wanted:
         raise ConfigError(f"{view.record} has no trials to export yet")
     try:

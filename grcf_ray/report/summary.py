@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,7 @@ from grcf_ray.search.comparisons import (
 )
 from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import TrialRecord, rank
+from grcf_ray.search.schema import SeedsFile
 from grcf_ray.train.curve import objective_name
 
 REPORT = "report.html"
@@ -62,24 +63,8 @@ class Estimate(_Part):
 Estimates = dict[str, Estimate]
 
 
-class Retrained(_Part):
-    """Models of the same settings under several seeds."""
-
-    trained: int
-    valid: Estimates
-    test: Estimates
-
-
-class Retrainings(_Part):
-    """seeds/metrics.json: the winner and the starting point retrained under fresh seeds."""
-
-    schema_version: int
-    winner: str
-    seeds: int
-    complete: bool
-    models: list[dict[str, Any]]
-    arms: dict[Literal["winner", "start"], Retrained]
-    gain: Estimates
+class Retrainings(SeedsFile):
+    """The winner and the starting point retrained under fresh seeds."""
 
     @property
     def warning(self) -> str | None:
@@ -89,8 +74,10 @@ class Retrainings(_Part):
 
     def comparison(self) -> Comparison:
         """Return the test figures of both arms."""
-        first, second = self.arms["winner"].test, self.arms["start"].test
-        return Comparison(titles=("winner", "starting point"), first=first, second=second, gain=self.gain)
+        values = self.model_dump()
+        first, second = (values["arms"][arm]["test"] for arm in ("winner", "start"))
+        titles = ("winner", "starting point")
+        return Comparison.model_validate({"titles": titles, "first": first, "second": second, "gain": values["gain"]})
 
 
 class AgainstBaseline(_Part):

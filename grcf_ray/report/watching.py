@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,19 +29,8 @@ _STILL_SECONDS = 15.0
 """A search whose lease has not changed for so long counts as dead: three heartbeats."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """The state of a run at one time."""
-
-    view: RunView
-    """Without the content of `best/`."""
-    retrainings: Mapping[int, Sequence[TrialRecord]]
-    """Trials of `--seeds` by stage; empty before there is a winner."""
-
-    @property
-    def retraining(self) -> bool:
-        """Whether the retraining of winner and starting point has started."""
-        return any(self.retrainings.values())
+Retrainings = Mapping[int, Sequence[TrialRecord]]
+"""Trials of `--seeds` by stage; empty before there is a winner."""
 
 
 class Watch:
@@ -54,8 +42,8 @@ class Watch:
         self._retrainings: dict[int, list[TrialRecord]] = {1: [], 2: []}
         self._beat, self._since = b"", time.monotonic()
 
-    def look(self) -> Snapshot:
-        """Return the current state of the record. DataError if there is no run."""
+    def look(self) -> tuple[RunView, Retrainings]:
+        """Return the record, without the content of `best/`, and its retrainings. DataError if there is no run."""
         record = self._record
         info, state, alive = read_state(record)
         if alive is None and self._is_still():
@@ -64,7 +52,7 @@ class Watch:
         if info.winner:
             seeds = seeds_record(record, info.winner)
             self._retrainings = {stage: seeds.trials(stage, known) for stage, known in self._retrainings.items()}
-        return Snapshot(RunView(record, info, state, alive, self._trials, None, None), self._retrainings)
+        return RunView(record, info, state, alive, self._trials, None, None), self._retrainings
 
     def _is_still(self) -> bool:
         """Return whether the lease has had no heartbeat for long."""
@@ -88,41 +76,40 @@ def watch(record: RunRecord, *, every: float, once: bool = False) -> None:
 
     watched = Watch(record)
     if once or not sys.stdout.isatty():
-        console.say("\n".join(snapshot_lines(watched.look(), width=console.width())))
+        console.say("\n".join(snapshot_lines(*watched.look(), width=console.width())))
         return
     terminal = Console(markup=False, highlight=False, emoji=False)
     # Drawn only when the run has been read.
     with Live(console=terminal, auto_refresh=False) as live:
         while True:
-            look = watched.look()
-            lines = snapshot_lines(look, width=terminal.width, height=terminal.height - 1)
+            view, retrainings = watched.look()
+            lines = snapshot_lines(view, retrainings, width=terminal.width, height=terminal.height - 1)
             live.update(Text(console.printable("\n".join(lines)), no_wrap=True), refresh=True)
-            if look.view.state != "running":
+            if view.state != "running":
                 return
             time.sleep(every)
 
 
-def snapshot_lines(look: Snapshot, *, width: int, height: int = 40) -> list[str]:
+def snapshot_lines(view: RunView, retrainings: Retrainings, *, width: int, height: int = 40) -> list[str]:
     """Return the lines that show a run; only the command to resume may be wider than `width`."""
-    view, state, starts = look.view, look.view.state, look.view.info.starts
+    state, starts, anew = view.state, view.info.starts, [trial for stage in retrainings.values() for trial in stage]
     if state == "running":
         begun = datetime.fromisoformat(starts[-1].time)
         state = f"running for {duration((datetime.now(timezone.utc) - begun).total_seconds())}"
     lines = [one_line(f"{view.record.place.name}: {state}", width)]
     for stage in view.budgets:
         lines += ["", *_stage_lines(view, stage, width)]
-    if look.retraining:
-        first, second = (_done(look.retrainings[stage]) for stage in (1, 2))
+    if anew:
+        first, second = (_done(retrainings[stage]) for stage in (1, 2))
         lines += [
             "",
             f"Retraining winner and starting point: {first} trials of stage 1 and {second} of stage 2 have ended",
         ]
-    if (left := time_left(view, look.retrainings)) is not None:
+    if (left := time_left(view, retrainings)) is not None:
         lines += ["", f"Left: about {duration(left)}"]
-    trials = [trial for stage in look.retrainings.values() for trial in stage] if look.retraining else view.all_trials
-    running = [trial for trial in trials if trial.state == "running"]
-    if not look.retraining:
-        running = [trial for trial in running if view.state_of(trial) == "running"]
+    trials = anew or view.all_trials
+    # The time budget cuts stages off, not retrainings.
+    running = [trial for trial in trials if (trial.state if anew else view.state_of(trial)) == "running"]
     if running and view.state == "running":
         lines += ["", *_running_lines(view, running, width, max(1, height - len(lines) - _LEFT_ALONE))]
     if failures := _failure_lines(trials, width):

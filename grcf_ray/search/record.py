@@ -19,13 +19,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.lease import fence
 from grcf_ray.search.schema import (
     SCHEMA_VERSION,
     FinalistFile,
     PartInfo,
-    RunData,
     RunInfo,
     TrialFile,
     checked,
@@ -41,11 +39,6 @@ TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
 def now() -> str:
     """Return the time in the record's format."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def protocol_in(run: Mapping[str, Any]) -> MetricProtocol:
-    """Return the metric protocol of a run's figures. run: the content of run.json."""
-    return RunData.model_validate(run["data"]).protocol
 
 
 @dataclasses.dataclass(kw_only=True)

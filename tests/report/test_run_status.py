@@ -12,7 +12,7 @@ from synthetic_run import Run
 from grcf_ray.report.run_status import concurrent_trials, pace, seconds_after, time_left
 from grcf_ray.report.trials import trial_rows
 from grcf_ray.report.view import RunView
-from grcf_ray.report.watching import Snapshot, snapshot_lines
+from grcf_ray.report.watching import snapshot_lines
 
 BUDGET = {"search.stage1_trials": 4, "search.stage2_trials": 2}
 
@@ -42,7 +42,7 @@ def test_a_trial_runs_only_while_a_search_runs_it(tmp_path: Path, state: str, cu
     view = view_of(tmp_path / "run", "cr", state=state, cut=cut)
     assert [view.state_of(trial) for trial in view.trials[1]] == words
     assert [row["state"] for row in trial_rows(view, 1)] == words
-    lines = snapshot_lines(Snapshot(view, {1: [], 2: []}), width=80)
+    lines = snapshot_lines(view, {1: [], 2: []}, width=80)
     assert any(line.startswith("running") for line in lines) == ("running" in words)
     assert any("time budget" in line for line in lines) == bool(cut)
 

@@ -54,8 +54,8 @@ def test_watch_shows_what_runs_and_what_is_left(command: Command, running: RunRe
 
 def test_watch_reads_again_only_what_may_have_changed(running: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Watch(running)
-    first = seen.look()
-    assert [trial.state for trial in first.view.trials[2]].count("running") == 1
+    first, _ = seen.look()
+    assert [trial.state for trial in first.trials[2]].count("running") == 1
     read: list[str] = []
     whole = type(running.place).read_bytes
 
@@ -68,15 +68,15 @@ def test_watch_reads_again_only_what_may_have_changed(running: RunRecord, monkey
     read.clear()
     trial.curve = [*trial.curve, {**trial.curve[-1], "epoch": 2, "valid/mae": 0.125}]
     running.write_trial(trial)
-    second = seen.look()
+    second, anew = seen.look()
     assert sorted(read) == ["0002.json", "run.json"]
-    assert second.view.trials[2][2].objective == 0.125
-    assert second.view.trials[2][:2] == first.view.trials[2][:2]
-    assert any("2/3" in line and "0.1250" in line for line in snapshot_lines(second, width=80))
+    assert second.trials[2][2].objective == 0.125
+    assert second.trials[2][:2] == first.trials[2][:2]
+    assert any("2/3" in line and "0.1250" in line for line in snapshot_lines(second, anew, width=80))
     # One that has ended since is read once more, and never again.
     trial.state, trial.ended = "complete", trial.started
     running.write_trial(trial)
-    assert seen.look().view.trials[2][2].state == "complete"
+    assert seen.look()[0].trials[2][2].state == "complete"
     read.clear()
     seen.look()
     assert read == ["run.json"]
@@ -87,11 +87,11 @@ def test_watch_tells_failures_retrainings_and_a_search_that_died(running: RunRec
     trial = running.trial(2, 2)
     trial.failures = [{"attempt": 1, "cause": "process died", "error": EVIL, "time": ""}]
     running.write_trial(trial)
-    lines = snapshot_lines(seen.look(), width=80)
+    lines = snapshot_lines(*seen.look(), width=80)
     assert any(line.startswith("stage2/2 ") and "process died: " in line for line in lines)
     trial.state, trial.error, trial.cause, trial.ended = "failed", EVIL, "process died", trial.started
     running.write_trial(trial)
-    lines = snapshot_lines(seen.look(), width=80)
+    lines = snapshot_lines(*seen.look(), width=80)
     assert any(line.startswith("1 x process died, last stage2/2: ") for line in lines)
     assert all(line.isprintable() for line in lines)
     running.update_run(winner="stage2/0")
@@ -99,7 +99,7 @@ def test_watch_tells_failures_retrainings_and_a_search_that_died(running: RunRec
     again.write_trial(
         TrialRecord(number=0, stage=1, attempt=1, params={}, seed=1, state="running", started=trial.started)
     )
-    lines = snapshot_lines(seen.look(), width=80)
+    lines = snapshot_lines(*seen.look(), width=80)
     assert any("0 trials of stage 1 and 0 of stage 2" in line for line in lines)
 
 
@@ -119,11 +119,11 @@ def test_a_lease_that_stands_still_is_a_dead_search(runs: Path, monkeypatch: pyt
     for beat in range(3):
         lease.write_text(json.dumps({"beat": beat}))
         clock[0] += 60
-        assert seen.look().view.state == "running"
+        assert seen.look()[0].state == "running"
     clock[0] += 14
-    assert seen.look().view.state == "running"
+    assert seen.look()[0].state == "running"
     clock[0] += 2
-    assert seen.look().view.state == "died"
+    assert seen.look()[0].state == "died"
 
 
 class Terminal:

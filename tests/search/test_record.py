@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from grcf_ray.errors import DataError
-from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, missing_numbers, protocol_in, rank, spent
+from grcf_ray.search.record import SCHEMA_VERSION, RunRecord, TrialRecord, missing_numbers, rank, spent
+from grcf_ray.search.schema import RunData
 from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train.curve import objective_name
 
@@ -154,7 +155,7 @@ def test_a_failed_write_leaves_the_old_record(record: RunRecord, monkeypatch: py
 )
 def test_whose_metrics_a_run_has(data: dict[str, Any], expected: str) -> None:
     described = {"folder": "data", "fingerprint": "0", "label_range": [-3.0, 3.0], **data}
-    assert protocol_in({"data": described}) == expected
+    assert RunData.model_validate(described).protocol == expected
 
 
 def test_trials_without_a_run_json_are_nobodys(record: RunRecord, tmp_path: Path) -> None:
