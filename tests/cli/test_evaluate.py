@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from report.stored import change, restore
 
 from grcf_ray import console
 from grcf_ray.cli.evaluate import app
 from grcf_ray.data.importers import ImportOptions, import_source
-from grcf_ray.data.store import find_data, write_store
-from grcf_ray.report.terminal import METRIC_TITLES
+from grcf_ray.data.store import DatasetStore, find_data, write_store
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.search.winner import measure
 from grcf_ray.train.export import load_model
 from grcf_ray.train.manifest import write_manifest
 
@@ -31,10 +33,26 @@ if TYPE_CHECKING:
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def measured(tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run without anything that its model does not need, and without its backbone; measured here."""
+    folder = restore(
+        tmp_path_factory.mktemp("measured") / "run", backbone="/nowhere/at/all", data=str(tiny_store.folder)
+    )
+    for part in ("stage1", "stage2", "finalists"):
+        shutil.rmtree(folder / part)
+    write_manifest(folder / "best")
+    model = load_model(folder / "best")
+    splits = {split: measure(model, tiny_store.read(split), threads=1) for split in ("valid", "test")}
+    change(folder / "best" / "metrics.json", threads=1, **splits)
+    write_manifest(folder / "best")
+    return folder
+
+
 @pytest.fixture
-def copy(recorded: Recorded, tmp_path: Path) -> Path:
-    """The recorded run, in another place, to write to."""
-    return Path(shutil.copytree(recorded.folder, tmp_path / "moved" / "run"))
+def copy(measured: Path, tmp_path: Path) -> Path:
+    """The finished run, in another place, to write to."""
+    return Path(shutil.copytree(measured, tmp_path / "moved" / "run"))
 
 
 @pytest.fixture
@@ -61,8 +79,10 @@ def reads_of(folder: Path) -> list[str]:
     return [read["command"] for read in reads]
 
 
-def test_a_new_process_gives_the_recorded_figures_exactly(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_a_new_process_gives_the_figures_of_the_search_exactly(recorded: Recorded, tmp_path: Path) -> None:
     """Without the backbone, Ray or the place where the run was."""
+    copy = shutil.copytree(recorded.folder, tmp_path / "moved" / "run")
     ran = subprocess.run(
         [sys.executable, "-m", "grcf_ray.evaluate", str(copy)],
         capture_output=True,
@@ -71,23 +91,22 @@ def test_a_new_process_gives_the_recorded_figures_exactly(copy: Path, tmp_path: 
         cwd=tmp_path,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    *table, verdict = ran.stdout.splitlines()
-    assert verdict == "Exactly as recorded."
+    assert ran.stdout.endswith("Exactly as recorded.\n")
+
+
+def test_each_metric_stands_beside_the_recorded_and_each_test_read_is_appended(copy: Path, run: Run) -> None:
     test = recorded_metrics(copy)["test"]
+    code, out, err = run(copy)
+    assert (code, err) == (0, "")
+    *table, verdict = out.splitlines()
+    assert verdict == "Exactly as recorded."
     assert table[0].split() == ["metric", "test", "recorded"]
     shown = [(title, f"{test[name]:.4f}") for name, title in METRIC_TITLES.items() if name in test]
-    assert len(table) == 1 + len(shown)
-    for line, (title, figure) in zip(table[1:], shown, strict=True):
-        assert line.split() == [*title.split(), figure, figure]
+    assert [line.split() for line in table[1:]] == [[*title.split(), figure, figure] for title, figure in shown]
     assert reads_of(copy) == ["search", "evaluate"]
-
-
-def test_json_has_every_metric_and_each_test_read_is_appended(copy: Path, run: Run) -> None:
     code, out, err = run(copy, "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out) == {"split": "test", "metrics": recorded_metrics(copy)["test"], "as_recorded": True}
-    assert reads_of(copy) == ["search", "evaluate"]
-    run(copy)
+    assert json.loads(out) == {"split": "test", "metrics": test, "as_recorded": True}
     assert reads_of(copy) == ["search", "evaluate", "evaluate"]
 
 
@@ -102,31 +121,17 @@ def test_other_splits_are_no_test_read(copy: Path, run: Run) -> None:
     assert reads_of(copy) == ["search"]
 
 
-def test_the_model_needs_neither_the_backbone_nor_the_rest_of_the_run(
-    recorded: Recorded, tmp_path: Path, run: Run
+def test_moved_data_are_given(
+    copy: Path, tiny_store: DatasetStore, tiny_parquet: Path, tmp_path: Path, run: Run
 ) -> None:
-    shutil.copytree(recorded.folder / "best", tmp_path / "run" / "best")
-    shutil.copy(recorded.folder / "run.json", tmp_path / "run")
-    config = tmp_path / "run" / "best" / "config.json"
-    settings = json.loads(config.read_text())
-    settings["settings"]["model.backbone"] = "/nowhere/at/all"
-    config.write_text(json.dumps(settings))
-    write_manifest(config.parent)
-    code, out, _ = run(tmp_path / "run")
-    assert code == 0
-    assert out.endswith("Exactly as recorded.\n")
-
-
-def test_moved_data_are_given(copy: Path, recorded: Recorded, tiny_parquet: Path, tmp_path: Path, run: Run) -> None:
     """As the imported store, or as the file that it came from; without --data the message names it."""
-    described = json.loads((copy / "run.json").read_text())
-    described["data"]["folder"] = str(tmp_path / "gone")
-    (copy / "run.json").write_text(json.dumps(described))
+    data = json.loads((copy / "run.json").read_text())["data"]
+    change(copy / "run.json", data=data | {"folder": str(tmp_path / "gone")})
     code, out, err = run(copy)
     assert (code, out) == (3, "")
     assert str(tmp_path / "gone") in err and "--data" in err
     assert reads_of(copy) == ["search"]
-    for data in (recorded.data, tiny_parquet):
+    for data in (tiny_store.folder, tiny_parquet):
         code, out, err = run(copy, "--data", data)
         assert (code, err) == (0, "")
         assert out.endswith("Exactly as recorded.\n")
@@ -144,21 +149,16 @@ def test_other_data_are_refused(copy: Path, tiny_csv: Path, tmp_path: Path, run:
 
 def test_an_unfinished_run_says_so(copy: Path, run: Run) -> None:
     shutil.rmtree(copy / "best")
-    described = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**described, "state": "interrupted"}))
+    code, out, err = run(copy)
+    assert (code, out) == (3, "")
+    assert json.loads((copy / "run.json").read_text())["starts"][-1]["command"] in err
+    change(copy / "run.json", state="interrupted")
     code, out, err = run(copy)
     assert (code, out) == (3, "")
     assert str(copy) in err and "interrupted" in err
-    (copy / "run.json").write_text(json.dumps(described))
-    code, out, err = run(copy)
-    assert (code, out) == (3, "")
-    assert described["starts"][-1]["command"] in err
-
-
-def test_what_is_no_run(tmp_path: Path, run: Run) -> None:
-    code, _, err = run(tmp_path)
+    code, _, err = run(copy.parent)
     assert code == 3
-    assert str(tmp_path) in err and "run.json" in err
+    assert str(copy.parent) in err and "run.json" in err
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
@@ -177,19 +177,21 @@ def test_tampered_weights_are_refused(copy: Path, damage: str, run: Run) -> None
 
 
 def test_changed_figures_are_called_so(copy: Path, run: Run) -> None:
-    metrics = recorded_metrics(copy)
-    metrics["test"]["mae"] += 1e-12
-    (copy / "best" / "metrics.json").write_text(json.dumps(metrics))
+    test = recorded_metrics(copy)["test"]
+    change(copy / "best" / "metrics.json", test=test | {"mae": test["mae"] + 1e-12})
     write_manifest(copy / "best")
     code, out, _ = run(copy)
     assert code == 0
     assert out.splitlines()[-1].startswith("Not as recorded")
 
 
-def test_an_unknown_split(copy: Path, run: Run) -> None:
+def test_options_that_do_not_fit_are_refused(copy: Path, run: Run) -> None:
     code, _, err = run(copy, "--split", "dev")
     assert code == 2
     assert "--split dev" in err and "train, valid, test" in err
+    code, _, err = run(copy, "--fit-features")
+    assert code == 2
+    assert "--on NAME" in err
 
 
 @pytest.mark.parametrize("more", [2, -1])
@@ -247,9 +249,3 @@ def test_another_data_set_without_a_modality(copy: Path, tiny_csv: Path, tmp_pat
     code, _, err = run(copy, "--on", "own", "--data", tmp_path / "classes")
     assert code == 2
     assert "regression" in err and "classification" in err
-
-
-def test_options_for_another_data_set_need_one(copy: Path, run: Run) -> None:
-    code, _, err = run(copy, "--fit-features")
-    assert code == 2
-    assert "--on NAME" in err

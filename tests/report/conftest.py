@@ -9,15 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.stored import restore
+from report.stored import record_of, restore
 
 from grcf_ray import console
+from grcf_ray.storage import storage_path
 
 
 @pytest.fixture(scope="session")
 def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run. Read it only; `runs` has a copy to change."""
     return restore(tmp_path_factory.mktemp("stored") / "recorded")
+
+
+@pytest.fixture(scope="session")
+def written(stored_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the finished run, with its data beside it."""
+    from grcf_ray.report.page import write_report
+
+    page = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(record_of(stored_run), page=storage_path(page))
+    return page
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def test_export_to_csv_and_json_has_every_digit(command: Command, runs: Path) ->
         assert float(line["objective"]) == row["objective"] == trial.objective
         assert float(line["stage1.encoder_lr"]) == row["stage1.encoder_lr"]
         assert int(line["seed"]) == row["seed"] == trial.seed
+        assert line["finalist"] == ("" if row["finalist"] is None else str(row["finalist"]))
         assert trial.best is not None
         for name, value in trial.best.items():
             assert float(line[f"best/{name}"]) == row[f"best/{name}"] == value

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from browser import severe
+from report.stored import record_of
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -18,11 +19,6 @@ from synthetic_run import HOSTILE, Run
 
 from grcf_ray.console import printable
 from grcf_ray.report.page import write_report
-from grcf_ray.search.record import RunRecord
-from grcf_ray.storage import storage_path
-
-if TYPE_CHECKING:
-    from tests.conftest import Recorded
 
 pytestmark = pytest.mark.page
 
@@ -38,9 +34,9 @@ return [...document.querySelectorAll(".plot:not([data-drawn=false])")].map((plot
 ]);
 """
 WITHOUT_WEBGL = """
-const found = HTMLCanvasElement.prototype.getContext;
+const real = HTMLCanvasElement.prototype.getContext;
 HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
-  return kind.includes("webgl") ? null : found.call(this, kind, ...more);
+  return kind.includes("webgl") ? null : real.call(this, kind, ...more);
 };
 """
 SLOWLY = """
@@ -89,7 +85,7 @@ def arrive(browser: Chrome, page: Path, go: Callable[[], None]) -> None:
 
 
 def page_of(folder: Path) -> Path:
-    page = write_report(RunRecord(storage_path(folder))).local
+    page = write_report(record_of(folder)).local
     assert page is not None
     return page
 
@@ -99,15 +95,15 @@ def rows(browser: Chrome, stage: int) -> list[list[str]]:
     script = (
         "return [...document.querySelectorAll(arguments[0])].map((row) => [...row.cells].map((c) => c.textContent))"
     )
-    found: list[list[str]] = browser.execute_script(script, f"#trials-stage{stage} tbody tr")
-    return found
+    cells: list[list[str]] = browser.execute_script(script, f"#trials-stage{stage} tbody tr")
+    return cells
 
 
 def focused(browser: Chrome) -> WebElement:
     return browser.switch_to.active_element
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """The contrast ratio of two colours, as WCAG has it."""
 
     def luminance(colour: str) -> float:
@@ -115,7 +111,7 @@ def contrast(one: str, other: str) -> float:
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    dark, light = sorted((luminance(one), luminance(other)))
+    dark, light = sorted((luminance(first), luminance(second)))
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -127,11 +123,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_every_figure_is_drawn_from_the_disk_alone(browser: Chrome, recorded: Recorded) -> None:
-    page = recorded.folder / "report.html"
-    opened(browser, page)
+def test_every_figure_is_drawn_from_the_disk_alone(browser: Chrome, written: Path) -> None:
+    opened(browser, written)
     assert browser.execute_async_script(DRAWN) is None
-    plots = json.loads((recorded.folder / "report.json").read_text(encoding="utf-8"))["plots"]
+    plots = json.loads(written.with_name("report.json").read_text(encoding="utf-8"))["plots"]
     marks = {name: (drawings, points) for name, drawings, points in browser.execute_script(MARKS)}
     # Chromium may be without WebGL here.
     assert marks.keys() | {name for name in plots if name.startswith("parallel-")} == plots.keys()
@@ -216,14 +211,14 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_others(browser: Chrome, finish
     assert "odd" in severe(browser)[0]
 
 
-def test_numbers_on_the_page_are_the_records(browser: Chrome, recorded: Recorded) -> None:
-    opened(browser, recorded.folder / "report.html")
-    metrics = json.loads((recorded.folder / "best" / "metrics.json").read_text())
+def test_numbers_on_the_page_are_the_records(browser: Chrome, written: Path, stored_run: Path) -> None:
+    opened(browser, written)
+    metrics = json.loads((stored_run / "best" / "metrics.json").read_text())
     cards = browser.find_elements(By.CSS_SELECTOR, ".cards data")
     expected = [metrics["test"]["mae"], metrics["valid"]["mae"], metrics["baselines"][0]["test"]["mae"]]
     assert [card.text for card in cards] == [f"{value:.4f}" for value in expected]
     assert [float(card.get_attribute("title") or "") for card in cards] == expected
-    record = RunRecord(storage_path(recorded.folder))
+    record = record_of(stored_run)
     for stage in (1, 2):
         trials = record.trials(stage)
         shown = rows(browser, stage)
@@ -253,11 +248,7 @@ def test_both_themes_are_worn_by_all_and_remembered(browser: Chrome, finished: R
     arrive(browser, page, browser.refresh)
     assert browser.execute_script(COLOURS)[0] == paper[other]
     assert severe(browser) == []
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_has_the_contrast_that_aa_asks_for(browser: Chrome, finished: Run, theme: str) -> None:
-    opened(browser, finished.folder / "report.html", theme=theme)
+    # Text has the contrast that AA asks for.
     browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     texts = browser.execute_script(TEXTS)
     assert {"P", "TH", "TD", "H2", "CODE", "SUMMARY"} <= {tag for tag, _, _ in texts}
@@ -350,7 +341,9 @@ def test_strings_of_the_data_do_nothing(browser: Chrome, tmp_path: Path) -> None
         browser.find_element(By.CSS_SELECTOR, f"#trials-stage1 th:nth-child({column}) button").send_keys(Keys.ENTER)
     assert browser.execute_script("return window.alerted") == 0
     for selector in ("img", "iframe", "object", "style:not(head style)", "main script:not([type])"):
-        assert [found.get_attribute("outerHTML") for found in browser.find_elements(By.CSS_SELECTOR, selector)] == []
+        assert [
+            element.get_attribute("outerHTML") for element in browser.find_elements(By.CSS_SELECTOR, selector)
+        ] == []
     assert any(HOSTILE in row for row in rows(browser, 1))
     assert printable(HOSTILE) in browser.find_element(By.ID, "section-failures").get_attribute("textContent")
     assert severe(browser) == []
