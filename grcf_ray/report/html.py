@@ -16,7 +16,7 @@ from grcf_ray.report.summary import Estimate
 _NUMBER = re.compile(r"<data|–")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Table:
     """A table of a page: the first cell of a row is its heading; columns of numbers are aligned to the right.
 

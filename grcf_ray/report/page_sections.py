@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from grcf_ray.metrics import METRIC_TITLES
@@ -43,16 +43,11 @@ def _result(view: RunView, summary: RunSummary) -> dict[str, Any]:
             **{capitalised(column): value for column, value in values.items()},
         },
         "remarks": summary.remarks() if summary.seeds else [*summary.remarks(), ONE_SEED],
-        "metrics": Table(caption="Metrics of the winner", columns=("Metric", *map(capitalised, columns)), rows=rows),
+        "metrics": Table("Metrics of the winner", ("Metric", *map(capitalised, columns)), rows),
         "comparisons": list(_comparisons(summary)),
         "quoted_place": json.dumps(place, ensure_ascii=False),
         "shell_place": shlex.quote(place),
-        "params": Table(
-            caption="Searched settings of the winner",
-            columns=("Setting", "Value"),
-            rows=list(view.winner_params.items()),
-            hidden_caption=True,
-        ),
+        "params": _settings("Searched settings of the winner", view.winner_params),
     }
 
 
@@ -77,9 +72,9 @@ def _comparisons(summary: RunSummary) -> Iterator[dict[str, Any]]:
 
 def _comparison(models: str, comparison: Comparison) -> Table:
     return Table(
-        caption=f"{models}, on test: mean ± standard deviation, and the paired difference with its 95 % interval",
-        columns=("Metric", *map(capitalised, comparison.titles), "Difference"),
-        rows=[(name, spread(first), spread(second), interval(gain)) for name, first, second, gain in comparison.rows()],
+        f"{models}, on test: mean ± standard deviation, and the paired difference with its 95 % interval",
+        ("Metric", *map(capitalised, comparison.titles), "Difference"),
+        [(name, spread(first), spread(second), interval(gain)) for name, first, second, gain in comparison.rows()],
     )
 
 
@@ -104,7 +99,7 @@ def _gains(view: RunView) -> Table:
             )
         )
     columns = ("Stage", "Validation", "Starting point (trial 0)", "Best", "Difference", "Note")
-    return Table(caption="Validation gain of each stage", columns=columns, rows=rows)
+    return Table("Validation gain of each stage", columns, rows)
 
 
 def _progress(view: RunView, stage: Literal[1, 2], budget: int) -> dict[str, Any]:
@@ -134,7 +129,7 @@ def failures(summary: RunSummary) -> Table:
         for failure in stage_summary.failures
     ]
     columns = ("Cause", "Stage", "Trials", "Last error", "Command to repeat it")
-    return Table(caption="Failed and diverged trials by cause", columns=columns, rows=rows, hidden_caption=True)
+    return Table("Failed and diverged trials by cause", columns, rows, hidden_caption=True)
 
 
 def cost(view: RunView) -> Table:
@@ -147,7 +142,7 @@ def cost(view: RunView) -> Table:
     rows = [row(f"Stage {stage}", view.trials[stage]) for stage in view.budgets]
     rows.append(row("Total", [trial for stage in view.budgets for trial in view.trials[stage]]))
     columns = ("Stage", "Trials", "Epochs", "Passes over the training split", "Time in trials")
-    return Table(caption="Cost of the search", columns=columns, rows=rows, hidden_caption=True)
+    return Table("Cost of the search", columns, rows, hidden_caption=True)
 
 
 def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
@@ -157,30 +152,28 @@ def trials_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
     """
     trials = view.trials[stage]
     paths = list(dict.fromkeys(path for trial in trials for path in trial.params))
-    columns = [
-        ("Trial", "count"),
-        ("State", "setting"),
-        (METRIC_TITLES[view.objective(stage)], "figure"),
-        ("Epochs", "count"),
-        ("Seconds", "figure"),
-        *((path, "setting") for path in paths),
-        ("Failure", "setting"),
-    ]
-    return {
-        "columns": [{"title": title, "kind": kind} for title, kind in columns],
-        "rows": [
-            [
-                trial.number,
-                view.state_of(trial),
-                trial.objective,
-                trial.epoch,
-                trial.seconds,
-                *(trial.params.get(path) for path in paths),
-                trial.cause,
-            ]
-            for trial in trials
-        ],
+    columns = {
+        "Trial": "count",
+        "State": "setting",
+        METRIC_TITLES[view.objective(stage)]: "figure",
+        "Epochs": "count",
+        "Seconds": "figure",
+        **dict.fromkeys(paths, "setting"),
+        "Failure": "setting",
     }
+    rows = [
+        [
+            trial.number,
+            view.state_of(trial),
+            trial.objective,
+            trial.epoch,
+            trial.seconds,
+            *(trial.params.get(path) for path in paths),
+            trial.cause,
+        ]
+        for trial in trials
+    ]
+    return {"columns": [{"title": title, "kind": kind} for title, kind in columns.items()], "rows": rows}
 
 
 def provenance(view: RunView) -> dict[str, Any]:
@@ -191,36 +184,26 @@ def provenance(view: RunView) -> dict[str, Any]:
         seeds["Seed of the winner"] = view.winner.seed
     if info.seeds:
         seeds["Fresh seeds afterwards"] = info.seeds
+    sources = [
+        ("Data", data.name),
+        ("Folder of the data", data.folder),
+        ("Fingerprint of the data", code(data.fingerprint)),
+        *seeds.items(),
+        *((f"Version: {name}", version) for name, version in info.versions.items()),
+    ]
+    reads = [
+        (read["time"], read["command"], ", ".join(read["models"]), shlex.join(read.get("argv", ())))
+        for read in (view.provenance or {}).get("test_reads", ())
+    ]
+    starts = [(start.time, code(start.command)) for start in info.starts]
     return {
-        "starts": Table(
-            caption="Starts of this search",
-            columns=("Time", "Command"),
-            rows=[(start.time, code(start.command)) for start in info.starts],
-        ),
-        "sources": Table(
-            caption="Data, seeds and versions",
-            columns=("Item", "Value"),
-            rows=[
-                ("Data", data.name),
-                ("Folder of the data", data.folder),
-                ("Fingerprint of the data", code(data.fingerprint)),
-                *seeds.items(),
-                *((f"Version: {name}", version) for name, version in info.versions.items()),
-            ],
-        ),
-        "reads": Table(
-            caption="Reads of the test split",
-            columns=("Time", "Command", "Models", "Arguments"),
-            rows=[
-                (read["time"], read["command"], ", ".join(read["models"]), shlex.join(read.get("argv", ())))
-                for read in (view.provenance or {}).get("test_reads", ())
-            ],
-        ),
-        "settings": Table(
-            caption="All settings of the starting point",
-            columns=("Setting", "Value"),
-            rows=list(info.settings.items()),
-            hidden_caption=True,
-        ),
+        "starts": Table("Starts of this search", ("Time", "Command"), starts),
+        "sources": Table("Data, seeds and versions", ("Item", "Value"), sources),
+        "reads": Table("Reads of the test split", ("Time", "Command", "Models", "Arguments"), reads),
+        "settings": _settings("All settings of the starting point", info.settings),
         "space": json.dumps(info.space.model_dump(), indent=2, ensure_ascii=False),
     }
+
+
+def _settings(caption: str, settings: Mapping[str, Any]) -> Table:
+    return Table(caption, ("Setting", "Value"), list(settings.items()), hidden_caption=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,11 +286,7 @@ def test_rows_of_another_width_are_named(full: Path, audio: Any) -> None:
         grcf_ray.load_model(full).score(rows)
 
 
-def test_the_package_itself_imports_nothing() -> None:
-    code = "import sys, grcf_ray; print(sorted({'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules)))"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert ran.stdout == "[]\n"
+def test_the_package_names_what_it_lacks() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'save_model'"):
         grcf_ray.save_model  # noqa: B018
 
