@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import accumulate
 from typing import Any
 
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, spent
 
 
-def concurrent_trials(trials: Iterable[TrialRecord]) -> int:
+def concurrent_trials(trials: Sequence[TrialRecord]) -> int:
     """Return the most trials that ran at the same time, by their starts and ends; at least 1."""
-    steps = []
-    for trial in trials:
-        steps += [(trial.started, 1)]
-        # A trial that starts in the second in which another ends did not run beside it.
-        steps += [(trial.ended, -1)] if trial.ended else []
-    running = most = 0
-    for _, change in sorted(steps):
-        running += change
-        most = max(most, running)
-    return max(1, most)
+    # A trial that starts in the second in which another ends did not run beside it.
+    steps = [(trial.started, 1) for trial in trials] + [(trial.ended, -1) for trial in trials if trial.ended]
+    return max([1, *accumulate(change for _, change in sorted(steps))])
 
 
 def pace(trials: Iterable[TrialRecord]) -> float | None:
