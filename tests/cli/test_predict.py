@@ -36,7 +36,7 @@ Run = Callable[..., tuple[int, str, str]]
 STORED = Path(__file__).parents[1] / "stored" / "run-1"
 
 
-@pytest.mark.parametrize(("suffix", "batch"), [(".parquet", 2048), (".csv", 7), (".jsonl", 1)])
+@pytest.mark.parametrize(("suffix", "batch"), [(".parquet", 2048), (".csv", 33), (".jsonl", 7)])
 def test_rows_in_their_order_whatever_the_part(
     full: Path, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run, batch: int, suffix: str
 ) -> None:
