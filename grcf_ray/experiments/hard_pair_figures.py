@@ -82,12 +82,8 @@ def _conflict_picture(seeds: Sequence[WeightedPairs]) -> Picture:
 def draw_conflicts(data: Mapping[str, Any]) -> Figure:
     """Draw the boxes, trend and bars of Figure 6."""
     figure, (box, trend, bars) = panels(3, columns=3, width=4.2, height=3.6)
-    keys = ("whislo", "q1", "med", "q3", "whishi")
     box.bxp(
-        [
-            {**{key: entry[key] for key in keys}, "label": f"{entry['label']}\n{entry['pairs']} pairs"}
-            for entry in data["boxes"]
-        ],
+        [entry | {"label": f"{entry['label']}\n{entry['pairs']} pairs"} for entry in data["boxes"]],
         positions=[entry["place"] for entry in data["boxes"]],
         showfliers=False,
         widths=0.6,

@@ -18,12 +18,11 @@ from grcf_ray.experiments.grids import ablation_arms
 from grcf_ray.experiments.plotting import COLOURS, panels
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.figures.agreement import agreement_data, class_scores_data
-from grcf_ray.report.figures.curves import curves_data
 from grcf_ray.report.figures.importance import METHODS, importance_data, importance_warning
 from grcf_ray.report.figures.palette import GREY, ORANGE, SCALE
 from grcf_ray.report.figures.parameters import space_of
-from grcf_ray.report.figures.projection import projection_data
+from grcf_ray.report.figures.predictions import agreement_data, class_scores_data, projection_data
+from grcf_ray.report.figures.search import curves_data
 from grcf_ray.report.view import Predictions
 from grcf_ray.statistics import finite_spread, paired_p
 from grcf_ray.tables import P_VALUE, Column, Table

@@ -6,6 +6,7 @@ trial.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,12 @@ from grcf_ray.search.stages import config_of
 from grcf_ray.train.curve import objective_name
 
 _NUMBER, _WORD, _TRUTH = api_pb2.DATA_TYPE_FLOAT64, api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_BOOL
+_FIELDS: Mapping[Any, tuple[str, type]] = {
+    _NUMBER: ("number_value", float),
+    _WORD: ("string_value", str),
+    _TRUTH: ("bool_value", bool),
+}
+_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 _STAGE = api_pb2.HParamInfo(name="stage", type=_NUMBER)
 _STATUS = {
     "complete": api_pb2.STATUS_SUCCESS,
@@ -57,15 +64,10 @@ class Study:
         Views that compare trials omit trials without a value. TensorBoard uses one of several experiments, possibly of
         a run of the other task. So each experiment has all settings and the objectives of both tasks, its own first.
         """
-        searched = set.intersection(
-            *({name for name, info in self._infos[stage].items() if info.differs} for stage in stages)
-        )
-        infos = []
-        for name, info in {**self._infos[2], "stage": _STAGE}.items():
-            column = api_pb2.HParamInfo()
-            column.CopyFrom(info)
-            column.differs = name in searched or (name == "stage" and len(stages) > 1)
-            infos.append(column)
+        searched = [{name for name, info in self._infos[stage].items() if info.differs} for stage in stages]
+        infos = copy.deepcopy({**self._infos[2], "stage": _STAGE})
+        for name, info in infos.items():
+            info.differs = name in set.intersection(*searched) or (name == "stage" and len(stages) > 1)
         ordered = sorted((1, 2), key=lambda stage: stage not in stages)
         tasks = sorted(get_args(Task), key=lambda task: task != self.task)
         names = dict.fromkeys(objective_name(stage, task) for task in tasks for stage in ordered)
@@ -79,28 +81,21 @@ class Study:
         ]
         experiment = api_pb2.Experiment(
             name=self.record.place.name,
-            hparam_infos=sorted(infos, key=lambda info: not info.differs),
+            hparam_infos=sorted(infos.values(), key=lambda info: not info.differs),
             metric_infos=metrics,
         )
         return _value(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
 
     def session_start(self, trial: TrialRecord) -> Summary.Value:
         """Return a trial's configuration, as far as its stage and task read it, and its start time."""
-        config = flatten(config_of(self.space, self.record, trial))
-        values = {**config, **trial.params, "stage": trial.stage}
-        infos = {**self._infos[trial.stage], "stage": _STAGE}
+        values = {**flatten(config_of(self.space, self.record, trial)), **trial.params, "stage": trial.stage}
         # The table shows this name; with several runs, it needs the run's name too.
         name = f"stage{trial.stage}/{trial.number} {self.record.place.name}"
         session = SessionStartInfo(start_time_secs=_seconds(trial.started), group_name=name)
-        for name, info in infos.items():
-            if values.get(name) is None:
-                continue
-            if info.type == _TRUTH:
-                session.hparams[name].bool_value = values[name]
-            elif info.type == _NUMBER:
-                session.hparams[name].number_value = float(values[name])
-            else:
-                session.hparams[name].string_value = str(values[name])
+        for name, info in {**self._infos[trial.stage], "stage": _STAGE}.items():
+            if values.get(name) is not None:
+                field, kind = _FIELDS[info.type]
+                setattr(session.hparams[name], field, kind(values[name]))
         return _value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=session))
 
     @cached_property
@@ -108,25 +103,20 @@ class Study:
         """The settings of a trial by stage; Stage 2 has those of Stage 1 too."""
         # Settings of the search do not affect a trial, and those of Stage 2 do not affect Stage 1.
         fixed = {
-            path: value
+            path: _chosen(path, (value,), differs=False)
             for path, value in flatten(self.space.config()).items()
             if reads(self.task, path) and not path.startswith("search.") and isinstance(value, (bool, int, float, str))
         }
-        first = {
-            **{path: _searched(path, dimension) for path, dimension in self.space.stage1.items()},
-            **{
-                path: _fixed(path, value)
-                for path, value in fixed.items()
-                if path not in self.space.stage1 and not path.startswith("stage2.")
-            },
-        }
-        second = {path: _searched(path, dimension) for path, dimension in self.space.stage2.items()}
+        of_first = {path: info for path, info in fixed.items() if not path.startswith("stage2.")}
+        first, second = (
+            {path: _searched(path, dimension) for path, dimension in self.space.dimensions(stage).items()}
+            for stage in _STAGES
+        )
         if self.space.config().stage1.epochs:
             # An extended search adds finalists, which a recorded domain would hide; numbers need no domain.
             second["finalist"] = api_pb2.HParamInfo(name="finalist", type=_NUMBER, differs=True)
-        inherited = {path: info for path, info in first.items() if path not in second}
-        others = {path: _fixed(path, value) for path, value in fixed.items() if path not in {**second, **inherited}}
-        return {1: first, 2: {**second, **inherited, **others}}
+        # The first mapping sets the order, the last the values.
+        return {1: first | of_first | first, 2: second | first | of_first | fixed | first | second}
 
 
 def session_end(trial: TrialRecord) -> Summary.Value:
@@ -140,10 +130,6 @@ def _searched(path: str, dimension: Dimension) -> api_pb2.HParamInfo:
         interval = api_pb2.Interval(min_value=dimension.low, max_value=dimension.high)
         return api_pb2.HParamInfo(name=path, type=_NUMBER, domain_interval=interval, differs=True)
     return _chosen(path, dimension.choices, differs=True)
-
-
-def _fixed(path: str, value: Any) -> api_pb2.HParamInfo:
-    return _chosen(path, (value,), differs=False)
 
 
 def _chosen(path: str, choices: Sequence[Any], *, differs: bool) -> api_pb2.HParamInfo:

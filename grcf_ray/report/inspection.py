@@ -34,8 +34,8 @@ def read_open(store: DatasetStore) -> dict[str, pa.Table]:
     return {split: store.read(split) for split in OPEN_SPLITS}
 
 
-def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None) -> dict[str, Any]:
-    """Return all figures as JSON values. tables: from `read_open`, if already read.
+def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """Return all figures as JSON values. tables: from `read_open`.
 
     `splits`: utterances of each. For train and valid: `labels` (lowest, mean, highest, deviation), `histogram` and
     `groups` (each a list of low edge, high edge, utterances), `lengths` (quantiles of words a text, of sentences before
@@ -43,7 +43,6 @@ def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table] | None = N
     among its values, and columns that never change).
     """
     info = store.info
-    tables = tables or read_open(store)
     return {
         "name": info.name,
         "task": info.task,
@@ -99,9 +98,9 @@ def draw_inspection(content: Mapping[str, Any]) -> str:
 
 def _lengths(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
-        (split, what, *(f"{value:g}" for value in quantiles.values()))
+        (split, name, *(f"{value:g}" for value in quantiles.values()))
         for split in OPEN_SPLITS
-        for what, quantiles in content[split]["lengths"].items()
+        for name, quantiles in content[split]["lengths"].items()
     ]
 
 
@@ -115,9 +114,8 @@ def _features(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
     label_N = np.round(table["label"].to_numpy().astype(np.float64), 4)
-    low, high = info.label_range
-    columns = [name for name in MODALITIES if name in table.column_names]
-    frames = {name: Frames.of(table[name]) for name in columns}
+    (low, high), two = info.label_range, info.task == "classification"
+    frames = {name: Frames.of(table[name]) for name in MODALITIES if name in table.column_names}
     lengths = {"words a text": _quantiles([len(text.split()) for text in table["text"].to_pylist()])}
     if "context" in table.column_names:
         lengths["sentences before it"] = _quantiles([len(said or ()) for said in table["context"].to_pylist()])
@@ -129,21 +127,20 @@ def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
             "highest": float(label_N.max()),
             "deviation": float(label_N.std()),
         },
-        "histogram": _histogram(label_N, low, high, classes=info.task == "classification"),
-        "groups": [] if info.task == "classification" else _occupancy(label_N, low, high),
+        "histogram": _classes(label_N, low, high) if two else _histogram(label_N, low, high),
+        "groups": [] if two else _occupancy(label_N, low, high),
         "lengths": lengths,
         "features": {name: _inspect_frames(f) for name, f in frames.items()},
     }
 
 
-def _histogram(label_N: np.ndarray[Any, Any], low: float, high: float, *, classes: bool) -> list[list[Any]]:
-    if classes:
-        return [[value, value, int((label_N == value).sum())] for value in (low, high)]
+def _classes(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[list[Any]]:
+    return [[value, value, int((label_N == value).sum())] for value in (low, high)]
+
+
+def _histogram(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[list[Any]]:
     counts, edges = np.histogram(label_N, bins=_BINS, range=(low, high))
-    return [
-        [float(left), float(right), int(count)]
-        for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True)
-    ]
+    return list(map(list, zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)))
 
 
 def _occupancy(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[list[Any]]:
@@ -157,21 +154,19 @@ def _occupancy(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[l
 
 def _inspect_frames(frames: Frames) -> dict[str, Any]:
     width = frames.width() or 0
-    rows = frames.values.reshape(-1, width) if width else frames.values.reshape(0, 1)
-    constant = int((np.ptp(rows, axis=0) == 0).sum()) if len(rows) else width
+    rows = frames.values.reshape(-1, width or 1)
     return {
         "width": width,
         "missing": float((frames.lengths_N == 0).mean()),
         "zeros": float((rows == 0).mean()) if len(rows) else 0.0,
-        "constant": constant,
+        "constant": int((np.ptp(rows, axis=0) == 0).sum()) if len(rows) else width,
     }
 
 
 def _quantiles(values: ArrayLike) -> dict[str, float]:
     array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        return dict.fromkeys(_QUANTILES, 0.0)
-    return {name: float(np.quantile(array, share)) for name, share in _QUANTILES.items()}
+    quantiles = np.quantile(array if len(array) else [0.0], list(_QUANTILES.values()))
+    return dict(zip(_QUANTILES, quantiles.tolist(), strict=True))
 
 
 def _span(low: float, high: float) -> str:

@@ -12,21 +12,26 @@ Each of these folders is a run, as TensorBoard calls it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+import operator
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from torch.utils.tensorboard.writer import FileWriter
 
 from grcf_ray.config import Task
 from grcf_ray.console import progress
 from grcf_ray.errors import reason
 from grcf_ray.files import scratch_folder
-from grcf_ray.report.event_folder import EventFolder
+from grcf_ray.report.best_model_events import png_values, write_projector
 from grcf_ray.report.hparams import Study, best_tag, session_end
-from grcf_ray.report.images import png_values
-from grcf_ray.report.projector import write_projector
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.events import (
     EpochFinished,
@@ -38,8 +43,10 @@ from grcf_ray.search.events import (
     TrialStarted,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name
 
+_EVENTS = "events.out.tfevents."
 TAGS: Mapping[str, str] = {
     "active_pairs": "pairs/active_share",
     "grad_norm": "gradient/norm",
@@ -52,6 +59,58 @@ TAGS: Mapping[str, str] = {
 }
 """Tags of the curve's figures that belong to another group. `loss/bound` (eqs. 11 and 24, unweighted) is the distance
 of scores beyond their bound; it is also shown among the losses."""
+
+
+class EventFolder:
+    """Adds each value once to a folder of event files.
+
+    Objects in object storage cannot grow: the file grows in a folder below `scratch` and is uploaded at each flush.
+    Nothing is created before the first value. A resumed search is another process with its own file. It reads the
+    values in the folder, not the record: the previous driver may have died between writing the two.
+    """
+
+    def __init__(self, place: StoragePath, *, scratch: Path | None) -> None:
+        self._place, self._scratch = place, scratch
+        self._held = _held_values(place)
+        self._files = Path()
+        self._writer: FileWriter | None = None
+        self._changed = False
+
+    def holds(self, tag: str, step: int) -> bool:
+        """Return whether the folder has this tag at this step."""
+        return (tag, step) in self._held
+
+    def add(self, values: Iterable[Summary.Value], step: int) -> None:
+        """Add the values whose tags the folder lacks at this step."""
+        fresh = [value for value in values if not self.holds(value.tag, step)]
+        if not fresh:
+            return
+        if self._writer is None:
+            # The writer takes a path, so that links are checked here.
+            self._place.make_private()
+            self._files = self._place.local or Path(tempfile.mkdtemp(dir=self._scratch))
+            self._writer = FileWriter(str(self._files))
+        # An event with many values is written whole or not at all.
+        self._writer.add_summary(Summary(value=fresh), step)
+        self._held |= {(value.tag, step) for value in fresh}
+        self._changed = True
+
+    def flush(self) -> None:
+        """Make the added values visible to readers."""
+        if self._writer is None or not self._changed:
+            return
+        self._writer.flush()
+        for file in self._files.iterdir() if self._place.local is None else ():
+            with (self._place / file.name).writing() as path:
+                shutil.copyfile(file, path)
+        self._changed = False
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 class TensorBoardListener:
@@ -68,15 +127,16 @@ class TensorBoardListener:
         self._study: Study | None = None
         self._retraining = False
         self._folders: dict[tuple[str, ...], EventFolder] = {}
-        self._ended: dict[int, list[TrialRecord]] = {1: [], 2: []}
-        self._passes = {1: 0, 2: 0}
+        self._ended: list[TrialRecord] = []
+        """The ended trials of the running stage."""
+        self._passes = 0
 
     def __call__(self, event: Event) -> None:
         """Write the event's values that are not written yet."""
         if isinstance(event, SearchStarted):
             self._study = Study.read(self._record)
             self._folder().add([self._study.experiment([stage for stage in (1, 2) if stage in event.budgets])], 0)
-            self._close()
+            self.close()
         elif isinstance(event, RetrainingsStarted):
             # The numbers of retrainings start at 0 again.
             self.close()
@@ -122,7 +182,7 @@ class TensorBoardListener:
         step = sum(trial.finished for trials in view.trials.values() for trial in trials)
         values = png_values(scored, split, protocol=view.protocol, label_range=view.label_range)
         self._folder("best").add(values, step)
-        self._close("best")
+        self.close()
         shown: dict[str, tuple[str, Predictions]] = {split: (f"z_final of {split}", scored)}
         for number in view.info.finalists:
             states = view.finalist_scored(int(number))
@@ -132,15 +192,15 @@ class TensorBoardListener:
 
     def close(self) -> None:
         """Flush and close the files."""
-        for names in list(self._folders):
-            self._close(*names)
+        while self._folders:
+            self._folders.popitem()[1].close()
 
     def _begin(self, event: StageStarted) -> None:
-        names = self._names(event.stage)
         if self._study is not None and not self._retraining:
-            self._folder(*names, "summary").add([self._study.experiment([event.stage])], 0)
-            self._folder(*names, "summary").flush()
-        self._ended[event.stage], self._passes[event.stage] = [], 0
+            summary = self._folder(*self._names(event.stage), "summary")
+            summary.add([self._study.experiment([event.stage])], 0)
+            summary.flush()
+        self._ended, self._passes = [], 0
         for trial in sorted(event.trials, key=lambda trial: trial.ended or ""):
             if trial.finished:
                 self._end(trial)
@@ -161,22 +221,20 @@ class TensorBoardListener:
         if not self._retraining:
             self._folder(*names).add([session_end(trial)], 0)
             self._progress(trial)
-        self._close(*names)
+        self._folders.pop(names).close()
 
     def _progress(self, trial: TrialRecord) -> None:
         """Write the best objective by number of ended trials and by their cost."""
-        ended = self._ended[trial.stage]
-        ended.append(trial)
-        objectives = [t.objective for t in ended if t.objective is not None]
+        self._ended.append(trial)
+        objectives = [t.objective for t in self._ended if t.objective is not None]
         if not objectives:
             return
-        summary = self._folder(*self._names(trial.stage), "summary")
         best = max(objectives) if DIRECTIONS[trial.stage] == "max" else min(objectives)
         # Steps are whole numbers, and each end has its own.
-        passes = max(round(sum(t.utterance_passes for t in ended)), self._passes[trial.stage] + 1)
-        self._passes[trial.stage] = passes
-        summary.add(_scalars({"search/best_by_trials": best}), len(ended))
-        summary.add(_scalars({"search/best_by_utterance_passes": best}), passes)
+        self._passes = max(round(sum(t.utterance_passes for t in self._ended)), self._passes + 1)
+        summary = self._folder(*self._names(trial.stage), "summary")
+        summary.add(_scalars({"search/best_by_trials": best}), len(self._ended))
+        summary.add(_scalars({"search/best_by_utterance_passes": best}), self._passes)
         summary.flush()
 
     def _names(self, stage: int) -> tuple[str, ...]:
@@ -184,14 +242,9 @@ class TensorBoardListener:
 
     def _folder(self, *names: str) -> EventFolder:
         if names not in self._folders:
-            place = self._place
-            for name in names:
-                place = place / name
+            place = functools.reduce(operator.truediv, names, self._place)
             self._folders[names] = EventFolder(place, scratch=self._scratch)
         return self._folders[names]
-
-    def _close(self, *names: str) -> None:
-        self._folders.pop(names).close()
 
 
 def best_so_far(trial: TrialRecord) -> list[dict[str, float]]:
@@ -217,3 +270,15 @@ def _tagged(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _scalars(values: Mapping[str, float]) -> list[Summary.Value]:
     return [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+
+
+def _held_values(place: StoragePath) -> set[tuple[str, int]]:
+    """Return tag and step of each value in a folder's event files, truncated files included."""
+    held: set[tuple[str, int]] = set()
+    for name in place.names():
+        if name.startswith(_EVENTS):
+            with (place / name).reading() as path:
+                # The loader fails on an empty file, which a driver that died at once may leave.
+                events = LegacyEventFileLoader(str(path)).Load() if path.stat().st_size else ()
+                held |= {(value.tag, event.step) for event in events for value in event.summary.value}
+    return held

@@ -15,20 +15,20 @@ import pytest
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.store import DatasetStore, write_store
-from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection
+from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection, read_open
 
 
 @pytest.fixture(scope="module")
-def found(tiny_store: DatasetStore) -> dict[str, Any]:
-    return inspect_store(tiny_store)
+def content(tiny_store: DatasetStore) -> dict[str, Any]:
+    return inspect_store(tiny_store, read_open(tiny_store))
 
 
-def test_figures_are_those_of_the_rows(found: dict[str, Any], tiny_store: DatasetStore) -> None:
-    assert found["splits"] == {"train": 48, "valid": 16, "test": 16}
+def test_figures_are_those_of_the_rows(content: dict[str, Any], tiny_store: DatasetStore) -> None:
+    assert content["splits"] == {"train": 48, "valid": 16, "test": 16}
     for split in ("train", "valid"):
         rows = tiny_store.read(split).to_pylist()
         labels = [round(row["label"], 4) for row in rows]
-        part = found[split]
+        part = content[split]
         assert part["labels"]["mean"] == pytest.approx(sum(labels) / len(labels))
         assert sum(count for *_, count in part["histogram"]) == len(rows)
         for low, high, count in part["histogram"][:-1]:
@@ -50,10 +50,11 @@ def test_figures_are_those_of_the_rows(found: dict[str, Any], tiny_store: Datase
             assert part["lengths"][f"{name} rows"]["most"] == max(len(sample) for sample in have)
 
 
-def test_the_test_split_stays_closed(tiny_store: DatasetStore, found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_test_split_stays_closed(tiny_store: DatasetStore, content: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(tiny_store.folder, tmp_path / "tiny")
     (tmp_path / "tiny" / "test.parquet").unlink()
-    assert inspect_store(DatasetStore.open(tmp_path / "tiny")) == found
+    store = DatasetStore.open(tmp_path / "tiny")
+    assert inspect_store(store, read_open(store)) == content
 
 
 def test_two_classes_without_features_and_with_context(tmp_path: Path) -> None:
@@ -66,16 +67,17 @@ def test_two_classes_without_features_and_with_context(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
     imported = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
-    found = inspect_store(write_store(tmp_path / "own", *imported))
-    assert found["train"]["histogram"] == [[0.0, 0.0, 1], [1.0, 1.0, 1]]
-    assert found["train"]["groups"] == []
-    assert found["train"]["features"] == {}
-    assert found["train"]["lengths"]["sentences before it"]["most"] == 2
-    assert "Ordinal groups" not in draw_inspection(found)
+    store = write_store(tmp_path / "own", *imported)
+    content = inspect_store(store, read_open(store))
+    train = content["train"]
+    assert train["histogram"] == [[0.0, 0.0, 1], [1.0, 1.0, 1]]
+    assert train["groups"] == [] and train["features"] == {}
+    assert train["lengths"]["sentences before it"]["most"] == 2
+    assert "Ordinal groups" not in draw_inspection(content)
 
 
-def test_text_fits_the_terminal(found: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    print_inspection(found)
+def test_text_fits_the_terminal(content: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    print_inspection(content)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert re.search(r"-3\.00 to -2\.54 +\d+", out)
@@ -95,12 +97,12 @@ class Page(HTMLParser):
         self.loads += [value for name, value in attrs if name in ("src", "href") and value]
 
 
-def test_the_page_stands_alone_and_escapes(found: dict[str, Any], tiny_store: DatasetStore) -> None:
-    evil = {**found, "name": "<script>alert(1)</script>", "notes": ["<img src=x onerror=alert(1)>"]}
-    for content in (found, evil):
+def test_the_page_stands_alone_and_escapes(content: dict[str, Any], tiny_store: DatasetStore) -> None:
+    evil = {**content, "name": "<script>alert(1)</script>", "notes": ["<img src=x onerror=alert(1)>"]}
+    for each in (content, evil):
         page = Page()
-        page.feed(draw_inspection(content))
+        page.feed(draw_inspection(each))
         assert page.loads == []
         assert "script" not in page.tags and "img" not in page.tags
         assert page.tags.count("svg") == 4
-    assert dataclasses.asdict(tiny_store.info)["name"] in draw_inspection(found)
+    assert dataclasses.asdict(tiny_store.info)["name"] in draw_inspection(content)

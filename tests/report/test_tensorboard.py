@@ -33,6 +33,9 @@ from grcf_ray.storage import storage_path
 if TYPE_CHECKING:
     from tests.conftest import Recorded
 
+STORED = Path(__file__).parents[1] / "stored" / "run-2"
+STAGES: tuple[Literal[1, 2], ...] = (1, 2)
+
 
 def loaded(folder: Path) -> EventAccumulator:
     """A run as TensorBoard reads it."""
@@ -85,28 +88,41 @@ def trial(epochs: int, *, number: int = 0, stage: Literal[1, 2] = 1, state: Any 
     )
 
 
-def copied(recorded: Recorded, folder: Path) -> RunRecord:
-    """The recorded search in a folder of its own, without what TensorBoard wrote of it."""
-    shutil.copytree(recorded.folder, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
+def copied(folder: Path, run: Path = STORED) -> RunRecord:
+    """A finished search in a folder of its own, without what TensorBoard wrote of it."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
     return RunRecord(storage_path(folder))
 
 
 def replay(record: RunRecord) -> None:
-    """Tell a listener anew what the record holds, as a search that goes on does."""
-    run = record.read_run()
+    """Tell a listener what the record holds, as a search that goes on does."""
     with TensorBoardListener(record) as listener:
-        listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}, run["data"]["task"]))
-        for stage in (1, 2):
+        listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}))
+        for stage in STAGES:
             listener(StageStarted(stage, 6, 3, tuple(record.trials(stage))))
 
 
-def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded) -> None:
-    record = RunRecord(storage_path(recorded.folder))
-    for stage in (1, 2):
-        folders = {path.name for path in (recorded.folder / "tensorboard" / f"stage{stage}").iterdir()}
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """A finished search with its TensorBoard folder, to be read only."""
+    record = copied(tmp_path_factory.mktemp("shown") / "run")
+    replay(record)
+    return record
+
+
+@pytest.fixture(scope="module")
+def board(record: RunRecord) -> Path:
+    return Path(str(record)) / "tensorboard"
+
+
+def test_every_scalar_of_every_epoch_of_every_trial_is_there(record: RunRecord, board: Path) -> None:
+    for stage in STAGES:
+        folders = {path.name for path in (board / f"stage{stage}").iterdir()}
         assert folders == {f"{t.number:04d}" for t in record.trials(stage)} | {"summary"}
         for kept in record.trials(stage):
-            written = scalars(recorded.folder / "tensorboard" / f"stage{stage}" / f"{kept.number:04d}")
+            folder = board / f"stage{stage}" / f"{kept.number:04d}"
+            assert len(files(folder)) == 1
+            written = scalars(folder)
             expected: dict[str, list[tuple[int, Any]]] = {}
             for metrics in kept.curve:
                 for name, value in metrics.items():
@@ -118,22 +134,16 @@ def test_every_scalar_of_every_epoch_of_every_trial_is_there(recorded: Recorded)
             assert {"loss/total", "loss/bound", "boundary/overshoot", "lr/head", "speed/seconds"} <= written.keys()
             assert {"gradient/norm", "pairs/active_share", "pairs/mean_weight"} <= written.keys()
             assert best.keys() == {"best/pairwise_acc", "best/mae"}
-            own = best["best/pairwise_acc" if stage == 1 else "best/mae"]
-            assert own[-1] == (kept.epoch, pytest.approx(kept.objective, rel=1e-6))
+            objective = best["best/pairwise_acc" if stage == 1 else "best/mae"]
+            assert objective[-1] == (kept.epoch, pytest.approx(kept.objective, rel=1e-6))
 
 
-def test_each_trial_has_one_file(recorded: Recorded) -> None:
-    for folder in (recorded.folder / "tensorboard").rglob("stage*/00*"):
-        assert len(files(folder)) == 1
-
-
-def test_a_session_holds_the_trials_whole_configuration(recorded: Recorded) -> None:
-    record = RunRecord(storage_path(recorded.folder))
+def test_a_session_holds_the_trials_whole_configuration(record: RunRecord, board: Path) -> None:
     space = recorded_space(record.read_run()["space"], "space")
-    for stage in (1, 2):
+    for stage in STAGES:
         for kept in record.trials(stage):
-            found = hparams(recorded.folder / "tensorboard" / f"stage{stage}" / f"{kept.number:04d}")
-            session = parameters(found[metadata.SESSION_START_INFO_TAG])
+            contents = hparams(board / f"stage{stage}" / f"{kept.number:04d}")
+            session = parameters(contents[metadata.SESSION_START_INFO_TAG])
             config = flatten(config_of(space, record, kept))
             assert session.pop("stage") == stage
             assert session.keys() >= kept.params.keys()
@@ -146,10 +156,10 @@ def test_a_session_holds_the_trials_whole_configuration(recorded: Recorded) -> N
             assert not [path for path in session if path.startswith(("classes.", "search."))]
             good = kept.state in ("complete", "pruned")
             status = api_pb2.STATUS_SUCCESS if good else api_pb2.STATUS_FAILURE
-            assert found[metadata.SESSION_END_INFO_TAG].status == status
+            assert contents[metadata.SESSION_END_INFO_TAG].status == status
 
 
-def test_an_experiment_names_what_is_searched_and_the_objective(recorded: Recorded) -> None:
+def test_an_experiment_names_what_is_searched_and_the_objective(record: RunRecord, board: Path) -> None:
     def columns(folder: Path) -> tuple[dict[str, Any], list[str]]:
         experiment = hparams(folder)[metadata.EXPERIMENT_TAG]
         searched = {info.name: info for info in experiment.hparam_infos if info.differs}
@@ -157,35 +167,31 @@ def test_an_experiment_names_what_is_searched_and_the_objective(recorded: Record
         assert [info.name for info in experiment.hparam_infos][: len(searched)] == list(searched)
         return searched, [info.name.tag for info in experiment.metric_infos]
 
-    folder = recorded.folder / "tensorboard"
-    space = recorded_space(RunRecord(storage_path(recorded.folder)).read_run()["space"], "space")
-    first, metrics = columns(folder / "stage1" / "summary")
+    space = recorded_space(record.read_run()["space"], "space")
+    first, metrics = columns(board / "stage1" / "summary")
     assert metrics == ["best/pairwise_acc", "best/mae", "best/bce"]
     assert first.keys() == space.stage1.keys()
     interval = first["stage1.head_lr"].domain_interval
     assert (interval.min_value, interval.max_value) == (1e-4, 1e-2)
     choices = [value.string_value for value in first["model.modalities"].domain_discrete.values]
     assert choices == ["all", "text", "text+audio"]
-    second, metrics = columns(folder / "stage2" / "summary")
+    second, metrics = columns(board / "stage2" / "summary")
     assert metrics == ["best/mae", "best/pairwise_acc", "best/bce"]
     assert second.keys() == {*space.stage1, *space.stage2, "finalist"}
-    both, metrics = columns(folder)
+    both, metrics = columns(board)
     assert metrics == ["best/pairwise_acc", "best/mae", "best/bce"]
     # What every row has.
     assert both.keys() == {*space.stage1, "stage"}
 
 
-def test_the_summary_shows_the_best_so_far_by_trials_and_by_cost(recorded: Recorded) -> None:
-    record = RunRecord(storage_path(recorded.folder))
-    for stage in (1, 2):
-        written = scalars(recorded.folder / "tensorboard" / f"stage{stage}" / "summary")
+def test_the_summary_shows_the_best_so_far_by_trials_and_by_cost(record: RunRecord, board: Path) -> None:
+    for stage in STAGES:
+        written, trials = scalars(board / f"stage{stage}" / "summary"), record.trials(stage)
         best = pytest.approx(record.ranked(stage)[0].objective, rel=1e-6)
-        trials = record.trials(stage)
         assert written["search/best_by_trials"][-1] == (len(trials), best)
-        passes = sum(t.utterance_passes for t in trials)
         step, value = written["search/best_by_utterance_passes"][-1]
         assert value == best
-        assert step == pytest.approx(passes, abs=len(trials))
+        assert step == pytest.approx(sum(t.utterance_passes for t in trials), abs=len(trials))
 
 
 def test_epochs_are_written_as_they_end(tmp_path: Path) -> None:
@@ -238,14 +244,18 @@ def test_a_resumed_stage_adds_no_duplicates(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(stage / "summary")["search/best_by_trials"]] == [1, 2]
 
 
-def test_a_finished_search_that_is_told_again_writes_nothing(recorded: Recorded, tmp_path: Path) -> None:
-    record = copied(recorded, tmp_path / "recorded")
+def test_a_finished_search_that_is_told_again_writes_nothing(record: RunRecord, board: Path) -> None:
+    before = {path: path.read_bytes() for path in files(board)}
     replay(record)
-    before = {path: path.read_bytes() for path in files(tmp_path)}
-    replay(record)
-    assert {path: path.read_bytes() for path in files(tmp_path)} == before
-    # Nor does it differ from what was written epoch by epoch.
-    for path in (recorded.folder / "tensorboard").rglob("stage*/00*"):
+    assert {path: path.read_bytes() for path in files(board)} == before
+
+
+@pytest.mark.integration
+def test_a_search_writes_epoch_by_epoch_what_a_replay_writes(recorded: Recorded, tmp_path: Path) -> None:
+    replay(copied(tmp_path / "recorded", recorded.folder))
+    written = recorded.folder / "tensorboard"
+    assert loaded(written / "best").Tags()["images"] == ["predictions/test", "confusion/test"]
+    for path in written.rglob("stage*/00*"):
         again = tmp_path / "recorded" / path.relative_to(recorded.folder)
         assert scalars(again) == scalars(path)
         assert hparams(again) == hparams(path)
@@ -266,9 +276,9 @@ def test_what_a_dead_driver_did_not_write_is_added(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(folder)["valid/mae"]] == [1, 2, 3]
 
 
-def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Path) -> None:
+def test_retrainings_have_folders_of_their_own(tmp_path: Path) -> None:
     """Their numbers begin anew, the search's trials keep theirs, and they are no rows among them."""
-    record = copied(recorded, tmp_path / "recorded")
+    record = copied(tmp_path / "run")
     with TensorBoardListener(record) as listener:
         listener(SearchStarted(1, {1: (2, 2)}))
         listener(StageStarted(1, 1, 2, ()))
@@ -279,7 +289,7 @@ def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Pat
         listener(StageStarted(1, 2, 3, ()))
         listener(TrialEnded(trial(3, state="complete")))
         listener(TrialEnded(trial(3, number=1, state="complete")))
-    board = tmp_path / "recorded" / "tensorboard"
+    board = tmp_path / "run" / "tensorboard"
     for folder, epochs in ((board, [2, 1]), (board / "seeds", [3, 3])):
         for number in (0, 1):
             steps = [step for step, _ in scalars(folder / "stage1" / f"{number:04d}")["valid/mae"]]
@@ -292,11 +302,10 @@ def test_retrainings_have_folders_of_their_own(recorded: Recorded, tmp_path: Pat
     assert not (board / "seeds" / "stage1" / "summary").exists()
 
 
-def test_the_result_is_shown_on_the_split_that_was_read(recorded: Recorded, tmp_path: Path) -> None:
-    assert loaded(recorded.folder / "tensorboard" / "best").Tags()["images"] == ["predictions/test", "confusion/test"]
-    record = copied(recorded, tmp_path / "recorded")
-    best = tmp_path / "recorded" / "tensorboard" / "best"
-    shutil.rmtree(tmp_path / "recorded" / "best" / "predictions", ignore_errors=True)
+def test_the_result_is_shown_on_the_split_that_was_read(tmp_path: Path) -> None:
+    record = copied(tmp_path / "run")
+    best = tmp_path / "run" / "tensorboard" / "best"
+    shutil.rmtree(tmp_path / "run" / "best" / "predictions")
     with TensorBoardListener(record) as listener:
         listener.finish(RunView.read(record))
     assert not best.exists()
@@ -317,13 +326,13 @@ def test_the_result_is_shown_on_the_split_that_was_read(recorded: Recorded, tmp_
 
 
 def test_a_fault_in_showing_the_result_is_told_in_a_line(
-    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("grcf_ray.report.tensorboard.png_values", broken)
-    record = copied(recorded, tmp_path / "recorded")
+    record = copied(tmp_path / "run")
     with TensorBoardListener(record) as listener:
         listener.finish(RunView.read(record))
     assert capsys.readouterr().err.startswith(
@@ -358,11 +367,9 @@ def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
         assert [step for step, _ in scalars(folder)["search/best_by_trials"]] == [1]
 
 
-def test_a_full_disk_is_told_by_what_broke_off(
-    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_by_what_broke_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The events that were still to be written fail a second time when the listener is closed."""
-    record = copied(recorded, tmp_path / "full")
+    record = copied(tmp_path / "run")
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -29,8 +29,6 @@ from grcf_ray.storage import storage_path
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-    from tests.conftest import Recorded
-
 pytestmark = pytest.mark.page
 
 STAGES: tuple[Literal[1, 2], ...] = (1, 2)
@@ -55,13 +53,13 @@ return parts.join(" ");
 """
 """All text of the page, that of its components and frames included."""
 IMAGES = """
-const found = [];
+const sizes = [];
 const walk = root => root.querySelectorAll("*").forEach(node => {
-  if (node.tagName === "IMG" && node.naturalWidth) found.push([node.naturalWidth, node.naturalHeight]);
+  if (node.tagName === "IMG" && node.naturalWidth) sizes.push([node.naturalWidth, node.naturalHeight]);
   if (node.shadowRoot) walk(node.shadowRoot);
 });
 walk(document);
-return found;
+return sizes;
 """
 """Width and height of every image that has come."""
 
@@ -103,10 +101,11 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def record(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """The recorded search, of which a text is hostile."""
+def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """A recorded search, of which a text is hostile."""
     folder = tmp_path_factory.mktemp("shown") / "recorded"
-    shutil.copytree(recorded.folder, folder, ignore=shutil.ignore_patterns("tensorboard", "*.safetensors"))
+    stored = Path(__file__).parents[1] / "stored" / "run-2"
+    shutil.copytree(stored, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     record = RunRecord(storage_path(folder))
     write_predictions(record, "test")
     with TensorBoardListener(record) as listener:
@@ -170,15 +169,6 @@ def test_there_is_a_row_for_each_trial_with_its_parameters_and_objective(server:
         for name, value in trial.params.items():
             assert row["hparams"][name] == (int(value) if name == "finalist" else value)
         assert row["sessions"][0]["status"] == "STATUS_SUCCESS"
-
-
-def test_scalars_are_the_curves(server: Server, record: RunRecord) -> None:
-    for trial in record.trials(2):
-        run = f"recorded/tensorboard/stage2/{trial.number:04d}"
-        for name in ("loss/total", "valid/mae", "lr/head"):
-            points = server.get("data/plugin/scalars/scalars", run=run, tag=name)
-            assert [step for _, step, _ in points] == [metrics["epoch"] for metrics in trial.curve]
-            assert [value for *_, value in points] == pytest.approx([m[name] for m in trial.curve], rel=1e-6)
 
 
 def test_the_projector_has_a_line_for_each_utterance(server: Server, record: RunRecord) -> None:

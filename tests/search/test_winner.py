@@ -177,7 +177,7 @@ def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
 
 def test_a_finalists_scores_are_those_of_its_best_epoch(recorded: Recorded) -> None:
     view = RunView.read(RunRecord(storage_path(recorded.folder)))
-    finalists = [int(number) for number in view.run["finalists"]]
+    finalists = [int(number) for number in view.info.finalists]
     assert len(finalists) == 2
     table = DatasetStore.open(recorded.data).read("valid")
     for number in finalists:

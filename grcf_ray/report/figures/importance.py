@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.figures.layout import new_figure
+from grcf_ray.report.figures.layout import name_axis, new_figure, shown
 from grcf_ray.report.figures.palette import SERIES
 from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
-from grcf_ray.report.figures.text import shown
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
@@ -27,7 +26,6 @@ from grcf_ray.search.space import Space
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
-    from optuna import Study
     from plotly.graph_objects import Figure
 
 METHODS = {"forest": "random forest", "fanova": "fANOVA", "ped_anova": "PED-ANOVA"}
@@ -64,8 +62,7 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
     varying = [p for p in parameters if len({p.value(trial.params) for trial in used}) > 1]
     data: dict[str, Any] = {
         "stage": stage,
-        "parameters": [parameter.path for parameter in varying],
-        "labels": [parameter.label for parameter in varying],
+        **_named(varying),
         "constant": [parameter.path for parameter in parameters if parameter not in varying],
         "trials": len(used),
         "seeds": _SEEDS,
@@ -76,21 +73,18 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
     result_N = np.array([objective(trial) for trial in used], np.float64)
     if not varying or len(used) < LEAST_TRIALS or np.ptp(result_N) == 0:
         return data
-    forests, explained = _forests(varying, used, result_N)
-    found = {"forest": forests, **_by_optuna(varying, used, stage)}
+    position_PN = np.array(
+        [[p.position(value) for trial in used if (value := p.value(trial.params)) is not None] for p in varying]
+    )
+    forests, explained = _forests(varying, position_PN, result_N)
+    shares = {"forest": forests, **_by_optuna(varying, position_PN, result_N, stage)}
     order = sorted(range(len(varying)), key=lambda index: -statistics.fmean(row[index] for row in forests))
-    return data | {
-        "parameters": [varying[index].path for index in order],
-        "labels": [varying[index].label for index in order],
-        "explained": explained,
-        "methods": {
-            method: {
-                "mean": [statistics.fmean(row[index] for row in rows) for index in order],
-                "spread": [statistics.stdev(row[index] for row in rows) for index in order] if len(rows) > 1 else None,
-            }
-            for method, rows in found.items()
-        },
-    }
+    methods = {}
+    for method, rows in shares.items():
+        columns = [[row[index] for row in rows] for index in order]
+        spread = list(map(statistics.stdev, columns)) if len(rows) > 1 else None
+        methods[method] = {"mean": list(map(statistics.fmean, columns)), "spread": spread}
+    return data | _named([varying[index] for index in order]) | {"explained": explained, "methods": methods}
 
 
 def importance_warning(data: Mapping[str, Any]) -> str | None:
@@ -108,31 +102,22 @@ def importance_warning(data: Mapping[str, Any]) -> str | None:
 
 def draw_importance(data: Mapping[str, Any]) -> Figure:
     """Draw a bar for each parameter and method, most important parameter at the top."""
-    from plotly.graph_objects import Bar
-
     labels = [shown(label, 24) for label in data["labels"]]
     figure = new_figure(
         140 + 50 * len(labels),
-        xaxis={"title": "share of the importance", "tickformat": ".0%", "rangemode": "tozero", "automargin": True},
-        yaxis={
-            "autorange": "reversed",
-            "tickvals": list(range(len(labels))),
-            "ticktext": labels,
-            "automargin": True,
-        },
+        xaxis={"title": "share of the importance", "tickformat": ".0%", "rangemode": "tozero"},
+        yaxis=name_axis(labels) | {"autorange": "reversed"},
         barmode="group",
     )
-    for (method, found), colour in zip(data["methods"].items(), SERIES, strict=False):
-        figure.add_trace(
-            Bar(
-                x=found["mean"],
-                y=list(range(len(labels))),
-                orientation="h",
-                name=METHODS[method],
-                marker={"color": colour},
-                error_x=None if found["spread"] is None else {"array": found["spread"], "thickness": 1, "width": 2},
-                hovertemplate="%{x:.1%}",
-            )
+    for (method, shares), colour in zip(data["methods"].items(), SERIES, strict=False):
+        figure.add_bar(
+            x=shares["mean"],
+            y=list(range(len(labels))),
+            orientation="h",
+            name=METHODS[method],
+            marker={"color": colour},
+            error_x=None if shares["spread"] is None else {"array": shares["spread"], "thickness": 1, "width": 2},
+            hovertemplate="%{x:.1%}",
         )
     return figure
 
@@ -144,18 +129,17 @@ def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
         return None
     metric = METRIC_TITLES[view.objective(stage)]
     parts = []
-    for method, found in data["methods"].items():
-        label, share = max(zip(data["labels"], found["mean"], strict=True), key=lambda entry: entry[1])
+    for method, shares in data["methods"].items():
+        label, share = max(zip(data["labels"], shares["mean"], strict=True), key=lambda entry: entry[1])
         parts.append(f"{METHODS[method]} {label} ({share:.0%})" if share else f"{METHODS[method]} none")
     constant = f" Not shown, since constant: {', '.join(data['constant'])}." if data["constant"] else ""
     return Plot(
         name=f"importance-stage{stage}",
         title=f"Stage {stage}: parameter importances",
         caption=f"Share of each parameter in the differences of validation {metric}. Random forest and fANOVA cover "
-        "the "
-        f"whole range (mean and deviation over {data['seeds']} seeds); PED-ANOVA covers reaching the best tenth. "
-        "Only the "
-        f"{data['trials']} complete trials count, so causes of early stops are invisible. "
+        "the whole "
+        f"range (mean and deviation over {data['seeds']} seeds); PED-ANOVA covers reaching the best tenth. "
+        f"Only the {data['trials']} complete trials count, so causes of early stops are invisible. "
         f"The forest's out-of-bag R² is {data['explained']:.2f}.{constant}",
         summary=f"Most important by {'; '.join(parts)}.",
         data=data,
@@ -164,19 +148,22 @@ def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     )
 
 
+def _named(parameters: Sequence[Parameter]) -> dict[str, list[str]]:
+    return {"parameters": [p.path for p in parameters], "labels": [p.label for p in parameters]}
+
+
 def _forests(
-    parameters: Sequence[Parameter], trials: Sequence[TrialRecord], result_N: NDArray[np.float64]
+    parameters: Sequence[Parameter], position_PN: NDArray[np.float64], result_N: NDArray[np.float64]
 ) -> tuple[list[list[float]], float]:
     """Return the share of impurity by seed and parameter, and the mean out-of-bag R²; a choice is one-hot."""
     from sklearn.ensemble import RandomForestRegressor
 
-    columns, owner = [], []
-    for index, parameter in enumerate(parameters):
-        position_N = _positions(parameter, trials)
-        levels = [position_N] if parameter.choices is None else [position_N == k for k in range(len(parameter.choices))]
-        columns += levels
-        owner += [index] * len(levels)
-    design_NC = np.stack(columns, axis=1).astype(np.float32)
+    levels = [
+        position_N[None] if p.choices is None else position_N == np.arange(len(p.choices))[:, None]
+        for p, position_N in zip(parameters, position_PN, strict=True)
+    ]
+    owner = np.repeat(np.arange(len(parameters)), list(map(len, levels)))
+    design_NC = np.concatenate(levels).T.astype(np.float32)
     shares, explained = [], []
     for seed in range(_SEEDS):
         forest = RandomForestRegressor(n_estimators=_FOREST_TREES, random_state=seed, oob_score=True)
@@ -187,65 +174,43 @@ def _forests(
 
 
 def _by_optuna(
-    parameters: Sequence[Parameter], trials: Sequence[TrialRecord], stage: Literal[1, 2]
+    parameters: Sequence[Parameter],
+    position_PN: NDArray[np.float64],
+    result_N: NDArray[np.float64],
+    stage: Literal[1, 2],
 ) -> dict[str, list[list[float]]]:
-    """Return the shares of fANOVA by seed, and of PED-ANOVA once, by parameter."""
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
-
-    study = _study(parameters, trials, stage)
-    found: dict[str, list[list[float]]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        # If all trials tie with the best tenth, PED-ANOVA warns and its shares are 0.
-        warnings.filterwarnings("ignore", "Target and region quantiles")
-        evaluators: dict[str, list[Any]] = {
-            "fanova": [
-                FanovaImportanceEvaluator(n_trees=_FANOVA_TREES, max_depth=_FANOVA_DEPTH, seed=seed)
-                for seed in range(_SEEDS)
-            ],
-            "ped_anova": [PedAnovaImportanceEvaluator()],
-        }
-        for method, several in evaluators.items():
-            found[method] = []
-            for evaluator in several:
-                raw = get_param_importances(study, evaluator=evaluator, normalize=False)
-                # Optuna's normalisation makes all parameters equally important if there is no difference.
-                total = sum(raw.values()) or 1.0
-                found[method].append([float(raw[parameter.path] / total) for parameter in parameters])
-    return found
-
-
-def _study(parameters: Sequence[Parameter], trials: Sequence[TrialRecord], stage: Literal[1, 2]) -> Study:
-    """Return an Optuna study of the trials, each parameter on the searched scale."""
+    """Return the shares of fANOVA by seed, and of PED-ANOVA once, by parameter on its searched scale."""
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space: dict[str, BaseDistribution] = {
-        p.path: CategoricalDistribution(range(len(p.choices)))
-        if p.choices is not None
-        else FloatDistribution(p.position(p.low), p.position(p.high))
+        p.path: FloatDistribution(p.position(p.low), p.position(p.high))
+        if p.choices is None
+        else CategoricalDistribution(range(len(p.choices)))
         for p in parameters
     }
     study = optuna.create_study(direction="minimize" if DIRECTIONS[stage] == "min" else "maximize")
-    position_PN = [_positions(parameter, trials) for parameter in parameters]
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                value=objective(trial),
-                params={
-                    p.path: int(row_N[index]) if p.choices is not None else float(row_N[index])
-                    for p, row_N in zip(parameters, position_PN, strict=True)
-                },
-                distributions=space,
-            )
-            for index, trial in enumerate(trials)
-        ]
-    )
-    return study
+    for result, position_P in zip(result_N, position_PN.T, strict=True):
+        params = dict(zip(space, position_P.tolist(), strict=True))
+        study.add_trial(optuna.trial.create_trial(value=result, params=params, distributions=space))
+    evaluators: dict[str, list[Any]] = {
+        "fanova": [
+            FanovaImportanceEvaluator(n_trees=_FANOVA_TREES, max_depth=_FANOVA_DEPTH, seed=seed)
+            for seed in range(_SEEDS)
+        ],
+        "ped_anova": [PedAnovaImportanceEvaluator()],
+    }
 
+    def shares(evaluator: Any) -> list[float]:
+        raw = get_param_importances(study, evaluator=evaluator, normalize=False)
+        # Optuna's normalisation makes all parameters equally important if there is no difference.
+        total = sum(raw.values()) or 1.0
+        return [float(raw[path] / total) for path in space]
 
-def _positions(parameter: Parameter, trials: Sequence[TrialRecord]) -> NDArray[np.float64]:
-    values = [parameter.value(trial.params) for trial in trials]
-    return np.array([parameter.position(value) for value in values if value is not None], np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # If all trials tie with the best tenth, PED-ANOVA warns and its shares are 0.
+        warnings.filterwarnings("ignore", "Target and region quantiles")
+        return {method: [shares(evaluator) for evaluator in several] for method, several in evaluators.items()}

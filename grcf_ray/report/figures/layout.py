@@ -1,10 +1,14 @@
-"""Layout of all figures: width of the page, legend below, axes that fit their labels."""
+"""Layout of all figures: width of the page, legend below, axes that fit their labels, text shown literally."""
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from grcf_ray.report.figures.palette import MARKS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -15,23 +19,65 @@ _TICKS = 6
 """Most steps between the ticks of an axis."""
 
 
-def new_figure(height: int, **layout: Any) -> Figure:
-    """Return an empty figure of this height in pixels, legend included, and of the page's width."""
-    from plotly.graph_objects import Figure
+def new_figure(height: int, panels: Mapping[str, Any] | None = None, **layout: Any) -> Figure:
+    """Return an empty figure of this height in pixels, legend included, and of the page's width.
+
+    panels: arguments of plotly's `make_subplots`.
+    """
+    from plotly.subplots import make_subplots
 
     legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
     margin = {"l": 10, "r": 10, "t": _TOP_PX, "b": _LEGEND_PX}
-    return Figure(layout={"height": height, "autosize": True, "legend": legend, "margin": margin, **layout})
+    figure: Figure = make_subplots(**panels or {})
+    return figure.update_layout(height=height, autosize=True, **{"legend": legend, "margin": margin, **layout})
 
 
-def rows(heights: list[float], gap: float) -> list[tuple[float, float]]:
-    """Return the domains of stacked axes, topmost first. heights: in any unit; gap: share of the whole."""
-    scale = (1 - gap * (len(heights) - 1)) / sum(heights)
-    domains, top = [], 1.0
-    for height in heights:
-        domains.append((max(0.0, top - height * scale), top))
-        top -= height * scale + gap
-    return domains
+def two_columns(count: int, **more: Any) -> tuple[dict[str, Any], list[dict[str, int]]]:
+    """Return the `panels` of `new_figure` for this number of panels in two columns, and the place of each."""
+    rows = -(-count // 2)
+    specs: list[list[Any]] = [[{}, {} if 2 * row + 1 < count else None] for row in range(rows)]
+    places = [{"row": index // 2 + 1, "col": index % 2 + 1} for index in range(count)]
+    return {"rows": rows, "cols": 2, "specs": specs, **more}, places
+
+
+def points(entries: Iterable[Mapping[str, Any]], x: str, y: str, *custom: str) -> dict[str, Any]:
+    """Return x, y and custom data of a trace, each by its key in the entries."""
+    entries = list(entries)
+    data = {"x": [entry[x] for entry in entries], "y": [entry[y] for entry in entries]}
+    return data | {"customdata": [[entry[key] for key in custom] for entry in entries]} if custom else data
+
+
+def add_trials(
+    figure: Figure,
+    trials: Iterable[Mapping[str, Any]],
+    keys: tuple[str, ...],
+    *,
+    outline: float = 0,
+    marker: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Add the trials, each with its `state`, as a trace of markers for each state. keys: see `points`."""
+    trials = list(trials)
+    for state, mark in MARKS.items():
+        chosen = [trial for trial in trials if trial["state"] == state]
+        if chosen:
+            line = {"color": mark.colour, "width": outline}
+            looks = {"color": mark.colour, "symbol": mark.symbol, "line": line, **marker}
+            figure.add_scatter(**points(chosen, *keys), mode="markers", name=mark.title, marker=looks, **more)
+
+
+def share_legend(figure: Figure) -> Figure:
+    """Return the figure with one entry in the legend, and one switch, for all traces of a name."""
+    seen: set[str] = set()
+    for trace in figure.data:
+        trace.update(legendgroup=trace.name, showlegend=trace.name not in seen)
+        seen.add(trace.name)
+    return figure
+
+
+def name_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Return an axis with these names at 0, 1, 2 and so on."""
+    return {"tickvals": list(range(len(names))), "ticktext": names}
 
 
 def count_axis(most: int) -> dict[str, Any]:
@@ -42,15 +88,11 @@ def count_axis(most: int) -> dict[str, Any]:
 
 def log_axis(low: float, high: float) -> dict[str, Any]:
     """Return a logarithmic axis from `low` to `high`, both above 0, with a margin at its ends."""
-    ends = math.log10(low), math.log10(high)
-    room = max(0.06 * (ends[1] - ends[0]), 0.05)
-    ticks = log_ticks(10 ** (ends[0] - room), 10 ** (ends[1] + room))
-    return {
-        "type": "log",
-        "range": (ends[0] - room, ends[1] + room),
-        "tickvals": ticks,
-        "ticktext": [tick_text(tick) for tick in ticks],
-    }
+    first, last = math.log10(low), math.log10(high)
+    room = max(0.06 * (last - first), 0.05)
+    ticks = log_ticks(10 ** (first - room), 10 ** (last + room))
+    names = [tick_text(tick) for tick in ticks]
+    return {"type": "log", "range": (first - room, last + room), "tickvals": ticks, "ticktext": names}
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -68,3 +110,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 def tick_text(tick: float) -> str:
     """Return a tick's label with two digits."""
     return f"{float(f'{tick:.2g}'):g}"
+
+
+def shown(value: object, room: int = 40) -> str:
+    """Return a text that plotly shows literally, HTML included, on one line of at most `room` characters."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return html.escape(plain if len(plain) <= room else f"{plain[: room - 1]}…", quote=False)

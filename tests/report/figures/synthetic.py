@@ -1,18 +1,27 @@
-"""Run views made up for tests of figures: trials of an objective whose importances are known."""
+"""Run views made up for tests of figures: trials of an objective whose importances are known, and a measured model."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 from synthetic_run import run_info
 
-from grcf_ray.report.view import RunView
+from grcf_ray.metrics import split_metrics
+from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.record import RunRecord, TrialRecord, TrialState
 from grcf_ray.storage import storage_path
 
+STORED = Path(__file__).parents[2] / "stored" / "run-2"
+"""A finished search of the tests' tiny data."""
+MOSI = (-3.0, 3.0)
+HOSTILE = '<b>bold</b> <a href="https://example.org">here</a> &amp; \x1b[31m' + "long " * 50
 WEIGHTS = {"stage1.encoder_lr": 4, "model.modalities": 2, "model.fusion_dropout": 1, "ranking.intra_margin": 0}
 """Stage 1's parameters and what they weigh in its objective."""
 CHOICES = ("text", "text+audio", "all")
@@ -124,3 +133,66 @@ def second_stage(count: int, finalists: list[TrialRecord], *, seed: int = 1) -> 
         state: TrialState = "pruned" if unit[0] < 0.3 and number else "complete"
         trials.append(trial(number, 2, params, values if state == "complete" else values[:2], state))
     return trials
+
+
+def scored_of(count: int, task: Literal["regression", "classification"] = "regression") -> Predictions:
+    """Utterances whose states and scores follow their labels loosely; the first has hostile id and text."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-3, 3, count)
+    label_N = (truth > 0).astype(float) if task == "classification" else truth.round(1)
+    ids = [HOSTILE, *(f"video[{index}]" for index in range(1, count))]
+    texts = [HOSTILE, *(f"text of {index}" for index in range(1, count))]
+    state_ND = truth[:, None] * np.linspace(-1, 1, 8) + rng.normal(size=(count, 8))
+    return Predictions(ids, texts, label_N, truth + rng.normal(0, 0.9, count), state_ND.astype(np.float32))
+
+
+def scored_as(labels: ArrayLike, scores: ArrayLike) -> Predictions:
+    """Utterances with these labels and scores."""
+    label_N, score_N = np.asarray(labels, float), np.asarray(scores, float)
+    return dataclasses.replace(scored_of(len(label_N)), label_N=label_N, score_N=score_N)
+
+
+def measured_view(
+    folder: Path,
+    scored: Predictions,
+    task: Literal["regression", "classification"] = "regression",
+    *,
+    label_range: tuple[float, float] | None = None,
+    settings: dict[str, Any] | None = None,
+    **run: Any,
+) -> RunView:
+    """A run that has nothing but a measured model."""
+    if task == "regression":
+        figures = split_metrics(scored.score_N, scored.label_N, protocol="mosi")
+    else:
+        figures = split_metrics(scored.score_N, scored.label_N > 0.5, protocol="binary")
+    path = folder / "best" / "predictions" / "test.parquet"
+    path.parent.mkdir(parents=True)
+    columns = {
+        "id": list(scored.id_N),
+        "text": list(scored.text_N),
+        "label": pa.array(scored.label_N, pa.float32()),
+        "score": scored.score_N,
+        "state": pa.array(list(scored.state_ND), pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(columns), path)
+    ends = label_range or (MOSI if task == "regression" else (0.0, 1.0))
+    return RunView(
+        record=RunRecord(storage_path(folder)),
+        info=run_info(data={"task": task, "label_range": list(ends)}, **run),
+        state="finished",
+        alive=False,
+        trials={1: [], 2: []},
+        metrics={
+            "trial": "stage2/0",
+            "valid": figures,
+            "test": figures,
+            "paper": {"mae": 0.581},
+            "not_comparable": ["backbone <b>x</b>"],
+            "baselines": [{"name": "<b>ridge</b>", "test": figures}],
+        },
+        provenance={
+            "trial": "stage2/0",
+            "settings": settings or {"ranking.groups": "overlap,5", "ranking.group_edges": "scaled"},
+        },
+    )

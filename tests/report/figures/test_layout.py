@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import html
+
 import pytest
 
-from grcf_ray.report.figures.layout import count_axis, log_axis, log_ticks
+from grcf_ray.report.figures.layout import count_axis, log_axis, log_ticks, shown
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 19, 60, 61, 1234, 10**6])
@@ -36,3 +38,15 @@ def test_the_axis_shows_its_values_and_names_its_ticks(low: float, high: float) 
     assert len(set(axis["ticktext"])) == len(axis["tickvals"]) >= 2
     assert len(axis["tickvals"]) <= 7
     assert all(first * 0.999 <= tick <= last * 1.001 for tick in axis["tickvals"])
+
+
+def test_markup_and_control_codes_are_shown_literally() -> None:
+    assert shown("a <b>&amp;</b>") == "a &lt;b&gt;&amp;amp;&lt;/b&gt;"
+    assert shown("one\ntwo\x1b[0m\u202e") == "one two [0m "
+    assert shown(3) == "3"
+
+
+def test_what_is_cut_is_cut_before_it_is_escaped() -> None:
+    """Never in the middle of an entity."""
+    cut = shown("<" * 100, 10)
+    assert html.unescape(cut) == "<" * 9 + "…"

@@ -5,32 +5,30 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
-from report.figures.synthetic import CHOICES, EPOCHS, SPACE, WEIGHTS, first_stage, second_stage, trial, view_of
+from report.figures.synthetic import CHOICES, EPOCHS, SPACE, STORED, WEIGHTS, first_stage, second_stage, trial, view_of
 
-from grcf_ray.report.figures.cost import UNITS, cost_data
-from grcf_ray.report.figures.curves import curves_data
-from grcf_ray.report.figures.failures import failures_data
-from grcf_ray.report.figures.handoff import handoff_data, handoff_plot
-from grcf_ray.report.figures.history import history_data
+from grcf_ray.report.figures.cost import UNITS, cost_data, failures_data
 from grcf_ray.report.figures.importance import importance_data, importance_warning
-from grcf_ray.report.figures.parallel import draw_parallel, parallel_data
-from grcf_ray.report.figures.parameters import searched, space_of
-from grcf_ray.report.figures.search import search_plots
-from grcf_ray.report.figures.slices import draw_slices, slices_data
+from grcf_ray.report.figures.parameters import (
+    draw_parallel,
+    draw_slices,
+    parallel_data,
+    searched,
+    slices_data,
+    space_of,
+)
+from grcf_ray.report.figures.search import curves_data, handoff_data, handoff_plot, history_data, search_plots
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.space import recorded_space
 from grcf_ray.storage import storage_path
 
-if TYPE_CHECKING:
-    from tests.conftest import Recorded
-
+ONE_STAGE = ("history", "importance", "parallel", "slices", "curves")
 HOSTILE = '<a href="https://evil.example">x</a><b>%{y}</b>\x1b[31m\u202e\ud800' + "long" * 50
 
 
@@ -49,9 +47,9 @@ def plots(view: RunView) -> list[Plot]:
     return search_plots(view)
 
 
-def points(figure: Any, **of: Any) -> int:
+def points(figure: Any, **wanted: Any) -> int:
     """How many points the traces with these attributes have."""
-    traces = [trace for trace in figure.data if all(trace[name] == value for name, value in of.items())]
+    traces = [trace for trace in figure.data if all(trace[name] == value for name, value in wanted.items())]
     return sum(sum(y is not None for y in trace.y) for trace in traces)
 
 
@@ -74,21 +72,18 @@ def test_the_figures_come_in_the_order_of_the_page(plots: list[Plot]) -> None:
 
 
 def test_history_has_every_trial_and_the_best_so_far(view: RunView, plots: list[Plot]) -> None:
-    for stage in (1, 2):
-        data = history_data(view, stage)
-        assert [(t["number"], t["state"], t["objective"]) for t in data["trials"]] == [
-            (t.number, t.state, t.objective) for t in view.trials[stage]
-        ]
-        best = view.ranked(stage)[0].objective
-        assert data["trials"][-1]["best"] == data["cost"][-1]["best"] == best
-        assert data["cost"][-1]["passes"] == pytest.approx(sum(t.utterance_passes for t in view.trials[stage]))
-        better = max if stage == 1 else min
-        seen = [t.objective for t in view.trials[stage]]
-        for index, entry in enumerate(data["trials"]):
-            assert entry["best"] == better((v for v in seen[: index + 1] if v is not None), default=None)
+    for stage, better in ((1, max), (2, min)):
         plot = next(plot for plot in plots if plot.name == f"history-stage{stage}")
-        drawn = plot.draw(plot.data)
-        assert points(drawn, mode="markers") == len(view.trials[stage])
+        trials, data = view.trials[stage], plot.data
+        seen = [t.objective for t in trials]
+        best = [better((v for v in seen[: k + 1] if v is not None), default=None) for k in range(len(seen))]
+        assert [(t["number"], t["state"], t["objective"], t["best"]) for t in data["trials"]] == [
+            (t.number, t.state, t.objective, so_far) for t, so_far in zip(trials, best, strict=True)
+        ]
+        assert data["cost"][-1]["best"] == best[-1]
+        assert data["cost"][-1]["passes"] == pytest.approx(sum(t.utterance_passes for t in trials))
+        drawn = plot.draw(data)
+        assert points(drawn, mode="markers") == len(trials)
         assert points(drawn, yaxis="y2") == sum(value is None for value in seen)
 
 
@@ -102,17 +97,15 @@ def test_cost_counts_in_the_order_of_end() -> None:
 
 
 def test_importance_finds_the_weights_by_all_methods() -> None:
-    trials = first_stage(200)
+    trials = first_stage(100)
     data = importance_data(trials, 1, recorded_space(SPACE, "space"))
-    assert data["trials"] == 200 and data["enough"] and data["explained"] > 0.8 and importance_warning(data) is None
-    by_weight = sorted(WEIGHTS, key=lambda path: -WEIGHTS[path])
-    assert data["parameters"] == by_weight
+    assert data["trials"] == 100 and data["enough"] and data["explained"] > 0.8 and importance_warning(data) is None
+    assert data["parameters"] == sorted(WEIGHTS, key=lambda path: -WEIGHTS[path])
     assert set(data["methods"]) == {"forest", "fanova", "ped_anova"}
-    for found in data["methods"].values():
-        assert sum(found["mean"]) == pytest.approx(1)
-        assert found["mean"] == sorted(found["mean"], reverse=True)
-        assert found["mean"][0] > 2 * found["mean"][1] and found["mean"][3] < 0.05
-    assert data == importance_data(trials, 1, recorded_space(SPACE, "space"))
+    for shares in data["methods"].values():
+        assert sum(shares["mean"]) == pytest.approx(1)
+        assert shares["mean"] == sorted(shares["mean"], reverse=True)
+        assert shares["mean"][0] > 2 * shares["mean"][1] and shares["mean"][3] < 0.05
 
 
 def test_importance_is_of_full_length_trials_that_differ() -> None:
@@ -145,9 +138,10 @@ def test_importance_keeps_quiet_where_nothing_can_be_said() -> None:
     assert importance_data(level, 1, space)["methods"] == {}
 
 
-def test_importance_of_stage_2_counts_the_finalist(view: RunView) -> None:
+def test_importance_of_stage_2_counts_the_finalist_and_repeats(view: RunView, plots: list[Plot]) -> None:
     data = importance_data(view.trials[2], 2, space_of(view))
     assert data["parameters"][0] == "finalist" and len(data["parameters"]) == 3
+    assert data == next(plot.data for plot in plots if plot.name == "importance-stage2")
 
 
 def test_parallel_axes_are_those_that_were_searched(view: RunView) -> None:
@@ -179,7 +173,7 @@ def test_slices_have_every_result_and_the_trend(view: RunView) -> None:
     figure = draw_slices(data)
     for index in range(1, 5):
         axis = f"x{index if index > 1 else ''}"
-        drawn = sum(len(t.x) for t in figure.data if t.xaxis == axis and t.legendgroup != "trend")
+        drawn = sum(len(t.x) for t in figure.data if t.xaxis == axis and t.name != "median of complete")
         assert drawn == len(usable)
     assert [figure.layout[f"xaxis{k}"].type for k in ("", 3, 4)] == ["log", None, "log"]
     assert all(len(figure.layout[f"xaxis{k}"].ticktext) > 1 for k in ("", 4))
@@ -200,10 +194,10 @@ def test_the_hand_off_has_each_finalist_with_its_trials(view: RunView) -> None:
         (ranked[index].number, ranked[index].objective, index + 1) for index in range(3)
     ]
     assert sum(len(f["trials"]) for f in data["finalists"]) == 40
-    for found in data["finalists"]:
-        own = [t for t in view.trials[2] if t.params["finalist"] == str(found["number"])]
-        assert found["best"] == min(t.objective for t in own if t.objective is not None)
-        assert found["median"] == np.median([t.objective for t in own if t.state == "complete"])
+    for finalist in data["finalists"]:
+        trials = [t for t in view.trials[2] if t.params["finalist"] == str(finalist["number"])]
+        assert finalist["best"] == min(t.objective for t in trials if t.objective is not None)
+        assert finalist["median"] == np.median([t.objective for t in trials if t.state == "complete"])
     assert data["order"]["best"] == {"rho": 1.0, "p": pytest.approx(1 / 3), "n": 3}
     plot = handoff_plot(view)
     assert plot is not None and plot.warning is not None and "6 ways" in plot.warning
@@ -233,35 +227,24 @@ def test_an_undefined_epoch_is_a_gap() -> None:
 
 
 def test_cost_adds_up_and_what_stops_saved_is_the_epochs_not_run(view: RunView) -> None:
-    for found in cost_data(view)["stages"]:
-        trials = view.trials[found["stage"]]
-        for unit, own in (("trials", 1), ("epochs", None)):
-            expected = sum(own or t.epoch for t in trials)
-            assert sum(cost[unit] for cost in found["states"].values()) == expected
+    for stage in cost_data(view)["stages"]:
+        trials = view.trials[stage["stage"]]
+        spent = {unit: sum(cost[unit] for cost in stage["states"].values()) for unit in ("trials", *UNITS)}
+        assert (spent["trials"], spent["epochs"]) == (len(trials), sum(t.epoch for t in trials))
         for unit in ("utterance_passes", "seconds"):
-            spent = sum(cost[unit] for cost in found["states"].values())
-            assert spent == pytest.approx(sum(getattr(t, unit) for t in trials))
+            assert spent[unit] == pytest.approx(sum(getattr(t, unit) for t in trials))
         left = sum(EPOCHS - t.epoch for t in trials if t.state == "pruned")
-        assert found["saved"] == {"epochs": left, "utterance_passes": 2.25 * left, "seconds": 10.0 * left}
-    assert set(UNITS) == {"epochs", "utterance_passes", "seconds"}
+        assert stage["saved"] == {"epochs": left, "utterance_passes": 2.25 * left, "seconds": 10.0 * left}
 
 
 def test_failures_tell_lost_trials_from_attempts_that_went_on() -> None:
     def broke(cause: str, error: str) -> dict[str, Any]:
         return {"attempt": 1, "cause": cause, "error": error, "time": ""}
 
+    ended = {"error": "e2", "cause": "disk full", "failures": [broke("hung", "s"), broke("disk full", "e2")]}
     trials = [
         trial(0, 1, {}, [0.5], failures=[broke("hung", "silent")]),
-        trial(
-            1,
-            1,
-            {},
-            [],
-            "failed",
-            error="e2",
-            cause="disk full",
-            failures=[broke("hung", "s"), broke("disk full", "e2")],
-        ),
+        trial(1, 1, {}, [], "failed", **ended),
         trial(2, 1, {}, [0.5], "diverged", error="nan", cause="not finite"),
         trial(3, 1, {}, [0.5]),
     ]
@@ -273,17 +256,15 @@ def test_failures_tell_lost_trials_from_attempts_that_went_on() -> None:
     }
 
 
-def test_a_record_of_a_real_search_is_shown_to_the_last_digit(recorded: Recorded) -> None:
-    view = RunView.read(RunRecord(storage_path(recorded.folder)))
+def test_a_record_of_a_real_search_is_shown_to_the_last_digit() -> None:
+    view = RunView.read(RunRecord(storage_path(STORED)))
     before = copy.deepcopy(view.trials)
     plots = {plot.name: plot for plot in search_plots(view)}
     assert view.trials == before
     assert_sound(list(plots.values()))
     assert {"history-stage1", "history-stage2", "slices-stage1", "curves-stage2", "cost"} <= plots.keys()
     for stage in (1, 2):
-        kept = [
-            json.loads(line) for line in (recorded.folder / f"stage{stage}" / "trials.jsonl").read_text().splitlines()
-        ]
+        kept = list(map(json.loads, (STORED / f"stage{stage}" / "trials.jsonl").read_text().splitlines()))
         data = plots[f"history-stage{stage}"].data
         assert [t["number"] for t in data["trials"]] == [t["number"] for t in kept]
         metric, better = ("valid/pairwise_acc", max) if stage == 1 else ("valid/mae", min)
@@ -304,11 +285,10 @@ def test_a_run_with_nothing_to_show_yet(space: dict[str, Any]) -> None:
 
 def test_a_running_search_shows_what_it_has() -> None:
     first = first_stage(24, full=False)
-    names = [plot.name for plot in search_plots(view_of({1: first}))]
-    shown = ["history-stage1", "importance-stage1", "parallel-stage1", "slices-stage1", "curves-stage1", "cost"]
-    assert names == [*shown, "failures"]
     assert first[-1].state == "running"
-    assert_sound(search_plots(view_of({1: first})))
+    plots = search_plots(view_of({1: first}))
+    assert [plot.name for plot in plots] == [*(f"{name}-stage1" for name in ONE_STAGE), "cost", "failures"]
+    assert_sound(plots)
 
 
 def test_a_search_of_one_stage_alone() -> None:
@@ -316,12 +296,9 @@ def test_a_search_of_one_stage_alone() -> None:
     second = second_stage(20, first_stage(1))
     for each in second:
         del each.params["finalist"]
-    space = SPACE | {"stage1": {}}
-    plots = search_plots(view_of({2: second}, space=space, winner=f"stage2/{rank(second)[0].number}"))
-    assert [plot.name for plot in plots] == [
-        *(f"{name}-stage2" for name in ("history", "importance", "parallel", "slices", "curves")),
-        "cost",
-    ]
+    winner = f"stage2/{rank(second)[0].number}"
+    plots = search_plots(view_of({2: second}, space=SPACE | {"stage1": {}}, winner=winner))
+    assert [plot.name for plot in plots] == [*(f"{name}-stage2" for name in ONE_STAGE), "cost"]
     assert_sound(plots)
 
 
@@ -379,37 +356,28 @@ def test_hostile_text_is_data_and_is_drawn_literally() -> None:
 
 def test_labels_lose_their_section_where_none_is_mistaken() -> None:
     params = {"stage1.head_lr": 0.1, "stage1.margin": 0.2, "ranking.margin": 0.3, "finalist": "10"}
-    found = searched([trial(0, 1, params, [0.5]), trial(1, 1, params | {"finalist": "9"}, [0.5])], 1, None)
-    assert [parameter.label for parameter in found] == ["head_lr", "stage1.margin", "ranking.margin", "finalist"]
-    assert found[3].choices == ("9", "10")
+    parameters = searched([trial(0, 1, params, [0.5]), trial(1, 1, params | {"finalist": "9"}, [0.5])], 1, None)
+    assert [parameter.label for parameter in parameters] == ["head_lr", "stage1.margin", "ranking.margin", "finalist"]
+    assert parameters[3].choices == ("9", "10")
 
 
-def test_a_thousand_trials_in_either_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints what they cost; with fANOVA at full depth the test would run into its timeout."""
-    first = _many(1000, 1)
-    second = _many(1000, 2)
-    sections = {f"stage{k}": {path: _range() for path in trials[0].params} for k, trials in ((1, first), (2, second))}
-    view = view_of({1: first, 2: second}, space={"dataset": "tiny", "fixed": {}, **sections}, epochs=18)
-    start = time.process_time()
-    plots = search_plots(view)
-    built = time.process_time()
+@pytest.mark.slow
+def test_a_thousand_trials_in_either_stage() -> None:
+    """With fANOVA at full depth the test would run into its timeout."""
+    trials = {stage: _many(1000, stage) for stage in (1, 2)}
+    scale = {"low": 1e-6, "high": 1e-2, "log": True, "start": 1e-4}
+    sections = {f"stage{stage}": dict.fromkeys(many[0].params, scale) for stage, many in trials.items()}
+    plots = search_plots(view_of(trials, space={"dataset": "tiny", "fixed": {}, **sections}, epochs=18))
     assert_sound(plots)
-    with capsys.disabled():
-        drawn = time.process_time() - built
-        print(f" 2 x 1,000 trials: built in {built - start:.1f} s of CPU, drawn and checked in {drawn:.1f} s", end="")
     assert len(plots) == 11
 
 
-def _many(count: int, stage: Literal[1, 2]) -> list[TrialRecord]:
+def _many(count: int, stage: int) -> list[TrialRecord]:
     rng = np.random.default_rng(stage)
     trials = []
     for number in range(count):
         unit = rng.random(10)
         params = {f"stage{stage}.p{k}": float(10 ** (-6 + 4 * u)) for k, u in enumerate(unit)}
         values: list[float | None] = [float(0.5 + unit[0] / 4 + unit[1] / 8 + rng.normal() / 50)] * 18
-        trials.append(trial(number, stage, params, values))
+        trials.append(trial(number, 1 if stage == 1 else 2, params, values))
     return trials
-
-
-def _range() -> dict[str, Any]:
-    return {"low": 1e-6, "high": 1e-2, "log": True, "start": 1e-4}

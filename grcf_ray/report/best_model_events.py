@@ -1,8 +1,13 @@
-"""Images of the best model for TensorBoard: scores against labels, and the confusion matrix."""
+"""The best model for TensorBoard: images of scores against labels and of the confusion matrix, and the projector.
+
+The projector reads tab-separated text, which has no quoting: a space replaces characters that would end a cell or a
+line.
+"""
 
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +15,9 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from grcf_ray.metrics import METRIC_TITLES, MetricProtocol
-from grcf_ray.report.figures.confusion import confusion_data
+from grcf_ray.report.figures.predictions import confusion_data
 from grcf_ray.report.view import Predictions
+from grcf_ray.storage import StoragePath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +26,8 @@ _INCHES, _DPI = (4.4, 3.9), 160
 _RGBA = 4
 _DARK = 0.6
 """Share of a row above which a cell's number is white."""
+_LONGEST = 300
+"""Most characters of a text in the projector."""
 
 
 def png_values(
@@ -30,14 +38,9 @@ def png_values(
     There is no confusion matrix if the protocol has no classes on this label range.
     """
     crossed = confusion_data(scored, protocol, label_range)
-
-    def predictions(axes: Axes) -> None:
-        if protocol == "binary":
-            _draw_logits(axes, scored, sum(label_range) / 2)
-        else:
-            _draw_scores(axes, scored, label_range)
-
-    images = [_image(f"predictions/{split}", f"Best model, {split}: scores against labels", predictions)]
+    draw = _draw_logits if protocol == "binary" else _draw_scores
+    title = f"Best model, {split}: scores against labels"
+    images = [_image(f"predictions/{split}", title, lambda axes: draw(axes, scored, label_range))]
     if crossed is not None:
         title = f"Best model, {split}: {METRIC_TITLES[crossed['metric']]} {crossed['right']:.4f}"
         images.append(_image(f"confusion/{split}", title, lambda axes: _draw_confusion(axes, crossed)))
@@ -53,9 +56,9 @@ def _draw_scores(axes: Axes, scored: Predictions, label_range: tuple[float, floa
     axes.legend(loc="upper left", frameon=False)
 
 
-def _draw_logits(axes: Axes, scored: Predictions, center: float) -> None:
+def _draw_logits(axes: Axes, scored: Predictions, label_range: tuple[float, float]) -> None:
     bins = np.histogram_bin_edges(scored.score_N, bins=24)
-    positive_N = scored.label_N > center
+    positive_N = scored.label_N > sum(label_range) / 2
     for name, chosen_N in (("negative", ~positive_N), ("positive", positive_N)):
         axes.hist(scored.score_N[chosen_N], bins=bins.tolist(), alpha=0.6, label=f"label {name}")
     axes.axvline(0, color="0.4", linewidth=1)
@@ -89,3 +92,36 @@ def _image(tag: str, title: str, draw: Callable[[Axes], None]) -> Summary.Value:
     width, height = (round(_DPI * inches) for inches in _INCHES)
     image = Summary.Image(width=width, height=height, colorspace=_RGBA, encoded_image_string=content.getvalue())
     return Summary.Value(tag=tag, image=image)
+
+
+def write_projector(place: StoragePath, embeddings: Mapping[str, tuple[str, Predictions]]) -> None:
+    """Write the projector's files into `place`: z_final, label, score, text and id of each utterance.
+
+    embeddings: title and predictions by name of the files. The projector reads only folders with an event file, so all
+    embeddings are in one folder.
+    """
+    config = []
+    for name, (title, scored) in embeddings.items():
+        tensor, metadata = f"{name}-state.tsv", f"{name}-utterances.tsv"
+        with (place / tensor).writing() as path:
+            np.savetxt(path, scored.state_ND, fmt="%.5g", delimiter="\t")
+        (place / metadata).write_text(metadata_tsv(scored))
+        config.append(
+            f'embeddings {{\n  tensor_name: "{title}"\n  tensor_path: "{tensor}"\n  metadata_path: "{metadata}"\n}}\n'
+        )
+    (place / "projector_config.pbtxt").write_text("".join(config))
+
+
+def metadata_tsv(scored: Predictions) -> str:
+    """Return a header line, then a line for each utterance."""
+    rows = [("text", "label", "score", "id")]
+    for text, label, score, name in zip(scored.text_N, scored.label_N, scored.score_N, scored.id_N, strict=True):
+        rows.append((cell(text), f"{label:.4g}", f"{score:.4g}", cell(name)))
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def cell(text: str) -> str:
+    """Return the text for one cell: blanks and control characters as single spaces, cut if too long."""
+    plain = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    words = " ".join(plain.split())
+    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
