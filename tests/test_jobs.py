@@ -124,7 +124,7 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
         follower.wait(PATIENCE_S)
     finally:
         follower.kill()
-    assert "Terminated; every finished epoch is kept. To go on: python -m grcf_ray.search --dataset" in log.read_text()
+    assert "Terminated; every finished epoch is kept. To resume: python -m grcf_ray.search --dataset" in log.read_text()
     assert "stopped" in job(cluster, "status", "first")
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
     before = first_trial(run)

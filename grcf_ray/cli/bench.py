@@ -41,7 +41,7 @@ def bench(
         help="Search space whose starting point is measured [default: the data set's; without a GPU the one for CPUs]",
     ),
     set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change a setting; may be repeated"),
-    only: list[str] = typer.Option([], metavar="PART", help="One of the parts below; may be repeated [default: all]"),
+    only: list[str] = typer.Option([], metavar="PART", help="One of the parts above; may be repeated [default: all]"),
     repetitions: int = typer.Option(5, metavar="N", min=1, help="Timed calls of each variant"),
     threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads"),
     trials: int = typer.Option(8, metavar="N", min=4, help="Trials of the measured search"),

@@ -39,8 +39,8 @@ class Kind(str, enum.Enum):
 def import_(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File, or folder of files")],
     dataset: options.Dataset,
-    format: str = typer.Option("auto", metavar="NAME", help="One of the formats below; auto reads the content"),
-    variant: str = typer.Option("", metavar="NAME", help="Variant of the data, such as a fold; see the formats below"),
+    format: str = typer.Option("auto", metavar="NAME", help="One of the formats above; auto reads the content"),
+    variant: str = typer.Option("", metavar="NAME", help="Variant of the data, such as a fold; see the formats above"),
     label_range: options.LabelRange = None,
     task: Kind | None = typer.Option(None, help="Kind of label of your own data; classes are 0 and 1"),
     binarize: bool = typer.Option(

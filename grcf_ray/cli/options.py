@@ -47,7 +47,7 @@ FitFeatures = Annotated[
     bool,
     typer.Option(
         "--fit-features",
-        help="Adapt audio and vision of other widths: cut them off, fill them up, or do without",
+        help="Adapt audio and vision of other widths: cut or pad rows, or score without a missing modality",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]

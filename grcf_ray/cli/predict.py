@@ -146,7 +146,7 @@ def predict(
     notes += more
     if cut:
         longest = saved.config.features.max_tokens
-        notes.append(f"{cut} of {shape.rows} texts have more than {longest} subwords and are cut")
+        notes.append(f"{cut} of {shape.rows} texts have more than {longest} subwords and are cut to {longest}")
     if json:
         result: dict[str, Any] = {"rows": shape.rows, "output": str(target), "seeds": len(retrained), "notes": notes}
         result |= {"cut_texts": cut, "metrics": metrics}

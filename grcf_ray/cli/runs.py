@@ -36,11 +36,15 @@ def list_(
         None, metavar="DIR|URI", help="Folder or URI of the runs [default: $GRCF_RUNS, then ./runs]"
     ),
     sort: str = typer.Option(
-        "changed", metavar="COLUMN", help="Column to sort by: best metric, latest date or smallest number first"
+        "changed",
+        metavar="COLUMN",
+        help="Column to sort by; metrics best first, dates latest first, numbers smallest first",
     ),
     reverse: _Reverse = False,
     state: str | None = typer.Option(
-        None, metavar="STATE", help="Keep runs in this state: running, finished, interrupted, failed, died, broken"
+        None,
+        metavar="STATE",
+        help="Keep runs in this state: running, finished, interrupted, time is up, failed, died, broken",
     ),
     filter_: _Filters = [],  # noqa: B006
     json: _AllJson = False,

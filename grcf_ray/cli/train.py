@@ -26,7 +26,7 @@ def train(
     ),
     set_: options.Settings = [],  # noqa: B006
     backbone: options.Backbone = None,
-    ablation: str = typer.Option("full", metavar="NAME", help="Row of the paper's Table 3; see the list below"),
+    ablation: str = typer.Option("full", metavar="NAME", help="Row of the paper's Table 3; see the list above"),
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Folder of checkpoints; training resumes from those it holds [default: runs/train]"
     ),

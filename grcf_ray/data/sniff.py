@@ -22,7 +22,7 @@ _START = 1 << 16
 _TOKENS = 64
 _ZIP = "a zip archive: unpack it, and give the folder"
 _TORCH = "a file of PyTorch (.pt): load it with PyTorch, convert its tensors with .numpy(), and pickle the arrays"
-_PAGE = "a web page, not the file: the download failed, so download it again, signed in if the site asks for it"
+_PAGE = "a web page: the download failed. Download the file again; sign in if the site requires it"
 _WRONG = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run git lfs pull, or download the file"),
     (b"<!doctype html", _PAGE),

@@ -79,7 +79,7 @@ class ProgressLines:
             self._ended(event)
         elif isinstance(event, FinalistsHeld):
             numbers = ", ".join(str(trial.number) for trial in event.trials)
-            progress(f"Stage 1 now has better trials than Stage 2 started from: {numbers}. --reopen adds them")
+            progress(f"Better than the finalists of Stage 2: trials {numbers} of Stage 1. To add them, give --reopen")
         elif isinstance(event, TrialsMissing):
             numbers = ", ".join(map(str, event.numbers))
             progress(f"Stage {event.stage}: trials {numbers} are missing from the record and are not run again")

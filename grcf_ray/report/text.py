@@ -122,7 +122,7 @@ def _stage(view: RunView, stage: Literal[1, 2], summary: RunSummary) -> Iterator
     metric = METRIC_TITLES[view.objective(stage)]
     states = states_line(summary.stages[f"stage{stage}"].states)
     yield f"Stage {stage}: {len(trials)} of {budget} trials ({states})"
-    yield f"of up to {epochs} epochs, {DIRECTIONS[stage]}imise validation {metric}"
+    yield f"Each trial trains up to {epochs} epochs to {DIRECTIONS[stage]}imise validation {metric}"
     yield ""
     rows = [row for row in trial_rows(view, stage) if row["objective"] is not None]
     best = sorted_by(rows, "objective", reverse=DIRECTIONS[stage] == "max")[:_BEST_TRIALS]

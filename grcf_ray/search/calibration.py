@@ -83,8 +83,8 @@ class WorkerSet:
             ready, waiting = ray.wait(first, num_returns=len(first), timeout=START_S)
             if waiting:
                 raise ClusterError(
-                    f"only {len(ready)} of {len(self._members)} processes started within {START_S:g} s; check with "
-                    "`ray status` whether other work occupies the node"
+                    f"only {len(ready)} of {len(self._members)} processes started within {START_S:g} s. Check the "
+                    "node's other work: ray status"
                 )
             _results(ready)
         except BaseException:

@@ -88,7 +88,7 @@ def against_baseline(record: RunRecord) -> dict[str, Any] | None:
 
 def few_seeds(seeds: int) -> str | None:
     """Return a warning about too few seeds; None if there are enough."""
-    return None if seeds >= _FEW_SEEDS else f"too few seeds for a claim: {seeds}, and {_FEW_SEEDS} are the least"
+    return None if seeds >= _FEW_SEEDS else f"too few seeds for a claim: {seeds}; use at least {_FEW_SEEDS}"
 
 
 def few_retrainings(seeds: Mapping[str, Any]) -> str | None:

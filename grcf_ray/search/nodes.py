@@ -218,7 +218,7 @@ def _check_backbone(wanted: NodeCheck) -> list[str]:
 
     if wanted.backbone_sha256 is None or backbone_sha256(wanted.backbone) == wanted.backbone_sha256:
         return []
-    return [f"backbone {wanted.backbone} has other weights there; copy the driver's folder to that node"]
+    return [f"its weights of backbone {wanted.backbone} differ from the driver's; copy the driver's folder to it"]
 
 
 def _check_storage(wanted: NodeCheck) -> list[str]:
@@ -231,7 +231,7 @@ def _check_storage(wanted: NodeCheck) -> list[str]:
     except OSError as error:
         return [f"cannot read {runs}, the folder of runs ({error.strerror or reason(error)})"]
     if not seen:
-        return [f"does not see what is written to {runs}; give a place that all nodes share: {wanted.remedy}"]
+        return [f"does not see files written to {runs}; use a folder that all nodes share: {wanted.remedy}"]
     try:
         (folder / uuid.uuid4().hex).write_text(wanted.word)
     except OSError as error:

@@ -98,7 +98,7 @@ def _lack(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float], wor
         for name, amount in wanted.items()
         if most[name] < amount
     ]
-    missing = "; ".join(lacks) or ("no node has both" if len(wanted) == 2 else "no node has all of them")
+    missing = "; ".join(lacks) or "no node has them together"
     kinds = sorted({name.removeprefix(_KIND) for node in nodes for name in node if name.startswith(_KIND)})
     gpus = f"; kinds of GPU: {', '.join(kinds) or 'none'}" if any(name.startswith(_KIND) for name in wanted) else ""
     return (

@@ -154,7 +154,9 @@ class RunRecord:
         try:
             content = place.read_json()
         except FileNotFoundError as error:
-            raise DataError(f"{self}: not a run directory, it has no run.json") from error
+            raise DataError(
+                f"{self} is not a run: it has no run.json. List runs: python -m grcf_ray.runs list"
+            ) from error
         return parsed(content, RunInfo if _is_search(content) else PartInfo, place)
 
     def lacks(self) -> list[str]:

@@ -183,13 +183,13 @@ def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
     recorded = record.search_info().data
     name, folder = recorded.name, Path(recorded.folder)
     if data is None and not is_store(folder) and name not in datasets.names():
-        raise DataError(f"{folder}, where the run read its data, is gone; give the data: --data FILE")
+        raise DataError(f"the run's data folder {folder} no longer exists; give its new path: --data FILE")
     low, high = recorded.label_range
     # If the cached import was deleted, look for the data as a search does.
     store = DatasetStore.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
     if store.info.fingerprint != recorded.fingerprint:
         raise DataError(
-            f"{store.folder} holds other data than the run's: their fingerprints differ; give its data: --data FILE"
+            f"{store.folder} is not the data of this run: the fingerprints differ; give the run's data: --data FILE"
         )
     return store
 

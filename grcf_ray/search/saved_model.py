@@ -38,9 +38,12 @@ def find_model(place: StoragePath) -> StoragePath:
 def no_model(record: RunRecord) -> DataError:
     """Return the error for a run without a best model."""
     info = record.info()
-    if not isinstance(info, RunInfo) or info.state != "finished":
-        return DataError(f"{record} has no best model yet: its search is {info.state}")
-    return DataError(f"{record}: best/ is missing. To write it again, repeat the search: {info.starts[-1].command}")
+    if not isinstance(info, RunInfo):
+        return DataError(f"{record} has no best model: it is a part of a run")
+    command = info.starts[-1].command
+    if info.state != "finished":
+        return DataError(f"{record} has no best model: its search is {info.state}. To resume: {command}")
+    return DataError(f"{record}: best/ has no config.json. To write best/ again, repeat the search: {command}")
 
 
 def open_model(place: StoragePath) -> SavedModel:

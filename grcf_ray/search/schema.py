@@ -348,7 +348,10 @@ def parsed(content: Any, kind: type[_Stored], place: StoragePath) -> tuple[dict[
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _damaged(place, [f"schema_version = {version!r}: should be an integer of at least 1"])
     if version > SCHEMA_VERSION:
-        raise DataError(f"{place}: written by a newer grcf_ray (version {version}); upgrade to read it")
+        raise DataError(
+            f"{place}: a newer grcf_ray wrote it (version {version}; this one reads up to {SCHEMA_VERSION}). "
+            "Upgrade grcf_ray"
+        )
     old = version < SCHEMA_VERSION
     if old:
         content = kind.upgraded({**content, "schema_version": SCHEMA_VERSION})

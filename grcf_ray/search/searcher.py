@@ -103,8 +103,8 @@ class FeasibleTPE(optuna.samplers.TPESampler):
             if self._feasible(params):
                 return params
         raise ConfigError(
-            f"the search space allows almost no setting: {FEASIBLE_TRIES} draws in a row broke a margin rule "
-            "(base margin at least the intra margin; the widest margin within the scores' reach)"
+            f"{FEASIBLE_TRIES} random settings in a row broke a margin rule (base margin at least the intra margin; "
+            "the widest margin within the scores' reach). Widen the ranges of the margins in the search space"
         )
 
 

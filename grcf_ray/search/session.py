@@ -269,13 +269,13 @@ class Session:
     def _leave(self, how: str) -> None:
         """Print how to resume; the record needs no other clean-up."""
         self._note_state("interrupted")
-        console.progress(f"{how}; every finished epoch is kept. To go on: {self.command}")
+        console.progress(f"{how}; every finished epoch is kept. To resume: {self.command}")
 
     def _lose_cluster(self, loss: str) -> None:
         """Exit at once: calls that wait for Ray would block for a minute and report no error."""
         try:
             self._note_state("interrupted")
-            console.progress(f"error: {loss}; every finished epoch is kept. To go on: {self.command}")
+            console.progress(f"error: {loss}; every finished epoch is kept. To resume: {self.command}")
         finally:
             os._exit(ClusterError.exit_code)
 
@@ -345,8 +345,8 @@ class Session:
             raise ConfigError(f"{self.space.source}: {NEEDS_TEXT.format(without[0])}")
         if 0 < len(without) < len(named):
             raise ConfigError(
-                f"{self.space.source}: model.modalities has choices with text and one without, {without[0]}; a run's "
-                "features are built either with text or without. Search the two kinds in two runs"
+                f"{self.space.source}: model.modalities mixes choices with text and one without, {without[0]}. "
+                "The features of a run are built with text or without it; use one run for each"
             )
         if without and self.config.search.ridge_baseline:
             raise ConfigError(

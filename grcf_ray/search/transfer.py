@@ -110,9 +110,7 @@ def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool)
         refused.append(refusal)
         notes.append(note)
     if refused and not asked:
-        raise DataError(
-            f"{'; '.join(refused)}: --fit-features cuts rows off, fills them up, omits them, or uses them unchanged"
-        )
+        raise DataError(f"{'; '.join(refused)}. To cut, pad or leave out such features, give --fit-features")
     return table, notes
 
 

@@ -73,8 +73,8 @@ def _linked(path: Path) -> DataError:
 
 
 def _another_kind(path: Path, *, folder: bool) -> DamagedError:
-    kinds = "a file, should be a folder" if folder else "a folder, should be a file"
-    return DamagedError(f"{path} is {kinds}; restore the run from a copy, or move this away")
+    kinds = "a file, but the run needs a folder" if folder else "a folder, but the run needs a file"
+    return DamagedError(f"{path} is {kinds} there. Restore the run from a copy, or move {path} away")
 
 
 class LocalPath(StoragePath):

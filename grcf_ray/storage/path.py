@@ -114,7 +114,7 @@ class StoragePath(ABC):
                 # pyarrow asks for the size of an object, then for that many bytes. If another process replaces the
                 # object in between, the content is cut short; two alternating writers can cause that twice in a row.
                 if equal_reads == _DAMAGED:
-                    raise DataError(f"{self}: not JSON ({error})") from error
+                    raise DataError(f"{self} is damaged: not JSON ({error}). Restore it from a copy") from error
                 before, content = content, self.read_bytes()
                 equal_reads = equal_reads + 1 if content == before else 1
 

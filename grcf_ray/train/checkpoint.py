@@ -109,9 +109,7 @@ def read_checkpoint(place: StoragePath, *, sha256: str | None = None) -> Checkpo
     if actual != digest:
         raise DamagedError(f"{place}: damaged, its content has SHA-256 {actual[:12]} instead of {digest[:12]}")
     if sha256 is not None and sha256 != digest:
-        raise DamagedError(
-            f"{place}: another file than the one on record, SHA-256 {digest[:12]} instead of {sha256[:12]}"
-        )
+        raise DamagedError(f"{place}: not the recorded checkpoint, SHA-256 {digest[:12]} instead of {sha256[:12]}")
     return Checkpoint(place, _state(place, text), tensors, digest)
 
 
@@ -188,7 +186,9 @@ def _state(place: StoragePath, text: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{place}: a safetensors file, but no checkpoint of grcf_ray") from error
     if version > FORMAT:
-        raise DataError(f"{place}: written by a newer grcf_ray (format {version}); upgrade to read it")
+        raise DataError(
+            f"{place}: a newer grcf_ray wrote it (format {version}; this one reads up to {FORMAT}). Upgrade grcf_ray"
+        )
     return state
 
 

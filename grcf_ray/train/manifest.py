@@ -56,10 +56,10 @@ def check_manifest(folder: Path, where: str) -> bool:
     faults = {name: difference for name, difference in differences.items() if _is_needed(name)}
     for name, sha256 in files.items():
         if name in present and file_sha256(folder / name) != sha256:
-            faults[name] = "not the file that was written"
+            faults[name] = f"its SHA-256 differs from {MANIFEST}"
     if faults:
         lines = [f"{name}: {fault}" for name, fault in sorted(faults.items())]
-        raise DamagedError(faults_message(f"{where}: not the model that was written; {_REMEDY}:", lines))
+        raise DamagedError(faults_message(f"{where} is damaged; {_REMEDY}:", lines))
     for name, difference in sorted(differences.items()):
         console.progress(f"note: {where}: {name} is {difference}")
     return True

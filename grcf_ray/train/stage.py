@@ -74,7 +74,7 @@ class StageLoop:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if self.world > config.pairs.groups_per_step:
             raise ConfigError(
-                f"pairs.groups_per_step = {config.pairs.groups_per_step} cannot be dealt to {self.world} workers; "
+                f"pairs.groups_per_step = {config.pairs.groups_per_step} is too small for {self.world} workers; "
                 f"use at most {config.pairs.groups_per_step} workers"
             )
         self.optimizer = build_optimizer(self.model, config, stage)
@@ -327,10 +327,10 @@ class StageLoop:
         if epoch == checkpoint.state["epoch"]:
             return checkpoint
         if not kept.exists():
-            raise DamagedError(f"{kept}: missing, though epoch {epoch} is the best one so far")
+            raise DamagedError(f"{kept} is missing, but the best epoch is {epoch}")
         best = read_checkpoint(kept)
         if best.state["epoch"] != epoch:
-            raise DamagedError(f"{kept}: of epoch {best.state['epoch']}, but epoch {epoch} is the best one so far")
+            raise DamagedError(f"{kept} holds epoch {best.state['epoch']}, but the best epoch is {epoch}")
         return best
 
     @property

@@ -263,7 +263,7 @@ def test_a_running_search_is_told_as_such(tmp_path: Path) -> None:
     best = run.record.ranked(1)[0]
     # Nobody holds it, so it cannot be going on.
     assert "This search stopped without" in text
-    assert f"3 of 10 trials have ended, 2 more have begun. The best so far is trial {best.number}, " in text
+    assert f"3 of 10 trials have ended, 2 more have started. The best so far is trial {best.number}, " in text
     assert f"PairwiseAcc of {best.objective:.4f}." in text
     assert "0 of 4 trials have ended." in text
     with Lease(run.record.place, "test"):

@@ -73,7 +73,7 @@ def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dic
         (
             [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0}],
             {"cpus_per_worker": 8, "gpus_per_worker": 1.0},
-            "no node has both",
+            "no node has them together",
         ),
         (
             [SMALL],

@@ -222,7 +222,7 @@ def test_a_fault_found_while_preparing_leaves_nothing(
 @pytest.mark.parametrize(
     ("error", "code", "state", "says"),
     [
-        (KeyboardInterrupt(), 130, "interrupted", "To go on: python -m grcf_ray.search --dataset tiny --data "),
+        (KeyboardInterrupt(), 130, "interrupted", "To resume: python -m grcf_ray.search --dataset tiny --data "),
         (OSError(errno.ENOSPC, "Disk full"), 5, "failed", "can no longer be written (Disk full); every finished epoch"),
         (OSError("AWS Error"), 5, "failed", "can no longer be written (AWS Error); every finished epoch is kept."),
         (FileNotFoundError(errno.ENOENT, "odd"), 1, "failed", "internal error: FileNotFoundError: [Errno 2] odd"),

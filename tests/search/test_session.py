@@ -65,7 +65,7 @@ def test_when_its_time_is_up_a_search_has_an_answer_and_goes_on(
         (line,) = [line for line in err.splitlines() if line.startswith(f"Stage {stage} ended by the time budget")]
         assert f"{left_out} of 3 trials unfinished" in line
     last = out.rstrip().splitlines()
-    (told,) = [line for line in last if line.startswith("The time was up before every trial had ended. To go on: ")]
+    (told,) = [line for line in last if line.startswith("The time was up before every trial had ended. To resume: ")]
     assert told.endswith(described["starts"][0]["command"])
     record = RunRecord(storage_path(folder))
     assert [t.number for t in record.trials(1) if t.finished] == [0, 1]
@@ -227,7 +227,7 @@ def test_a_state_that_cannot_be_written_hides_no_error(
     monkeypatch.setattr(RunRecord, "update_run", fail)
     session._leave("Interrupted")
     assert capsys.readouterr().err == (
-        "Interrupted; every finished epoch is kept. To go on: python -m grcf_ray.search\n"
+        "Interrupted; every finished epoch is kept. To resume: python -m grcf_ray.search\n"
     )
 
 
@@ -261,4 +261,4 @@ def test_a_search_whose_ray_is_gone_says_how_to_go_on(
     assert codes == [5]
     assert session.record.read_run()["state"] == "interrupted"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: this node's raylet is gone; ") and line.endswith(f"To go on: {session.command}")
+    assert line.startswith("error: this node's raylet is gone; ") and line.endswith(f"To resume: {session.command}")

@@ -117,7 +117,7 @@ def to_go_on(driver: Driver) -> str:
     """The command that the last line of standard error gives."""
     args = driver.process.args
     assert isinstance(args, list)
-    return "To go on: " + shlex.join(["python", *map(str, args[1:])])
+    return "To resume: " + shlex.join(["python", *map(str, args[1:])])
 
 
 @pytest.mark.integration

@@ -112,7 +112,7 @@ def test_ranks_write_one_checkpoint(ranks: Path) -> None:
 
 def test_more_ranks_than_groups_are_refused(ranks: Path) -> None:
     said = [json.loads((ranks / f"{rank}-of-2.json").read_text())["too many"] for rank in range(2)]
-    assert said == ["pairs.groups_per_step = 1 cannot be dealt to 2 workers; use at most 1 workers"] * 2
+    assert said == ["pairs.groups_per_step = 1 is too small for 2 workers; use at most 1 workers"] * 2
     assert json.loads((ranks / "0-of-1.json").read_text())["too many"] == ""
 
 

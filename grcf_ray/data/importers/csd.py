@@ -75,7 +75,7 @@ _NEEDED = {
     "words": "words (features of text), such as CMU_MOSI_TimestampedWords.csd",
 }
 _NO_FOLDS = (
-    "no file of folds (the videos of each split): put folds.json beside the sequences, "
+    "no file lists the videos of each split; put folds.json beside the sequences, "
     '{"train": ["a video", ...], "valid": [...], "test": [...]}, or the SDK\'s own, such as cmu_mosi_std_folds.py'
 )
 _LEAVE_OUT = f"move it out of the folder, or give --variant {_KNOWN}"
@@ -126,7 +126,7 @@ def read(source: Path, variant: str = "") -> RawTable:
         problems = [f"no sequence of {kind}" for role, kind in _NEEDED.items() if role not in chosen]
         problems += unknown if variant != _KNOWN else []
         if "labels" in chosen and any("[" in video for video in chosen["labels"].videos):
-            problems.append("its labels are of utterances, not of videos: give the files as downloaded")
+            problems.append("the labels belong to utterances, not to videos; give the files as downloaded")
         if folds_path is None:
             raise data_error(source, [*problems, _NO_FOLDS])
         if problems:

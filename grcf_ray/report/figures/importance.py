@@ -136,10 +136,10 @@ def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     return Plot(
         name=f"importance-stage{stage}",
         title=f"Stage {stage}: parameter importances",
-        caption=f"Share of each parameter in the differences of validation {metric}. Random forest and fANOVA cover "
-        "the whole "
-        f"range (mean and deviation over {data['seeds']} seeds); PED-ANOVA covers reaching the best tenth. "
-        f"Only the {data['trials']} complete trials count, so causes of early stops are invisible. "
+        caption=f"How much of the variation in validation {metric} each parameter explains. Random forest and fANOVA "
+        f"measure it over all trials (mean and deviation over {data['seeds']} seeds). PED-ANOVA measures which "
+        f"parameters separate the best tenth. Only the {data['trials']} complete trials count, so the figure does not "
+        "show why trials stopped early. "
         f"The forest's out-of-bag R² is {data['explained']:.2f}.{constant}",
         summary=f"Most important by {'; '.join(parts)}.",
         data=data,

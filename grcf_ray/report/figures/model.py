@@ -229,8 +229,8 @@ def _errors(view: RunView, scored: Predictions) -> Plot:
         name="errors-by-group",
         title="Error by ordinal group",
         caption=f"{_where(view, scored)} The model's settings define the ordinal groups; an utterance counts "
-        "in each group that contains its label. Uncertain models usually err towards the middle at both ends, which "
-        "does not prove a fault of the loss.",
+        "in each group that contains its label. An uncertain model usually predicts values too near the "
+        "middle, so errors at both ends do not prove a fault of the loss.",
         summary=f"The mean absolute error is largest, {worst['mae']:.4f}, for labels from {worst['low']:.3g} to "
         f"{worst['high']:.3g} ({worst['utterances']} utterances).",
         data=data,
@@ -244,7 +244,7 @@ def _projection(view: RunView, scored: Predictions) -> Plot | None:
     if data is None:
         return None
     cases = sum(point["case"] for point in data["points"])
-    crosses = f" Crosses are the {cases} with a label below {data['below']:.3g}." if data["below"] is not None else ""
+    crosses = f" Crosses mark labels below {data['below']:.3g} ({cases})." if data["below"] is not None else ""
     return Plot(
         name="representation",
         title="The representation before the head (t-SNE)",
@@ -266,9 +266,9 @@ def _pairs(view: RunView, scored: Predictions) -> Plot | None:
         name="hardest-pairs",
         title="The hardest pairs",
         caption=f"{data['pairs']} pairs of different labels among {_where(view, scored, sampled=True)} The "
-        f"figure shows the {len(data['table']['rows'])} pairs whose predictions differ most in the wrong direction, "
-        f"at most two per utterance. The weight is that of eq. {equation} over all pairs. The cause of a hard pair may "
-        "be a wrong label as well as a wrong prediction.",
+        f"figure shows the {len(data['table']['rows'])} hardest: wrong orders with the largest difference first, then "
+        f"narrow right orders, at most two per utterance. The weight comes from eq. {equation} of the paper, over all "
+        "pairs. The cause of a hard pair may be a wrong label as well as a wrong prediction.",
         summary=f"{data['wrong']} of {data['pairs']} pairs are in the wrong order.",
         data=data,
         draw=predictions.draw_hardest_pairs,

@@ -209,8 +209,8 @@ def parallel_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
         name=f"parallel-stage{stage}",
         title=f"Stage {stage}: all parameters at once",
         caption=f"A line for each of {len(data['trials'])} trials with a result, coloured by validation {metric}: "
-        "blue is better, and the colours cover the range of complete trials. Axes are on the searched scale. A stopped "
-        "trial has the value of its best epoch. Drag along an axis to select trials.",
+        "blue is better, and the colours cover the range of complete trials. Axes use the scale of the search space. A "
+        "stopped trial has the value of its best epoch. Drag along an axis to select trials.",
         summary=f"{len(data['trials'])} trials. Best: trial {best['number']}, {metric} {best['objective']:.4f}, with "
         f"{values}.",
         data=data,

@@ -93,7 +93,7 @@ def draw_agreement(data: Mapping[str, Any]) -> Figure:
         customdata=[[shown(point["id"]), shown(point["text"], 80)] for point in data["points"]],
         mode="markers",
         name="utterance",
-        marker={"color": BLUE, "size": 6, "opacity": 0.5},
+        marker={"color": BLUE, "size": 6, "opacity": 0.8},
         hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>label %{x:.4g}, prediction %{y:.4f}<extra></extra>",
     )
     return _add_reference(figure, data["range"], data["range"], "prediction = label")
@@ -351,7 +351,7 @@ def draw_hardest_pairs(data: Mapping[str, Any]) -> Figure:
             y=ranks,
             customdata=[[shown(pair[f"{which} text"], 80), pair[f"{which} label"], pair["weight"]] for pair in pairs],
             mode="markers",
-            name=f"the one of the {which} label",
+            name=f"utterance with the {which} label",
             marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2}},
             hovertemplate="%{customdata[0]}<br>label %{customdata[1]:.4g}, prediction %{x:.4f}"
             "<br>weight of the pair %{customdata[2]:.3f}<extra></extra>",

@@ -100,9 +100,9 @@ def history_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     return Plot(
         name=f"history-stage{stage}",
         title=f"Stage {stage}: trials and the best so far",
-        caption=f"Validation {metric} of each trial's best epoch ({better} is better), then the best so far against "
-        "cost, trials in the order in which they ended. Trials that were stopped early had fewer epochs. The best of "
-        "many trials is optimistic.",
+        caption=f"Above: the validation {metric} of each trial's best epoch ({better} is better). Below: the best so "
+        "far against cost, with the trials in the order in which they ended. Trials that were stopped early had fewer "
+        "epochs. The best of many trials is optimistic.",
         summary=f"{len(data['trials'])} trials: {states}. {result}",
         data=data,
         draw=draw_history,
@@ -200,15 +200,15 @@ def handoff_plot(view: RunView) -> Plot | None:
     few = None
     if len(known) < _FEW:
         few = (
-            f"{len(known)} finalists can be ordered in {len(known) * (len(known) - 1)} ways: even full agreement comes "
-            "about by chance, so this cannot show that Stage 1 predicts Stage 2, or that it does not."
+            f"With {len(known)} finalists, even full agreement can be chance. The figure shows neither that Stage 1 "
+            "predicts Stage 2 nor that it does not."
         )
     return Plot(
         name="handoff",
         title="From Stage 1 to Stage 2",
-        caption=f"Stage 2's validation {after} (lower is better) over the Stage 1 result of the finalist that each "
-        f"trial started from. {finding} The search starts more trials from finalists that do well, and the best of "
-        "more trials is better by chance too.",
+        caption=f"Each point is a trial of Stage 2: its validation {after} (lower is better) against the Stage 1 "
+        f"result of its finalist. {finding} The search starts more trials from finalists that do well, and the best of more "
+        "trials is better by chance too.",
         summary=f"{finding} " + "; ".join(f"from trial {f['number']}: best {f['best']:.4f}" for f in known) + ".",
         data=data,
         draw=draw_handoff,
@@ -311,7 +311,7 @@ def curves_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     if data is None:
         return None
     metric = METRIC_TITLES[data["metric"]]
-    who = f"trial {data['number']}, the {data['role']}"
+    who = f"trial {data['number']} (the {data['role']})"
     terms = "; ".join(
         f"{term} from {known[0]:.4g} to {known[-1]:.4g}"
         for term, values in data["terms"].items()
@@ -320,8 +320,8 @@ def curves_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     return Plot(
         name=f"curves-stage{stage}",
         title=f"Stage {stage}: learning curves",
-        caption=f"Above: mean training loss of {who} by epoch, in total and by unweighted term. Below: its validation "
-        f"{metric} and those of all other trials.",
+        caption=f"Above: the mean training loss per epoch of {who}: the total, and each term without its weight. "
+        f"Below: its validation {metric}, and that of all other trials.",
         summary=f"Stage {stage} {who}, {len(data['epoch'])} epochs. Losses: {terms}. Best {metric} at epoch "
         f"{data['best_epoch']}.",
         data=data,

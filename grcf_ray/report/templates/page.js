@@ -74,7 +74,7 @@
     const drawn = !plot.querySelector(".no-webgl");
     if (!drawn) {
       Plotly.purge(plot);
-      plot.textContent = "This browser draws no parallel axes, which need WebGL. The table below has their data.";
+      plot.textContent = "This browser has no WebGL, so the plot is missing. The table below has its data.";
       plot.style.minHeight = "0";
       plot.parentElement.querySelector("details").open = true;
     }
@@ -132,7 +132,7 @@
       const found = order.filter(({text}) => asked.every((word) => text.includes(word)));
       body.replaceChildren(...found.slice(0, most).map(line));
       const visible = Math.min(most, found.length);
-      status.textContent = `${visible} of ${found.length} shown, ${rows.length} in all`;
+      status.textContent = `${visible} of ${rows.length} trials shown`;
       all.hidden = visible === found.length;
       all.textContent = `Show all ${found.length}`;
     };

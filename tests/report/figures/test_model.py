@@ -176,7 +176,7 @@ def test_the_figures_of_a_task(tmp_path: Path, task: Literal["regression", "clas
     two = task == "classification"
     scores, errors = ("scores-by-class", "calibration") if two else ("truth-and-prediction", "errors-by-group")
     assert list(plots) == ["figures-by-metric", scores, "confusion", errors, "representation", "hardest-pairs"]
-    assert f"eq. {19 if two else 9} over" in plots["hardest-pairs"].caption
+    assert f"eq. {19 if two else 9} of" in plots["hardest-pairs"].caption
     for plot in plots.values():
         assert plot.warning is not None and plot.warning.startswith("Test was seen before selection ended")
 
