@@ -42,7 +42,7 @@ def no_model(record: RunRecord) -> DataError:
         return DataError(f"{record} has no best model: it is a part of a run")
     command = info.starts[-1].command
     if info.state != "finished":
-        return DataError(f"{record} has no best model: its search is {info.state}. To resume: {command}")
+        return DataError(f"{record} has no best model (state: {info.state}). To resume: {command}")
     return DataError(f"{record}: best/ has no config.json. To write best/ again, repeat the search: {command}")
 
 

@@ -284,8 +284,9 @@ class Search:
         if len(cut) == len(trials):
             return f"stage {stage}: no trial finished within the time budget. Record: {self.record}"
         return (
-            f"stage {stage}: none of {len(trials)} trials has a usable result.{_reasons(trials)} Record: {self.record}. To "
-            f" repeat a trial: python -m grcf_ray.train --from {self.record} --trial stage{stage}/NUMBER"
+            f"stage {stage}: none of {len(trials)} trials has a usable result.{_reasons(trials)} "
+            f"Record: {self.record}. To repeat a trial: python -m grcf_ray.train --from {self.record} "
+            f"--trial stage{stage}/NUMBER"
         )
 
     def _hopeless(self, stage: int, failing: int) -> str:
