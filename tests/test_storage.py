@@ -82,7 +82,7 @@ class TestContract:
             (place / "a.json").write_json({"bad": float("nan")})
         assert (place / "a.json").read_json() == ODD_JSON
         (place / "b.json").write_text("{")
-        with pytest.raises(DataError, match=r"b\.json: not JSON"):
+        with pytest.raises(DataError, match=r"b\.json is damaged"):
             (place / "b.json").read_json()
 
     def test_json_that_another_process_replaces_is_read_as_it_was_or_as_it_is(self, place: StoragePath) -> None:
@@ -288,8 +288,8 @@ class TestLocal:
         (tmp_path / "file").write_text("x")
         (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
         for act, said in (
-            ((place / "folder").read_json, "should be a file"),
-            (lambda: (place / "folder").write_text("x"), "should be a file"),
+            ((place / "folder").read_json, "needs a file"),
+            (lambda: (place / "folder").write_text("x"), "needs a file"),
             ((place / "file").names, "should be a folder"),
             ((place / "file" / "x").read_json, "should be a folder"),
             (lambda: (place / "file" / "x").write_text("x"), "should be a folder"),

@@ -38,12 +38,10 @@ def find_model(place: StoragePath) -> StoragePath:
 def no_model(record: RunRecord) -> DataError:
     """Return the error for a run without a best model."""
     info = record.info()
-    if not isinstance(info, RunInfo):
-        return DataError(f"{record} has no best model: it is a part of a run")
-    command = info.starts[-1].command
+    command = f" Repeat the search: {info.starts[-1].command}" if isinstance(info, RunInfo) else ""
     if info.state != "finished":
-        return DataError(f"{record} has no best model (state: {info.state}). To resume: {command}")
-    return DataError(f"{record}: best/ has no config.json. To write best/ again, repeat the search: {command}")
+        return DataError(f"{record} has no best model yet (state: {info.state}).{command}")
+    return DataError(f"{record}: best/ has no config.json.{command}")
 
 
 def open_model(place: StoragePath) -> SavedModel:

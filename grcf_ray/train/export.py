@@ -288,7 +288,7 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a saved model: config.json cannot be read ({error})") from error
     if version > FORMAT:
-        raise DataError(f"{where}: written by a newer grcf_ray; upgrade to read it")
+        raise DataError(f"{where}: a newer grcf_ray wrote it. Upgrade grcf_ray")
     weights = folder / "model.safetensors"
     if not whole:
         _check_unlisted(weights, saved, version, where)

@@ -327,10 +327,10 @@ class StageLoop:
         if epoch == checkpoint.state["epoch"]:
             return checkpoint
         if not kept.exists():
-            raise DamagedError(f"{kept} is missing, but the best epoch is {epoch}")
+            raise DamagedError(f"{kept}: missing, but the best epoch is {epoch}")
         best = read_checkpoint(kept)
         if best.state["epoch"] != epoch:
-            raise DamagedError(f"{kept} holds epoch {best.state['epoch']}, but the best epoch is {epoch}")
+            raise DamagedError(f"{kept}: holds epoch {best.state['epoch']}, but the best epoch is {epoch}")
         return best
 
     @property

@@ -172,7 +172,7 @@ def test_tampered_weights_are_refused(copy: Path, damage: str, run: Run) -> None
         weights.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
     code, out, err = run(copy)
     assert (code, out) == (3, "")
-    assert err.startswith(f"error: {weights.parent}: ") and err.count("model.safetensors") == 1
+    assert err.startswith(f"error: {weights.parent} is damaged") and err.count("model.safetensors") == 1
     assert reads_of(copy) == ["search"], "a damaged model reads nothing"
 
 

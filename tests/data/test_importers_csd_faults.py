@@ -45,7 +45,7 @@ def test_sequences_that_the_sdk_has_aligned_are_refused(tmp_path: Path) -> None:
         for name, (root, entries) in made_up().items()
     }
     message = refusal(write_all(tmp_path / "own", files))
-    assert message.endswith("own: its labels are of utterances, not of videos: give the files as downloaded")
+    assert message.endswith("own: the labels belong to utterances, not to videos; give the files as downloaded")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_folds_must_be_there_once(folder: Path) -> None:
         (folder / name).unlink()
     (folder / "readme.txt").write_text("see standard_train_fold = [...]")
     message = refusal(folder)
-    assert message.startswith(f"{folder}: no file of folds")
+    assert message.startswith(f"{folder}: no file lists the videos of each split")
     assert "cmu_mosi_std_folds.py" in message and '{"train": ["a video", ...]' in message
 
 
@@ -92,7 +92,7 @@ def test_all_that_lacks_is_named_at_once(folder: Path) -> None:
         "no sequence of labels, such as CMU_MOSI_Opinion_Labels.csd",
         "no sequence of words (features of text), such as CMU_MOSI_TimestampedWords.csd",
     ]
-    assert result[2].startswith("no file of folds")
+    assert result[2].startswith("no file lists the videos")
     write_folds(folder)
     assert len(faults(refusal(folder))) == 2
 

@@ -70,7 +70,7 @@ def test_what_is_no_pickle_has_no_start(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n", "a Git LFS pointer, .* git lfs pull"),
-        (b"\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>", "a web page, .* download it again"),
+        (b"\n<!DOCTYPE html><html>Google Drive - Quota exceeded</html>", "a web page: .* Download the file again"),
         (b"<html>", "a web page"),
         (b"  \n", "the file is empty"),
         (b"PK\x03\x04\x14\0\0\0\0\0\0\0!\0 text.csv", "a zip archive: unpack it"),

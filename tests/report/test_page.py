@@ -416,7 +416,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     assert "choose one" in capsys.readouterr().err
     assert run_command(str(run.folder), "--out", str(tmp_path / "report.json")) == 2
     assert run_command(str(tmp_path)) == 3
-    assert "not a run directory" in capsys.readouterr().err
+    assert "not a run" in capsys.readouterr().err
     run.trials(1, "c").trials(2, "c").finish()
     predictions = run.folder / "best" / "predictions" / "test.parquet"
     predictions.write_bytes(predictions.read_bytes()[:100])

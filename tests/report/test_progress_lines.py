@@ -186,7 +186,7 @@ def test_a_broken_trial_is_told_with_its_cause(capsys: pytest.CaptureFixture[str
 def test_what_becomes_of_the_finalists_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     lines = lines_of(1, {1: (1, 2)})
     held, skipped = told(capsys, lines, FinalistsHeld((trial(7), trial(3))), FinalistSkipped(trial(2), "best: damaged"))
-    assert ": 7, 3. --reopen" in held
+    assert "trials 7, 3 of Stage 1" in held and "--reopen" in held
     assert "stage1/2" in skipped and skipped.endswith(": best: damaged")
 
 

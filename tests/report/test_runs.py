@@ -57,7 +57,7 @@ def test_list_tells_a_broken_run_by_one_line_and_goes_on(command: Command, answe
     assert set(rows) == {"cut", "empty", "list", "newer", "damaged", "recorded"}
     assert {name for name, row in rows.items() if row["state"] == "broken"} == set(rows) - {"recorded"}
     assert "not JSON" in rows["cut"]["why"]
-    assert "upgrade" in rows["newer"]["why"]
+    assert "Upgrade" in rows["newer"]["why"]
     code, out, _ = command("list")
     assert code == 0
     assert len([line for line in narrow(out) if line.startswith(("cut: ", "empty: ", "list: ", "newer: "))]) == 4

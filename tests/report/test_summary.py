@@ -108,7 +108,7 @@ def test_estimates_stand_side_by_side(
     assert changed.seeds is not None and changed.against_baseline is not None
     assert changed.seeds.comparison().text_rows() == [("MAE", *row)]
     assert changed.against_baseline.comparison("MAE").text_rows() == [("MAE", *row)]
-    warning = f"Too few seeds for a claim: {min(trained)}, and 5 are the least." if few else None
+    warning = f"Too few seeds for a claim: {min(trained)}; use at least 5." if few else None
     assert changed.seeds.warning == changed.against_baseline.warning == warning
 
 

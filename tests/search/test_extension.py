@@ -173,7 +173,7 @@ def test_a_finalist_with_damaged_or_other_weights_is_left_out(stage1: Callable[.
     first, other, third = search.record.ranked(1)
     ((number, why),) = told.skipped
     assert number == first.number == 1
-    assert ("another file than the one on record" if whole else "damaged, its content has SHA-256") in why
+    assert ("not the recorded checkpoint" if whole else "damaged, its content has SHA-256") in why
     assert first.notes == [why]
     assert (first.checkpoint, first.checkpoint_sha256) == (None, None)
     assert not search.record.finalist_folder(1).exists()

@@ -89,7 +89,7 @@ def test_room_is_counted_node_by_node(nodes: list[dict[str, float]], search: dic
         (
             [T4, {"CPU": 8.0, "GPU": 8.0}],
             {"gpus_per_worker": 4.0, "accelerator_type": "T4"},
-            "no node has all of them (2 node(s); kinds of GPU: T4)",
+            "no node has them together (2 node(s); kinds of GPU: T4)",
         ),
         ([{"memory": 1e9}], {}, "no node has a CPU"),
         ([], {}, "no node has a CPU (0 node(s))"),

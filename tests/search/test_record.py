@@ -121,7 +121,7 @@ def test_run_round_trip_and_update(record: RunRecord) -> None:
 
 
 def test_no_run_damaged_run_and_newer_run_are_data_errors(record: RunRecord) -> None:
-    with pytest.raises(DataError, match=r"not a run directory, it has no run\.json"):
+    with pytest.raises(DataError, match=r"not a run: it has no run\.json"):
         record.read_run()
     record.write_run({"state": "running"})
     (record.place / "run.json").write_json({"state": "running", "schema_version": SCHEMA_VERSION + 1})

@@ -226,7 +226,7 @@ def test_another_whole_checkpoint_than_the_one_on_record(tmp_path: Path) -> None
         lambda: load_weights(place, network, sha256=record),
         lambda: export_weights(place, storage_path(tmp_path / "copy"), sha256=record),
     ):
-        with pytest.raises(DamagedError, match=rf"best: another file than the one on record, .* of {record[:12]}"):
+        with pytest.raises(DamagedError, match=rf"best: not the recorded checkpoint, .* of {record[:12]}"):
             load()
     assert torch.equal(network.top.weight, before)
 

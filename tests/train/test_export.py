@@ -199,9 +199,9 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: flipped(folder / "model.safetensors"), "model.safetensors: not the file that was written"),
-        (lambda folder: flipped(folder / "config.json"), "config.json: not the file that was written"),
-        (lambda folder: flipped(folder / "tokenizer/tokenizer.json"), "tokenizer/tokenizer.json: not the file"),
+        (lambda folder: flipped(folder / "model.safetensors"), "model.safetensors: its SHA-256 differs"),
+        (lambda folder: flipped(folder / "config.json"), "config.json: its SHA-256 differs"),
+        (lambda folder: flipped(folder / "tokenizer/tokenizer.json"), "tokenizer/tokenizer.json: its SHA-256 differs"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: missing"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: missing"),
         (lambda folder: (folder / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json: missing"),
@@ -274,7 +274,7 @@ STATISTICS = {"mean": [0.0] * 3, "deviation": [1.0] * 3}
         (None, "config.json cannot be read"),
         ([1], "config.json cannot be read"),
         ({"format": "new"}, "config.json cannot be read"),
-        ({"format": 99}, "written by a newer grcf_ray; upgrade"),
+        ({"format": 99}, "a newer grcf_ray"),
         ({"modality_dims": {"audio": 5}}, "model.safetensors does not fit config.json"),
         ({"modality_dims": {"audio": 10**9, "vision": 3}}, "model.safetensors does not fit config.json"),
         ({"modality_dims": {"audio": "wide"}}, "config.json describes no model"),

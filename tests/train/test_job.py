@@ -163,7 +163,7 @@ def test_divergence_keeps_the_epochs_before(job: StageJob, tiny_features: Featur
     [
         ("damaged", "DamagedError", "damaged, its content has SHA-256"),
         ("missing", "DamagedError", "no such checkpoint"),
-        ("another", "DamagedError", "another file than the one on record"),
+        ("another", "DamagedError", "not the recorded checkpoint"),
         ("other model", "DataError", "made for another model"),
     ],
 )

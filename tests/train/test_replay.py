@@ -213,4 +213,4 @@ def test_run_and_trial_belong_together(
         assert ended.value.code == 2
         assert "or --from RUN --trial NAME to repeat a trial" in capsys.readouterr().err
     assert replay(tmp_path, "stage1/0") == 3
-    assert "not a run directory" in capsys.readouterr().err
+    assert "not a run" in capsys.readouterr().err

@@ -253,7 +253,7 @@ def test_best_that_is_not_that_of_the_curve(
     again = new_loop(folder=tmp_path)
     before = state_of(again.model, again.optimizer)
     assert not again.resume()
-    said = {"missing": "missing, though", "stale": "of epoch 1, but"}[fault] + " epoch 2 is the best one so far"
+    said = {"missing": "missing", "stale": "holds epoch 1"}[fault] + ", but the best epoch is 2"
     assert again.notes == [f"{tmp_path / 'best.safetensors'}: {said}; trained again from epoch 1"]
     assert_same_tensors(state_of(again.model, again.optimizer), before)
     list(again)
@@ -266,7 +266,7 @@ def test_checkpoint_of_a_newer_version_is_not_overwritten(new_loop: NewLoop, tmp
     state = json.dumps({"format": 99})
     path = tmp_path / "last.safetensors"
     save_file({}, path, {"state": state, "sha256": hashlib.sha256(state.encode()).hexdigest()})
-    with pytest.raises(DataError, match="written by a newer grcf_ray"):
+    with pytest.raises(DataError, match="a newer grcf_ray"):
         new_loop(folder=tmp_path).resume()
     path.unlink()
     new_loop(folder=tmp_path).run_epoch()

@@ -200,8 +200,8 @@ def handoff_plot(view: RunView) -> Plot | None:
     few = None
     if len(known) < _FEW:
         few = (
-            f"With {len(known)} finalists, even full agreement can be chance. The figure shows neither that Stage 1 "
-            "predicts Stage 2 nor that it does not."
+            f"{len(known)} finalists have only {len(known) * (len(known) - 1)} possible orders, so even full agreement "
+            "can be chance. The figure shows neither that Stage 1 predicts Stage 2 nor that it does not."
         )
     return Plot(
         name="handoff",

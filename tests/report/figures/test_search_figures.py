@@ -200,7 +200,7 @@ def test_the_hand_off_has_each_finalist_with_its_trials(view: RunView) -> None:
         assert finalist["median"] == np.median([t.objective for t in trials if t.state == "complete"])
     assert data["order"]["best"] == {"rho": 1.0, "p": pytest.approx(1 / 3), "n": 3}
     plot = handoff_plot(view)
-    assert plot is not None and plot.warning is not None and "6 ways" in plot.warning
+    assert plot is not None and plot.warning is not None and "6 possible orders" in plot.warning
     figure = plot.draw(plot.data)
     assert points(figure, mode="markers") == 40 and points(figure, mode="markers+text") == 3
 
