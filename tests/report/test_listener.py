@@ -147,7 +147,7 @@ def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
 @pytest.mark.integration
 def test_a_search_leaves_its_page_and_names_it(recorded: Recorded) -> None:
     assert json.loads((recorded.folder / "report.json").read_text())["state"] == "finished"
-    assert "The search has finished; written" in (recorded.folder / "report.html").read_text(encoding="utf-8")
+    assert "The search has finished. Report written" in (recorded.folder / "report.html").read_text(encoding="utf-8")
     assert json.loads(recorded.out)["report"] == str(recorded.folder / "report.html")
     summary = RunSummary.of(RunView.read(RunRecord(storage_path(recorded.folder)))).as_json()
     assert json.loads(recorded.out) == summary

@@ -309,13 +309,13 @@ def test_rows_are_filtered_by_words(browser: Chrome, finished: Run) -> None:
     opened(browser, finished.folder / "report.html")
     field = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 input")
     status = browser.find_element(By.CSS_SELECTOR, "#trials-stage1 output")
-    assert status.text == "12 of 12 shown, 12 in all"
+    assert status.text == "12 of 12 trials shown"
     field.send_keys("Pruned")
     assert {row[1] for row in rows(browser, 1)} == {"pruned"}
-    assert status.text == "4 of 4 shown, 12 in all"
+    assert status.text == "4 of 12 trials shown"
     field.send_keys(" nothing-like-it")
     assert rows(browser, 1) == []
-    assert status.text == "0 of 0 shown, 12 in all"
+    assert status.text == "0 of 12 trials shown"
 
 
 def test_many_trials_are_shown_when_they_are_asked_for(browser: Chrome, tmp_path: Path) -> None:

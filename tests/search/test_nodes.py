@@ -106,9 +106,9 @@ def test_storage_that_the_driver_cannot_write_is_no_nodes_fault(config: RunConfi
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"word": "another"}, "does not see what is written to .*/runs; give a place that all nodes share: a network"),
-        ({"folder": "/nowhere/runs/.look"}, "does not see what is written to /nowhere/runs; "),
-        ({"backbone_sha256": "0"}, "backbone .* has other weights there; copy"),
+        ({"word": "another"}, "does not see files written to .*/runs; .*: a network"),
+        ({"folder": "/nowhere/runs/.look"}, "does not see files written to /nowhere/runs; "),
+        ({"backbone_sha256": "0"}, "weights of backbone .* differ"),
         ({"backbone": "/nowhere/bert"}, "backbone /nowhere/bert"),
         ({}, r"^cannot write to .*/runs, .* \(Read-only file system\)$"),
         (

@@ -158,7 +158,7 @@ def test_checkpoints_stay_where_they_are_wanted(
 def test_data_may_have_moved(copied: Path, recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     change_run(copied, lambda run: run["data"].update(folder="/nosuch/place"))
     assert replay(copied, "stage1/0") == 3
-    assert "/nosuch/place, where the run read its data, is gone; give the data: --data FILE" in capsys.readouterr().err
+    assert "data folder /nosuch/place no longer exists" in capsys.readouterr().err
     assert replay(copied, "stage1/0", "--data", str(recorded.data)) == 0
     change_run(copied, lambda run: run["data"].update(fingerprint="other"))
     assert replay(copied, "stage1/0", "--data", str(recorded.data)) == 3
