@@ -290,9 +290,9 @@ class TestLocal:
         for act, said in (
             ((place / "folder").read_json, "needs a file"),
             (lambda: (place / "folder").write_text("x"), "needs a file"),
-            ((place / "file").names, "should be a folder"),
-            ((place / "file" / "x").read_json, "should be a folder"),
-            (lambda: (place / "file" / "x").write_text("x"), "should be a folder"),
+            ((place / "file").names, "needs a folder"),
+            ((place / "file" / "x").read_json, "needs a folder"),
+            (lambda: (place / "file" / "x").write_text("x"), "needs a folder"),
             ((place / "nowhere").read_json, "does not exist"),
             ((place / "nowhere").names, "does not exist"),
         ):

@@ -162,7 +162,7 @@ def test_data_may_have_moved(copied: Path, recorded: Recorded, capsys: pytest.Ca
     assert replay(copied, "stage1/0", "--data", str(recorded.data)) == 0
     change_run(copied, lambda run: run["data"].update(fingerprint="other"))
     assert replay(copied, "stage1/0", "--data", str(recorded.data)) == 3
-    assert "holds other data than the run's" in capsys.readouterr().err
+    assert "is not the data of this run" in capsys.readouterr().err
 
 
 def test_trial_of_several_workers_is_trained_by_as_many(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
