@@ -1,9 +1,11 @@
-"""DeBERTa-v2 and v3 without the relative positions that cannot occur in short texts.
+"""DeBERTa-v2 and v3 without the relative positions that cannot occur in a text, and without gathers.
 
-The library multiplies every query and key with all 2 S position vectors (S = 256 buckets in DeBERTa-v3). A text of L
-tokens has at most 2 L - 1 relative positions, and the library selects their products afterwards. This module selects
-the vectors first. The outputs and gradients are the same: an unused vector has no part in any output, and a gradient of
-zero. Dropout of position vectors is independent per element, so leaving out vectors changes the random numbers only.
+The library multiplies every query and key with all 2 S position vectors (S = 256 buckets in DeBERTa-v3), then gathers
+the products of the positions that occur. This module selects the vectors first: a text of L tokens has at most 2 L - 1
+relative positions. In texts of up to S / 2 + 1 tokens these positions are consecutive, and a shift of each row replaces
+the gather. The backward of a shift needs no index and is deterministic. The outputs and gradients are the same: an
+unused vector has no part in any output, and a gradient of zero. Dropout of position vectors is independent per element,
+so leaving out vectors changes the random numbers only.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,11 +31,16 @@ class _Encoder(DebertaV2Encoder):
 
     span: int | None = None
     """Rows on each side that the current positions need; None for the whole table."""
-    spans: dict[int, int]
-    """Spans by length of text, cached."""
+    spans: dict[int, tuple[int, bool]]
+    """By length of text, cached: the span, and whether the positions are consecutive."""
 
     def get_rel_pos(self, hidden_states: Any, query_states: Any = None, relative_pos: Any = None) -> Any:
-        self.span = self._span(hidden_states.size(-2)) if query_states is None and relative_pos is None else None
+        """Return the positions of the library; None if they are consecutive."""
+        self.span = None
+        if query_states is None and relative_pos is None:
+            self.span, consecutive = self._span(hidden_states.size(-2))
+            if consecutive:
+                return None
         return super().get_rel_pos(hidden_states, query_states, relative_pos)  # type: ignore[no-untyped-call]
 
     def get_rel_embedding(self) -> Any:
@@ -44,30 +52,62 @@ class _Encoder(DebertaV2Encoder):
         span = min(span, middle)
         return table[middle - span : middle + span]
 
-    def _span(self, length: int) -> int:
-        """Return a span that exceeds the farthest bucket of a text by at least one, a multiple of 4.
+    def _span(self, length: int) -> tuple[int, bool]:
+        """Return the span, and whether the positions are consecutive.
 
-        Devices can round the logarithms of buckets differently, hence the margin. A multiple of 4 gives a multiple of 8
-        rows, which suits matrix units.
+        The span of consecutive positions is the length. Other spans exceed the farthest bucket by at least one, since
+        devices can round the logarithms of buckets differently. They are multiples of 4, which gives multiples of 8
+        rows, as suits matrix units.
         """
         if length not in self.spans:
             with torch.device("cpu"):
-                first, all_ = torch.empty(1, 1, 0), torch.empty(1, length, 0)
-                farthest = int(super().get_rel_pos(all_, first).abs().max())  # type: ignore[no-untyped-call]
-            self.spans[length] = (farthest + 2 + 3) // 4 * 4
+                place_L = torch.arange(length)
+                position_LL = super().get_rel_pos(torch.empty(1, length, 0))[0]  # type: ignore[no-untyped-call]
+                consecutive = torch.equal(position_LL, place_L[:, None] - place_L)
+                fits = length <= self.rel_embeddings.num_embeddings // 2
+                farthest = int(position_LL.abs().max())
+            self.spans[length] = (length, True) if consecutive and fits else ((farthest + 2 + 3) // 4 * 4, False)
         return self.spans[length]
 
 
 class _Attention(DisentangledSelfAttention):
-    """Read the span from the size of the position table."""
+    """Shift the products of consecutive positions; read the span of others from the size of the position table."""
 
     def disentangled_attention_bias(
         self, query_layer: Any, key_layer: Any, relative_pos: Any, rel_embeddings: Any, scale_factor: Any
     ) -> Any:
+        """Return the bias [B * heads, L, L] of texts of L tokens."""
         self.pos_ebd_size = rel_embeddings.size(0) // 2
-        return super().disentangled_attention_bias(  # type: ignore[no-untyped-call]
-            query_layer, key_layer, relative_pos, rel_embeddings, scale_factor
-        )
+        if relative_pos is not None or self.pos_ebd_size != query_layer.size(1):
+            return super().disentangled_attention_bias(  # type: ignore[no-untyped-call]
+                query_layer, key_layer, relative_pos, rel_embeddings, scale_factor
+            )
+        # The library rounds the root to float32.
+        scale = float(np.sqrt(np.float32(query_layer.size(-1) * scale_factor)))
+        bias: Any = 0
+        if "c2p" in self.pos_att_type:
+            project = self.key_proj if self.share_att_key else self.pos_key_proj
+            # The farthest distance first: then the column grows with the place of the key.
+            positions_RD = (project(rel_embeddings) / scale).flip(0)
+            bias = self._products(query_layer, positions_RD, self.pos_ebd_size - 1)
+        if "p2c" in self.pos_att_type:
+            project = self.query_proj if self.share_att_key else self.pos_query_proj
+            bias = bias + self._products(key_layer, project(rel_embeddings) / scale, self.pos_ebd_size).mT
+        return bias
+
+    def _products(self, state_NLE: Tensor, position_RD: Tensor, zero: int) -> Tensor:
+        """Return [N, L, L]: the product of state i and the position vector of row `zero` - i + j.
+
+        N texts and heads, E the width of a head, R = 2 L.
+        """
+        heads, (_, length, width), rows = self.num_attention_heads, state_NLE.shape, position_RD.size(0)
+        # Heads come first: all texts share the position vectors of a head, which are then multiplied without copies.
+        state_HME = state_NLE.view(-1, heads, length, width).transpose(0, 1).reshape(heads, -1, width)
+        product_HMR = torch.bmm(state_HME, position_RD.view(rows, heads, width).permute(1, 2, 0))
+        # Rows of R - 1 instead of R columns: each starts one column earlier than the row before it.
+        shifted_HBS = product_HMR.view(heads, -1, length * rows)[..., zero : zero + length * (rows - 1)]
+        shifted_HBLL = shifted_HBS.view(heads, -1, length, rows - 1)[..., :length]
+        return shifted_HBLL.transpose(0, 1).reshape(-1, length, length)
 
 
 def cut_positions(backbone: nn.Module) -> nn.Module:
