@@ -50,7 +50,8 @@ METRIC_TITLES: Mapping[str, str] = {
     "f1_macro": "F1 (macro)",
     "f1_weighted_mmsa": "F1 (weighted, MMSA)",
 }
-"""Display names of metrics, in display order."""
+"""Display names of the metrics that every table shows, in display order."""
+_VARIANTS = {"nonzero": "non-zero", "has0": "has zero", "mmsa": "MMSA"}
 
 _NATIVE_LIMITS = {"mosi": 3.0, "sims": 1.0}
 """Half of the label range for which a protocol defines its classes."""
@@ -60,6 +61,15 @@ _EXACT_DECIMALS = 6
 """Decimals of a label that count; the rest is rounding of a float32, or of a sum."""
 _MOST_WHOLE_LABELS = 11
 """Largest number of labels that count as classes; no annotation scheme has more."""
+
+
+def metric_title(name: str) -> str:
+    """Return the display name of any metric: `f1_macro_has0` is F1 (macro, has zero)."""
+    if name in METRIC_TITLES:
+        return METRIC_TITLES[name]
+    base, _, variant = name.rpartition("_")
+    title, words = METRIC_TITLES[base], _VARIANTS[variant]
+    return f"{title[:-1]}, {words})" if title.endswith(")") else f"{title} ({words})"
 
 
 def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop") -> float:

@@ -14,6 +14,7 @@ from grcf_ray.metrics import (
     Ties,
     acc_whole_note,
     classes_of,
+    metric_title,
     pairwise_accuracy,
     split_metrics,
 )
@@ -365,3 +366,9 @@ def test_one_metric_is_that_of_all_of_them(protocol: Any) -> None:
             single = split_metrics(score_N, label_N, protocol=protocol, limit=1.0, ties=ties, only=name)
             assert single == {name: value}
     assert split_metrics(score_N, label_N, protocol=protocol, limit=1.0, only="nosuch") == {}
+
+
+def test_every_metric_has_a_title_of_its_own() -> None:
+    titles = [metric_title(name) for name in METRIC_DIRECTIONS]
+    assert len(set(titles)) == len(titles)
+    assert {"Corr (non-zero)", "F1 (macro, has zero)", "F1 (weighted, MMSA)"} <= set(titles)

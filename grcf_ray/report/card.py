@@ -22,7 +22,7 @@ from markupsafe import Markup
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.schema import TableInfo
-from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.metrics import METRIC_TITLES, metric_title
 from grcf_ray.report.summary import RunSummary
 from grcf_ray.report.terminal import figure
 from grcf_ray.report.view import RunView
@@ -75,7 +75,7 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
         here=Markup(shlex.quote(_from_here(record.place))),
         searched=[(_setting(path), _value(settings[path])) for path in searched if path in settings],
         metrics=[
-            (METRIC_TITLES.get(name) or _words(name), *map(figure, values))
+            (metric_title(name), *map(figure, values))
             for name, values in summary.metric_rows(dict.fromkeys([*METRIC_TITLES, *summary.test]))
         ],
         # The brackets of an interval are no link.
@@ -98,7 +98,7 @@ def _front_matter(view: RunView, info: TableInfo, inputs: Sequence[str], setting
             "name": "sentiment, regression" if info.task == "regression" else info.task,
         },
         "dataset": {"name": _title(info), "type": info.name, "split": "test"},
-        "metrics": [{"type": key, "name": METRIC_TITLES.get(key, key), "value": value} for key, value in test.items()],
+        "metrics": [{"type": key, "name": metric_title(key), "value": value} for key, value in test.items()],
     }
     multimodal = ["multimodal"] if len(inputs) > 1 else []
     return {
