@@ -85,15 +85,15 @@ def run_search(
     return Run(search.session.record)
 
 
-def option_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that options name, by path. Raises ConfigError with all faults, by option."""
+def _fixed_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fixed settings of all options, by path. Raises ConfigError with all faults, by option."""
     given = {path: options[name] for name, path in _OPTIONS.items() if options[name] is not None}
     if (backbone := options["backbone"]) and Path(backbone).is_dir():
         given["model.backbone"] = str(Path(backbone).resolve())
     if faults := config_faults(given):
         parts = [fault.partition(" = ") for fault in faults]
         raise ConfigError("\n".join(f"--{path.rpartition('.')[2].replace('_', '-')} {rest}" for path, _, rest in parts))
-    return given
+    return {**given, **(options["settings"] or {})}
 
 
 def requested_space(options: Mapping[str, Any]) -> Space:
@@ -101,7 +101,10 @@ def requested_space(options: Mapping[str, Any]) -> Space:
 
     options: the arguments of `run_search`, by name.
     """
-    fixed = {**option_settings(options), **(options["settings"] or {})}
+    return _space_with(_fixed_settings(options), options)
+
+
+def _space_with(fixed: Mapping[str, Any], options: Mapping[str, Any]) -> Space:
     space = space_on(options["dataset"], options["space"], options["data"], options["label_range"]).with_settings(fixed)
     return direct_space(space) if options["direct"] else space
 
@@ -125,15 +128,16 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
 
     options: the arguments of `run_search`, by name. command: the command or call that resumes the search.
     """
-    budget, settings = options["time_budget"], options["settings"] or {}
+    budget = options["time_budget"]
     seconds = parse_duration(budget) if isinstance(budget, str) else budget
-    space = requested_space(options)
+    fixed = _fixed_settings(options)
+    space = _space_with(fixed, options)
     store = open_data(options["dataset"], options["data"], options["label_range"])
-    check_read(store.info.task, settings)
+    check_read(store.info.task, options["settings"] or {})
     direct = DIRECT if options["direct"] else ""
     name = options["name"] or run_name(options["dataset"], space.config(), store.info.task) + direct
     record = find_run(runs_place(options["storage"]), name, space, store, force=options["force"])
-    for note in kept_budgets(record, {**option_settings(options), **settings}):
+    for note in kept_budgets(record, fixed):
         console.progress(note)
     with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
         session = Session(

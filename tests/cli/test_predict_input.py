@@ -105,7 +105,7 @@ def test_faults_are_counted_and_their_ids_are_no_commands_to_the_terminal(
 
 
 def test_values_that_are_not_finite(full: Path, textual: Path, tiny_table: pa.Table, tmp_path: Path, run: Run) -> None:
-    """They may count as zero; those that the model does not read are not looked at."""
+    """They may count as zero; modalities that the model does not read are not checked."""
     audio = tiny_table["audio"].to_pylist()
     scores = []
     for name, value in (("nan", float("nan")), ("zero", 0.0)):
@@ -274,7 +274,7 @@ def test_rows_by_their_columns(full: Path, tiny_table: pa.Table, form: str) -> N
     ids=lambda rows: f"{type(rows).__name__}",
 )
 def test_what_holds_no_texts_is_refused(textual: Path, rows: Any) -> None:
-    """A table's column names, a dictionary's keys and a text's letters are texts, but not those that are meant."""
+    """A table's column names, a dictionary's keys and a text's letters are texts, but not the texts to score."""
     with pytest.raises(DataError):
         grcf_ray.load_model(textual).score(rows)
 

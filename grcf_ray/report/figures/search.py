@@ -120,7 +120,7 @@ def _best_so_far(trials: Iterable[TrialRecord], stage: Literal[1, 2]) -> Iterato
 def handoff_data(view: RunView) -> dict[str, Any]:
     """Return the finalists by their Stage 1 rank, each with the Stage 2 trials that started from it.
 
-    `best`: the best Stage 2 result from a finalist; `median`: of those that ran to the end; None without any. `order`:
+    `best`: the best Stage 2 result from a finalist; `median`: that of its complete trials; None without any. `order`:
     for either, the rank correlation of Stage 1's objective with it, +1 where both stages order the finalists alike.
     """
     started_from: dict[str, list[TrialRecord]] = {name: [] for name in view.info.finalists}
