@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import Run, command
 from report.stored import change, restore
 
-from grcf_ray import console
 from grcf_ray.cli.evaluate import app
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.store import DatasetStore, find_data, write_store
@@ -29,8 +28,6 @@ from grcf_ray.train.manifest import write_manifest
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +54,7 @@ def copy(measured: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process; exit code, standard output and error."""
-
-    def run_command(*argv: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, [str(word) for word in argv])
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return run_command
+    return command(app, capsys)
 
 
 def recorded_metrics(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from report.stored import record_of, restore
 
-from grcf_ray import console
 from grcf_ray.storage import storage_path
 
 
@@ -44,13 +44,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
     """Runs the command `runs`; its exit code, what it answers, what it says beside."""
     from grcf_ray.cli.runs import app
 
-    def run(*argv: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, list(argv))
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return commands.command(app, capsys)
 
 
 @pytest.fixture

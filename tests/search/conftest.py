@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from commands import Run, command
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
     from tests.conftest import Recorded
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,17 +44,13 @@ def listen(monkeypatch: pytest.MonkeyPatch, act: Callable[[Event], None]) -> Non
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command in this process; exit code, standard output and error."""
-    from grcf_ray import console
     from grcf_ray.cli.search import app
 
+    run = command(app, capsys)
+
     def run_command(*argv: object) -> tuple[int, str, str]:
-        words = [str(word) for word in argv]
-        monkeypatch.setattr(sys, "argv", ["search", *words])
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, words)
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
+        monkeypatch.setattr(sys, "argv", ["search", *map(str, argv)])
+        return run(*argv)
 
     return run_command
 
