@@ -10,12 +10,12 @@ from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import calibration
 from grcf_ray.search.calibration import Placement, WorkerSet, calibrate, share, suggestion, ways_on
 from grcf_ray.search.preflight import _fitting
-from tests.search.conftest import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from grcf_ray.data.features import Features
+    from tests.search.conftest import Run
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,18 @@ def test_a_node_that_others_hold_is_not_waited_for(
 ) -> None:
     import ray
 
+    class Holder:  # of this function, so that it travels whole: a worker cannot import the tests
+        def nothing(self) -> None: ...
+
     monkeypatch.setattr(calibration, "START_S", 0.5)
     total = int(ray.cluster_resources()["CPU"])
-    holder = ray.remote(num_cpus=total)(_Idle).remote()
+    holder = ray.remote(num_cpus=total)(Holder).remote()
     ray.get(holder.nothing.remote())
     try:
         with pytest.raises(ClusterError, match="only 0 of 1 processes started"):
             WorkerSet(ray.put(tiny_features), config, Placement(1, 1, 0.0)).__enter__()
     finally:
         ray.kill(holder)
-
-
-class _Idle:
-    def nothing(self) -> None:
-        pass
 
 
 def test_the_fewest_trials_that_are_nearly_the_best_are_suggested() -> None:
