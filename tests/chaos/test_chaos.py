@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import command
 from processes import kill_marked
 from repetition import essence
 
+from grcf_ray.cli.search import app
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 DRIVER = Path(__file__).with_name("driver.py")
 ROOT = DRIVER.parents[2]
 BUDGETS = {1: 6, 2: 5}
+KILLS, STARTS = 30, 12
+"""Kills in all, and starts of one search at most before nothing more is killed."""
+Shot = tuple[str, int, str]
+"""Moment, count and victim; see `driver`."""
 HANG_S = 300
 """A start that takes longer counts as hung; an undisturbed one takes half a minute."""
 
@@ -38,7 +44,7 @@ EVENTS = ("StageStarted", "TrialStarted", "EpochFinished", "TrialEnded")
 WRITES = ("trial", "run.json", "trial.json", "model.safetensors", "trials.jsonl", "provenance.json", "metrics.json")
 
 
-def draw_shots(rng: random.Random, workers: int) -> list[tuple[str, int, str]]:
+def draw_shots(rng: random.Random, workers: int) -> list[Shot]:
     """The shots of one start: one at the driver or all of it, before that perhaps one at a trial's process."""
     moments = [(f"{event} {stage}", rng.randint(1, 4)) for event in EVENTS for stage in (1, 2)]
     moments += [(f"{when} {name}", rng.randint(1, 3)) for name in WRITES for when in ("before", "after")]
@@ -51,7 +57,7 @@ def draw_shots(rng: random.Random, workers: int) -> list[tuple[str, int, str]]:
     return shots
 
 
-def start(shots: list[tuple[str, int, str]], argv: list[str], victims: Counter[str]) -> int:
+def start(shots: list[Shot], argv: list[str], victims: Counter[str]) -> int:
     """One start of the command; its exit code. Counts the victims, and leaves no process behind."""
     mark = uuid.uuid4().hex
     environment = {**os.environ, "GRCF_CHAOS": mark, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -97,17 +103,8 @@ def weights(run: Path) -> bytes:
     return (run / "best" / "model.safetensors").read_bytes()
 
 
-def torment(
-    argv: list[str], run: Path, reference: Path, rng: random.Random, victims: Counter[str], *, workers: int, starts: int
-) -> None:
-    """Kill a search in up to `starts` starts, let it finish, and compare it with an undisturbed one."""
-    for shots in (*(draw_shots(rng, workers) for _ in range(starts)), []):
-        before = trials(run)
-        code = start(shots, argv, victims)
-        compare(before, run)
-        if code == 0:
-            break
-    assert code == 0
+def compare_whole(run: Path, reference: Path) -> None:
+    """Hold a finished run against one that nothing disturbed."""
     disturbed, expected = trials(run), trials(reference)
     assert disturbed.keys() == expected.keys() and essence(disturbed.values()) == essence(expected.values())
     described, undisturbed = (json.loads((folder / "run.json").read_text()) for folder in (run, reference))
@@ -123,34 +120,46 @@ def arguments(recorded: Recorded, storage: Path, workers: int) -> list[str]:
     return [*argv, "--workers", str(workers)] if workers > 1 else argv
 
 
-def until(
-    kills: int, recorded: Recorded, reference: Path, storage: Path, rng: random.Random, *, workers: int, starts: int
-) -> Counter[str]:
-    """One tormented search after the other, until so many kills have been dealt; the victims."""
-    argv, victims = arguments(recorded, storage, workers), Counter[str]()
-    while victims.total() < kills:
-        shutil.rmtree(storage, ignore_errors=True)
-        torment(argv, storage / "recorded", reference, rng, victims, workers=workers, starts=starts)
-    return victims
-
-
 @pytest.mark.cluster
-def test_a_search_survives_kills(recorded: Recorded, tmp_path: Path) -> None:
-    """A short version of the long one below."""
-    until(2, recorded, recorded.folder, tmp_path / "runs", random.Random(1), workers=1, starts=2)
+def test_a_killed_search_resumes_as_if_nothing_had_happened(
+    recorded: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial is killed in Stage 1, and everything at once in Stage 2. The next start is this process's."""
+    shots: list[Shot] = [("EpochFinished 1", 3, "trial"), ("EpochFinished 2", 3, "machine")]
+    argv, run, victims = arguments(recorded, tmp_path, 1), tmp_path / "recorded", Counter[str]()
+    start(shots, argv, victims)
+    assert victims == {"trial": 1, "machine": 1}
+    before = trials(run)
+    assert before[2, 0].curve
+    code, _, err = command(app, capsys)(*argv)
+    assert code == 0, err
+    compare(before, run)
+    compare_whole(run, recorded.folder)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_chaos(recorded: Recorded, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Thirty kills and more, `GRCF_CHAOS_SEED` chooses which."""
+    """At least `KILLS` kills; `GRCF_CHAOS_SEED` chooses which."""
     seed = int(os.environ.get("GRCF_CHAOS_SEED", "0"))
     rng, reference = random.Random(f"{seed}/{workers}"), recorded.folder
     if workers > 1:
         assert start([], arguments(recorded, tmp_path / "undisturbed", workers), Counter()) == 0
         reference = tmp_path / "undisturbed" / "recorded"
-    victims = until(30, recorded, reference, tmp_path / "runs", rng, workers=workers, starts=12)
+    storage, victims = tmp_path / "runs", Counter[str]()
+    argv = arguments(recorded, storage, workers)
+    while victims.total() < KILLS:
+        shutil.rmtree(storage, ignore_errors=True)
+        run = storage / "recorded"
+        for shots in (*(draw_shots(rng, workers) for _ in range(STARTS)), []):
+            before = trials(run)
+            code = start(shots, argv, victims)
+            compare(before, run)
+            if code == 0:
+                break
+        assert code == 0
+        compare_whole(run, reference)
     with capsys.disabled():
         print(f"\nchaos, seed {seed}, {workers} worker(s): {dict(victims)}")
     # A victim that is not found would be the driver.
