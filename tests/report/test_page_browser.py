@@ -48,6 +48,9 @@ const style = getComputedStyle(document.body);
 const plot = document.querySelector(".plot[data-drawn] svg.main-svg");
 return [style.backgroundColor, style.color, plot ? getComputedStyle(plot).backgroundColor : null];
 """
+PHONE = 360
+"""Width of its screen."""
+PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}
 TEXTS = """
 const found = [];
 for (const element of document.querySelectorAll("main *:not(script):not(.plot *)")) {
@@ -136,13 +139,6 @@ def test_every_figure_is_drawn_from_the_disk_alone(browser: Chrome, written: Pat
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-def test_whoever_asks_for_a_figure_that_is_being_drawn_waits_for_it(browser: Chrome, finished: Run) -> None:
-    opened(browser, finished.folder / "report.html")
-    assert browser.execute_async_script(f"{SLOWLY} report.drawAll(); {DRAWN}") is None
-    every = browser.find_elements(By.CSS_SELECTOR, ".plot")
-    assert all(plot.get_attribute("data-drawn") for plot in every)
-
-
 def test_without_webgl_parallel_axes_are_a_table(browser: Chrome, finished: Run) -> None:
     opened(browser, finished.folder / "report.html")
     browser.execute_script(WITHOUT_WEBGL)
@@ -166,15 +162,17 @@ def test_figures_are_drawn_as_they_come_into_view(browser: Chrome, finished: Run
 
 def test_printing_draws_every_figure(browser: Chrome, finished: Run) -> None:
     opened(browser, finished.folder / "report.html", theme="dark")
+    assert browser.find_element(By.ID, "theme").get_attribute("aria-pressed") == "true"
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     every = browser.find_elements(By.CSS_SELECTOR, ".plot")
     WebDriverWait(browser, 30).until(lambda _: all(plot.get_attribute("data-drawn") for plot in every))
-    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(COLOURS)[0] == "rgb(255, 255, 255)")
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(COLOURS)[0] == PAPER["light"])
     browser.execute_script("dispatchEvent(new Event('afterprint'))")
-    assert browser.execute_script(COLOURS)[0] == "rgb(17, 17, 17)"
+    assert browser.execute_script(COLOURS)[0] == PAPER["dark"]
 
 
 def test_paper_that_does_not_wait_is_light_and_leaves_the_page_dark(browser: Chrome, finished: Run) -> None:
+    """Whoever asks for a figure that is being drawn waits for it."""
     opened(browser, finished.folder / "report.html", theme="dark")
     script = f"""
     {SLOWLY}
@@ -183,13 +181,14 @@ def test_paper_that_does_not_wait_is_light_and_leaves_the_page_dark(browser: Chr
     dispatchEvent(new Event('afterprint'));
     const done = arguments[arguments.length - 1];
     report.drawAll().then(() => setTimeout(() => {{
-      const plots = [...document.querySelectorAll(".plot[data-drawn=true]")];
-      const drawn = new Set(plots.map((plot) => plot._fullLayout.paper_bgcolor));
-      done([paper, getComputedStyle(document.body).backgroundColor, ...drawn]);
+      const plots = [...document.querySelectorAll(".plot")];
+      const colours = plots.map((plot) => plot.dataset.drawn === "true" && plot._fullLayout.paper_bgcolor);
+      const missing = plots.filter((plot) => !plot.dataset.drawn).length;
+      done([paper, getComputedStyle(document.body).backgroundColor, missing, ...new Set(colours.filter(Boolean))]);
     }}, 500));
     """
-    paper, page, *figures = browser.execute_async_script(script)
-    assert (paper, page) == ("rgb(255, 255, 255)", "rgb(17, 17, 17)")
+    paper, page, missing, *figures = browser.execute_async_script(script)
+    assert (paper, page, missing) == (PAPER["light"], PAPER["dark"], 0)
     assert figures == ["#111111"]
 
 
@@ -229,46 +228,55 @@ def test_numbers_on_the_page_are_the_records(browser: Chrome, written: Path, sto
         assert cells == [trial.objective for trial in trials]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes_are_worn_by_all_and_remembered(browser: Chrome, finished: Run, theme: str) -> None:
+def test_page_and_figures_wear_the_chosen_theme_which_is_remembered(browser: Chrome, finished: Run) -> None:
     page = finished.folder / "report.html"
-    paper = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}
-    other = {"light": "dark", "dark": "light"}[theme]
-    opened(browser, page, theme=theme)
+
+    def check(theme: str) -> None:
+        """The theme of page and figures; text has the contrast that AA asks for."""
+        colour = PAPER[theme]
+        WebDriverWait(browser, 20).until(lambda _: browser.execute_script(COLOURS)[2] == colour)
+        page_colour, ink, _ = browser.execute_script(COLOURS)
+        assert page_colour == colour
+        assert contrast(page_colour, ink) > 12
+        button = browser.find_element(By.ID, "theme")
+        assert button.get_attribute("aria-pressed") == str(theme == "dark").lower()
+        browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        texts = browser.execute_script(TEXTS)
+        assert {"P", "TH", "TD", "H2", "CODE", "SUMMARY"} <= {tag for tag, _, _ in texts}
+        low = [(tag, round(contrast(ink, paper), 2)) for tag, ink, paper in texts if contrast(ink, paper) < 4.5]
+        assert low == []
+
+    opened(browser, page)
     assert browser.execute_async_script(DRAWN) is None
-    page_colour, ink, plot_colour = browser.execute_script(COLOURS)
-    assert page_colour == plot_colour == paper[theme]
-    assert contrast(page_colour, ink) > 12
-    button = browser.find_element(By.ID, "theme")
-    assert button.get_attribute("aria-pressed") == str(theme == "dark").lower()
-    button.click()
-    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(COLOURS)[2] == paper[other])
-    assert browser.execute_script(COLOURS)[0] == paper[other]
-    assert button.get_attribute("aria-pressed") == str(other == "dark").lower()
+    check("light")
+    browser.find_element(By.ID, "theme").click()
+    check("dark")
     arrive(browser, page, browser.refresh)
-    assert browser.execute_script(COLOURS)[0] == paper[other]
+    assert browser.execute_script(COLOURS)[0] == PAPER["dark"]
+    # In either theme, the choice outranks what the system prefers.
+    opened(browser, page, theme="dark")
+    browser.find_element(By.ID, "theme").click()
+    arrive(browser, page, browser.refresh)
+    assert browser.execute_script(COLOURS)[0] == PAPER["light"]
     assert severe(browser) == []
-    # Text has the contrast that AA asks for.
-    browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    texts = browser.execute_script(TEXTS)
-    assert {"P", "TH", "TD", "H2", "CODE", "SUMMARY"} <= {tag for tag, _, _ in texts}
-    low = [(tag, round(contrast(ink, paper), 2)) for tag, ink, paper in texts if contrast(ink, paper) < 4.5]
-    assert low == []
 
 
-@pytest.mark.parametrize("text", ["plain", HOSTILE], ids=["plain", "hostile"])
-def test_a_phone_scrolls_down_only(browser: Chrome, tmp_path: Path, text: str) -> None:
-    run = Run(tmp_path / "run", text=text).start().trials(1, "cpcpdf" * 4).trials(2, "cpccp").finish()
-    opened(browser, page_of(run.folder), width=360)
+def check_phone(browser: Chrome) -> None:
+    """Hold that a page on a phone, with all of its figures, scrolls down only."""
     browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert browser.execute_async_script(DRAWN) is None
-    assert browser.execute_script("return innerWidth") == 360
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert browser.execute_script("return innerWidth") == PHONE
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= PHONE
     script = """
     return [...document.querySelectorAll("main *:not(.scroll *):not(.plot *):not(script):not(.unseen)")]
       .filter((one) => one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 80));
     """
     assert browser.execute_script(script) == []
+
+
+def test_a_phone_scrolls_down_only(browser: Chrome, finished: Run) -> None:
+    opened(browser, finished.folder / "report.html", width=PHONE)
+    check_phone(browser)
 
 
 def test_the_keyboard_reaches_everything(browser: Chrome, finished: Run) -> None:
@@ -333,10 +341,11 @@ def test_many_trials_are_shown_when_they_are_asked_for(browser: Chrome, tmp_path
 
 
 def test_strings_of_the_data_do_nothing(browser: Chrome, tmp_path: Path) -> None:
+    """On a phone, which they do not widen."""
     run = Run(tmp_path / "run", text=HOSTILE).start().trials(1, "cpcpdfccp").trials(2, "cpc").finish()
-    opened(browser, page_of(run.folder))
+    opened(browser, page_of(run.folder), width=PHONE)
     browser.execute_script("window.alerted = 0; window.alert = () => { window.alerted += 1; };")
-    assert browser.execute_async_script(DRAWN) is None
+    check_phone(browser)
     for column in range(1, 9):
         browser.find_element(By.CSS_SELECTOR, f"#trials-stage1 th:nth-child({column}) button").send_keys(Keys.ENTER)
     assert browser.execute_script("return window.alerted") == 0
