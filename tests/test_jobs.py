@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
@@ -14,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from commands import command
 from processes import kill_marked
 from waiting import JOB_S, PATIENCE_S, free_port, wait_for
+
+from grcf_ray.cli.search import app
 
 if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
@@ -34,9 +36,11 @@ def stop(folder: Path, token: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def head(home: Path, cpus: int) -> Iterator[dict[str, str]]:
-    """A head node of its own with token authentication; the environment of its clients."""
+@pytest.fixture(scope="module")
+def cluster(tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A head node with token authentication, and the data that its jobs read; the environment of its clients."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(tiny_store.folder, home / "data" / "tiny")
     # Ray's sockets lie below this folder, and a socket's path has at most 107 characters.
     folder = Path("/tmp") / f"grcf-{secrets.token_hex(4)}"
     dashboard, token = free_port(), secrets.token_hex(32)
@@ -51,7 +55,7 @@ def head(home: Path, cpus: int) -> Iterator[dict[str, str]]:
         "GRCF_CACHE": str(home / "cache"),
     }
     start = [
-        *(str(RAY), "start", "--head", "--port=0", f"--num-cpus={cpus}", "--disable-usage-stats"),
+        *(str(RAY), "start", "--head", "--port=0", "--num-cpus=2", "--disable-usage-stats"),
         *(f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}"),
         *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"),
     ]
@@ -63,30 +67,19 @@ def head(home: Path, cpus: int) -> Iterator[dict[str, str]]:
         stop(folder, token)
 
 
-@pytest.fixture(scope="module")
-def cluster(tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    home = tmp_path_factory.mktemp("home")
-    shutil.copytree(tiny_store.folder, home / "data" / "tiny")
-    with head(home, 2) as environment:
-        yield environment
-
-
-def search(*words: str, options: Sequence[str] = ()) -> list[str]:
-    """What submits a search."""
-    return [str(RAY), "job", "submit", *options, "--working-dir", ".", "--", "python", "-m", "grcf_ray.search", *words]
-
-
-def submit(environment: dict[str, str], *words: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    command = search(*words, options=options)
-    return subprocess.run(command, cwd=ROOT, env=environment, timeout=JOB_S, capture_output=True, text=True)
-
-
-def job(environment: dict[str, str], *words: str) -> str:
-    """What `ray job` says."""
-    done = subprocess.run(
-        [str(RAY), "job", *words], env=environment, timeout=120, capture_output=True, text=True, check=True
+def begin(environment: dict[str, str], *words: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Submit a search; its standard output and error go to one pipe."""
+    argv = [RAY, "job", "submit", *options, "--working-dir", ".", "--", "python", "-m", "grcf_ray.search", *words]
+    return subprocess.Popen(
+        argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    return done.stdout + done.stderr
+
+
+def submit(environment: dict[str, str], *words: str, options: Sequence[str] = ()) -> tuple[int, str]:
+    """Submit a search and wait for the command's end; return its exit code and output."""
+    process = begin(environment, *words, options=options)
+    said, _ = process.communicate(timeout=JOB_S)
+    return process.returncode, said
 
 
 def first_trial(run: Path) -> dict[str, Any]:
@@ -97,74 +90,64 @@ def first_trial(run: Path) -> dict[str, Any]:
 
 
 def test_a_client_without_the_token_is_turned_away(cluster: dict[str, str]) -> None:
-    stranger = submit({**cluster, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "--dataset", "demo")
-    assert stranger.returncode != 0
-    assert "Authentication" in stranger.stdout + stranger.stderr
+    code, said = submit({**cluster, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "--dataset", "demo")
+    assert code != 0
+    assert "Authentication" in said
 
 
-def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
-    cluster: dict[str, str], tiny_space: Path, tmp_path: Path
+def test_a_stopped_job_resumes_while_another_cluster_of_the_machine_trains(
+    cluster: dict[str, str],
+    ray_session: None,
+    tiny_space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Submitted without waiting and followed, as from a laptop that may be shut; its data are the cluster's."""
+    """The job is submitted without waiting and followed, as from a laptop that may be shut; its data are the cluster's.
+
+    The other cluster is this process's. It trains on a group of workers, which asks its own cluster alone.
+    """
     run = Path(cluster["GRCF_RUNS"]) / "long"
-    words = ["--dataset", "tiny", "--space", str(tiny_space), "--name", "long", "--stage1-trials", "2"]
+    words = ["--dataset", "tiny", "--space", str(tiny_space), "--stage1-trials", "1"]
+    for setting in ("stage2.epochs=0", "search.ridge_baseline=false"):
+        words += ["--set", setting]
     # Epochs enough for the stop to come before the end.
-    settings = ("pairs.pairs_per_epoch=3072", "stage1.epochs=8", "stage2.epochs=0", "search.ridge_baseline=false")
-    words += [word for setting in settings for word in ("--set", setting)]
-    sent = submit(cluster, *words, options=["--no-wait", "--submission-id", "first"])
-    assert sent.returncode == 0, sent.stderr
+    long = [*words, "--name", "long", "--concurrent", "1"]
+    long += ["--set", "pairs.pairs_per_epoch=3072", "--set", "stage1.epochs=8"]
+    code, said = submit(cluster, *long, options=["--no-wait", "--submission-id", "first"])
+    assert code == 0, said
     log = tmp_path / "log"
     with log.open("w") as file:
-        follower = subprocess.Popen(
-            [str(RAY), "job", "logs", "--follow", "first"], env=cluster, stdout=file, stderr=file
-        )
+        follower = subprocess.Popen([RAY, "job", "logs", "--follow", "first"], env=cluster, stdout=file, stderr=file)
     try:
         wait_for(lambda: first_trial(run).get("curve"), f"an epoch on record ({log.read_text()})")
-        job(cluster, "stop", "first")
+        stopping = [RAY, "job", "stop", "first"]
+        stopped = subprocess.run(stopping, env=cluster, timeout=PATIENCE_S, capture_output=True, text=True, check=True)
         follower.wait(PATIENCE_S)
     finally:
         follower.kill()
+    assert "Job 'first' was stopped" in stopped.stdout + stopped.stderr
     assert "Terminated; every finished epoch is kept. To resume: python -m grcf_ray.search --dataset" in log.read_text()
-    assert "stopped" in job(cluster, "status", "first")
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
     before = first_trial(run)
 
-    again = submit(cluster, *words)
-    assert again.returncode == 0, again.stdout + again.stderr
-    # What the job prints is what its submitter follows.
-    assert "Winner: trial stage1/" in again.stdout
+    again = begin(cluster, *long)
+    monkeypatch.setenv("GRCF_DATA", cluster["GRCF_DATA"])
+    monkeypatch.setenv("GRCF_RUNS", str(tmp_path / "other"))
+    beside = [*words, "--name", "beside", "--workers", "2", "--set", "stage1.epochs=1"]
+    code, _, err = command(app, capsys)(*beside)
+    said, _ = again.communicate(timeout=JOB_S)
+    assert code == 0, err
+    assert "1 trials at a time, 2 workers of 1 CPU each" in err
+    assert json.loads((tmp_path / "other" / "beside" / "run.json").read_text())["state"] == "finished"
+
+    assert again.returncode == 0, said
+    assert "1 node(s), 2 CPUs, 0 GPUs; 1 trials at a time, 1 CPU each" in said
+    # The job's output reaches whoever submits it.
+    assert "Winner: trial stage1/" in said
     assert json.loads((run / "best" / "metrics.json").read_text()).keys() >= {"valid", "test"}
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     after = first_trial(run)
     assert after["curve"][: len(before["curve"])] == before["curve"]
     assert after["attempt"] == before["attempt"] + (before["state"] == "running")
     assert after["failures"] == []
-
-
-def test_two_clusters_of_one_machine_do_not_clash(
-    cluster: dict[str, str], tiny_space: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Each has its own ports, token and folder; a group of workers asks its own cluster alone."""
-    words = ["--dataset", "tiny", "--space", str(tiny_space), "--stage1-trials", "2", "--set", "stage2.epochs=0"]
-    words += ["--set", "search.ridge_baseline=false", "--name", "beside"]
-    home = tmp_path_factory.mktemp("other")
-    shutil.copytree(Path(cluster["GRCF_DATA"]), home / "data")
-    with head(home, 1) as other:
-        begun = [
-            subprocess.Popen(
-                search(*words, *more),
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for environment, more in ((cluster, ["--workers", "2"]), (other, []))
-        ]
-        said = [process.communicate(timeout=JOB_S)[0] for process in begun]
-    assert [process.returncode for process in begun] == [0, 0], "\n\n".join(said)
-    assert "1 node(s), 2 CPUs, 0 GPUs; 1 trials at a time, 2 workers of 1 CPU each" in said[0]
-    assert "1 node(s), 1 CPUs, 0 GPUs; 1 trials at a time, 1 CPU each" in said[1]
-    for environment in (cluster, other):
-        run = Path(environment["GRCF_RUNS"]) / "beside" / "run.json"
-        assert json.loads(run.read_text())["state"] == "finished"
