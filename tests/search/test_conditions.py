@@ -1,4 +1,4 @@
-"""What befalls searches on real machines: moved runs, clocks that jump, disks that fill, trials that all fail."""
+"""Faults of real machines: a run that was moved, a clock that jumps, a full disk, a read-only disk."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from repetition import essence
 from safetensors.torch import load_file
-from waiting import JOB_S
+from waiting import wait_for
 
-from grcf_ray.search.events import EpochFinished, Event
+from grcf_ray.search.events import EpochFinished, Event, TrialStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 from tests.search.conftest import Run, listen
@@ -33,18 +32,6 @@ SMALL_MIB = 32
 """Room for a search of the tiny model, whose trials take about 1 MiB, and for its report, not for much else."""
 
 
-def interrupt_once(monkeypatch: pytest.MonkeyPatch, at: Callable[[Event], bool]) -> None:
-    """Have the command's first listener press Ctrl-C at the first such event."""
-    pressed: list[Event] = []
-
-    def press(event: Event) -> None:
-        if at(event) and not pressed:
-            pressed.append(event)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    listen(monkeypatch, press)
-
-
 def make_from_the_future(run: Path) -> None:
     """As if the machine's clock had been ten years ahead when the run was written, and is right now."""
     for path in run.rglob("*"):
@@ -54,22 +41,30 @@ def make_from_the_future(run: Path) -> None:
         os.utime(path, (stat.st_atime + 10 * 365 * 86400, stat.st_mtime + 10 * 365 * 86400))
 
 
-def test_a_run_from_another_machine_goes_on_bit_for_bit(
+def test_a_moved_run_resumes_bit_for_bit(
     run: Run, recorded: Recorded, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in each stage; moved to odd names in between, where clock, cache and lock were another machine's."""
+    """Ctrl-C in Stage 2; then other paths, with odd names, and clock, cache and lock of another machine."""
     words = [*recorded.argv]
     words[words.index("--storage") + 1] = str(tmp_path / "there")
     words[words.index("--data") + 1] = str(tmp_path / "data there")
     shutil.copytree(recorded.data, tmp_path / "data there")
-    interrupt_once(monkeypatch, lambda e: isinstance(e, EpochFinished) and (e.trial.number, e.trial.epoch) == (2, 1))
+    pressed: list[Event] = []
+
+    def press_once(event: Event) -> None:
+        at = isinstance(event, EpochFinished) and (event.trial.stage, event.trial.number, event.trial.epoch)
+        if at == (2, 3, 1) and not pressed:
+            pressed.append(event)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    listen(monkeypatch, press_once)
     handler = signal.getsignal(signal.SIGINT)
     code, _, err = run(*words)
     assert code == 130, err
     assert signal.getsignal(signal.SIGINT) is handler
 
     there, here = tmp_path / "there" / "recorded", tmp_path / "ünï 文 läufe" / "moved hére"
-    assert [trial.finished for trial in RunRecord(storage_path(there)).trials(1)] == [True, True, False]
+    assert [trial.finished for trial in RunRecord(storage_path(there)).trials(2)] == [True, True, True, False]
     make_from_the_future(there)
     (there / "lock").write_text(json.dumps({"host": "another", "pid": 1, "started": "2036", "command": "search"}))
     described = json.loads((there / "run.json").read_text())
@@ -81,17 +76,16 @@ def test_a_run_from_another_machine_goes_on_bit_for_bit(
     words[words.index("--storage") + 1] = str(here.parent)
     words[words.index("--data") + 1] = str(tmp_path / "dätä")
     words[words.index("--name") + 1] = here.name
-    interrupt_once(monkeypatch, lambda e: isinstance(e, EpochFinished) and (e.trial.stage, e.trial.number) == (2, 3))
-    code, _, err = run(*words)
-    assert code == 130, err
     mine, undisturbed = RunRecord(storage_path(here)), RunRecord(storage_path(recorded.folder))
-    # The stopped trial goes on from its checkpoint, and no other is launched again.
-    assert [trial.attempt for trial in mine.trials(1)] == [1, 1, 2, 1, 1, 1]
-    ended = {path: path.read_bytes() for path in (here / "stage1" / "trials").glob("*.json")}
+    first_stage = {path: path.read_bytes() for path in here.glob("stage1/trials/*.json")}
+    ended = [trial.ended for trial in mine.trials(2) if trial.finished]
 
     code, _, err = run(*words)
     assert code == 0, err
-    assert {path: path.read_bytes() for path in ended} == ended
+    assert {path: path.read_bytes() for path in first_stage} == first_stage
+    # The stopped trial goes on from its checkpoint, and no other is launched again.
+    assert [trial.attempt for trial in mine.trials(2)] == [1, 1, 1, 2, 1]
+    assert [trial.ended for trial in mine.trials(2)][:3] == ended
     for stage in (1, 2):
         assert essence(mine.trials(stage)) == essence(undisturbed.trials(stage))
     assert mine.read_run()["winner"] == undisturbed.read_run()["winner"]
@@ -102,61 +96,82 @@ def test_a_run_from_another_machine_goes_on_bit_for_bit(
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
 
 
+def mount(options: str, folder: Path) -> int:
+    """Mount a disk in memory, or change its options; the exit code."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of SMALL_MIB."""
     folder = tmp_path / "small disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_MIB}m", "tmpfs", str(folder)]
     try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs a mount, which is refused here: {error}")
+        code = mount(f"size={SMALL_MIB}m", folder)
+    except OSError as error:
+        pytest.skip(f"needs a mount: {error}")
+    if code:
+        pytest.skip(f"needs a mount, which is refused here (code {code})")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.integration
-@pytest.mark.timeout(4 * JOB_S)
-def test_a_disk_that_fills_and_one_that_is_read_only(small_disk: Path, recorded: Recorded) -> None:
-    """The search ends with one clear message, and goes on without a loss when there is room again."""
-    words = [*recorded.argv]
-    words[words.index("--storage") + 1] = str(small_disk)
+@contextlib.contextmanager
+def eaten(disk: Path) -> Iterator[None]:
+    """Let a file take what room the disk has, and at once whatever the search gives back, until the context ends."""
+    over = threading.Event()
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-m", "grcf_ray.search", *words], stderr=subprocess.PIPE, text=True)
+    def eat() -> None:
+        with (disk / "something else").open("ab", buffering=0) as file:
+            while not over.wait(0.01):
+                with contextlib.suppress(OSError):
+                    file.write(bytes(shutil.disk_usage(disk).free))
 
-    def ended(driver: subprocess.Popen[str]) -> tuple[int, str]:
-        err = driver.communicate(timeout=JOB_S)[1]
-        return driver.returncode, err.splitlines()[-1]
+    eater = threading.Thread(target=eat)
+    eater.start()
+    try:
+        yield
+    finally:
+        over.set()
+        eater.join()
 
-    def left() -> int:
-        return shutil.disk_usage(small_disk).free
 
-    filler, record = small_disk / "something else", RunRecord(storage_path(small_disk / "recorded"))
-    driver = start()
-    while driver.poll() is None and not (small_disk / "recorded" / "stage1" / "trials" / "0002.json").exists():
-        time.sleep(0.05)
-    # Whatever the search gives back, the page that another replaces among it, is taken at once.
-    with filler.open("ab", buffering=0) as file:
-        while driver.poll() is None:
-            with contextlib.suppress(OSError):
-                file.write(bytes(left()))
-            time.sleep(0.01)
-    code, says = ended(driver)
-    assert code == 5, says
-    assert "can no longer be written (No space left on device); every finished epoch is kept." in says
-    before = {(t.stage, t.number): essence([t]) for stage in (1, 2) for t in record.trials(stage) if t.finished}
+def test_a_search_resumes_after_a_full_and_a_read_only_disk(
+    run: Run, ray_session: None, small_disk: Path, tiny_argv: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with one clear message, and loses nothing."""
+    words = [*tiny_argv, "--name", "n", "--concurrent", "1"]
+    words[words.index("--storage") + 1] = small_disk
+    for setting in ("stage2.epochs=0", "search.ridge_baseline=false"):
+        words += ["--set", setting]
+    record = RunRecord(storage_path(small_disk / "n"))
+
+    with contextlib.ExitStack() as full:
+
+        def fill(event: Event) -> None:
+            if isinstance(event, TrialStarted) and event.trial.number == 2:
+                full.enter_context(eaten(small_disk))
+
+        listen(monkeypatch, fill)
+        code, _, err = run(*words)
+    last = err.splitlines()[-1]
+    assert code == 5, err
+    assert "can no longer be written (No space left on device); every finished epoch is kept." in last
+    before = essence(trial for trial in record.trials(1) if trial.finished)
     assert len(before) >= 2
 
-    filler.unlink()
-    subprocess.run(["mount", "-o", "remount,ro,size=200m", str(small_disk)], check=True)
-    code, says = ended(start())
-    assert (code, "cannot be written (Read-only file system)" in says) == (2, True), says
+    listen(monkeypatch, lambda event: None)
+    (small_disk / "something else").unlink()
+    # Processes of trials may still have files open, which forbids it.
+    wait_for(lambda: mount("remount,ro,size=200m", small_disk) == 0, "a read-only disk")
+    code, _, err = run(*words)
+    last = err.splitlines()[-1]
+    assert (code, "cannot be written (Read-only file system)" in last) == (2, True), err
 
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    code, says = ended(start())
-    assert code == 0, says
-    after = {(t.stage, t.number): essence([t]) for stage in (1, 2) for t in record.trials(stage)}
-    assert {key: after[key] for key in before} == before
-    assert len(after) == 6 + 5
+    assert mount("remount,rw", small_disk) == 0
+    code, _, err = run(*words)
+    assert code == 0, err
+    after = essence(record.trials(1))
+    assert after[: len(before)] == before
+    assert len(after) == 6
