@@ -73,26 +73,34 @@ def told(search: OptunaSearcher) -> list[tuple[Any, ...]]:
     return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in search.study.trials]
 
 
-def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
+def test_trials_whose_processes_die_or_hang_resume_as_if_nothing_had_happened(
     recorded: Recorded,
     make_search: Callable[..., Search],
     pids: dict[int, list[int]],
     studies: list[tuple[OptunaSearcher, dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two deaths in a trial of Stage 1, a hang in the one of Stage 2 that wins: nothing of the search is changed.
+    """A trial of Stage 1 loses two processes, the next trial's hangs before it starts, the winner's after an epoch.
 
-    The process that hangs is stopped, so that it neither answers nor ends by itself; the keeper's clock then skips
-    more than an epoch may take.
+    The processes that hang are stopped, so that they neither answer nor end by themselves. The callback's clock then
+    skips more than an epoch may take.
     """
     undisturbed = RunRecord(storage_path(recorded.folder))
     winner = undisturbed.ranked(2)[0]
     first = next(trial for trial in undisturbed.trials(1) if trial.epoch == 3)
+    second = undisturbed.trial(1, first.number + 1)
     assert winner.epoch > 1
     deaths, hang = [(1, first.number, 1), (1, first.number, 2)], (2, winner.number, 1)
-    skipped = [0.0]
-    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + skipped[0]))
     hung: list[int] = []
+    skipped = [0.0, 0.0]
+    """Minutes that the clock has skipped, and that it has yet to skip, some at each look."""
+
+    def monotonic() -> float:
+        step = min(5.0, skipped[1])
+        skipped[:] = skipped[0] + step, skipped[1] - step
+        return time.monotonic() + 60 * skipped[0]
+
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=monotonic))
     broke: list[tuple[int, int, int]] = []
     starts: list[tuple[int, int]] = []
 
@@ -103,10 +111,12 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
         at = (trial.stage, trial.number, trial.epoch)
         if isinstance(event, EpochFinished) and at in deaths:
             os.kill(pids[trial.number][-1], signal.SIGKILL)
-        elif isinstance(event, EpochFinished) and at == hang:
+        elif (isinstance(event, EpochFinished) and at == hang) or (
+            isinstance(event, TrialEnded) and at[:2] == (1, first.number)
+        ):
             hung.append(pids[trial.number][-1])
-            os.kill(hung[0], signal.SIGSTOP)
-            skipped[0] += 60 * 31
+            os.kill(hung[-1], signal.SIGSTOP)
+            skipped[1] = 40
         elif isinstance(event, TrialBroke):
             broke.append(at)
         elif isinstance(event, TrialStarted) and at[:2] == (1, first.number):
@@ -115,15 +125,16 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     search = make_search({"search.hang_minutes": 30}, disturb)
     try:
         search.run()
-        wait_for(lambda: gone(hung[0]), "the end of the process")
+        wait_for(lambda: all(map(gone, hung)), "the end of the processes")
     finally:
-        with suppress(IndexError, ProcessLookupError):
-            os.kill(hung[0], signal.SIGKILL)
+        for pid in hung:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     record = search.record
     for stage in (1, 2):
         assert essence(record.trials(stage)) == essence(undisturbed.trials(stage))
     assert record.read_run()["finalists"] == undisturbed.read_run()["finalists"]
-    assert broke == [*deaths, hang]
+    assert broke == [*deaths, (1, second.number, 0), hang]
 
     died = record.trial(1, first.number)
     assert died.attempt == 3
@@ -136,6 +147,9 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     assert (died.error, died.cause, died.notes) == (None, None, [])
     assert starts == [(1, 0), (2, 1), (3, 2)]
     assert len(set(pids[first.number])) >= 3
+    # Its first process never came to its start.
+    waited = record.trial(1, second.number)
+    assert (waited.attempt, [failure["cause"] for failure in waited.failures]) == (2, ["hung"])
 
     best = record.ranked(2)[0]
     assert best.attempt == 2
@@ -143,7 +157,7 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     (failure,) = best.failures
     assert (failure["attempt"], failure["cause"]) == (1, "hung")
     assert failure["error"] == "no epoch ended within 30 minutes"
-    assert pids[winner.number][-1] != hung[0]
+    assert pids[winner.number][-1] != hung[-1]
     assert winner.checkpoint is not None
     assert same_weights((record, best.checkpoint), (undisturbed, winner.checkpoint))
     for number in record.read_run()["finalists"]:
@@ -154,44 +168,6 @@ def test_trials_whose_processes_die_or_hang_go_on_as_if_nothing_had_happened(
     for (live, built), stage in zip(list(studies), (1, 2), strict=True):
         assert told(live) == told(OptunaSearcher(**{**built, "trials": record.trials(stage)}))
         assert len(live.study.trials) == built["budget"]
-
-
-def test_a_process_that_hangs_between_two_trials_is_killed_too(
-    make_search: Callable[..., Search], pids: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It never comes to the start of the next one, which waits for nothing else."""
-    skipped = [0.0]
-    hung: list[int] = []
-
-    def monotonic() -> float:
-        if hung and skipped[0] < 60 * 40:
-            skipped[0] += 60 * 5
-        return time.monotonic() + skipped[0]
-
-    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=monotonic))
-
-    def stop(event: Event) -> None:
-        if isinstance(event, TrialEnded) and event.trial.number == 0:
-            hung.append(pids[0][-1])
-            os.kill(hung[0], signal.SIGSTOP)
-
-    settings = {
-        "stage2.epochs": 0,
-        "stage1.epochs": 1,
-        "search.stage1_trials": 2,
-        "search.hang_minutes": 30,
-    }
-    search = make_search(settings, stop)
-    try:
-        search.run()
-        wait_for(lambda: gone(hung[0]), "the end of the process")
-    finally:
-        with suppress(IndexError, ProcessLookupError):
-            os.kill(hung[0], signal.SIGKILL)
-    first, second = search.record.trials(1)
-    assert (first.state, first.attempt, first.failures) == ("complete", 1, [])
-    assert (second.state, second.attempt) == ("complete", 2)
-    assert [failure["cause"] for failure in second.failures] == ["hung"]
 
 
 REFUSED = '{"format": 99}'
