@@ -1,4 +1,4 @@
-"""A whole search whose run lies in object storage, killed and gone on with by a machine that knows nothing of it."""
+"""A whole search whose run lies in object storage: killed, and resumed by a machine that knows nothing of it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import command
 from processes import kill_marked
 from repetition import essence
 
+from grcf_ray.cli import evaluate
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
@@ -43,11 +45,11 @@ class Machine:
         for folder in (*self._places.values(), root / "cwd"):
             folder.mkdir()
 
-    def start(self, module: str, *argv: str) -> subprocess.Popen[str]:
-        """A command of the package, in a process group of its own."""
+    def search(self, *argv: str) -> subprocess.Popen[str]:
+        """Start a search, in a process group of its own."""
         variables = {name: str(path) for name, path in self._places.items()}
         return subprocess.Popen(
-            [sys.executable, "-m", f"grcf_ray.{module}", *argv],
+            [sys.executable, "-m", "grcf_ray.search", *argv],
             cwd=self.root / "cwd",
             env={**os.environ, **variables, "PYTHONPATH": str(ROOT), "GRCF_TEST_MARK": self._mark},
             stdout=subprocess.PIPE,
@@ -55,6 +57,13 @@ class Machine:
             text=True,
             start_new_session=True,
         )
+
+    def move_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process use its disk."""
+        for name, path in self._places.items():
+            monkeypatch.setenv(name, str(path))
+        monkeypatch.setattr(tempfile, "tempdir", str(self._places["TMPDIR"]))
+        monkeypatch.chdir(self.root / "cwd")
 
     def switch_off(self) -> None:
         """Kill all that it runs, whatever group it has put itself into."""
@@ -82,7 +91,9 @@ def machine() -> Iterator[Machine]:
             made.switch_off()
 
 
-def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, recorded: Recorded, run: Run) -> None:
+def test_a_killed_search_resumes_on_a_machine_with_an_empty_disk(
+    s3: str, recorded: Recorded, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = storage_path(s3) / "some runs"
     record, reference = RunRecord(runs / "recorded"), RunRecord(storage_path(recorded.folder))
     argv = list(recorded.argv)
@@ -93,7 +104,7 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
     assert str(runs) in err and not runs.exists()
 
     with machine() as first:
-        search = first.start("search", *argv)
+        search = first.search(*argv)
         end = time.monotonic() + STUCK_S
         while sum(trial.epoch for trial in record.trials(2)) < 4:
             assert search.poll() is None and time.monotonic() < end, search.communicate()
@@ -106,7 +117,7 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
     assert record.read_run()["state"] == "running" and not (record.place / "best").exists()
 
     with machine() as second:
-        search = second.start("search", *argv)
+        search = second.search(*argv)
         out, err = search.communicate(timeout=STUCK_S)
         assert search.returncode == 0, err
         # Its process is known to have ended, so it is not waited for.
@@ -119,8 +130,8 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
             # What had ended was left alone.
             ended = {(trial.number, trial.attempt, trial.ended) for trial in before[stage] if trial.finished}
             assert ended <= {(trial.number, trial.attempt, trial.ended) for trial in after}
-        run = record.read_run()
-        assert run["state"] == "finished" and len(run["starts"]) == 2
+        described = record.read_run()
+        assert described["state"] == "finished" and len(described["starts"]) == 2
         weights = "best/model.safetensors"
         assert record.at(weights).read_bytes() == reference.at(weights).read_bytes()
         scored, expected = (RunView.read(searched).scored("test") for searched in (record, reference))
@@ -129,8 +140,8 @@ def test_a_killed_search_goes_on_from_a_machine_with_an_empty_disk(s3: str, reco
         assert json.loads(out)["run"] == str(record) and json.loads(out)["test"] == json.loads(recorded.out)["test"]
         assert sorted(record.place.names()) == sorted(set(reference.place.names()) - {"lock"})
 
-        evaluation = second.start("evaluate", record.place.uri, "--json")
-        out, err = evaluation.communicate(timeout=STUCK_S)
-        assert evaluation.returncode == 0, err
+        second.move_in(monkeypatch)
+        code, out, err = command(evaluate.app, capsys)(record.place.uri, "--json")
+        assert code == 0, err
         assert json.loads(out)["as_recorded"]
         assert second.files() == []
