@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import secrets
+import signal
 import socket
 import stat
 import subprocess
@@ -18,6 +20,8 @@ import psutil
 import pytest
 import ray
 from listeners import listening, reachable
+from processes import marked
+from waiting import wait_for
 
 from grcf_ray import cluster
 from grcf_ray.errors import ClusterError
@@ -50,12 +54,17 @@ class Stranger:
             connection.recv(1 << 16)
 
 
-def start(code: str = CONNECT, **environment: str) -> str:
-    """What a process of its own prints."""
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, without this process's Ray."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    ran = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code], env=outside | environment, capture_output=True, text=True, timeout=300
     )
+
+
+def start(code: str = CONNECT, **environment: str) -> str:
+    """What a process of its own prints."""
+    ran = run(code, **environment)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -103,9 +112,17 @@ def refusal() -> str:
 
 
 @pytest.mark.integration
-def test_one_that_ended_is_started_again_in_the_same_process() -> None:
+def test_ray_starts_again_in_one_process_and_ends_with_it_at_sigterm() -> None:
+    """At once, as before Ray was started, whose own handler prints its stack and aborts."""
     again = "import grcf_ray.cluster, ray\ngrcf_ray.cluster.connect()\nray.shutdown()\n" + CONNECT.strip()
-    assert start(again) == "answered\n"
+    mark = secrets.token_hex(16)
+    ended = run(
+        again + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGTERM)", GRCF_TEST_MARK=mark, PYTHONUNBUFFERED="1"
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "answered\n"), ended.stderr
+    assert "SIGTERM received" not in ended.stderr
+    # Ray's agents notice the end only after a minute.
+    wait_for(lambda: all("Agent" in title for title in marked(mark).values()), "the end of Ray's processes")
 
 
 @pytest.mark.integration
