@@ -1,6 +1,6 @@
-"""Two machines and a client, joined by a network: the search is submitted from the third, and one of the two is lost.
+"""Searches on two hosts, submitted from a third. One of the two is lost meanwhile.
 
-The hosts are made of namespaces (`hosts`): what one of them does not share with the other, they do not share here.
+The hosts are namespaces (`hosts`), so they share only what two machines would share.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import command
 from hosts import ROOT, Host, Network, lacking
 from repetition import essence
 from waiting import JOB_S, wait_for
 
+from grcf_ray.cli.search import app
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
 from tests.conftest import TINY_SPACE
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * JOB_S)]
 
-TRIALS, EPOCHS = {1: 3, 2: 2}, 2
-"""Of each stage, and of each trial."""
+EPOCHS = 2
+"""Epochs of each trial of Stage 1, the only stage."""
 FAST = {"initial_delay_ms": 2000, "period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 3}
-"""When the head counts a silent node as lost: Ray waits for half a minute by itself."""
+"""Settings with which the head soon counts a silent node as lost. Ray's own take half a minute."""
 
 
 class Cluster:
@@ -103,26 +105,22 @@ def cluster(
             network.close()
 
 
-def words(cluster: Cluster, name: str, *more: str, epochs: Sequence[int] = (EPOCHS, EPOCHS)) -> list[str]:
-    """A search of few trials, whose epochs take long enough for something to happen in one.
-
-    epochs: of each stage.
-    """
-    small = {"pairs.pairs_per_epoch": 3072, "search.pruning": "false"}
-    small |= {f"stage{stage}.epochs": count for stage, count in enumerate(epochs, 1)}
+def words(cluster: Cluster, name: str, *more: str, trials: int = 1) -> list[str]:
+    """Return the arguments of a search whose epochs take long enough for something to happen in one."""
+    settings = {"pairs.pairs_per_epoch": 3072, "search.pruning": "false", "search.ridge_baseline": "false"}
+    settings |= {"stage1.epochs": EPOCHS, "stage2.epochs": 0}
     argv = ["--dataset", "tiny", "--space", str(cluster.shared / "tiny.yaml"), "--name", name]
-    argv += [word for stage, count in TRIALS.items() for word in (f"--stage{stage}-trials", str(count))]
-    return [*argv, *(word for path, value in small.items() for word in ("--set", f"{path}={value}")), *more]
+    argv += ["--stage1-trials", str(trials)]
+    return [*argv, *(word for path, value in settings.items() for word in ("--set", f"{path}={value}")), *more]
 
 
 def trials(run: Path) -> list[TrialRecord]:
-    """The recorded trials of both stages."""
-    record = RunRecord(storage_path(run))
-    return [trial for stage in (1, 2) for trial in record.trials(stage)]
+    """Return the recorded trials."""
+    return RunRecord(storage_path(run)).trials(1)
 
 
 def running(run: Path, epochs: int) -> list[TrialRecord]:
-    """Those at work that have so many epochs behind them."""
+    """Return the running trials that have finished at least so many epochs."""
     return [trial for trial in trials(run) if not trial.finished and trial.epoch >= epochs]
 
 
@@ -130,21 +128,31 @@ def at_work(host: Host, title: str) -> bool:
     return any(title in line for line in host.titles())
 
 
-def whole(run: Path, stages: Sequence[int] = (1, 2)) -> list[TrialRecord]:
-    """The trials of a finished run: each ended once, and none failed."""
+def complete_trials(run: Path) -> list[TrialRecord]:
+    """Return the trials of a finished run; each is complete, and exactly one lost its process, once."""
     assert RunRecord(storage_path(run)).info().state == "finished"
     seen = trials(run)
-    assert [(t.stage, t.number) for t in seen] == [(stage, n) for stage in stages for n in range(TRIALS[stage])]
-    for trial in seen:
-        assert (trial.state, trial.epoch) == ("complete", EPOCHS)
-        # An attempt more for each process that was lost, and no more.
-        assert trial.attempt == 1 + len(trial.failures)
-        assert {failure["cause"] for failure in trial.failures} <= {"process died"}
+    assert all((trial.state, trial.epoch) == ("complete", EPOCHS) for trial in seen)
+    assert [failure["cause"] for trial in seen for failure in trial.failures] == ["process died"]
+    # An attempt more for each process that was lost, and no more.
+    assert all(trial.attempt == 1 + len(trial.failures) for trial in seen)
     return seen
 
 
-def test_what_is_wrong_with_any_node_is_said_before_anything_is_trained(cluster: Cluster) -> None:
-    """Runs that would lie on each host's own disk, and workers that would meet on the loopback interface."""
+def lose_beta(cluster: Cluster, job: subprocess.Popen[str], run: Path, title: str, *, trials: int, epochs: int) -> None:
+    """Cut beta's power once both hosts run a process of that title, and so many trials have so many epochs."""
+    hosts = (cluster.alpha, cluster.beta)
+
+    def ready() -> bool:
+        assert job.poll() is None, job.communicate()[0]
+        return len(running(run, epochs)) == trials and all(at_work(host, title) for host in hosts)
+
+    wait_for(ready, "trials on both hosts")
+    cluster.network.cut("beta")
+
+
+def test_a_fault_of_any_node_stops_the_search_before_it_trains(cluster: Cluster) -> None:
+    """Runs would lie on each host's own disk, and workers would meet on the loopback interface."""
     settings = {"GRCF_RUNS": "/tmp/runs", "GLOO_SOCKET_IFNAME": "lo"}
     job = cluster.submit(*words(cluster, "refused", "--workers", "2"), settings=settings)
     said, _ = job.communicate(timeout=JOB_S)
@@ -159,59 +167,40 @@ def test_what_is_wrong_with_any_node_is_said_before_anything_is_trained(cluster:
     assert "started" not in said
 
 
-def test_a_search_on_both_hosts_outlives_one(cluster: Cluster) -> None:
+def test_a_search_goes_on_when_one_of_its_hosts_is_lost(cluster: Cluster) -> None:
     run = cluster.shared / "runs" / "single"
-    job = cluster.submit(*words(cluster, "single"))
-    hosts = (cluster.alpha, cluster.beta)
-
-    def both() -> bool:
-        assert job.poll() is None, job.communicate()[0]
-        return len(running(run, 0)) == 2 and all(at_work(host, "Trainable.train") for host in hosts)
-
-    wait_for(both, "trials on both hosts")
-    cluster.network.cut("beta")
+    job = cluster.submit(*words(cluster, "single", trials=2))
+    lose_beta(cluster, job, run, "Trainable.train", trials=2, epochs=0)
     said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode == 0, said
-    lost = [trial for trial in whole(run) if trial.failures]
-    assert len(lost) == 1
+    assert [trial.number for trial in complete_trials(run)] == [0, 1]
     assert "2 node(s), 2 CPUs" in said
 
 
-def test_a_trial_over_two_hosts_waits_for_the_lost_one(cluster: Cluster, tmp_path: Path) -> None:
-    """And comes to what it comes to on one, where nothing is lost, bit for bit."""
+def test_a_trial_on_two_hosts_waits_for_the_lost_one(
+    cluster: Cluster,
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The search has the result, bit for bit, of one on a single machine that loses nothing."""
     if "beta" not in cluster.network.hosts:
         cluster.join()
     run, alone = cluster.shared / "runs" / "double", tmp_path / "double"
-    argv = words(cluster, "double", "--workers", "2", epochs=(EPOCHS, 0))
+    argv = words(cluster, "double", "--workers", "2")
     job = cluster.submit(*argv)
-    hosts = (cluster.alpha, cluster.beta)
-
-    def both() -> bool:
-        assert job.poll() is None, job.communicate()[0]
-        return bool(running(run, 1)) and all(at_work(host, "RayTrainWorker") for host in hosts)
-
-    wait_for(both, "a trial over both hosts")
-    cluster.network.cut("beta")
-    # On this machine, while the others wait.
-    environment = {**os.environ, "GRCF_RUNS": str(tmp_path), "GRCF_DATA": str(cluster.shared / "data")}
-    undisturbed = subprocess.Popen(
-        [sys.executable, "-m", "grcf_ray.search", *argv],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    lose_beta(cluster, job, run, "RayTrainWorker", trials=1, epochs=1)
     wait_for(lambda: any(trial.failures for trial in trials(run)), "the loss on record")
     cluster.join()
+
+    monkeypatch.setenv("GRCF_RUNS", str(tmp_path))
+    monkeypatch.setenv("GRCF_DATA", str(cluster.shared / "data"))
+    code, _, err = command(app, capsys)(*argv)
+    assert code == 0, err
     said, _ = job.communicate(timeout=JOB_S)
     assert job.returncode == 0, said
-    lossy = whole(run, [1])
-    assert [len(trial.failures) for trial in lossy if trial.failures] == [1]
-
-    _, faults = undisturbed.communicate(timeout=JOB_S)
-    assert undisturbed.returncode == 0, faults
-    assert essence(lossy) == essence(trials(alone))
+    assert essence(complete_trials(run)) == essence(trials(alone))
     winners = [json.loads((folder / "run.json").read_text())["winner"] for folder in (run, alone)]
     assert winners[0] == winners[1]
     weights = [(folder / "best" / "model.safetensors").read_bytes() for folder in (run, alone)]
