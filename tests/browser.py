@@ -50,9 +50,9 @@ def chromium(folder: Path, *flags: str) -> Iterator[Chrome]:
         driver.quit()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """A browser for all tests, because its start takes longer than most of them."""
+    """A browser for the tests of a file, because its start takes longer than most of them."""
     with chromium(tmp_path_factory.mktemp("browser"), "--window-size=1280,900") as driver:
         yield driver
 
