@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import command
 
 from grcf_ray import console
 from grcf_ray.cli.reproduce import app as reproduce
@@ -34,8 +35,8 @@ fixed:
   stage1.boundary_weight: 0.1
   stage2.epochs: 3
   stage2.top_layers: 0
-  search.stage1_trials: 3
-  search.stage2_trials: 3
+  search.stage1_trials: 2
+  search.stage2_trials: 2
   search.finalists: 2
   search.concurrent: 1
   search.ridge_baseline: true
@@ -66,18 +67,28 @@ def words(tiny_table: pa.Table, tiny_backbone: Path, tmp_path: Path) -> list[Any
 
 
 def test_a_search_of_two_classes_and_the_papers_experiments(
-    run: Run, ray_session: None, words: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    ray_session: None,
+    words: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Fewer repetitions, to save time.
+    monkeypatch.setattr("grcf_ray.statistics.RESAMPLES", 10)
+    monkeypatch.setattr("grcf_ray.experiments.robustness.SIGMAS", (0.0, 0.3))
+    monkeypatch.setattr("grcf_ray.experiments.robustness.DRAWS", 1)
+    monkeypatch.setattr("grcf_ray.experiments.hard_pair_tables.PERMUTATIONS", 9)
     code, out, err = run(*words, "--json")
     assert code == 0, err
     summary = json.loads(out)
     assert summary["task"] == "classification"
-    assert "Stage 1: 3 trials of up to 3 epochs, maximise validation PairwiseAcc" in err
-    assert "Stage 2: 3 trials of up to 3 epochs, minimise validation BCE" in err
+    assert "Stage 1: 2 trials of up to 3 epochs, maximise validation PairwiseAcc" in err
+    assert "Stage 2: 2 trials of up to 3 epochs, minimise validation BCE" in err
     record = RunRecord(storage_path(tmp_path / "runs" / "n"))
     for stage, name in ((1, "pairwise_acc"), (2, "bce")):
         trials = record.trials(stage)  # type: ignore[arg-type]
-        assert [trial.number for trial in trials] == [0, 1, 2]
+        assert [trial.number for trial in trials] == [0, 1]
         best = (max if stage == 1 else min)(m[f"valid/{name}"] for trial in trials for m in trial.curve)
         assert summary["stages"][f"stage{stage}"]["best"][0]["objective"] == best
         assert summary["stages"][f"stage{stage}"]["best"][0]["metric"] == name
@@ -107,21 +118,15 @@ def test_a_search_of_two_classes_and_the_papers_experiments(
     assert "valid BCE" in out and "AUROC" in out and "Acc2" in out
     assert "Paper: not comparable" in out
 
-    # The baseline has both stages' epochs and learns from the classes alone.
-    small = ["--stage1-trials", 1, "--stage2-trials", 1]
-    code, out, err = run(*words[:-1], "n-direct", "--direct", "--json", *small)
-    assert code == 0, err
-    direct = json.loads(out)
-    assert list(direct["stages"]) == ["stage2"]
-    curve = RunRecord(storage_path(tmp_path / "runs" / "n-direct")).trials(2)[0].curve
-    assert all(m["loss/total"] == m["loss/bce"] for m in curve)
-
     # All experiments that two classes admit, by one command; the others are named.
     folder = tmp_path / "runs" / "n"
-    with pytest.raises(SystemExit) as ended:
-        console.run(reproduce, ["all", "--from", str(folder), "--seeds", "1", "--json"])
-    out, err = capsys.readouterr()
-    assert ended.value.code == 0, err
+    experiments = command(reproduce, capsys)
+    # Alone first: its search trains the models of the others, too.
+    assert experiments("ablation", "--from", folder, "--seeds", 1)[0] == 0
+    trained = set(folder.rglob("stage?/trials/*.json"))
+    code, out, err = experiments("all", "--from", folder, "--seeds", 1, "--json")
+    assert code == 0, err
+    assert set(folder.rglob("stage?/trials/*.json")) == trained
     outcomes = {outcome["name"]: outcome for outcome in json.loads(out)}
     left_out = {"margins", "stability", "importance", "transfer"}
     assert left_out == {line.split()[0] for line in err.splitlines() if " is skipped: " in line}
@@ -135,6 +140,10 @@ def test_a_search_of_two_classes_and_the_papers_experiments(
     hard = {table["name"]: table["rows"] for table in outcomes["hard-pairs"]["tables"]}
     odds = [f"T-{letter}, {kind}" for letter in "VA" for kind in ("no conflict", "conflict")]
     assert [row["title"] for row in hard["modalities"]] == odds
+    # Direct training has the epochs of both stages and learns from the classes alone.
+    (place,) = (folder / "reproduce" / "models").glob("*-epochs-0-6-*")
+    (direct,) = RunRecord(storage_path(place)).trials(2)
+    assert len(direct.curve) == 6 and all(m["loss/total"] == m["loss/bce"] for m in direct.curve)
     # Regression alone: nearness of labels.
     assert not any(name.startswith("ols") for name in hard)
 
