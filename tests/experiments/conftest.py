@@ -11,8 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
 import pytest
 
+from grcf_ray.data.schema import TableInfo, conform
+from grcf_ray.data.store import write_store
 from grcf_ray.experiments.context import ExperimentContext
 
 if TYPE_CHECKING:
@@ -92,10 +95,25 @@ def make_context(context_on: MakeContext, fresh: Path) -> MakeContext:
     return functools.partial(context_on, fresh)
 
 
+@pytest.fixture(scope="session")
+def other(tiny_table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DatasetStore:
+    """The tiny data on [-6, 6], other words first, audio two values wider and vision one narrower."""
+    columns: dict[str, Any] = {name: tiny_table[name].to_pylist() for name in tiny_table.column_names}
+    columns["label"] = [2 * label for label in columns["label"]]
+    columns["text"] = [f"the {text}" for text in columns["text"]]
+    columns["audio"] = [rows and [[*row, 1.0, 2.0] for row in rows] for rows in columns["audio"]]
+    columns["vision"] = [rows and [row[:-1] for row in rows] for rows in columns["vision"]]
+    table = conform(pa.table(columns, schema=tiny_table.schema))
+    info = TableInfo.describe(table, name="other", label_range=(-6, 6))
+    return write_store(tmp_path_factory.mktemp("other") / "other", table, info)
+
+
 class Trained(NamedTuple):
     """A run with the models of several arms under two seeds: the ablations, and the full model with all modalities."""
 
     folder: Path
+    killed: Path
+    """The run's files when the first trial of Stage 2 had ended: what a kill at that moment leaves."""
     arms: list[Arm]
     models: dict[str, list[Any]]
     started: list[str]
@@ -113,12 +131,20 @@ def trained(
     """Train the arms once. Tests add models, and change none."""
     from grcf_ray.experiments.grids import ablation_arms
     from grcf_ray.experiments.model_pool import Arm
+    from grcf_ray.search.events import TrialEnded
 
     folder, started = copy_run(tmp_path_factory.mktemp("trained") / "tiny"), StartedTrials()
-    context = context_on(folder, listeners=(started,))
+    killed = tmp_path_factory.mktemp("killed") / "tiny"
+
+    def copy_in_stage_2(event: Event) -> None:
+        if isinstance(event, TrialEnded) and event.trial.stage == 2 and not killed.exists():
+            # The lease of a dead process, which is free at once, has tests of its own.
+            shutil.copytree(folder, killed, ignore=shutil.ignore_patterns("lock", "*lease.json*"))
+
+    context = context_on(folder, listeners=(started, copy_in_stage_2))
     arms = [arm for arm in ablation_arms(context) if arm.name != "direct-mae"]
     arms.append(Arm("all-modalities", "all modalities", {"model.modalities": "all"}))
-    return Trained(folder, arms, context.models(arms, "margins"), list(started))
+    return Trained(folder, killed, arms, context.models(arms, "margins"), list(started))
 
 
 @pytest.fixture

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 
+from grcf_ray.config import flatten
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.experiments import grids
+from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.grids import backbones
-from grcf_ray.experiments.model_pool import Arm, configured
+from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.registry import Options
+from grcf_ray.experiments.transfer import transfer
 from grcf_ray.metrics import split_metrics
-from grcf_ray.search.events import Event, TrialEnded
+from grcf_ray.search.events import Event, TrialStarted
+from grcf_ray.search.record import RunRecord
 from grcf_ray.search.seeds import fresh_seed
+from grcf_ray.search.transfer import measure_on
+from grcf_ray.train.checkpoint import read_checkpoint
+from grcf_ray.train.export import load_model
 from tests.experiments.conftest import StartedTrials, Trained
-from tests.waiting import wait_for
 
 if TYPE_CHECKING:
-    from grcf_ray.experiments.context import ExperimentContext
+    from grcf_ray.data.store import DatasetStore
+    from grcf_ray.experiments.result import ExperimentResult
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 
-MakeContext = Callable[..., "ExperimentContext"]
-ROOT = Path(__file__).parents[2]
-KEPT = ("full", "no-stage2")
-"""The reference, and an ablation whose own search is of one stage."""
-DRIVER = f"""
-import sys
-from grcf_ray import console
-from grcf_ray.experiments import grids
-from grcf_ray.cli.reproduce import app
-grids.ABLATIONS = {{name: grids.ABLATIONS[name] for name in {KEPT!r}}}
-console.run(app)
-"""
+MakeContext = Callable[..., ExperimentContext]
+TRANSFERS = [
+    "In-domain: both stages here",
+    "Zero-shot: both stages there",
+    "Transfer v1: Stage 1 there, Stage 2 here",
+    "Transfer v2: both stages there, Stage 2 here",
+]
+
+
+def mae(result: ExperimentResult) -> dict[str, Any]:
+    table = next(table for table in result.tables if table.name == "mae")
+    return {row["title"]: row for row in table.rows}
 
 
 def test_arms_are_trained_once_and_paired_by_seed(trained: Trained, context_on: MakeContext) -> None:
@@ -63,12 +64,6 @@ def test_arms_are_trained_once_and_paired_by_seed(trained: Trained, context_on: 
     assert {name: [model.place.uri for model in models] for name, models in again.items()} == {
         name: [model.place.uri for model in models] for name, models in trained.models.items()
     }
-    # With one seed and one arm more, only those are trained.
-    more = [trained.arms[0], Arm("strict", "strict,5", {"ranking.groups": "strict,5"})]
-    grown = context_on(trained.folder, listeners=(started,), seeds=3).models(more, "test")
-    assert [model.index for model in grown["strict"]] == [0, 1, 2]
-    assert len(started) == 2 * (1 + 3)
-    assert [dict(model.metrics["test"]) for model in grown["full"][:2]] == trained.metrics("full")
 
 
 def test_the_full_arm_is_the_winner_as_seeds_retrain_it(trained: Trained, context_on: MakeContext) -> None:
@@ -88,47 +83,49 @@ def test_the_full_arm_is_the_winner_as_seeds_retrain_it(trained: Trained, contex
         assert {name: metrics[name] for name in model.metrics[split]} == dict(model.metrics[split])
 
 
-def test_an_interrupted_experiment_goes_on(trained: Trained, make_context: MakeContext) -> None:
-    """Ctrl-C in the middle of Stage 2; another experiment trains its own arm alone; then the first one resumes."""
+def test_a_killed_experiment_goes_on_and_grows(trained: Trained, context_on: MakeContext) -> None:
+    """Killed in Stage 2; another experiment trains its own arms alone, of which some diverge; the first one resumes.
+
+    A training that diverges leaves the others of its search, and of other searches, alone.
+    """
     started = StartedTrials()
 
-    def interrupt(event: Event) -> None:
-        if isinstance(event, TrialEnded) and event.trial.stage == 2:
-            cut._stop.request()
+    def context(seeds: int) -> ExperimentContext:
+        return context_on(trained.killed, listeners=(started,), seeds=seeds)
 
-    cut = make_context(listeners=(interrupt,))
-    with pytest.raises(KeyboardInterrupt):
-        cut.models(trained.arms[:2], "ablation")
-    record = cut.model_pool(trained.arms[0]).record
-    begun = len(record.trials(2))
-    assert 0 < begun < 4
-
+    pool = context(1).model_pool(trained.arms[0])
+    assert [trial.state for trial in pool.record.trials(2)] == ["complete"]
     strict = Arm("strict", "strict,5", {"ranking.groups": "strict,5"})
-    make_context(listeners=(started,), seeds=1).models([strict], "margins")
-    new = [name for name in started if name not in [f"2/{number}" for number in range(begun)]]
-    assert new == ["1/4", f"2/{begun}"], "the others of the first experiment wait for it"
-
-    started.clear()
-    models = make_context(listeners=(started,)).models(trained.arms[:2], "ablation")
-    assert len(started) == 4 - begun and all(name.startswith("2/") for name in started)
-    for name in ("full", trained.arms[1].name):
-        assert [dict(model.metrics["test"]) for model in models[name]] == trained.metrics(name)
-
-
-def test_arms_that_come_to_nothing_leave_the_others(make_context: MakeContext) -> None:
-    """One arm diverges under every seed: the rest is trained and measured; without the reference nothing is."""
     wild = Arm("wild", "wild", {"stage1.head_lr": 1e30, "stage1.encoder_lr": 1e30})
     rates = {f"stage2.{name}": 1e30 for name in ("head_lr", "encoder_top_lr", "encoder_base_lr")}
     # In a search of its own, in which nothing ends well.
     alone = Arm("alone", "alone", {**rates, "stage1.epochs": 0})
-    context = make_context(seeds=1)
-    models = context.models([Arm("full", "full"), wild, alone], "test")
-    assert [model.index for model in models["full"]] == [0] and models["wild"] == models["alone"] == []
+    models = context(1).models([strict, wild, alone], "margins")
+    assert started == ["1/8", "1/9", "2/1", "2/0"], "the trials of the first experiment wait for it"
+    assert [model.index for model in models["strict"]] == [0] and models["wild"] == models["alone"] == []
+    assert dict(models["strict"][0].metrics["test"]) not in trained.metrics("full")
+    # Without the reference nothing is measured, and what diverged is not trained again.
     with pytest.raises(NoWinnerError, match="wild"):
-        context.models([wild], "test")
+        context(1).models([wild], "test")
+    assert len(started) == 4
+
+    started.clear()
+    arms = trained.arms[:2]
+    wanted = [entry for arm in arms for entry in entries_of(configured(context(1).config, arm), range(3))]
+    pool = context(1).model_pool(arms[0])
+    left = pool.trials(2, wanted).count(None)
+    models = context(3).models(arms, "ablation")
+    # With the third seed, whose Stage 1 is trained too.
+    assert 5 <= left <= 6 and [name for name in started if name[0] == "1"] == ["1/10", "1/11"]
+    assert len(started) == 2 + left
+    for arm in arms:
+        assert [model.index for model in models[arm.name]] == [0, 1, 2]
+        assert [dict(model.metrics["test"]) for model in models[arm.name][:2]] == trained.metrics(arm.name)
 
 
-def test_backbones_that_cannot_be_had_are_named(make_context: MakeContext, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_backbones_that_cannot_be_had_are_named(
+    trained: Trained, context_on: MakeContext, tiny_backbone: Path, tmp_path: Path
+) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
@@ -137,20 +134,22 @@ def test_backbones_that_cannot_be_had_are_named(make_context: MakeContext, tiny_
     torch.manual_seed(1)
     wider = BertConfig.from_pretrained(tiny_backbone, hidden_size=48, num_attention_heads=3)
     BertModel(wider).save_pretrained(other)
-    context = make_context(seeds=1, options=Options(backbones=(str(other), "nobody/no-such-encoder")))
-    # Stage 2 alone, to save time.
-    context.config = configured(context.config, Arm("short", "short", {"stage1.epochs": 0}))
+    options = Options(backbones=(str(other), "nobody/no-such-encoder"))
+    context = context_on(trained.folder, seeds=1, options=options)
+    # The run's own encoder has been trained so.
+    context.config = configured(context.config, next(arm for arm in trained.arms if arm.name == "no-stage1"))
     result = backbones(context)
-    mae = {row["title"]: row for table in result.tables if table.name == "mae" for row in table.rows}
-    assert list(mae) == ["tiny-bert", "wider-bert", "no-such-encoder"]
-    assert len(mae["wider-bert"]["values"]) == 1
-    assert mae["wider-bert"]["values"] != mae["tiny-bert"]["values"]
-    assert mae["no-such-encoder"].get("mean") is None
+    rows = mae(result)
+    assert list(rows) == ["tiny-bert", "wider-bert", "no-such-encoder"]
+    assert rows["tiny-bert"]["values"] == [trained.metrics("no-stage1")[0]["mae"]]
+    assert len(rows["wider-bert"]["values"]) == 1
+    assert rows["wider-bert"]["values"] != rows["tiny-bert"]["values"]
+    assert rows["no-such-encoder"].get("mean") is None
     assert any("no-such-encoder" in note and "nobody/" in note for note in result.notes)
 
 
 def test_the_commands_share_the_trained_models(
-    trained: Trained, result_of: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    trained: Trained, result_of: Callable[..., dict[str, Any]], few_draws: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("grcf_ray.experiments.robustness.SIGMAS", (0.0, 0.3))
     monkeypatch.setattr("grcf_ray.experiments.robustness.DRAWS", 1)
@@ -187,72 +186,128 @@ def test_the_commands_share_the_trained_models(
     assert {"reproduce noise", "reproduce modalities"} <= {read["command"] for read in reads}
 
 
-@contextlib.contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the command in a process of its own; kill it and its children at the end."""
-    mark = f"killed-{uuid.uuid4().hex}"
-    environment = {**os.environ, "GRCF_TEST": mark, "PYTHONPATH": str(ROOT)}
-    environment.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield process
-    finally:
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark.encode() in (entry / "environ").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
-        process.wait()
-
-
 def trials(run: Path) -> dict[Path, Any]:
     """Return all trials that experiments trained below a run."""
     files = (run / "reproduce").rglob("stage?/trials/[0-9]*.json")
     return {path.relative_to(run): json.loads(path.read_text()) for path in files}
 
 
-def test_an_experiment_that_is_killed_goes_on(
-    trained: Trained, fresh: Path, reproduce: Any, monkeypatch: pytest.MonkeyPatch
+def test_an_ablation_that_is_searched_anew_goes_on(
+    trained: Trained, reproduce: Any, few_draws: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command trains nothing twice, and has the figures of experiments that nobody killed."""
-    run = json.loads((fresh / "run.json").read_text())
+    """Stopped between the ablation's search and its trainings; the same command trains nothing twice."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(trained.folder, folder)
+    run = json.loads((folder / "run.json").read_text())
     for settings in (run["settings"], run["space"]["fixed"]):
         settings |= {"search.stage1_trials": 1, "search.stage2_trials": 1, "search.finalists": 1}
-    (fresh / "run.json").write_text(json.dumps(run))
-    monkeypatch.setattr(grids, "ABLATIONS", {kept: grids.ABLATIONS[kept] for kept in KEPT})
-    words = ("ablation", "--retune", "--seeds", "1", "--from", str(fresh))
-    # The ablation's search has ended then.
-    moment = "reproduce/models/*/stage1/trials/0000.json"
-    with started(*words) as process:
-        wait_for(lambda: process.poll() is not None or list(fresh.glob(moment)), moment)
-        assert process.poll() is None, "the command ended before the kill"
-    before = {path: trial for path, trial in trials(fresh).items() if trial["state"] == "complete"}
-    assert before and not list((fresh / "reproduce").glob("*/result.json"))
+    (folder / "run.json").write_text(json.dumps(run))
+    # The reference, and an ablation whose own search is of one stage.
+    monkeypatch.setattr(grids, "ABLATIONS", {kept: grids.ABLATIONS[kept] for kept in ("full", "no-stage2")})
+    words = ("ablation", "--retune", "--seeds", "1", "--from", folder, "--json")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    begun = trials(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentContext, "models", stop)
+        assert reproduce(*words)[0] == 130
+    before = trials(folder)
+    assert {path.parts[1] for path in before.keys() - begun.keys()} == {"retuned"}
+    assert not (folder / "reproduce" / "ablation-retuned").exists()
 
     def answer() -> Any:
-        code, out, err = reproduce(*words, "--json")
+        code, out, err = reproduce(*words)
         assert code == 0, err
         return json.loads(out)["tables"]
 
     tables = answer()
-    assert (fresh / "reproduce" / "ablation-retuned" / "result.json").exists()
+    assert (folder / "reproduce" / "ablation-retuned" / "result.json").exists()
     rows = next(table["rows"] for table in tables if table["name"] == "mae")
     assert [row["title"] for row in rows] == ["Full model", "w/o Stage 2", "w/o Stage 2, retuned"]
     for row in rows[:2]:
         assert row["values"] == [trained.metrics(row["name"])[0]["mae"]]
-    after = trials(fresh)
+    after = trials(folder)
     assert {path: after[path]["ended"] for path in before} == {path: trial["ended"] for path, trial in before.items()}
-    assert answer() == tables and trials(fresh) == after, "nothing is left to train"
+    assert answer() == tables and trials(folder) == after, "nothing is left to train"
 
     # The ablation's search is a run, whose winner's parameters were trained.
-    place, settings = fresh / "reproduce" / "retuned" / "no-stage2", grids.ABLATIONS["no-stage2"]
+    place, settings = folder / "reproduce" / "retuned" / "no-stage2", grids.ABLATIONS["no-stage2"]
     searched = json.loads((place / "run.json").read_text())
     assert searched["state"] == "finished"
     assert {path: searched["settings"][path] for path in settings} == dict(settings)
     params = json.loads((place / "best" / "provenance.json").read_text())["params"]
-    files = fresh.glob("reproduce/models/*/entries.json")
+    files = folder.glob("reproduce/models/*/entries.json")
     entries = [entry for file in files for entry in json.loads(file.read_text())]
     assert any(params.items() <= {**entry["stage1"], **entry["stage2"]}.items() for entry in entries)
-    reads = json.loads((fresh / "best" / "provenance.json").read_text())["test_reads"]
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
     assert "reproduce/retuned/no-stage2" in {name for read in reads for name in read["models"]}
+
+
+def test_rows_of_a_transfer_start_where_they_say_and_are_trained_once(
+    trained: Trained, context_on: MakeContext, other: DatasetStore, few_draws: None, tmp_path: Path
+) -> None:
+    """From models that are trained already. Ctrl-C in the middle changes nothing."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(trained.folder, folder)
+    started = StartedTrials()
+
+    def context(*listeners: Any) -> ExperimentContext:
+        options = Options(onto="other", onto_data=other.folder)
+        made = context_on(folder, seeds=1, listeners=(started, *listeners), options=options)
+        made.config = configured(made.config, trained.arms[-1])
+        return made
+
+    def interrupt(event: Event) -> None:
+        # The third trial is the first that starts from a model of the other data set.
+        if isinstance(event, TrialStarted) and len(started) == 3:
+            cut._stop.request()
+
+    cut = context(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(cut)
+    result = transfer(context())
+    rows = mae(result)
+    assert list(rows) == TRANSFERS
+    assert len({row["mean"] for row in rows.values()}) == 4
+    # Both stages here, and Stage 2 alone for each transfer; the interrupted trial starts twice at most.
+    assert started[:2] == ["1/0", "2/0"] and set(started[2:]) == {"2/0"} and 4 <= len(started) <= 5
+    text = " ".join(result.notes)
+    assert "Audio: the last 2 of 7 values are cut off" in text and "Vision: 1 values" in text
+    assert "scaled" in text
+
+    started.clear()
+    assert mae(transfer(context())) == rows
+    assert started == [], "no model is trained twice"
+
+    (there,) = context().models([Arm("there", "there")], "test")["there"]
+    model = there.load()
+    expected, _ = measure_on(model, other.read("test"), other.info, threads=1, fit=True)
+    assert rows[TRANSFERS[1]]["values"] == [expected["mae"]]
+
+    source, there_first = context().model_pool(trained.arms[-1]), entries_of(context().config, range(1))
+    (below,) = (context().record.place / "reproduce" / "transfer").names()
+    records = {}
+    for row in ("in-domain", "stage1-there", "both-there"):
+        place = context().record.place / "reproduce" / "transfer" / below / row
+        (shape,) = place.names()
+        records[row] = RunRecord(place / shape)
+    stages: dict[str, Literal[1, 2]] = {"stage1-there": 1, "both-there": 2}
+    for row, stage in stages.items():
+        (given,) = source.trials(stage, there_first)
+        assert given is not None and given.checkpoint is not None
+        weights_here = read_checkpoint(records[row].finalist_folder(0) / "model.safetensors").tensors
+        weights_there = read_checkpoint(source.record.at(given.checkpoint)).tensors
+        weights = {name for name in weights_there if name.startswith("model.")}
+        assert weights_here.keys() == weights and all(weights_here[name].equal(weights_there[name]) for name in weights)
+    for row, widths in (("in-domain", {"vision": 2, "audio": 7}), ("both-there", model.model.modality_dims)):
+        with (records[row].place / "models" / "0000").reading_folder() as read:
+            saved = load_model(read)
+        assert saved.model.modality_dims == widths
+        config, expected_config = flatten(saved.config), flatten(context().config)
+        assert config["ranking.base_margin"] == pytest.approx(2 * expected_config["ranking.base_margin"])
+        assert config["stage1.reg_margin"] == pytest.approx(4 * expected_config["stage1.reg_margin"])
+        assert saved.label_range == (-6, 6)
+    reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
+    assert "reproduce transfer --onto other" in {read["command"] for read in reads}
