@@ -78,14 +78,6 @@ def group(shared: ray.ObjectRef[Features]) -> Iterator[WorkerGroup]:
     wait_until_nothing_is_left()
 
 
-@pytest.fixture
-def fresh(shared: ray.ObjectRef[Features]) -> Iterator[WorkerGroup]:
-    """For a test that breaks it."""
-    with new_group(shared) as made:
-        yield made
-    wait_until_nothing_is_left()
-
-
 def run(runner: JobRunner | WorkerGroup, job: StageJob) -> dict[str, Any]:
     """The last result of a job."""
     runner.start(job)
@@ -209,15 +201,22 @@ class TestSoundGroup:
         assert run(group, new_job("after"))["epoch"] == 3
         assert workers() == before
 
-    def test_jobs_that_are_stopped_leave_nothing(self, group: WorkerGroup, new_job: NewJob) -> None:
-        """The processes stay from job to job; the group is closed at the end, twice."""
+    def test_stopped_jobs_leave_the_processes_and_a_closed_group_leaves_nothing(
+        self, group: WorkerGroup, new_job: NewJob
+    ) -> None:
+        """The group is closed within an epoch, as when somebody interrupts the command; and once more."""
         before = workers()
-        for number in range(6):
+        for number in range(4):
             group.start(new_job(f"left-{number}"))
-            # Some are stopped before they begin.
-            if number % 4:
+            # One is stopped before it begins.
+            if number != 1:
                 assert group.step()["epoch"] == 1
         assert workers() == before
+        group.start(new_job("endless", **LONG))
+        interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            group.step()
         group.close()
         group.close()
         wait_until_nothing_is_left()
@@ -226,33 +225,19 @@ class TestSoundGroup:
 
 
 @pytest.mark.integration
-def test_death_of_a_worker_ends_the_group(fresh: WorkerGroup, new_job: NewJob) -> None:
+def test_death_of_a_worker_ends_the_group(shared: ray.ObjectRef[Features], new_job: NewJob) -> None:
     """Within an epoch, where the other waits for it."""
-    run(fresh, new_job("before"))
-    fresh.start(new_job("killed", **LONG))
-    victim = workers()[1]
-    killer = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
-    killer.start()
-    with pytest.raises(WorkersDiedError, match=r"^worker [01]: ActorDiedError: .*process has died") as caught:
-        fresh.step()
-    assert "ActorDiedError" in str(caught.value)
-    fresh.start(new_job("next"))
-    with pytest.raises(WorkersDiedError, match="ActorDiedError"):
-        fresh.step()
-    fresh.close()
-    wait_until_nothing_is_left()
-
-
-@pytest.mark.integration
-def test_group_is_closed_within_an_epoch(fresh: WorkerGroup, new_job: NewJob) -> None:
-    """As when somebody interrupts the command."""
-    run(fresh, new_job("before"))
-    fresh.start(new_job("endless", **LONG))
-    interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
-        fresh.step()
-    fresh.close()
+    with new_group(shared) as group:
+        run(group, new_job("before"))
+        group.start(new_job("killed", **LONG))
+        victim = workers()[1]
+        killer = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(WorkersDiedError, match=r"^worker [01]: ActorDiedError: .*process has died"):
+            group.step()
+        group.start(new_job("next"))
+        with pytest.raises(WorkersDiedError, match="ActorDiedError"):
+            group.step()
     wait_until_nothing_is_left()
 
 
