@@ -182,6 +182,7 @@ def test_tables_of_a_whole_search(
 ) -> None:
     monkeypatch.setattr(end_to_end, "SAMPLED", 1)
     settings = {"search.stage1_trials": 4, "search.stage2_trials": 2, "stage1.epochs": 2, "stage2.epochs": 1}
+    settings["search.concurrent"] = 1
     whole, parts = end_to_end.end_to_end_tables(setup_of(settings))
     every, stopped, kept, measured = whole.rows
     assert every["trials"] == every["processes"] == 4 + 2

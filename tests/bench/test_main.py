@@ -72,8 +72,9 @@ def test_unknown_part(run: Run) -> None:
 
 @pytest.mark.integration
 def test_search_and_packing(run: Run) -> None:
-    words = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--trials", 4, "--repetitions", 1, "--json")
-    code, out, _ = run("--only", "search", "--only", "packing", *words)
+    settings = ("stage1.epochs=1", "stage2.epochs=1", "search.concurrent=1")
+    words = [word for setting in settings for word in ("--set", setting)]
+    code, out, _ = run("--only", "search", "--only", "packing", *words, "--trials", 4, "--repetitions", 1, "--json")
     assert code == 0
     search, packing = json.loads(out)["tables"]
     rows = {row["name"]: row for row in search["rows"]}
@@ -99,7 +100,7 @@ def test_costs_of_each_part_exclude_the_first_trial() -> None:
 @pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
 def test_trials_without_work_are_run_and_recorded(setup_of: Callable[..., Setup]) -> None:
-    setup = setup_of()
+    setup = setup_of({"search.concurrent": 1})
     table = scheduler_table(setup, trials=13)
     assert sum(row["trials"] for row in table.rows) == 12
     assert all(row["wall"] > 0 and row["cpu"] > 0 for row in table.rows)

@@ -144,7 +144,8 @@ def test_every_variant_runs_under_every_seed(setup_of: Callable[..., Setup], mon
 @pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
 def test_outcome_of_a_search(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
-    setup = setup_of({"stage2.epochs": 0, "search.pruning": True, "search.reduction_factor": 3.0})
+    settings = {"stage2.epochs": 0, "search.pruning": True, "search.reduction_factor": 3.0, "search.concurrent": 1}
+    setup = setup_of(settings)
     record = RunRecord(storage_path(tmp_path / "pruning"))
     outcome = pruning.search_outcome(setup, record, setup.space, ReportAsComplete)
     assert 0.5 < outcome.best <= 1
