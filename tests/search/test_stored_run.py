@@ -120,10 +120,13 @@ def test_the_run_of_an_earlier_version_is_extended(
     ray_session: None, open_stored: Open, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = open_stored("run-1")
-    before = trial_files(folder)
+    before, finalists = trial_files(folder), json.loads((folder / "run.json").read_text())["finalists"]
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("stage1/trials/*.json")}
     assert command(monkeypatch, "search", *arguments, "--stage2-trials", "6") == 0
     after = trial_files(folder)
     assert after.keys() - before.keys() == {"stage2/0005"}
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert json.loads((folder / "run.json").read_text())["finalists"] == finalists
     assert {name: after[name]["curve"] for name in before} == {name: trial["curve"] for name, trial in before.items()}
     assert json.loads((folder / "run.json").read_text())["test_seen"] is True
 
