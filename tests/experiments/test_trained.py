@@ -243,6 +243,8 @@ def test_an_ablation_that_is_searched_anew_goes_on(
     assert any(params.items() <= {**entry["stage1"], **entry["stage2"]}.items() for entry in entries)
     reads = json.loads((folder / "best" / "provenance.json").read_text())["test_reads"]
     assert "reproduce/retuned/no-stage2" in {name for read in reads for name in read["models"]}
+    # Models that were measured before are not measured again.
+    assert [len(read["models"]) for read in reads if read["command"] == "reproduce ablation"] == [1]
 
 
 def test_rows_of_a_transfer_start_where_they_say_and_are_trained_once(
