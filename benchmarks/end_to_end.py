@@ -105,7 +105,7 @@ def end_to_end_tables(setup: Setup) -> list[Table]:
     started = time.perf_counter()
     with CpuClock() as clock:
         slots = setup.slots(config, *(trials for _, _, trials in parts))
-        setup.search(record, setup.space, slots, listeners=(functools.partial(_tell, setup),))
+        setup.search(record, setup.space, slots, functools.partial(_tell, setup))
     wall = time.perf_counter() - started
     stages = [_stage(setup, record, stage, epochs, slots, length) for stage, epochs, _ in parts]
     shares = clock.shares

@@ -23,6 +23,7 @@ from grcf_ray.model.pretrained import backbone_config
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import Range, Space
+from grcf_ray.search.stages import Search
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 
@@ -46,10 +47,16 @@ class ReportAsComplete(OptunaSearcher):
         return OptunaState.COMPLETE if reported == OptunaState.PRUNED and values else reported, values, last
 
 
-VARIANTS: dict[str, tuple[bool, type[OptunaSearcher]]] = {
-    "no early stopping": (False, OptunaSearcher),
-    "ASHA, stopped trials reported as PRUNED": (True, OptunaSearcher),
-    "ASHA, stopped trials reported as COMPLETE": (True, ReportAsComplete),
+class CompleteSearch(Search):
+    """A search that learns from stopped trials as if they were complete."""
+
+    searcher = ReportAsComplete
+
+
+VARIANTS: dict[str, tuple[bool, type[Search]]] = {
+    "no early stopping": (False, Search),
+    "ASHA, stopped trials reported as PRUNED": (True, Search),
+    "ASHA, stopped trials reported as COMPLETE": (True, CompleteSearch),
 }
 
 
@@ -69,11 +76,11 @@ def pruning_tables(setup: Setup) -> list[Table]:
     space = _narrow(setup.space, setup.trials)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in VARIANTS}
     for seed in SEEDS:
-        for number, (name, (pruning, searcher)) in enumerate(VARIANTS.items()):
+        for number, (name, (pruning, kind)) in enumerate(VARIANTS.items()):
             setup.say(f"seed {seed}: {name}")
             seeded = space.with_settings({"seed": seed, "search.pruning": pruning})
             record = RunRecord(storage_path(setup.folder / f"pruning-{seed}-{number}"))
-            outcomes[name].append(search_outcome(setup, record, seeded, searcher))
+            outcomes[name].append(search_outcome(setup, record, seeded, kind))
     baseline, *_ = outcomes.values()
     search = space.config().search
     return [
@@ -112,11 +119,11 @@ def pruning_tables(setup: Setup) -> list[Table]:
     ]
 
 
-def search_outcome(setup: Setup, record: RunRecord, space: Space, searcher: type[OptunaSearcher]) -> Outcome:
-    """Run a search of Stage 1 whose trials `searcher` proposes."""
+def search_outcome(setup: Setup, record: RunRecord, space: Space, kind: type[Search]) -> Outcome:
+    """Run a search of Stage 1."""
     config = space.config()
     slots = setup.slots(config, config.search.stage1_trials)
-    winner = setup.search(record, space, slots, setup.features(config), proposals=searcher)
+    winner = setup.search(record, space, slots, features=setup.features(config), kind=kind)
     assert winner.objective is not None
     trials = record.trials(1)
     return Outcome(winner.objective, sum(len(t.curve) for t in trials), sum(t.state == "pruned" for t in trials))

@@ -97,14 +97,11 @@ def packing_table(setup: Setup) -> Table:
     config = setup.changed(SMALL_STEP)
     connect()
     features = ray.put(setup.features(config))
-    seconds: dict[int, list[float]] = {count: [] for count in sorted({1, processes})}
-    setup.say(f"starting {processes} processes")
-    with WorkerSet(features, config, Placement(processes, 1, 0.0)) as workers:
-        for round_ in range(setup.repetitions):
-            for count, measured in seconds.items():
-                setup.say(f"{count} at a time, {round_ + 1}/{setup.repetitions}")
-                taken, _ = workers.run(_STEPS, members=count)
-                measured.append(taken)
+    seconds = {}
+    for count in sorted({1, processes}):
+        setup.say(f"{count} at a time")
+        with WorkerSet(features, config, Placement(count, 1, 0.0)) as workers:
+            seconds[count] = [workers.run(_STEPS)[0] for _ in range(setup.repetitions)]
     medians = {count: statistics.median(taken) for count, taken in seconds.items()}
     columns = (
         Column("name", f"{_STEPS} steps of 32 pairs each"),

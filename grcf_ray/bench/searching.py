@@ -31,6 +31,7 @@ from grcf_ray.search.events import (
     TrialStarted,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.stages import Search
 from grcf_ray.search.trial import Shared
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
@@ -113,7 +114,7 @@ def search_table(setup: Setup) -> Table:
     record = _TimedRecord(storage_path(setup.folder / "bench"))
     clock = SlotClock(concurrent, saving, setup.say)
     started = time.perf_counter()
-    setup.search(record, setup.space.with_settings(budgets), concurrent, listeners=(clock,))
+    setup.search(record, setup.space.with_settings(budgets), concurrent, clock)
     wall = time.perf_counter() - started
     slots = concurrent * wall
     outside = slots - clock.trained - clock.idle
@@ -210,6 +211,10 @@ class IdleTrainable(tune.Trainable):
         }
 
 
+class _IdleSearch(Search):
+    trainable = IdleTrainable
+
+
 class Meter:
     """A listener that reads clocks and memory at the end of every trial."""
 
@@ -253,7 +258,7 @@ def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Table:
     space = setup.space.with_settings(changes)
     concurrent = setup.slots(space.config(), trials)
     meter, record = Meter(), RunRecord(storage_path(setup.folder / "scheduler"))
-    setup.search(record, space, concurrent, listeners=(meter,), trainable=IdleTrainable)
+    setup.search(record, space, concurrent, meter, kind=_IdleSearch)
     rows = meter.costs(PARTS)
     counted = sum(row["trials"] for row in rows)
     whole = {key: sum(row[key] * row["trials"] for row in rows) / counted for key in ("wall", "cpu")}

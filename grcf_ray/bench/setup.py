@@ -24,11 +24,12 @@ from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.metrics import MetricProtocol
+from grcf_ray.search.events import Listener
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.run_lookup import space_on
-from grcf_ray.search.space import Space, shipped_space
+from grcf_ray.search.space import Space, shipped_spaces
 from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import available_threads, versions
 from grcf_ray.tables import Table
@@ -86,17 +87,23 @@ class Setup:
         return find_capacity(cluster_nodes(), config, trials).concurrent
 
     def search(
-        self, record: RunRecord, space: Space, concurrent: int, features: Features | None = None, **more: Any
+        self,
+        record: RunRecord,
+        space: Space,
+        concurrent: int,
+        *listeners: Listener,
+        features: Features | None = None,
+        kind: type[Search] = Search,
     ) -> TrialRecord:
-        """Run a search on an empty record, and return its winner. more: arguments of `Search`."""
+        """Run a search on an empty record, and return its winner."""
         record.write_run({"state": "running", "settings": flatten(space.config())})
-        return Search(
+        return kind(
             record=record,
             space=space,
             features=features or self.features(),
             protocol=self.protocol,
             concurrent=concurrent,
-            **more,
+            listeners=listeners,
         ).run()
 
     def paper_features(self) -> tuple[Features, RunConfig]:
@@ -139,7 +146,7 @@ def open_setup(
     space_file: by default, without a GPU, the shipped space for CPUs, if there is one.
     """
     if space_file is None and not torch.cuda.is_available():
-        space_file = shipped_space(f"{dataset}_cpu")
+        space_file = shipped_spaces().get(f"{dataset}_cpu")
     store = find_data(dataset, data, label_range)
     space = space_on(dataset, space_file, data, label_range).with_settings(parse_assignments(assignments))
     device = choose_device(space.config().train, granted=True)

@@ -66,11 +66,10 @@ class WorkerSet:
             for _ in range(way.trials)
         ]
 
-    def run(self, steps: int, *, members: int | None = None) -> tuple[float, int]:
-        """Take steps in the first `members` processes; return wall-clock seconds and utterances encoded by all."""
-        chosen = self._members[:members]
+    def run(self, steps: int) -> tuple[float, int]:
+        """Take steps in every process; return wall-clock seconds and utterances encoded by all."""
         start = time.perf_counter()
-        encoded = sum(_results([member.run.remote(steps) for member in chosen]))
+        encoded = sum(_results([member.run.remote(steps) for member in self._members]))
         return time.perf_counter() - start, encoded
 
     def __enter__(self) -> WorkerSet:

@@ -185,8 +185,7 @@ def load_space(path: Path) -> Space:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1).decode("utf-8")
     except FileNotFoundError as error:
-        shipped = ", ".join(sorted(file.stem for file in _folder().glob("*.yaml")))
-        raise ConfigError(f"{path}: no such search space; shipped spaces: {shipped}") from error
+        raise ConfigError(f"{path}: no such search space; shipped spaces: {', '.join(shipped_spaces())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parse(read_yaml(text, str(path)), str(path))
@@ -196,31 +195,27 @@ def space_for(dataset: str, path: str | Path | None) -> Space:
     """Return the space of a file, else the shipped space of the data set. Raises ConfigError if there is neither."""
     if path is not None:
         return load_space(Path(path))
+    shipped = shipped_spaces()
     if dataset not in datasets.names():
         import torch
 
         size = "" if torch.cuda.is_available() else "_cpu"
-        regression, classes = (_folder() / f"{name}{size}.yaml" for name in ("mosi", "mustard"))
-        if _folder().is_relative_to(Path.cwd()):
+        regression, classes = (shipped[f"{name}{size}"] for name in ("mosi", "mustard"))
+        if regression.is_relative_to(Path.cwd()):
             regression, classes = (path.relative_to(Path.cwd()) for path in (regression, classes))
         raise ConfigError(
             f"{datasets.unknown_message(dataset)}, and a search space: --space {regression}, or for two classes "
             f"--space {classes}. Margins are scaled to the label range"
         )
-    return load_space(_folder() / f"{dataset}.yaml")
+    return load_space(shipped[dataset])
 
 
-def shipped_space(name: str) -> Path | None:
-    """Return the file of a shipped space; None if no shipped space has this name."""
-    path = _folder() / f"{name}.yaml"
-    return path if path.is_file() else None
-
-
-def _folder() -> Path:
-    """Return the folder of the shipped spaces: in the package, or beside it in a checkout."""
+def shipped_spaces() -> dict[str, Path]:
+    """Return the files of the shipped spaces by name: in the package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "search_spaces"
-    return installed if installed.is_dir() else package.parent / "search_spaces"
+    folder = installed if installed.is_dir() else package.parent / "search_spaces"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def _parse(read: PlainYaml, source: str) -> Space:

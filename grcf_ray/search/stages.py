@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
@@ -56,9 +56,11 @@ class Search:
     """A search over both stages on a connected cluster.
 
     reopen: give a Stage 2 that has spent its budget the finalists of an extended Stage 1, and its first budget again.
-    retrainings: trials to run instead of a search. proposals: the class that proposes trials. trainable: the class that
-    trains one.
+    retrainings: trials to run instead of a search. A subclass may name other classes to propose and to train trials.
     """
+
+    searcher: ClassVar[type[OptunaSearcher]] = OptunaSearcher
+    trainable: ClassVar[type[tune.Trainable]] = TrialTrainable
 
     record: RunRecord
     space: Space
@@ -69,8 +71,6 @@ class Search:
     stop: Stop = dataclasses.field(default_factory=Stop)
     reopen: bool = False
     retrainings: Retrainings | None = None
-    proposals: type[OptunaSearcher] = OptunaSearcher
-    trainable: type[tune.Trainable] = TrialTrainable
 
     @property
     def config(self) -> RunConfig:
@@ -134,7 +134,7 @@ class Search:
         if spent(trials) < budget and not self._time_is_up(stage):
             choices = budget if self.retrainings else config.search.finalists if stage == 1 else 1
             keeper = RecordCallback(self, stage, trials, choices=choices)
-            proposals = self.proposals(
+            searcher = self.searcher(
                 distributions(dimensions),
                 starts=starts,
                 budget=budget,
@@ -146,9 +146,9 @@ class Search:
                 feasible=self._feasible,
                 launch=keeper.launch,
             )
-            keeper.settle = proposals.settle
+            keeper.settle = searcher.settle
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
-            self._fit(stage, proposals, scheduler, keeper, budget)
+            self._fit(stage, searcher, scheduler, keeper, budget)
         self.record.export_trials(stage)
         cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)))
         if cut:
@@ -174,7 +174,7 @@ class Search:
     def _fit(
         self,
         stage: Literal[1, 2],
-        proposals: OptunaSearcher,
+        searcher: OptunaSearcher,
         scheduler: tune.schedulers.TrialScheduler,
         keeper: RecordCallback,
         budget: int,
@@ -186,7 +186,7 @@ class Search:
                 tune.Tuner(
                     tune.with_resources(tune.with_parameters(self.trainable, shared=shared), _resources(self.config)),
                     tune_config=tune.TuneConfig(
-                        search_alg=proposals,
+                        search_alg=searcher,
                         scheduler=scheduler,
                         # The searcher ends the stage: a trial whose process died takes a second sample.
                         num_samples=-1,

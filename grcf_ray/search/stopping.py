@@ -35,13 +35,9 @@ class Stop:
 
     def __init__(self, *, time_budget: float | None = None, last_words: Callable[[str], None] | None = None) -> None:
         self.requested = False
-        """Whether the user has pressed Ctrl-C."""
+        """Whether to end the running trials in order, and the search: the user has pressed Ctrl-C."""
         self._started, self._budget, self._last_words = time.monotonic(), time_budget, last_words
         self._deferring = False
-
-    def request(self) -> None:
-        """Ask the search to end, as Ctrl-C does."""
-        self.requested = True
 
     def time_is_up(self, share: float) -> bool:
         """Return whether this share of the time budget has passed."""

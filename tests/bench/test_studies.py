@@ -11,7 +11,7 @@ import pairing
 import pruning
 import pytest
 from optuna.trial import TrialState
-from pruning import Outcome, ReportAsComplete
+from pruning import CompleteSearch, Outcome, ReportAsComplete
 from ray import cloudpickle
 from scipy import stats
 from study import paired_interval, run_study
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from grcf_ray.bench.setup import Setup
     from grcf_ray.data.store import DatasetStore
     from grcf_ray.search.space import Space
+    from grcf_ray.search.stages import Search
 
 
 def test_a_study_writes_its_tables(
@@ -126,9 +127,9 @@ def test_row_of_known_outcomes() -> None:
 def test_every_variant_runs_under_every_seed(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
     searched = []
 
-    def outcome(setup: Setup, record: RunRecord, space: Space, searcher: type[OptunaSearcher]) -> Outcome:
+    def outcome(setup: Setup, record: RunRecord, space: Space, kind: type[Search]) -> Outcome:
         search = space.config().search
-        searched.append((space.config().seed, search.pruning, searcher))
+        searched.append((space.config().seed, search.pruning, kind))
         assert (search.stage1_trials, space.config().stage2.epochs, list(space.stage2)) == (6, 0, [])
         return Outcome(0.7 + len(searched) / 100, 20 if search.pruning else 40, 5 * search.pruning)
 
@@ -147,6 +148,6 @@ def test_outcome_of_a_search(setup_of: Callable[..., Setup], tmp_path: Path) -> 
     settings = {"stage2.epochs": 0, "search.pruning": True, "search.reduction_factor": 3.0, "search.concurrent": 1}
     setup = setup_of(settings)
     record = RunRecord(storage_path(tmp_path / "pruning"))
-    outcome = pruning.search_outcome(setup, record, setup.space, ReportAsComplete)
+    outcome = pruning.search_outcome(setup, record, setup.space, CompleteSearch)
     assert 0.5 < outcome.best <= 1
     assert 0 < outcome.stopped < 6 and outcome.epochs < 18

@@ -264,7 +264,7 @@ def test_rows_of_a_transfer_start_where_they_say_and_are_trained_once(
     def interrupt(event: Event) -> None:
         # The third trial is the first that starts from a model of the other data set.
         if isinstance(event, TrialStarted) and len(started) == 3:
-            cut._stop.request()
+            cut._stop.requested = True
 
     cut = context(interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -85,14 +85,12 @@ def test_calibrate_prints_every_way_and_runs_nothing(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_crew_counts_the_utterances_of_those_that_work(tiny_features: Features, config: RunConfig) -> None:
+def test_a_crew_counts_the_utterances_of_all(tiny_features: Features, config: RunConfig) -> None:
     import ray
 
     with WorkerSet(ray.put(tiny_features), config, Placement(2, 1, 0.0)) as crew:
         _, both = crew.run(3)
-        _, single = crew.run(3, members=1)
     assert 3 * 2 * 2 < both <= 2 * 3 * 12
-    assert 3 * 2 < single <= 3 * 12
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from grcf_ray.errors import NoWinnerError
-from grcf_ray.search.space import shipped_space
+from grcf_ray.search.space import shipped_spaces
 from tests.search.conftest import Run, copy_recorded
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def test_margins_follow_the_labels_of_the_data(run: Run, tmp_path: Path) -> None
     rows = [f"{split}{i},{split},text,{1 + i % 5}" for split in ("train", "valid", "test") for i in range(25)]
     (tmp_path / "own.csv").write_text("id,split,text,label\n" + "\n".join(rows) + "\n")
     argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "1", "5"]
-    space = shipped_space("mosi_cpu")
+    space = shipped_spaces()["mosi_cpu"]
     code, out, err = run(*argv, "--space", space, "--print-config", "--set", "ranking.margin_step=0.1")
     assert (code, "mosi" in err) == (0, True)
     ranking = yaml.safe_load(out)["ranking"]

@@ -134,7 +134,7 @@ def test_retraining(finished: Callable[..., tuple[Search, TrialRecord]], store: 
     def stop_in_stage_2(event: Event) -> None:
         seen.append(event)
         if isinstance(event, TrialEnded) and event.trial.stage == 2:
-            stop.request()
+            stop.requested = True
 
     search, winner = finished(stop_in_stage_2, stop=stop)
     reads = search.record.place / "best" / "provenance.json"
