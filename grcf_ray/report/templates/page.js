@@ -108,6 +108,7 @@
   };
   const fill = (box) => {
     const {columns, rows} = JSON.parse(box.querySelector("script").textContent);
+    const numeric = columns.map((_, column) => rows.every((row) => row[column] === null || typeof row[column] === "number"));
     const order = rows.map((row) => ({row, text: row.join(" ").toLowerCase()}));
     const [body, filter] = [box.querySelector("tbody"), box.querySelector("input")];
     const [all, status] = [box.querySelector("button.all"), box.querySelector("output")];
@@ -119,10 +120,8 @@
         const td = document.createElement(column === 0 ? "th" : "td");
         if (column === 0) td.scope = "row";
         td.textContent = shown(value, kind);
-        if (typeof value === "number") {
-          td.className = "number";
-          if (!Number.isInteger(value)) td.title = String(value);
-        }
+        if (numeric[column]) td.className = "number";
+        if (typeof value === "number" && !Number.isInteger(value)) td.title = String(value);
         tr.append(td);
       });
       return tr;
@@ -137,6 +136,7 @@
       all.textContent = `Show all ${found.length}`;
     };
     [...box.querySelectorAll("thead th")].forEach((head, column) => {
+      if (numeric[column]) head.className = "number";
       head.querySelector("button").addEventListener("click", () => {
         const to = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
         box.querySelectorAll("thead th").forEach((other) => other.setAttribute("aria-sort", "none"));

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from plotly.colors import sample_colorscale
 
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, MARKS, OCHRE, ORANGE, PURPLE, SERIES
+from grcf_ray.report.figures.predictions import draw_confusion
 
 COLOURS = {"blue": BLUE, "orange": ORANGE, "green": GREEN, "purple": PURPLE, "ochre": OCHRE, "grey": GREY}
 
@@ -25,6 +27,14 @@ def contrast(first: str, second: str) -> float:
 @pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS)
 def test_colours_are_seen_on_light_and_dark_paper(colour: str) -> None:
     assert contrast(colour, "#ffffff") >= 3 and contrast(colour, "#111111") >= 3
+
+
+def test_text_in_the_confusion_matrix_has_the_contrast_of_aa() -> None:
+    cells = draw_confusion({"classes": ["a", "b"], "counts": [[1, 0], [1, 1]], "shares": [[1, 0], [0.5, 0.5]]}).data[0]
+    (_, low), (_, high) = cells.colorscale
+    for share in np.linspace(0, 1, 11):
+        (colour,) = sample_colorscale([low, high], [share], colortype="tuple")
+        assert contrast("#" + "".join(f"{round(255 * part):02x}" for part in colour), cells.textfont.color) >= 4.5
 
 
 def test_what_stands_side_by_side_differs_in_more_than_colour() -> None:
