@@ -85,7 +85,10 @@ def names() -> list[str]:
 def get(name: str) -> DatasetFacts:
     """Return the fact sheet of a data set; ConfigError for an unknown name."""
     if name not in _facts():
-        raise ConfigError(unknown_message(name))
+        raise ConfigError(
+            f"{unknown_message(name)}; to import your own data: python -m grcf_ray.data import FILE --dataset NAME "
+            "--label-range A B"
+        )
     return _facts()[name]
 
 
@@ -108,10 +111,7 @@ def protocol_of(name: str, task: Literal["regression", "classification"]) -> Lit
 
 
 def unknown_message(name: str) -> str:
-    """Write the error for a data set without a fact sheet: the nearest name, all names, the options for own data."""
+    """Write the error for a data set without a fact sheet: the nearest name, and all names."""
     near = difflib.get_close_matches(name, _facts(), n=1, cutoff=0.5)
     question = f" Did you mean {near[0]}?" if near else ""
-    return (
-        f"unknown data set {name!r}.{question} Known: {', '.join(_facts())}; "
-        "for your own data give --data FILE --label-range A B"
-    )
+    return f"unknown data set {name!r}.{question} Known: {', '.join(_facts())}"

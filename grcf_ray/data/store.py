@@ -149,7 +149,7 @@ def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, 
     if data is None:
         facts = datasets.get(dataset)
         raise DataError(
-            f"no data for {dataset}: no --data given, nothing at {', '.join(map(str, folders))}\n"
+            f"no data for {dataset} at {' or '.join(map(str, folders))}\n"
             f"  needed: {facts.needs}\n  from:   {facts.obtain}\n"
             f"  then:   python -m grcf_ray.data import FILE --dataset {dataset}"
         )
@@ -157,7 +157,7 @@ def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, 
         return _imported(data, ImportOptions(dataset=dataset, label_range=label_range))
     store = DatasetStore.open(data)
     if store.info.name != dataset:
-        raise ConfigError(f"{data} holds the data set {store.info.name}: give --dataset {store.info.name}")
+        raise ConfigError(f"{data} holds the data set {store.info.name}: use that name instead of {dataset}")
     if label_range not in (None, store.info.label_range):
         low, high = store.info.label_range
         raise ConfigError(f"{data} was imported with --label-range {low:g} {high:g}: leave it out, or import again")

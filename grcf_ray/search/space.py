@@ -204,8 +204,8 @@ def space_for(dataset: str, path: str | Path | None) -> Space:
         if regression.is_relative_to(Path.cwd()):
             regression, classes = (path.relative_to(Path.cwd()) for path in (regression, classes))
         raise ConfigError(
-            f"{datasets.unknown_message(dataset)}, and a search space: --space {regression}, or for two classes "
-            f"--space {classes}. Margins are scaled to the label range"
+            f"{datasets.unknown_message(dataset)}; for your own data give --data FILE, --label-range A B and a search "
+            f"space: --space {regression}, or for two classes --space {classes}. Margins are scaled to the label range"
         )
     return load_space(shipped[dataset])
 

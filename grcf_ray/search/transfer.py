@@ -110,7 +110,7 @@ def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool)
         refused.append(refusal)
         notes.append(note)
     if refused and not asked:
-        raise DataError(f"{'; '.join(refused)}. To cut, pad or leave out such features, give --fit-features")
+        raise DataError(f"{'; '.join(refused)}. With --fit-features: {'; '.join(notes)}")
     return table, notes
 
 

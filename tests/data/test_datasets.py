@@ -48,7 +48,7 @@ def test_widths_are_the_papers() -> None:
 
 
 def test_unknown_name_says_the_nearest_and_the_way_for_own_data() -> None:
-    with pytest.raises(ConfigError, match=r"'sims-v2'.*Did you mean sims_v2\?.*--data FILE --label-range A B"):
+    with pytest.raises(ConfigError, match=r"'sims-v2'.*Did you mean sims_v2\?.*data import FILE"):
         datasets.get("sims-v2")
     with pytest.raises(ConfigError, match=r"unknown data set 'reviews'\. Known: mosi"):
         datasets.get("reviews")

@@ -238,7 +238,7 @@ def test_names_and_label_ranges_that_disagree(tmp_path: Path) -> None:
         find_data("mossi")
     with pytest.raises(ConfigError, match="unknown data set 'other'"):
         find_data("other", source)
-    with pytest.raises(ConfigError, match="holds the data set own: give --dataset own"):
+    with pytest.raises(ConfigError, match="holds the data set own: use that name"):
         find_data("mosi", store.folder)
     with pytest.raises(ConfigError, match="imported with --label-range 1 5"):
         find_data("own", label_range=(0, 5))

@@ -101,6 +101,9 @@ def test_all_that_differs_is_said_at_once(tmp_path: Path, tiny_backbone: Path) -
     with pytest.raises(DataError) as caught:
         fit_features(other.read("test"), other.info, saved, asked=False)
     assert str(caught.value).startswith(f"audio has rows of 4 values, and the model takes 3; {MODEL_FOLLOWS}")
+    assert "With --fit-features: audio: the last 1 of 4 values are cut off; rows of audio stay unchanged" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(("ties", "expected"), [("drop", 1.0), ("literal", 2 / 3)])
