@@ -15,11 +15,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import commands
 import pytest
 from report.stored import record_of, seeds_content
 from synthetic_run import HOSTILE, Run
 
-from grcf_ray import console
 from grcf_ray.cli.report import app
 from grcf_ray.console import printable
 from grcf_ray.errors import DataError
@@ -119,10 +119,10 @@ def view(stored_run: Path) -> RunView:
     return RunView.read(record_of(stored_run))
 
 
-def run_command(*argv: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, list(argv))
-    return int(ended.value.code or 0)
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> commands.Run:
+    """Runs the command `report`."""
+    return commands.command(app, capsys)
 
 
 def test_the_answers_figures_are_the_records_to_the_last_digit(view: RunView, written_page: Page) -> None:
@@ -382,10 +382,9 @@ def test_the_table_that_goes_with_a_figure_is_shown(tmp_path: Path, monkeypatch:
     assert page.texts[first.name].count(printable(HOSTILE)) == 4
 
 
-def test_the_command_writes_the_page_and_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_page_and_its_data(tmp_path: Path, report: commands.Run) -> None:
     run = Run(tmp_path / "run").start().trials(1, "cpc")
-    assert run_command(str(run.folder)) == 0
-    assert capsys.readouterr().out == f"Report: {run.folder / 'report.html'}\n"
+    assert report(run.folder)[:2] == (0, f"Report: {run.folder / 'report.html'}\n")
     assert (
         json.loads((run.folder / "report.json").read_text())["plots"].keys()
         == report_data(view := RunView.read(run.record), sections(view))["plots"].keys()
@@ -393,35 +392,35 @@ def test_the_command_writes_the_page_and_its_data(tmp_path: Path, capsys: pytest
     for name in ("report.html", "report.json"):
         (run.folder / name).unlink()
     out = tmp_path / "elsewhere" / "mine.html"
-    assert run_command(str(run.folder), "--out", str(out)) == 0
+    assert report(run.folder, "--out", out)[0] == 0
     assert sorted(path.name for path in out.parent.iterdir()) == ["mine.html", "report.json"]
-    assert run_command(str(run.folder), "--out", (tmp_path / "uri" / "mine.html").as_uri()) == 0
+    assert report(run.folder, "--out", (tmp_path / "uri" / "mine.html").as_uri())[0] == 0
     assert sorted(path.name for path in (tmp_path / "uri").iterdir()) == ["mine.html", "report.json"]
     assert not (run.folder / "report.html").exists()
 
 
-def test_the_command_prints_data_or_text_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_data_or_text_and_writes_nothing(tmp_path: Path, report: commands.Run) -> None:
     run = Run(tmp_path / "run").start().trials(1, "cpc").trials(2, "cc").finish()
-    assert run_command(str(run.folder), "--json") == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["run"] == "run" and "history-stage1" in printed["plots"]
-    assert run_command(str(run.folder), "--text") == 0
-    assert "Winner: trial stage2/0" in capsys.readouterr().out
+    code, out, _ = report(run.folder, "--json")
+    printed = json.loads(out)
+    assert (code, printed["run"]) == (0, "run") and "history-stage1" in printed["plots"]
+    code, out, _ = report(run.folder, "--text")
+    assert code == 0 and "Winner: trial stage2/0" in out
     assert not (run.folder / "report.html").exists()
 
 
-def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, report: commands.Run) -> None:
     run = Run(tmp_path / "run").start()
-    assert run_command(str(run.folder), "--json", "--text") == 2
-    assert "choose one" in capsys.readouterr().err
-    assert run_command(str(run.folder), "--out", str(tmp_path / "report.json")) == 2
-    assert run_command(str(tmp_path)) == 3
-    assert "not a run" in capsys.readouterr().err
+    code, _, err = report(run.folder, "--json", "--text")
+    assert code == 2 and "choose one" in err
+    assert report(run.folder, "--out", tmp_path / "report.json")[0] == 2
+    code, _, err = report(tmp_path)
+    assert code == 3 and "not a run" in err
     run.trials(1, "c").trials(2, "c").finish()
     predictions = run.folder / "best" / "predictions" / "test.parquet"
     predictions.write_bytes(predictions.read_bytes()[:100])
-    assert run_command(str(run.folder)) == 3
-    assert f"{predictions}: damaged" in capsys.readouterr().err
+    code, _, err = report(run.folder)
+    assert code == 3 and f"{predictions}: damaged" in err
     with pytest.raises(DataError):
         write_report(RunRecord(storage_path(tmp_path)))
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from commands import Run, command
 
-from grcf_ray import console
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
@@ -57,13 +56,10 @@ def arguments(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> lis
     return [*argv, "--storage", str(tmp_path / "runs"), "--name", "stored"]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, name: str, *argv: str) -> int:
-    """Run a command of the package in this process; its exit code."""
-    app = import_module(f"grcf_ray.cli.{name}").app
-    monkeypatch.setattr(sys, "argv", [name, *argv])
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, list(argv))
-    return int(ended.value.code or 0)
+@pytest.fixture
+def grcf(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command of the package, which is named first, in this process."""
+    return lambda name, *argv: command(import_module(f"grcf_ray.cli.{name}").app, capsys)(*argv)
 
 
 def test_every_stored_run_is_tested() -> None:
@@ -83,32 +79,26 @@ def test_the_record_and_its_checkpoints_are_read(stored: Path) -> None:
 
 
 def test_the_run_is_measured_replayed_reported_and_predicts(
-    stored: Path,
-    tiny_parquet: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    stored: Path, tiny_parquet: Path, tmp_path: Path, grcf: Run
 ) -> None:
     """A replay is exact on the machine type of the record; elsewhere the differences are in the last digits."""
-    assert command(monkeypatch, "evaluate", str(stored), "--json") == 0
-    again = json.loads(capsys.readouterr().out)["metrics"]
+    code, out, _ = grcf("evaluate", stored, "--json")
+    assert code == 0
     recorded = json.loads((stored / "best" / "metrics.json").read_text())["test"]
-    assert again == pytest.approx(recorded, rel=1e-4)
+    assert json.loads(out)["metrics"] == pytest.approx(recorded, rel=1e-4)
 
-    code = command(monkeypatch, "train", "--from", str(stored), "--trial", "stage2/0")
+    code, out, err = grcf("train", "--from", stored, "--trial", "stage2/0")
     assert code in (0, 1)
-    said = capsys.readouterr()
-    assert ("Reproduced" in said.out) == (code == 0)
-    assert "epochs instead of" not in said.err
+    assert ("Reproduced" in out) == (code == 0)
+    assert "epochs instead of" not in err
 
-    assert command(monkeypatch, "report", str(stored)) == 0
+    assert grcf("report", stored)[0] == 0
     assert (stored / "report.html").stat().st_size > 1e6
     scores = tmp_path / "scores.csv"
-    assert command(monkeypatch, "predict", str(stored), "--input", str(tiny_parquet), "--output", str(scores)) == 0
+    assert grcf("predict", stored, "--input", tiny_parquet, "--output", scores)[0] == 0
     assert len(scores.read_text().splitlines()) == 1 + 80
-    capsys.readouterr()
-    assert command(monkeypatch, "runs", "show", str(stored), "--json") == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "finished"
+    code, out, _ = grcf("runs", "show", stored, "--json")
+    assert (code, json.loads(out)["state"]) == (0, "finished")
 
 
 def trial_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -117,12 +107,12 @@ def trial_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_run_of_an_earlier_version_is_extended(
-    ray_session: None, open_stored: Open, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    ray_session: None, open_stored: Open, arguments: list[str], run: Run
 ) -> None:
     folder = open_stored("run-1")
     before, finalists = trial_files(folder), json.loads((folder / "run.json").read_text())["finalists"]
     times = {path: path.stat().st_mtime_ns for path in folder.glob("stage1/trials/*.json")}
-    assert command(monkeypatch, "search", *arguments, "--stage2-trials", "6") == 0
+    assert run(*arguments, "--stage2-trials", "6")[0] == 0
     after = trial_files(folder)
     assert after.keys() - before.keys() == {"stage2/0005"}
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -132,18 +122,16 @@ def test_the_run_of_an_earlier_version_is_extended(
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
-def test_the_run_is_resumed(
-    ray_session: None, open_stored: Open, arguments: list[str], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_is_resumed(ray_session: None, open_stored: Open, arguments: list[str], name: str, run: Run) -> None:
     """With the stored settings: no finished trial is repeated, and the unfinished one goes on from its checkpoint."""
     folder = open_stored(name)
     before, settings = trial_files(folder), json.loads((folder / "run.json").read_text())["settings"]
     unfinished = {trial for trial, content in before.items() if content["state"] == "running"}
     assert len(unfinished) == 1
-    assert command(monkeypatch, "search", *arguments) == 0
-    run, after = json.loads((folder / "run.json").read_text()), trial_files(folder)
-    assert run["state"] == "finished"
-    assert settings.items() <= run["settings"].items()
+    assert run(*arguments)[0] == 0
+    resumed, after = json.loads((folder / "run.json").read_text()), trial_files(folder)
+    assert resumed["state"] == "finished"
+    assert settings.items() <= resumed["settings"].items()
     assert len(after) == 11
     assert {trial for trial, content in after.items() if content["attempt"] == 2} == unfinished
     for trial, content in before.items():
