@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import ipaddress
 import logging
 import os
@@ -22,10 +23,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
+from grcf_ray.console import progress
 from grcf_ray.errors import ClusterError, reason
 
 _SETTINGS = {
@@ -65,6 +67,8 @@ _THREADS, _THREADS_PER_CPU = 220, 30
 """Number of processes and threads of a Ray that runs a search; measured with Ray 2.60: 264 on 2 CPUs."""
 
 
+_LOCK = "grcf_ray.lock"
+"""File in the folder of a Ray that we start; the process holds a lock on it for as long as it lives."""
 _own: Path | None = None
 """Folder of the Ray that this process starts. A restart reuses it: Ray reads its token once per process."""
 
@@ -138,6 +142,14 @@ def watched(gone: Callable[[str], None]) -> Iterator[None]:
         watch.join()
 
 
+def leave(message: str) -> NoReturn:
+    """Print an error and exit at once: without its cluster, a call of Ray blocks for a minute and reports no error."""
+    try:
+        progress(f"error: {message}")
+    finally:
+        os._exit(ClusterError.exit_code)
+
+
 def _silent(parts: Mapping[str, str]) -> list[str]:
     """Return the names of the parts that do not answer now.
 
@@ -193,7 +205,9 @@ def _start() -> None:
     except Exception as error:
         logs = _own / "ray" / "session_latest" / "logs"
         if logs.exists():
+            # The error names them, so the next start must not remove them either.
             atexit.unregister(_clear)
+            (_own / _LOCK).unlink(missing_ok=True)
         raise ClusterError(
             f"Ray cannot start on this machine: {reason(error)}. "
             + (f"Its logs are in {logs}. " if logs.exists() else "")
@@ -233,13 +247,40 @@ def _private_folder() -> Path:
             faults.append(f"{parent}: path too long for Ray's sockets")
             continue
         try:
-            return Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
+            _remove_abandoned(Path(parent))
+            folder = Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
+            _lock(folder)
+            return folder
         except OSError as error:
             faults.append(f"{parent}: {error.strerror or error}")
     raise ClusterError(
         f"Ray cannot start on this machine: no folder for its sockets ({'; '.join(faults)}). "
         f"Set TMPDIR to a writable folder whose path has at most {_SOCKET_BYTES - len(_SOCKET)} characters"
     )
+
+
+def _lock(folder: Path) -> None:
+    """Hold a lock in the folder until this process ends. It takes its name when it is locked already."""
+    new = folder / f"{_LOCK}.new"
+    # On a file system without locks, the name is missing, and nobody removes the folder.
+    with contextlib.suppress(OSError):
+        fcntl.flock(os.open(new, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
+        new.rename(folder / _LOCK)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the user's folders whose processes were killed, so that nobody holds their locks."""
+    for lock in parent.glob(f"ray-*/{_LOCK}"):
+        # Another process may remove the folder at the same time, or hold the lock.
+        with contextlib.suppress(OSError):
+            if lock.parent.lstat().st_uid != os.getuid():
+                continue
+            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _clear(folder: Path, pid: int) -> None:

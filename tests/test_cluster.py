@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -159,10 +160,34 @@ def test_a_long_folder_for_temporary_files_is_passed_over(
     long.mkdir(parents=True)
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     folder = cluster._private_folder()
-    folder.rmdir()
+    shutil.rmtree(folder)
     assert folder.parent == Path("/tmp")
     monkeypatch.setattr(cluster, "_SOCKET_BYTES", 1)
     assert f"{long}: path too long" in refusal()
+
+
+def test_folders_of_killed_processes_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of live processes, of other programs and of earlier releases stay."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(cluster, "_SOCKET_BYTES", 1000)
+    names = ("ray-earlier/token", "ray-another/x.lock", f"some/{cluster._LOCK}")
+    others = [tmp_path / name for name in names]
+    for path in others:
+        path.parent.mkdir()
+        path.touch()
+    live = cluster._private_folder()
+    (live / "token").touch()
+    code = (
+        "import os, signal\nfrom grcf_ray import cluster\ncluster._SOCKET_BYTES = 1000\n"
+        "(cluster._private_folder() / 'token').touch()\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "RAY_TMPDIR": str(tmp_path)})
+    assert killed.returncode == -signal.SIGKILL
+    before = set(tmp_path.glob("ray-*/token"))
+    assert len(before) == 3
+    cluster._remove_abandoned(tmp_path)
+    assert set(tmp_path.glob("ray-*/token")) == {live / "token", others[0]}
+    assert all(path.exists() for path in others)
 
 
 def test_a_ray_that_does_not_start_is_a_fault_of_the_machine(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,8 @@ def job_runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner 
     if sharing.workers == 1:
         yield JobRunner(features)
         return
+    from grcf_ray.cluster import leave, watched
+
     from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
     from grcf_ray.train.interfaces import named_interfaces
 
@@ -187,7 +189,8 @@ def job_runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner 
         interfaces=named_interfaces(),
     )
     try:
-        with contextlib.closing(group):
+        lost = "finished epochs are kept; resume with the same command"
+        with watched(lambda loss: leave(f"{loss}; {lost}")), contextlib.closing(group):
             yield group
     except WorkersDiedError as error:
         raise GrcfError(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grcf_ray.cluster import connect
+from grcf_ray.cluster import connect, leave, watched
 
 import numpy as np
 import ray
@@ -100,7 +100,7 @@ def packing_table(setup: Setup) -> Table:
     seconds = {}
     for count in sorted({1, processes}):
         setup.say(f"{count} at a time")
-        with WorkerSet(features, config, Placement(count, 1, 0.0)) as workers:
+        with watched(leave), WorkerSet(features, config, Placement(count, 1, 0.0)) as workers:
             seconds[count] = [workers.run(_STEPS)[0] for _ in range(setup.repetitions)]
     medians = {count: statistics.median(taken) for count, taken in seconds.items()}
     columns = (

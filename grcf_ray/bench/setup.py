@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grcf_ray.cluster import connect
+from grcf_ray.cluster import connect, leave, watched
 
 import ray
 import torch
@@ -97,14 +97,16 @@ class Setup:
     ) -> TrialRecord:
         """Run a search on an empty record, and return its winner."""
         record.write_run({"state": "running", "settings": flatten(space.config())})
-        return kind(
+        search = kind(
             record=record,
             space=space,
             features=features or self.features(),
             protocol=self.protocol,
             concurrent=concurrent,
             listeners=listeners,
-        ).run()
+        )
+        with watched(leave):
+            return search.run()
 
     def paper_features(self) -> tuple[Features, RunConfig]:
         """Return features and configuration with no frozen layer and texts of the paper's length."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from grcf_ray.cluster import connect, watched
+from grcf_ray.cluster import connect, leave, watched
 
 import torch
 
@@ -20,7 +20,7 @@ from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.errors import ClusterError, DataError, NoWinnerError
+from grcf_ray.errors import DataError, NoWinnerError
 from grcf_ray.experiments.model_pool import Arm, ModelPool, Wanted, configured, entries_of, shape_name, shape_of
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.registry import Experiment, Options
@@ -266,7 +266,7 @@ class ExperimentContext:
             listener(SearchStarted(room.concurrent, budgets, self.store.info.task))
             listener(RetrainingsStarted(f"{experiment}: {rows}; {self.seeds} seeds each", left))
         try:
-            with watched(self._lose_cluster):
+            with watched(lambda loss: leave(f"{loss}; finished trials are kept. To resume: {self.command}")):
                 job.run()
         except NoWinnerError as error:
             # Arms of other shapes may still finish.
@@ -275,13 +275,6 @@ class ExperimentContext:
         trials = list(filter(None, pool.trials_of(wanted)))
         measure_models(job, trials, self.store, self.record, f"reproduce {experiment}", below=below)
         return pool.places(wanted)
-
-    def _lose_cluster(self, reason: str) -> None:
-        """Exit at once, as a search does when the cluster is gone."""
-        try:
-            console.progress(f"error: {reason}; finished trials are kept. To resume: {self.command}")
-        finally:
-            os._exit(ClusterError.exit_code)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

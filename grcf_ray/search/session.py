@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from grcf_ray.cluster import connect, watched
+from grcf_ray.cluster import connect, leave, watched
 
 import torch
 import yaml
@@ -272,12 +272,10 @@ class Session:
         console.progress(f"{how}; every finished epoch is kept. To resume: {self.command}")
 
     def _lose_cluster(self, loss: str) -> None:
-        """Exit at once: calls that wait for Ray would block for a minute and report no error."""
         try:
             self._note_state("interrupted")
-            console.progress(f"error: {loss}; every finished epoch is kept. To resume: {self.command}")
         finally:
-            os._exit(ClusterError.exit_code)
+            leave(f"{loss}; every finished epoch is kept. To resume: {self.command}")
 
     def _note_state(self, state: str) -> None:
         # The search may be ending because the disk is full, or because the record is damaged or missing.
