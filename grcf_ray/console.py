@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
@@ -187,24 +187,27 @@ def progress(line: str) -> None:
 class Progress:
     """Progress of work that takes more than a few seconds, with the remaining time, on standard error.
 
-    task: a noun phrase for the work. total: number of steps.
+    task: a noun phrase for the work. total: number of steps. show: makes a text of a number of steps.
     """
 
-    def __init__(self, task: str, total: int) -> None:
-        self._task, self._total, self._done = task, total, 0
+    def __init__(self, task: str, total: int, *, show: Callable[[int], str] = str) -> None:
+        self._task, self._total, self._show, self._done = task, total, show, 0
         self._start = self._said = time.monotonic()
 
     def add(self, steps: int) -> None:
         """Count finished steps; print a line if enough time has passed."""
-        self._done += steps
+        self.reach(self._done + steps)
+
+    def reach(self, done: int) -> None:
+        """Set the number of finished steps, above 0; print a line if enough time has passed."""
+        self._done = done
         now = time.monotonic()
         if now - self._said < _QUIET_S or self._done >= self._total:
             return
         self._said = now
         left = (now - self._start) / self._done * (self._total - self._done)
-        progress(
-            f"{time.strftime('%H:%M:%S')}  {self._task} {self._done}/{self._total}  ETA {duration(max(1.0, left))}"
-        )
+        count = f"{self._show(self._done)}/{self._show(self._total)}"
+        progress(f"{time.strftime('%H:%M:%S')}  {self._task} {count}  ETA {duration(max(1.0, left))}")
 
 
 def duration(seconds: float) -> str:

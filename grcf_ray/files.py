@@ -17,6 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from grcf_ray.console import Progress
+from grcf_ray.console import size as bytes_text
+
 _HASHED = 1 << 20
 """Bytes hashed at a time."""
 _scratch: set[Path] = set()
@@ -126,7 +129,9 @@ def file_sha256(path: Path, size: int = sys.maxsize) -> str:
     """Return the SHA-256 of a file's content, or of its first `size` bytes, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
+        progress = Progress(f"hashing {path.name}", min(size, path.stat().st_size), show=bytes_text)
         while block := file.read(min(_HASHED, size)):
             digest.update(block)
             size -= len(block)
+            progress.add(len(block))
     return digest.hexdigest()

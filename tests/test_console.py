@@ -272,3 +272,7 @@ def test_progress_is_told_every_few_seconds(
         now[0] += 4
         progress.add(steps)
     assert capsys.readouterr().err == "12:34:56  rows 30/100  ETA 19 s\n"
+    hashing = console.Progress("hashing a.bin", 4_000_000_000, show=console.size)
+    now[0] += 6
+    hashing.reach(1_000_000_000)
+    assert capsys.readouterr().err == "12:34:56  hashing a.bin 1.0 GB/4.0 GB  ETA 18 s\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from grcf_ray.console import Progress
 from grcf_ray.data.cells import Cells, kind_of, shown
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
 from grcf_ray.data.schema import MODALITIES, SPLITS
@@ -76,6 +77,7 @@ def samples_table(
     cells = Cells()
     rows: list[dict[str, Any]] = []
     counts = []
+    progress = Progress("parsing samples", sum(len(content[name]) for name in names.values()))
     for split, name in names.items():
         samples = list(content.pop(name))
         counts.append((name, len(samples)))
@@ -86,6 +88,7 @@ def samples_table(
                 rows[-1] |= form.cells(sample, cells)
             else:
                 problems.append(f"{name} row {number} is {kind_of(sample)}, not {form.sample}")
+            progress.add(1)
     if rows and all(len(row) == 1 for row in rows):
         raise DataError(f"{path}: not {form.name}: none of its {len(rows)} samples is {form.sample}")
     raw = RawTable(

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from grcf_ray.console import Progress, size
 from grcf_ray.errors import DataError
 
 # Most bytes that calls may make from one byte of the file. One byte can name an object, whose pointer in an array takes
@@ -50,7 +51,7 @@ def read_pickle(path: Path) -> Any:
         # Mapped, so that a read of a damaged length ends with the file.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                value = _Reader(content).load()
+                value = _Reader(content, path.name).load()
                 _check_weight(value, _SMALL + _REPEATED * len(content))
                 return value
             except RefusedError as error:
@@ -248,8 +249,9 @@ class _Reader(pickle._Unpickler):
     stack: list[Any]
     """These four are set by `load`."""
 
-    def __init__(self, content: mmap.mmap) -> None:
+    def __init__(self, content: mmap.mmap, name: str) -> None:
         super().__init__(content, encoding="latin-1")
+        self._content, self._progress = content, Progress(f"reading {name}", len(content), show=size)
         self._left = _SMALL + _MADE * len(content)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -297,10 +299,12 @@ class _Reader(pickle._Unpickler):
         if not isinstance(target, dict):
             raise TypeError(target)
         target.update(zip(_keys(pairs[::2]), pairs[1::2], strict=True))
+        self._progress.reach(self._content.tell())
 
     def _counted(self, opcode: bytes) -> None:
         """Run an opcode, and count the memory of its result, which may be a copy of another part."""
         pickle._Unpickler.dispatch[opcode[0]](cast(Any, self))
+        self._progress.reach(self._content.tell())
         self._left -= _own_weight(self.stack[-1])
         if self._left < 0:
             raise RefusedError("its calls make far more data than the file holds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from data.foreign import DOWNLOADS, SPLITS, faults, real_file, refusal
 from data.formats import FILLERS, FORMATS, Format, Utterance, check, imported, put_files
 from data.fuzz import limited_memory, outcome
 
+from grcf_ray import console
 from grcf_ray.data.importers import ImportOptions, formats, import_source
+from grcf_ray.data.importers import table as table_importer
 
 VARIANTS = int(os.environ.get("GRCF_TEST_FUZZ", "40"))
 """Damaged sets of files of each format; 300 for a thorough search."""
@@ -46,6 +49,18 @@ def test_utterances_come_back_however_they_are_written(name: str, seed: int, tmp
     assert info.word_aligned == (name in ("mag", "misa", "csd"))
     if name != "mustard":
         assert info.splits == {"train": 4, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"mmsa", "mustard"}))
+def test_a_long_import_tells_its_progress(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the other two formats, the pickle's reader tells it."""
+    monkeypatch.setattr(console, "_QUIET_S", 0)
+    monkeypatch.setattr(table_importer, "_ROWS_AT_A_TIME", 3)
+    imported(put(tmp_path / "own", FORMATS[name]), FORMATS[name])
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.search(r"  (parsing samples|aligning videos|reading rows)[^/]*\d/\d+  ETA ", line) for line in lines)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grcf_ray import console
 from grcf_ray.data.unpickle import RefusedError, read_pickle, repaired_text
 from grcf_ray.errors import DataError
 
@@ -47,6 +48,15 @@ def write(folder: Path, content: bytes) -> Path:
     path = folder / "some.pkl"
     path.write_bytes(content)
     return path
+
+
+def test_a_long_pickle_tells_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_QUIET_S", 0)
+    read_pickle(write(tmp_path, pickle.dumps({"rows": [ROWS, ROWS + 1]}, 2)))
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert "  reading some.pkl 0.0 MB/0.0 MB  ETA 1 s" in first
 
 
 def same(actual: Any, expected: np.ndarray[Any, Any]) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from grcf_ray.console import Progress
 from grcf_ray.data.frames import joined
 from grcf_ray.data.hdf5 import dataset, is_text, member, opened, reading
 from grcf_ray.data.raw import RawTable, typed_arrays
@@ -335,6 +336,7 @@ def _aligned(
     tables: list[pa.Table] = []
     problems: list[str] = []
     missing: Counter[str] = Counter()
+    progress = Progress("aligning videos", sum(map(len, folds.values())))
     for split, videos in folds.items():
         columns: dict[str, list[Any]] = {name: [] for name in ("id", "text", "label", "video_id")}
         columns |= {role: [] for role in MODALITIES if role in chosen}
@@ -344,6 +346,7 @@ def _aligned(
             if "labels" in data:
                 missing.update(f"videos without {role}" for role in chosen if role not in data)
                 missing.update(collect_error(problems, _add_utterances, columns, video, data) or {})
+            progress.add(1)
         columns["split"] = [split] * len(columns["id"])
         arrays = typed_arrays({name: cells for name, cells in columns.items() if name not in MODALITIES})
         for name in [name for name in MODALITIES if name in columns]:

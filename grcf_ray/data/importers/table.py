@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from grcf_ray.console import Progress
 from grcf_ray.data.cells import is_unicode, shown, unique_names
 from grcf_ray.data.frames import FRAMES
 from grcf_ray.data.raw import RAW_SCHEMA, RawTable
@@ -88,7 +89,7 @@ def stream(
     columns: the columns of `RAW_SCHEMA` to read; `text`, if asked for, must exist, others may be missing. optional:
     columns whose unreadable cells are null without a fault. A fault's row is counted within its part.
     """
-    present = _header(path)
+    present, _ = _header(path)
     _check_columns(path, present, ("text",) if "text" in columns else ())
     names = [name for name in present if name in columns]
     yield from _parts(path, names, rows, largest_block=_STREAMED_BLOCK, optional=optional)
@@ -96,17 +97,18 @@ def stream(
 
 def _read_file(path: Path) -> tuple[pa.Table, list[Fault], list[str]]:
     """Read the rows of a file, the faults of their cells, and the names of unknown columns."""
-    present = _header(path)
+    present, most = _header(path)
     # Without a split column, the file's name tells the split.
     named = "split" not in present and path.stem.lower() in SPLIT_ALIASES
     _check_columns(path, [*present, *["split"] * named], _REQUIRED)
     names = [name for name in RAW_SCHEMA.names if name in present]
     tables: list[pa.Table] = []
     faults: list[Fault] = []
-    rows = 0
+    rows, progress = 0, Progress(f"reading rows of {path.name}", most)
     for part, part_faults in _parts(path, names, _ROWS_AT_A_TIME, largest_block=_LARGEST_BLOCK):
         faults += [fault._replace(row=rows + fault.row) for fault in part_faults]
         rows += part.num_rows
+        progress.add(part.num_rows)
         tables.append(part)
     table = pa.concat_tables(tables)
     if named:
@@ -114,17 +116,20 @@ def _read_file(path: Path) -> tuple[pa.Table, list[Fault], list[str]]:
     return table, faults, [name for name in present if name not in RAW_SCHEMA.names]
 
 
-def _header(path: Path) -> list[str]:
-    """Return the names of a file's columns; DataError for a file that is not such a table."""
+def _header(path: Path) -> tuple[list[str], int]:
+    """Return the names of a file's columns, and the most rows that it can have.
+
+    DataError for a file that is not such a table.
+    """
     check_kind(path)
     if _is_parquet(path):
         with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
-            return list(file.schema_arrow.names)
-    _check_encoding(path)
+            return list(file.schema_arrow.names), file.metadata.num_rows
+    lines = _check_encoding(path)
     if path.suffix.lower() in _JSON_LINES:
-        return _json_columns(path)
+        return _json_columns(path), lines
     with _readable(path, "CSV"), path.open(encoding="utf-8-sig", newline="") as file:
-        return next(filter(None, csv.reader(file, delimiter=_delimiter(path))), [])
+        return next(filter(None, csv.reader(file, delimiter=_delimiter(path))), []), lines
 
 
 def _parts(
@@ -248,8 +253,9 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"{path}: not a readable {kind} file ({reason(error)})") from error
 
 
-def _check_encoding(path: Path) -> None:
-    """Raise DataError if a file is not text in UTF-8, or has another delimiter."""
+def _check_encoding(path: Path) -> int:
+    """Return the number of lines; raise DataError if a file is not text in UTF-8, or has another delimiter."""
+    number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -261,7 +267,7 @@ def _check_encoding(path: Path) -> None:
     with path.open(encoding="utf-8-sig") as file:
         header = file.readline()
     if path.suffix.lower() != ".csv" or "," in header:
-        return
+        return number
     if "\t" in header:
         raise DataError(f"{path}: its cells are separated by tabs. Rename it to {path.with_suffix('.tsv').name}")
     for mark in ";|":
@@ -274,6 +280,7 @@ def _check_encoding(path: Path) -> None:
                 f"{path}: its cells are separated by {mark!r}, not commas. Convert it: "
                 + shlex.join(["python", "-c", code, str(path), str(path.with_name(f"{path.stem}-commas.csv"))])
             )
+    return number
 
 
 def _check_columns(path: Path, present: list[str], required: Collection[str]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from grcf_ray.console import Progress
 from grcf_ray.data.cells import Cells, class_of, id_of, kind_of, shown, text_of, texts_of
 from grcf_ray.data.frames import Frames, Rows, joined
 from grcf_ray.data.raw import RawTable, typed_arrays
@@ -220,12 +221,14 @@ def _read_sequences(path: Path, ids: Sequence[str]) -> _Sequences:
         raise DataError(f"{path}: none of its {len(samples)} ids is in the folds")
     arrays: list[Rows | None] = [None] * len(ids)
     problems: dict[int, str] = {}
+    progress = Progress(f"parsing samples of {path.name}", len(ids))
     for row, name in enumerate(ids):
         try:
             # pop frees the features of the context.
             arrays[row] = _rows(samples.pop(name, None))
         except (LookupError, TypeError, ValueError, OverflowError):
             problems[row] = "is not rows of numbers of one length (punchline_features)"
+        progress.add(1)
     del samples
     frames, odd = joined(arrays)
     width = frames.width()
