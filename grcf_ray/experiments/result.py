@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +106,8 @@ def write_result(result: ExperimentResult, place: StoragePath) -> None:
                 # A time stamp would change the file at every writing.
                 stamp: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
                 figure.savefig(path, format=kind, dpi=150, bbox_inches="tight", metadata=stamp)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
-        pictures.append((picture, base64.b64encode(buffer.getvalue()).decode()))
+        image = (place / f"figure-{picture.name}.png").read_bytes()
+        pictures.append((picture, base64.b64encode(image).decode()))
     (place / "result.md").write_text(result.markdown())
     (place / "result.tex").write_text(result.latex())
     (place / "index.html").write_text(_page(result, pictures))
