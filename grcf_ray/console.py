@@ -23,7 +23,7 @@ import typer
 from grcf_ray._version import __version__
 from grcf_ray.errors import GrcfError
 
-_NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.]+(e[+-]?\d+)?( ?%| s| min)?")
+_NUMBER = re.compile(r"-|nan|inf|[+-]?[\d.,]+(e[+-]?\d+)?( ?%| s| min)?|\d+ h \d\d min")
 _CODES = re.compile(
     # C0 without the line feed, DEL and C1; line separators and direction overrides; surrogates.
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

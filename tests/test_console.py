@@ -261,6 +261,15 @@ def test_an_answer_that_a_full_disk_swallows_is_an_error(tmp_path: Path) -> None
         assert ran.returncode == code
 
 
+def test_numbers_and_missing_ones_align_right() -> None:
+    rows = [("a", "1,234", "3 h 05 min", "-"), ("bc", "-", "-", "3, 4")]
+    assert console.table_lines(("n", "parameters", "cost", "trials"), rows) == [
+        "n   parameters        cost  trials",
+        "a        1,234  3 h 05 min  -",
+        "bc           -           -  3, 4",
+    ]
+
+
 def test_progress_is_told_every_few_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
