@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import Run, command
 
-from grcf_ray import console
 from grcf_ray.bench.searching import Meter, scheduler_table
 from grcf_ray.cli.bench import PARTS, app
 from grcf_ray.search.record import RunRecord
@@ -21,27 +21,16 @@ if TYPE_CHECKING:
 
     from grcf_ray.bench.setup import Setup
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tiny_space: Path, tiny_parquet: Path) -> Run:
     words = ("--dataset", "tiny", "--space", tiny_space, "--data", tiny_parquet, "--label-range", -3, 3)
-
-    def call(*more: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, [str(word) for word in (*words, *more)])
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return call
+    return functools.partial(command(app, capsys), *words)
 
 
 def test_help_lists_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        console.run(app, ["--help"])
-    listed = capsys.readouterr().out.partition("Parts,")[2].partition("Examples:")[0]
+    _, out, _ = command(app, capsys)("--help")
+    listed = out.partition("Parts,")[2].partition("Examples:")[0]
     assert [line.split()[0] for line in listed.strip().splitlines() if line.startswith("  ")] == list(PARTS)
     for path in PARTS.values():
         module, _, function = path.partition(".")

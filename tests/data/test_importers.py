@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import command
 from data.foreign import HEADER, OWN, ROWS, refusal, rows_of, write
 from data.formats import FORMATS
 from data.fuzz import damaged
 
-from grcf_ray import console
 from grcf_ray.cli.data import app
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.store import DatasetStore
@@ -128,23 +128,21 @@ def test_texts_of_several_splits_are_noted(tmp_path: Path) -> None:
 
 def test_a_damaged_file_leaves_a_whole_store_or_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The command: an exit code and one message, whatever the file holds."""
-    path, store = tmp_path / "own.csv", tmp_path / "store"
+    path, store, run = tmp_path / "own.csv", tmp_path / "store", command(app, capfd)
     codes = []
     for seed in range(30):
         rng = random.Random(seed)
         files, _ = damaged(FORMATS["csv"].files(rng), rng)
         path.write_bytes(files[path.name])
-        words = ["import", str(path), "--dataset", "own", "--label-range", "-3", "6", "--out", str(store / str(seed))]
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, words)
-        codes.append(ended.value.code)
-        err = capfd.readouterr().err
+        out = store / str(seed)
+        code, _, err = run("import", path, "--dataset", "own", "--label-range", -3, 6, "--out", out)
+        codes.append(code)
         assert codes[-1] in (0, 3), err
         assert "Traceback" not in err
         if codes[-1] == 0:
-            DatasetStore.open(store / str(seed))
+            DatasetStore.open(out)
         else:
-            assert not (store / str(seed)).exists()
+            assert not out.exists()
             assert "error: " in err
     assert 0 < codes.count(0) < len(codes)
     assert len(list(store.iterdir())) == codes.count(0)

@@ -1,34 +1,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Run, command
 
-from grcf_ray import console
 from grcf_ray.cli.data import app
 from grcf_ray.data.importers import formats
 
 CSV = "id,split,text,label\na,train,so [bold]good[/bold],1\nb,valid,y,2\nc,test,secret,3\n"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in a folder of its own; exit code, standard output, standard error."""
+    """Run a command in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GRCF_DATA", raising=False)
     monkeypatch.setenv("GRCF_CACHE", str(tmp_path / "cache"))
     (tmp_path / "own.csv").write_text(CSV)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            console.run(app, words)
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+    return command(app, capsys)
 
 
 def test_import_writes_a_store_and_says_what_it_holds(run: Run, tmp_path: Path) -> None:
@@ -193,10 +184,9 @@ def test_list_says_what_is_here_and_where_to_get_the_rest(run: Run) -> None:
     assert "mosi needs" not in out
 
 
-def test_help_names_every_format_and_variant(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        console.run(app, ["import", "--help"])
-    listed = capsys.readouterr().out.partition("Formats:")[2].partition("A table has")[0]
+def test_help_names_every_format_and_variant(run: Run) -> None:
+    _, out, _ = run("import", "--help")
+    listed = out.partition("Formats:")[2].partition("A table has")[0]
     assert {line.split()[0] for line in listed.strip().splitlines()} == set(formats())
     first, *_, last = formats()["mustard"].VARIANTS
     assert f"{first} ... fold-5, {last}" in listed

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import command
 
-from grcf_ray import console
 from grcf_ray.cli.data import app
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.data.verification import verify_store
@@ -43,9 +43,7 @@ def test_damage_has_its_exit_code(
         (folder / "valid.parquet").write_bytes((folder / "valid.parquet").read_bytes() + b"x")
     else:
         (folder / "valid.parquet").unlink()
-    with pytest.raises(SystemExit) as ended:
-        console.run(app, ["verify", str(folder)])
-    assert ended.value.code == 3
-    out, err = capsys.readouterr()
+    code, out, err = command(app, capsys)("verify", folder)
+    assert code == 3
     assert "damaged" in out
     assert "valid.parquet changed since the import" in err

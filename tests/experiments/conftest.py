@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import commands
 import pyarrow as pa
 import pytest
 
@@ -148,19 +149,12 @@ def trained(
 
 
 @pytest.fixture
-def reproduce(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs the command; exit code, standard output and standard error."""
-    from grcf_ray import console
+def reproduce(capsys: pytest.CaptureFixture[str]) -> commands.Run:
+    """Runs the command `reproduce`."""
     from grcf_ray.cli.reproduce import app
 
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            console.run(app, [str(word) for word in words])
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
+    capsys.readouterr()
+    return commands.command(app, capsys)
 
 
 @pytest.fixture
