@@ -102,6 +102,11 @@ def pairwise_accuracy(score_N: ArrayLike, label_N: ArrayLike, ties: Ties = "drop
     return 1.0 - _inversions(rank_N[by_label]) / pairs
 
 
+def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the finite metrics: JSON has no NaN, such as the correlation of constant scores."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
 def split_metrics(
     score_N: ArrayLike,
     label_N: ArrayLike,

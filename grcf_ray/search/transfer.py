@@ -14,8 +14,6 @@ from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.metrics import split_metrics
-from grcf_ray.search.winner import finite_metrics
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.stage import use_deterministic_torch
 
@@ -42,16 +40,9 @@ def measure_on(
     """
     use_deterministic_torch(threads)
     score_N, notes = score_on(saved, table, info, fit=fit)
-    low, high = info.label_range
-    metrics = split_metrics(
-        score_N,
-        np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
-        protocol=protocol_of(info.name, info.task),
-        limit=(high - low) / 2,
-        center=(low + high) / 2,
-        ties=saved.config.metrics.ties,
-    )
-    return finite_metrics(metrics), notes
+    label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+    protocol = protocol_of(info.name, info.task)
+    return saved.metrics(score_N, label_N, protocol=protocol, label_range=info.label_range), notes
 
 
 def score_on(

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from grcf_ray.data.features import LABEL_DECIMALS, SplitFeatures, build_split, l
 from grcf_ray.data.schema import split_sizes
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.metrics import split_metrics
+from grcf_ray.metrics import finite_metrics, split_metrics
 from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.search.events import StepStarted
@@ -154,23 +153,13 @@ def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePa
     write, in the table's order: id, text, label, score, and the state before the head.
     """
     use_deterministic_torch(threads)
-    low, high = saved.label_range
     label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
     if keep is None:
         score_N = saved.score(table)
     else:
         score_N, state_ND = saved.describe(table)
         keep_predictions(keep, table, label_N, score_N, state_ND)
-    return finite_metrics(
-        split_metrics(
-            score_N,
-            label_N,
-            protocol=saved.protocol,
-            limit=(high - low) / 2,
-            center=(low + high) / 2,
-            ties=saved.config.metrics.ties,
-        )
-    )
+    return saved.metrics(score_N, label_N)
 
 
 def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dict[str, Any]:
@@ -296,11 +285,6 @@ def _commit() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"commit": done.stdout.strip()}
-
-
-def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the finite metrics: JSON has no NaN, such as the correlation of constant scores."""
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def keep_predictions(

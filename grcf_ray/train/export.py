@@ -30,7 +30,7 @@ from grcf_ray.data.features import Features, Standardiser, build_split, pad_toke
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message, reason
 from grcf_ray.files import atomic_write, file_sha256, write_json
-from grcf_ray.metrics import MetricProtocol
+from grcf_ray.metrics import MetricProtocol, finite_metrics, split_metrics
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.build import build_model
 from grcf_ray.model.pretrained import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
@@ -78,6 +78,23 @@ class SavedModel:
         """Return the scores [N], as in `score`, and z_final [N, D], the representation before the head."""
         state_ND = np.empty((len(table), self.model.width), np.float32)
         return self._predict(table, state_ND), state_ND
+
+    def metrics(
+        self,
+        score_N: NDArray[np.float64],
+        label_N: NDArray[np.float64],
+        *,
+        protocol: MetricProtocol | None = None,
+        label_range: tuple[float, float] | None = None,
+    ) -> dict[str, float]:
+        """Return the finite metrics of scores, as in `score`, against labels.
+
+        protocol, label_range: of the labels [default: of the model's own data].
+        """
+        low, high = label_range or self.label_range
+        limit, center, ties = (high - low) / 2, (low + high) / 2, self.config.metrics.ties
+        protocol = protocol or self.protocol
+        return finite_metrics(split_metrics(score_N, label_N, protocol=protocol, limit=limit, center=center, ties=ties))
 
     def features_of(self, table: pa.Table) -> Features:
         """Return the features of rows, as both splits. DataError names a missing column."""

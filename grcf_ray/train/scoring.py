@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.schema import SPLITS
-from grcf_ray.metrics import split_metrics
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.objectives import ordinal_groups
 
@@ -82,14 +81,8 @@ class Labelled:
         if not all(split in SPLITS for split in split_N):
             split_N[:] = "all"
         names = [name for name in (*SPLITS, "all") if name in split_N]
-        return {name: self._metrics(score_N[split_N == name], label_N[split_N == name]) for name in names}, notes
-
-    def _metrics(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
-        low, high = self._saved.label_range
-        metrics = split_metrics(
-            score_N, label_N, protocol=self._saved.protocol, limit=(high - low) / 2, center=(low + high) / 2
-        )
-        return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+        metrics = self._saved.metrics
+        return {name: metrics(score_N[split_N == name], label_N[split_N == name]) for name in names}, notes
 
 
 def _shown(raw_N: NDArray[np.float64], saved: SavedModel) -> NDArray[np.float64]:

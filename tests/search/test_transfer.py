@@ -20,6 +20,7 @@ from grcf_ray.search.transfer import fit_features, measure_on
 from grcf_ray.search.winner import measure
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.export import load_model, save_model
+from grcf_ray.train.scoring import Labelled, scored
 
 TEXT = ["good quickly film", "bad plot", "fine", "awful plot", "great music", "poor actor"]
 MODEL_FOLLOWS = "other does not align rows of audio to words"
@@ -116,7 +117,13 @@ def test_a_model_is_measured_by_its_runs_reading_of_ties(
     table = store.read("train")
     table = table.take(np.argsort(-load_model(folder).score(table)))
     table = table.set_column(table.column_names.index("label"), "label", pa.array([1.0, 1.0, 0.0], pa.float32()))
-    assert measure(load_model(folder), table, threads=1)["pairwise_acc"] == pytest.approx(expected)
-    assert measure_on(load_model(folder), table, store.info, threads=1, fit=False)[0]["pairwise_acc"] == pytest.approx(
-        expected
-    )
+    saved = load_model(folder)
+    labelled = Labelled(saved)
+    labelled.add(scored(table, saved))
+    (predicted,) = labelled.metrics()[0].values()
+    for metrics in (
+        measure(saved, table, threads=1),
+        measure_on(saved, table, store.info, threads=1, fit=False)[0],
+        predicted,
+    ):
+        assert metrics["pairwise_acc"] == pytest.approx(expected)
