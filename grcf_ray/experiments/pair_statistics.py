@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from grcf_ray.config import Task
 from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.frames import Frames
+from grcf_ray.experiments.masking import Rescorer
 from grcf_ray.losses.classification import separation_weight
 from grcf_ray.losses.regression import advantage_weight
 from grcf_ray.statistics import Floats
@@ -131,32 +132,11 @@ def set_title(names: Sequence[str]) -> str:
 
 
 def unimodal_scores(saved: SavedModel, table: pa.Table) -> dict[str, Floats]:
-    """Return scores [N] of each modality alone, the others masked; {} if the model sees the text alone.
-
-    Audio and vision are masked as missing, the text by zeros in place of its vector.
-    """
-    import pyarrow as pa
-
-    names = ["text", *saved.model.modality_dims]
-    if len(names) == 1:
+    """Return scores [N] by each modality alone, the others masked; {} if the model sees the text alone."""
+    if not saved.model.modality_dims:
         return {}
-    scores = {}
-    for kept in names:
-        alone = table
-        for name in saved.model.modality_dims:
-            if name != kept:
-                place = table.column_names.index(name)
-                alone = alone.set_column(place, name, pa.nulls(len(table), table[name].type))
-        if kept == "text":
-            scores[kept] = saved.score(alone)
-            continue
-        assert saved.model.text_encoder is not None
-        hook = saved.model.text_encoder.register_forward_hook(lambda _, __, vector_BD: torch.zeros_like(vector_BD))
-        try:
-            scores[kept] = saved.score(alone)
-        finally:
-            hook.remove()
-    return scores
+    rescorer = Rescorer(saved, table)
+    return {name: rescorer.score_by([name]) for name in ("text", *saved.model.modality_dims)}
 
 
 def complete_rows(saved: SavedModel, table: pa.Table) -> pa.Table:

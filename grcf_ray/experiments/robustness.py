@@ -18,13 +18,13 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.arms import Rescored, arm_result, figures, head_metrics
 from grcf_ray.experiments.context import ExperimentContext, Model, modalities_of
+from grcf_ray.experiments.masking import Rescorer
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_lines, metric_panel
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes, shown_columns
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.statistics import finite_spread
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.assemble import text_vectors
 from grcf_ray.train.export import SavedModel
 
 SIGMAS = (0.0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -89,14 +89,13 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
     measured: dict[str, list[Rescored]] = {name: [] for name in _SHOWN}
     missing: dict[str, list[str]] = {}
     for model, reader in _readers(context, models, "modalities"):
-        table, dims = reader.table, reader.saved.model.modality_dims
-        nulls = {name: pa.nulls(len(table), table.schema.field(name).type) for name in dims}
+        sees = ("text", *reader.saved.model.modality_dims)
         for name in _SHOWN:
             shown = name.split("+")
-            if lacking := [modality for modality in shown if modality != "text" and modality not in dims]:
+            if lacking := [modality for modality in shown if modality not in sees]:
                 missing[name] = lacking
                 continue
-            score_N = reader.score({modality: column for modality, column in nulls.items() if modality not in shown})
+            score_N = reader.score_by(shown)
             measured[name].append(Rescored(context, model.index, model.scored("test"), score_N))
     notes += [
         f"{_SHOWN[name]} is not available: the data have no {' and no '.join(lacking)}."
@@ -116,28 +115,6 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
     )
 
 
-class _Reader:
-    """A trained model with the encoded texts of test, to score them with changed audio and vision."""
-
-    def __init__(self, saved: SavedModel, table: pa.Table) -> None:
-        self.saved, self.table = saved, table
-        features = saved.features_of(table)
-        # In the batches of plain scoring, so that the scores are equal to the bit.
-        encoder, budget = saved.model.text_encoder, saved.config.pairs.micro_batch_tokens
-        self._vector_ND = None
-        if encoder is not None:
-            self._vector_ND = text_vectors(features, features.valid, encoder, token_budget=budget)
-
-    def score(self, columns: Mapping[str, pa.Array]) -> NDArray[np.float64]:
-        """Return scores [N] with these columns in place of the table's."""
-        table = self.table
-        for name, column in columns.items():
-            table = table.set_column(table.column_names.index(name), name, column)
-        features = self.saved.features_of(table)
-        split = dataclasses.replace(features.valid, vector_ND=self._vector_ND)
-        return self.saved.score_features(dataclasses.replace(features, valid=split))
-
-
 def _full_model(context: ExperimentContext) -> tuple[Arm, list[str]]:
     """Return the full model with every modality of the data, and notes on it."""
     seen, info = context.config.model.modalities, context.store.info
@@ -153,13 +130,13 @@ def _full_model(context: ExperimentContext) -> tuple[Arm, list[str]]:
     return Arm("all-modalities", "Full model, all modalities", {"model.modalities": every}), notes
 
 
-def _readers(context: ExperimentContext, models: Sequence[Model], experiment: str) -> Iterator[tuple[Model, _Reader]]:
+def _readers(context: ExperimentContext, models: Sequence[Model], experiment: str) -> Iterator[tuple[Model, Rescorer]]:
     """Yield each model with the encoded texts of test, and record that test was read."""
     context.note_test_read(models, experiment)
     table = context.store.read("test")
     for number, model in enumerate(models, start=1):
         console.progress(f"{experiment}: model {number} of {len(models)}")
-        yield model, _Reader(model.load(), table)
+        yield model, Rescorer(model.load(), table)
 
 
 def _scales(saved: SavedModel) -> dict[str, dict[str, NDArray[np.float32]]]:
