@@ -1,7 +1,8 @@
 """The losses of classification, eqs. 18-26.
 
 Shapes: B scored slots of one group of pairs, repeats counted; P pairs. Labels are offsets from the centre of their
-range: the positive class is above 0.
+range: the positive class is above 0. With `share` (see `terms`), the slots and pairs are those of G groups, [G, B] and
+[G, P], and so are the losses, [G].
 """
 
 from __future__ import annotations
@@ -21,10 +22,27 @@ def separation_terms(
     check_slots(logit_B, label_B)
     positive_B = label_B > 0
     i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] != positive_B[pairs_P2[:, 1]]].unbind(-1)
-    # A sign is exact, and cheaper than swapping indices so that i is the positive.
-    gap_P = (logit_B[i_P] - logit_B[j_P]) * torch.where(positive_B[i_P], 1, -1).to(logit_B.dtype)
+    first_P = positive_B[i_P]
+    positive_P, negative_P = torch.where(first_P, i_P, j_P), torch.where(first_P, j_P, i_P)
+    return ordered_terms(logit_B, positive_P, negative_P, margin, advantage_weighting=advantage_weighting)
+
+
+def ordered_terms(
+    logit_B: Tensor,
+    positive_P: Tensor,
+    negative_P: Tensor,
+    margin: float,
+    share_P: Tensor | None = None,
+    *,
+    advantage_weighting: bool = True,
+) -> PairTerms:
+    """Return weight and hinge of pairs of a positive and a negative slot, eqs. 18-19.
+
+    logit_B: the logits, [B] for any number of groups. positive_P, negative_P: int64, indices into B.
+    """
+    gap_P = logit_B[positive_P] - logit_B[negative_P]
     weight_P = separation_weight(gap_P.detach()) if advantage_weighting else torch.ones_like(gap_P)
-    return PairTerms(weight_P, relu(margin - gap_P))
+    return PairTerms(weight_P, relu(margin - gap_P), share_P)
 
 
 def separation_weight(gap_P: Tensor) -> Tensor:
@@ -67,11 +85,24 @@ def compactness_loss(
     check_slots(logit_B, label_B)
     positive_B = label_B > 0
     i_P, j_P = pairs_P2[positive_B[pairs_P2[:, 0]] == positive_B[pairs_P2[:, 1]]].unbind(-1)
+    return alike_loss(logit_B, i_P, j_P, clip, advantage_weighting=advantage_weighting, eps=eps)
+
+
+def alike_loss(
+    logit_B: Tensor,
+    i_P: Tensor,
+    j_P: Tensor,
+    clip: float,
+    share_P: Tensor | None = None,
+    *,
+    advantage_weighting: bool = True,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Return L_comp of eq. 23 over pairs of one class. logit_B: [B] for any number of groups; i_P, j_P: int64."""
     distance_P = (logit_B[i_P] - logit_B[j_P]).square()
-    weight_P = (
-        _negative_advantage(distance_P.detach(), clip, eps) if advantage_weighting else torch.ones_like(distance_P)
-    )
-    return mean(relu(distance_P * weight_P))
+    if not advantage_weighting:
+        return mean(distance_P, share_P)
+    return mean(relu(distance_P * _negative_advantage(distance_P.detach(), clip, eps, share_P)), share_P)
 
 
 def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
@@ -81,21 +112,27 @@ def boundary_loss(logit_B: Tensor, label_B: Tensor, margin: float) -> Tensor:
     logit_B, label_B: [B]. margin: m_b, in logits. Scalar; a class without a slot adds 0.
     """
     check_slots(logit_B, label_B)
-    positive_B = label_B > 0
-    return mean(relu(margin - logit_B[positive_B])) + mean(relu(logit_B[~positive_B] + margin))
+    shares = (side_B.to(logit_B.dtype) / side_B.sum().clamp_min(1) for side_B in (label_B > 0, label_B <= 0))
+    return sides_loss(logit_B, margin, *shares)
 
 
-def centering_loss(logit_B: Tensor) -> Tensor:
+def sides_loss(logit_B: Tensor, margin: float, positive_share_B: Tensor, negative_share_B: Tensor) -> Tensor:
+    """Return L_bound of eq. 24. The shares are 1/n for the n slots of the class and 0 elsewhere."""
+    return mean(relu(margin - logit_B), positive_share_B) + mean(relu(logit_B + margin), negative_share_B)
+
+
+def centering_loss(logit_B: Tensor, share_B: Tensor | None = None) -> Tensor:
     """Return the distance of the mean logit from 0, L_cal of eq. 25. logit_B: [B]. Scalar; 0 if B = 0."""
-    return mean(logit_B).abs()
+    return mean(logit_B, share_B).abs()
 
 
-def bce_loss(logit_B: Tensor, label_B: Tensor) -> Tensor:
+def bce_loss(logit_B: Tensor, label_B: Tensor, share_B: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy of the logits, eq. 26. logit_B, label_B: [B]. Scalar; 0 if B = 0."""
-    check_slots(logit_B, label_B)
-    return mean(binary_cross_entropy_with_logits(logit_B, (label_B > 0).to(logit_B.dtype), reduction="none"))
+    check_slots(logit_B, label_B, share_B)
+    target_B = (label_B > 0).to(logit_B.dtype)
+    return mean(binary_cross_entropy_with_logits(logit_B, target_B, reduction="none"), share_B)
 
 
-def _negative_advantage(distance_P: Tensor, clip: float, eps: float) -> Tensor:
+def _negative_advantage(distance_P: Tensor, clip: float, eps: float, share_P: Tensor | None) -> Tensor:
     """Return -A of eq. 22: [P], in the distances' dtype."""
-    return -standardised(torch.exp(-distance_P.double()), eps).clamp(-clip, clip).to(distance_P.dtype)
+    return -standardised(torch.exp(-distance_P.double()), eps, share_P).clamp(-clip, clip).to(distance_P.dtype)
