@@ -224,7 +224,7 @@ def _length_table(setup: Setup, config: RunConfig) -> Table:
         texts = max(1, TOKENS // length)
         generator = torch.Generator().manual_seed(0)
         token_BL = torch.randint(5, backbone.config.vocab_size, (texts, length), generator=generator)
-        batch = Batch(token_BL, torch.ones_like(token_BL, dtype=torch.bool), *[None] * 6)
+        batch = Batch(token_BL, torch.ones_like(token_BL, dtype=torch.bool), *[None] * 6, full=True)
         scaling.begin(length, texts=texts)
         scaling.measure("encode", texts * length, functools.partial(_encode, encoder, batch))
     return Table(

@@ -248,4 +248,5 @@ def padded(batch: Batch, length: int, pad: int) -> Batch:
         batch,
         token_BL=functional.pad(batch.token_BL, more, value=pad),
         mask_BL=functional.pad(batch.mask_BL, more, value=False),
+        full=batch.full and not more[1],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,12 @@ class Batch:
     vision_mask_BL: Tensor | None
     word_BLD: Tensor | None = None
     """Word embeddings of the subwords, if they were looked up for several batches at once."""
+    full: bool = dataclasses.field(default=False, kw_only=True)
+    """Whether every text is known to be as long as the longest; reading the mask on a GPU would wait for the GPU."""
+
+    def __len__(self) -> int:
+        """Return the number of utterances."""
+        return len(next(iter(self.tensors().values())))
 
     @property
     def tokens(self) -> int:
@@ -43,13 +50,16 @@ class Batch:
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
         """Copy the batch to a device, floating-point values in the given type."""
+        moved: dict[str, Any] = {
+            name: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+            for name, value in self.tensors().items()
+        }
+        return dataclasses.replace(self, **moved)
 
-        def moved(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
-
-        return Batch(*(moved(getattr(self, field.name)) for field in dataclasses.fields(self)))
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are present, by field."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def length_sorted(split: SplitFeatures, index_U: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -70,10 +80,17 @@ def micro_batches(
     index_U: utterances by rising length (`length_sorted`). A batch ends where the length rises, at the places that
     minimise padding plus the cost of more batches. device: the encoder's device; the CPU by default.
     """
+    for index_B in cut(split, index_U, token_budget, device=device):
+        yield collate(features, split, index_B)
+
+
+def cut(
+    split: SplitFeatures, index_U: NDArray[np.int64], token_budget: int, *, device: torch.device | None = None
+) -> list[NDArray[np.int64]]:
+    """Return the utterances of each batch of `micro_batches`."""
     length_U = split.lengths_of(index_U)
     stops = _cuts(length_U, token_budget, BATCH_COST.get(device.type if device else "cpu", BATCH_COST["cuda"]))
-    for start, stop in itertools.pairwise([0, *stops]):
-        yield collate(features, split, index_U[start:stop])
+    return [index_U[start:stop] for start, stop in itertools.pairwise([0, *stops])]
 
 
 def _cuts(length_U: NDArray[np.int64], token_budget: int, batch_cost: int) -> list[int]:
@@ -117,7 +134,17 @@ def collate(features: Features, split: SplitFeatures, index_B: NDArray[np.int64]
         token_BL = token_BL.long()
     audio_BLA, audio_mask_BL = _tensors(split.audio, index_B)
     vision_BLV, vision_mask_BL = _tensors(split.vision, index_B)
-    return Batch(token_BL, mask_BL, hidden_BLD, vector_BD, audio_BLA, audio_mask_BL, vision_BLV, vision_mask_BL)
+    return Batch(
+        token_BL,
+        mask_BL,
+        hidden_BLD,
+        vector_BD,
+        audio_BLA,
+        audio_mask_BL,
+        vision_BLV,
+        vision_mask_BL,
+        full=mask_BL is None or bool(mask_BL.numpy().all()),
+    )
 
 
 def _tensors(ragged: Ragged | None, index_B: NDArray[np.int64], fill: float = 0) -> tuple[Tensor | None, Tensor | None]:

@@ -103,7 +103,7 @@ def _cost(config: RunConfig, data: TableInfo | DatasetFacts, threads: int) -> tu
             (torch.zeros(1, TOKENS, widths[name]), ones_BL) if name in widths else (None, None)
             for name in ("audio", "vision")
         )
-        batch, seconds = Batch(ones_BL.long(), ones_BL, None, None, *audio, *vision).to(device), []
+        batch, seconds = Batch(ones_BL.long(), ones_BL, None, None, *audio, *vision, full=True).to(device), []
 
         @torch.no_grad()
         def forward() -> None:

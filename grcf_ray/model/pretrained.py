@@ -102,6 +102,23 @@ def _quiet() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
+def _unchecked_masks() -> None:
+    """Make transformers build each attention mask that it is given, without a look whether the mask hides anything.
+
+    The look reads the mask, for which the process waits until a GPU has finished its work. `TextEncoder` gives no mask
+    for texts without padding.
+    """
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    def build(*, attention_mask: Any = None, **settings: Any) -> Any:
+        if attention_mask is not None:
+            settings |= {key: False for key in settings if key.startswith("allow_is_") and key.endswith("_skip")}
+        return sdpa_mask(attention_mask=attention_mask, **settings)
+
+    AttentionMaskInterface.register("sdpa", build)
+
+
 def load_backbone(name: str) -> nn.Module:
     """Return the pretrained backbone in float32, without the parts that GRCF does not use: pooler and decoder.
 
@@ -111,6 +128,7 @@ def load_backbone(name: str) -> nn.Module:
     from transformers import AutoModel
 
     _quiet()
+    _unchecked_masks()
     source = resolve_backbone(name)
     _check_pickles(name, Path(source))
     try:
@@ -134,6 +152,7 @@ def backbone_from_config(config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoModel
 
     _quiet()
+    _unchecked_masks()
     described = _described(config)
     return cut_positions(
         _encoder_alone(AutoModel.from_config(described, trust_remote_code=False))  # type: ignore[no-untyped-call]

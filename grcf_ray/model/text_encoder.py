@@ -83,13 +83,14 @@ class TextEncoder(nn.Module):
         if batch.vector_BD is not None:
             return batch.vector_BD
         assert batch.mask_BL is not None
+        attention_mask = None if batch.full else batch.mask_BL.long()
         if batch.hidden_BLD is not None:
             top = _view(self.backbone, slice(self.n_frozen, None), embedded=True)
-            hidden = top(inputs_embeds=batch.hidden_BLD, attention_mask=batch.mask_BL.long()).last_hidden_state
+            hidden = top(inputs_embeds=batch.hidden_BLD, attention_mask=attention_mask).last_hidden_state
         else:
             assert batch.token_BL is not None
             with self._with_embeddings(batch):
-                hidden = self.backbone(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
+                hidden = self.backbone(input_ids=batch.token_BL, attention_mask=attention_mask).last_hidden_state
         return self.pool(hidden, batch.mask_BL)
 
     def looked_up(self, batches: Sequence[Batch]) -> Sequence[Batch]:
