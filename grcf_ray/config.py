@@ -42,7 +42,7 @@ NEEDS_TEXT = (
     "use all, text, text+audio or text+vision"
 )
 
-EARLIER: Mapping[str, Any] = {"features.special_rows": "zero"}
+EARLIER: Mapping[str, Any] = {"features.special_rows": "zero", "train.device_features_gb": 0.0}
 """Value that older runs and models used before a setting existed, if its default is different now."""
 
 

@@ -119,7 +119,8 @@ class PairConfig:
     """Largest number of padded tokens in one pass of the text encoder. It affects memory and speed only."""
     activation_tokens: PositiveCount | None = None
     """Largest number of padded tokens whose activations a step keeps for the backward pass. Beyond it the step computes
-    them twice, for the same gradient. By default two groups of full-length texts (4 pairs_per_group x max_tokens)."""
+    them twice, for the same gradient. By default what the free memory of a GPU holds, and on a CPU two groups of
+    full-length texts (4 pairs_per_group x max_tokens)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,9 @@ class TrainConfig:
     precision)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto` uses the GPU if the trial has one."""
+    device_features_gb: NonNegative = 2.0
+    """Largest training split, in GB of features, that a trial keeps on its GPU. A larger one is sent step by step. No
+    effect on results, or on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

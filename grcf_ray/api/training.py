@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grcf_ray import console, errors
-from grcf_ray.config import ABLATIONS, build_config, check_margins, check_read, flatten, nearest, reads
+from grcf_ray.config import (
+    ABLATIONS,
+    build_config,
+    check_margins,
+    check_read,
+    flatten,
+    nearest,
+    reads,
+    recorded_settings,
+)
 from grcf_ray.data import datasets
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
 from grcf_ray.files import write_json
 from grcf_ray.metrics import MetricProtocol
-from grcf_ray.search.run_lookup import open_data, space_on
+from grcf_ray.search.run_lookup import FREE, open_data, space_on
 from grcf_ray.search.space import stage_epochs
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
@@ -80,7 +89,7 @@ def train_model(
     if faults := check_margins(config, (high - low) / 2, task):
         raise ConfigError(faults_message("the settings contradict themselves", faults))
     if sharing.workers == 1:
-        choose_device(config.train, granted=True)
+        choose_device(config.train, granted=1)
     else:
         join_cluster(config, sharing, storage_path(out))
     check_read(task, settings)
@@ -141,14 +150,14 @@ def _train(
         datasets.protocol_of(store.info.name, store.info.task),
         storage_path(out),
         threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
-        gpu=sharing.workers == 1 or sharing.gpus_per_worker > 0,
+        gpu=1.0 if sharing.workers == 1 else sharing.gpus_per_worker,
     )
     with job_runner(features, sharing) as runner:
         return {job.stage: _run(runner, job, epochs) for job, epochs in jobs}
 
 
 def _stage_jobs(
-    config: RunConfig, protocol: MetricProtocol, out: StoragePath, *, threads: int, gpu: bool
+    config: RunConfig, protocol: MetricProtocol, out: StoragePath, *, threads: int, gpu: float
 ) -> list[tuple[StageJob, int]]:
     """Return a job and its number of epochs for each stage that has any. Stage 2 starts from Stage 1's checkpoint."""
     jobs, initial = [], None
@@ -233,8 +242,10 @@ def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
     settings = {"data": fingerprint, **flatten(config)}
     path = out / "train.json"
     if path.exists():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{k}: {recorded.get(k)} -> {v}" for k, v in settings.items() if recorded.get(k) != v]
+        recorded = recorded_settings(json.loads(path.read_text(encoding="utf-8")))
+        changed = [
+            f"{k}: {recorded.get(k)} -> {v}" for k, v in settings.items() if recorded.get(k) != v and k not in FREE
+        ]
         if changed:
             raise ConfigError(
                 faults_message(f"{out} holds checkpoints of other settings:", changed)

@@ -70,7 +70,7 @@ def _run_trials(store: str, settings: dict[str, Any], cache: str, counts: Sequen
             initial=None,
             initial_sha256=None,
             threads=1,
-            gpu=False,
+            gpu=0,
         )
         runner.start(job)
         runner.step()

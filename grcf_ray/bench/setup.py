@@ -151,7 +151,7 @@ def open_setup(
         space_file = shipped_spaces().get(f"{dataset}_cpu")
     store = find_data(dataset, data, label_range)
     space = space_on(dataset, space_file, data, label_range).with_settings(parse_assignments(assignments))
-    device = choose_device(space.config().train, granted=True)
+    device = choose_device(space.config().train, granted=1)
     use_deterministic_torch(threads)
     started = time.perf_counter()
 

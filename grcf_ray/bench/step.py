@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from grcf_ray.bench.measure import TIMES, Variant, interleave, kept_bytes, timed
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.batches import Batch, collate, length_sorted, micro_batches
 from grcf_ray.data.features import Features
-from grcf_ray.data.pairs import Step, draw_pairs, epoch_steps
+from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.stage import StageLoop, predict
@@ -74,14 +75,18 @@ class LiteralStep:
             moved = [batch.to(loop.device, loop.dtype) for batch in batches]
             with loop.autocast():
                 score_S = loop.model(moved, torch.from_numpy(place_S).to(loop.device))
-            label_S = loop.features.train.label_N[self.step.utterance_U[group.slot_S]]
-            terms = loop.losses(group, score_S, torch.from_numpy(label_S).to(loop.device, loop.dtype))
-            loss: Tensor = group.weight * terms["loss/total"]
+            _, loss = loop.totals(score_S, constants(loop, self.step, [group]))
             loss.backward()  # type: ignore[no-untyped-call]
 
     def tokens(self) -> int:
         """Return the number of encoded subwords, with padding."""
         return sum(batch.tokens for group in range(len(self.step.groups)) for batch in self.batches(group)[0])
+
+
+def constants(loop: StageLoop, step: Step, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Return what the labels decide about some groups of a step, on the device of the loop."""
+    known = loop.objective.constants(step.utterance_U, groups)
+    return {name: torch.from_numpy(array).to(loop.device) for name, array in known.items()}
 
 
 def new_loop(
@@ -204,7 +209,7 @@ def shares_table(setup: Setup) -> Table:
 
     def losses() -> None:
         score_S = torch.zeros(slots, device=device, requires_grad=True)
-        _, loss = loop.totals(step, step.groups, score_S)
+        _, loss = loop.totals(score_S, constants(loop, step, step.groups))
         loss.backward()  # type: ignore[no-untyped-call]
 
     def validate() -> None:

@@ -62,8 +62,7 @@ class WorkerSet:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
         actor: Any = ray.remote(_Member)
         self._members: list[Any] = [
-            actor.options(**options).remote(features, flatten(config), way.cpus, way.gpus > 0)
-            for _ in range(way.trials)
+            actor.options(**options).remote(features, flatten(config), way.cpus, way.gpus) for _ in range(way.trials)
         ]
 
     def run(self, steps: int) -> tuple[float, int]:
@@ -100,7 +99,7 @@ class WorkerSet:
 class _Member:
     """A process that trains Stage 1 at the starting point."""
 
-    def __init__(self, features: Features, settings: dict[str, Any], threads: int, gpu: bool) -> None:
+    def __init__(self, features: Features, settings: dict[str, Any], threads: int, gpu: float) -> None:
         use_deterministic_torch(threads)
         config = build_config(settings)
         seen = select_modalities(features, config.model.modalities)
@@ -113,7 +112,7 @@ class _Member:
             protocol="mosi",
             device=choose_device(config.train, granted=gpu),
         )
-        self._loop.network.train()
+        self._loop.model.train()
         self._steps = itertools.chain.from_iterable(self._loop.steps() for _ in itertools.count())
 
     def run(self, steps: int) -> int:

@@ -188,6 +188,6 @@ def stage_job(
         initial=(initial / "model.safetensors").uri if initial else None,
         initial_sha256=record.read_finalist(int(finalist))["sha256"] if finalist is not None else None,
         threads=search.cpus_per_worker,
-        gpu=search.gpus_per_worker > 0,
+        gpu=search.gpus_per_worker,
         reported=trial.epoch,
     )

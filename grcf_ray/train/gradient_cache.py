@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import GrcfModel
+from grcf_ray.train.checkpoint import trained_tensors
 
 
 class GradientCache:
@@ -31,7 +32,7 @@ class GradientCache:
         vectors = []
         with torch.no_grad():
             for batch in batches:
-                self._states.append(_random_state(model))
+                self._states.append(random_state(model))
                 vectors.append(model.encode(batch))
         self._sizes = [len(vector_BW) for vector_BW in vectors]
         self.vector_UW = torch.cat(vectors).requires_grad_()
@@ -43,21 +44,25 @@ class GradientCache:
         """
         gradient_UW = self.vector_UW.grad
         assert gradient_UW is not None
-        after = _random_state(self._model)
+        after = random_state(self._model)
         for batch, state, gradient_BW in zip(
             self._batches, self._states, torch.split(gradient_UW, self._sizes), strict=True
         ):
-            _set_random_state(self._model, state)
+            set_random_state(self._model, state)
             with autocast():
                 vector_BW = self._model.encode(batch)
             # A frozen encoder without other modalities has no weight to train.
             if vector_BW.requires_grad:
                 vector_BW.backward(gradient_BW)  # type: ignore[no-untyped-call]
-        _set_random_state(self._model, after)
+        set_random_state(self._model, after)
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Average the gradients over all ranks, as DDP does for one forward and one backward pass."""
+    """Average the gradients over all ranks.
+
+    Unlike DDP, which exchanges gradients within the backward pass, this lets each rank compute its part of a step in
+    its own way, and again if its memory did not suffice: the others only wait here.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
     for work in waiting:
@@ -66,12 +71,20 @@ def average_gradients(model: nn.Module) -> None:
         gradient /= dist.get_world_size()
 
 
-def _random_state(model: GrcfModel) -> tuple[Tensor, ...]:
+def share_weights(model: nn.Module) -> None:
+    """Copy rank 0's trained weights to all ranks: processors of other types can draw other initial weights."""
+    for tensor in trained_tensors(model).values():
+        dist.broadcast(tensor, 0)
+
+
+def random_state(model: GrcfModel) -> tuple[Tensor, ...]:
+    """Return the state of torch's generators: the CPU's, and that of the model's GPU."""
     device = next(model.parameters()).device
     return (torch.get_rng_state(), *((torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()))
 
 
-def _set_random_state(model: GrcfModel, state: tuple[Tensor, ...]) -> None:
+def set_random_state(model: GrcfModel, state: tuple[Tensor, ...]) -> None:
+    """Set torch's generators to a result of `random_state`."""
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state(state[1], next(model.parameters()).device)

@@ -17,6 +17,7 @@ from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
 from grcf_ray.train.curve import objective_value
+from grcf_ray.train.gradient_cache import share_weights
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
 
 
@@ -37,8 +38,8 @@ class StageJob:
     """Checksum of that checkpoint's content."""
     threads: int
     """Number of torch threads of each process."""
-    gpu: bool
-    """Whether each process has a GPU, or a share of one."""
+    gpu: float
+    """GPUs of each process: 0, a fraction of one, or more."""
     reported: int | None = None
     """Number of epochs that the caller already has; None if it has all epochs of the checkpoint."""
 
@@ -151,4 +152,6 @@ class JobRunner:
         if fault is not None:
             raise fault
         assert loop is not None
+        if dist.is_initialized():
+            share_weights(loop.model)
         return loop

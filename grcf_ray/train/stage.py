@@ -1,4 +1,4 @@
-"""The training loop of one stage: optimizer steps, validation, checkpoints. Plain torch, with or without DDP.
+"""The training loop of one stage: optimizer steps, validation, checkpoints. Plain torch, for one rank or several.
 
 Every random choice of an epoch is seeded from (seed, stage, epoch), so a checkpoint restarts a run exactly without
 stored random states.
@@ -10,9 +10,7 @@ import contextlib
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +29,10 @@ from grcf_ray.model.base import GrcfModel
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from grcf_ray.train.curve import best_epoch, finite
-from grcf_ray.train.gradient_cache import GradientCache, average_gradients
-from grcf_ray.train.objectives import choose_losses
+from grcf_ray.train.feed import Feed
+from grcf_ray.train.gradient_cache import GradientCache, average_gradients, random_state, set_random_state
+from grcf_ray.train.limits import StepLimits, limit_memory
+from grcf_ray.train.objectives import Arrays, choose_objective
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
@@ -78,7 +78,10 @@ class StageLoop:
                 f"use at most {config.pairs.groups_per_step} workers"
             )
         self.optimizer = build_optimizer(self.model, config, stage)
-        self.losses = choose_losses(features.task, config, stage, features.half_range)
+        self.objective = choose_objective(features.task, config, stage, features.half_range, features.train.label_N)
+        fits = features.train.nbytes <= config.train.device_features_gb * 1e9
+        self.feed = Feed(features, self.device, self.dtype, resident=fits and self.device.type != "cpu")
+        self.limits = StepLimits(config, self.device)
         self.n_pairs = pairs_per_epoch(config.pairs, len(features.train))
         self.steps_per_epoch = math.ceil(self.n_pairs / (config.pairs.pairs_per_group * config.pairs.groups_per_step))
         self.curve: list[dict[str, Any]] = []
@@ -86,14 +89,6 @@ class StageLoop:
         """Checksum of the content of `best.safetensors`; None on ranks that write no checkpoint."""
         self.notes: list[str] = []
         """Events of this training that its metrics do not show."""
-
-    @cached_property
-    def network(self) -> nn.Module:
-        """The model, wrapped by DDP if there are several ranks.
-
-        Ranks first wait for each other here; before, each can fail alone.
-        """
-        return nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
 
     @property
     def epoch(self) -> int:
@@ -143,18 +138,16 @@ class StageLoop:
         """Train one epoch, validate, save; return the metrics. DivergedError if numbers are no longer finite."""
         start = time.perf_counter()
         seed_torch(self.seed, self.stage, self.epoch, self.rank)
-        self.network.train()
-        totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device, dtype=torch.float64))
+        self.model.train()
+        sums = torch.zeros((), device=self.device, dtype=torch.float64)
         encoded = 0
         for index, step in enumerate(self.steps()):
             rates = self._set_learning_rates(self.epoch * self.steps_per_epoch + index)
             terms, norm = self.take_step(step)
             encoded += len(step.utterance_U)
-            for name, value in terms.items():
-                totals[name] += value / self.steps_per_epoch
-            totals["grad_norm"] += norm.detach() / self.steps_per_epoch
-        seconds = time.perf_counter() - start
-        metrics = self._epoch_metrics(totals, encoded, seconds, rates)
+            # Read at the end of the epoch only: a GPU would have to finish the step first.
+            sums = sums + torch.stack([*terms.values(), norm.double()]) / self.steps_per_epoch
+        metrics = self._epoch_metrics([*terms, "grad_norm"], sums, encoded, start, rates)
         if not math.isfinite(metrics["loss/total"]) or not math.isfinite(metrics["grad_norm"]):
             raise DivergedError(f"the loss or its gradient is no longer finite after epoch {self.epoch + 1}")
         metrics |= self._validate()
@@ -185,64 +178,67 @@ class StageLoop:
         """Compute the gradients of one step; return its loss terms on this rank, weighted like the loss.
 
         Each distinct utterance is encoded once, in length-sorted micro-batches; each group of pairs has its own losses.
-        If the encoder's activations need too much memory, they are computed twice, with the same gradients. Under DDP
-        every rank gets the gradients of the whole step.
+        If the encoder's activations need too much memory, they are computed twice, with the same gradients. If a GPU
+        runs out of memory, the step starts again with lower limits. Several ranks average their gradients at the end,
+        so each can use the memory that it has. Nothing in a step waits for a GPU.
+
+        Raises torch.OutOfMemoryError if the memory does not suffice for one utterance at a time.
         """
         order_U = length_sorted(self.features.train, step.utterance_U)
-        batches = [
-            batch.to(self.device, self.dtype)
-            for batch in micro_batches(
-                self.features,
-                self.features.train,
-                order_U,
-                self.config.pairs.micro_batch_tokens,
-                device=self.device,
-            )
-        ]
         position_U = np.empty(len(order_U), dtype=np.int64)
         position_U[np.searchsorted(step.utterance_U, order_U)] = np.arange(len(order_U))
         # A rank without a group still takes part in the exchange of gradients and loss terms.
         groups = step.groups or (_IDLE,)
-        slot_S = torch.from_numpy(position_U[np.concatenate([group.slot_S for group in groups])]).to(self.device)
-        if self._keeps_activations(batches):
-            with self.autocast():
-                score_S: Tensor = self.network(batches, slot_S)
-            totals, loss = self.totals(step, groups, score_S)
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
+        arrays = self.objective.constants(step.utterance_U, groups)
+        arrays["place_S"] = position_U[np.concatenate([group.slot_S for group in groups])]
+        state = random_state(self.model)
+        while (terms := self._gradients(order_U, arrays)) is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            set_random_state(self.model, state)
+            torch.cuda.empty_cache()
+        if self.world > 1:
+            average_gradients(self.model)
+        return terms
+
+    def _gradients(self, order_U: NDArray[np.int64], arrays: Arrays) -> dict[str, Tensor] | None:
+        """Compute the gradients of this rank; None if memory ran out, with a lower limit for the next attempt."""
+        batches: list[Batch] = []
+        try:
+            batches, known = self.feed.send(order_U, self.limits.micro_batch_tokens, arrays)
+            if self.limits.activation_tokens is None:
+                self.limits.measure(self.model, batches[-1], self.optimizer, self.autocast)
+            if self.limits.keeps(batches):
+                with self.autocast():
+                    score_S: Tensor = self.model(batches, known["place_S"])
+                terms, loss = self.totals(score_S, known)
+                loss.backward()  # type: ignore[no-untyped-call]
+                return terms
             with self.autocast():
                 encoded = GradientCache(self.model, batches)
-                score_S = self.model.score(encoded.vector_UW[slot_S])
-            totals, loss = self.totals(step, groups, score_S)
+                score_S = self.model.score(encoded.vector_UW[known["place_S"]])
+            terms, loss = self.totals(score_S, known)
             loss.backward()  # type: ignore[no-untyped-call]
             encoded.backward(self.autocast)
-            if self.world > 1:
-                average_gradients(self.model)
-        return totals
+            return terms
+        except torch.OutOfMemoryError as error:
+            if (note := self.limits.lower(batches)) is None:
+                raise torch.OutOfMemoryError(
+                    "out of memory with one utterance at a time. Give each trial more of a GPU (--gpus-per-worker 1), "
+                    "use a smaller backbone, or lower the memory of a text: --set features.max_tokens=N, or "
+                    f"--set model.frozen_layers=N ({error})"
+                ) from error
+            self.notes.append(f"out of memory in epoch {self.epoch + 1}: {note}")
+        return None
 
-    def totals(self, step: Step, groups: Sequence[Group], score_S: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the step's loss terms on this rank, and its loss, from the concatenated scores of all groups."""
-        totals: dict[str, Tensor] = defaultdict(lambda: score_S.new_zeros((), dtype=torch.float64))
-        loss = score_S.new_zeros(())
-        for group, part_S in zip(groups, torch.split(score_S, [len(group.slot_S) for group in groups]), strict=True):
-            # Indexing copies the array. The features are read-only, which torch would warn about.
-            label_S = self.features.train.label_N[step.utterance_U[group.slot_S]]
-            terms = self.losses(group, part_S, torch.from_numpy(label_S).to(self.device, self.dtype))
-            loss = loss + group.weight * terms["loss/total"]
-            for name, value in terms.items():
-                totals[name] += group.weight / self.world * value.detach()
-        return totals, loss
+    def totals(self, score_S: Tensor, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the step's loss terms on this rank, and its loss, from the scores of all groups' slots.
 
-    def _keeps_activations(self, batches: Sequence[Batch]) -> bool:
-        """Return whether a step's activations fit the limit; all ranks decide alike."""
-        pairs = self.config.pairs
-        most = pairs.activation_tokens or 4 * pairs.pairs_per_group * self.config.features.max_tokens
-        too_many = sum(batch.tokens for batch in batches) > most
-        if self.world > 1:
-            anywhere = torch.tensor(float(too_many), device=self.device)
-            dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-            too_many = bool(anywhere.item())
-        return not too_many
+        known: `Objective.constants`, on the device.
+        """
+        terms = self.objective.terms(score_S, known)
+        weight_G = known["weight_G"]
+        sum_T = (torch.stack(list(terms.values())).detach() * (weight_G / self.world)).sum(-1)
+        return dict(zip(terms, sum_T.unbind(), strict=True)), (weight_G * terms["loss/total"]).sum()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context that sets the precision of the model."""
@@ -258,18 +254,19 @@ class StageLoop:
         return {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
 
     def _epoch_metrics(
-        self, totals: dict[str, Tensor], encoded: int, seconds: float, rates: dict[str, float]
+        self, names: list[str], sums: Tensor, encoded: int, start: float, rates: dict[str, float]
     ) -> dict[str, Any]:
-        names = sorted(totals)
         # Loss terms are sums over this rank's groups. The gradient norm is equal on all ranks. `encoded` adds up.
-        sums = torch.stack([*(totals[name] for name in names), totals["grad_norm"].new_tensor(encoded)])
+        sums = torch.cat([sums, sums.new_tensor([encoded])])
         if self.world > 1:
             sums[names.index("grad_norm")] /= self.world
             dist.all_reduce(sums)
         *values, encoded_all = sums.tolist()
+        # A GPU has finished the epoch only now.
+        seconds = time.perf_counter() - start
         return {
             "epoch": self.epoch + 1,
-            **dict(zip(names, values, strict=True)),
+            **dict(sorted(zip(names, values, strict=True))),
             **rates,
             "utterance_passes": encoded_all / len(self.features.train),
             "utterances_per_s": encoded_all / seconds,
@@ -283,7 +280,7 @@ class StageLoop:
                 self.features,
                 self.features.valid,
                 device=self.device,
-                token_budget=self.config.pairs.micro_batch_tokens,
+                token_budget=self.limits.micro_batch_tokens,
             )
         if not np.isfinite(score_N).all():
             raise DivergedError(f"the model's scores are no longer finite after epoch {self.epoch + 1}")
@@ -389,20 +386,29 @@ def seed_torch(*parts: int) -> None:
     torch.manual_seed(stage_seed(*parts))
 
 
-def choose_device(train: TrainConfig, *, granted: bool) -> torch.device:
+def choose_device(train: TrainConfig, *, granted: float) -> torch.device:
     """Return the device of the setting. ClusterError if the setting is `cuda` and no GPU is available.
 
-    granted: whether the process has been given a GPU. Ray shows all GPUs of a machine to a trial without one.
+    granted: the GPUs that the process has been given. Ray shows all GPUs of a machine to a trial without one. A process
+    that has a fraction can allocate no more than this fraction of the GPU's memory.
     """
-    usable = granted and torch.cuda.is_available()
+    usable = granted > 0 and torch.cuda.is_available()
     if train.device == "cuda" and not usable:
         raise ClusterError("train.device = cuda, but there is no GPU to take; request one with --gpus-per-worker 1")
-    return torch.device("cuda" if usable and train.device != "cpu" else "cpu")
+    if not usable or train.device == "cpu":
+        return torch.device("cpu")
+    if granted < 1:
+        limit_memory(granted)
+    return torch.device("cuda")
 
 
 def use_deterministic_torch(threads: int) -> None:
     """Make results repeatable bit for bit for a seed, on one machine type and number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        # The sizes of micro-batches differ from step to step, which fragments segments of fixed size. Torch reads this
+        # variable, the older name of the one above, at the first use of a GPU.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     torch.set_num_threads(threads)
     # Some CUDA kernels have no deterministic form. warn_only trains with them instead of failing. Attention has
     # deterministic kernels besides the two that are disabled here.

@@ -6,6 +6,7 @@ python tests/train/ranks.py FOLDER RANK WORLD
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
 import sys
@@ -14,10 +15,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from grcf_ray.config import build_config
+from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model
@@ -34,6 +36,8 @@ SCENARIOS: dict[str, tuple[Literal[1, 2], dict[str, Any]]] = {
     "idle": (1, {"pairs.pairs_per_epoch": 10}),
     # Activations that no rank may keep; and those that only the rank with the group has too many of.
     "uneven-twice": (1, {"pairs.pairs_per_epoch": 100, "pairs.activation_tokens": 1}),
+    # The last rank runs out of memory in its first step.
+    "uneven-out-of-memory": (1, {"pairs.pairs_per_epoch": 100}),
     "idle-twice": (1, {"pairs.pairs_per_epoch": 10, "pairs.activation_tokens": 20}),
 }
 
@@ -45,24 +49,40 @@ def without_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
+def run_out_once(loop: StageLoop) -> None:
+    """Raise the error of a GPU without free memory at the second micro-batch."""
+    encode, calls = loop.model.encode, itertools.count()
+
+    def failing(batch: Batch) -> Tensor:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(batch)
+
+    loop.model.encode = failing  # type: ignore[method-assign]
+
+
 def measure(folder: Path, rank: int, world: int) -> None:
     """Gradients of each step, then an epoch with its metrics, of all scenarios; to files of rank and world."""
     features = pickle.loads((folder / "features.pkl").read_bytes())
     settings = json.loads((folder / "settings.json").read_text())
-    tensors, figures = {}, {}
+    tensors, figures, notes = {}, {}, {}
     for name, (stage, changes) in SCENARIOS.items():
         config = build_config(settings | changes)
         model = initial_model(config.model, features, seed=3)
         without_dropout(model)
         place = storage_path(folder / f"{name}-{world}")
         loop = StageLoop(model, features, config, stage, seed=3, protocol="mosi", folder=place)
+        if name.endswith("out-of-memory") and rank == world - 1:
+            run_out_once(loop)
         for index, step in enumerate(loop.steps()):
             loop.optimizer.zero_grad()
             loop.backward(step)
             grads = [p.grad.reshape(-1) for p in loop.model.parameters() if p.grad is not None]
             tensors[f"{name}.gradient.{index}"] = torch.cat(grads)
         figures[name] = loop.run_epoch()
+        notes[name] = loop.notes
         tensors[f"{name}.weights"] = torch.cat([p.detach().reshape(-1) for p in loop.model.parameters()])
+    figures["notes"] = notes
     figures["too many"] = too_many(features, build_config(settings | {"pairs.groups_per_step": 1}))
     if world > 1:
         figures["jobs"] = jobs(folder, rank, features, settings)

@@ -142,7 +142,7 @@ def test_activations_that_are_computed_twice_give_the_same_gradient(new_loop: Ne
     result = []
     for most in (100_000, 1):
         loop = wide(new_loop(stage, pairs__activation_tokens=most, pairs__micro_batch_tokens=64, **EXACT))
-        loop.network.train()
+        loop.model.train()
         torch.manual_seed(7)
         encoded, step = 0, next(loop.steps())
 
@@ -169,5 +169,5 @@ def test_activations_are_kept_up_to_two_groups_of_the_longest_texts(new_loop: Ne
         mask = torch.ones(1, tokens, dtype=torch.bool)
         return Batch(mask.long(), mask, None, None, None, None, None, None)
 
-    assert loop._keeps_activations([batch(most - 5), batch(5)])
-    assert not loop._keeps_activations([batch(most - 5), batch(6)])
+    assert loop.limits.keeps([batch(most - 5), batch(5)])
+    assert not loop.limits.keeps([batch(most - 5), batch(6)])

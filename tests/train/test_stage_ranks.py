@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
 
 RANKS = Path(__file__).with_name("ranks.py")
-STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1, "uneven-twice": 3, "idle-twice": 1}
+STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1, "uneven-twice": 3, "idle-twice": 1} | {
+    "uneven-out-of-memory": 3
+}
 """Steps of an epoch of each scenario in ranks.py."""
 pytestmark = pytest.mark.integration
 
@@ -99,6 +101,14 @@ def test_metrics_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> None:
         assert {name: metrics[name] for name in compared} == pytest.approx({n: alone[n] for n in compared}, rel=1e-9)
         # An utterance that two ranks need is encoded by both.
         assert metrics["utterance_passes"] >= alone["utterance_passes"]
+
+
+def test_a_rank_that_runs_out_of_memory_does_not_disturb_the_other(ranks: Path) -> None:
+    """It computes its activations twice; the gradients are compared above."""
+    first, last = (json.loads((ranks / f"{rank}-of-2.json").read_text())["notes"] for rank in range(2))
+    assert not any(first.values())
+    assert [name for name, notes in last.items() if notes] == ["uneven-out-of-memory"]
+    assert len(last["uneven-out-of-memory"]) == 1
 
 
 def test_ranks_write_one_checkpoint(ranks: Path) -> None:
