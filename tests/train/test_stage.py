@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -260,3 +261,15 @@ def test_deterministic_torch() -> None:
     use_deterministic_torch(1)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_memory_of_a_gpu_grows_in_segments_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for given in ({}, {names[0]: "a"}, {names[1]: "b"}):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        use_deterministic_torch(1)
+        expected = given or {names[1]: "expandable_segments:True"}
+        assert {name: os.environ[name] for name in names if name in os.environ} == expected
