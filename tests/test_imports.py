@@ -23,6 +23,7 @@ RANKS = {
     "cache": 1,
     "plain_yaml": 1,
     "memory": 1,
+    "retry": 1,
     "storage": 1,
     "settings": 1,
     "config": 1,

@@ -90,7 +90,7 @@ def fence(place: StoragePath) -> None:
     """
     for lease in _held:
         if f"{place}/".startswith(f"{lease.place}/"):
-            lease.confirm()
+            place.outlasting(lease.confirm)
 
 
 def unwritable(place: StoragePath, error: OSError, *, remedy: str = "--storage DIR") -> ConfigError:
@@ -112,6 +112,8 @@ class Lease:
         from grcf_ray.search.record import now
 
         self.place = place
+        # The heartbeat outlasts no outage itself: its next turn is the next try.
+        self._file = place.rooted() / _LEASE
         self._interval, self._lost = interval, lost or _exit_for_successor
         pid = os.getpid()
         self._holder = {"host": socket.gethostname(), "pid": pid, "started": now(), "command": command}
@@ -131,9 +133,11 @@ class Lease:
             except OSError as error:
                 raise unwritable(self.place, error) from error
             self._locks = stack.pop_all()
+        self.place.outlast_outages(self.confirm)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.place.outlast_outages(None)
         with self._locks:
             if self in _held:
                 _held.remove(self)
@@ -164,10 +168,6 @@ class Lease:
         stack.callback(lock.release)
         path.write_text(json.dumps(self._holder, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return True
-
-    @property
-    def _file(self) -> StoragePath:
-        return self.place / _LEASE
 
     def _take_file(self, *, locked: bool) -> None:
         """Write the first heartbeat, unless another holder's heartbeat goes on."""

@@ -279,9 +279,11 @@ class Session:
 
     def _note_state(self, state: str) -> None:
         # The search may be ending because the disk is full, or because the record is damaged or missing.
+        # It does not wait for storage that fails, for example when SIGKILL may follow.
+        record = RunRecord(self.record.place.rooted())
         with contextlib.suppress(OSError, DataError):
-            if self.record.exists:
-                self.record.update_run(state=state)
+            if record.exists:
+                record.update_run(state=state)
 
     def _note_trials_after_test(self) -> Listener:
         choosing = True

@@ -10,12 +10,15 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from typing_extensions import override
 
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.files import atomic_write, link_or_copy
 from grcf_ray.storage.path import StoragePath
+
+_T = TypeVar("_T")
 
 
 class _Root:
@@ -226,6 +229,14 @@ class LocalPath(StoragePath):
                         raise _linked(Path(entry.path))
                     if entry.is_dir():
                         folders.append(Path(entry.path))
+
+    @override
+    def outlast_outages(self, confirm: Callable[[], None] | None) -> None:
+        """Do nothing: errors of a disk are raised at once."""
+
+    @override
+    def outlasting(self, call: Callable[[], _T]) -> _T:
+        return call()
 
 
 def _dangling(path: Path) -> DamagedError:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grcf_ray.errors import DataError
 
+_T = TypeVar("_T")
 _DAMAGED = 3
 """Number of equal reads in a row after which invalid JSON counts as damaged."""
 
@@ -89,11 +90,26 @@ class StoragePath(ABC):
 
     @abstractmethod
     def rooted(self) -> StoragePath:
-        """Return the same place as a root: it can be a link itself, but no write follows a link inside it."""
+        """Return the same place as a root, which outlasts no outages yet.
+
+        A root can be a link itself, but no write follows a link inside it.
+        """
 
     @abstractmethod
     def check_links(self) -> None:
         """Raise DataError if the folder has a link at any depth: a write through it would leave the run."""
+
+    @abstractmethod
+    def outlast_outages(self, confirm: Callable[[], None] | None) -> None:
+        """From now on, repeat what fails here and below until the storage answers again, for up to ten minutes.
+
+        confirm: called after a failure, before the next try; it raises an error if this process may write no more.
+        None: stop repeating.
+        """
+
+    @abstractmethod
+    def outlasting(self, call: Callable[[], _T]) -> _T:
+        """Return the result of a call, which is repeated as `outlast_outages` says."""
 
     def write_text(self, text: str) -> None:
         """Write a text as the whole content of the file."""

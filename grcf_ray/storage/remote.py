@@ -6,22 +6,34 @@ One upload per write, so that a reader sees the old object or the new one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import parse_qsl, quote
 
 from typing_extensions import override
 
+from grcf_ray import console
 from grcf_ray.errors import ConfigError
 from grcf_ray.files import scratch_folder
+from grcf_ray.retry import pause
 from grcf_ray.storage.path import StoragePath
 
 if TYPE_CHECKING:
     from pyarrow import fs as pafs
 
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+OUTAGE_S = 600.0
+"""Time for storage to answer again, in seconds."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_LASTING = re.compile(r"NO_SUCH|NOT_FOUND|ACCESS_DENIED|INVALID|does not exist|PERMISSION_DENIED")
+"""Errors of object storage that another try does not change."""
 _READERS = 16
 """Number of small objects to fetch in parallel; each takes a round trip."""
 _KEYS = re.compile(r"[^/@]*:(?!\d+/)[^@]*@")
@@ -30,12 +42,64 @@ _SECRETS = re.compile(r"(?:^|&)[^=&]*(?:key|password|secret|sig|token)[^=&]*=", 
 """Secret keys in the query of a URI, such as Azure's `sig` and `client_secret`."""
 
 
+class _Outages:
+    """How the paths below a root meet an outage of their storage."""
+
+    def __init__(self) -> None:
+        self.confirm: Callable[[], None] | None = None
+        """As for `outlast_outages`."""
+        self._ongoing = False
+
+    def outlast(self, call: Callable[[], _T]) -> _T:
+        """Return the result of a call. OSError if the storage does not answer within `OUTAGE_S`."""
+        start, failures = time.monotonic(), 0
+        while True:
+            try:
+                if failures and self.confirm is not None:
+                    self.confirm()
+                result = call()
+            except OSError as error:
+                if self.confirm is None or not _passes(error) or time.monotonic() - start > OUTAGE_S:
+                    raise
+                failures += 1
+                self._note(f"The storage does not answer ({first_line(error)}); waiting up to {OUTAGE_S / 60:g} min")
+                time.sleep(pause(failures, first=_FIRST_PAUSE_S, most=_LONGEST_PAUSE_S))
+            else:
+                if failures:
+                    self._note("The storage answers again", ongoing=False)
+                return result
+
+    def _note(self, message: str, *, ongoing: bool = True) -> None:
+        # Several threads can wait for the same storage.
+        if self._ongoing != ongoing:
+            self._ongoing = ongoing
+            console.progress(message)
+
+
+def _passes(error: OSError) -> bool:
+    """Return whether an error may be gone at the next try. Errors of object storage have no number."""
+    return error.errno is None and not isinstance(error, FileNotFoundError) and not _LASTING.search(str(error))
+
+
+def _outlasting(method: Callable[Concatenate[RemotePath, _P], _T]) -> Callable[Concatenate[RemotePath, _P], _T]:
+    """Have a method outlast outages of the storage."""
+
+    @functools.wraps(method)
+    def outlasting(self: RemotePath, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self.outlasting(lambda: method(self, *args, **kwargs))
+
+    return outlasting
+
+
 class RemotePath(StoragePath):
     """An object, or a prefix of objects, in storage that pyarrow opens."""
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str, address: str, query: str) -> None:
-        """path: in the filesystem. address, query: the two parts of its URI."""
+    def __init__(
+        self, filesystem: pafs.FileSystem, path: str, address: str, query: str, outages: _Outages | None = None
+    ) -> None:
+        """path: in the filesystem. address, query: the two parts of its URI. outages: of the root, None for a root."""
         self._filesystem, self._path, self._address, self._query = filesystem, path, address, query
+        self._outages = outages or _Outages()
 
     def __str__(self) -> str:
         return self._address
@@ -59,21 +123,27 @@ class RemotePath(StoragePath):
     @override
     def __truediv__(self, name: str) -> RemotePath:
         return RemotePath(
-            self._filesystem, f"{self._path}/{name}", f"{self._address}/{quote(name, safe='')}", self._query
+            self._filesystem,
+            f"{self._path}/{name}",
+            f"{self._address}/{quote(name, safe='')}",
+            self._query,
+            self._outages,
         )
 
     @override
     def beside(self, name: str) -> RemotePath:
         path, address = (text.rpartition("/")[0] for text in (self._path, self._address))
-        return RemotePath(self._filesystem, path, address, self._query) / name
+        return RemotePath(self._filesystem, path, address, self._query, self._outages) / name
 
     @override
+    @_outlasting
     def exists(self) -> bool:
         from pyarrow import fs as pafs
 
         return bool(self._filesystem.get_file_info(self._path).type != pafs.FileType.NotFound)
 
     @override
+    @_outlasting
     def names(self) -> list[str]:
         from pyarrow import fs as pafs
 
@@ -81,6 +151,7 @@ class RemotePath(StoragePath):
         return sorted(entry.base_name for entry in entries)
 
     @override
+    @_outlasting
     def read_bytes(self) -> bytes:
         with self._filesystem.open_input_stream(self._path) as stream:
             content: bytes = stream.read()
@@ -120,12 +191,14 @@ class RemotePath(StoragePath):
             self._copy(folder, upload=True)
 
     @override
+    @_outlasting
     def copy_to(self, other: StoragePath) -> None:
         # The storage copies; the content does not pass through this machine.
         assert isinstance(other, RemotePath)
         self._filesystem.copy_file(self._path, other._path)
 
     @override
+    @_outlasting
     def delete(self) -> None:
         from pyarrow import fs as pafs
 
@@ -147,12 +220,21 @@ class RemotePath(StoragePath):
 
     @override
     def rooted(self) -> RemotePath:
-        return self
+        return RemotePath(self._filesystem, self._path, self._address, self._query)
+
+    @override
+    def outlast_outages(self, confirm: Callable[[], None] | None) -> None:
+        self._outages.confirm = confirm
+
+    @override
+    def outlasting(self, call: Callable[[], _T]) -> _T:
+        return self._outages.outlast(call)
 
     @override
     def check_links(self) -> None:
         """Do nothing: object storage has no links."""
 
+    @_outlasting
     def _copy(self, local: Path, *, upload: bool) -> None:
         """Upload the local file or folder to this place, or download this place to it."""
         from pyarrow import fs as pafs

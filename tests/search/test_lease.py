@@ -217,6 +217,9 @@ class Rough(LocalPath):
         child.trouble = self.trouble
         return child
 
+    def rooted(self) -> LocalPath:
+        return self
+
     def write_json(self, value: Any) -> None:
         super().write_json(value)
         self.trouble(self.local)
