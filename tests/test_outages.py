@@ -32,7 +32,8 @@ class Storage:
         self.error = OSError(AWAY)
         self.calls = 0
         names = pafs.FileSystemHandler.__abstractmethods__
-        handler: Any = type("Handler", (pafs.FileSystemHandler,), {name: self._call(name) for name in names})
+        calls = {name: self._call(name) for name in names} | {"get_type_name": lambda handler: "outage"}
+        handler: Any = type("Handler", (pafs.FileSystemHandler,), calls)
         self.filesystem = pafs.PyFileSystem(handler())
 
     def _call(self, name: str) -> Callable[..., Any]:

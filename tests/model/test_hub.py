@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from huggingface_hub.utils import _http
 
 from grcf_ray.errors import ConfigError, HubError
 from grcf_ray.model.pretrained import load_backbone, load_tokenizer
+from grcf_ray.search.failures import cause_of_error
+from grcf_ray.train import job
 
 NAME = "acme/tiny"
 COMMIT = "0" * 40
@@ -111,3 +114,24 @@ def test_a_hub_that_does_not_answer_is_told_from_a_backbone_that_does_not_exist(
     with pytest.raises(ConfigError) as caught:
         load_backbone("acme/nosuch")
     assert not isinstance(caught.value, HubError)
+
+
+@pytest.mark.parametrize("kind", [HubError, ConfigError])
+def test_a_trial_without_an_answer_of_the_hub_has_no_result(
+    kind: type[ConfigError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it runs again; a backbone that does not exist is its result."""
+
+    def fail(_job: Any, _features: Any) -> None:
+        raise kind("backbone acme/tiny cannot be loaded")
+
+    monkeypatch.setattr(job, "open_loop", fail)
+    runner, unused = job.JobRunner(cast("Any", None)), cast("Any", object())
+    runner.start(unused)
+    if kind is HubError:
+        with pytest.raises(HubError) as caught:
+            runner.step()
+        text = "".join(traceback.format_exception(caught.value))
+        assert cause_of_error(text) == "hub"
+    else:
+        assert runner.step()["error"] == "ConfigError"
