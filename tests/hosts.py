@@ -87,6 +87,12 @@ class Host:
         """Run a command on this host to its end."""
         return subprocess.run(self.command(words, environment, folder), capture_output=True, text=True, timeout=timeout)
 
+    def do(self, *lines: str) -> None:
+        """Run short commands as its administrator, one after another."""
+        for line in lines:
+            done = self.run(line.split(), {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+
     def titles(self) -> list[str]:
         """Of its processes."""
         found = []

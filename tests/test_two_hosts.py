@@ -133,7 +133,8 @@ def complete_trials(run: Path) -> list[TrialRecord]:
     assert RunRecord(storage_path(run)).info().state == "finished"
     seen = trials(run)
     assert all((trial.state, trial.epoch) == ("complete", EPOCHS) for trial in seen)
-    assert [failure["cause"] for trial in seen for failure in trial.failures] == ["process died"]
+    causes = [failure["cause"] for trial in seen for failure in trial.failures]
+    assert len(causes) == 1 and causes[0] in ("process died", "node lost")
     # An attempt more for each process that was lost, and no more.
     assert all(trial.attempt == 1 + len(trial.failures) for trial in seen)
     return seen
@@ -165,6 +166,35 @@ def test_a_fault_of_any_node_stops_the_search_before_it_trains(cluster: Cluster)
     assert f"beta ({cluster.beta.address}): does not see files written to /tmp/runs" in said
     assert f"alpha ({cluster.alpha.address}): does not see" not in said
     assert "started" not in said
+
+
+def test_a_host_that_fails_all_trials_gets_no_more(cluster: Cluster) -> None:
+    """Beta cannot write to the runs any more, while alpha can: its trials end on alpha, and none has failed."""
+    runs = cluster.shared / "runs"
+    run = runs / "bad"
+    job = cluster.submit(*words(cluster, "bad", trials=4))
+
+    def both() -> bool:
+        assert job.poll() is None, job.communicate()[0]
+        return bool(running(run, 1)) and all(at_work(host, "Trainable.train") for host in (cluster.alpha, cluster.beta))
+
+    wait_for(both, "trials on both hosts")
+    cluster.beta.do(f"mount --bind {runs} {runs}", f"mount -o remount,ro,bind {runs}")
+    try:
+        said, _ = job.communicate(timeout=JOB_S)
+    finally:
+        cluster.beta.do(f"umount {runs}")
+    assert job.returncode == 0, said
+    beta = f"beta ({cluster.beta.address})"
+    assert said.count("gets no more trials") == 1 and f"Node {beta} gets no more trials" in said
+    info = RunRecord(storage_path(run)).info()
+    assert (info.state, info.excluded, info.left) == ("finished", [beta], [])
+    seen = trials(run)
+    assert [(trial.state, trial.epoch) for trial in seen] == [("complete", EPOCHS)] * 4
+    failures = [failure for trial in seen for failure in trial.failures]
+    assert {(failure["host"], failure["cause"]) for failure in failures} == {(beta, "storage")}
+    assert {failure["node"] for failure in failures} == {failures[0]["node"]}
+    assert len(failures) >= 2
 
 
 def test_a_search_goes_on_when_one_of_its_hosts_is_lost(cluster: Cluster) -> None:

@@ -44,7 +44,7 @@ def list_(
     state: str | None = typer.Option(
         None,
         metavar="STATE",
-        help="Keep runs in this state: running, finished, interrupted, time is up, failed, died, broken",
+        help="Keep runs in this state: running, finished, interrupted, time is up, unfinished, failed, died, broken",
     ),
     filter_: _Filters = [],  # noqa: B006
     json: _AllJson = False,

@@ -37,6 +37,7 @@ _STATES = {
     "running": "is running",
     "finished": "has finished",
     "time is up": "was ended by its time budget",
+    "unfinished": "has left trials unfinished",
     "interrupted": "was interrupted",
     "failed": "has failed",
     DIED: "stopped without reporting an error",

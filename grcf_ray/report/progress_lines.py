@@ -16,6 +16,7 @@ from grcf_ray.search.events import (
     FinalistsHeld,
     FinalistSkipped,
     ModelMeasured,
+    NodeExcluded,
     RetrainingsStarted,
     SearchStarted,
     StageEnded,
@@ -23,6 +24,7 @@ from grcf_ray.search.events import (
     StepStarted,
     TrialBroke,
     TrialEnded,
+    TrialLeft,
     TrialsMissing,
     TrialStarted,
     WinnerFixed,
@@ -71,7 +73,7 @@ class ProgressLines:
             left = event.budget - sum(trial.finished for trial in event.trials)
             done = f", {event.budget - left} recorded" if left < event.budget else ""
             progress(f"Stage {event.stage}: {event.budget} trials{goal}{done}")
-        elif isinstance(event, (TrialStarted, EpochFinished, TrialBroke, TrialEnded)):
+        elif isinstance(event, (TrialStarted, EpochFinished, TrialBroke, TrialLeft, TrialEnded)):
             self._trials[event.trial.stage][event.trial.number] = event.trial
             self._pace = pace(trial for trials in self._trials.values() for trial in trials.values()) or self._pace
             self._line(event)
@@ -83,6 +85,8 @@ class ProgressLines:
         elif isinstance(event, TrialsMissing):
             numbers = ", ".join(map(str, event.numbers))
             progress(f"Stage {event.stage}: trials {numbers} are missing from the record and are not run again")
+        elif isinstance(event, NodeExcluded):
+            progress(f"Node {event.host} gets no more trials: trials failed there, and other nodes can take them")
         elif isinstance(event, FinalistSkipped):
             progress(f"Trial stage1/{event.trial.number} is skipped: {event.why}")
         elif isinstance(event, ModelMeasured):
@@ -98,6 +102,8 @@ class ProgressLines:
         result = ""
         if best is not None and not self._retraining:
             result = f": best trial {best.number}, {self._objective(event.stage)} {best.objective:.4f}"
+        if event.left:
+            progress(f"Stage {event.stage}: {event.left} trial(s) left unfinished; the same command runs them again")
         if event.cut:
             budget = self._budgets[event.stage][0]
             cut = f"{event.cut} of {budget} trials unfinished"
@@ -114,7 +120,7 @@ class ProgressLines:
         left = (time.monotonic() - self._measuring_start) / event.done * self._models
         progress("  ".join([time.strftime("%H:%M:%S"), f"measured {event.done}/{event.total}", *_eta(left)]))
 
-    def _line(self, event: TrialStarted | EpochFinished | TrialBroke | TrialEnded) -> None:
+    def _line(self, event: TrialStarted | EpochFinished | TrialBroke | TrialLeft | TrialEnded) -> None:
         trial = event.trial
         budget, epochs = self._budgets[trial.stage]
         finished = sum(t.finished for t in self._trials[trial.stage].values())
@@ -122,9 +128,12 @@ class ProgressLines:
             action = "started" if trial.attempt == 1 else f"resumed (attempt {trial.attempt})"
         elif isinstance(event, EpochFinished):
             action = f"epoch {trial.epoch}/{epochs}"
-        elif isinstance(event, TrialBroke):
+        elif isinstance(event, (TrialBroke, TrialLeft)):
             last = trial.failures[-1]
-            action = f"interrupted, will retry: {last['cause']}: {last['error']}"
+            fate = "left unfinished"
+            if isinstance(event, TrialBroke):
+                fate = f"interrupted, will retry in {duration(event.seconds)}" if event.seconds else "interrupted"
+            action = f"{fate}: {last['cause']}: {last['error']}"
         elif trial.error:
             action = f"{trial.state}, {trial.cause}: {trial.error}"
         else:
@@ -142,7 +151,7 @@ class ProgressLines:
         if best is not None and not self._retraining:
             parts.append(f"best {best.objective:.4f}")
         parts += self._eta(trial.stage)
-        if trial.error or isinstance(event, TrialBroke):
+        if trial.error or isinstance(event, (TrialBroke, TrialLeft)):
             progress(one_line("  ".join(parts[:4]), _ERROR_WIDTH).rstrip())
         else:
             progress("  ".join(parts).rstrip())

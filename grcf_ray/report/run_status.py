@@ -82,7 +82,8 @@ def time_left(view: RunView, retrainings: Mapping[int, Iterable[TrialRecord]] | 
         return left + 2 * start.seeds * epoch_seconds / concurrent
     after = seconds_after(stages, concurrent, models=1, seeds=start.seeds, epoch_seconds=epoch_seconds)
     for stage, (budget, _) in stages.items():
-        if stage not in view.info.cut and spent(view.trials[stage]) < budget:
+        left = sum(trial.name in view.info.left for trial in view.trials[stage])
+        if stage not in view.info.cut and spent(view.trials[stage]) + left < budget:
             limits = {int(stage): _seconds_until(time) for stage, time in start.stage_ends.items()}
             left = seconds_left(view.trials, stages, stage, concurrent, epoch_seconds=epoch_seconds, limits=limits)
             return left + after

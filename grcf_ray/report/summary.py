@@ -203,6 +203,10 @@ class RunSummary(_Part):
     not_comparable: list[str]
     baselines: list[Baseline]
     cost: Cost
+    left: list[str] = []
+    """Trials left unfinished after failures for causes outside of them."""
+    excluded: list[str] = []
+    """Hosts of nodes that got no more trials."""
 
     @classmethod
     def of(cls, view: RunView) -> RunSummary:
@@ -232,6 +236,8 @@ class RunSummary(_Part):
                 "not_comparable": metrics.get("not_comparable", []),
                 "baselines": metrics.get("baselines", []),
                 "cost": Cost.of(view.all_trials),
+                "left": info.left,
+                "excluded": info.excluded,
             }
         )
 
@@ -274,6 +280,13 @@ class RunSummary(_Part):
             remarks.append(f"Paper: not comparable: {reasons}." if reasons else "Paper: one seed.")
         if {"acc2_non0", "acc2_mmsa"} <= self.paper.keys():
             remarks.append(TWO_READINGS)
+        if self.excluded:
+            remarks.append(f"Nodes that got no more trials after failures there: {', '.join(self.excluded)}.")
+        if self.left:
+            remarks.append(
+                f"Left unfinished after failures of nodes, storage or hub: {', '.join(self.left)}. The same command "
+                "runs them again."
+            )
         return remarks
 
 

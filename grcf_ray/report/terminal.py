@@ -56,6 +56,8 @@ def _result_lines(summary: RunSummary) -> Iterator[str]:
     yield cost_line(summary)
     if summary.state == "time is up":
         yield f"The time was up before every trial had ended. To resume: {summary.command}"
+    elif summary.left:
+        yield f"To run the unfinished trials: {summary.command}"
     place = typed(summary.run)
     records = ", ".join(f"{place}/{stage}/trials.jsonl" for stage in summary.stages)
     yield f"\nModel:  {place}/best\nRecord: {records}"

@@ -141,7 +141,7 @@ class RunView:
 
         A trial that is recorded as running resumes with its search.
         """
-        running = self.state == "running" and trial.stage not in self.info.cut
+        running = self.state == "running" and trial.stage not in self.info.cut and trial.name not in self.info.left
         return "unfinished" if trial.state == "running" and not running else trial.state
 
     def objective(self, stage: Literal[1, 2]) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import socket
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,16 +18,28 @@ from ray import tune
 
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.metrics import MetricProtocol
-from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialStarted
-from grcf_ray.search.failures import HUNG, cause_of_error, cause_of_result, last_line
+from grcf_ray.retry import pause
+from grcf_ray.search.events import EpochFinished, NodeExcluded, TrialBroke, TrialEnded, TrialLeft, TrialStarted
+from grcf_ray.search.failures import HUNG, OUTSIDE, Location, cause_of_error, cause_of_result, last_line, node_of_error
+from grcf_ray.search.nodes import cluster_nodes
+from grcf_ray.search.preflight import fitting
 from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
 from grcf_ray.train.job import StageJob
 
 if TYPE_CHECKING:
+    from grcf_ray.search.searcher import Fate
     from grcf_ray.search.stages import Search
 
 RETRIES = 2
-"""Restarts of a trial after its process died, counted over all drivers."""
+"""Restarts of a trial after its own failures, counted over all drivers."""
+OUTSIDE_RETRIES = 6
+"""Restarts of a trial in a row, without a finished epoch, after failures for causes outside of it."""
+LEFT_IN_A_ROW = 2
+"""Trials left unfinished, without a finished epoch of any trial in between, that end the search."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
+"""Pause before the first restart of a trial, and the longest; six restarts take 5 to 10 minutes."""
+_ANSWER_S = 5.0
+"""Time for a trial's process to answer where it runs; it has answered before its first epoch."""
 
 
 class RecordCallback(tune.Callback):
@@ -32,8 +48,8 @@ class RecordCallback(tune.Callback):
     choices: number of trials that the stage hands over, whose weights are kept.
     """
 
-    settle: Callable[[int, bool], None]
-    """Called with the number of a trial whose process died, and whether the trial will be launched again."""
+    settle: Callable[[int, Fate, float], None]
+    """Called with the number of a trial whose process died, its fate, and the seconds until it is launched again."""
 
     def __init__(self, search: Search, stage: Literal[1, 2], trials: list[TrialRecord], *, choices: int) -> None:
         self._search, self._record, self._stage, self._choices = search, search.record, stage, choices
@@ -42,17 +58,41 @@ class RecordCallback(tune.Callback):
         self._trials = {trial.number: trial for trial in trials}
         self._sign_of_life: dict[int, float] = {}
         self._hung: set[int] = set()
-        self.failing = 0
-        """Number of consecutive failed trials up to the last one that ended."""
+        self._health = search.health
+        self._asked: dict[int, ray.ObjectRef[Location]] = {}
+        self._locations: dict[int, Location] = {}
+        self._failures: Counter[int] = Counter()
+        """Failures of a trial since its last finished epoch, under this driver."""
+        self._failed_on: list[Location | None] = []
+        """Locations of the consecutive failed trials up to the last one that ended."""
+        self._left = 0
+        self.hopeless = False
+        """Whether enough trials failed in a row by themselves to blame a shared cause."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return no state: Tune pickles callbacks for a restore that is not used, and this one holds the features."""
         return {}
 
     @property
-    def hopeless(self) -> bool:
-        """Whether enough trials failed in a row to blame a shared cause."""
-        return self.failing >= self._limits.failures_in_a_row
+    def failing(self) -> int:
+        """Number of consecutive failed trials up to the last one that ended."""
+        return len(self._failed_on)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether trials cannot run for causes outside of them: several were left unfinished, and all others fail too.
+
+        A trial without a failure since its start or its last epoch may still succeed.
+        """
+        if self._left < LEFT_IN_A_ROW:
+            return False
+        running = [n for n, trial in self._trials.items() if not trial.finished and n in self._sign_of_life]
+        return all(self._failures[number] for number in running)
+
+    def room(self) -> int:
+        """Return how many trials can run at a time, on the nodes that are not excluded."""
+        excluded, most = self._excluded(), self._search.concurrent
+        return min(most, self._room(excluded)) if excluded else most
 
     def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Record a proposal; return the trial's configuration for Tune."""
@@ -76,23 +116,30 @@ class RecordCallback(tune.Callback):
             for name in before.names():
                 (before / name).copy_to(folder / name)
         self._trials[number] = trial
-        self._sign_of_life.pop(number, None)
+        for known_of_process in (self._sign_of_life, self._asked, self._locations):
+            known_of_process.pop(number, None)
         record.write_trial(trial)
         self._tell(TrialStarted(trial))
         config, protocol = self._search.config_of(trial), self._search.protocol
         return {
             "number": number,
+            "avoid": sorted(self._excluded()),
             "job": vars(stage_job(record, trial, config=config, protocol=protocol, folder=folder.uri)),
         }
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Note that the trial's process has started."""
-        self._sign_of_life[trial.config["number"]] = time.monotonic()
+        """Note that the trial's process has started, and ask where it runs; it answers before its first epoch."""
+        number = trial.config["number"]
+        self._sign_of_life[number] = time.monotonic()
+        # Ray Train places the workers of a trial of several workers, and this process only holds them.
+        if self._limits.workers == 1:
+            self._asked[number] = trial.temporary_state.ray_actor.__ray_call__.remote(_locate)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Record an epoch; `done` tells whether the trial has ended, for example by ASHA."""
         kept = self._trials[trial.config["number"]]
         self._sign_of_life[kept.number] = time.monotonic()
+        self._failures[kept.number] = self._left = 0
         kept.curve = result["curve"]
         kept.seconds = sum(metrics["seconds"] for metrics in kept.curve)
         kept.utterance_passes = sum(metrics["utterance_passes"] for metrics in kept.curve)
@@ -103,14 +150,17 @@ class RecordCallback(tune.Callback):
         if result.get("failure"):
             cause = cause_of_result(result["state"], result["error"])
             self._end(kept, result["state"], result["failure"], cause)
-        elif result["done"]:
+            return
+        if location := self._location(kept.number):
+            self._health.epoch_finished(location.node)
+        if result["done"]:
             self._end(kept, "complete" if kept.epoch >= self._epochs else "pruned")
         else:
             self._record.write_trial(kept)
             self._tell(EpochFinished(kept))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Record that a trial's process died; restart the trial, or fail it after the last restart."""
+        """Record that a trial's process died; restart the trial, fail it, or leave it to the next start."""
         kept = self._trials[trial.config["number"]]
         # `get_error` reads a copy that a thread writes later.
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
@@ -118,14 +168,61 @@ class RecordCallback(tune.Callback):
         if kept.number in self._hung:
             self._hung.discard(kept.number)
             cause, error = HUNG, f"no epoch ended within {self._limits.hang_minutes:g} minutes"
-        kept.failures.append({"attempt": kept.attempt, "cause": cause, "error": error, "time": now()})
-        again = len(kept.failures) <= RETRIES
-        if again:
-            self._record.write_trial(kept)
-            self._tell(TrialBroke(kept))
+        location = self._location(kept.number, text)
+        failure = {"attempt": kept.attempt, "cause": cause, "error": error, "time": now()}
+        kept.failures.append({**failure, **(dataclasses.asdict(location) if location else {})})
+        self._failures[kept.number] += 1
+        if cause in OUTSIDE:
+            if location:
+                self._health.failed(location, cause)
+                self._tell_excluded()
+            self._retry(kept, "again" if self._failures[kept.number] <= OUTSIDE_RETRIES else "left")
+        elif sum(failure["cause"] not in OUTSIDE for failure in kept.failures) <= RETRIES:
+            self._retry(kept, "again")
         else:
             self._end(kept, "failed", error, cause)
-        self.settle(kept.number, again)
+            self.settle(kept.number, "failed", 0.0)
+
+    def _retry(self, trial: TrialRecord, fate: Literal["again", "left"]) -> None:
+        """Record a failure, and have the trial launched again after a pause, or by the next start of the search."""
+        self._record.write_trial(trial)
+        seconds = 0.0
+        if fate == "again":
+            seconds = pause(self._failures[trial.number], first=FIRST_PAUSE_S, most=LONGEST_PAUSE_S)
+            self._tell(TrialBroke(trial, seconds))
+        else:
+            self._left += 1
+            self._record.update_run(left=[*self._record.info().left, trial.name])
+            self._tell(TrialLeft(trial))
+        self.settle(trial.number, fate, seconds)
+
+    def _location(self, number: int, text: str = "") -> Location | None:
+        """Return where a trial's process runs or ran, as it answered or as its error says; None if unknown."""
+        if (asked := self._asked.pop(number, None)) is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._locations[number] = ray.get(asked, timeout=_ANSWER_S)
+        if number not in self._locations and text and self._limits.workers == 1:
+            nodes = {node.id: node for node in cluster_nodes()}
+            named = node_of_error(text, {node.id: node.address for node in nodes.values()})
+            if named is not None:
+                self._locations[number] = Location(named, str(nodes.get(named, "lost node")), None)
+        return self._locations.get(number)
+
+    def _room(self, without: Collection[str]) -> int:
+        wanted = self._limits.worker_resources
+        return sum(fitting(node.resources, wanted) for node in cluster_nodes() if node.id not in without)
+
+    def _excluded(self) -> frozenset[str]:
+        """Return the nodes that get no more trials; empty if no other node can take them."""
+        bad = self._health.bad
+        return bad if bad and self._room(bad) else frozenset()
+
+    def _tell_excluded(self) -> None:
+        for node in self._excluded() - self._health.told:
+            host = self._health.hosts[node]
+            self._health.told.add(node)
+            self._record.update_run(excluded=sorted({*self._record.info().excluded, host}))
+            self._tell(NodeExcluded(host))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Kill the processes of trials that finished no epoch within `search.hang_minutes`."""
@@ -147,10 +244,27 @@ class RecordCallback(tune.Callback):
         cause: str | None = None,
     ) -> None:
         trial.state, trial.error, trial.cause, trial.ended = state, error, cause, now()
-        self.failing = self.failing + 1 if error else 0
+        if error:
+            self._failed_on.append(self._location(trial.number))
+            self._judge_row()
+        else:
+            self._failed_on.clear()
         self._record.write_trial(trial)
         self._drop_weights(trial)
         self._tell(TrialEnded(trial))
+
+    def _judge_row(self) -> None:
+        """Give up if enough trials failed in a row on several nodes, or on one if no other node can take them."""
+        if self.failing < self._limits.failures_in_a_row:
+            return
+        last = self._failed_on[-1]
+        nodes = {location and location.node for location in self._failed_on}
+        if last is not None and len(nodes) == 1:
+            self._health.condemn(last)
+            if last.node in self._excluded():
+                self._tell_excluded()
+                return
+        self.hopeless = True
 
     def _drop_weights(self, ended: TrialRecord) -> None:
         """Delete unused checkpoints: all of outranked trials, and all but the kept ones of the ended trial."""
@@ -171,6 +285,13 @@ class RecordCallback(tune.Callback):
         for name in attempt.names():
             if name.removesuffix(".safetensors") not in self._keep:
                 (attempt / name).delete()
+
+
+def _locate(_process: Any) -> Location:
+    """Return where this process of Ray runs."""
+    gpus = ray.get_gpu_ids()
+    host = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"  # type: ignore[no-untyped-call]
+    return Location(ray.get_runtime_context().get_node_id(), host, ",".join(map(str, gpus)) or None)
 
 
 def stage_job(

@@ -59,8 +59,24 @@ class EpochFinished(TrialEvent):
     """A trial has finished an epoch and goes on."""
 
 
+@dataclasses.dataclass(frozen=True)
 class TrialBroke(TrialEvent):
     """A trial's process died; the trial continues in another process."""
+
+    seconds: float = 0.0
+    """Pause before the trial is launched again."""
+
+
+class TrialLeft(TrialEvent):
+    """A trial failed too often for causes outside of it; the next start of the search runs it again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeExcluded:
+    """A node gets no more trials of this search, because trials failed there and other nodes can take them."""
+
+    host: str
+    """Host name and address."""
 
 
 class TrialEnded(TrialEvent):
@@ -74,6 +90,8 @@ class StageEnded:
     stage: Literal[1, 2]
     cut: int = 0
     """Trials that the time budget left unfinished or did not start."""
+    left: int = 0
+    """Trials left unfinished after failures for causes outside of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +147,9 @@ Event = (
     | TrialsMissing
     | EpochFinished
     | TrialBroke
+    | TrialLeft
     | TrialEnded
+    | NodeExcluded
     | StageEnded
     | StepStarted
     | FinalistsHeld

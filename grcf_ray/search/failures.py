@@ -1,23 +1,97 @@
-"""Classify trial failures by cause, so that messages can group them."""
+"""Classify trial failures by cause and by node: the trial's own failures, and those that lie outside the trial."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from grcf_ray.search.record import TrialRecord
 
 HUNG = "hung"
 
 _CAUSES = {
-    "out of memory": r"OutOfMemoryError|CUDA out of memory|MemoryError|running low on memory",
+    # Ray kills a process when its node runs out of memory, whichever process needs most of it.
+    "node out of memory": r"running low on memory",
+    "out of memory": r"OutOfMemoryError|CUDA out of memory|MemoryError",
     "disk full": r"No space left on device|Disk quota exceeded|Errno 28|Errno 122",
-    "storage": r"Read-only file system|Errno 30|PermissionError|AWS Error|Input/output error",
+    "storage": r"Read-only file system|Errno 30|PermissionError|AWS Error|google::cloud::Status|Input/output error"
+    r"|Stale file handle|Errno 116|Transport endpoint is not connected",
+    "hub": r"HubError|HfHubHTTPError|\b(429|5\d\d) (Client|Server) Error|HTTP (Error|status) (429|5\d\d)"
+    r"|429 Too Many Requests|50[0234] (Internal Server Error|Bad Gateway|Service Unavailable|Gateway Time-?out)",
+    "node lost": r"NodeDied|its node has died|[Nn]ode was terminated|node \w+ (has been marked|is) dead",
     # A traceback contains the exception's name; the exception itself contains only its message.
-    "process died": r"ActorDiedError|ActorUnavailableError|RayActorError|WorkerCrashedError|NodeDied"
+    "process died": r"ActorDiedError|ActorUnavailableError|RayActorError|WorkerCrashedError"
     r"|The actor died unexpectedly|The actor \w+ is unavailable",
 }
 """Patterns by cause; the first one that fits applies."""
+_SERVICES = frozenset({"storage", "disk full", "hub"})
+"""Causes that can lie in a service that all nodes share."""
+OUTSIDE = _SERVICES | {"node out of memory", "node lost", "process died"}
+"""Causes that lie outside the trial. All other causes count as the trial's own."""
+FAILURES_OF_A_NODE = 2
+"""Failures for causes outside the trial after which a node gets no more trials."""
+
+_NODE = re.compile(r"[Nn]ode ?I[dD]: (\w+)")
+_ADDRESS = re.compile(r"\bip[=:] ?([\da-fA-F.:]+)")
+"""A process's node and address in Ray's messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a trial's process runs."""
+
+    node: str
+    """Ray's id of the node."""
+    host: str
+    """Host name and address of the node."""
+    gpu: str | None
+    """Ray's ids of the GPUs, separated by commas; None without a GPU."""
+
+
+class NodeHealth:
+    """Count failures by node, to tell nodes that fail trials while other nodes train them."""
+
+    def __init__(self) -> None:
+        self._failures: Counter[str] = Counter()
+        self._epochs: Counter[str] = Counter()
+        self._elsewhere: dict[str, int] = {}
+        """Epochs finished on other nodes when a service failed on a node that has finished none since."""
+        self.hosts: dict[str, str] = {}
+        """Host name and address of each node with a failure."""
+        self.told: set[str] = set()
+        """Excluded nodes that the user has been told of."""
+
+    @property
+    def bad(self) -> frozenset[str]:
+        """The nodes that should get no more trials."""
+        return frozenset(node for node, failures in self._failures.items() if failures >= FAILURES_OF_A_NODE)
+
+    def epoch_finished(self, node: str) -> None:
+        """Count an epoch that a trial finished on a node."""
+        self._epochs[node] += 1
+        self._elsewhere.pop(node, None)
+
+    def failed(self, location: Location, cause: str) -> None:
+        """Count a failure for a cause outside the trial.
+
+        A service that fails everywhere makes no node bad. It does if it fails on a node twice, while another node
+        finishes an epoch and this one does not.
+        """
+        node = location.node
+        self.hosts[node] = location.host
+        if cause not in _SERVICES:
+            self._failures[node] += 1
+            return
+        elsewhere = self._epochs.total() - self._epochs[node]
+        if elsewhere > self._elsewhere.setdefault(node, elsewhere):
+            self._failures[node] = FAILURES_OF_A_NODE
+
+    def condemn(self, location: Location) -> None:
+        """Make a node bad because trials in a row failed on it by themselves."""
+        self.hosts[location.node] = location.host
+        self._failures[location.node] = FAILURES_OF_A_NODE
 
 
 def cause_of_error(text: str) -> str:
@@ -28,6 +102,18 @@ def cause_of_error(text: str) -> str:
     if not text.strip():
         return "process died"
     return next((cause for cause, pattern in _CAUSES.items() if re.search(pattern, text)), "error")
+
+
+def node_of_error(text: str, nodes: Mapping[str, str]) -> str | None:
+    """Return the id of the node that an error of Ray names, None if it names none or its address fits several.
+
+    nodes: addresses by node id.
+    """
+    if named := _NODE.search(text):
+        return named[1]
+    addresses = _ADDRESS.findall(text)
+    fitting = [node for node, address in nodes.items() if addresses and address == addresses[-1]]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def cause_of_result(state: str, error: str) -> str:

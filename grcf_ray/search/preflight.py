@@ -58,7 +58,7 @@ def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[in
         raise ConfigError(
             f"--gpus-per-worker {search.gpus_per_worker:g}: give a whole number of GPUs, or a fraction below 1"
         )
-    processes = sum(_fitting(node, wanted) for node in have)
+    processes = sum(fitting(node, wanted) for node in have)
     room = processes // search.workers
     cpus, gpus = (sum(node.get(name, 0.0) for node in have) for name in ("CPU", "GPU"))
     if room == 0:
@@ -78,7 +78,8 @@ def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[in
     return Capacity(len(nodes), cpus, gpus, concurrent, tuple(notes))
 
 
-def _fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+def fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """Return how many workers with the wanted resources fit a node with its resources."""
     fits = []
     for name, amount in wanted.items():
         have = node.get(name, 0.0)

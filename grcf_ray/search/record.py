@@ -60,7 +60,7 @@ class TrialRecord:
     cause: str | None = None
     """The kind of that error, for grouping failures."""
     failures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Attempts whose process died, with cause, error and time."""
+    """Attempts whose process died, with cause, error, time and, if known, Ray's node id, the host and the GPU."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """Events that the metrics do not show, such as a damaged checkpoint."""
     seconds: float = 0.0

@@ -166,6 +166,11 @@ class PartInfo(StoredFile):
     stage2_trials: _Count = 0
     encoder: _Encoder | None = None
     cut: list[Literal[1, 2]] = []
+    """Stages that the time budget ended."""
+    left: list[_Name] = []
+    """Trials that were left unfinished, after failures for causes outside of them."""
+    excluded: list[str] = []
+    """Hosts of nodes that got no more trials after failures there."""
 
 
 class RunInfo(PartInfo):
@@ -193,6 +198,9 @@ class _Failure(_Part):
     cause: str
     error: str
     time: str
+    node: str | None = None
+    host: str | None = None
+    gpu: str | None = None
 
 
 class TrialFile(StoredFile):

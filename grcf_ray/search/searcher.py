@@ -6,6 +6,8 @@ A trial's number is its Optuna number.
 from __future__ import annotations
 
 import math
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -27,6 +29,8 @@ from grcf_ray.search.space import Choice, Dimension, Range
 from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 FEASIBLE_TRIES = 1000
+Fate = Literal["again", "failed", "left"]
+"""The decision about a trial whose process died."""
 
 
 def startup_trials(budget: int) -> int:
@@ -130,19 +134,25 @@ class OptunaSearcher(OptunaSearch):
         n_startup_trials: int,
         feasible: Callable[[Mapping[str, Any]], bool],
         launch: Callable[[int, dict[str, Any]], dict[str, Any]],
+        room: Callable[[], int] = lambda: sys.maxsize,
+        stopped: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Build the study from the record.
 
         starts: the parameters of the first trials. budget: the number of trials in all. trials: the record; unfinished
         trials are proposed again first, and a number that the record lacks is not given again. launch: called with the
-        number and parameters of each proposal, returns the trial's configuration.
+        number and parameters of each proposal, returns the trial's configuration. room: returns how many trials can run
+        now; a trial that waits to be launched again keeps its place. stopped: returns whether the stage is to end.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._launch, self._epochs, self._stage, self._run_seed = launch, epochs, stage, seed
         self._budget = budget
         self._sampler_settings = (dict(space), feasible, n_startup_trials)
         self._broken: dict[int, optuna.Trial] = {}
-        self._again: list[optuna.Trial] = []
+        self._waiting: list[tuple[float, optuna.Trial]] = []
+        """Trials to launch again, each with the time from which on."""
+        self._room, self._stopped, self._clock = room, stopped, clock
         super().__init__(dict(space), metric="objective", mode=DIRECTIONS[stage], sampler=self._sampler_for(0))
         if self._ot_study is None:
             # Ray takes an empty space for one that is not known yet.
@@ -172,12 +182,23 @@ class OptunaSearcher(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next trial's configuration; None if there may be one later, FINISHED if the budget is spent."""
-        if self._again:
-            self._ot_trials[trial_id] = self._again.pop(0)
+        # Tune asks every second while no trial runs, and looks at its stopper only after that.
+        if self._stopped():
+            return str(Searcher.FINISHED)
+        running, room = len(self._ot_trials), self._room()
+        if running >= room:
+            return None
+        due = next((entry for entry in self._waiting if entry[0] <= self._clock()), None)
+        if due is not None:
+            self._waiting.remove(due)
+            self._ot_trials[trial_id] = due[1]
         else:
+            pending = running + len(self._waiting) + len(self._broken)
+            if pending >= room:
+                return None
             number = self._next_number()
             if number is None:
-                return None if self._ot_trials or self._broken else str(Searcher.FINISHED)
+                return None if pending else str(Searcher.FINISHED)
             self.study.sampler = self._sampler_for(number)
             self._ot_trials[trial_id] = self.study.ask(self._sampler_settings[0])
             assert self._ot_trials[trial_id].number == number
@@ -204,12 +225,16 @@ class OptunaSearcher(OptunaSearch):
         # Optuna gives a PRUNED trial its last reported value.
         self.study.tell(trial, value if state == OptunaState.COMPLETE else None, state=state)
 
-    def settle(self, number: int, again: bool) -> None:
-        """Close a trial whose process died: propose it again unchanged, or tell Optuna that it failed."""
+    def settle(self, number: int, fate: Fate, seconds: float = 0.0) -> None:
+        """Decide about a trial whose process died.
+
+        fate: propose it again, unchanged, after some seconds; tell Optuna that it failed; or leave it unfinished, so
+        that the next start proposes it again.
+        """
         trial = self._broken.pop(number)
-        if again:
-            self._again.append(trial)
-        else:
+        if fate == "again":
+            self._waiting.append((self._clock() + seconds, trial))
+        elif fate == "failed":
             self.study.tell(trial, state=OptunaState.FAIL)
 
     def outcome(

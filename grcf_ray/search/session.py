@@ -228,7 +228,9 @@ class Session:
             complete &= retrain(job, winner, self.seeds, store)["complete"]
             self._write_card()
         seeds = max(self.seeds, record.search_info().seeds)
-        record.update_run(state="finished" if complete else "time is up", ended=now(), seeds=seeds)
+        # Trials that were not cut by the time budget were left unfinished after failures outside of them.
+        state = "finished" if complete else "time is up" if record.info().cut else "unfinished"
+        record.update_run(state=state, ended=now(), seeds=seeds)
 
     def _open_record(self, seconds: Mapping[int, float]) -> None:
         """Write run.json, or add this start to it. seconds: until each stage ends by the time budget, empty without."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -13,7 +14,7 @@ from ray import tune
 
 from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
-from grcf_ray.errors import DamagedError, GrcfError, NoWinnerError
+from grcf_ray.errors import ClusterError, DamagedError, GrcfError, NoWinnerError
 from grcf_ray.files import scratch_folder
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.callback import RecordCallback
@@ -27,7 +28,7 @@ from grcf_ray.search.events import (
     TrialsMissing,
     WinnerFixed,
 )
-from grcf_ray.search.failures import failures_by_cause
+from grcf_ray.search.failures import NodeHealth, failures_by_cause
 from grcf_ray.search.record import RunRecord, TrialRecord, missing_numbers, rank, spent
 from grcf_ray.search.scheduler import build_scheduler
 from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
@@ -56,7 +57,8 @@ class Search:
     """A search over both stages on a connected cluster.
 
     reopen: give a Stage 2 that has spent its budget the finalists of an extended Stage 1, and its first budget again.
-    retrainings: trials to run instead of a search. A subclass may name other classes to propose and to train trials.
+    retrainings: trials to run instead of a search. health: the failures by node, of all stages and retrainings. A
+    subclass may name other classes to propose and to train trials.
     """
 
     searcher: ClassVar[type[OptunaSearcher]] = OptunaSearcher
@@ -71,6 +73,7 @@ class Search:
     stop: Stop = dataclasses.field(default_factory=Stop)
     reopen: bool = False
     retrainings: Retrainings | None = None
+    health: NodeHealth = dataclasses.field(default_factory=NodeHealth)
 
     @property
     def config(self) -> RunConfig:
@@ -103,8 +106,8 @@ class Search:
     def run(self) -> TrialRecord:
         """Run the trials that the record lacks, and return the winner.
 
-        Raises NoWinnerError if no trial has a usable result or too many failed in a row, KeyboardInterrupt if the
-        search was asked to stop.
+        Raises NoWinnerError if no trial has a usable result or too many failed in a row, ClusterError if trials cannot
+        run for causes outside of them, KeyboardInterrupt if the search was asked to stop.
         """
         if 1 in self.stages:
             self._run_stage(1, self.space.stage1, self.config.search.stage1_trials)
@@ -133,7 +136,12 @@ class Search:
             self.tell(TrialsMissing(stage, tuple(missing)))
         if spent(trials) < budget and not self._time_is_up(stage):
             choices = budget if self.retrainings else config.search.finalists if stage == 1 else 1
+            self._forget_left(stage)
             keeper = RecordCallback(self, stage, trials, choices=choices)
+
+            def stopped() -> bool:
+                return keeper.hopeless or keeper.stuck or self.stop.requested or self._time_is_up(stage)
+
             searcher = self.searcher(
                 distributions(dimensions),
                 starts=starts,
@@ -145,16 +153,28 @@ class Search:
                 n_startup_trials=startup_trials(budget),
                 feasible=self._feasible,
                 launch=keeper.launch,
+                room=keeper.room,
+                stopped=stopped,
             )
             keeper.settle = searcher.settle
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
-            self._fit(stage, searcher, scheduler, keeper, budget)
+            self._fit(stage, searcher, scheduler, keeper, budget, stopped)
         self.record.export_trials(stage)
-        cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)))
+        left = len(self._left(stage))
+        cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)) - left)
         if cut:
             # Trials that ran out of time stay on record as running, so that a later start resumes them.
             self.record.update_run(cut=sorted({*self.record.info().cut, stage}))
-        self.tell(StageEnded(stage, cut))
+        self.tell(StageEnded(stage, cut, left))
+
+    def _left(self, stage: int) -> list[str]:
+        """Return the trials that were left unfinished after failures for causes outside of them."""
+        return [name for name in self.record.info().left if name.startswith(f"stage{stage}/")]
+
+    def _forget_left(self, stage: int) -> None:
+        """Note that the trials that an earlier start left unfinished run again."""
+        if left := self._left(stage):
+            self.record.update_run(left=[name for name in self.record.info().left if name not in left])
 
     def _time_is_up(self, stage: Literal[1, 2]) -> bool:
         # The time budget covers the search alone; retrainings always run in full.
@@ -178,13 +198,15 @@ class Search:
         scheduler: tune.schedulers.TrialScheduler,
         keeper: RecordCallback,
         budget: int,
+        stopped: Callable[[], bool],
     ) -> None:
         search = self.config.search
         shared = Shared(ray.put(self.features), search.workers, search.worker_resources, named_interfaces())
+        resources = functools.partial(_resources, search.workers, search.worker_resources)
         try:
             with scratch_folder("grcf-tune-") as scratch, self.stop.deferred():
                 tune.Tuner(
-                    tune.with_resources(tune.with_parameters(self.trainable, shared=shared), _resources(self.config)),
+                    tune.with_resources(tune.with_parameters(self.trainable, shared=shared), resources),
                     tune_config=tune.TuneConfig(
                         search_alg=searcher,
                         scheduler=scheduler,
@@ -198,7 +220,7 @@ class Search:
                         storage_path=str(scratch),
                         verbose=0,
                         callbacks=[keeper],
-                        stop=_StopWhen(lambda: keeper.hopeless or self.stop.requested or self._time_is_up(stage)),
+                        stop=_StopWhen(stopped),
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     ),
                 ).fit()
@@ -208,6 +230,8 @@ class Search:
             raise KeyboardInterrupt
         if keeper.hopeless:
             raise NoWinnerError(self._hopeless(stage, keeper.failing))
+        if keeper.stuck:
+            raise ClusterError(self._stuck(stage))
 
     def _hand_over(self) -> tuple[list[str], int]:
         """Copy the finalists' weights to `finalists/`; return the finalists' numbers and Stage 2's budget.
@@ -297,6 +321,17 @@ class Search:
             f"kept.{_reasons(trials)} Record: {self.record}"
         )
 
+    def _stuck(self, stage: int) -> str:
+        reasons = []
+        for name in self._left(stage):
+            failure = self.record.trial(stage, int(name.partition("/")[2])).failures[-1]
+            reasons.append(f"{name}: {failure['cause']}: {failure['error']}")
+        return (
+            f"stage {stage}: trials fail for causes outside of them and none progresses, so the search stops; every "
+            f"finished epoch is kept. {'; '.join(reasons)}. Record: {self.record}. Remove the cause, then run the same "
+            "command again"
+        )
+
 
 class _StopWhen(tune.Stopper):
     """Stop the whole stage on a condition; never stop a single trial."""
@@ -340,9 +375,15 @@ def _reasons(trials: Sequence[TrialRecord]) -> str:
     return f" Errors: {'; '.join(reasons)}."
 
 
-def _resources(config: RunConfig) -> tune.PlacementGroupFactory:
-    """Return the resources that Tune reserves for a trial. A trial of several workers reserves theirs itself."""
-    search = config.search
-    if search.workers > 1:
+def _resources(workers: int, wanted: Mapping[str, float], trial: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return the resources that Tune reserves for a trial. A trial of several workers reserves theirs itself.
+
+    wanted: of each worker. trial: the configuration of the trial; `avoid` names the nodes that may not run it. Tune
+    reuses a process only for trials with equal requests, so no process of those nodes gets the trial.
+    """
+    if workers > 1:
         return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-    return tune.PlacementGroupFactory([search.worker_resources])
+    if nodes := trial.get("avoid"):
+        selector = {"ray.io/node-id": f"!in({','.join(nodes)})"}
+        return tune.PlacementGroupFactory([dict(wanted)], bundle_label_selector=[selector])
+    return tune.PlacementGroupFactory([dict(wanted)])

@@ -14,6 +14,7 @@ from grcf_ray.search.events import (
     FinalistsHeld,
     FinalistSkipped,
     ModelMeasured,
+    NodeExcluded,
     RetrainingsStarted,
     SearchStarted,
     StageEnded,
@@ -21,6 +22,7 @@ from grcf_ray.search.events import (
     StepStarted,
     TrialBroke,
     TrialEnded,
+    TrialLeft,
     TrialStarted,
     WinnerFixed,
 )
@@ -181,6 +183,23 @@ def test_a_broken_trial_is_told_with_its_cause(capsys: pytest.CaptureFixture[str
     (line,) = told(capsys, lines, TrialBroke(trial(0, 0.5, failures=failures)))
     assert len(line) == 120
     assert line.endswith("xxx...")
+
+
+def test_retries_and_what_is_left_are_told(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    lines = lines_of(1, {1: (10, 2)})
+    failures = [{"attempt": 1, "cause": "storage", "error": "AWS Error", "time": ""}]
+    told_lines = told(
+        capsys,
+        lines,
+        TrialBroke(trial(0, 0.5, failures=failures), 40.0),
+        TrialLeft(trial(1, 0.5, failures=failures)),
+        NodeExcluded("beta (10.0.0.3)"),
+        StageEnded(1, left=1),
+    )
+    assert told_lines[0].endswith("trial 0  interrupted, will retry in 40 s: storage: AWS Error")
+    assert told_lines[1].endswith("trial 1  left unfinished: storage: AWS Error")
+    assert "Node beta (10.0.0.3) gets no more trials" in told_lines[2]
+    assert told_lines[3] == "Stage 1: 1 trial(s) left unfinished; the same command runs them again"
 
 
 def test_what_becomes_of_the_finalists_is_told(capsys: pytest.CaptureFixture[str]) -> None:

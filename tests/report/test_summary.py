@@ -209,3 +209,17 @@ def test_an_unfinished_search_says_how_to_resume(values: dict[str, Any], capsys:
     out = printed(capsys, values, state="time is up", command=command)
     assert f"The time was up before every trial had ended. To resume: {command}\n" in out
     assert "The time was up" not in printed(capsys, values)
+
+
+def test_what_failures_outside_the_trials_left_is_said(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "python -m grcf_ray.search --dataset tiny"
+    out = printed(
+        capsys, values, state="unfinished", command=command, left=["stage1/3", "stage2/0"], excluded=["a (10.0.0.1)"]
+    )
+    assert "Nodes that got no more trials after failures there: a (10.0.0.1).\n" in out
+    assert "Left unfinished after failures of nodes, storage or hub: stage1/3, stage2/0." in out
+    assert f"To run the unfinished trials: {command}\n" in out
+    plain = printed(capsys, values)
+    assert "Nodes that" not in plain and "unfinished" not in plain

@@ -70,15 +70,20 @@ def copy_recorded(recorded: Recorded, folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def make_search(ray_session: None, tiny_features: Features, tiny_space: Path, tmp_path: Path) -> Callable[..., Search]:
+def make_search(
+    ray_session: None, tiny_features: Features, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Search]:
     """Makes a search of the tiny space, with settings of its own, that goes on with what `tmp_path/run` holds.
 
-    Further arguments are the search's: concurrent, stop, reopen, retrainings.
+    Further arguments are the search's: concurrent, stop, reopen, retrainings. Broken trials start again at once.
     """
+    from grcf_ray.search import callback
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.space import load_space
     from grcf_ray.search.stages import Search
     from grcf_ray.storage import storage_path
+
+    monkeypatch.setattr(callback, "FIRST_PAUSE_S", 0.0)
 
     def make(
         settings: dict[str, Any] | None = None, *listeners: Listener, space: Space | None = None, **more: Any

@@ -9,7 +9,7 @@ from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import calibration
 from grcf_ray.search.calibration import Placement, WorkerSet, calibrate, share, suggestion, ways_on
-from grcf_ray.search.preflight import _fitting
+from grcf_ray.search.preflight import fitting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def test_ways_on_a_gpu_are_shares_of_it_that_the_cpus_can_feed() -> None:
     expected = [(1, 2, 1), (2, 2, 0.5), (3, 2, 0.333), (4, 2, 0.25)]
     assert [(way.trials, way.cpus, way.gpus) for way in ways] == expected
     for count in (1, 2, 3, 4, 6, 8):
-        assert _fitting({"CPU": 99.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": share(count)}) == count
+        assert fitting({"CPU": 99.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": share(count)}) == count
     on_cpu = build_config({"train.device": "cpu"})
     assert all(way.gpus == 0 for way in ways_on({"CPU": 2.0, "GPU": 1.0}, on_cpu))
 

@@ -4,61 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from grcf_ray.config import RunConfig, SearchConfig
+from grcf_ray.retry import pause
 from grcf_ray.search import callback
-from grcf_ray.search.callback import RETRIES, RecordCallback
-from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
+from grcf_ray.search.callback import OUTSIDE_RETRIES, RETRIES
+from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialLeft, TrialStarted
+from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.storage import storage_path
+from tests.search.callbacks import DEATH, OWN_ERROR, keep, nodes, record, result, started, tunes
 
-
-@pytest.fixture
-def record(tmp_path: Path) -> RunRecord:
-    return RunRecord(storage_path(tmp_path / "run"))
-
-
-def keep(
-    record: RunRecord, *trials: TrialRecord, stage: Literal[1, 2] = 1, choices: int = 1, **search: Any
-) -> tuple[RecordCallback, list[Event], list[tuple[int, bool]]]:
-    """A keeper, the events that it tells, and what it says of trials whose processes died."""
-    events: list[Event] = []
-    settled: list[tuple[int, bool]] = []
-    config = RunConfig(search=SearchConfig(**search))
-    job: Any = SimpleNamespace(
-        record=record,
-        config=config,
-        protocol="mosi",
-        seed=lambda stage, params, number: 100 + number,
-        epochs=lambda stage: 3,
-        config_of=lambda trial: config,
-        tell=events.append,
-    )
-    kept = RecordCallback(job, stage, list(trials), choices=choices)
-    kept.settle = lambda number, again: settled.append((number, again))
-    return kept, events, settled
-
-
-def tunes(number: int, error: str | None = None, folder: Path | None = None) -> Any:
-    """A trial as Tune has it."""
-    trial = SimpleNamespace(config={"number": number}, error_file=None, status="RUNNING")
-    if error is not None:
-        assert folder is not None
-        path = folder / "error.txt"
-        path.write_text(error)
-        trial.error_file = str(path)
-    return trial
-
-
-def result(*values: float, done: bool = False, **more: Any) -> dict[str, Any]:
-    curve = [
-        {"epoch": epoch, "valid/pairwise_acc": value, "seconds": 2.0, "utterance_passes": 3.0}
-        for epoch, value in enumerate(values, 1)
-    ]
-    return {"curve": curve, "notes": [], "checkpoint_sha256": "ab" * 32, "done": done, **more}
+__all__ = ["nodes", "record"]
 
 
 def files(record: RunRecord, trial: TrialRecord) -> dict[str, str]:
@@ -102,26 +60,85 @@ def test_a_new_attempt_goes_on_from_copies(record: RunRecord) -> None:
     }
 
 
-def test_deaths_count_over_all_starts(record: RunRecord, tmp_path: Path) -> None:
-    """Of a trial that died twice under one driver, the next driver sees one more, and no other."""
-    text = "Traceback\nray.exceptions.ActorDiedError: The actor died unexpectedly\n"
+@pytest.fixture
+def draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses without jitter: the longest."""
+    monkeypatch.setattr(callback, "pause", lambda failures, **bounds: pause(failures, **bounds, draw=lambda: 1.0))
+
+
+def test_a_trials_own_failures_count_over_all_starts(
+    record: RunRecord, tmp_path: Path, nodes: list[Node], draw: None
+) -> None:
+    """Of a trial that failed twice under one driver, the next driver sees one more failure, and no other."""
     for start in range(RETRIES + 1):
         kept, events, settled = keep(record, *record.trials(1))
         kept.launch(0, {})
-        kept.on_trial_error(0, [], tunes(0, text, tmp_path))
+        kept.on_trial_error(0, [], tunes(0, OWN_ERROR, tmp_path))
         last = start == RETRIES
-        assert settled == [(0, not last)]
+        assert settled == [(0, "failed", 0.0) if last else (0, "again", 10.0)]
         assert isinstance(events[-1], TrialEnded if last else TrialBroke)
         assert kept.failing == int(last)
     (trial,) = record.trials(1)
-    assert (trial.state, trial.cause) == ("failed", "process died")
-    assert trial.error == "ray.exceptions.ActorDiedError: The actor died unexpectedly"
+    assert (trial.state, trial.cause, trial.error) == ("failed", "error", "ValueError: odd")
     assert [failure["attempt"] for failure in trial.failures] == [1, 2, 3]
+
+
+def test_failures_outside_a_trial_leave_it_to_the_next_start(
+    record: RunRecord, tmp_path: Path, nodes: list[Node], draw: None
+) -> None:
+    """They use up none of its attempts; pauses double up to the longest. An epoch starts the count again."""
+    kept, events, settled = keep(record)
+    kept.launch(0, {})
+    kept.on_trial_error(0, [], tunes(0, DEATH, tmp_path))
+    kept.launch(0, {})
+    kept.on_trial_result(0, [], tunes(0), result(0.5))
+    for _ in range(OUTSIDE_RETRIES + 1):
+        kept.launch(0, {})
+        kept.on_trial_error(0, [], tunes(0, DEATH, tmp_path))
+    pauses = [10.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0]
+    assert settled == [*((0, "again", seconds) for seconds in pauses), (0, "left", 0.0)]
+    (trial,) = record.trials(1)
+    assert isinstance(events[-1], TrialLeft)
+    assert (trial.state, trial.cause, trial.error, kept.failing) == ("running", None, None, 0)
+    assert record.info().left == ["stage1/0"]
+    assert {failure["cause"] for failure in trial.failures} == {"process died"}
+    assert len(trial.failures) == OUTSIDE_RETRIES + 2
+
+    # The next driver starts to count again, and the trial has all of its own attempts.
+    kept, events, settled = keep(record, trial)
+    for error in (DEATH, OWN_ERROR, OWN_ERROR):
+        kept.launch(0, {})
+        kept.on_trial_error(0, [], tunes(0, error, tmp_path))
+    assert [fate for _, fate, _ in settled] == ["again"] * 3
     # An end without words is the death of the process.
     kept.launch(1, {})
     kept.on_trial_error(0, [], tunes(1))
     (failure,) = record.trial(1, 1).failures
     assert (failure["cause"], failure["error"]) == ("process died", "the trial's process died")
+
+
+def test_trials_that_are_left_end_the_search_unless_another_may_succeed(
+    record: RunRecord, tmp_path: Path, nodes: list[Node]
+) -> None:
+    kept, _, settled = keep(record)
+
+    def leave(number: int) -> None:
+        for _ in range(OUTSIDE_RETRIES + 1):
+            kept.launch(number, {})
+            kept.on_trial_start(0, [], started(number))
+            kept.on_trial_error(0, [], tunes(number, DEATH, tmp_path))
+        assert settled[-1] == (number, "left", 0.0)
+
+    leave(0)
+    assert not kept.stuck
+    kept.launch(5, {})
+    kept.on_trial_start(0, [], started(5))
+    leave(1)
+    assert not kept.stuck, "trial 5 has not failed yet"
+    kept.on_trial_error(0, [], tunes(5, DEATH, tmp_path))
+    assert kept.stuck
+    kept.on_trial_result(0, [], tunes(5), result(0.5))
+    assert not kept.stuck
 
 
 def test_an_epoch_is_on_record_before_the_trial_goes_on(record: RunRecord) -> None:
@@ -224,6 +241,13 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return killed
 
 
+class Process(str):
+    """A process that has not answered where it runs."""
+
+    __slots__ = ()
+    __ray_call__ = SimpleNamespace(remote=lambda ask: None)
+
+
 def test_silence_before_the_start_counts_where_there_is_a_process(
     record: RunRecord, now: list[float], killed: list[str]
 ) -> None:
@@ -250,7 +274,7 @@ def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
     kept.on_step_end(0, [trial])
     now[0] = 1000.0
     kept.on_step_end(0, [trial])
-    trial.temporary_state.ray_actor = "its process"
+    trial.temporary_state.ray_actor = Process("its process")
     kept.on_trial_start(0, [trial], trial)
     trial.status = "RUNNING"
     for step in (59.0, 59.0, 2.0):
@@ -268,7 +292,7 @@ def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
     # The next process has its own time.
     kept.launch(0, {})
     again = tunes(0)
-    again.temporary_state = SimpleNamespace(ray_actor="another process")
+    again.temporary_state = SimpleNamespace(ray_actor=Process("another process"))
     kept.on_trial_start(0, [again], again)
     for seconds, dead in ((59.0, 1), (2.0, 2)):
         now[0] += seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from repetition import essence
 from safetensors.torch import save_file
 from waiting import wait_for
 
-from grcf_ray.errors import NoWinnerError
+from grcf_ray.errors import ClusterError, NoWinnerError
 from grcf_ray.search import callback
 from grcf_ray.search.callback import RecordCallback
-from grcf_ray.search.events import EpochFinished, Event, TrialBroke, TrialEnded, TrialStarted
+from grcf_ray.search.events import EpochFinished, Event, StageEnded, TrialBroke, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.search.trial import TrialTrainable
 from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
 
@@ -220,3 +222,48 @@ def test_failures_in_a_row_end_the_search_and_the_next_start_has_another_chance(
     assert search.run().number in (0, 3, 9)
     assert started == [7, 8, 9]
     assert essence([trial for trial in search.record.trials(1) if trial.number in (0, 3)]) == essence(good)
+
+
+def test_trials_that_fail_for_causes_outside_of_them_are_left_to_the_next_start(
+    make_search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three at first, then all that are left, which ends the search, then none."""
+    monkeypatch.setattr(callback, "OUTSIDE_RETRIES", 1)
+    settings = {"stage2.epochs": 0, "stage1.epochs": 1, "search.stage1_trials": 3, "search.failures_in_a_row": 1}
+
+    def failing(*numbers: int) -> type[TrialTrainable]:
+        class Failing(TrialTrainable):  # of this function, so that it travels whole: a worker cannot import the tests
+            def step(self) -> dict[str, Any]:
+                if self.config["number"] in numbers:
+                    raise OSError("AWS Error NETWORK_CONNECTION")
+                return super().step()
+
+        return Failing
+
+    ended: list[StageEnded] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StageEnded):
+            ended.append(event)
+
+    search = make_search(settings, note, trainable=failing(1))
+    assert search.run().number in (0, 2)
+    first, left, last = search.record.trials(1)
+    assert (left.state, left.error, left.attempt) == ("running", None, 2)
+    assert {(failure["cause"], failure["gpu"]) for failure in left.failures} == {("storage", None)}
+    assert all(failure["node"] and platform.node() in failure["host"] for failure in left.failures)
+    assert ended == [StageEnded(1, cut=0, left=1)]
+    assert (search.record.info().left, search.complete) == (["stage1/1"], False)
+
+    search = make_search({**settings, "search.stage1_trials": 5}, trainable=failing(1, 3, 4))
+    with pytest.raises(ClusterError, match=r"causes outside of them.*stage1/1: storage: .*stage1/3: storage: "):
+        search.run()
+    assert [trial.state for trial in search.record.trials(1)] == ["complete", "running", "complete", "running"]
+
+    search = make_search({**settings, "search.stage1_trials": 5}, note)
+    search.run()
+    trials = search.record.trials(1)
+    assert [(trial.number, trial.state) for trial in trials] == [(number, "complete") for number in range(5)]
+    assert essence([trials[0], trials[2]]) == essence([first, last])
+    assert (search.record.info().left, search.complete) == ([], True)
+    assert ended[-1] == StageEnded(1)

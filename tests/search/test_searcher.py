@@ -42,6 +42,7 @@ def proposals(
     feasible: Callable[[Mapping[str, Any]], bool] = lambda params: True,
     budget: int = 1000,
     starts: Sequence[Mapping[str, Any]] | None = None,
+    **more: Any,
 ) -> OptunaSearcher:
     return OptunaSearcher(
         distributions(space),
@@ -54,6 +55,7 @@ def proposals(
         n_startup_trials=n_startup_trials,
         feasible=feasible,
         launch=lambda number, params: {"number": number, "params": params},
+        **more,
     )
 
 
@@ -95,10 +97,10 @@ def run_trial(
         search.on_trial_result(trial_id, result)
     if state == "died":
         search.on_trial_complete(trial_id, error=True)
-        search.settle(number, True)
+        search.settle(number, "again")
         assert suggested(search, f"{trial_id} again") == config
         search.on_trial_complete(f"{trial_id} again", error=True)
-        search.settle(number, False)
+        search.settle(number, "failed")
         state = "failed"
     else:
         search.on_trial_complete(trial_id, results[-1])
@@ -214,7 +216,7 @@ def test_a_trial_whose_process_died_is_proposed_again_as_it_was_and_told_at_its_
     search.on_trial_complete("first", error=True)
     # What becomes of it is not known yet.
     assert search.study.trials[4].state == TrialState.RUNNING
-    search.settle(4, True)
+    search.settle(4, "again")
     again = suggested(search, "again")
     assert again == first == {"number": 4, "params": whole[4].params}
     assert search.study.trials[4].state == TrialState.RUNNING
@@ -232,7 +234,7 @@ def test_a_trial_that_died_once_too_often_has_failed_and_spends_the_budget() -> 
     search = proposals(budget=2)
     search.suggest("id")
     search.on_trial_complete("id", error=True)
-    search.settle(0, False)
+    search.settle(0, "failed")
     assert search.study.trials[0].state == TrialState.FAIL
     assert numbers_until_finished(search) == [1]
 
@@ -246,13 +248,62 @@ def test_the_search_is_finished_only_when_no_trial_can_come_back() -> None:
     assert search.suggest("c") is None, "the first one runs"
     search.on_trial_complete("a", error=True)
     assert search.suggest("c") is None, "whether it will run again is not known"
-    search.settle(0, True)
+    search.settle(0, "again")
     again = suggested(search, "c")
     assert again["number"] == 0
     assert search.suggest("d") is None
     search.on_trial_complete("c", {"epoch": EPOCHS, "curve": curve_of(again["params"], "complete", 1)})
     assert search.suggest("d") == Searcher.FINISHED
     assert len(search.study.trials) == 2
+
+
+def test_a_trial_waits_before_it_is_launched_again_and_keeps_its_place() -> None:
+    """Two at a time: while one waits, the other place goes on with new trials."""
+    now = [0.0]
+    search = proposals(room=lambda: 2, clock=lambda: now[0])
+    broken, other = suggested(search, "a"), suggested(search, "b")
+    search.on_trial_complete("a", error=True)
+    search.settle(0, "again", 30.0)
+    assert search.suggest("c") is None, "one runs, one waits"
+    search.on_trial_complete("b", {"epoch": EPOCHS, "curve": curve_of(other["params"], "complete", 1)})
+    assert suggested(search, "c")["number"] == 2
+    now[0] = 29.9
+    assert search.suggest("d") is None
+    now[0] = 30.0
+    assert suggested(search, "d") == broken
+    assert search.suggest("e") is None
+
+
+def test_a_trial_that_is_left_comes_again_from_the_record_alone() -> None:
+    search = proposals(budget=2)
+    left, other = suggested(search, "a"), suggested(search, "b")
+    search.on_trial_complete("a", error=True)
+    search.settle(0, "left")
+    curve = curve_of(other["params"], "complete", 1)
+    search.on_trial_complete("b", {"epoch": EPOCHS, "curve": curve})
+    assert search.suggest("c") == Searcher.FINISHED
+    assert search.study.trials[0].state == TrialState.RUNNING
+    done = TrialRecord(number=1, stage=1, attempt=1, params=other["params"], seed=1, state="complete", curve=curve)
+    again = proposals([running(0, left["params"]), done], budget=2)
+    assert suggested(again, "a") == left
+    assert again.suggest("b") is None
+
+
+def test_fewer_trials_run_where_there_is_less_room_and_none_after_a_stop() -> None:
+    room, stopped = [2], [False]
+    search = proposals(room=lambda: room[0], stopped=lambda: stopped[0], clock=lambda: 0.0)
+    suggested(search, "a")
+    suggested(search, "b")
+    search.on_trial_complete("b", error=True)
+    search.settle(1, "again")
+    room[0] = 1
+    assert search.suggest("c") is None, "the one place is taken"
+    room[0] = 2
+    assert suggested(search, "c")["number"] == 1
+    search.on_trial_complete("c", error=True)
+    search.settle(1, "again", 60.0)
+    stopped[0] = True
+    assert search.suggest("d") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize("recorded", [0, 3, 5, 8])
