@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -20,10 +19,11 @@ from grcf_ray.config import RunConfig, flatten
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.retry import pause
 from grcf_ray.search.events import EpochFinished, NodeExcluded, TrialBroke, TrialEnded, TrialLeft, TrialStarted
-from grcf_ray.search.failures import HUNG, OUTSIDE, Location, cause_of_error, cause_of_result, last_line, node_of_error
+from grcf_ray.search.failures import HUNG, OUTSIDE, cause_of_error, cause_of_result, last_line, node_of_error
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import fitting
 from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
+from grcf_ray.search.trial import Location, locate
 from grcf_ray.train.job import StageJob
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class RecordCallback(tune.Callback):
         self._sign_of_life[number] = time.monotonic()
         # Ray Train places the workers of a trial of several workers, and this process only holds them.
         if self._limits.workers == 1:
-            self._asked[number] = trial.temporary_state.ray_actor.__ray_call__.remote(_locate)
+            self._asked[number] = trial.temporary_state.ray_actor.__ray_call__.remote(locate)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Record an epoch; `done` tells whether the trial has ended, for example by ASHA."""
@@ -285,13 +285,6 @@ class RecordCallback(tune.Callback):
         for name in attempt.names():
             if name.removesuffix(".safetensors") not in self._keep:
                 (attempt / name).delete()
-
-
-def _locate(_process: Any) -> Location:
-    """Return where this process of Ray runs."""
-    gpus = ray.get_gpu_ids()
-    host = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"  # type: ignore[no-untyped-call]
-    return Location(ray.get_runtime_context().get_node_id(), host, ",".join(map(str, gpus)) or None)
 
 
 def stage_job(

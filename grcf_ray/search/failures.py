@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from grcf_ray.search.record import TrialRecord
+
+if TYPE_CHECKING:
+    from grcf_ray.search.trial import Location
 
 HUNG = "hung"
 
@@ -36,18 +39,6 @@ FAILURES_OF_A_NODE = 2
 _NODE = re.compile(r"[Nn]ode ?I[dD]: (\w+)")
 _ADDRESS = re.compile(r"\bip[=:] ?([\da-fA-F.:]+)")
 """A process's node and address in Ray's messages."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """Where a trial's process runs."""
-
-    node: str
-    """Ray's id of the node."""
-    host: str
-    """Host name and address of the node."""
-    gpu: str | None
-    """Ray's ids of the GPUs, separated by commas; None without a GPU."""
 
 
 class NodeHealth:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,25 @@ class Shared:
     """Resources of each worker, as Ray names them."""
     interfaces: Mapping[str, str]
     """Network interfaces named for the workers to communicate on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a trial's process runs."""
+
+    node: str
+    """Ray's id of the node."""
+    host: str
+    """Host name and address of the node."""
+    gpu: str | None
+    """Ray's ids of the GPUs, separated by commas; None without a GPU."""
+
+
+def locate(_process: Any) -> Location:
+    """Return where this process of Ray runs."""
+    gpus = ray.get_gpu_ids()
+    host = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"  # type: ignore[no-untyped-call]
+    return Location(ray.get_runtime_context().get_node_id(), host, ",".join(map(str, gpus)) or None)
 
 
 class TrialTrainable(tune.Trainable):

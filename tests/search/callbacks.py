@@ -12,9 +12,10 @@ from grcf_ray.config import RunConfig, SearchConfig
 from grcf_ray.search import callback
 from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import Event
-from grcf_ray.search.failures import Location, NodeHealth
+from grcf_ray.search.failures import NodeHealth
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.trial import Location
 from grcf_ray.storage import storage_path
 
 __all__ = ["DEATH", "NODES", "OWN_ERROR", "keep", "nodes", "record", "result", "started", "tunes"]

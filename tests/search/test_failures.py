@@ -8,7 +8,6 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from grcf_ray.search.failures import (
     HUNG,
     OUTSIDE,
-    Location,
     NodeHealth,
     cause_of_error,
     cause_of_result,
@@ -17,6 +16,7 @@ from grcf_ray.search.failures import (
     node_of_error,
 )
 from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.trial import Location
 
 
 def trial(number: int, cause: str | None, state: Any = "failed") -> TrialRecord:
