@@ -44,6 +44,7 @@ from grcf_ray.model.pretrained import (
 )
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.search.callback import RecordCallback
+from grcf_ray.search.failures import NodeHealth
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.scheduler import build_scheduler
 from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
@@ -386,6 +387,7 @@ def _callback(setup: Setup, record: RunRecord, trials: list[TrialRecord]) -> Rec
         epochs=lambda stage: EPOCHS,
         config_of=lambda trial: config_of(setup.space, record, trial),
         tell=lambda event: None,
+        health=NodeHealth(),
     )
     return RecordCallback(search, 1, trials, choices=setup.config.search.finalists)
 
