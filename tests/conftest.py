@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from grcf_ray.data.store import DatasetStore
 
 pytest_plugins = ["browser", "s3_server"]
+
+# A background job of a shell ignores SIGINT, as would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when torch and the hub's client are imported, here and in every subprocess of a test.
 os.environ["HF_HUB_OFFLINE"] = "1"
