@@ -25,12 +25,12 @@ from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, StageEnded, TrialBroke, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.search.stages import Search
 from grcf_ray.search.trial import TrialTrainable
 from grcf_ray.storage import storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
-    from grcf_ray.search.stages import Search
     from tests.conftest import Recorded
 
 
@@ -246,7 +246,8 @@ def test_trials_that_fail_for_causes_outside_of_them_are_left_to_the_next_start(
         if isinstance(event, StageEnded):
             ended.append(event)
 
-    search = make_search(settings, note, trainable=failing(1))
+    monkeypatch.setattr(Search, "trainable", failing(1))
+    search = make_search(settings, note)
     assert search.run().number in (0, 2)
     first, left, last = search.record.trials(1)
     assert (left.state, left.error, left.attempt) == ("running", None, 2)
@@ -255,11 +256,13 @@ def test_trials_that_fail_for_causes_outside_of_them_are_left_to_the_next_start(
     assert ended == [StageEnded(1, cut=0, left=1)]
     assert (search.record.info().left, search.complete) == (["stage1/1"], False)
 
-    search = make_search({**settings, "search.stage1_trials": 5}, trainable=failing(1, 3, 4))
+    monkeypatch.setattr(Search, "trainable", failing(1, 3, 4))
+    search = make_search({**settings, "search.stage1_trials": 5})
     with pytest.raises(ClusterError, match=r"causes outside of them.*stage1/1: storage: .*stage1/3: storage: "):
         search.run()
     assert [trial.state for trial in search.record.trials(1)] == ["complete", "running", "complete", "running"]
 
+    monkeypatch.setattr(Search, "trainable", TrialTrainable)
     search = make_search({**settings, "search.stage1_trials": 5}, note)
     search.run()
     trials = search.record.trials(1)
