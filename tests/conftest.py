@@ -69,6 +69,12 @@ stage2:
 """
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process ends with them while the others are idle."""
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("cluster", "chaos", "slow")))
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches, data and runs of the user are neither read nor written."""
