@@ -279,8 +279,7 @@ def test_a_trial_that_is_left_comes_again_from_the_record_alone() -> None:
     left, other = suggested(search, "a"), suggested(search, "b")
     search.on_trial_complete("a", error=True)
     search.settle(0, "left")
-    curve = curve_of(other["params"], "complete", 1)
-    search.on_trial_complete("b", {"epoch": EPOCHS, "curve": curve})
+    search.on_trial_complete("b", {"epoch": EPOCHS, "curve": (curve := curve_of(other["params"], "complete", 1))})
     assert search.suggest("c") == Searcher.FINISHED
     assert search.study.trials[0].state == TrialState.RUNNING
     done = TrialRecord(number=1, stage=1, attempt=1, params=other["params"], seed=1, state="complete", curve=curve)
@@ -292,8 +291,7 @@ def test_a_trial_that_is_left_comes_again_from_the_record_alone() -> None:
 def test_fewer_trials_run_where_there_is_less_room_and_none_after_a_stop() -> None:
     room, stopped = [2], [False]
     search = proposals(room=lambda: room[0], stopped=lambda: stopped[0], clock=lambda: 0.0)
-    suggested(search, "a")
-    suggested(search, "b")
+    suggested(search, "a"), suggested(search, "b")
     search.on_trial_complete("b", error=True)
     search.settle(1, "again")
     room[0] = 1
@@ -323,8 +321,8 @@ def numbers_until_finished(search: OptunaSearcher) -> list[int]:
     numbers = []
     while isinstance(config := search.suggest(f"id{len(numbers)}"), dict):
         numbers.append(config["number"])
-        curve = curve_of(config["params"], "complete", 1)
-        search.on_trial_complete(f"id{len(numbers) - 1}", {"epoch": EPOCHS, "curve": curve})
+        ended = {"epoch": EPOCHS, "curve": curve_of(config["params"], "complete", 1)}
+        search.on_trial_complete(f"id{len(numbers) - 1}", ended)
     assert config == Searcher.FINISHED
     return numbers
 
