@@ -50,6 +50,9 @@ _STALE_SECONDS = 300.0
 _LOCK_SECONDS, _POLL_SECONDS = 0.1, 0.02
 """How long and how often to try for a lock, because `is_held` shares it for an instant."""
 
+_READS = 3
+"""Reads of a `lease.json` that is no JSON: object storage can cut a read short if the file is replaced meanwhile."""
+
 _held: list[Lease] = []
 """The leases that this process holds."""
 
@@ -224,10 +227,15 @@ class Lease:
         self._beats, self._last_beat = self._beats + 1, before
 
     def _read(self) -> bytes:
-        try:
-            return self._file.read_bytes()
-        except FileNotFoundError:
-            return b""
+        content = b""
+        for _ in range(_READS):
+            try:
+                content = self._file.read_bytes()
+            except FileNotFoundError:
+                return b""
+            if _parsed(content):
+                break
+        return content
 
     def _is_mine(self, content: bytes) -> bool:
         return _parsed(content).get("nonce") == self._nonce
