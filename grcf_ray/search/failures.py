@@ -1,4 +1,4 @@
-"""Classify trial failures by cause and by node: the trial's own failures, and those that lie outside the trial."""
+"""Classify failures by cause and by node. Some are the trial's own, others have causes outside of it."""
 
 from __future__ import annotations
 

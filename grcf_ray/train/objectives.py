@@ -50,6 +50,20 @@ class _Rows:
         return share_GX
 
 
+@dataclasses.dataclass(frozen=True)
+class _Slots:
+    """The scored slots of a step, and the pairs of them."""
+
+    label_S: NDArray[np.float64]
+    utterance_S: NDArray[np.int64]
+    rows: _Rows
+    """The slots by group."""
+    pairs_P2: NDArray[np.int64]
+    """Indices into S, in the order of the groups."""
+    group_P: NDArray[np.int64]
+    n_groups: int
+
+
 class Objective(ABC):
     """The losses of a stage. Each group of a step has its own, and one call computes those of all groups.
 
@@ -72,12 +86,12 @@ class Objective(ABC):
         first_G = np.cumsum([0, *slots_G[:-1]])
         pairs_P2 = np.concatenate([group.pairs_P2 + first for group, first in zip(groups, first_G, strict=True)])
         group_P = np.repeat(np.arange(len(groups)), [len(group.pairs_P2) for group in groups])
-        slots = _Rows.of_groups(np.repeat(np.arange(len(groups)), slots_G), len(groups))
+        rows = _Rows.of_groups(np.repeat(np.arange(len(groups)), slots_G), len(groups))
         return {
             "weight_G": np.array([group.weight for group in groups]),
-            "slot_GS": slots(np.arange(len(utterance_S))),
-            "share_GS": slots.share(),
-            **self._constants(utterance_S, slots, pairs_P2, group_P, len(groups)),
+            "slot_GS": rows(np.arange(len(utterance_S))),
+            "share_GS": rows.share(),
+            **self._constants(_Slots(self.label_N[utterance_S], utterance_S, rows, pairs_P2, group_P, len(groups))),
         }
 
     def terms(self, score_S: Tensor, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,15 +103,8 @@ class Objective(ABC):
         return self._terms(score_S, score_S[known["slot_GS"]], known)
 
     @abstractmethod
-    def _constants(
-        self,
-        utterance_S: NDArray[np.int64],
-        slots: _Rows,
-        pairs_P2: NDArray[np.int64],
-        group_P: NDArray[np.int64],
-        n_groups: int,
-    ) -> Arrays:
-        """Return the constants of a task. pairs_P2: indices into S, in the order of the groups group_P."""
+    def _constants(self, slots: _Slots) -> Arrays:
+        """Return the constants of a task."""
 
     @abstractmethod
     def _terms(self, score_S: Tensor, score_GS: Tensor, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,29 +139,22 @@ class _Regression(Objective):
         """Which ordinal groups contain each training label."""
         return ordinal_groups(self.config.ranking, self.limit).membership(torch.from_numpy(self.label_N.copy()))
 
-    def _constants(
-        self,
-        utterance_S: NDArray[np.int64],
-        slots: _Rows,
-        pairs_P2: NDArray[np.int64],
-        group_P: NDArray[np.int64],
-        n_groups: int,
-    ) -> Arrays:
-        label_S, ranking = self.label_N[utterance_S], self.config.ranking
+    def _constants(self, slots: _Slots) -> Arrays:
+        label_S, pairs_P2, ranking = slots.label_S, slots.pairs_P2, self.config.ranking
         differ_P = label_S[pairs_P2[:, 0]] != label_S[pairs_P2[:, 1]]
         i_P, j_P = pairs_P2[differ_P].T
         swapped_P = label_S[i_P] < label_S[j_P]
         high_P, low_P = np.where(swapped_P, j_P, i_P), np.where(swapped_P, i_P, j_P)
-        pairs = _Rows.of_groups(group_P[differ_P], n_groups)
+        pairs = _Rows.of_groups(slots.group_P[differ_P], slots.n_groups)
         known = {"high_GP": pairs(high_P), "low_GP": pairs(low_P), "share_GP": pairs.share()}
         if ranking.dynamic_margin:
-            members = (self.member_NK[torch.from_numpy(utterance_S[place_P])] for place_P in (high_P, low_P))
+            members = (self.member_NK[torch.from_numpy(slots.utterance_S[place_P])] for place_P in (high_P, low_P))
             distance_P = OrdinalGroups.membership_distance(*members)
             margin_P = regression.margins(distance_P, ranking.intra_margin, ranking.base_margin, ranking.margin_step)
             known["margin_GP"] = pairs(margin_P.numpy())
-        label_GS = slots(label_S)
+        label_GS = slots.rows(label_S)
         if self.stage == 1:
-            mean_G, deviation_G = regression.moments(torch.from_numpy(label_GS), torch.from_numpy(slots.share()))
+            mean_G, deviation_G = regression.moments(torch.from_numpy(label_GS), torch.from_numpy(slots.rows.share()))
             return known | {"label_mean_G": mean_G.numpy(), "label_deviation_G": deviation_G.numpy()}
         return known | {"label_GS": label_GS}
 
@@ -184,21 +184,14 @@ class _Regression(Objective):
 class _Classification(Objective):
     """The terms of eq. 17 in Stage 1, of eq. 26 in Stage 2; the scores are logits."""
 
-    def _constants(
-        self,
-        utterance_S: NDArray[np.int64],
-        slots: _Rows,
-        pairs_P2: NDArray[np.int64],
-        group_P: NDArray[np.int64],
-        n_groups: int,
-    ) -> Arrays:
-        label_S = self.label_N[utterance_S]
+    def _constants(self, slots: _Slots) -> Arrays:
+        label_S = slots.label_S
         if self.stage == 2:
-            return {"label_GS": slots(label_S)}
-        positive_S, positive_GS = label_S > 0, slots(label_S) > 0
-        i_P, j_P = pairs_P2.T
+            return {"label_GS": slots.rows(label_S)}
+        positive_S, positive_GS = label_S > 0, slots.rows(label_S) > 0
+        i_P, j_P = slots.pairs_P2.T
         mixed_P = positive_S[i_P] != positive_S[j_P]
-        mixed, alike = (_Rows.of_groups(group_P[chosen_P], n_groups) for chosen_P in (mixed_P, ~mixed_P))
+        mixed, alike = (_Rows.of_groups(slots.group_P[chosen_P], slots.n_groups) for chosen_P in (mixed_P, ~mixed_P))
         first_P = positive_S[i_P]
         return {
             "positive_GP": mixed(np.where(first_P, i_P, j_P)[mixed_P]),
@@ -207,8 +200,8 @@ class _Classification(Objective):
             "i_GP": alike(i_P[~mixed_P]),
             "j_GP": alike(j_P[~mixed_P]),
             "alike_share_GP": alike.share(),
-            "positive_share_GS": slots.share(positive_GS),
-            "negative_share_GS": slots.share(~positive_GS),
+            "positive_share_GS": slots.rows.share(positive_GS),
+            "negative_share_GS": slots.rows.share(~positive_GS),
         }
 
     def _terms(self, score_S: Tensor, score_GS: Tensor, known: Mapping[str, Tensor]) -> dict[str, Tensor]:

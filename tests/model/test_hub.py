@@ -96,7 +96,7 @@ def test_the_client_waits_as_long_as_the_hub_says(hub: Hub, tiny_backbone: Path)
     hub.refusals = 3
     loaded, local = load_backbone(NAME).state_dict(), load_backbone(str(tiny_backbone)).state_dict()
     assert loaded.keys() == local.keys() and all(torch.equal(loaded[name], local[name]) for name in local)
-    # The first request looks for a quick answer, and its error is followed by those that are patient.
+    # The first request is quick to give up. The patient requests follow its error.
     waits = [after - before for before, after in zip(hub.times[1:3], hub.times[2:4], strict=True)]
     assert min(waits) >= 1.0
 
