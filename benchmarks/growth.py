@@ -397,7 +397,13 @@ def _record_trial(setup: Setup, metrics: Mapping[str, Any], number: int, callbac
     curve, trial = _curve(metrics, EPOCHS, 0.6), SimpleNamespace(config={"number": number})
     callback.launch(number, setup.space.start(1))
     for epoch in range(1, EPOCHS + 1):
-        result = {"notes": [], "checkpoint_sha256": "0" * 64, "curve": curve[:epoch], "done": epoch == EPOCHS}
+        result = {
+            "notes": [],
+            "checkpoint": "best-00001.safetensors",
+            "checkpoint_sha256": "0" * 64,
+            "curve": curve[:epoch],
+            "done": epoch == EPOCHS,
+        }
         callback.on_trial_result(epoch, [], trial, result)
 
 

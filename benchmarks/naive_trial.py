@@ -27,7 +27,7 @@ from grcf_ray.data.store import DatasetStore
 from grcf_ray.metrics import split_metrics
 from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.train.assemble import pretrained_backbone
-from grcf_ray.train.checkpoint import save_checkpoint
+from grcf_ray.train.checkpoint import checkpoint_tensors, write_checkpoint
 from grcf_ray.train.job import StageJob, open_loop
 from grcf_ray.train.stage import StageLoop, use_deterministic_torch
 
@@ -48,12 +48,13 @@ def measure(task: dict[str, Any]) -> dict[str, float]:
     step = next(loop.steps())
     literal = LiteralStep(loop, step, sort=False)
     loop.model.train()
-    assert loop.folder is not None
-    checkpoint = loop.folder / "last.safetensors"
+    assert loop.folder is not None and loop.folder.local is not None
+    checkpoint = loop.folder.local / "last.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "step": (lambda: _take_step(loop, literal), task["steps"]),
         "validation": (lambda: validate(loop, config.features.max_tokens), 1),
-        "saving": (lambda: save_checkpoint(checkpoint, loop.model, loop.optimizer, {}), 1),
+        "saving": (lambda: write_checkpoint(checkpoint, checkpoint_tensors(loop.model, loop.optimizer), {}), 1),
     }
     parts, counted = {"building": building}, building
     for name, (call, count) in calls.items():

@@ -106,12 +106,11 @@ def sync(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Link `target` to `source` atomically, or copy it if the file system has no links."""
-    with atomic_write(target) as beside:
-        try:
-            os.link(source, beside)
-        except OSError:
-            shutil.copyfile(source, beside)
+    """Give a file a second name, or copy it to another disk, or if the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_text(path: Path, text: str) -> None:

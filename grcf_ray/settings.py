@@ -234,6 +234,15 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints, which are written in the background and change no result."""
+
+    minutes: NonNegative = 10.0
+    """Minutes between two checkpoints with the optimizer's state in the run's folder: the most training that a lost
+    node costs. 0 writes one after every epoch. The node itself keeps one of every epoch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
     """Metrics, on every split."""
 
@@ -303,6 +312,7 @@ class RunConfig:
     stage1: Stage1Config = dataclasses.field(default_factory=Stage1Config)
     stage2: Stage2Config = dataclasses.field(default_factory=Stage2Config)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.storage import storage_path
-from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint
+from grcf_ray.storage import StoragePath, storage_path
+from grcf_ray.train.checkpoint import Checkpoint, checkpoint_tensors, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
     from grcf_ray.train.stage import StageLoop
 
 TIMES = ("seconds", "utterances_per_s", "pairs_per_s")
-CHECKPOINTS = ["best.safetensors", "last.safetensors", "previous.safetensors"]
 
 
 def gradient(loop: StageLoop) -> Tensor:
@@ -31,13 +30,22 @@ def timeless(curve: Iterable[dict[str, Any]], leave_out: Sequence[str] = TIMES) 
     return [{name: value for name, value in metrics.items() if name not in leave_out} for metrics in curve]
 
 
+def save_checkpoint(
+    place: StoragePath, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> str:
+    """Write a whole checkpoint at once."""
+    tensors = {name: tensor.detach().clone() for name, tensor in checkpoint_tensors(model, optimizer).items()}
+    with place.writing() as path:
+        return write_checkpoint(path, tensors, state)
+
+
 def checkpoint_in(path: Path) -> Checkpoint:
     return read_checkpoint(storage_path(path))
 
 
-def epoch_of(path: Path) -> int:
-    epoch: int = checkpoint_in(path).state["epoch"]
-    return epoch
+def best_in(folder: Path) -> Path:
+    """The newest best weights."""
+    return sorted(folder.glob("best-*"))[-1]
 
 
 def files_of(folder: Path) -> list[str]:
@@ -66,8 +74,8 @@ def assert_same_state(actual: StageLoop, reference: StageLoop) -> None:
 
 def assert_same_checkpoints(actual: Path, reference: Path) -> None:
     """The same checkpoints with the same content, but for the times in their curves."""
-    assert files_of(actual) == files_of(reference) == CHECKPOINTS
-    for name in CHECKPOINTS:
+    assert files_of(actual) == files_of(reference)
+    for name in files_of(actual):
         first, second = checkpoint_in(actual / name), checkpoint_in(reference / name)
         assert timeless(first.state.pop("curve")) == timeless(second.state.pop("curve"))
         assert first.state == second.state

@@ -109,12 +109,21 @@ def test_folder_that_cannot_be_opened_or_flushed_fails_nobody(tmp_path: Path, mo
     assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["one", "two"]
 
 
-def test_failed_copy_leaves_the_old_file(tmp_path: Path) -> None:
-    (tmp_path / "best").write_text("old")
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_takes_no_room_if_the_disk_has_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError("no links on this disk")
+
+    if not links:
+        monkeypatch.setattr(files.os, "link", refused)
+    (tmp_path / "a").write_text("x")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "x"
+    assert (tmp_path / "a").samefile(tmp_path / "b") == links
     with pytest.raises(FileNotFoundError):
-        link_or_copy(tmp_path / "missing", tmp_path / "best")
-    assert (tmp_path / "best").read_text() == "old"
-    assert names(tmp_path) == ["best"]
+        link_or_copy(tmp_path / "missing", tmp_path / "c")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}, {1, 2}])

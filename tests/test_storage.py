@@ -10,7 +10,6 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -68,9 +67,6 @@ class TestContract:
                 pass
             with pytest.raises(FileNotFoundError), (place / "none").reading_folder():
                 pass
-            with pytest.raises(OSError):  # noqa: PT011
-                (place / "none").copy_to(place / "copy")
-            assert not (place / "copy").exists()
             # The same in a folder that exists.
             (place / "other").write_text("")
 
@@ -141,8 +137,7 @@ class TestContract:
         with (place / "large").writing() as path:
             path.write_bytes(content)
         assert (place / "large").read_bytes() == content
-        (place / "large").copy_to(place / "copy")
-        with (place / "copy").reading() as path:
+        with (place / "large").reading() as path:
             assert path.read_bytes() == content
 
     def test_names_are_of_files_and_folders(self, place: StoragePath) -> None:
@@ -153,17 +148,6 @@ class TestContract:
             where.write_text("x")
         assert place.names() == ["a.json", "b.json", "c"]
         assert (place / "c").names() == ["inner"]
-
-    def test_a_copy_is_a_file_of_its_own(self, place: StoragePath) -> None:
-        source, copy = place / "last", place / "other" / "best"
-        source.write_text("one")
-        source.copy_to(copy)
-        source.write_text("two")
-        assert copy.read_bytes() == b"one"
-        source.copy_to(copy)
-        assert copy.read_bytes() == b"two"
-        source.delete()
-        assert copy.read_bytes() == b"two" and (place / "other").names() == ["best"]
 
     def test_delete_takes_a_file_a_folder_and_nothing(self, place: StoragePath) -> None:
         for path in ("file", "file-2"):
@@ -249,7 +233,6 @@ class TestLocal:
             folder.delete,
             folder.make_private,
             lambda: folder.writing_folder().__enter__(),
-            lambda: (folder / "file").copy_to(folder / "copy"),
         ):
             with pytest.raises(DataError, match="is a link") as refused:
                 act()
@@ -314,23 +297,6 @@ class TestLocal:
         for uri in ("file://host/runs", "file://runs", "file://"):
             with pytest.raises(ConfigError, match="file:///FOLDER"):
                 storage_path(uri)
-
-    @pytest.mark.parametrize("links", [True, False])
-    def test_a_copy_takes_no_room_where_the_disk_has_links(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-    ) -> None:
-        def refused(*_: Any) -> None:
-            raise OSError("no links on this disk")
-
-        if not links:
-            monkeypatch.setattr(os, "link", refused)
-        place = storage_path(tmp_path)
-        (place / "a").write_text("x")
-        # The second time "b" is another name of "a", which a rename would leave beside it.
-        for _ in range(2):
-            (place / "a").copy_to(place / "b")
-        assert (tmp_path / "a").samefile(tmp_path / "b") == links
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 class TestUris:

@@ -23,15 +23,15 @@ from grcf_ray.config import (
 )
 from grcf_ray.data import datasets
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
+from grcf_ray.errors import ConfigError, GrcfError, faults_message
 from grcf_ray.files import write_json
-from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.run_lookup import FREE, open_data, space_on
 from grcf_ray.search.space import stage_epochs
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
-from grcf_ray.train.checkpoint import read_state
+from grcf_ray.train.curve import best_epoch
 from grcf_ray.train.job import JobRunner, StageJob
+from grcf_ray.train.saving import LAST
 from grcf_ray.train.stage import choose_device, stage_seed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Training:
     """One trained configuration."""
 
     folder: Path
-    """Its checkpoints: stage1/ and stage2/, each with best.safetensors and last.safetensors."""
+    """Its checkpoints: stage1/ and stage2/, each with the weights of the best epoch and of the last."""
     best: Mapping[int, Mapping[str, Any]]
     """By stage, the metrics of the epoch that validation chose."""
 
@@ -145,45 +145,40 @@ def _train(
     features = prepare_features(store, config)
     select_modalities(features, config.model.modalities)
     _claim(out, config, store.info.fingerprint)
-    jobs = _stage_jobs(
-        config,
-        datasets.protocol_of(store.info.name, store.info.task),
-        storage_path(out),
-        threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
-        gpu=1.0 if sharing.workers == 1 else sharing.gpus_per_worker,
-    )
+    best: dict[int, dict[str, Any]] = {}
+    initial, initial_sha256 = None, None
     with job_runner(features, sharing) as runner:
-        return {job.stage: _run(runner, job, epochs) for job, epochs in jobs}
-
-
-def _stage_jobs(
-    config: RunConfig, protocol: MetricProtocol, out: StoragePath, *, threads: int, gpu: float
-) -> list[tuple[StageJob, int]]:
-    """Return a job and its number of epochs for each stage that has any. Stage 2 starts from Stage 1's checkpoint."""
-    jobs, initial = [], None
-    for stage, epochs in stage_epochs(config).items():
-        folder = out / f"stage{stage}"
-        job = StageJob(
-            stage=stage,
-            seed=stage_seed(config.seed, stage),
-            settings=flatten(config),
-            protocol=protocol,
-            folder=folder.uri,
-            initial=initial,
-            initial_sha256=None,
-            threads=threads,
-            gpu=gpu,
-        )
-        jobs.append((job, epochs))
-        initial = (folder / f"{config.stage2.start}.safetensors").uri
-    return jobs
+        for stage, epochs in stage_epochs(config).items():
+            folder = storage_path(out) / f"stage{stage}"
+            job = StageJob(
+                stage=stage,
+                seed=stage_seed(config.seed, stage),
+                settings=flatten(config),
+                protocol=datasets.protocol_of(store.info.name, store.info.task),
+                folder=folder.uri,
+                keeps_last=True,
+                initial=initial,
+                initial_sha256=initial_sha256,
+                threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
+                gpu=1.0 if sharing.workers == 1 else sharing.gpus_per_worker,
+            )
+            result = _run(runner, job, epochs)
+            epoch = best_epoch(stage, result["curve"])
+            assert epoch is not None
+            best[stage] = epoch
+            if config.stage2.start == "best":
+                initial, initial_sha256 = (folder / result["checkpoint"]).uri, result["checkpoint_sha256"]
+            else:
+                initial = (folder / LAST).uri
+    return best
 
 
 @contextlib.contextmanager
 def job_runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | WorkerGroup]:
     """Yield the runner of the jobs: this process, or workers that end with the context."""
     if sharing.workers == 1:
-        yield JobRunner(features)
+        with contextlib.closing(JobRunner(features)) as runner:
+            yield runner
         return
     from grcf_ray.cluster import leave, watched
 
@@ -208,33 +203,24 @@ def job_runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner 
 
 
 def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> dict[str, Any]:
-    """Train a stage's remaining epochs with a line for each; return the best one's metrics. Raise a known failure."""
-    folder, name = storage_path(job.folder), f"stage {job.stage}"
-    if trained := _trained_epochs(folder):
-        console.progress(f"{name}: resumes after epoch {trained}")
+    """Train a stage's remaining epochs with a line for each; return the last result. Raise a known failure."""
+    name = f"stage {job.stage}"
     runner.start(job)
     noted: list[str] = []
-    done = False
-    while not done:
-        result = runner.step()
+    result: dict[str, Any] = {"done": False}
+    while not result["done"]:
+        first, result = len(result) == 1, runner.step()
+        if first and result["resumed"]:
+            console.progress(f"{name}: resumes after epoch {result['resumed']}")
         for note in result["notes"][len(noted) :]:
             console.progress(f"{name}: {note}")
-        noted, done = result["notes"], result["done"]
+        noted = result["notes"]
         if "failure" in result:
             raise getattr(errors, result["error"], errors.GrcfError)(result["failure"])
-        # A stage that was finished before has no new epoch, unless its checkpoints turned out to be damaged.
-        if result["epoch"] > trained or noted:
+        # A stage that was finished before has no new epoch.
+        if result["epoch"] > result["resumed"]:
             console.progress(epoch_line(job.stage, epochs, result["curve"][-1]))
-    best: dict[str, Any] = read_state(folder / "best.safetensors")["curve"][-1]
-    return best
-
-
-def _trained_epochs(folder: StoragePath) -> int:
-    """Return the epochs of a stage's last checkpoint; 0 if it is missing or damaged."""
-    try:
-        return int(read_state(folder / "last.safetensors")["epoch"])
-    except DataError:
-        return 0
+    return result
 
 
 def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:

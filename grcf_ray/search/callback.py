@@ -14,6 +14,7 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.metrics import MetricProtocol
@@ -25,6 +26,7 @@ from grcf_ray.search.preflight import fitting
 from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
 from grcf_ray.search.trial import Location, locate
 from grcf_ray.train.job import StageJob
+from grcf_ray.train.saving import LAST
 
 if TYPE_CHECKING:
     from grcf_ray.search.searcher import Fate
@@ -54,7 +56,6 @@ class RecordCallback(tune.Callback):
     def __init__(self, search: Search, stage: Literal[1, 2], trials: list[TrialRecord], *, choices: int) -> None:
         self._search, self._record, self._stage, self._choices = search, search.record, stage, choices
         self._limits, self._tell, self._epochs = search.config.search, search.tell, search.epochs(stage)
-        self._keep = ("best", search.config.stage2.start) if stage == 1 else ("best",)
         self._trials = {trial.number: trial for trial in trials}
         self._sign_of_life: dict[int, float] = {}
         self._hung: set[int] = set()
@@ -106,15 +107,10 @@ class RecordCallback(tune.Callback):
             state="running",
             started=now(),
         )
-        before = record.attempt_folder(trial)
         trial.attempt += 1
         folder = record.attempt_folder(trial)
         # The driver creates the folder, because it checks for links; a missing folder tells the trial of a moved run.
         folder.make_private()
-        if known:
-            # The new attempt resumes from a copy: a surviving process of the old attempt may still write to its folder.
-            for name in before.names():
-                (before / name).copy_to(folder / name)
         self._trials[number] = trial
         for known_of_process in (self._sign_of_life, self._asked, self._locations):
             known_of_process.pop(number, None)
@@ -144,17 +140,18 @@ class RecordCallback(tune.Callback):
         kept.seconds = sum(metrics["seconds"] for metrics in kept.curve)
         kept.utterance_passes = sum(metrics["utterance_passes"] for metrics in kept.curve)
         kept.notes += [note for note in result["notes"] if note not in kept.notes]
-        best = f"stage{kept.stage}/trials/{kept.number:04d}/attempt-{kept.attempt}/best.safetensors"
-        kept.checkpoint = best if kept.curve else None
-        kept.checkpoint_sha256 = result["checkpoint_sha256"]
+        self._note_checkpoint(kept, result)
         if result.get("failure"):
             cause = cause_of_result(result["state"], result["error"])
             self._end(kept, result["state"], result["failure"], cause)
             return
         if location := self._location(kept.number):
             self._health.epoch_finished(location.node)
-        if result["done"]:
-            self._end(kept, "complete" if kept.epoch >= self._epochs else "pruned")
+        if result["done"] and kept.epoch < self._epochs:
+            self._finish(kept, trial)
+            self._end(kept, "pruned")
+        elif result["done"]:
+            self._end(kept, "complete")
         else:
             self._record.write_trial(kept)
             self._tell(EpochFinished(kept))
@@ -236,6 +233,27 @@ class RecordCallback(tune.Callback):
                 self._hung.add(number)
                 ray.kill(process)
 
+    def _note_checkpoint(self, trial: TrialRecord, result: dict[str, Any]) -> None:
+        name = result["checkpoint"]
+        trial.checkpoint = self._record.relative(self._record.attempt_folder(trial) / name) if name else None
+        trial.checkpoint_sha256 = result["checkpoint_sha256"]
+
+    def _finish(self, trial: TrialRecord, tuned: Any) -> None:
+        """Have the process of a pruned trial end its training: it saves weights that may still be chosen."""
+        ended = dataclasses.replace(trial, state="pruned")
+        keep = ended in self._chosen([*(t for t in self._trials.values() if t.finished), ended])
+        answer = tuned.temporary_state.ray_actor.finish.remote(keep)
+        if keep:
+            try:
+                self._note_checkpoint(trial, ray.get(answer))
+            except RayActorError as error:
+                trial.checkpoint = trial.checkpoint_sha256 = None
+                trial.notes.append(f"its process died before the weights were saved ({last_line(str(error))})")
+
+    def _chosen(self, trials: list[TrialRecord]) -> list[TrialRecord]:
+        """Return those of the finished trials that would be handed over now."""
+        return rank(trials)[: self._choices]
+
     def _end(
         self,
         trial: TrialRecord,
@@ -271,7 +289,7 @@ class RecordCallback(tune.Callback):
         record = self._record
         # A running trial may lead now and diverge later, so it does not outrank others.
         finished = [trial for trial in self._trials.values() if trial.finished]
-        chosen = {trial.number for trial in rank(finished)[: self._choices]}
+        chosen = {trial.number for trial in self._chosen(finished)}
         for trial in finished:
             has_weights = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
             if trial.number not in chosen and (has_weights or trial is ended):
@@ -283,7 +301,7 @@ class RecordCallback(tune.Callback):
             if name != attempt.name:
                 (folder / name).delete()
         for name in attempt.names():
-            if name.removesuffix(".safetensors") not in self._keep:
+            if name != LAST and (ended.checkpoint is None or name != ended.checkpoint.rpartition("/")[2]):
                 (attempt / name).delete()
 
 
@@ -299,6 +317,8 @@ def stage_job(
         settings=flatten(config),
         protocol=protocol,
         folder=folder,
+        earlier=[earlier.uri for earlier in record.attempt_folders(trial)[1:]],
+        keeps_last=trial.stage == 1 and config.stage2.start == "last",
         initial=(initial / "model.safetensors").uri if initial else None,
         initial_sha256=record.read_finalist(int(finalist))["sha256"] if finalist is not None else None,
         threads=search.cpus_per_worker,

@@ -144,9 +144,10 @@ def _held_bytes(run: Path) -> int:
 def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: int) -> int:
     """Return the most bytes that the checkpoints and models of a search take at any time.
 
-    A running trial has four checkpoints (last, previous, best, and one being written), each with both Adam moments.
-    A finished trial that may still be chosen has one. Finalists are weights alone; so are the winner and both arms'
-    models under each seed, which include the frozen layers.
+    A running trial has three checkpoints with both Adam moments (two, and one being written) and four of weights alone.
+    A finished trial that may still be chosen has two of weights alone: those of the best epoch and of the last.
+    Finalists are weights alone; so are the winner and both arms' models under each seed, which include the frozen
+    layers.
     """
     with torch.device("meta"):
         model = build_model(
@@ -162,7 +163,7 @@ def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: 
     whole = width * sum(parameter.numel() for parameter in model.parameters())
     chosen = max(config.search.finalists, 2 * seeds)
     return (
-        3 * trained * (4 * concurrent + chosen)
+        trained * ((3 * 3 + 4) * concurrent + 2 * chosen)
         + trained * (config.search.finalists + 2 * seeds)
         + whole * (1 + 2 * seeds)
     )

@@ -189,9 +189,17 @@ class RunRecord:
         """Return the folder of the trial's attempts."""
         return self._trials_place(trial.stage) / f"{trial.number:04d}"
 
+    def attempt_folders(self, trial: TrialRecord) -> list[StoragePath]:
+        """Return the folders of the checkpoints of all attempts, the current one's first."""
+        return [self.trial_folder(trial) / f"attempt-{number}" for number in range(trial.attempt, 0, -1)]
+
     def attempt_folder(self, trial: TrialRecord) -> StoragePath:
         """Return the folder of the current attempt's checkpoints."""
-        return self.trial_folder(trial) / f"attempt-{trial.attempt}"
+        return self.attempt_folders(trial)[0]
+
+    def relative(self, place: StoragePath) -> str:
+        """Return the path of a place in the record, relative to the record."""
+        return str(place).removeprefix(f"{self.place}/")
 
     def at(self, path: str) -> StoragePath:
         """Return the place of a relative path from the record."""

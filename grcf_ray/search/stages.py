@@ -37,6 +37,7 @@ from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.interfaces import named_interfaces
+from grcf_ray.train.resuming import find_best, find_last
 from grcf_ray.train.stage import stage_seed
 
 
@@ -159,6 +160,7 @@ class Search:
             keeper.settle = searcher.settle
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
             self._fit(stage, searcher, scheduler, keeper, budget, stopped)
+        self._settle_unfinished(stage)
         self.record.export_trials(stage)
         left = len(self._left(stage))
         cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)) - left)
@@ -175,6 +177,23 @@ class Search:
         """Note that the trials that an earlier start left unfinished run again."""
         if left := self._left(stage):
             self.record.update_run(left=[name for name in self.record.info().left if name not in left])
+
+    def _settle_unfinished(self, stage: Literal[1, 2]) -> None:
+        """Record the weights of trials that ran out of time: their processes saved them at the end."""
+        for trial in self.record.trials(stage):
+            if trial.finished:
+                continue
+            best = find_best(self.record.attempt_folders(trial))
+            trial.checkpoint = trial.checkpoint_sha256 = None
+            if best is not None:
+                trial.checkpoint = self.record.relative(best.place)
+                trial.checkpoint_sha256 = best.sha256
+            recorded = trial.best
+            if recorded is not None and recorded["epoch"] != (best.state["epoch"] if best else 0):
+                lost = len(trial.curve)
+                trial.curve = best.state["curve"] if best else []
+                trial.notes.append(f"epochs {len(trial.curve) + 1} to {lost} are lost: they were not saved in time")
+            self.record.write_trial(trial)
 
     def _time_is_up(self, stage: Literal[1, 2]) -> bool:
         # The time budget covers the search alone; retrainings always run in full.
@@ -279,7 +298,7 @@ class Search:
                 if self.config.stage2.start == "best":
                     digest = export_weights(best, folder / "model.safetensors", sha256=trial.checkpoint_sha256)
                 else:
-                    last = self.record.attempt_folder(trial) / "last.safetensors"
+                    last = find_last(self.record.attempt_folders(trial))
                     digest = export_weights(last, folder / "model.safetensors")
             except DamagedError as error:
                 trial.notes.append(str(error))

@@ -91,6 +91,11 @@ class TrialTrainable(tune.Trainable):
         """Train one epoch and return its result."""
         return self._runner.step()
 
+    def finish(self, keep: bool) -> dict[str, Any]:
+        """End a trial that early stopping ended; return its checkpoint. The search calls this, not Tune."""
+        return self._runner.finish(keep=keep)
+
     def cleanup(self) -> None:
-        """End the workers by command; killed workers would leave their placement group behind."""
+        """Save a trial that can be resumed, and end the workers by command: if they were killed, their placement group
+        would stay."""
         self._runner.close()

@@ -15,7 +15,7 @@ from typing import TypeVar
 from typing_extensions import override
 
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.files import atomic_write, link_or_copy
+from grcf_ray.files import atomic_write
 from grcf_ray.storage.path import StoragePath
 
 _T = TypeVar("_T")
@@ -178,14 +178,6 @@ class LocalPath(StoragePath):
         self._path.mkdir(parents=True, exist_ok=True)
         self._root.check_present()
         yield self._path
-
-    @override
-    def copy_to(self, other: StoragePath) -> None:
-        """Link the file if the file system allows, else copy it; files are replaced, never changed."""
-        assert isinstance(other, LocalPath)
-        with self.reading() as path:
-            other._root.check(other._path, stat.S_ISREG)
-            link_or_copy(path, other._path)
 
     @override
     def delete(self) -> None:

@@ -73,10 +73,6 @@ class StoragePath(ABC):
         """Provide a folder on this machine to write to. Its files are added to this one, unless an error occurs."""
 
     @abstractmethod
-    def copy_to(self, other: StoragePath) -> None:
-        """Make `other`, in the same storage, a copy of this file."""
-
-    @abstractmethod
     def delete(self) -> None:
         """Delete the file, or the folder with its content, if it exists."""
 

@@ -192,13 +192,6 @@ class RemotePath(StoragePath):
 
     @override
     @_outlasting
-    def copy_to(self, other: StoragePath) -> None:
-        # The storage copies; the content does not pass through this machine.
-        assert isinstance(other, RemotePath)
-        self._filesystem.copy_file(self._path, other._path)
-
-    @override
-    @_outlasting
     def delete(self) -> None:
         from pyarrow import fs as pafs
 

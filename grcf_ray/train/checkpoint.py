@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, with the model, the optimizer and the state of the loop.
+"""Checkpoints: one safetensors file each, with the model, the state of the loop and perhaps the optimizer.
 
 One file, so that a rename or an upload replaces all of it at once. Its header has a SHA-256 of the content, which every
 read of the weights verifies. Frozen parameters are those of the backbone and are left out. Random states are not
@@ -11,11 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,8 +24,6 @@ from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.storage import StoragePath
 
 FORMAT = 1
-_NO_CHECKSUM = 64 * "0"
-"""Placeholder of a checksum that is not yet computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +36,16 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     sha256: str
     """Checksum of the content."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the model, without the optimizer's."""
+        return model_part(self.tensors)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the optimizer's state, so that training can resume from it."""
+        return len(self.weights) < len(self.tensors)
 
     def load_into(self, model: nn.Module) -> None:
         """Load the weights. DataError if the checkpoint belongs to another model."""
@@ -78,15 +84,29 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def save_checkpoint(
-    place: StoragePath, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> str:
-    """Write model, optimizer and the loop's state (JSON values) atomically; return the SHA-256 of the content."""
+def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, not copied, by name: `model.NAME` and `optimizer.KEY.NAME`."""
     tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-    return _write(place, _unshared({name: tensor.detach().cpu() for name, tensor in tensors.items()}), state)
+    return tensors
+
+
+def model_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the model, of those of a checkpoint."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    """Write a checkpoint to a file; return the SHA-256 of its content.
+
+    tensors: on the CPU, each with a storage of its own. state: JSON values.
+    """
+    text = json.dumps({"format": FORMAT, **state})
+    digest = _sha256(text, tensors)
+    save_file(dict(tensors), path, {"state": text, "sha256": digest})
+    return digest
 
 
 def read_state(place: StoragePath) -> dict[str, Any]:
@@ -122,41 +142,9 @@ def load_weights(place: StoragePath, model: nn.Module, *, sha256: str | None = N
 
 def export_weights(source: StoragePath, target: StoragePath, *, sha256: str | None = None) -> str:
     """Copy a verified checkpoint without its optimizer; return the SHA-256 of the copy."""
-    whole = read_checkpoint(source, sha256=sha256)
-    weights = {name: tensor for name, tensor in whole.tensors.items() if name.startswith("model.")}
-    return _write(target, weights, whole.state)
-
-
-def _write(place: StoragePath, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
-    text = json.dumps({"format": FORMAT, **state})
-    with place.writing() as path:
-        save_file(dict(tensors), path, {"state": text, "sha256": _NO_CHECKSUM})
-        # The disk writes the weights while their checksum is computed. The file gets its name only after both.
-        with path.open("r+b") as file, ThreadPoolExecutor(1) as beside:
-            flushed = beside.submit(os.fsync, file.fileno()) if place.local is not None else None
-            digest = _sha256(text, tensors)
-            if flushed is not None:
-                flushed.result()
-            _fill_in(file, digest)
-    return digest
-
-
-def _fill_in(file: BinaryIO, digest: str) -> None:
-    """Put the content's SHA-256 into the header, which has room for it."""
-    header = file.read(int.from_bytes(file.read(8), "little"))
-    # Only this one stands in plain quotes: the state is JSON within JSON.
-    file.seek(8 + header.index(f'"sha256":"{_NO_CHECKSUM}"'.encode()) + len('"sha256":"'))
-    file.write(digest.encode())
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors, with copies of those that share storage (tied parameters), which safetensors refuses."""
-    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
-    alone = {pointer for pointer, count in shared.items() if count == 1}
-    return {
-        name: tensor.contiguous() if tensor.untyped_storage().data_ptr() in alone else tensor.clone().contiguous()
-        for name, tensor in tensors.items()
-    }
+    checkpoint = read_checkpoint(source, sha256=sha256)
+    with target.writing() as path:
+        return write_checkpoint(path, checkpoint.weights, checkpoint.state)
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.job import StageJob
 
-_GRACE_S = 30.0
-"""Seconds that idle workers have to exit."""
+_GRACE_S = 300.0
+"""Seconds that idle workers have to save a job that has not ended, and to exit."""
 _CLEARING_S = 10.0
 """Seconds to wait for the end of killed workers."""
 
@@ -66,9 +66,11 @@ class WorkersDiedError(RuntimeError):
 class _Order:
     """The next order for all workers."""
 
-    kind: Literal["start", "step", "end"]
+    kind: Literal["start", "step", "finish", "end"]
     job: StageJob | None = None
     """The job to start."""
+    keep: bool = True
+    """Whether the files of the job to finish are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +129,16 @@ class WorkerGroup:
 
     def step(self) -> dict[str, Any]:
         """Run an epoch on all workers, as `JobRunner.step` does. WorkersDiedError if they have exited."""
+        return self._ask(_Order("step"))
+
+    def finish(self, *, keep: bool) -> dict[str, Any]:
+        """End the job before its last epoch, as `JobRunner.finish` does. WorkersDiedError if they have exited."""
+        return self._ask(_Order("finish", keep=keep))
+
+    def _ask(self, order: _Order) -> dict[str, Any]:
         self._busy = True
         try:
-            result: dict[str, Any] | _Fault = ray.get(self._mailbox.step.remote(self._started))
+            result: dict[str, Any] | _Fault = ray.get(self._mailbox.ask.remote(order, self._started))
         except RayActorError as error:
             raise WorkersDiedError(_line(error)) from error
         self._busy = False
@@ -138,7 +147,7 @@ class WorkerGroup:
         return result
 
     def close(self) -> None:
-        """End the workers and wait until they are gone, less than a minute. Further calls do nothing.
+        """Have the workers save a job that has not ended, and wait until they are gone. Further calls do nothing.
 
         Workers that are not placed yet are not waited for: they end as soon as they are placed, or never start.
         """
@@ -203,9 +212,9 @@ class _Mailbox:
         """Give all workers an order."""
         self._post(order)
 
-    async def step(self, _after: None) -> dict[str, Any] | _Fault:
-        """Have all workers run an epoch; return rank 0's result, or the fault if they have exited."""
-        self._post(_Order("step"))
+    async def ask(self, order: _Order, _after: None) -> dict[str, Any] | _Fault:
+        """Have all workers carry out an order; return rank 0's result, or the fault if they have exited."""
+        self._post(order)
         results: dict[int, dict[str, Any]] = {}
         while len(results) < len(self._orders) and not self._ended.is_set():
             if (answer := await self._answers.get()) is not None:
@@ -227,7 +236,7 @@ class _Mailbox:
         return await self._orders[rank].get()
 
     async def answer(self, rank: int, result: dict[str, Any]) -> None:
-        """Accept a worker's result of an epoch."""
+        """Accept a worker's result of an order."""
         self._answers.put_nowait((rank, result))
 
 
@@ -278,7 +287,9 @@ def _work(config: dict[str, Any]) -> None:
         if order.job is not None:
             runner.start(order.job)
         else:
-            ray.get(mailbox.answer.remote(rank, runner.step()))
+            result = runner.step() if order.kind == "step" else runner.finish(keep=order.keep)
+            ray.get(mailbox.answer.remote(rank, result))
+    runner.close()
 
 
 def _fault(error: Exception) -> _Fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,10 @@ class StageJob:
     protocol: MetricProtocol
     folder: str
     """Place of the checkpoints, a path or URI; no other process writes there."""
+    earlier: Sequence[str] = dataclasses.field(default_factory=list)
+    """Places of the checkpoints of attempts at the same job that ended early, newest first."""
+    keeps_last: bool = False
+    """Whether the weights after the last epoch are saved, besides the best."""
     initial: str | None
     """Checkpoint with the initial weights; None starts from the pretrained encoder."""
     initial_sha256: str | None
@@ -45,14 +50,14 @@ class StageJob:
 
 
 def open_loop(job: StageJob, features: Features) -> StageLoop:
-    """Return the job's stage loop, resumed from its last checkpoint if there is one."""
+    """Return the job's stage loop, before its first epoch."""
     use_deterministic_torch(job.threads)
     config = build_config(job.settings)
     seen = select_modalities(features, config.model.modalities)
     model = initial_model(config.model_in(job.stage), seen, seed=job.seed)
     if job.initial is not None:
         load_weights(storage_path(job.initial), model, sha256=job.initial_sha256)
-    loop = StageLoop(
+    return StageLoop(
         model,
         seen,
         config,
@@ -60,10 +65,11 @@ def open_loop(job: StageJob, features: Features) -> StageLoop:
         seed=job.seed,
         protocol=job.protocol,
         folder=storage_path(job.folder),
+        earlier=[storage_path(folder) for folder in job.earlier],
+        origin=job.initial_sha256,
+        keeps_last=job.keeps_last,
         device=choose_device(config.train, granted=job.gpu),
     )
-    loop.resume()
-    return loop
 
 
 class JobRunner:
@@ -73,12 +79,12 @@ class JobRunner:
         self._features = features
         self._job: StageJob | None = None
         self._loop: StageLoop | None = None
-        self._reported = 0
+        self._reported = self._resumed = 0
 
     def start(self, job: StageJob) -> None:
-        """Forget the last job and store the next. This cannot fail."""
+        """Forget the last job, which has ended, and store the next. This cannot fail."""
         self._job, self._loop = job, None
-        self._reported = 0
+        self._reported = self._resumed = 0
         tidy()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -88,34 +94,44 @@ class JobRunner:
         HubError if the hub does not answer.
 
         An epoch that is in the checkpoint but was never reported, since a process died in between, is reported first.
-        Early stopping then decides as it would have without the failure.
+        Early stopping then decides as it would have without the failure. Epochs that were reported but are in no
+        checkpoint are trained again, without being reported again.
 
-        The result has `epoch`, `curve`, `done`, `notes` and `checkpoint_sha256`; also `objective` or, after a known
-        failure, `failure` (its message), `state` (diverged or failed) and `error` (its type).
+        The result has `epoch`, `resumed` (epochs of the checkpoint), `curve`, `done`, `notes`, `checkpoint` (name of
+        the best weights in the folder) and `checkpoint_sha256`; also `objective` or, after a known failure, `failure`
+        (its message), `state` (diverged or failed) and `error` (its type). Until the job is done, the checkpoint may be
+        that of an earlier best epoch, because it is written in the background.
         """
         assert self._job is not None
         try:
             if self._loop is None:
                 with gc_paused():
                     self._loop = self._open_on_all_ranks()
+                self._resumed = self._loop.epoch
                 reported = self._job.reported
-                self._reported = self._loop.epoch if reported is None else min(reported, self._loop.epoch)
+                self._reported = self._resumed if reported is None else reported
             loop = self._loop
-            if self._reported == loop.epoch and not loop.done:
+            while self._reported >= loop.epoch and not loop.done:
                 loop.run_epoch()
             self._reported = min(self._reported + 1, loop.epoch)
+            if self._reported >= loop.epochs:
+                loop.finish()
         except HubError:
             # Not a result of the job: a later try, perhaps on another node, may succeed.
             raise
         except GrcfError as error:
             curve = list(self._loop.curve) if self._loop else []
+            if self._loop and self._loop.saver:
+                self._loop.saver.finish()
             return {
                 "epoch": len(curve) + 1,
+                "resumed": self._resumed,
                 "curve": curve,
                 "failure": str(error),
                 "error": type(error).__name__,
                 "state": "diverged" if isinstance(error, DivergedError) else "failed",
                 "notes": list(self._loop.notes) if self._loop else [],
+                "checkpoint": None,
                 "checkpoint_sha256": None,
                 "done": True,
             }
@@ -123,15 +139,30 @@ class JobRunner:
         curve = loop.curve[: self._reported]
         return {
             "epoch": self._reported,
+            "resumed": self._resumed,
             "curve": curve,
             "objective": objective_value(self._job.stage, curve[-1]),
             "notes": list(loop.notes),
-            "checkpoint_sha256": loop.best_sha256,
+            **_best_of(loop),
             "done": self._reported >= loop.epochs,
         }
 
+    def finish(self, *, keep: bool) -> dict[str, Any]:
+        """End the job before its last epoch; return `checkpoint` and `checkpoint_sha256` as `step` does.
+
+        keep: whether its weights are still needed; otherwise its files are deleted.
+        """
+        if (loop := self._loop) is None:
+            return {"checkpoint": None, "checkpoint_sha256": None}
+        loop.finish(keep=keep)
+        self._loop = None
+        return _best_of(loop)
+
     def close(self) -> None:
-        """Do nothing; exists so that runners are interchangeable."""
+        """Save a job that has not ended, so that it can be resumed anywhere."""
+        if self._loop is not None:
+            self._loop.interrupt()
+            self._loop = None
 
     def _open_on_all_ranks(self) -> StageLoop:
         """Return the job's loop, or raise the same error on every rank: if one rank failed alone, the others would
@@ -144,18 +175,19 @@ class JobRunner:
         except GrcfError as error:
             fault = error
         if dist.is_initialized():
-            outcomes: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(outcomes, (fault, loop.epoch if loop else None))
-            fault = next((error for error, _ in outcomes if error is not None), None)
-            epochs = [epoch for _, epoch in outcomes]
-            if fault is None and len(set(epochs)) > 1:
-                fault = GrcfError(
-                    f"the workers found checkpoints of different epochs {epochs} in {self._job.folder}; "
-                    "use a folder that all machines share"
-                )
+            faults: list[GrcfError | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(faults, fault)
+            fault = next((fault for fault in faults if fault is not None), None)
         if fault is not None:
             raise fault
         assert loop is not None
         if dist.is_initialized():
             share_weights(loop.model)
+        loop.resume()
         return loop
+
+
+def _best_of(loop: StageLoop) -> dict[str, str | None]:
+    """Return name and checksum of a loop's best weights; None on ranks that write no checkpoint."""
+    name, sha256 = (loop.saver and loop.saver.best) or (None, None)
+    return {"checkpoint": name, "checkpoint_sha256": sha256}

@@ -7,10 +7,12 @@ stored random states.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,24 +21,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from grcf_ray.config import RunConfig, TrainConfig
+from grcf_ray.config import RunConfig, TrainConfig, flatten
 from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
 from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.base import GrcfModel
-from grcf_ray.storage import StoragePath
-from grcf_ray.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from grcf_ray.storage import LocalPath, StoragePath
 from grcf_ray.train.curve import best_epoch, finite
 from grcf_ray.train.feed import Feed
 from grcf_ray.train.gradient_cache import GradientCache, average_gradients, random_state, set_random_state
 from grcf_ray.train.limits import StepLimits, limit_memory
 from grcf_ray.train.objectives import Arrays, choose_objective
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
+from grcf_ray.train.resuming import find_checkpoint, scratch_of, share_checkpoint
+from grcf_ray.train.saving import CheckpointSaver, Kind
 
-LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-
+_NO_NUMBERS = ("search.", "checkpoint.")
+"""Sections of settings that change no result."""
 _IDLE = Group(np.zeros(1, dtype=np.int64), np.zeros((0, 2), dtype=np.int64), 0.0)
 
 
@@ -49,8 +52,11 @@ class StageLoop:
     rank. A step that encodes twice to save memory counts once too, here and in `utterances_per_s`, so the cost does not
     depend on memory. The second pass shows in the times.
 
-    With a folder, each epoch writes `last.safetensors`, keeps the one before as `previous.safetensors`, and writes
-    `best.safetensors` at a new best. `resume` continues from there.
+    With a folder, rank 0 saves checkpoints in the background (see `saving`), and `resume` continues from the newest. No
+    other process writes to the folder. `finish` or `interrupt` ends the training.
+
+    earlier: folders of attempts at the same training that ended early, newest first. origin: checksum of the initial
+    weights. keeps_last: whether the weights after the last epoch are saved, besides the best.
     """
 
     def __init__(
@@ -63,13 +69,17 @@ class StageLoop:
         seed: int,
         protocol: MetricProtocol,
         folder: StoragePath | None = None,
+        earlier: Sequence[StoragePath] = (),
+        origin: str | None = None,
+        keeps_last: bool = False,
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
         self.model = model.to(self.device, self.dtype)
         self.features, self.config, self.stage, self.seed = features, config, stage, seed
-        self.protocol, self.folder = protocol, folder
+        self.protocol, self.folder, self.earlier = protocol, folder, earlier
+        self._origin, self._keeps_last = origin, keeps_last
         self.epochs = (config.stage1 if stage == 1 else config.stage2).epochs
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if self.world > config.pairs.groups_per_step:
@@ -85,8 +95,9 @@ class StageLoop:
         self.n_pairs = pairs_per_epoch(config.pairs, len(features.train))
         self.steps_per_epoch = math.ceil(self.n_pairs / (config.pairs.pairs_per_group * config.pairs.groups_per_step))
         self.curve: list[dict[str, Any]] = []
-        self.best_sha256: str | None = None
-        """Checksum of the content of `best.safetensors`; None on ranks that write no checkpoint."""
+        self.saver: CheckpointSaver | None = None
+        if folder is not None and self.rank == 0:
+            self.saver = CheckpointSaver(folder, self._scratch(folder), minutes=config.checkpoint.minutes)
         self.notes: list[str] = []
         """Events of this training that its metrics do not show."""
 
@@ -101,33 +112,54 @@ class StageLoop:
         return self.epoch >= self.epochs
 
     def resume(self) -> bool:
-        """Resume from the last checkpoint in the folder; return whether there was one.
+        """Resume from the newest intact checkpoint, of this node or in the folders; return whether there was one.
 
-        If it is damaged, the one before is used. If the best weights up to it are lost, the stage starts anew. All
-        ranks decide alike, even while rank 0 repairs the folder: the repair changes nothing that the decision depends
-        on.
+        All ranks together get the one that rank 0 finds. Damaged ones are skipped, with a note.
         """
         if self.folder is None:
             return False
         faults: list[DamagedError] = []
-        newest = self._newest(self.folder, faults)
-        if newest is not None:
+        newest, fault = None, None
+        if self.saver is not None:
+            folders = [
+                place for folder in (self.folder, *self.earlier) for place in (LocalPath(self._scratch(folder)), folder)
+            ]
             try:
-                best = self._best_until(newest, self.folder / BEST)
-            except DamagedError as error:
-                faults.append(error)
+                chosen = find_checkpoint(folders, stage=self.stage, epochs=self.epochs, faults=faults)
+            except Exception as error:  # Whatever it is, the other ranks wait to be told.
+                fault = error
             else:
-                newest.restore(self.model, self.optimizer)
-                self.curve = newest.state["curve"]
-                if self.rank == 0:
-                    # Restore the files to their state at the end of this epoch, whenever the process stopped.
-                    self.best_sha256 = best.sha256
-                    if newest.place.name != LAST:
-                        newest.place.copy_to(self.folder / LAST)
-                    if best is newest:
-                        newest.place.copy_to(self.folder / BEST)
+                newest = chosen[0] if chosen else None
+        newest = share_checkpoint(newest, fault)
+        if newest is not None:
+            newest.restore(self.model, self.optimizer)
+            self.curve = newest.state["curve"]
+            if self.saver is not None and chosen is not None:
+                self.saver.adopt(chosen[1])
         self.notes += [f"{fault}; trained again from epoch {self.epoch + 1}" for fault in faults]
         return self.epoch > 0
+
+    def _scratch(self, folder: StoragePath) -> Path:
+        """Return the scratch folder of this training in a folder: no other training's checkpoints are in it."""
+        settings = {path: v for path, v in flatten(self.config).items() if not path.startswith(_NO_NUMBERS)}
+        return scratch_of(json.dumps([folder.uri, self.stage, self.seed, self._origin, self.features.key, settings]))
+
+    def finish(self, *, keep: bool = True) -> None:
+        """End the training for good, also before its last epoch. keep: keep its weights; otherwise delete its files."""
+        if self.saver is None or self.folder is None:
+            return
+        if keep and self._keeps_last and self.curve and not self.done:
+            self._save_as("last")
+        self.saver.finish()
+        if keep:
+            self.saver.drop_rest()
+        else:
+            self.folder.delete()
+
+    def interrupt(self) -> None:
+        """End the training so that it can be resumed on another node from its present epoch."""
+        if self.saver is not None:
+            self.saver.interrupt()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the metrics of the remaining epochs; each runs when it is requested."""
@@ -295,50 +327,23 @@ class StageLoop:
         return {f"valid/{name}": value for name, value in metrics.items()}
 
     def _save(self) -> None:
-        if self.folder is None or self.rank != 0:
-            return
-        state = {"stage": self.stage, "epoch": self.epoch, "seed": self.seed, "curve": self.curve}
-        last = self.folder / LAST
-        if self.epoch > 1 and last.exists():
-            last.copy_to(self.folder / PREVIOUS)
-        digest = save_checkpoint(last, self.model, self.optimizer, state)
-        if self.best_epoch == self.epoch:
-            last.copy_to(self.folder / BEST)
-            self.best_sha256 = digest
+        kinds: list[Kind] = ["best"] if self.best_epoch == self.epoch else []
+        if not self.done:
+            kinds.append("whole")
+        elif self._keeps_last:
+            kinds.append("last")
+        self._save_as(*kinds)
 
-    @staticmethod
-    def _newest(folder: StoragePath, faults: list[DamagedError]) -> Checkpoint | None:
-        """Return the newest valid checkpoint; the faults of newer ones are added to `faults`."""
-        for place in (folder / LAST, folder / PREVIOUS):
-            if place.exists():
-                try:
-                    return read_checkpoint(place)
-                except DamagedError as error:
-                    faults.append(error)
-        return None
-
-    def _best_until(self, checkpoint: Checkpoint, kept: StoragePath) -> Checkpoint:
-        """Return the best checkpoint up to this one: itself, or the kept one. DamagedError if that is of another
-        epoch."""
-        epoch = self._best_epoch(checkpoint.state["curve"])
-        if epoch == checkpoint.state["epoch"]:
-            return checkpoint
-        if not kept.exists():
-            raise DamagedError(f"{kept}: missing, but the best epoch is {epoch}")
-        best = read_checkpoint(kept)
-        if best.state["epoch"] != epoch:
-            raise DamagedError(f"{kept}: holds epoch {best.state['epoch']}, but the best epoch is {epoch}")
-        return best
+    def _save_as(self, *kinds: Kind) -> None:
+        if self.saver is not None and kinds:
+            state = {"stage": self.stage, "epoch": self.epoch, "seed": self.seed, "curve": self.curve}
+            self.saver.save(self.model, self.optimizer, state, kinds)
 
     @property
     def best_epoch(self) -> int:
         """The epoch with the best objective, the earliest of equals; 0 before the first."""
-        return self._best_epoch(self.curve) if self.curve else 0
-
-    def _best_epoch(self, curve: list[dict[str, Any]]) -> int:
-        best = best_epoch(self.stage, curve)
-        assert best is not None
-        return int(best["epoch"])
+        best = best_epoch(self.stage, self.curve)
+        return int(best["epoch"]) if best else 0
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ def new_config(tiny_backbone: Path) -> NewConfig:
             "stage2.encoder_top_lr": 1e-3,
             "stage2.encoder_base_lr": 3e-4,
             "stage2.mae_weight": 1.0,
+            "checkpoint.minutes": 0,
         }
         return build_config(settings | {path.replace("__", "."): value for path, value in changes.items()})
 
@@ -59,6 +60,8 @@ def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
         *,
         seed: int = 1,
         folder: Path | None = None,
+        earlier: Sequence[Path] = (),
+        keeps_last: bool = False,
         features: Features | None = None,
         dropout: bool = True,
         **changes: Any,
@@ -69,7 +72,16 @@ def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
         for module in model.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
-        place = storage_path(folder) if folder else None
-        return StageLoop(model, seen, config, stage, seed=seed, protocol="mosi", folder=place)
+        return StageLoop(
+            model,
+            seen,
+            config,
+            stage,
+            seed=seed,
+            protocol="mosi",
+            folder=storage_path(folder) if folder else None,
+            earlier=[storage_path(path) for path in earlier],
+            keeps_last=keeps_last,
+        )
 
     return make

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from same_training import assert_same_checkpoints, timeless
+from same_training import assert_same_checkpoints, best_in, checkpoint_in, timeless
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
 
 Trained = tuple[StageJob, list[dict[str, Any]]]
-KNOWN = {"epoch", "curve", "notes", "checkpoint_sha256", "done"}
+KNOWN = {"epoch", "resumed", "curve", "notes", "checkpoint", "checkpoint_sha256", "done"}
 
 FRESH = """
 import json, pickle, sys
@@ -52,6 +52,7 @@ def new_job(new_config: NewConfig, folder: Path) -> StageJob:
         settings=flatten(new_config()),
         protocol="mosi",
         folder=str(folder),
+        keeps_last=True,
         initial=None,
         initial_sha256=None,
         threads=1,
@@ -78,9 +79,9 @@ def run(runner: JobRunner, job: StageJob) -> list[dict[str, Any]]:
 
 
 def comparable(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results whose times are left out, and the checksums, since checkpoints hold the times."""
+    """Results without times, and without the checkpoint, which holds the times and is written in the background."""
     return [
-        {name: value for name, value in result.items() if name != "checkpoint_sha256"}
+        {name: value for name, value in result.items() if not name.startswith("checkpoint")}
         | {"curve": timeless(result["curve"])}
         for result in results
     ]
@@ -104,8 +105,8 @@ def test_result_of_each_epoch(trained: Trained) -> None:
         assert result["objective"] == result["curve"][-1]["valid/pairwise_acc"]
         assert result["notes"] == []
         json.dumps(result, allow_nan=False)
-    best = read_checkpoint(storage_path(job.folder) / "best.safetensors")
-    assert results[-1]["checkpoint_sha256"] == best.sha256
+    best = best_in(Path(job.folder))
+    assert (results[-1]["checkpoint"], results[-1]["checkpoint_sha256"]) == (best.name, checkpoint_in(best).sha256)
 
 
 def test_warm_runner_gives_what_a_fresh_process_gives(job: StageJob, tiny_features: Features, tmp_path: Path) -> None:
@@ -115,6 +116,8 @@ def test_warm_runner_gives_what_a_fresh_process_gives(job: StageJob, tiny_featur
     run(runner, changed(before, stage=2))
     runner.start(before)
     runner.step()
+    runner.finish(keep=False)
+    assert not Path(before.folder).exists()
     run(runner, changed(before, folder=str(tmp_path / "diverged"), settings={"stage1.head_lr": 1e30}))
     run(runner, changed(before, folder=str(tmp_path / "failed"), initial=str(tmp_path / "missing")))
     warm = run(runner, job)
@@ -171,9 +174,9 @@ def test_initial_weights_that_will_not_do_are_a_result(
     trained: Trained, tiny_features: Features, tmp_path: Path, fault: str, error: str, said: str
 ) -> None:
     """Its message names the file, and nothing is trained; the runner takes the next job."""
-    job, first = trained
+    job, _ = trained
     initial = tmp_path / "finalist.safetensors"
-    digest = export_weights(storage_path(job.folder) / "best.safetensors", storage_path(initial))
+    digest = export_weights(storage_path(best_in(Path(job.folder))), storage_path(initial))
     content = initial.read_bytes()
     settings = {"model.modalities": "text"} if fault == "other model" else {}
     if fault == "damaged":
@@ -181,7 +184,7 @@ def test_initial_weights_that_will_not_do_are_a_result(
     elif fault == "missing":
         initial.unlink()
     elif fault == "another":
-        digest = first[-1]["checkpoint_sha256"]
+        digest = "ab" * 32
     given: dict[str, Any] = {"stage": 2, "folder": str(tmp_path / "second"), "initial": str(initial)}
     runner = JobRunner(tiny_features)
     (result,) = run(runner, changed(job, **given, initial_sha256=digest, settings=settings))
@@ -218,7 +221,7 @@ def test_initial_weights_are_what_training_starts_from(
     trained: Trained, tiny_features: Features, tmp_path: Path
 ) -> None:
     initial = storage_path(tmp_path / "finalist.safetensors")
-    digest = export_weights(storage_path(trained[0].folder) / "best.safetensors", initial)
+    digest = export_weights(storage_path(best_in(Path(trained[0].folder))), initial)
     folder = str(tmp_path / "second")
     second = changed(trained[0], stage=2, folder=folder, initial=initial.uri, initial_sha256=digest)
     loop = open_loop(second, tiny_features)
@@ -227,29 +230,41 @@ def test_initial_weights_are_what_training_starts_from(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_job_goes_on_from_its_folder(
+def test_a_job_resumes_from_its_folder(
     job: StageJob, trained: Trained, tiny_features: Features, tmp_path: Path, damaged: bool
 ) -> None:
-    """In another runner; from the epoch before where the last one is damaged, which a note says each time."""
+    """In another runner; from the epoch before if the newest checkpoint is damaged, as a note of each epoch says."""
     first = JobRunner(tiny_features)
     first.start(job)
     first.step(), first.step()
-    last = tmp_path / "job" / "last.safetensors"
+    first.close()
+    newest = tmp_path / "job" / "whole-00002.safetensors"
     if damaged:
-        last.write_bytes(last.read_bytes()[:-1])
+        newest.write_bytes(newest.read_bytes()[:-1])
     results = run(JobRunner(tiny_features), job)
     assert [result["epoch"] for result in results] == ([2, 3] if damaged else [3])
+    assert [result["resumed"] for result in results] == ([1, 1] if damaged else [2])
     assert comparable(results)[-1]["curve"] == comparable(trained[1])[-1]["curve"]
     assert_same_checkpoints(Path(job.folder), Path(trained[0].folder))
     for result in results:
         assert len(result["notes"]) == damaged
-        assert all(note.startswith(f"{last}: not a whole checkpoint") for note in result["notes"])
+        assert all(note.startswith(f"{newest}: not a whole checkpoint") for note in result["notes"])
+
+
+def test_epochs_that_were_reported_and_then_lost_are_trained_again(
+    job: StageJob, trained: Trained, tiny_features: Features
+) -> None:
+    """A lost node: the next attempt reports the first epoch that the search has not heard of."""
+    results = run(JobRunner(tiny_features), changed(job, reported=2))
+    assert [(result["epoch"], result["resumed"]) for result in results] == [(3, 0)]
+    assert comparable(results)[-1]["curve"] == comparable(trained[1])[-1]["curve"]
+    assert_same_checkpoints(Path(job.folder), Path(trained[0].folder))
 
 
 def test_epochs_that_nobody_was_told_of_are_told_first(trained: Trained, tiny_features: Features) -> None:
     """A process that dies between its checkpoint and its report: early stopping still hears of every epoch."""
     job, told = trained
-    assert run(JobRunner(tiny_features), job) == [told[-1]]
+    assert run(JobRunner(tiny_features), job) == [told[-1] | {"resumed": 3}]
     again = run(JobRunner(tiny_features), changed(job, reported=1))
     assert [result["epoch"] for result in again] == [2, 3]
     assert [result["curve"] for result in again] == [result["curve"] for result in told[1:]]
