@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from ray.exceptions import RayActorError
 
 from grcf_ray.config import RunConfig, SearchConfig
 from grcf_ray.search import callback
@@ -18,7 +19,7 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.trial import Location
 from grcf_ray.storage import storage_path
 
-__all__ = ["DEATH", "NODES", "OWN_ERROR", "keep", "nodes", "record", "result", "started", "tunes"]
+__all__ = ["DEATH", "NODES", "OWN_ERROR", "Process", "_answers", "keep", "nodes", "record", "result", "started", "tunes"]
 
 
 @pytest.fixture
@@ -55,9 +56,20 @@ def keep(
     return kept, events, settled
 
 
+class Process:
+    """A trial's process: where it runs, and what it answers when it is to end a pruned trial."""
+
+    def __init__(self, where: Location | None = None, *, dies: bool = False) -> None:
+        self.asked: list[bool] = []
+        answer = {"checkpoint": "best-00007.safetensors", "checkpoint_sha256": "cd" * 32}
+        self.__ray_call__ = SimpleNamespace(remote=lambda ask: where)
+        self.finish = SimpleNamespace(remote=lambda keep: self.asked.append(keep) or (RayActorError() if dies else answer))
+
+
 def tunes(number: int, error: str | None = None, folder: Path | None = None) -> Any:
     """A trial as Tune has it."""
-    trial = SimpleNamespace(config={"number": number}, error_file=None, status="RUNNING")
+    state = SimpleNamespace(ray_actor=Process())
+    trial = SimpleNamespace(config={"number": number}, error_file=None, status="RUNNING", temporary_state=state)
     if error is not None:
         assert folder is not None
         path = folder / "error.txt"
@@ -71,7 +83,8 @@ def result(*values: float, done: bool = False, **more: Any) -> dict[str, Any]:
         {"epoch": epoch, "valid/pairwise_acc": value, "seconds": 2.0, "utterance_passes": 3.0}
         for epoch, value in enumerate(values, 1)
     ]
-    return {"curve": curve, "notes": [], "checkpoint_sha256": "ab" * 32, "done": done, **more}
+    checkpoint = {"checkpoint": "best-00001.safetensors", "checkpoint_sha256": "ab" * 32}
+    return {"curve": curve, "notes": [], **checkpoint, "done": done, **more}
 
 
 NODES = [Node(name, f"host-{name}", f"10.0.0.{number}", {"CPU": 2.0}) for number, name in enumerate("ab")]
@@ -82,14 +95,24 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
     """The nodes that are alive, two; a process answers with the name of the node on which `started` starts it."""
     nodes = list(NODES)
     monkeypatch.setattr(callback, "cluster_nodes", lambda: nodes)
-    monkeypatch.setattr(callback.ray, "get", lambda asked, timeout: asked)
     return nodes
+
+
+@pytest.fixture(autouse=True)
+def _answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give what a process answered, or raise it."""
+
+    def get(answer: Any, timeout: float | None = None) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(callback.ray, "get", get)
 
 
 def started(number: int, node: str = "a", gpu: str | None = None) -> Any:
     """A trial of Tune whose process has started on a node."""
     where = Location(node, f"host-{node}", gpu)
-    remote = SimpleNamespace(remote=lambda ask: where)
     trial = tunes(number)
-    trial.temporary_state = SimpleNamespace(ray_actor=SimpleNamespace(__ray_call__=remote))
+    trial.temporary_state = SimpleNamespace(ray_actor=Process(where))
     return trial

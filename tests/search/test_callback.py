@@ -14,9 +14,12 @@ from grcf_ray.search.callback import OUTSIDE_RETRIES, RETRIES
 from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialLeft, TrialStarted
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
-from tests.search.callbacks import DEATH, OWN_ERROR, keep, nodes, record, result, started, tunes
+from tests.search.callbacks import DEATH, OWN_ERROR, Process, keep, nodes, record, result, started, tunes
 
 __all__ = ["nodes", "record"]
+
+BEST = "best-00001.safetensors"
+WHOLE = "whole-00001.safetensors"
 
 
 def files(record: RunRecord, trial: TrialRecord) -> dict[str, str]:
@@ -27,7 +30,7 @@ def files(record: RunRecord, trial: TrialRecord) -> dict[str, str]:
 
 def write(record: RunRecord, trial: TrialRecord, **contents: str) -> None:
     for name, content in contents.items():
-        (record.attempt_folder(trial) / f"{name}.safetensors").write_text(content)
+        (record.attempt_folder(trial) / f"{name.replace('_', '-')}.safetensors").write_text(content)
 
 
 def test_a_launch_is_on_record_before_its_process_starts(record: RunRecord) -> None:
@@ -42,22 +45,14 @@ def test_a_launch_is_on_record_before_its_process_starts(record: RunRecord) -> N
     assert (config["job"]["seed"], config["job"]["stage"]) == (103, 1)
 
 
-def test_a_new_attempt_goes_on_from_copies(record: RunRecord) -> None:
-    """A process of the old one that still lives writes to its own folder, by renames, and to no copy."""
+def test_a_new_attempt_is_told_of_the_earlier_ones(record: RunRecord) -> None:
+    """And writes to a folder of its own: a process of an earlier one may still live."""
     kept, _, _ = keep(record)
-    kept.launch(0, {})
+    jobs = [kept.launch(0, {})["job"] for _ in range(3)]
+    assert jobs[2]["earlier"] == [jobs[1]["folder"], jobs[0]["folder"]]
+    assert len({job["folder"] for job in jobs}) == 3
     (trial,) = record.trials(1)
-    write(record, trial, last="2", previous="1", best="2")
-    kept.launch(0, {})
-    (again,) = record.trials(1)
-    assert (again.attempt, again.started, again.seed) == (2, trial.started, trial.seed)
-    write(record, trial, last="3", previous="2", best="3")
-    assert files(record, trial) == {
-        **{f"attempt-1/{name}.safetensors": content for name, content in (("best", "3"), ("last", "3"))},
-        "attempt-1/previous.safetensors": "2",
-        **{f"attempt-2/{name}.safetensors": content for name, content in (("best", "2"), ("last", "2"))},
-        "attempt-2/previous.safetensors": "1",
-    }
+    assert (trial.attempt, trial.seed) == (3, 100)
 
 
 @pytest.fixture
@@ -149,7 +144,7 @@ def test_an_epoch_is_on_record_before_the_trial_goes_on(record: RunRecord) -> No
     (trial,) = record.trials(1)
     assert (trial.epoch, trial.seconds, trial.utterance_passes, trial.state) == (3, 6.0, 9.0, "running")
     assert trial.notes == ["odd", "odder"]
-    assert (trial.checkpoint, trial.checkpoint_sha256) == ("stage1/trials/0000/attempt-1/best.safetensors", "ab" * 32)
+    assert (trial.checkpoint, trial.checkpoint_sha256) == (f"stage1/trials/0000/attempt-1/{BEST}", "ab" * 32)
     assert [type(event) for event in events] == [TrialStarted, EpochFinished, EpochFinished]
 
 
@@ -181,21 +176,22 @@ def test_only_the_best_weights_of_those_that_may_be_chosen_stay(record: RunRecor
     kept, _, _ = keep(record, choices=2)
     values = {0: 0.5, 1: 0.6, 2: 0.4, 3: 0.7}
     kept.launch(9, {})
-    write(record, record.trial(1, 9), last="9", previous="9", best="9")
+    write(record, record.trial(1, 9), whole_00001="9", best_00001="9")
     kept.on_trial_result(0, [], tunes(9), result(0.99))
     for number, value in values.items():
         kept.launch(number, {})
-        write(record, record.trial(1, number), last="l", previous="p", best="b")
+        write(record, record.trial(1, number), whole_00001="w", best_00001="b")
         if number == 1:
             kept.launch(number, {})
+            write(record, record.trial(1, number), whole_00001="w", best_00001="b")
         kept.on_trial_result(0, [], tunes(number), result(0.1, 0.1, value, done=True))
     trials = {trial.number: trial for trial in record.trials(1)}
     assert {number: list(files(record, trial)) for number, trial in trials.items()} == {
         0: [],
-        1: ["attempt-2/best.safetensors"],
+        1: [f"attempt-2/{BEST}"],
         2: [],
-        3: ["attempt-1/best.safetensors"],
-        9: [f"attempt-1/{name}.safetensors" for name in ("best", "last", "previous")],
+        3: [f"attempt-1/{BEST}"],
+        9: [f"attempt-1/{name}" for name in (BEST, WHOLE)],
     }
     assert {number for number, trial in trials.items() if trial.checkpoint} == {1, 3, 9}
     assert all((trial.checkpoint is None) == (trial.checkpoint_sha256 is None) for trial in trials.values())
@@ -204,11 +200,37 @@ def test_only_the_best_weights_of_those_that_may_be_chosen_stay(record: RunRecor
 
 def test_the_last_weights_stay_where_stage_2_starts_from_them(record: RunRecord) -> None:
     kept, _, _ = keep(record)
-    kept._keep = ("best", "last")
     kept.launch(0, {})
-    write(record, record.trial(1, 0), last="l", previous="p", best="b")
+    write(record, record.trial(1, 0), whole_00001="w", best_00001="b", last="l")
     kept.on_trial_result(0, [], tunes(0), result(0.1, 0.2, 0.3, done=True))
-    assert list(files(record, record.trial(1, 0))) == ["attempt-1/best.safetensors", "attempt-1/last.safetensors"]
+    assert list(files(record, record.trial(1, 0))) == [f"attempt-1/{BEST}", "attempt-1/last.safetensors"]
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.4, False), (0.6, True)])
+def test_a_pruned_trial_saves_its_weights_if_it_may_be_chosen(record: RunRecord, value: float, kept: bool) -> None:
+    """Before its end is on record, because they are written in the background."""
+    keeper, _, _ = keep(record)
+    keeper.launch(0, {})
+    keeper.on_trial_result(0, [], tunes(0), result(0.1, 0.1, 0.5, done=True))
+    keeper.launch(1, {})
+    pruned = tunes(1)
+    keeper.on_trial_result(0, [], pruned, result(value, done=True))
+    assert pruned.temporary_state.ray_actor.asked == [kept]
+    trial = record.trial(1, 1)
+    assert trial.state == "pruned"
+    expected = ("stage1/trials/0001/attempt-1/best-00007.safetensors", "cd" * 32) if kept else (None, None)
+    assert (trial.checkpoint, trial.checkpoint_sha256) == expected
+
+
+def test_a_process_that_dies_before_it_saves_the_weights_of_a_pruned_trial(record: RunRecord) -> None:
+    keeper, _, _ = keep(record)
+    keeper.launch(0, {})
+    pruned = tunes(0)
+    pruned.temporary_state.ray_actor = Process(dies=True)
+    keeper.on_trial_result(0, [], pruned, result(0.6, done=True))
+    trial = record.trial(1, 0)
+    assert (trial.state, trial.checkpoint, trial.checkpoint_sha256) == ("pruned", None, None)
+    assert "died before the weights were saved" in trial.notes[0]
 
 
 def test_finalists_on_record_keep_their_weights(record: RunRecord) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from same_training import save_checkpoint
 
 from grcf_ray.errors import NoWinnerError
 from grcf_ray.search.events import Event, FinalistsHeld, FinalistSkipped, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.stopping import Stop
 from grcf_ray.train.assemble import initial_model, select_modalities
-from grcf_ray.train.checkpoint import read_checkpoint, save_checkpoint
+from grcf_ray.train.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -135,12 +136,12 @@ def stage1(make_search: Callable[..., Search], tiny_features: Features) -> Calla
                 seed=number,
                 state="complete",
                 curve=[{"epoch": 1, "valid/pairwise_acc": value}],
-                checkpoint=f"stage1/trials/{number:04d}/attempt-1/best.safetensors",
+                checkpoint=f"stage1/trials/{number:04d}/attempt-1/best-00001.safetensors",
             )
             seen = select_modalities(tiny_features, "all")
             model = initial_model(search.config.model, seen, seed=number)
             optimizer = torch.optim.AdamW(model.parameters())
-            place = search.record.attempt_folder(trial) / "best.safetensors"
+            place = search.record.attempt_folder(trial) / "best-00001.safetensors"
             trial.checkpoint_sha256 = save_checkpoint(place, model, optimizer, {"epoch": 1, "curve": trial.curve})
             search.record.write_trial(trial)
         return search

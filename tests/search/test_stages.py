@@ -129,7 +129,7 @@ def test_weights_are_kept_of_the_winner_alone(record: RunRecord, recorded: Recor
     winner = record.ranked(2)[0]
     assert kept == {
         "best/model.safetensors",
-        f"stage2/trials/{winner.number:04d}/attempt-1/best.safetensors",
+        winner.checkpoint,
         *(f"finalists/{trial.number:04d}/model.safetensors" for trial in record.ranked(1)[:FINALISTS]),
     }
     for stage, holders in ((1, record.ranked(1)[:FINALISTS]), (2, [winner])):
@@ -190,9 +190,9 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
                 attempt.write_text("")
             elif number in (2, 4):
                 digest = hashlib.sha256(NEWER.encode()).hexdigest()
-                save_file({}, attempt / "last.safetensors", {"state": NEWER, "sha256": digest})
+                save_file({}, attempt / "whole-00001.safetensors", {"state": NEWER, "sha256": digest})
             elif number == 3:
-                (attempt / "last.safetensors").write_text("not a checkpoint")
+                (attempt / "whole-00001.safetensors").write_text("not a checkpoint")
 
     wild = dataclasses.replace(space, stage1={"stage1.head_lr": Choice((1e-3, 1e30), 1e30)})
     settings = {"stage2.epochs": 0, "stage1.epochs": 2, "search.stage1_trials": 7, "search.pruning": False}

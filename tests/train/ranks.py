@@ -6,6 +6,7 @@ python tests/train/ranks.py FOLDER RANK WORLD
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import pickle
@@ -81,6 +82,7 @@ def measure(folder: Path, rank: int, world: int) -> None:
             tensors[f"{name}.gradient.{index}"] = torch.cat(grads)
         figures[name] = loop.run_epoch()
         notes[name] = loop.notes
+        loop.interrupt()
         tensors[f"{name}.weights"] = torch.cat([p.detach().reshape(-1) for p in loop.model.parameters()])
     figures["notes"] = notes
     figures["too many"] = too_many(features, build_config(settings | {"pairs.groups_per_step": 1}))
@@ -108,6 +110,7 @@ def jobs(folder: Path, rank: int, features: Any, settings: dict[str, Any]) -> di
         settings={**settings, "stage1.epochs": 3},
         protocol="mosi",
         folder=str(folder / "whole"),
+        keeps_last=True,
         initial=None,
         initial_sha256=None,
         threads=1,
@@ -123,15 +126,21 @@ def jobs(folder: Path, rank: int, features: Any, settings: dict[str, Any]) -> di
 
     outcomes = {"whole": results(job)}
     # Rank 1 alone has no initial weights.
-    initial = str(folder / "whole" / f"{'best' if rank == 0 else 'missing'}.safetensors")
+    initial = str(folder / ("whole" if rank == 0 else "missing") / "last.safetensors")
     outcomes["alone"] = results(changed(folder=str(folder / "alone"), initial=initial), 1)
-    # Rank 1 looks for checkpoints where there are none.
-    outcomes["apart"] = results(changed(folder=str(folder / ("whole" if rank == 0 else "elsewhere"))), 1)
+    # Rank 0 alone finds the checkpoint, of a newer release.
+    newer = folder / "newer" / "whole-00001.safetensors"
+    if rank == 0:
+        newer.parent.mkdir()
+        state = json.dumps({"format": 99})
+        save_file({}, newer, {"state": state, "sha256": hashlib.sha256(state.encode()).hexdigest()})
+    outcomes["newer"] = results(changed(folder=str(newer.parent if rank == 0 else folder / "elsewhere")), 1)
     damaged = changed(folder=str(folder / "damaged"))
     results(damaged, 2)
+    runner.close()
     dist.barrier()
     if rank == 0:
-        (folder / "damaged" / "last.safetensors").write_bytes(b"")
+        (folder / "damaged" / "whole-00002.safetensors").write_bytes(b"")
     dist.barrier()
     outcomes["damaged"] = results(damaged, 2)
     return outcomes

@@ -188,7 +188,7 @@ class TestSoundGroup:
 
         run(group, new_job("sound"))
         weights = storage_path(tmp_path / "weights.safetensors")
-        digest = export_weights(storage_path(tmp_path / "sound" / "best.safetensors"), weights)
+        digest = export_weights(storage_path(best_in(tmp_path / "sound")), weights)
         second = dataclasses.replace(new_job("second", 2), initial=weights.uri, initial_sha256=digest)
         assert run(group, second)["epoch"] == 3
         content = bytearray((tmp_path / "weights.safetensors").read_bytes())

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from same_training import assert_same_checkpoints, timeless
+from same_training import assert_same_checkpoints, best_in, timeless
 
 from grcf_ray import cluster, console
 from grcf_ray.cli.train import app
@@ -178,7 +178,7 @@ def test_both_stages_are_trained(
         [f"stage {stage}", f"epoch {epoch}/2"] for stage in (1, 2) for epoch in (1, 2)
     ]
     for stage, metric in ((1, "pairwise_acc"), (2, "mae")):
-        best = read_state(storage_path("out") / f"stage{stage}" / "best.safetensors")["curve"][-1]
+        best = read_state(storage_path(best_in(Path("out", f"stage{stage}"))))["curve"][-1]
         title = {"pairwise_acc": "PairwiseAcc", "mae": "MAE"}[metric]
         assert f"best epoch {best['epoch']}," in lines[stage - 1]
         assert f"{title} {best[f'valid/{metric}']:.4f}" in lines[stage - 1]
@@ -210,7 +210,8 @@ def test_stage_2_starts_from_the_chosen_checkpoint(train: Train, monkeypatch: py
     monkeypatch.setattr(StageLoop, "_validate", validate)
     monkeypatch.setattr(StageLoop, "run_epoch", run_epoch)
     assert train("--set", f"stage2.start={start}") == 0
-    best, last = (load_file(Path("out", "stage1", f"{name}.safetensors")) for name in ("best", "last"))
+    folder = Path("out", "stage1")
+    best, last = load_file(best_in(folder)), load_file(folder / "last.safetensors")
     chosen, other = (best, last) if start == "best" else (last, best)
     assert all(torch.equal(tensor, chosen[f"model.{name}"]) for name, tensor in starts[0].items())
     assert not torch.equal(starts[0]["fusion.weight"], other["model.fusion.weight"])
@@ -220,7 +221,7 @@ def test_stage_2_starts_from_the_chosen_checkpoint(train: Train, monkeypatch: py
 def test_ablations_run(train: Train, ablation: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--ablation", ablation, "--set", "ranking.intra_margin=0.3") == 0
     stages = {"no-stage1": [2], "direct-mae": [2], "no-stage2": [1]}.get(ablation, [1, 2])
-    assert [stage for stage in (1, 2) if (Path("out") / f"stage{stage}" / "best.safetensors").exists()] == stages
+    assert [stage for stage in (1, 2) if list(Path("out", f"stage{stage}").glob("best-*"))] == stages
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[:-1]] == [
         f"stage {stage}" for stage in stages
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from same_training import TIMES, assert_same_checkpoints, checkpoint_in, relative, timeless
+from same_training import TIMES, assert_same_checkpoints, best_in, checkpoint_in, files_of, relative, timeless
 from torch import Tensor
 
 from grcf_ray.config import flatten
@@ -113,10 +113,9 @@ def test_a_rank_that_runs_out_of_memory_does_not_disturb_the_other(ranks: Path) 
 
 def test_ranks_write_one_checkpoint(ranks: Path) -> None:
     for scenario in STEPS:
-        # After one epoch: `previous` comes with the second.
-        names = sorted(path.name for path in (ranks / f"{scenario}-2").iterdir())
-        assert names == ["best.safetensors", "last.safetensors"]
-        actual, reference = (load_file(ranks / f"{scenario}-{world}" / "last.safetensors") for world in (2, 1))
+        folders = [ranks / f"{scenario}-{world}" for world in (2, 1)]
+        assert files_of(folders[0]) == files_of(folders[1]) == ["best-00001.safetensors", "whole-00001.safetensors"]
+        actual, reference = (load_file(folder / "whole-00001.safetensors") for folder in folders)
         assert actual.keys() == reference.keys()
 
 
@@ -138,16 +137,16 @@ def jobs_of(folder: Path, rank: int) -> dict[str, list[dict[str, Any]]]:
 def test_ranks_report_the_same_epochs_and_the_first_one_the_checkpoint(ranks: Path) -> None:
     first, second = (jobs_of(ranks, rank)["whole"] for rank in range(2))
     assert [result["epoch"] for result in first] == [1, 2, 3]
-    digest = first[-1]["checkpoint_sha256"]
-    assert digest == checkpoint_in(ranks / "whole" / "best.safetensors").sha256
-    assert [result | {"checkpoint_sha256": None} for result in first] == second
+    best = best_in(ranks / "whole")
+    assert (first[-1]["checkpoint"], first[-1]["checkpoint_sha256"]) == (best.name, checkpoint_in(best).sha256)
+    assert [result | {"checkpoint": None, "checkpoint_sha256": None} for result in first] == second
 
 
 @pytest.mark.parametrize(
     ("job", "error", "said"),
     [
-        ("alone", "DamagedError", "missing.safetensors: no such checkpoint"),
-        ("apart", "GrcfError", "the workers found checkpoints of different epochs [3, 0]"),
+        ("alone", "DamagedError", "missing/last.safetensors: no such checkpoint"),
+        ("newer", "DataError", "whole-00001.safetensors: a newer grcf_ray wrote it"),
     ],
 )
 def test_what_fails_on_one_rank_fails_on_all(ranks: Path, job: str, error: str, said: str) -> None:
@@ -165,6 +164,6 @@ def test_ranks_go_on_together_from_the_checkpoint_before_a_damaged_one(ranks: Pa
         assert [result["epoch"] for result in resumed] == [2, 3]
         assert resumed[-1]["curve"] == whole[-1]["curve"]
     (note,) = jobs_of(ranks, 0)["damaged"][-1]["notes"]
-    assert note.startswith(f"{ranks / 'damaged' / 'last.safetensors'}: not a whole checkpoint")
+    assert note.startswith(f"{ranks / 'damaged' / 'whole-00002.safetensors'}: not a whole checkpoint")
     assert note.endswith("; trained again from epoch 2")
     assert_same_checkpoints(ranks / "damaged", ranks / "whole")
