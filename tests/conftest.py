@@ -50,6 +50,7 @@ fixed:
   pairs.pairs_per_epoch: 96
   pairs.pairs_per_group: 16
   pairs.groups_per_step: 2
+  checkpoint.minutes: 0
   stage1.epochs: 3
   stage2.epochs: 3
   search.stage1_trials: 6

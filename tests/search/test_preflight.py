@@ -183,7 +183,7 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     with pytest.raises(ClusterError) as caught:
         check_disk(storage_path(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
-    assert str(caught.value).startswith(f"{run}: the search needs about 26.3 MB more ")
+    assert str(caught.value).startswith(f"{run}: the search needs about 26.2 MB more ")
     assert "--storage DIR" in str(caught.value)
     assert asked == [tmp_path]
     held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"

@@ -185,9 +185,9 @@ def test_bad_trials_are_recorded_and_the_search_goes_on(
             number, attempt = event.trial.number, path_of(search.record.attempt_folder(event.trial))
             launches[number] += 1
             if number == 1:
-                # A disk that cannot be written: nothing that a trial knows how to report.
+                # A link to itself cannot be read: nothing that a trial knows how to report.
                 attempt.rmdir()
-                attempt.write_text("")
+                attempt.symlink_to(attempt)
             elif number in (2, 4):
                 digest = hashlib.sha256(NEWER.encode()).hexdigest()
                 save_file({}, attempt / "whole-00001.safetensors", {"state": NEWER, "sha256": digest})

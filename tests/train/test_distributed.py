@@ -181,6 +181,8 @@ class TestSoundGroup:
         assert reachable(outcome) == []
 
     def test_known_failures_are_results(self, group: WorkerGroup, new_job: NewJob, tmp_path: Path) -> None:
+        from same_training import best_in
+
         before = workers()
         wild = run(group, new_job("wild", stage1__head_lr=1e30))
         assert (wild["state"], wild["error"], wild["epoch"]) == ("diverged", "DivergedError", 1)
