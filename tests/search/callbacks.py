@@ -19,7 +19,7 @@ from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.trial import Location
 from grcf_ray.storage import storage_path
 
-__all__ = ["DEATH", "NODES", "OWN_ERROR", "Process", "_answers", "keep", "nodes", "record", "result", "started", "tunes"]
+__all__ = ["DEATH", "NODES", "OWN_ERROR", "Process", "answers", "keep", "nodes", "record", "result", "started", "tunes"]
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ class Process:
         self.asked: list[bool] = []
         answer = {"checkpoint": "best-00007.safetensors", "checkpoint_sha256": "cd" * 32}
         self.__ray_call__ = SimpleNamespace(remote=lambda ask: where)
-        self.finish = SimpleNamespace(remote=lambda keep: self.asked.append(keep) or (RayActorError() if dies else answer))
+        self.finish = SimpleNamespace(
+            remote=lambda keep: self.asked.append(keep) or (RayActorError() if dies else answer)
+        )
 
 
 def tunes(number: int, error: str | None = None, folder: Path | None = None) -> Any:
@@ -99,7 +101,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
 
 
 @pytest.fixture(autouse=True)
-def _answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give what a process answered, or raise it."""
 
     def get(answer: Any, timeout: float | None = None) -> Any:

@@ -11,9 +11,9 @@ from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import NodeExcluded
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord
-from tests.search.callbacks import DEATH, NODES, OWN_ERROR, keep, nodes, record, result, started, tunes
+from tests.search.callbacks import DEATH, NODES, OWN_ERROR, answers, keep, nodes, record, result, started, tunes
 
-__all__ = ["nodes", "record"]
+__all__ = ["answers", "nodes", "record"]
 
 
 def fail_on(kept: RecordCallback, number: int, node: str, error: str, folder: Path) -> dict[str, Any]:

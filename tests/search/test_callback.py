@@ -14,9 +14,9 @@ from grcf_ray.search.callback import OUTSIDE_RETRIES, RETRIES
 from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialLeft, TrialStarted
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
-from tests.search.callbacks import DEATH, OWN_ERROR, Process, keep, nodes, record, result, started, tunes
+from tests.search.callbacks import DEATH, OWN_ERROR, Process, answers, keep, nodes, record, result, started, tunes
 
-__all__ = ["nodes", "record"]
+__all__ = ["answers", "nodes", "record"]
 
 BEST = "best-00001.safetensors"
 WHOLE = "whole-00001.safetensors"
@@ -263,7 +263,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return killed
 
 
-class Process(str):
+class Silent(str):
     """A process that has not answered where it runs."""
 
     __slots__ = ()
@@ -296,7 +296,7 @@ def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
     kept.on_step_end(0, [trial])
     now[0] = 1000.0
     kept.on_step_end(0, [trial])
-    trial.temporary_state.ray_actor = Process("its process")
+    trial.temporary_state.ray_actor = Silent("its process")
     kept.on_trial_start(0, [trial], trial)
     trial.status = "RUNNING"
     for step in (59.0, 59.0, 2.0):
@@ -314,7 +314,7 @@ def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(
     # The next process has its own time.
     kept.launch(0, {})
     again = tunes(0)
-    again.temporary_state = SimpleNamespace(ray_actor=Process("another process"))
+    again.temporary_state = SimpleNamespace(ray_actor=Silent("another process"))
     kept.on_trial_start(0, [again], again)
     for seconds, dead in ((59.0, 1), (2.0, 2)):
         now[0] += seconds
