@@ -168,9 +168,9 @@ def end_to_end_tables(setup: Setup) -> list[Table]:
 
 def _check(config: RunConfig) -> None:
     """Raise ConfigError if CPU time of this machine's processes is not the cost of the search."""
-    if config.search.gpus_per_worker:
+    if config.search.gpus:
         raise ConfigError(
-            f"search.gpus_per_worker is {config.search.gpus_per_worker:g}; this study measures CPU time alone. "
+            f"search.gpus_per_worker is {config.search.gpus:g}; this study measures CPU time alone. "
             "Add --set search.gpus_per_worker=0"
         )
     if address := os.environ.get("RAY_ADDRESS"):

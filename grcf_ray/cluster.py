@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import fcntl
 import ipaddress
 import logging
@@ -69,6 +70,9 @@ _THREADS, _THREADS_PER_CPU = 220, 30
 
 _LOCK = "grcf_ray.lock"
 """File in the folder of a Ray that we start; the process holds a lock on it for as long as it lives."""
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""File with the namespace of a Kubernetes pod, which has the token of its service account beside it."""
+
 _own: Path | None = None
 """Folder of the Ray that this process starts. A restart reuses it: Ray reads its token once per process."""
 
@@ -175,6 +179,62 @@ def _watch(parts: Mapping[str, str], patience: float, gone: Callable[[str], None
                 if not ended.is_set():
                     gone(f"{name} is gone")
                 return
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeType:
+    """A kind of node that the cluster's autoscaler can add."""
+
+    resources: Mapping[str, float]
+    """Resources of a node, under Ray's names."""
+    most: int
+    """Largest number of such nodes."""
+
+
+def node_types() -> list[NodeType]:
+    """Return the kinds of nodes that the autoscaler of the joined cluster can add; none without an autoscaler.
+
+    Ray has no API for them, so this reads what its autoscaler reads: the RayCluster resource on Kubernetes, else the
+    file of `ray up`, which is on the head. A driver on another node knows of no autoscaler.
+    """
+    config = None if starts_own() else _kuberay_config() or _launcher_config()
+    if config is None:
+        return []
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    limits = {name: min(int(kind["max_workers"]), int(config["max_workers"])) for name, kind in workers.items()}
+    return [NodeType(dict(workers[name]["resources"]), most) for name, most in limits.items() if most]
+
+
+def _launcher_config() -> Any:
+    """Return the configuration of the cluster that `ray up` started, if this is its head."""
+    import ray
+    import yaml
+
+    server, option = f"--gcs-address={ray.get_runtime_context().gcs_address}", "--autoscaling-config="
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        files = [word.removeprefix(option) for word in words if word.startswith(option)]
+        if files and server in words:
+            return yaml.safe_load(Path(files[0]).expanduser().read_text(encoding="utf-8"))
+    return None
+
+
+def _kuberay_config() -> Any:
+    """Return KubeRay's configuration of this pod's cluster; None outside of Kubernetes, or without its autoscaler."""
+    # KubeRay sets the name in every pod.
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if name is None or not _NAMESPACE.exists():
+        return None
+    import requests
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+    try:
+        resource = KubernetesHttpApiClient(_NAMESPACE.read_text(encoding="utf-8")).get(f"rayclusters/{name}")
+    except requests.HTTPError:
+        # The autoscaler would run in the head's pod, under the same service account, which may not read the resource.
+        return None
+    return _derive_autoscaling_config_from_ray_cr(resource) if resource["spec"].get("enableInTreeAutoscaling") else None
 
 
 def _start() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -42,7 +43,11 @@ NEEDS_TEXT = (
     "use all, text, text+audio or text+vision"
 )
 
-EARLIER: Mapping[str, Any] = {"features.special_rows": "zero", "train.device_features_gb": 0.0}
+EARLIER: Mapping[str, Any] = {
+    "features.special_rows": "zero",
+    "search.gpus_per_worker": 0.0,
+    "train.device_features_gb": 0.0,
+}
 """Value that older runs and models used before a setting existed, if its default is different now."""
 
 
@@ -189,6 +194,15 @@ def check_margins(config: RunConfig, half_range: float, task: Task = "regression
             f"ranking.group_edges = native covers [-3, 3], but labels reach {half_range:g} either side; use scaled"
         )
     return faults
+
+
+def check_gpus(gpus: float) -> None:
+    """Raise ConfigError if a worker asks for more than a process can use."""
+    if gpus > 1:
+        raise ConfigError(
+            f"--gpus-per-worker {gpus:g}: a process drives one GPU; use at most 1, and train a trial on more GPUs with "
+            f"more processes: --workers {math.ceil(gpus)}"
+        )
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:

@@ -267,8 +267,9 @@ class SearchConfig:
     """Number of data-parallel workers per trial."""
     cpus_per_worker: PositiveCount = 1
     """CPUs per worker, and the number of its torch threads."""
-    gpus_per_worker: NonNegative = 0.0
-    """GPUs per worker; a fraction lets trials share a GPU."""
+    gpus_per_worker: Literal["auto"] | NonNegative = "auto"
+    """GPUs per worker: 0, 1, or a fraction, with which trials share a GPU. `auto` is 1 if the cluster has GPUs or its
+    autoscaler can add them, else 0. A run records the resolved value."""
     accelerator_type: str | None = None
     """GPU type that the node of a worker must have, by its name in Ray (A100, H100, T4). By default any."""
     pruning: bool = True
@@ -286,11 +287,16 @@ class SearchConfig:
     regression."""
 
     @property
+    def gpus(self) -> float:
+        """GPUs per worker. An `auto` that no cluster has resolved counts as 0."""
+        return 0.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
+
+    @property
     def worker_resources(self) -> dict[str, float]:
         """Resources of a worker, under Ray's names."""
         # A node has 1 unit of its accelerator type. It marks the type, so a worker takes next to nothing of it.
         kind = {f"accelerator_type:{self.accelerator_type}": 0.001} if self.accelerator_type else {}
-        amounts = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus_per_worker, **kind}
+        amounts = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus, **kind}
         return {name: amount for name, amount in amounts.items() if amount}
 
 

@@ -14,6 +14,7 @@ from grcf_ray import console, errors
 from grcf_ray.config import (
     ABLATIONS,
     build_config,
+    check_gpus,
     check_margins,
     check_read,
     flatten,
@@ -64,7 +65,7 @@ def train_model(
     threads: int | None = None,
     workers: int = 1,
     cpus_per_worker: int = 1,
-    gpus_per_worker: float = 0.0,
+    gpus_per_worker: float | None = None,
 ) -> Training:
     """Train one configuration through both stages, and return its checkpoints; resume if `out` has some.
 
@@ -78,9 +79,8 @@ def train_model(
     settings = dict(settings or {})
     config = starting_config(dataset, data, label_range, space, settings, backbone, ablation)
     # Workers do not change the results, so they are not among the settings that a folder of checkpoints is tied to.
-    sharing = dataclasses.replace(
-        config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker
-    )
+    gpus = config.search.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
+    sharing = dataclasses.replace(config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus)
     out = Path(out)
     store = open_data(dataset, data, label_range)
     for note in store.check_trainable():
@@ -91,7 +91,8 @@ def train_model(
     if sharing.workers == 1:
         choose_device(config.train, granted=1)
     else:
-        join_cluster(config, sharing, storage_path(out))
+        check_gpus(sharing.gpus)
+        sharing = join_cluster(config, sharing, storage_path(out))
     check_read(task, settings)
     if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
         raise ConfigError(f"--ablation {ablation}: changes no setting that {task} uses. Choose another ablation")
@@ -118,25 +119,31 @@ def starting_config(
     return build_config({**start, **ABLATIONS[ablation], **named, **settings})
 
 
-def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> None:
-    """Connect to Ray, and refuse workers that no node can hold: Ray would wait for them forever."""
+def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> SearchConfig:
+    """Connect to Ray; return the sharing with the cluster's value of `gpus_per_worker`.
+
+    Raises ClusterError for workers that no node can hold: Ray would wait for them forever.
+    """
     if sharing.workers > config.pairs.groups_per_step:
         raise ConfigError(
             f"--workers {sharing.workers}: a step has pairs.groups_per_step = {config.pairs.groups_per_step} groups, "
             f"at least one per worker. Use fewer workers, or more groups: --set pairs.groups_per_step={sharing.workers}"
         )
-    if config.train.device == "cuda" and not sharing.gpus_per_worker:
+    if config.train.device == "cuda" and sharing.gpus_per_worker == 0:
         raise ConfigError("train.device = cuda, but the workers have no GPU. Give each worker one: --gpus-per-worker 1")
     # Training in one process works without Ray.
     from grcf_ray.cluster import connect
 
     from grcf_ray.search.nodes import check_nodes, cluster_nodes
-    from grcf_ray.search.preflight import find_capacity
+    from grcf_ray.search.preflight import find_capacity, resolve_gpus
 
     connect()
     nodes, shared = cluster_nodes(), dataclasses.replace(config, search=sharing)
+    sharing = dataclasses.replace(sharing, gpus_per_worker=resolve_gpus(shared, nodes, []))
+    shared = dataclasses.replace(config, search=sharing)
     find_capacity(nodes, shared, [1])
     check_nodes(nodes, shared, out, remedy="--out with a folder on a network disk")
+    return sharing
 
 
 def _train(
@@ -160,7 +167,7 @@ def _train(
                 initial=initial,
                 initial_sha256=initial_sha256,
                 threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
-                gpu=1.0 if sharing.workers == 1 else sharing.gpus_per_worker,
+                gpu=1.0 if sharing.workers == 1 else sharing.gpus,
             )
             result = _run(runner, job, epochs)
             epoch = best_epoch(stage, result["curve"])
@@ -230,7 +237,10 @@ def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:
     if path.exists():
         recorded = recorded_settings(json.loads(path.read_text(encoding="utf-8")))
         changed = [
-            f"{k}: {recorded.get(k)} -> {v}" for k, v in settings.items() if recorded.get(k) != v and k not in FREE
+            f"{k}: {recorded.get(k)} -> {v}"
+            for k, v in settings.items()
+            # Resources do not change the results.
+            if recorded.get(k) != v and k not in FREE and not k.startswith("search.")
         ]
         if changed:
             raise ConfigError(

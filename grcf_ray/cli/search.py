@@ -48,7 +48,9 @@ def search(
         None, metavar="C", help="CPUs and torch threads of a worker [default: 1]"
     ),
     gpus_per_worker: float | None = typer.Option(
-        None, metavar="G", help="GPUs of a worker; with a fraction, trials share a GPU [default: 0]"
+        None,
+        metavar="G",
+        help="GPUs of a worker, at most 1; with a fraction, trials share a GPU [default: 1 if the cluster has GPUs]",
     ),
     accelerator_type: str | None = typer.Option(
         None, metavar="KIND", help="GPU type of the workers, such as A100 (see ray status -v) [default: any]"
@@ -153,9 +155,7 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
     after += [f"at most {session.time_budget / 60:g} minutes of search"] if session.time_budget is not None else []
     after += [f"winner and starting point retrained under {session.seeds} seeds"] if session.seeds else []
     console.progress("Budget:  " + "; ".join([", then ".join(stages), *after]))
-    per = f"{config.search.cpus_per_worker} CPU" + (
-        f" + {config.search.gpus_per_worker:g} GPU" if config.search.gpus_per_worker else ""
-    )
+    per = f"{config.search.cpus_per_worker} CPU" + (f" + {config.search.gpus:g} GPU" if config.search.gpus else "")
     each = f"{per} each" if config.search.workers == 1 else f"{config.search.workers} workers of {per} each"
     console.progress(
         f"Cluster: {room.nodes} node(s), {room.cpus:g} CPUs, {room.gpus:g} GPUs; "

@@ -35,8 +35,11 @@ def train(
     ),
     workers: int = typer.Option(1, metavar="W", min=1, help="Processes that train together; several run under Ray"),
     cpus_per_worker: int = typer.Option(1, metavar="C", min=1, help="CPUs of a worker, if there are several"),
-    gpus_per_worker: float = typer.Option(
-        0.0, metavar="G", min=0.0, help="GPUs of a worker, if there are several; with a fraction, workers share a GPU"
+    gpus_per_worker: float | None = typer.Option(
+        None,
+        metavar="G",
+        min=0.0,
+        help="GPUs of a worker, at most 1, if there are several workers [default: 1 if the cluster has GPUs]",
     ),
     from_: str | None = typer.Option(
         None, "--from", metavar="RUN", help="Run whose trial (--trial) to train again and compare with its record"
@@ -78,7 +81,7 @@ def train(
             "--threads": threads,
             "--workers": workers > 1,
             "--cpus-per-worker": cpus_per_worker > 1,
-            "--gpus-per-worker": gpus_per_worker,
+            "--gpus-per-worker": gpus_per_worker is not None,
             "--print-model": print_model,
             "--print-config": print_config,
         }

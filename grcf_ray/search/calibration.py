@@ -129,13 +129,15 @@ class _Member:
 def calibrate(features: Features, config: RunConfig, say: Callable[[str], None]) -> list[Placement]:
     """Return the throughput of a single trial and of growing numbers of concurrent trials.
 
-    Times one GPU of a node with GPUs, else all CPUs of the node with most CPUs. Raises ConfigError for trials of
-    several workers.
+    On the node with most CPUs, times one GPU if workers use GPUs, else all CPUs. Raises ConfigError for trials of
+    several workers, ClusterError without a node that can hold a trial.
     """
     if config.search.workers > 1:
         raise ConfigError("--calibrate times trials of one worker each; remove --workers")
     fitting = [node for node in cluster_nodes() if node.resources.keys() >= config.search.worker_resources.keys()]
-    node = max(fitting, key=lambda node: (node.resources.get("GPU", 0.0) > 0, node.resources.get("CPU", 0.0)))
+    if not fitting:
+        raise ClusterError("--calibrate times trials on a node, but no node can hold one yet. Wait for the nodes")
+    node = max(fitting, key=lambda node: node.resources.get("CPU", 0.0))
     shared = ray.put(features)
     placements: list[Placement] = []
     for way in ways_on(node.resources, config):
@@ -154,9 +156,9 @@ def calibrate(features: Features, config: RunConfig, say: Callable[[str], None])
 
 
 def ways_on(node: Mapping[str, float], config: RunConfig) -> list[Placement]:
-    """Return the placements to time on a node with these resources, one trial first; with GPUs, on one GPU."""
+    """Return the placements to time on a node with these resources, one trial first; on one GPU if workers use GPUs."""
     cpus = math.floor(node.get("CPU", 0.0))
-    if gpus := (0 if config.train.device == "cpu" else math.floor(node.get("GPU", 0.0))):
+    if gpus := (math.floor(node.get("GPU", 0.0)) if config.search.gpus else 0):
         each = config.search.cpus_per_worker
         # The trials on the other GPUs need CPUs too.
         return [Placement(count, each, share(count)) for count in (1, 2, 3, 4, 6, 8) if count * each <= cpus // gpus]

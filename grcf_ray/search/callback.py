@@ -92,7 +92,7 @@ class RecordCallback(tune.Callback):
 
     def room(self) -> int:
         """Return how many trials can run at a time, on the nodes that are not excluded."""
-        excluded, most = self._excluded(), self._search.concurrent
+        excluded, most = self._excluded(), self._search.room()
         return min(most, self._room(excluded)) if excluded else most
 
     def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class RecordCallback(tune.Callback):
         return self._locations.get(number)
 
     def _room(self, without: Collection[str]) -> int:
-        wanted = self._limits.worker_resources
+        wanted = self._search.worker_resources
         return sum(fitting(node.resources, wanted) for node in cluster_nodes() if node.id not in without)
 
     def _excluded(self) -> frozenset[str]:
@@ -322,6 +322,6 @@ def stage_job(
         initial=(initial / "model.safetensors").uri if initial else None,
         initial_sha256=record.read_finalist(int(finalist))["sha256"] if finalist is not None else None,
         threads=search.cpus_per_worker,
-        gpu=search.gpus_per_worker,
+        gpu=search.gpus,
         reported=trial.epoch,
     )

@@ -7,22 +7,26 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
+from grcf_ray.cluster import NodeType
 
 from grcf_ray import console
 from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
-from grcf_ray.model.build import build_model
-from grcf_ray.model.pretrained import backbone_config, backbone_from_config
-from grcf_ray.search.nodes import Memory, Node
+from grcf_ray.search.host_memory import meta_model, parameter_counts
+from grcf_ray.search.nodes import Memory, Node, cluster_nodes
 from grcf_ray.storage import StoragePath
 
 _KIND = "accelerator_type:"
 """Prefix of the resource that names a node's kind of GPU."""
+CPU_PARAMETERS = 60 * 10**6
+"""Largest number of trainable parameters for CPUs, unless the user asks for CPUs."""
+_COUNT_S = 5.0
+"""Seconds between two counts of a cluster's nodes."""
 _REPORT_BYTES = 24 * 10**6
 """Room for the report page, twice while it is replaced (6 MB each), and for TensorBoard files."""
 
@@ -35,17 +39,54 @@ class Capacity:
     cpus: float
     gpus: float
     concurrent: int
-    """Trials at a time."""
+    """Trials at a time, now."""
+    most: int
+    """Trials at a time once the autoscaler has added all nodes that it can."""
     notes: tuple[str, ...]
     """Notes for the user before the search starts."""
+    fitting: Room
+    """Counts the trials that fit when the cluster changes."""
     memory: Mapping[str, Memory] = dataclasses.field(default_factory=dict)
     """Shared memory by node; empty on a single node."""
 
 
-def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[int]) -> Capacity:
+def resolve_gpus(config: RunConfig, nodes: Sequence[Node], types: Sequence[NodeType]) -> float:
+    """Return the GPUs per worker: the setting's; for `auto` 1 if there is a GPU or the autoscaler can add one."""
+    gpus, device = config.search.gpus_per_worker, config.train.device
+    if gpus != "auto":
+        return gpus
+    resources = [*(node.resources for node in nodes), *(kind.resources for kind in types)]
+    anywhere = any(node.get("GPU", 0.0) >= 1 for node in resources)
+    return float(device == "cuda" or (device == "auto" and anywhere))
+
+
+def check_parameters(config: RunConfig, info: TableInfo, commands: Mapping[str, str]) -> None:
+    """Raise ClusterError if training takes too long on CPUs: more than 60 million trainable parameters.
+
+    commands: that train on GPUs, and on CPUs nevertheless, by `gpus` and `cpus`.
+    """
+    trained, _ = parameter_counts(meta_model(config, info))
+    if trained > CPU_PARAMETERS:
+        raise ClusterError(
+            f"the cluster has no GPU, and the model has {trained / 1e6:.0f} million trainable parameters; on CPUs a "
+            f"search trains at most {CPU_PARAMETERS / 1e6:.0f} million unless you ask for it. On a cluster with GPUs "
+            f"run {commands['gpus']}; to go on with CPUs run {commands['cpus']}; or freeze layers of the text encoder "
+            "(model.frozen_layers), or choose a smaller one (--backbone)"
+        )
+
+
+def find_capacity(
+    nodes: Sequence[Node],
+    config: RunConfig,
+    budgets: Sequence[int],
+    *,
+    types: Sequence[NodeType] = (),
+    worker_bytes: int = 0,
+) -> Capacity:
     """Return how many trials run at a time. Raises ClusterError with the missing resource if no trial fits any node.
 
-    budgets: the trials of each stage. A trial's workers share a node if they fit, else they use several nodes.
+    budgets: the trials of each stage. types: of the nodes that the autoscaler can add. worker_bytes: host memory of a
+    worker; 0 for no check. A trial's workers share a node if they fit, else they use several nodes.
     """
     search = config.search
     if search.workers > config.pairs.groups_per_step:
@@ -54,39 +95,104 @@ def find_capacity(nodes: Sequence[Node], config: RunConfig, budgets: Sequence[in
             "use at most as many workers"
         )
     wanted, have = search.worker_resources, [node.resources for node in nodes]
-    if search.gpus_per_worker > 1 and search.gpus_per_worker % 1:
-        raise ConfigError(
-            f"--gpus-per-worker {search.gpus_per_worker:g}: give a whole number of GPUs, or a fraction below 1"
-        )
-    processes = sum(fitting(node, wanted) for node in have)
-    room = processes // search.workers
-    cpus, gpus = (sum(node.get(name, 0.0) for node in have) for name in ("CPU", "GPU"))
-    if room == 0:
-        raise ClusterError(_lack(have, wanted, search.workers, processes))
+    free = Room(wanted, search.workers, types)
+    if free.most(have) == 0:
+        raise ClusterError(_lack(have, wanted, search.workers, free.processes(have)))
+    room = Room({**wanted, "memory": float(worker_bytes)}, search.workers, types) if worker_bytes else free
+    if room.most(have) == 0:
+        raise ClusterError(_memory_lack(have, room, worker_bytes))
     notes = []
-    if gpus and not search.gpus_per_worker:
+    cpus, gpus = (sum(node.get(name, 0.0) for node in have) for name in ("CPU", "GPU"))
+    if gpus and not search.gpus:
         notes.append(f"{gpus:g} GPU(s) stay idle; to use them, give --gpus-per-worker 1, or 0.5 for half a GPU")
-    concurrent = search.concurrent or room
-    if concurrent > room:
-        notes.append(f"--concurrent {concurrent}: only {room} trials fit at a time, so {room} will run")
-        concurrent = room
-    if 3 * concurrent > min(budgets) and concurrent > 1:
+    # A given number of trials is the user's to judge.
+    scarce = not search.concurrent and (room(have), room.most(have)) != (free(have), free.most(have))
+    chosen = room if scarce else free
+    if scarce:
         notes.append(
-            f"{concurrent} trials at a time with a budget of {min(budgets)}: the search is close to random; "
+            f"memory for {room.most(have)} trials at a time, CPUs and GPUs for {free.most(have)}: a trial needs about "
+            f"{console.size(worker_bytes * search.workers)}; --concurrent overrides this"
+        )
+    most = chosen.most(have)
+    concurrent = min(search.concurrent, most) if search.concurrent else chosen(have)
+    if search.concurrent and search.concurrent > most:
+        notes.append(f"--concurrent {search.concurrent}: only {most} trials fit at a time, so {most} will run")
+    if most > chosen(have):
+        notes.append(f"the autoscaler can add nodes, for up to {most} trials at a time")
+    most = concurrent if search.concurrent else most
+    if 3 * most > min(budgets) and most > 1:
+        notes.append(
+            f"{most} trials at a time with a budget of {min(budgets)}: the search is close to random; "
             "raise the number of trials or lower --concurrent"
         )
-    return Capacity(len(nodes), cpus, gpus, concurrent, tuple(notes))
+    return Capacity(len(nodes), cpus, gpus, concurrent, most, tuple(notes), chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Count the trials that fit a cluster."""
+
+    resources: Mapping[str, float]
+    """Resources of a worker, under Ray's names."""
+    workers: int = 1
+    """Workers of a trial."""
+    types: Sequence[NodeType] = ()
+    """Kinds of nodes that the autoscaler can add."""
+
+    def processes(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Return how many workers fit the nodes, given by their resources."""
+        return sum(fitting(node, self.resources) for node in nodes)
+
+    def most(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Return how many trials fit once the autoscaler has added all nodes that it can."""
+        added = sum(kind.most * fitting(kind.resources, self.resources) for kind in self.types)
+        return max(self.processes(nodes), added) // self.workers
+
+    def __call__(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Return how many trials to run on the nodes: those that fit, at least one, and one more if nodes can be added.
+
+        The trial that waits tells the autoscaler to add a node. More would propose their settings too early.
+        """
+        present = self.processes(nodes) // self.workers
+        return max(1, min(present + 1, self.most(nodes)), present)
+
+    def follow(self) -> Callable[[], int]:
+        """Return a function that counts the trials for the joined cluster's present nodes, every few seconds."""
+        due, count = 0.0, 1
+
+        def number() -> int:
+            nonlocal due, count
+            if time.monotonic() >= due:
+                count = self([node.resources for node in cluster_nodes()])
+                due = time.monotonic() + _COUNT_S
+            return count
+
+        return number
 
 
 def fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     """Return how many workers with the wanted resources fit a node with its resources."""
     fits = []
     for name, amount in wanted.items():
+        if name == "memory" and name not in node:
+            # The memory of a node that the autoscaler can add is not always known.
+            continue
         have = node.get(name, 0.0)
         # A fraction of a GPU lies on one GPU: two GPUs hold four trials of 0.4, not five.
         units, unit = (math.floor(have), 1.0) if name == "GPU" and amount < 1 else (1, have)
         fits.append(units * math.floor(unit / amount + 1e-9))
     return min(fits)
+
+
+def _memory_lack(nodes: Sequence[Mapping[str, float]], room: Room, needed: int) -> str:
+    resources = [*nodes, *(kind.resources for kind in room.types)]
+    most = max(node["memory"] for node in resources if "memory" in node)
+    return (
+        f"a trial's {room.workers} worker(s) need about {console.size(needed)} of memory each, but a node has at most "
+        f"{console.size(int(most))} for workers, and {room.processes(nodes)} fit. Freeze layers of the text encoder "
+        "(model.frozen_layers), choose a smaller one (--backbone), lower pairs.activation_tokens, or add a node with "
+        "more memory"
+    )
 
 
 def _lack(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float], workers: int, processes: int) -> str:
@@ -149,18 +255,8 @@ def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: 
     Finalists are weights alone; so are the winner and both arms' models under each seed, which include the frozen
     layers.
     """
-    with torch.device("meta"):
-        model = build_model(
-            backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None,
-            config.model,
-            task=info.task,
-            audio_dim=info.audio_dim,
-            vision_dim=info.vision_dim,
-            half_range=1.0,
-        )
     width = 8 if config.train.precision == "float64" else 4
-    trained = width * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    whole = width * sum(parameter.numel() for parameter in model.parameters())
+    trained, whole = (width * number for number in parameter_counts(meta_model(config, info)))
     chosen = max(config.search.finalists, 2 * seeds)
     return (
         trained * ((3 * 3 + 4) * concurrent + 2 * chosen)

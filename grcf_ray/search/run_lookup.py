@@ -25,6 +25,8 @@ _NAME_BYTES = 200
 """File systems allow 255; `--force` and the direct baseline lengthen the name."""
 GROWING = ("search.stage1_trials", "search.stage2_trials")
 """Budgets: the larger of the requested and the recorded value applies."""
+_GPUS = "search.gpus_per_worker"
+"""A run records the resolved value; an `auto` of a later start means that value."""
 
 
 def runs_place(storage: str | None) -> StoragePath:
@@ -140,6 +142,8 @@ def differences(info: RunInfo, space: Space, store: DatasetStore) -> list[str]:
     # Rows that are not aligned to words have none for special tokens.
     unread = () if store.info.word_aligned else ("features.special_rows",)
     ignored = {*FREE, *GROWING, *unread}
+    if after[_GPUS] == "auto":
+        ignored.add(_GPUS)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -195,11 +199,12 @@ def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
 
 
 def grown(record: RunRecord, space: Space) -> Space:
-    """Return the space with each budget at least as large as the record's: a later start never shrinks a run."""
+    """Return the space with each budget at least as large as the record's, and with the record's GPUs for `auto`."""
     if not record.exists:
         return space
     settings, asked = record.search_info().settings, flatten(space.config())
-    return space.with_settings({key: max(settings[key], asked[key]) for key in GROWING})
+    kept = {_GPUS: settings[_GPUS]} if asked[_GPUS] == "auto" else {}
+    return space.with_settings({**kept, **{key: max(settings[key], asked[key]) for key in GROWING}})
 
 
 def kept_budgets(record: RunRecord, asked: Mapping[str, Any]) -> list[str]:

@@ -11,14 +11,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from grcf_ray.cluster import connect, leave, watched
+from grcf_ray.cluster import connect, leave, node_types, watched
 
 import torch
 import yaml
 
 from grcf_ray import console
 from grcf_ray.cache import cache_folder
-from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, flatten, reads
+from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, check_gpus, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
 from grcf_ray.data.schema import TableInfo
@@ -30,9 +30,16 @@ from grcf_ray.search.calibration import Placement, calibrate
 from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
+from grcf_ray.search.host_memory import mean_tokens, worker_bytes
 from grcf_ray.search.lease import Lease, unwritable
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
-from grcf_ray.search.preflight import Capacity, check_disk, find_capacity
+from grcf_ray.search.preflight import (
+    Capacity,
+    check_disk,
+    check_parameters,
+    find_capacity,
+    resolve_gpus,
+)
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.seeds import retrain
@@ -56,11 +63,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)
 """Errors that only a write can raise. NumPy's own error for a full disk has no number."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Session:
     """One search command with its data, space and record.
 
-    command: the command as the user typed it, for messages that say how to resume. time_budget: seconds.
+    space: `check` fixes its GPUs per worker. command: the command as the user typed it, for messages that say how to
+    resume. time_budget: seconds.
     """
 
     record: RunRecord
@@ -103,7 +111,7 @@ class Session:
         return not self.seeds or retrainings(self.record, info.winner) is not None
 
     def check(self) -> Capacity:
-        """Join the cluster and return how the trials fit it.
+        """Join the cluster and return how the trials fit it; the space gets the cluster's value of `gpus_per_worker`.
 
         Raises ConfigError, DataError or ClusterError if the search can never run.
         """
@@ -124,17 +132,32 @@ class Session:
         self._check_modalities()
         if not self.budgets:
             raise ConfigError("stage1.epochs and stage2.epochs are both 0; raise one of them: --set stage2.epochs=N")
-        if config.train.device == "cuda" and not config.search.gpus_per_worker:
+        if config.train.device == "cuda" and config.search.gpus_per_worker == 0:
             raise ConfigError(
                 "train.device = cuda, but trials have no GPU; give --gpus-per-worker 1, or a fraction of a GPU"
             )
+        if not self.record.exists:
+            # A run of an earlier release may have more.
+            check_gpus(config.search.gpus)
         if config.model.sees_text:
             resolve_backbone(config.model.backbone)
         self._check_encoder()
         connect()
-        nodes = cluster_nodes()
-        room = find_capacity(nodes, config, [trials for trials, _ in self.budgets.values()])
-        check_disk(self.record.place, config, self.store.info, concurrent=room.concurrent, seeds=self.seeds)
+        nodes, types = cluster_nodes(), node_types()
+        gpus = resolve_gpus(config, nodes, types)
+        if not gpus and config.search.gpus_per_worker == "auto" and config.train.device == "auto":
+            check_parameters(config, self.store.info, {"gpus": self._command_with(1), "cpus": self._command_with(0)})
+        self.space = self.space.with_settings({"search.gpus_per_worker": gpus})
+        config = self.config
+        tokens = mean_tokens(config, self.store) if config.model.sees_text else 0.0
+        room = find_capacity(
+            nodes,
+            config,
+            [trials for trials, _ in self.budgets.values()],
+            types=types,
+            worker_bytes=worker_bytes(config, self.store.info, tokens, gpu=gpus > 0),
+        )
+        check_disk(self.record.place, config, self.store.info, concurrent=room.most, seeds=self.seeds)
         memory = check_nodes(nodes, config, self.record.place)
         return dataclasses.replace(room, memory=memory, notes=(*notes, *room.notes))
 
@@ -208,7 +231,8 @@ class Session:
             space=self.space,
             features=features,
             protocol=record.search_info().data.protocol,
-            concurrent=room.concurrent,
+            concurrent=room.concurrent if config.search.concurrent else room.fitting.follow(),
+            resources=room.fitting.resources,
             listeners=listeners,
             stop=stop,
             reopen=self.reopen,
@@ -309,6 +333,12 @@ class Session:
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
+
+    def _command_with(self, gpus: int) -> str:
+        """Return the command, or the call of `run_search`, with a number of GPUs per worker."""
+        if self.command.endswith(")"):
+            return f"{self.command[:-1]}, gpus_per_worker={gpus})"
+        return f"{self.command} --gpus-per-worker {gpus}"
 
     def _make_folder(self) -> None:
         """Create the run's folder. Raises ConfigError if it cannot be written, DataError if it holds links."""

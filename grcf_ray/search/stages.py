@@ -57,9 +57,10 @@ class Retrainings(Protocol):
 class Search:
     """A search over both stages on a connected cluster.
 
-    reopen: give a Stage 2 that has spent its budget the finalists of an extended Stage 1, and its first budget again.
-    retrainings: trials to run instead of a search. health: the failures by node, of all stages and retrainings. A
-    subclass may name other classes to propose and to train trials.
+    concurrent: trials at a time; a function is called before each proposal. resources: of each worker, under Ray's
+    names, by default those of the settings. reopen: give a Stage 2 that has spent its budget the finalists of an
+    extended Stage 1, and its first budget again. retrainings: trials to run instead of a search. health: the failures
+    by node, of all stages and retrainings. A subclass may name other classes to propose and to train trials.
     """
 
     searcher: ClassVar[type[OptunaSearcher]] = OptunaSearcher
@@ -69,17 +70,27 @@ class Search:
     space: Space
     features: Features
     protocol: MetricProtocol
-    concurrent: int
+    concurrent: int | Callable[[], int]
     listeners: Sequence[Listener] = ()
     stop: Stop = dataclasses.field(default_factory=Stop)
     reopen: bool = False
     retrainings: Retrainings | None = None
+    resources: Mapping[str, float] | None = None
     health: NodeHealth = dataclasses.field(default_factory=NodeHealth)
 
     @property
     def config(self) -> RunConfig:
         """The configuration of the starting point."""
         return self.space.config()
+
+    @property
+    def worker_resources(self) -> Mapping[str, float]:
+        """The resources of each worker, under Ray's names."""
+        return self.config.search.worker_resources if self.resources is None else self.resources
+
+    def room(self) -> int:
+        """Return how many trials to run at a time now."""
+        return self.concurrent if isinstance(self.concurrent, int) else self.concurrent()
 
     @property
     def stages(self) -> list[Literal[1, 2]]:
@@ -159,7 +170,7 @@ class Search:
             )
             keeper.settle = searcher.settle
             scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
-            self._fit(stage, searcher, scheduler, keeper, budget, stopped)
+            self._fit(stage, searcher, scheduler, keeper, stopped)
         self._settle_unfinished(stage)
         self.record.export_trials(stage)
         left = len(self._left(stage))
@@ -216,12 +227,11 @@ class Search:
         searcher: OptunaSearcher,
         scheduler: tune.schedulers.TrialScheduler,
         keeper: RecordCallback,
-        budget: int,
         stopped: Callable[[], bool],
     ) -> None:
         search = self.config.search
-        shared = Shared(ray.put(self.features), search.workers, search.worker_resources, named_interfaces())
-        resources = functools.partial(_resources, search.workers, search.worker_resources)
+        shared = Shared(ray.put(self.features), search.workers, self.worker_resources, named_interfaces())
+        resources = functools.partial(_resources, search.workers, self.worker_resources)
         try:
             with scratch_folder("grcf-tune-") as scratch, self.stop.deferred():
                 tune.Tuner(
@@ -231,7 +241,6 @@ class Search:
                         scheduler=scheduler,
                         # The searcher ends the stage: a trial whose process died takes a second sample.
                         num_samples=-1,
-                        max_concurrent_trials=min(self.concurrent, budget),
                         reuse_actors=True,
                     ),
                     run_config=tune.RunConfig(

@@ -49,7 +49,8 @@ def keep(
         config_of=lambda trial: config,
         tell=events.append,
         health=NodeHealth(),
-        concurrent=4,
+        room=lambda: 4,
+        worker_resources=config.search.worker_resources,
     )
     kept = RecordCallback(job, stage, list(trials), choices=choices)
     kept.settle = lambda number, fate, seconds: settled.append((number, fate, seconds))

@@ -30,12 +30,12 @@ def test_ways_on_cpus_use_all_of_them() -> None:
 
 
 def test_ways_on_a_gpu_are_shares_of_it_that_the_cpus_can_feed() -> None:
-    ways = ways_on({"CPU": 36.0, "GPU": 4.0}, build_config({"search.cpus_per_worker": 2}))
+    ways = ways_on({"CPU": 36.0, "GPU": 4.0}, build_config({"search.cpus_per_worker": 2, "search.gpus_per_worker": 1}))
     expected = [(1, 2, 1), (2, 2, 0.5), (3, 2, 0.333), (4, 2, 0.25)]
     assert [(way.trials, way.cpus, way.gpus) for way in ways] == expected
     for count in (1, 2, 3, 4, 6, 8):
         assert fitting({"CPU": 99.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": share(count)}) == count
-    on_cpu = build_config({"train.device": "cpu"})
+    on_cpu = build_config({"search.gpus_per_worker": 0})
     assert all(way.gpus == 0 for way in ways_on({"CPU": 2.0, "GPU": 1.0}, on_cpu))
 
 

@@ -3,16 +3,29 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from grcf_ray.cluster import NodeType
 
 import pytest
 
-from grcf_ray.config import RunConfig, SearchConfig
+from grcf_ray.config import RunConfig, SearchConfig, TrainConfig, check_gpus
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.search import preflight, session
+from grcf_ray.search.host_memory import meta_model, parameter_counts
 from grcf_ray.search.nodes import Node
-from grcf_ray.search.preflight import Capacity, check_disk, find_capacity, needed_bytes
+from grcf_ray.search.preflight import (
+    Capacity,
+    check_disk,
+    check_parameters,
+    find_capacity,
+    needed_bytes,
+    resolve_gpus,
+)
 from grcf_ray.search.space import load_space
 from grcf_ray.storage import storage_path
 from tests.search.conftest import Run
@@ -26,8 +39,16 @@ A100 = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0}
 T4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
 
 
-def room(nodes: list[dict[str, float]], budgets: tuple[int, ...] = (1000, 1000), **search: Any) -> Capacity:
-    return find_capacity([Node("", "", "", node) for node in nodes], RunConfig(search=SearchConfig(**search)), budgets)
+def room(
+    nodes: list[dict[str, float]],
+    budgets: tuple[int, ...] = (1000, 1000),
+    types: Sequence[NodeType] = (),
+    worker_bytes: int = 0,
+    **search: Any,
+) -> Capacity:
+    config = RunConfig(search=SearchConfig(**search))
+    have = [Node("", "", "", node) for node in nodes]
+    return find_capacity(have, config, budgets, types=types, worker_bytes=worker_bytes)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +147,126 @@ def test_more_at_a_time_than_fit_or_than_a_third_of_the_budget_is_noted(
     assert all(note.startswith(start) for note, start in zip(capacity.notes, notes, strict=True))
 
 
-def test_one_and_a_half_gpus_are_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match=r"--gpus-per-worker 1\.5: .*whole number"):
-        room([BIG], gpus_per_worker=1.5)
+@pytest.mark.parametrize("gpus", [1.5, 2.0])
+def test_a_worker_with_several_gpus_is_a_configuration_error(gpus: float) -> None:
+    with pytest.raises(ConfigError, match=rf"--gpus-per-worker {gpus:g}: .*--workers 2"):
+        check_gpus(gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "nodes", "types", "resolved"),
+    [
+        ("auto", "auto", [SMALL], [], 0.0),
+        ("auto", "auto", [SMALL, BIG], [], 1.0),
+        ("auto", "auto", [SMALL], [NodeType({"CPU": 8, "GPU": 1}, 4)], 1.0),
+        ("auto", "auto", [SMALL], [NodeType({"CPU": 8}, 4)], 0.0),
+        ("auto", "cpu", [BIG], [], 0.0),
+        ("auto", "cuda", [SMALL], [], 1.0),
+        (0.0, "auto", [BIG], [], 0.0),
+        (0.5, "auto", [SMALL], [], 0.5),
+    ],
+)
+def test_auto_is_a_gpu_where_there_is_or_can_be_one(
+    gpus: float, device: Any, nodes: list[dict[str, float]], types: list[NodeType], resolved: float
+) -> None:
+    config = RunConfig(search=SearchConfig(gpus_per_worker=gpus), train=TrainConfig(device=device))
+    assert resolve_gpus(config, [Node("", "", "", node) for node in nodes], types) == resolved
+
+
+GPU_TYPE = NodeType({"CPU": 8.0, "GPU": 1.0}, 4)
+
+
+def test_a_cluster_that_can_grow_takes_one_trial_more_than_fits() -> None:
+    """The trial that waits makes the autoscaler add a node."""
+    search: dict[str, Any] = {"gpus_per_worker": 1.0}
+    empty = room([{"CPU": 0.0}], types=[GPU_TYPE], **search)
+    assert (empty.concurrent, empty.most) == (1, 4)
+    assert empty.notes == ("the autoscaler can add nodes, for up to 4 trials at a time",)
+    worker = {"CPU": 8.0, "GPU": 1.0}
+    assert [empty.fitting([worker] * count) for count in (0, 1, 3, 4, 5)] == [1, 2, 4, 4, 5]
+    # A given number is asked for at once.
+    assert room([worker], types=[GPU_TYPE], concurrent=3, **search).concurrent == 3
+    assert room([worker], types=[GPU_TYPE], concurrent=9, **search).concurrent == 4
+    pair = room([worker], types=[GPU_TYPE], workers=2, **search)
+    assert (pair.concurrent, pair.most) == (1, 2)
+    with pytest.raises(ClusterError, match="no node has a GPU"):
+        room([SMALL], types=[NodeType({"CPU": 8.0}, 4)], **search)
+
+
+def test_the_number_of_trials_follows_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, now = [Node("", "", "", SMALL)], [0.0]
+    monkeypatch.setattr(preflight, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(preflight, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    number = room([SMALL]).fitting.follow()
+    assert number() == 4
+    nodes.append(Node("", "", "", BIG))
+    assert number() == 4, "counted too often"
+    now[0] += 5.0
+    assert number() == 20
+    nodes.clear()
+    now[0] += 5.0
+    assert number() == 1, "the trial that waits for a node"
+
+
+ROOMY = {"CPU": 8.0, "memory": 8e9}
+
+
+def test_fewer_trials_run_where_memory_is_short() -> None:
+    capacity = room([ROOMY], worker_bytes=3 * 10**9)
+    assert capacity.concurrent == 2
+    assert capacity.fitting.resources == {"CPU": 1.0, "memory": 3e9}, "Ray keeps the trials of a node within its memory"
+    (note,) = capacity.notes
+    assert note.startswith("memory for 2 trials at a time, CPUs and GPUs for 8") and "3.0 GB" in note
+    assert room([ROOMY, ROOMY, {"CPU": 8.0, "memory": 2e9}], worker_bytes=3 * 10**9).concurrent == 4
+    plenty = room([ROOMY], worker_bytes=10**9)
+    assert (plenty.concurrent, plenty.fitting.resources, plenty.notes) == (8, {"CPU": 1.0}, ())
+    given = room([ROOMY], worker_bytes=3 * 10**9, concurrent=5)
+    assert (given.concurrent, given.fitting.resources, given.notes) == (5, {"CPU": 1.0}, ())
+
+
+@pytest.mark.parametrize(
+    ("search", "needed", "says"),
+    [
+        ({}, 9, r"1 worker\(s\) need about 9.0 GB of memory each, but a node has at most 8.0 GB .* and 0 fit"),
+        ({"workers": 4, "concurrent": 1}, 5, r"4 worker\(s\) need about 5.0 GB .* and 2 fit"),
+    ],
+)
+def test_a_trial_that_no_memory_holds_is_refused(search: dict[str, Any], needed: int, says: str) -> None:
+    with pytest.raises(ClusterError, match=says):
+        room([ROOMY, ROOMY], worker_bytes=needed * 10**9, **search)
+
+
+def test_a_big_model_needs_a_gpu_or_a_word(
+    tiny_space: Path, tiny_store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen layers do not count, nor do the embeddings below them."""
+    config, commands = load_space(tiny_space).config(), {"gpus": "COMMAND 1", "cpus": "COMMAND 0"}
+    trained, whole = parameter_counts(meta_model(config, tiny_store.info))
+    assert trained == whole < 60_000_000
+    check_parameters(config, tiny_store.info, commands)
+    monkeypatch.setattr(preflight, "CPU_PARAMETERS", trained - 1)
+    with pytest.raises(ClusterError, match=r"million trainable parameters; .* COMMAND 1; .* COMMAND 0;") as caught:
+        check_parameters(config, tiny_store.info, commands)
+    assert caught.value.exit_code == 5
+    frozen = dataclasses.replace(config, model=dataclasses.replace(config.model, frozen_layers=1))
+    check_parameters(frozen, tiny_store.info, commands)
+
+
+def test_the_command_refuses_a_big_model_unless_cpus_are_asked_for(
+    run: Run, ray_session: None, tiny_argv: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "CPU_PARAMETERS", 1000)
+    monkeypatch.setattr(session, "resolve_gpus", lambda config, *_: config.search.gpus)
+    code, out, err = run(*tiny_argv, "--dry-run")
+    assert (code, out) == (5, "")
+    line = err.splitlines()[-1]
+    assert line.startswith("error: the cluster has no GPU, and the model has 0 million trainable parameters")
+    for gpus in (1, 0):
+        assert f"--dry-run --gpus-per-worker {gpus}" in line
+    assert run(*tiny_argv, "--dry-run", "--gpus-per-worker", 0)[0] == 0
+    assert run(*tiny_argv, "--dry-run", "--set", "search.gpus_per_worker=0")[0] == 0
+    assert run(*tiny_argv, "--dry-run", "--set", "train.device=cpu")[0] == 0
+    assert run(*tiny_argv, "--dry-run", "--set", "search.gpus_per_worker=auto")[0] == 5
 
 
 Usage = namedtuple("Usage", "total used free")

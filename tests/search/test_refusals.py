@@ -78,7 +78,13 @@ FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
         2,
         ("are both 0",),
     ),
-    "CUDA without a GPU for each trial": (table(), ("--set", "train.device=cuda"), 2, ("--gpus-per-worker 1",)),
+    "CUDA without a GPU for each trial": (
+        table(),
+        ("--set", "train.device=cuda", "--gpus-per-worker", "0"),
+        2,
+        ("--gpus-per-worker 1",),
+    ),
+    "two GPUs for a process": (table(), ("--gpus-per-worker", "2"), 2, ("drives one GPU", "--workers 2")),
     "a modality that the data lack": (table(), ("--set", "model.modalities=text+vision"), 2, ("vision",)),
     "no such storage": (
         table(),
@@ -195,9 +201,11 @@ def test_margins_follow_the_labels_of_the_data(run: Run, tmp_path: Path) -> None
 
 
 def test_more_gpus_than_there_are(run: Run, ray_session: None, tiny_argv: list[Any], tmp_path: Path) -> None:
-    code, out, err = run(*tiny_argv, "--gpus-per-worker", "64")
+    code, out, err = run(*tiny_argv, "--gpus-per-worker", "1", "--accelerator-type", "none")
     assert (code, out) == (5, "")
-    assert err.startswith("error: a trial asks for 1 CPU and 64 GPUs on one node, but no node has ")
+    assert err.startswith(
+        "error: a trial asks for 1 CPU and 1 GPU and a GPU of kind none on one node, but no node has "
+    )
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 

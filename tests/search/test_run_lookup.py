@@ -108,6 +108,23 @@ def test_a_run_from_before_a_setting_had_what_was_done_then(
     assert run_space(run, "").config().features.special_rows == "none"
 
 
+def test_auto_is_what_the_run_had(runs: StoragePath, space: Space, store: DatasetStore) -> None:
+    """A run that began on GPUs goes on with them; one from before the setting had none."""
+    content = (runs / "n" / "run.json").read_json()
+    for recorded, kept in ((1.0, 1.0), (None, 0.0)):
+        content["settings"]["search.gpus_per_worker"] = recorded
+        if recorded is None:
+            del content["settings"]["search.gpus_per_worker"]
+        (runs / "run" / "run.json").write_json(content)
+        record = RunRecord(runs / "run")
+        auto = space.with_settings({"search.gpus_per_worker": "auto"})
+        assert differences(record.search_info(), auto, store) == []
+        assert grown(record, auto).config().search.gpus_per_worker == kept
+        half = space.with_settings({"search.gpus_per_worker": 0.5})
+        assert differences(record.search_info(), half, store) == [f"search.gpus_per_worker: {kept} -> 0.5"]
+        assert grown(record, half).config().search.gpus_per_worker == 0.5
+
+
 @pytest.mark.parametrize("key", sorted(FREE))
 def test_free_settings_may_change(key: str, runs: StoragePath, space: Space, store: DatasetStore) -> None:
     assert differences(described(runs), space.with_settings({key: 77}), store) == []

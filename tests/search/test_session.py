@@ -18,7 +18,7 @@ from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
 from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
-from grcf_ray.search.preflight import Capacity
+from grcf_ray.search.preflight import Capacity, Room
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import load_space
@@ -180,7 +180,7 @@ def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pyt
     monkeypatch.setenv("GRCF_CACHE", "/cache/of/this/test")
     monkeypatch.setattr("grcf_ray.search.session.prepare_features", full)
     with pytest.raises(ClusterError, match=r"/cache/of/this/test.*No space left.*GRCF_CACHE"):
-        session._search(Capacity(nodes=1, cpus=1, gpus=0, concurrent=1, notes=()), Stop())
+        session._search(Capacity(nodes=1, cpus=1, gpus=0, concurrent=1, most=1, notes=(), fitting=Room({})), Stop())
 
 
 def test_the_winner_is_saved_and_measured_again_from_the_record(

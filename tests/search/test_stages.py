@@ -104,7 +104,10 @@ def test_stage_2_inherits_what_its_finalist_searched(record: RunRecord, space: S
     for name in ("config.json", "provenance.json"):
         settings = json.loads((recorded.folder / "best" / name).read_text())["settings"]
         searched = {path: value for path, value in winner.params.items() if path != "finalist"}
-        assert settings == {**flatten(space.config()), "search.concurrent": 1, **finalist.params, **searched}
+        # `auto` in the space; the machine decides.
+        machine = {"search.gpus_per_worker": settings["search.gpus_per_worker"]}
+        assert machine["search.gpus_per_worker"] in (0.0, 1.0)
+        assert settings == {**flatten(space.config()), "search.concurrent": 1, **machine, **finalist.params, **searched}
     assert inherited.items().isdisjoint(space.start(1).items() - {("model.modalities", "all")})
 
 

@@ -374,15 +374,17 @@ def test_more_workers_than_groups_are_refused_before_ray_starts(
     monkeypatch.setattr(cluster, "connect", unwanted)
     assert train("--workers", "3") == 2
     assert "pairs.groups_per_step=3" in capsys.readouterr().err
-    assert train("--workers", "2", "--set", "train.device=cuda") == 2
+    assert train("--workers", "2", "--set", "train.device=cuda", "--gpus-per-worker", "0") == 2
     assert "--gpus-per-worker 1" in capsys.readouterr().err
+    assert train("--workers", "2", "--gpus-per-worker", "2") == 2
+    assert "a process drives one GPU" in capsys.readouterr().err
     assert not Path("out").exists()
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "lack"),
-    [(["--cpus-per-worker", "4096"], "no node has more than"), (["--gpus-per-worker", "64"], "no node has")],
+    [(["--cpus-per-worker", "4096"], "no node has more than"), (["--gpus-per-worker", "1"], "no node has a GPU")],
 )
 def test_workers_that_fit_no_machine_are_refused(
     ray_session: None, train: Train, capsys: pytest.CaptureFixture[str], words: list[str], lack: str
