@@ -1,9 +1,9 @@
 """Wait until a Ray cluster has enough nodes or GPUs, then run a command.
 
-    python clusters/with_nodes.py --gpus 4 python -m grcf_ray.search --dataset mosi --gpus-per-worker 1
+    python clusters/with_nodes.py --gpus 4 python -m grcf_ray.search --dataset mosi
 
-A search counts the trials that fit when it starts; an autoscaling cluster has no worker at that time. The request for
-GPUs to the autoscaler lasts as long as the command: idle workers stay, and lost workers are replaced. A cluster has one
+An autoscaling cluster has no worker when a search starts, and the search alone makes it add one after the other. The
+request for all GPUs lasts as long as the command: idle workers stay, and lost workers are replaced. A cluster has one
 such request. If two commands use --gpus, the first one to end also withdraws the other's request.
 """
 

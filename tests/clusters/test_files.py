@@ -13,11 +13,12 @@ from clusters_files import CLUSTERS, KUBERAY, LAUNCHER, PINS, ROOT, content, doc
 from grcf_ray.cli.search import app
 
 HEADED = (*LAUNCHER, *KUBERAY, "kuberay_storage.yaml", "slurm.sbatch")
-REST = ("README.md", "Dockerfile", "requirements.txt", "with_nodes.py")
+REST = ("README.md", "Dockerfile", "requirements.txt", "with_nodes.py", "kuberay_network.yaml")
+POLICIES = ("aws_head_policy.json", "aws_worker_policy.json")
 
 
 def test_every_file_is_tested() -> None:
-    assert {path.name for path in CLUSTERS.iterdir() if path.is_file()} == {*HEADED, *REST}
+    assert {path.name for path in CLUSTERS.iterdir() if path.is_file()} == {*HEADED, *REST, *POLICIES}
 
 
 @pytest.mark.parametrize("name", HEADED)
@@ -27,7 +28,7 @@ def test_header_has_the_commands(name: str) -> None:
         assert any(line.startswith(f"{word} ") for line in header), word
 
 
-@pytest.mark.parametrize("name", [*HEADED, "README.md"])
+@pytest.mark.parametrize("name", [*HEADED, "README.md", "kuberay_network.yaml"])
 def test_files_and_options_in_headers_exist(name: str) -> None:
     text = (CLUSTERS / name).read_text()
     assert all((ROOT / path).exists() for path in re.findall(r"clusters/[\w.]+\w", text))

@@ -240,3 +240,54 @@ def test_pods_mount_the_claim_that_storage_makes() -> None:
     for pod in pods:
         assert pod["volumes"] == [{"name": "grcf", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}]
         assert pod["containers"][0]["volumeMounts"] == [{"name": "grcf", "mountPath": "/grcf"}]
+
+
+def network_faults(policy: dict[str, Any]) -> list[str]:
+    """Return what leaves the pods of a Ray cluster open, or cuts off those that need them."""
+    nodes = {"podSelector": {"matchLabels": {"ray.io/is-ray-node": "yes"}}}
+    job = documents("kuberay_job.yaml")[1]["metadata"]["name"]
+    senders = [
+        nodes,
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+        },
+        {"podSelector": {"matchLabels": {"batch.kubernetes.io/job-name": job}}},
+    ]
+    spec, faults = policy["spec"], []
+    if (policy["apiVersion"], policy["kind"]) != ("networking.k8s.io/v1", "NetworkPolicy"):
+        faults.append("not a NetworkPolicy")
+    if spec.keys() != {"podSelector", "policyTypes", "ingress"} or spec["policyTypes"] != ["Ingress"]:
+        faults.append("keys that say something else")
+    if spec["podSelector"] != nodes["podSelector"]:
+        faults.append("not of Ray's pods")
+    for rule in spec["ingress"]:
+        # A rule without senders lets everybody in.
+        faults += [f"{sender} is let in" for sender in rule.get("from") or ["everybody"] if sender not in senders]
+        if rule.get("from") != [nodes] and rule.get("ports") != [{"protocol": "TCP", "port": 8265}]:
+            faults.append("others reach more than the port for jobs")
+    reached = [sender for rule in spec["ingress"] for sender in rule.get("from", [])]
+    return faults + [f"{sender} is cut off" for sender in senders if sender not in reached]
+
+
+def test_the_network_lets_in_whom_a_search_needs() -> None:
+    [policy] = documents("kuberay_network.yaml")
+    assert network_faults(policy) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("kind", "NetworkPolice", "not a NetworkPolicy"),
+        ("spec/policyTypes", ["Egress"], "something else"),
+        ("spec/podSelector", {}, "not of Ray's pods"),
+        ("spec/ingress/0/from", None, "everybody is let in"),
+        ("spec/ingress/0/from/0/podSelector", {}, "is let in"),
+        ("spec/ingress/1/from/1", None, "is cut off"),
+        ("spec/ingress/1/ports", None, "more than the port for jobs"),
+        ("spec/ingress/1/ports/0/port", 6379, "more than the port for jobs"),
+    ],
+)
+def test_a_hole_in_the_network_is_found(path: str, value: Any, fault: str) -> None:
+    [policy] = documents("kuberay_network.yaml")
+    assert any(fault in line for line in network_faults(changed(policy, path, value)))

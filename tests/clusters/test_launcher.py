@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters_files import LAUNCHER, ROOT, changed, content
+from clusters_files import CLUSTERS, LAUNCHER, ROOT, changed, content
 
 ONCE = ("GRCF_DATA", "GRCF_RUNS", "RAY_AUTH_MODE", "RAY_JOB_STOP_WAIT_TIME_S")
 """Environment variables of all processes of a cluster, which must be set in one place."""
@@ -253,7 +254,8 @@ def test_rays_provider_launches_the_nodes_of_aws(tmp_path: Path, monkeypatch: py
         from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
         from ray.autoscaler._private.util import prepare_config
 
-        boto3.client("iam").create_instance_profile(InstanceProfileName="grcf-nodes")
+        for name in ("grcf-head", "grcf-worker"):
+            boto3.client("iam").create_instance_profile(InstanceProfileName=name)
         prepared = AWSNodeProvider.fillout_available_node_types_resources(prepare_config(content("aws.yaml")))
         config = bootstrap_aws(prepared)
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
@@ -267,7 +269,31 @@ def test_rays_provider_launches_the_nodes_of_aws(tmp_path: Path, monkeypatch: py
         "m6i.2xlarge": None,
         "g5.2xlarge": "spot",
     }
-    assert all(i["IamInstanceProfile"]["Arn"].endswith("/grcf-nodes") for i in instances)
+    profiles = {i["InstanceType"]: i["IamInstanceProfile"]["Arn"].rpartition("/")[2] for i in instances}
+    assert profiles == {"m6i.2xlarge": "grcf-head", "g5.2xlarge": "grcf-worker"}
+
+
+def allowed(node: str) -> dict[str, set[str]]:
+    """Return the actions that the policy of an AWS node allows, by resource."""
+    policy = json.loads((CLUSTERS / f"aws_{node}_policy.json").read_text())
+    actions: dict[str, set[str]] = {}
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        names = statement["Action"]
+        actions.setdefault(statement["Resource"], set()).update([names] if isinstance(names, str) else names)
+    return actions
+
+
+def test_workers_of_aws_use_the_bucket_of_the_runs_and_nothing_else() -> None:
+    [bucket] = set(re.findall(r"GRCF_RUNS=s3://([\w-]+)/", "".join(content("aws.yaml")["setup_commands"])))
+    worker, head = allowed("worker"), allowed("head")
+    assert set(worker) == {f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"}
+    assert {"s3:GetObject", "s3:PutObject", "s3:DeleteObject"} < worker[f"arn:aws:s3:::{bucket}/*"]
+    assert not any("*" in action for actions in worker.values() for action in actions)
+    assert {resource: head.get(resource) for resource in worker} == worker
+    assert {resource for resource, actions in head.items() if "iam:PassRole" in actions} == {
+        "arn:aws:iam::*:role/grcf-worker"
+    }
 
 
 def test_gcp_account_is_of_the_project() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.train.assemble import initial_model
 from grcf_ray.train.job import JobRunner, StageJob
 from grcf_ray.train.stage import StageLoop, predict, use_deterministic_torch
+from tests.search.conftest import Run
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -142,7 +144,17 @@ def test_a_training_goes_on_from_its_checkpoint(tiny_features: Features, config:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("workers", "share"), [pytest.param(2, 0.5, id="gloo, two to a GPU"), pytest.param(1, 1.0, id="NCCL")]
+    ("workers", "share"),
+    [
+        pytest.param(2, 0.5, id="gloo, two to a GPU"),
+        pytest.param(1, 1.0, id="NCCL"),
+        pytest.param(
+            2,
+            1.0,
+            id="NCCL, two ranks",
+            marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA GPUs"),
+        ),
+    ],
 )
 def test_a_group_of_workers_does_what_one_process_does(
     tiny_features: Features, config: RunConfig, tmp_path: Path, workers: int, share: float
@@ -161,12 +173,37 @@ def test_a_group_of_workers_does_what_one_process_does(
         assert actual == pytest.approx(expected, rel=1e-9, nan_ok=True)
 
 
-def test_trials_share_a_gpu(make_search: Callable[..., Search]) -> None:
+def test_trials_share_a_gpu_to_the_end(make_search: Callable[..., Search]) -> None:
     search = make_search({"search.gpus_per_worker": 0.5, "train.device": "cuda"}, concurrent=2)
     winner = search.run()
     trials = [trial for stage in (1, 2) for trial in search.record.trials(stage)]
     assert winner.stage == 2
+    assert search.complete
     assert {trial.state for trial in trials} <= {"complete", "pruned"}
+    assert {trial.state for trial in trials if trial.epoch == search.epochs(trial.stage)} == {"complete"}
+
+
+def test_a_search_takes_the_gpu_without_being_asked(run: Run, tiny_argv: list[Any], ray_session: None) -> None:
+    small = ["--stage1-trials", 2, "--stage2-trials", 2, "--finalists", 1, "--set", "search.ridge_baseline=false"]
+    code, out, err = run(*tiny_argv, *small, "--dry-run", "--json")
+    assert code == 0, err
+    assert " 1 CPU + 1 GPU each" in err
+    assert json.loads(out)["settings"]["search.gpus_per_worker"] == 1.0
+    code, _, err = run(*tiny_argv, *small)
+    assert code == 0, err
+    [described] = Path(tiny_argv[-1]).glob("*/run.json")
+    assert json.loads(described.read_text())["settings"]["search.gpus_per_worker"] == 1.0
+    # A later start means the recorded value, and the run is finished.
+    assert run(*tiny_argv, *small)[0] == 0
+    assert run(*tiny_argv, *small, "--gpus-per-worker", 0)[0] == 2
+
+
+def test_the_command_calibrates_to_its_end(run: Run, tiny_argv: list[Any], ray_session: None) -> None:
+    code, out, err = run(*tiny_argv, "--calibrate", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["suggested"]["gpus"] > 0
+    assert [way["fault"] for way in answer["ways"]] == [None] * len(answer["ways"])
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -176,6 +213,7 @@ def test_calibration_times_shares_of_a_gpu(
     from grcf_ray.search import calibration
 
     monkeypatch.setattr(calibration, "SECONDS", 0.05)
-    ways = calibration.calibrate(tiny_features, changed(config, {"train.precision": "auto"}), lambda _: None)
+    settings = {"train.precision": "auto", "search.gpus_per_worker": 1.0}
+    ways = calibration.calibrate(tiny_features, changed(config, settings), lambda _: None)
     assert [way.trials for way in ways][:2] == [1, 2]
     assert all(way.gpus > 0 and way.rate for way in ways), [dataclasses.asdict(way) for way in ways]
