@@ -8,7 +8,7 @@ Callan, 2021. Scaling Deep Contrastive Learning Batch Size under Memory Limited 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from torch import distributed as dist
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.train.checkpoint import trained_tensors
+
+_BUCKET_BYTES = 25 * 2**20
+"""Bytes of gradients that are exchanged at a time, as in DDP: many small exchanges would each cost a round trip."""
 
 
 class GradientCache:
@@ -63,12 +66,29 @@ def average_gradients(model: nn.Module) -> None:
     Unlike DDP, which exchanges gradients within the backward pass, this lets each rank compute its part of a step in
     its own way, and again if its memory did not suffice: the others only wait here.
     """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
-    for work in waiting:
+    waiting = []
+    for bucket in _buckets([p.grad for p in model.parameters() if p.grad is not None]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        waiting.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in waiting:
         work.wait()
+        flat /= dist.get_world_size()
+        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the gradients in order, as many of one type at a time as fit a bucket, at least one."""
+    bucket: list[Tensor] = []
+    size = 0
     for gradient in gradients:
-        gradient /= dist.get_world_size()
+        if bucket and (size + gradient.nbytes > _BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
 
 
 def share_weights(model: nn.Module) -> None:
