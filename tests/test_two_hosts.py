@@ -171,9 +171,9 @@ def test_a_fault_of_any_node_stops_the_search_before_it_trains(cluster: Cluster)
 def test_a_host_that_fails_all_trials_gets_no_more(cluster: Cluster) -> None:
     """Beta cannot write to the runs any more, while alpha can: its trials end on alpha, and none has failed.
 
-    A trial takes longer than a process to start: beta would start none before alpha took the trial.
+    Alpha is busy with its first trial until beta has failed twice: its own trial, and the third that it takes then.
     """
-    runs, count, epochs = cluster.shared / "runs", 4, 10
+    runs, count, epochs = cluster.shared / "runs", 3, 7
     run = runs / "bad"
     job = cluster.submit(*words(cluster, "bad", trials=count, epochs=epochs))
 

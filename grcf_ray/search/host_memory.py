@@ -58,8 +58,8 @@ def worker_bytes(config: RunConfig, info: TableInfo, tokens: float, *, gpu: bool
 
         libraries     `LIBRARIES_BYTES`
         weights       2 w P: the pretrained template, and the trial's copy
-        training      3 w T: gradients and AdamW's two moments; on a GPU, their host copies for a checkpoint
-        resuming      3 w T: a checkpoint, read before its tensors are copied; several workers: their gradient buckets
+        training      3 w T: gradients and AdamW's two moments; on a GPU, 0
+        checkpoints   3 w T: copies of the weights and the moments, or the checkpoint from which a training resumes
         activations   `_activation_bytes`; on a GPU, 0
 
     The features are not among them: Ray's object store holds them once per node, outside of its memory for workers.
@@ -68,7 +68,7 @@ def worker_bytes(config: RunConfig, info: TableInfo, tokens: float, *, gpu: bool
     width = 8 if config.train.precision == "float64" else 4
     trained, whole = parameter_counts(model)
     activations = 0.0 if gpu else width * _activations(model, config, info, tokens)
-    return int(LIBRARIES_BYTES + width * (2 * whole + 6 * trained) + activations)
+    return int(LIBRARIES_BYTES + width * (2 * whole + (3 if gpu else 6) * trained) + activations)
 
 
 def _activations(model: GrcfModel, config: RunConfig, info: TableInfo, tokens: float) -> float:
