@@ -73,7 +73,7 @@ def average_gradients(model: nn.Module) -> None:
     for bucket, flat, work in waiting:
         work.wait()
         flat /= dist.get_world_size()
-        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+        for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
