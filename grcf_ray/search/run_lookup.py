@@ -19,7 +19,15 @@ from grcf_ray.search.schema import RunInfo
 from grcf_ray.search.space import Space, space_for
 from grcf_ray.storage import StoragePath, storage_path
 
-FREE = frozenset({"search.concurrent", "search.hang_minutes", "search.failures_in_a_row", "train.device_features_gb"})
+FREE = frozenset(
+    {
+        "checkpoint.minutes",
+        "search.concurrent",
+        "search.failures_in_a_row",
+        "search.hang_minutes",
+        "train.device_features_gb",
+    }
+)
 """Settings that do not affect results: each start of a run may change them."""
 _NAME_BYTES = 200
 """File systems allow 255; `--force` and the direct baseline lengthen the name."""

@@ -16,6 +16,7 @@ each with the optimizer, after every epoch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -127,6 +128,14 @@ class CheckpointSaver:
         if self._whole is not None:
             self._upload_later(self._whole)
         self.finish()
+
+    def discard(self) -> None:
+        """Finish without the files that still wait. Errors no longer matter: the run's folder may be gone already."""
+        with self._lock:
+            self._waiting.clear()
+        with contextlib.suppress(OSError):
+            self.finish()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def drop_rest(self) -> None:
         """Delete what only a resumed training needs, all but the best weights and those of the last epoch."""

@@ -148,13 +148,16 @@ class StageLoop:
         """End the training for good, also before its last epoch. keep: keep its weights; otherwise delete its files."""
         if self.saver is None or self.folder is None:
             return
-        if keep and self._keeps_last and self.curve and not self.done:
+        if not keep:
+            self.saver.discard()
+            # The driver deletes it too, perhaps before the last upload ended.
+            with contextlib.suppress(OSError):
+                self.folder.delete()
+            return
+        if self._keeps_last and self.curve and not self.done:
             self._save_as("last")
         self.saver.finish()
-        if keep:
-            self.saver.drop_rest()
-        else:
-            self.folder.delete()
+        self.saver.drop_rest()
 
     def interrupt(self) -> None:
         """End the training so that it can be resumed on another node from its present epoch."""

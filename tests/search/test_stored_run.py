@@ -112,7 +112,8 @@ def test_the_run_of_an_earlier_version_is_extended(
     folder = open_stored("run-1")
     before, finalists = trial_files(folder), json.loads((folder / "run.json").read_text())["finalists"]
     times = {path: path.stat().st_mtime_ns for path in folder.glob("stage1/trials/*.json")}
-    assert run(*arguments, "--stage2-trials", "6")[0] == 0
+    code, _, err = run(*arguments, "--stage2-trials", "6")
+    assert code == 0, err
     after = trial_files(folder)
     assert after.keys() - before.keys() == {"stage2/0005"}
     assert {path: path.stat().st_mtime_ns for path in times} == times

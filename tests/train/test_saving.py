@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -141,6 +142,19 @@ def test_an_error_in_the_background_reaches_the_training(tmp_path: Path, monkeyp
         again.epoch(settle=False)
         with pytest.raises(OSError, match="No space left"):
             again.epoch()
+
+
+def test_a_discarded_training_may_have_lost_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver deletes the folder of a pruned trial without waiting for its process."""
+
+    def deleted(source: Path, target: Path) -> None:
+        shutil.rmtree(target.parent)
+
+    monkeypatch.setattr(saving, "link_or_copy", deleted)
+    training = Training(tmp_path, 0.5)
+    training.epoch(settle=False)
+    training.saver.discard()
+    assert not training.folder.exists() and not training.scratch.exists()
 
 
 def test_scratch_folders_are_private_and_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
