@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,10 +45,11 @@ def find_trial(run: str, name: str) -> tuple[RunRecord, RunRecord, TrialRecord]:
 def replay_job(
     run: RunRecord, holder: RunRecord, trial: TrialRecord, folder: StoragePath
 ) -> tuple[StageJob, RunConfig]:
-    """Return the trial's job, which writes its checkpoints to `folder`, and the trial's whole configuration."""
+    """Return the trial's job from its start, with checkpoints in `folder`, and the trial's whole configuration."""
     info = run.search_info()
     config = config_of(run_space(info, f"{run}/space.yaml"), holder, trial)
-    return stage_job(holder, trial, config=config, protocol=info.data.protocol, folder=folder.uri), config
+    job = stage_job(holder, trial, config=config, protocol=info.data.protocol, folder=folder.uri)
+    return dataclasses.replace(job, earlier=(), reported=None), config
 
 
 def epochs_to_repeat(trial: TrialRecord) -> int:

@@ -114,8 +114,8 @@ def test_a_rank_that_runs_out_of_memory_does_not_disturb_the_other(ranks: Path) 
 def test_ranks_write_one_checkpoint(ranks: Path) -> None:
     for scenario in STEPS:
         folders = [ranks / f"{scenario}-{world}" for world in (2, 1)]
-        assert files_of(folders[0]) == files_of(folders[1]) == ["best-00001.safetensors", "whole-00001.safetensors"]
-        actual, reference = (load_file(folder / "whole-00001.safetensors") for folder in folders)
+        assert files_of(folders[0]) == files_of(folders[1]) == ["best-00001.safetensors"]
+        actual, reference = (load_file(folder / "best-00001.safetensors") for folder in folders)
         assert actual.keys() == reference.keys()
 
 
