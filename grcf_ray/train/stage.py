@@ -413,10 +413,13 @@ def choose_device(train: TrainConfig, *, granted: float) -> torch.device:
 def use_deterministic_torch(threads: int) -> None:
     """Make results repeatable bit for bit for a seed, on one machine type and number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if "PYTORCH_ALLOC_CONF" not in os.environ:
-        # The sizes of micro-batches differ from step to step, which fragments segments of fixed size. Torch reads this
-        # variable, the older name of the one above, at the first use of a GPU.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        # The sizes of micro-batches differ from step to step, which fragments segments of fixed size. Torch 2.9 applies
+        # this setting under the older of the two names only.
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = setting = "expandable_segments:True"
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # Ray Train uses a worker's GPU before it runs our code, and torch reads the variable at the first use only.
+            _change_allocator(setting)
     torch.set_num_threads(threads)
     # Some CUDA kernels have no deterministic form. warn_only trains with them instead of failing. Attention has
     # deterministic kernels besides the two that are disabled here.
@@ -425,3 +428,11 @@ def use_deterministic_torch(threads: int) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     # No code reads uninitialised memory, so filling it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _change_allocator(setting: str) -> None:
+    """Change a setting of the memory allocator of a GPU that is in use. Torch has no public function for it."""
+    if hasattr(torch._C, "_accelerator_setAllocatorSettings"):
+        torch._C._accelerator_setAllocatorSettings(setting)
+    else:  # Torch 2.8 and older.
+        torch.cuda.memory._set_allocator_settings(setting)

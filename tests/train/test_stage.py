@@ -273,3 +273,31 @@ def test_memory_of_a_gpu_grows_in_segments_unless_the_user_says_otherwise(monkey
         use_deterministic_torch(1)
         expected = given or {names[1]: "expandable_segments:True"}
         assert {name: os.environ[name] for name in names if name in os.environ} == expected
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_gpu_that_is_in_use_learns_how_its_memory_grows(monkeypatch: pytest.MonkeyPatch, newer: bool) -> None:
+    """Torch reads the variable only once. newer: releases since 2.9 have another function for it."""
+    settings: list[str] = []
+    if newer:
+        monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", settings.append, raising=False)
+    else:
+        monkeypatch.delattr(torch._C, "_accelerator_setAllocatorSettings", raising=False)
+        monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", settings.append)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    for used, expected in ((False, []), (True, ["expandable_segments:True"])):
+        monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
+        use_deterministic_torch(1)
+        assert settings == expected
+        # A second call, for the next trial of a process, changes nothing.
+        use_deterministic_torch(1)
+        assert settings == expected
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_accelerator_getAllocatorSettings"), reason="torch is older than 2.9")
+def test_the_allocator_of_this_torch_takes_the_setting() -> None:
+    before = torch._C._accelerator_getAllocatorSettings()
+    stage_module._change_allocator("expandable_segments:True")
+    assert torch._C._accelerator_getAllocatorSettings() == "expandable_segments:True"
+    torch._C._accelerator_setAllocatorSettings(before)
