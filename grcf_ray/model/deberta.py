@@ -84,30 +84,34 @@ class _Attention(DisentangledSelfAttention):
             )
         # The library rounds the root to float32.
         scale = float(np.sqrt(np.float32(query_layer.size(-1) * scale_factor)))
-        bias: Any = 0
+        bias_HBLL: Any = 0
         if "c2p" in self.pos_att_type:
             project = self.key_proj if self.share_att_key else self.pos_key_proj
             # The farthest distance first: then the column grows with the place of the key.
             positions_RD = (project(rel_embeddings) / scale).flip(0)
-            bias = self._products(query_layer, positions_RD, self.pos_ebd_size - 1)
+            bias_HBLL = self._products(query_layer, positions_RD, self.pos_ebd_size - 1)
         if "p2c" in self.pos_att_type:
             project = self.query_proj if self.share_att_key else self.pos_query_proj
-            bias = bias + self._products(key_layer, project(rel_embeddings) / scale, self.pos_ebd_size).mT
-        return bias
+            bias_HBLL = bias_HBLL + self._products(key_layer, project(rel_embeddings) / scale, self.pos_ebd_size).mT
+        return bias_HBLL.transpose(0, 1).reshape(query_layer.size(0), query_layer.size(1), -1)
 
     def _products(self, state_NLE: Tensor, position_RD: Tensor, zero: int) -> Tensor:
-        """Return [N, L, L]: the product of state i and the position vector of row `zero` - i + j.
+        """Return [H, B, L, L]: the product of state i and the position vector of row `zero` - i + j.
 
-        N texts and heads, E the width of a head, R = 2 L.
+        H heads, B texts, N = B H, E the width of a head, R = 2 L.
         """
         heads, (_, length, width), rows = self.num_attention_heads, state_NLE.shape, position_RD.size(0)
         # Heads come first: all texts share the position vectors of a head, which are then multiplied without copies.
         state_HME = state_NLE.view(-1, heads, length, width).transpose(0, 1).reshape(heads, -1, width)
         product_HMR = torch.bmm(state_HME, position_RD.view(rows, heads, width).permute(1, 2, 0))
-        # Rows of R - 1 instead of R columns: each starts one column earlier than the row before it.
-        shifted_HBS = product_HMR.view(heads, -1, length * rows)[..., zero : zero + length * (rows - 1)]
-        shifted_HBLL = shifted_HBS.view(heads, -1, length, rows - 1)[..., :length]
-        return shifted_HBLL.transpose(0, 1).reshape(-1, length, length)
+        product_HBLR = product_HMR.view(heads, -1, length, rows)
+        head, text, row, column = product_HBLR.stride()
+        # Each row starts one column earlier than the row before it.
+        return product_HBLR.as_strided(
+            (*product_HBLR.shape[:3], length),
+            (head, text, row - column, column),
+            product_HBLR.storage_offset() + zero * column,
+        )
 
 
 def cut_positions(backbone: nn.Module) -> nn.Module:
@@ -117,7 +121,7 @@ def cut_positions(backbone: nn.Module) -> nn.Module:
     reason.
     """
     config: Any = backbone.config
-    if config.model_type != "deberta-v2" or not config.relative_attention:
+    if config.model_type != "deberta-v2" or not config.relative_attention or not config.pos_att_type:
         return backbone
     try:
         _check(type(backbone.encoder), config)  # type: ignore[arg-type]

@@ -231,7 +231,7 @@ def test_backbones_are_loaded_with_it(tmp_path: Path) -> None:
         backbone_from_config(V3)
 
 
-@pytest.mark.parametrize("changes", [{"model_type": "bert"}, {"relative_attention": False}])
+@pytest.mark.parametrize("changes", [{"model_type": "bert"}, {"relative_attention": False}, {"pos_att_type": []}])
 def test_other_backbones_are_left_alone(changes: dict[str, Any]) -> None:
     model = backbone_from_config({k: v for k, v in (V3 | changes).items() if v is not None} | {"type_vocab_size": 2})
     assert all(not type(module).__name__.startswith("Cut") for module in model.modules())
