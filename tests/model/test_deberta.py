@@ -22,6 +22,7 @@ from grcf_ray.model import deberta
 from grcf_ray.model.deberta import cut_positions
 from grcf_ray.model.pretrained import backbone_config, backbone_from_config, load_backbone
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.train.stage import use_deterministic_torch
 
 V3 = backbone_config("microsoft/deberta-v3-base") | {
     "vocab_size": 40,
@@ -135,6 +136,31 @@ def test_short_texts_need_no_index_in_the_layers() -> None:
             states.last_hidden_state.square().sum().backward()
         kernels = {event.key for event in profile.key_averages()}
         assert any(word in kernel for kernel in kernels for word in ("gather", "scatter", "index")) == indexed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+@pytest.mark.parametrize("length", [2, 50, 129])
+def test_a_gpu_shifts_as_the_cpu_does_and_repeats_it_bit_for_bit(length: int) -> None:
+    """With an error at any kernel that is not deterministic."""
+    use_deterministic_torch(1)
+    torch.use_deterministic_algorithms(True)
+    _, cut = pair()
+    outcomes = []
+    for device in ("cpu", "cuda", "cuda"):
+        encoder = copy.deepcopy(cut.encoder).to(device)
+        _, mask_BL = texts(length)
+        hidden_BLD = torch.randn(3, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        hidden_BLD = hidden_BLD.to(device).requires_grad_()
+        states_BLD = encoder(hidden_BLD, mask_BL.to(device)).last_hidden_state
+        weight_BLD = torch.linspace(-1, 1, states_BLD.numel(), dtype=torch.float64).view_as(states_BLD)
+        (states_BLD * (weight_BLD * mask_BL[:, :, None]).to(device)).sum().backward()
+        gradients = [p.grad.flatten() for p in (hidden_BLD, *encoder.parameters())]
+        outcomes.append((states_BLD.detach().cpu()[mask_BL.bool()], torch.cat(gradients).cpu()))
+        assert {layer.attention.self.pos_ebd_size for layer in encoder.layer} == {length}
+    for on_cpu, first, second in zip(*outcomes, strict=True):
+        assert torch.equal(first, second)
+        assert (first - on_cpu).norm() / on_cpu.norm() < 1e-12
 
 
 def test_training_without_dropout_and_lengths_in_turn() -> None:
