@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grcf_ray.bench.measure import TIMES, Variant, timed_rows
 from grcf_ray.bench.setup import Setup
@@ -68,39 +70,53 @@ def _part_of_epoch(loop: StageLoop) -> Callable[[], None]:
 
 
 _NAME = "microsoft/deberta-v3-base"
-_LAYERS, _TOKENS, _LENGTHS, _VOCABULARY = 3, 1024, (16, 50), 1000
+_LAYERS, _TOKENS, _VOCABULARY = 3, 1024, 1000
+LENGTHS = (16, 50)
+"""Subwords of a text: MOSI's mean, and the length to which the paper pads."""
+KERNELS = Column("kernels", "kernels", "{:,}")
+DIFFERENCE = Column("difference", "gradient, rel. L2", "{:.1e}")
+KERNELS_NOTE = (
+    "kernels: ATen operations forward and backward, without views and allocations; a GPU can need more for one"
+)
 
 
 def positions_table(setup: Setup) -> Table:
     """Time a few layers with random weights, forward and backward, at MOSI's mean length and the paper's padded one."""
-    device = setup.device
+    stock = stock_deberta(_LAYERS, setup.device)
+    cut: Any = cut_positions(copy.deepcopy(stock))
+    rows = []
+    for length in LENGTHS:
+        token_BL = random_texts(length, setup.device)
+        passes = [encoder_pass(backbone, token_BL) for backbone in (stock, cut)]
+        names = (f"length {length}, transformers' own", f"length {length}, cut and shifted")
+        rows += timed_rows(
+            setup,
+            [Variant(name, run) for name, run in zip(names, passes, strict=True)],
+            kernels=[count_kernels(run) for run in passes],
+            difference=(None, gradient_difference(cut, stock, token_BL)),
+        )
+    columns = (Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"), *TIMES, KERNELS, DIFFERENCE)
+    note = f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward"
+    return Table("positions", "DeBERTa-v3's relative positions", columns, rows, (note, KERNELS_NOTE))
+
+
+def stock_deberta(layers: int, device: torch.device) -> Any:
+    """Return the library's DeBERTa-v3-base with random weights, for training; fewer words do not change ratios."""
     from transformers import AutoConfig, AutoModel
 
     settings = {k: v for k, v in backbone_config(_NAME).items() if k != "model_type"}
-    # Fewer layers and words change the time but not the ratio.
     config = AutoConfig.for_model("deberta-v2", **settings)
-    config.update({"num_hidden_layers": _LAYERS, "vocab_size": _VOCABULARY})
+    config.update({"num_hidden_layers": layers, "vocab_size": _VOCABULARY})
     torch.manual_seed(0)
-    stock: Any = AutoModel.from_config(config, trust_remote_code=False).to(device).train()  # type: ignore[no-untyped-call]
-    cut: Any = cut_positions(copy.deepcopy(stock))
-    rows = []
-    for length in _LENGTHS:
-        token_BL = torch.randint(5, _VOCABULARY, (_TOKENS // length, length), device=device)
-        variants = [
-            Variant(f"length {length}, transformers' own", _pass(stock, token_BL)),
-            Variant(f"length {length}, cut", _pass(cut, token_BL)),
-        ]
-        rows += timed_rows(setup, variants, difference=(None, _difference(stock, cut, token_BL)))
-    columns = (
-        Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"),
-        *TIMES,
-        Column("difference", "gradient, rel. L2", "{:.1e}"),
-    )
-    note = f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward"
-    return Table("positions", "DeBERTa-v3's relative positions", columns, rows, (note,))
+    return AutoModel.from_config(config, trust_remote_code=False).to(device).train()  # type: ignore[no-untyped-call]
 
 
-def _pass(backbone: Any, token_BL: torch.Tensor) -> Callable[[], None]:
+def random_texts(length: int, device: torch.device) -> Tensor:
+    """Return a micro-batch of texts of one length, without padding."""
+    return torch.randint(5, _VOCABULARY, (_TOKENS // length, length), device=device)
+
+
+def encoder_pass(backbone: Any, token_BL: Tensor) -> Callable[[], None]:
     """Return a forward and backward pass. The loss weights the states: the plain sum of a LayerNorm has no gradient."""
     weight_D = torch.linspace(-1, 1, backbone.config.hidden_size, device=token_BL.device)
 
@@ -112,13 +128,41 @@ def _pass(backbone: Any, token_BL: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-def _difference(stock: Any, cut: Any, token_BL: torch.Tensor) -> float:
-    """Return the relative difference of the gradients, without dropout."""
+def gradient_difference(backbone: Any, stock: Any, token_BL: Tensor) -> float:
+    """Return the relative difference of a backbone's gradients to the library's, without dropout."""
     gradients = []
-    for backbone in (stock, cut):
-        backbone.eval()
-        _pass(backbone, token_BL)()
-        backbone.train()
-        gradients.append(torch.cat([p.grad.reshape(-1) for p in backbone.parameters() if p.grad is not None]))
-    stock_gradient, cut_gradient = gradients
-    return float((cut_gradient - stock_gradient).norm() / stock_gradient.norm())
+    for model in (backbone, stock):
+        model.eval()
+        encoder_pass(model, token_BL)()
+        model.train()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]))
+    actual, expected = gradients
+    return float((actual - expected).norm() / expected.norm())
+
+
+def count_kernels(run: Callable[[], object]) -> int:
+    """Return the number of ATen operations of a second call, without views and allocations; the first fills caches."""
+    run()
+    kernels = _Kernels()
+    with kernels:
+        run()
+    return kernels.count
+
+
+class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the operations that compute, forward and backward."""
+
+    _FREE = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        schema = func._schema
+        # A view shares the memory of an input that it does not write to.
+        view = any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
+        self.count += not view and schema.name.removeprefix("aten::") not in self._FREE
+        return func(*args, **(kwargs or {}))

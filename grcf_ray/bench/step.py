@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from grcf_ray.bench.measure import TIMES, Variant, interleave, kept_bytes, timed_rows
 from grcf_ray.config import RunConfig, build_config, flatten
@@ -34,12 +35,16 @@ SMALL_STEP = {"pairs.pairs_per_group": 32, "pairs.groups_per_step": 1}
 _COMPARED = {"pairs.groups_per_step": 2}
 """A smaller step for the comparison of gradients, since the loop takes all of its pairs."""
 
+_SIDE = {"cpu": 1024, "cuda": 8192}
+"""Rows of the matrices whose product gives a device's peak speed: enough to keep it busy for a millisecond or more."""
+
 _ONCE = "each utterance once"
 _COLUMNS = (
     Column("name", "step of 768 pairs"),
     *TIMES,
     Column("bound", "bound by tokens", "{:.2f}"),
     Column("kept_mb", "activations, MB", "{:.0f}"),
+    Column("peak_share", "of peak", "{:.0%}"),
     Column("difference", "gradient, rel. L2", "{:.1e}"),
 )
 
@@ -136,12 +141,18 @@ def step_table(setup: Setup) -> Table:
     differences = _differences(features, config, device)
     setup.say("activations")
     # These calls also warm up.
-    kept = [
-        kept_bytes(variant.run, list((bounded if variant is variants[-1] else loop).model.parameters())) / 1e6
-        for variant in variants
-    ]
+    kept, operations = [], []
+    for variant in variants:
+        owner = bounded if variant is variants[-1] else loop
+        with FlopCounterMode(display=False) as counter:
+            kept.append(kept_bytes(variant.run, list(owner.model.parameters())) / 1e6)
+        operations.append(variant.scale * counter.get_total_flops())
+    dtype, side = _matmul_dtype(loop), _SIDE.get(device.type, _SIDE["cpu"])
+    peak = matmul_flops(setup, dtype, side)
     bounds = [tokens[0] / count for count in tokens]
     rows = timed_rows(setup, variants, warm=True, bound=bounds, kept_mb=kept, difference=differences)
+    for row, count in zip(rows, operations, strict=True):
+        row["peak_share"] = count / row["median"] / peak
     return Table(
         "step",
         "An optimizer step of the paper's batch: pairs share encoded utterances",
@@ -153,8 +164,25 @@ def step_table(setup: Setup) -> Table:
             f"one group, times {groups}",
             f"gradients: difference to the first line in {_comparison_precision(config)}, without dropout, "
             f"on a step of {_COMPARED['pairs.groups_per_step']} groups",
+            f"of peak: floating-point operations of matrix products per second, relative to the {peak / 1e12:.3g} "
+            f"tera-operations of a product of two matrices {side} x {side} in {str(dtype).removeprefix('torch.')}",
         ),
     )
+
+
+def matmul_flops(setup: Setup, dtype: torch.dtype, side: int) -> float:
+    """Return the floating-point operations per second of a large product of square matrices, in its fastest call."""
+    matrix = torch.randn(side, side, device=setup.device, dtype=dtype)
+    variant = Variant("a matrix product", lambda: matrix @ matrix)
+    (seconds,) = interleave([variant], setup.repetitions, setup.device, setup.say)
+    return float(2 * side**3 / min(seconds))
+
+
+def _matmul_dtype(loop: StageLoop) -> torch.dtype:
+    """Return the precision of the encoder's matrix products."""
+    kind = loop.device.type
+    with loop.autocast():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else loop.dtype
 
 
 def _group_tokens(config: RunConfig) -> int:

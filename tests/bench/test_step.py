@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import positions
 import pytest
 import torch
 from torch import nn
 
 from grcf_ray.bench import layers
 from grcf_ray.bench.measure import Variant, interleave, kept_bytes
-from grcf_ray.bench.step import LiteralStep, first_step, new_loop, shares_table, step_table
+from grcf_ray.bench.step import LiteralStep, first_step, matmul_flops, new_loop, shares_table, step_table
 from grcf_ray.config import build_config
+from grcf_ray.train.stage import use_deterministic_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +68,7 @@ def test_step_and_its_shares(setup_of: Callable[..., Setup], monkeypatch: pytest
     assert 1 < by_length["bound"] < once["bound"] == bounded["bound"]
     assert once["kept_mb"] < literal["kept_mb"]
     assert all(row["difference"] < 1e-5 for row in (by_length, once, bounded))
+    assert all(0 < row["peak_share"] < 1 for row in (literal, by_length, once, bounded))
     for measured in (False, True):
         if measured:
             setup.tables["step"] = step_table(setup)
@@ -74,16 +79,73 @@ def test_step_and_its_shares(setup_of: Callable[..., Setup], monkeypatch: pytest
         ]
 
 
+def test_the_share_of_the_peak_is_in_operations_and_seconds(
+    setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that gives every call a second."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("grcf_ray.bench.measure.time.process_time", lambda: float(next(clock)))
+    setup = setup_of({"pairs.micro_batch_tokens": 64})
+    peak = matmul_flops(setup, torch.float32, 32)
+    assert peak == 2 * 32**3
+    monkeypatch.setattr("grcf_ray.bench.step.PAPER_STEP", {"pairs.pairs_per_group": 12, "pairs.groups_per_step": 2})
+    monkeypatch.setattr("grcf_ray.bench.step._SIDE", {"cpu": 32})
+    literal, _, once, _ = step_table(setup).rows
+    # Two layers of width 32; each token is multiplied with 4 x 32^2 + 2 x 32 x 64 weights, 50 keys and 50 values.
+    per_token = 2 * (4 * 32**2 + 2 * 32 * 64 + 2 * 50 * 32)
+    # Two operations for each product, once forward and twice backward.
+    tokens = literal["peak_share"] * peak * literal["median"] / (2 * 3 * per_token)
+    assert tokens == pytest.approx(2 * 2 * 12 * 50, rel=0.05)
+    assert 0 < once["peak_share"] < literal["peak_share"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+def test_the_paper_s_batch_on_a_gpu(setup_of: Callable[..., Setup]) -> None:
+    use_deterministic_torch(1)
+    setup = dataclasses.replace(setup_of(repetitions=3), device=torch.device("cuda"))
+    table = step_table(setup)
+    assert all(0 < row["peak_share"] < 1 for row in table.rows)
+    assert "8192 x 8192 in bfloat16" in table.notes[-1]
+
+
 def test_both_have_the_same_gradient(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare one layer with DeBERTa-v3-base's real settings on a few subwords."""
-    for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
-        monkeypatch.setattr(layers, name, value)
+    make_layers_small(monkeypatch)
     table = layers.positions_table(setup_of())
     assert [row["name"].split(",")[0] for row in table.rows] == ["length 16"] * 2 + ["length 50"] * 2
     for stock, cut in zip(table.rows[::2], table.rows[1::2], strict=True):
         assert stock["difference"] is None
         assert 0 < cut["difference"] < 1e-5
         assert stock["speed_up"] == 1
+        assert 100 < cut["kernels"] < stock["kernels"]
+
+
+def make_layers_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
+        monkeypatch.setattr(layers, name, value)
+
+
+def test_positions_before_and_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the library's own: an earlier module that changes nothing."""
+    make_layers_small(monkeypatch)
+    table = positions.compare(SimpleNamespace(cut_positions=lambda backbone: backbone), depth=1, repetitions=1)
+    assert [row["name"] for row in table.rows[:3]] == [
+        f"length 16, {n}" for n in ("transformers' own", "before", "now")
+    ]
+    for stock, before, now in zip(table.rows[::3], table.rows[1::3], table.rows[2::3], strict=True):
+        assert before["kernels"] == stock["kernels"] > now["kernels"]
+        assert before["difference"] == 0 < now["difference"] < 1e-5
+        assert stock["difference"] is None and stock["speed_up"] == 1
+
+
+def test_kernels_are_operations_that_compute() -> None:
+    x_34 = torch.ones(3, 4, requires_grad=True)
+    assert layers.count_kernels(lambda: x_34.T[1:].unsqueeze(0)) == 0
+    assert layers.count_kernels(lambda: torch.empty(3)) == 0
+    assert layers.count_kernels(lambda: x_34.T.contiguous() + 1) == 2
+    # Product and sum; the gradient of the sum is a one, expanded without a copy; product; addition to the first call's.
+    assert layers.count_kernels(lambda: (x_34 * 2).sum().backward()) == 5
 
 
 CPU = torch.device("cpu")
