@@ -278,8 +278,9 @@ class SearchConfig:
     """Epochs that every trial runs before ASHA can stop it."""
     reduction_factor: Annotated[float, Digits, Field(gt=1)] = 3.0
     """Reduction factor of ASHA: the best 1 in this many trials passes each rung."""
-    hang_minutes: Positive = 120.0
-    """Minutes without a finished epoch after which a trial counts as hung and its process is killed."""
+    hang_minutes: Positive | None = None
+    """Minutes without a finished epoch after which a trial counts as hung and its process is killed. By default ten
+    times the median epoch of the stage's trials, but at least 10 minutes; 120 minutes until the first epoch."""
     failures_in_a_row: PositiveCount = 5
     """Number of consecutive failed trials that ends the search."""
     ridge_baseline: bool = False

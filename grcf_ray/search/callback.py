@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -25,6 +27,8 @@ from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import fitting
 from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
 from grcf_ray.search.trial import Location, locate
+from grcf_ray.train.curve import hang_limit
+from grcf_ray.train.distributed import PLACEMENT_S
 from grcf_ray.train.job import StageJob
 from grcf_ray.train.saving import LAST
 
@@ -40,6 +44,8 @@ LEFT_IN_A_ROW = 2
 """Trials left unfinished, without a finished epoch of any trial in between, that end the search."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
 """Pause before the first restart of a trial, and the longest; six restarts take 5 to 10 minutes."""
+FIRST_EPOCH_S = 2 * 3600.0
+"""Hang limit until an epoch of the stage is on record."""
 _ANSWER_S = 5.0
 """Time for a trial's process to answer where it runs; it has answered before its first epoch."""
 
@@ -58,7 +64,11 @@ class RecordCallback(tune.Callback):
         self._limits, self._tell, self._epochs = search.config.search, search.tell, search.epochs(stage)
         self._trials = {trial.number: trial for trial in trials}
         self._sign_of_life: dict[int, float] = {}
-        self._hung: set[int] = set()
+        self._epoch_seconds = sorted(metrics["seconds"] for trial in trials for metrics in trial.curve)
+        self._silent: set[int] = set()
+        """Trials whose process has finished no epoch yet."""
+        self._hung: dict[int, float] = {}
+        """Hang limits, in seconds, of the trials that exceeded them."""
         self._health = search.health
         self._asked: dict[int, ray.ObjectRef[Location]] = {}
         self._locations: dict[int, Location] = {}
@@ -114,6 +124,7 @@ class RecordCallback(tune.Callback):
         self._trials[number] = trial
         for known_of_process in (self._sign_of_life, self._asked, self._locations):
             known_of_process.pop(number, None)
+        self._silent.add(number)
         record.write_trial(trial)
         self._tell(TrialStarted(trial))
         config, protocol = self._search.config_of(trial), self._search.protocol
@@ -136,6 +147,9 @@ class RecordCallback(tune.Callback):
         kept = self._trials[trial.config["number"]]
         self._sign_of_life[kept.number] = time.monotonic()
         self._failures[kept.number] = self._left = 0
+        self._silent.discard(kept.number)
+        if len(result["curve"]) > kept.epoch:
+            bisect.insort(self._epoch_seconds, result["curve"][-1]["seconds"])
         kept.curve = result["curve"]
         kept.seconds = sum(metrics["seconds"] for metrics in kept.curve)
         kept.utterance_passes = sum(metrics["utterance_passes"] for metrics in kept.curve)
@@ -162,9 +176,8 @@ class RecordCallback(tune.Callback):
         # `get_error` reads a copy that a thread writes later.
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         cause, error = cause_of_error(text), last_line(text) if text.strip() else "the trial's process died"
-        if kept.number in self._hung:
-            self._hung.discard(kept.number)
-            cause, error = HUNG, f"no epoch ended within {self._limits.hang_minutes:g} minutes"
+        if (limit := self._hung.pop(kept.number, None)) is not None:
+            cause, error = HUNG, f"no epoch ended within {limit / 60:.0f} minutes"
         location = self._location(kept.number, text)
         failure = {"attempt": kept.attempt, "cause": cause, "error": error, "time": now()}
         kept.failures.append({**failure, **(dataclasses.asdict(location) if location else {})})
@@ -222,16 +235,30 @@ class RecordCallback(tune.Callback):
             self._tell(NodeExcluded(host))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Kill the processes of trials that finished no epoch within `search.hang_minutes`."""
+        """Kill the processes of trials that finished no epoch within the hang limit."""
         now = time.monotonic()
         for trial in trials:
             number, process = trial.config["number"], trial.temporary_state.ray_actor
             # A pending trial with a process waits for the process to end its last trial.
             if trial.status not in ("RUNNING", "PENDING") or process is None or number in self._hung:
                 continue
-            if now - self._sign_of_life.setdefault(number, now) > 60 * self._limits.hang_minutes:
-                self._hung.add(number)
+            limit = self._hang_limit(self._trials[number])
+            if now - self._sign_of_life.setdefault(number, now) > limit:
+                self._hung[number] = limit
                 ray.kill(process)
+
+    def _hang_limit(self, trial: TrialRecord) -> float:
+        """Return the seconds that a trial has for its next epoch."""
+        if self._limits.hang_minutes is not None:
+            return 60 * self._limits.hang_minutes
+        if not self._epoch_seconds:
+            return FIRST_EPOCH_S
+        limit = hang_limit(self._epoch_seconds)
+        if trial.number in self._silent:
+            # A new process may train epochs again that are in no checkpoint, and its workers may wait for a place.
+            limit += trial.epoch * statistics.median(self._epoch_seconds)
+            limit += PLACEMENT_S if self._limits.workers > 1 else 0.0
+        return limit
 
     def _note_checkpoint(self, trial: TrialRecord, result: dict[str, Any]) -> None:
         name = result["checkpoint"]

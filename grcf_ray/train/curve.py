@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from grcf_ray.config import Task
 
 DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
 """Direction in which each stage's objective improves."""
+
+
+_SHORTEST_WAIT_S = 600.0
+_EPOCHS_WAITED = 10
+
+
+def hang_limit(seconds: Sequence[float]) -> float:
+    """Return the seconds without progress after which a training counts as hung.
+
+    seconds: of similar epochs, at least one.
+    """
+    return max(_SHORTEST_WAIT_S, _EPOCHS_WAITED * statistics.median(seconds))
 
 
 def objective_name(stage: int, task: Task) -> str:

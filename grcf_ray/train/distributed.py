@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.job import StageJob
 
+PLACEMENT_S = 600.0
+"""Seconds that workers wait for a place: an autoscaling cluster needs minutes to start a node."""
 _GRACE_S = 300.0
 """Seconds that idle workers have to save a job that has not ended, and to exit."""
 _CLEARING_S = 10.0
@@ -43,8 +45,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Relative paths are relative to the user's folder.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # An autoscaling cluster needs minutes to start a node.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{PLACEMENT_S:g}",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Workers hang in the process group when a peer has died.
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",

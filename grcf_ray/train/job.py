@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from grcf_ray.metrics import MetricProtocol
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.checkpoint import load_weights
-from grcf_ray.train.curve import objective_value
+from grcf_ray.train.curve import hang_limit, objective_value
 from grcf_ray.train.gradient_cache import share_weights
 from grcf_ray.train.stage import StageLoop, choose_device, use_deterministic_torch
 
@@ -112,6 +113,7 @@ class JobRunner:
                 self._reported = self._resumed if reported is None else reported
             loop = self._loop
             while self._reported >= loop.epoch and not loop.done:
+                _limit_waits(loop)
                 loop.run_epoch()
             self._reported = min(self._reported + 1, loop.epoch)
             if self._reported >= loop.epochs:
@@ -185,6 +187,14 @@ class JobRunner:
             share_weights(loop.model)
         loop.resume()
         return loop
+
+
+def _limit_waits(loop: StageLoop) -> None:
+    """Have collective operations fail if a rank waits longer for the others than this training's hang limit."""
+    if dist.is_initialized() and loop.curve:
+        seconds = hang_limit([metrics["seconds"] for metrics in loop.curve])
+        # Torch has no public function for this.
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds))
 
 
 def _best_of(loop: StageLoop) -> dict[str, str | None]:

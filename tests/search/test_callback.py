@@ -10,10 +10,11 @@ import pytest
 
 from grcf_ray.retry import pause
 from grcf_ray.search import callback
-from grcf_ray.search.callback import OUTSIDE_RETRIES, RETRIES
+from grcf_ray.search.callback import FIRST_EPOCH_S, OUTSIDE_RETRIES, RETRIES
 from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialLeft, TrialStarted
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.train.distributed import PLACEMENT_S
 from tests.search.callbacks import DEATH, OWN_ERROR, Process, answers, keep, nodes, record, result, started, tunes
 
 __all__ = ["answers", "nodes", "record"]
@@ -282,6 +283,36 @@ def test_silence_before_the_start_counts_where_there_is_a_process(
         now[0] += seconds
         kept.on_step_end(0, [trial])
         assert len(killed) == dead
+
+
+def test_hang_limit_follows_the_epochs_of_the_stage(record: RunRecord, now: list[float], killed: list[str]) -> None:
+    """A process that replaces another has the time to train its epochs again, and several workers to find a place."""
+    for workers, place in ((1, 0.0), (2, PLACEMENT_S)):
+        kept, _, _ = keep(record, workers=workers)
+        for number, seconds in ((0, 60.0), (1, 90.0), (2, 1000.0)):
+            kept.launch(number, {})
+            assert kept._hang_limit(kept._trials[number]) == (
+                FIRST_EPOCH_S if number == 0 else (600.0 if number == 1 else 750.0) + place
+            )
+            epoch = result(0.5)
+            epoch["curve"][0]["seconds"] = seconds
+            kept.on_trial_result(0, [], tunes(number), epoch)
+        for number in range(3):
+            assert kept._hang_limit(kept._trials[number]) == 900.0
+        kept.launch(1, {})
+        assert kept._hang_limit(kept._trials[1]) == 900.0 + 90.0 + place
+    # The next driver reads the epochs from the record.
+    kept, _, _ = keep(record, *record.trials(1))
+    kept.launch(0, {})
+    trial = tunes(0)
+    kept.on_step_end(0, [trial])
+    for seconds, dead in ((989.0, 0), (2.0, 1)):
+        now[0] += seconds
+        kept.on_step_end(0, [trial])
+        assert len(killed) == dead
+    kept.on_trial_error(0, [trial], tunes(0))
+    failure = record.trial(1, 0).failures[-1]
+    assert (failure["cause"], failure["error"]) == ("hung", "no epoch ended within 16 minutes")
 
 
 def test_silence_is_measured_from_the_start_of_the_process_and_of_each_epoch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gc
 import json
 import pickle
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from same_training import assert_same_checkpoints, best_in, checkpoint_in, timeless
+from torch import distributed as dist
 
 from grcf_ray.config import flatten
 from grcf_ray.data.features import Features
@@ -22,6 +24,7 @@ from grcf_ray.storage import storage_path
 from grcf_ray.train import job as job_module
 from grcf_ray.train.checkpoint import export_weights, read_checkpoint
 from grcf_ray.train.job import JobRunner, StageJob, open_loop
+from grcf_ray.train.stage import StageLoop
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
@@ -290,3 +293,34 @@ def test_next_job_frees_what_the_last_one_held(job: StageJob, tiny_features: Fea
 def test_job_is_plain_values(job: StageJob) -> None:
     """It is recorded and sent about as JSON."""
     assert StageJob(**json.loads(json.dumps(vars(job)))) == job
+
+
+def test_waits_for_other_ranks_follow_the_epochs(
+    job: StageJob, tiny_features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank waits as long as the process group was made to, until an epoch tells how long one takes."""
+    run_epoch = StageLoop.run_epoch
+
+    def slow(loop: StageLoop) -> dict[str, Any]:
+        metrics = run_epoch(loop)
+        metrics["seconds"] = 90.0 if loop.epoch == 1 else 1.0
+        return metrics
+
+    monkeypatch.setattr(StageLoop, "run_epoch", slow)
+    dist.init_process_group(
+        "gloo",
+        init_method=(tmp_path / "meet").as_uri(),
+        rank=0,
+        world_size=1,
+        timeout=datetime.timedelta(seconds=7000),
+    )
+    try:
+        group = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        runner, limits = JobRunner(tiny_features), []
+        runner.start(job)
+        for _ in range(3):
+            runner.step()
+            limits.append(group.options._timeout.total_seconds())
+        assert limits == [7000.0, 900.0, 600.0]
+    finally:
+        dist.destroy_process_group()
