@@ -31,6 +31,21 @@ import psutil
 from grcf_ray.console import progress
 from grcf_ray.errors import ClusterError, reason
 
+PLACEMENT_S = 600.0
+"""Seconds that the workers of a trial wait for a place: an autoscaling cluster needs minutes to start a node."""
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{PLACEMENT_S:g}",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Workers hang in the process group when a peer has died.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+"""Settings of Ray Train's driver."""
+CLOSED_API = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+"""A closed port, for a cluster without a dashboard: it gives the usual port as its own. Ray Train's cleanup would ask
+another cluster on that port, which reports the workers as unknown."""
 _SETTINGS = {
     # Relative paths of a trial are relative to the user's folder. Our own output replaces Tune's.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -41,7 +56,7 @@ _SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    **TRAIN_SETTINGS,
 }
 _CLOSED = {
     # Keeps Ray on the loopback interface. Ray names it after the systems where that is the default.
@@ -259,6 +274,9 @@ def _start() -> None:
         atexit.register(_clear, _own, os.getpid())
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_own / "token")
+    environment = dict(os.environ)
+    # Ray's processes inherit it; this process may ask another cluster.
+    os.environ.update(CLOSED_API)
     try:
         ray.init(address="local", include_dashboard=False, _temp_dir=str(_own / "ray"), **_QUIET)
     # Ray raises a bare Exception if one of its processes does not start.
@@ -274,6 +292,10 @@ def _start() -> None:
             + "Check the limits on processes and open files (ulimit -u, ulimit -n), and the free memory and /dev/shm, "
             "or join a running cluster: RAY_ADDRESS=HOST:PORT"
         ) from error
+    finally:
+        for name in CLOSED_API.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update({name: environment[name] for name in CLOSED_API.keys() & environment.keys()})
 
 
 def _check_threads() -> None:

@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from grcf_ray import console, errors
 from grcf_ray.config import (
@@ -30,10 +31,10 @@ from grcf_ray.search.run_lookup import FREE, open_data, space_on
 from grcf_ray.search.space import stage_epochs
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
-from grcf_ray.train.curve import best_epoch
 from grcf_ray.train.job import JobRunner, StageJob
-from grcf_ray.train.saving import LAST
+from grcf_ray.train.resuming import find_best
 from grcf_ray.train.stage import choose_device, stage_seed
+from grcf_ray.train.stages import train_stages
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -152,82 +153,131 @@ def _train(
     features = prepare_features(store, config)
     select_modalities(features, config.model.modalities)
     _claim(out, config, store.info.fingerprint)
+    epochs = stage_epochs(config)
+    jobs = [
+        StageJob(
+            stage=stage,
+            seed=stage_seed(config.seed, stage),
+            settings=flatten(config),
+            protocol=datasets.protocol_of(store.info.name, store.info.task),
+            folder=(storage_path(out) / f"stage{stage}").uri,
+            keeps_last=True,
+            initial=None,
+            initial_sha256=None,
+            threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
+            gpu=1.0 if sharing.workers == 1 else sharing.gpus,
+        )
+        for stage in epochs
+    ]
+    progress = _Progress(epochs)
+    if sharing.workers > 1:
+        _run_ray_job(features, jobs, sharing, config.stage2.start, progress)
+    else:
+        with contextlib.closing(JobRunner(features)) as runner:
+            for metrics in train_stages(runner, jobs, start=config.stage2.start):
+                progress.show(metrics)
+    progress.raise_failure()
     best: dict[int, dict[str, Any]] = {}
-    initial, initial_sha256 = None, None
-    with job_runner(features, sharing) as runner:
-        for stage, epochs in stage_epochs(config).items():
-            folder = storage_path(out) / f"stage{stage}"
-            job = StageJob(
-                stage=stage,
-                seed=stage_seed(config.seed, stage),
-                settings=flatten(config),
-                protocol=datasets.protocol_of(store.info.name, store.info.task),
-                folder=folder.uri,
-                keeps_last=True,
-                initial=initial,
-                initial_sha256=initial_sha256,
-                threads=threads or (sharing.cpus_per_worker if sharing.workers > 1 else os.cpu_count() or 1),
-                gpu=1.0 if sharing.workers == 1 else sharing.gpus,
-            )
-            result = _run(runner, job, epochs)
-            epoch = best_epoch(stage, result["curve"])
-            assert epoch is not None
-            best[stage] = epoch
-            if config.stage2.start == "best":
-                initial, initial_sha256 = (folder / result["checkpoint"]).uri, result["checkpoint_sha256"]
-            else:
-                initial = (folder / LAST).uri
+    for job in jobs:
+        checkpoint = find_best([storage_path(job.folder)])
+        assert checkpoint is not None
+        best[job.stage] = checkpoint.state["curve"][-1]
     return best
+
+
+class _Progress:
+    """Print a line for each epoch of a training.
+
+    epochs: of each stage.
+    """
+
+    def __init__(self, epochs: Mapping[Literal[1, 2], int]) -> None:
+        self._epochs = epochs
+        self._last: dict[str, Any] = {}
+        self._begun: tuple[int, int] | None = None
+        self._noted: set[tuple[int, str]] = set()
+
+    def show(self, metrics: dict[str, Any]) -> None:
+        """Print what is new in the metrics of an epoch, as `train_stages` yields them."""
+        self._last, stage, resumed = metrics, metrics["stage"], metrics["resumed"]
+        if resumed and self._begun != (stage, resumed):
+            console.progress(f"stage {stage}: resumes after epoch {resumed}")
+        self._begun = stage, resumed
+        for note in metrics["notes"]:
+            if (stage, note) not in self._noted:
+                console.progress(f"stage {stage}: {note}")
+                self._noted.add((stage, note))
+        # A stage that was finished before has no new epoch.
+        if "failure" not in metrics and metrics["epoch"] > resumed:
+            console.progress(epoch_line(stage, self._epochs[stage], metrics))
+
+    def raise_failure(self) -> None:
+        """Raise the known failure that ended the training, if there was one."""
+        if "failure" in self._last:
+            raise getattr(errors, self._last["error"], GrcfError)(self._last["failure"])
+
+
+def _run_ray_job(
+    features: Features,
+    jobs: Sequence[StageJob],
+    sharing: SearchConfig,
+    start: Literal["best", "last"],
+    progress: _Progress,
+) -> None:
+    """Train with several workers."""
+    with _workers(sharing):
+        from grcf_ray.train.distributed import share
+        from grcf_ray.train.interfaces import named_interfaces
+        from grcf_ray.train.ray_job import run_ray_job
+
+        run_ray_job(
+            share(features),
+            jobs,
+            start=start,
+            workers=sharing.workers,
+            resources=sharing.worker_resources,
+            interfaces=named_interfaces(),
+            show=progress.show,
+            warn=lambda fault: console.progress(f"workers exited unexpectedly ({fault})"),
+        )
 
 
 @contextlib.contextmanager
 def job_runner(features: Features, sharing: SearchConfig) -> Iterator[JobRunner | WorkerGroup]:
-    """Yield the runner of the jobs: this process, or workers that end with the context."""
+    """Yield a runner of single epochs: this process, or workers that end with the context."""
     if sharing.workers == 1:
         with contextlib.closing(JobRunner(features)) as runner:
             yield runner
         return
+    with _workers(sharing):
+        from grcf_ray.train.distributed import WorkerGroup, share
+        from grcf_ray.train.interfaces import named_interfaces
+
+        group = WorkerGroup(
+            share(features),
+            workers=sharing.workers,
+            resources=sharing.worker_resources,
+            interfaces=named_interfaces(),
+        )
+        with contextlib.closing(group):
+            yield group
+
+
+@contextlib.contextmanager
+def _workers(sharing: SearchConfig) -> Iterator[None]:
+    """Say how to resume if the workers exit, or if their cluster is lost."""
     from grcf_ray.cluster import leave, watched
 
-    from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
-    from grcf_ray.train.interfaces import named_interfaces
+    from grcf_ray.train.distributed import WorkersDiedError
 
     console.progress(f"Starting {sharing.workers} workers")
-    group = WorkerGroup(
-        share(features),
-        workers=sharing.workers,
-        resources=sharing.worker_resources,
-        interfaces=named_interfaces(),
-    )
+    resume = "finished epochs are kept; resume with the same command"
     try:
-        lost = "finished epochs are kept; resume with the same command"
-        with watched(lambda loss: leave(f"{loss}; {lost}")), contextlib.closing(group):
-            yield group
+        # Ray reports dead processes on standard output, which is reserved for the result.
+        with contextlib.redirect_stdout(sys.stderr), watched(lambda loss: leave(f"{loss}; {resume}")):
+            yield
     except WorkersDiedError as error:
-        raise GrcfError(
-            f"workers exited unexpectedly ({error}). Finished epochs are kept; resume with the same command"
-        ) from error
-
-
-def _run(runner: JobRunner | WorkerGroup, job: StageJob, epochs: int) -> dict[str, Any]:
-    """Train a stage's remaining epochs with a line for each; return the last result. Raise a known failure."""
-    name = f"stage {job.stage}"
-    runner.start(job)
-    noted: list[str] = []
-    result: dict[str, Any] = {"done": False}
-    while not result["done"]:
-        first, result = len(result) == 1, runner.step()
-        if first and result["resumed"]:
-            console.progress(f"{name}: resumes after epoch {result['resumed']}")
-        for note in result["notes"][len(noted) :]:
-            console.progress(f"{name}: {note}")
-        noted = result["notes"]
-        if "failure" in result:
-            raise getattr(errors, result["error"], errors.GrcfError)(result["failure"])
-        # A stage that was finished before has no new epoch.
-        if result["epoch"] > result["resumed"]:
-            console.progress(epoch_line(job.stage, epochs, result["curve"][-1]))
-    return result
+        raise GrcfError(f"workers exited unexpectedly ({error}); {resume}") from error
 
 
 def _claim(out: Path, config: RunConfig, fingerprint: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import grcf_ray.cluster  # noqa: F401  before Ray
+from grcf_ray.cluster import PLACEMENT_S
 
 import ray
 from ray import tune
@@ -28,7 +28,6 @@ from grcf_ray.search.preflight import fitting
 from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
 from grcf_ray.search.trial import Location, locate
 from grcf_ray.train.curve import hang_limit
-from grcf_ray.train.distributed import PLACEMENT_S
 from grcf_ray.train.job import StageJob
 from grcf_ray.train.saving import LAST
 

@@ -1,4 +1,4 @@
-"""Ray Train's torch backend, with workers that meet on a network interface that joins their nodes.
+"""Ray Train's torch trainer, whose workers meet on a network interface that joins their nodes.
 
 In a module of its own, since Ray Train's torch part takes seconds to import.
 """
@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,40 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 
 import ray
 import torch
-from ray.train.torch import TorchConfig
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces, private_interfaces
+
+
+def torch_trainer(
+    train_loop_per_worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    run_config: RunConfig,
+    *,
+    workers: int,
+    resources: Mapping[str, float],
+    interfaces: Mapping[str, str],
+    meeting: Path,
+) -> TorchTrainer:
+    """Return the trainer of a number of workers, on one node if they fit.
+
+    resources: of each worker, under Ray's names. interfaces: values of `interfaces.VARIABLES` in the caller's
+    environment. meeting: folder in which workers of a private Ray meet.
+    """
+    gpus = resources.get("GPU", 0.0)
+    # NCCL allows one process per GPU.
+    cuda = "nccl" if gpus >= 1 else "gloo"
+    backend = f"cpu:gloo,cuda:{cuda}" if gpus else "gloo"
+    return TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config=config,
+        torch_config=MeetingConfig(backend=backend, interfaces=dict(interfaces), folder=str(meeting)),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=dict(resources), placement_strategy="PACK"
+        ),
+        run_config=run_config,
+    )
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import grcf_ray.cluster  # noqa: F401  before Ray
+from grcf_ray.cluster import CLOSED_API, TRAIN_SETTINGS
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -34,28 +34,18 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.job import StageJob
 
-PLACEMENT_S = 600.0
-"""Seconds that workers wait for a place: an autoscaling cluster needs minutes to start a node."""
 _GRACE_S = 300.0
 """Seconds that idle workers have to save a job that has not ended, and to exit."""
 _CLEARING_S = 10.0
 """Seconds to wait for the end of killed workers."""
 
 _ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
+    **TRAIN_SETTINGS,
     # Relative paths are relative to the user's folder.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{PLACEMENT_S:g}",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Workers hang in the process group when a peer has died.
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     # This watcher would restart the group from a process of its own, but the holder decides about that.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # A closed port: stops Ray Train's cleanup from contacting another cluster. A cluster without a dashboard gives the
-    # usual port as its own, and another cluster on that port would report the group as unknown.
-    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    **CLOSED_API,
 }
 
 
@@ -75,7 +65,7 @@ class _Order:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fault:
+class Fault:
     """Why the workers exited."""
 
     line: str
@@ -139,11 +129,11 @@ class WorkerGroup:
     def _ask(self, order: _Order) -> dict[str, Any]:
         self._busy = True
         try:
-            result: dict[str, Any] | _Fault = ray.get(self._mailbox.ask.remote(order, self._started))
+            result: dict[str, Any] | Fault = ray.get(self._mailbox.ask.remote(order, self._started))
         except RayActorError as error:
             raise WorkersDiedError(_line(error)) from error
         self._busy = False
-        if isinstance(result, _Fault):
+        if isinstance(result, Fault):
             raise WorkersDiedError(result.line) from RuntimeError(result.text)
         return result
 
@@ -183,14 +173,14 @@ class _Mailbox:
         self._answers: asyncio.Queue[tuple[int, dict[str, Any]] | None] = asyncio.Queue()
         self._members: dict[int, Any] = {}
         self._ended = asyncio.Event()
-        self._fault = _Fault("the workers have exited", "")
+        self._fault = Fault("the workers have exited", "")
 
     async def train(self, config: dict[str, Any], resources: dict[str, float], interfaces: dict[str, str]) -> None:
         """Run the trainer until the workers have ended, by order or by a fault."""
         try:
             await asyncio.to_thread(_fit, config, len(self._orders), resources, interfaces)
         except Exception as error:
-            self._fault = _fault(error)
+            self._fault = fault_of(error)
         self._ended.set()
         self._answers.put_nowait(None)
 
@@ -213,7 +203,7 @@ class _Mailbox:
         """Give all workers an order."""
         self._post(order)
 
-    async def ask(self, order: _Order, _after: None) -> dict[str, Any] | _Fault:
+    async def ask(self, order: _Order, _after: None) -> dict[str, Any] | Fault:
         """Have all workers carry out an order; return rank 0's result, or the fault if they have exited."""
         self._post(order)
         results: dict[int, dict[str, Any]] = {}
@@ -244,33 +234,16 @@ class _Mailbox:
 def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], interfaces: dict[str, str]) -> None:
     """Run Ray Train: place the workers, join them, and let them take orders. Return when all have ended."""
     # Imported here, because it takes seconds that the holder need not spend.
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, RunConfig
 
-    from grcf_ray.train.backend import MeetingConfig
+    from grcf_ray.train.backend import torch_trainer
 
-    gpus = resources.get("GPU", 0.0)
-    # NCCL allows one process per GPU.
-    cuda = "nccl" if gpus >= 1 else "gloo"
     with scratch_folder("grcf-train-") as scratch:
-        TorchTrainer(
-            _work,
-            train_loop_config=config,
-            torch_config=MeetingConfig(
-                backend=f"cpu:gloo,cuda:{cuda}" if gpus else "gloo", interfaces=interfaces, folder=str(scratch)
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus > 0,
-                resources_per_worker=resources,
-                placement_strategy="PACK",
-            ),
-            run_config=RunConfig(
-                name=f"grcf-{uuid.uuid4().hex}",
-                storage_path=str(scratch),
-                # The holder decides about restarts. Ray Train alone would try to start a group for ever.
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
-            ),
+        # The holder decides about restarts. Ray Train alone would try to start a group for ever.
+        failures = FailureConfig(max_failures=0, controller_failure_limit=0)  # type: ignore[call-arg]
+        run = RunConfig(name=f"grcf-{uuid.uuid4().hex}", storage_path=str(scratch), failure_config=failures)
+        torch_trainer(
+            _work, config, run, workers=workers, resources=resources, interfaces=interfaces, meeting=scratch
         ).fit()
 
 
@@ -293,15 +266,15 @@ def _work(config: dict[str, Any]) -> None:
     runner.close()
 
 
-def _fault(error: Exception) -> _Fault:
+def fault_of(error: Exception) -> Fault:
     """Return why a group ended: the first fault among its workers."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
-        return _Fault(_line(error), str(error))
+        return Fault(_line(error), str(error))
     # Ray Train wraps Ray's report of a dead process. When one worker dies, the others fail too.
     faults = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
     rank = min(faults, key=lambda rank: (not isinstance(faults[rank], RayError), rank))
-    return _Fault(f"worker {rank}: {_line(faults[rank])}", f"{error}\n{faults[rank]}")
+    return Fault(f"worker {rank}: {_line(faults[rank])}", f"{error}\n{faults[rank]}")
 
 
 def _line(error: Exception) -> str:

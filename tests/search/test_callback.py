@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from grcf_ray.cluster import PLACEMENT_S
+
 import pytest
 
 from grcf_ray.retry import pause
@@ -14,7 +16,6 @@ from grcf_ray.search.callback import FIRST_EPOCH_S, OUTSIDE_RETRIES, RETRIES
 from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialLeft, TrialStarted
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.train.distributed import PLACEMENT_S
 from tests.search.callbacks import DEATH, OWN_ERROR, Process, answers, keep, nodes, record, result, started, tunes
 
 __all__ = ["answers", "nodes", "record"]

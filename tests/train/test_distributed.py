@@ -277,11 +277,11 @@ def test_reason_of_the_end_is_the_first_fault() -> None:
         OSError(28, "No space left on device"),
         RuntimeError("gloo\nConnection closed"),
     )
-    fault = distributed._fault(WorkerGroupError("both", {0: torn, 1: died}))
+    fault = distributed.fault_of(WorkerGroupError("both", {0: torn, 1: died}))
     assert fault.line.startswith("worker 1: ActorDiedError: ")
-    assert distributed._fault(WorkerGroupError("one", {1: wrong})).line == f"worker 1: OSError: {wrong}"
-    fault = distributed._fault(WorkerGroupError("all of it", {0: torn}))
+    assert distributed.fault_of(WorkerGroupError("one", {1: wrong})).line == f"worker 1: OSError: {wrong}"
+    fault = distributed.fault_of(WorkerGroupError("all of it", {0: torn}))
     assert fault.line == "worker 0: RuntimeError: Connection closed"
     assert "all of it" in fault.text
-    assert distributed._fault(ValueError("no workers")).line == "ValueError: no workers"
-    assert len(distributed._fault(ValueError("word " * 1000)).line) <= 200
+    assert distributed.fault_of(ValueError("no workers")).line == "ValueError: no workers"
+    assert len(distributed.fault_of(ValueError("word " * 1000)).line) <= 200

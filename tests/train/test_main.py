@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import yaml
+from processes import marked
 from safetensors.torch import load_file
 from same_training import assert_same_checkpoints, best_in, timeless
+from waiting import JOB_S, wait_for
 
 from grcf_ray import cluster, console
+from grcf_ray.api import training
 from grcf_ray.cli.train import app
 from grcf_ray.config import ABLATIONS
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.storage import storage_path
-from grcf_ray.train import checkpoint, distributed
+from grcf_ray.train import checkpoint, ray_job
 from grcf_ray.train.checkpoint import read_state
-from grcf_ray.train.job import StageJob
 from grcf_ray.train.stage import StageLoop
 
 Train = Callable[..., int]
@@ -338,31 +343,78 @@ def test_workers_go_on_where_one_process_stopped(
     assert "stage2.epochs: 2 -> 3\nGive another folder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def at_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, Callable[[], None]], None]:
+    """Do something when a finished epoch is told of, once; the next one takes long enough."""
+
+    def register(stage: int, epoch: int, act: Callable[[], None]) -> None:
+        real, waiting = training._Progress.show, [act]
+
+        def show(progress: Any, metrics: dict[str, Any]) -> None:
+            real(progress, metrics)
+            if (metrics["stage"], metrics["epoch"]) == (stage, epoch) and waiting:
+                waiting.pop()()
+
+        monkeypatch.setattr(training._Progress, "show", show)
+
+    return register
+
+
+def kill_a_worker() -> None:
+    titles = marked(os.environ["RAY_AUTH_TOKEN_PATH"])
+    os.kill(min(pid for pid, title in titles.items() if title.startswith("ray::RayTrainWorker")), signal.SIGKILL)
+
+
 @pytest.mark.integration
-def test_workers_that_die_are_told_of(
-    ray_session: None, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.timeout(2 * JOB_S)
+def test_interrupted_and_killed_workers_end_where_others_do(
+    ray_session: None, train: Train, at_epoch: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    closed = []
+    """Ctrl-C in Stage 1, and the death of a worker in Stage 2, after which Ray Train starts the workers again."""
+    words = ("--workers", "2", "--set", "pairs.pairs_per_epoch=4800")
+    assert train(*words, out="whole") == 0
+    lines = capsys.readouterr().out.splitlines()
+    before = signal.getsignal(signal.SIGINT)
+    at_epoch(1, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(*words) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], "the end of the workers")
+    # Ray Train overwrites its list of checkpoints, and was killed meanwhile.
+    Path("out/checkpoint_manager_snapshot.json").write_text('{"ray_version": ')
+    capsys.readouterr()
+    at_epoch(2, 1, kill_a_worker)
+    assert train(*words) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == lines[:2]
+    told = [
+        line
+        for line in err.splitlines()
+        if not line.startswith(("Note: ", "stage 1  ", "stage 2  ")) and "(raylet)" not in line
+    ]
+    assert told[:2] == ["Starting 2 workers", "stage 1: resumes after epoch 1"]
+    assert "workers exited unexpectedly (worker" in told[2] and "ActorDiedError" in told[2]
+    # It is in Stage 2 that they go on.
+    assert told[3:] == ["stage 2: resumes after epoch 1"]
+    for stage in (1, 2):
+        assert_same_checkpoints(Path("out", f"stage{stage}"), Path("whole", f"stage{stage}"))
+    snapshot = json.loads(Path("out/checkpoint_manager_snapshot.json").read_text())
+    assert snapshot["latest_checkpoint_result"]["checkpoint_dir_name"] == "stage2"
 
-    class Dying:
-        def __init__(self, features: Any, **sizes: Any) -> None:
-            assert sizes == {"workers": 2, "resources": {"CPU": 1.0}, "interfaces": {}}
 
-        def start(self, job: StageJob) -> None:
-            assert (job.stage, job.threads, job.gpu) == (1, 1, False)
-
-        def step(self) -> dict[str, Any]:
-            raise distributed.WorkersDiedError("worker 1: out of memory")
-
-        def close(self) -> None:
-            closed.append(self)
-
-    monkeypatch.setattr(distributed, "WorkerGroup", Dying)
-    assert train("--workers", "2") == 1
-    err = capsys.readouterr().err
-    assert "(worker 1: out of memory)" in err
+@pytest.mark.integration
+def test_workers_that_die_too_often_are_told_of(
+    ray_session: None,
+    train: Train,
+    at_epoch: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ray_job, "RESTARTS", 0)
+    at_epoch(1, 1, kill_a_worker)
+    assert train("--workers", "2", "--set", "pairs.pairs_per_epoch=4800") == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "workers exited unexpectedly (worker" in err and "resume with the same command" in err
     assert "internal error" not in err
-    assert len(closed) == 1
 
 
 def test_more_workers_than_groups_are_refused_before_ray_starts(
