@@ -404,13 +404,14 @@ def _reasons(trials: Sequence[TrialRecord]) -> str:
 
 
 def _resources(workers: int, wanted: Mapping[str, float], trial: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """Return the resources that Tune reserves for a trial. A trial of several workers reserves theirs itself.
+    """Return the resources that Tune reserves for a trial. A trial of several workers reserves theirs itself, and its
+    process takes a little memory: Ray starts it on the node with most memory left, so that no node gets all of them.
 
     wanted: of each worker. trial: the configuration of the trial; `avoid` names the nodes that may not run it. Tune
     reuses a process only for trials with equal requests, so no process of those nodes gets the trial.
     """
     if workers > 1:
-        return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+        return tune.PlacementGroupFactory([{"memory": 1e6}])
     if nodes := trial.get("avoid"):
         selector = {"ray.io/node-id": f"!in({','.join(nodes)})"}
         return tune.PlacementGroupFactory([dict(wanted)], bundle_label_selector=[selector])

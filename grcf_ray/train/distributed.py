@@ -7,8 +7,9 @@ Ray Train places the workers, joins them in a process group, and ends all of the
 workers stay warm, so the next job starts in milliseconds. The mailbox, an actor without CPUs, runs the trainer in a
 thread. All waiting happens inside calls; nothing polls.
 
-The mailbox outlives its holder until the workers have ended in order. Killed actors would leave their placement group
-behind, and keep its CPUs.
+The mailbox and Ray Train's own actors are on the node of worker 0, unless the workers find no room at once. The mailbox
+outlives its holder until the workers have ended in order. Killed actors would leave their placement group behind, and
+keep its CPUs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from grcf_ray.cluster import CLOSED_API, TRAIN_SETTINGS
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grcf_ray.files import scratch_folder
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from grcf_ray.data.features import Features
     from grcf_ray.train.job import StageJob
 
+_PROBE_S = 10.0
+"""Seconds to wait for Ray to find room for the workers, before their mailbox is placed without regard to them."""
 _GRACE_S = 300.0
 """Seconds that idle workers have to save a job that has not ended, and to exit."""
 _CLEARING_S = 10.0
@@ -95,11 +99,12 @@ class WorkerGroup:
         # Otherwise Ray's tools would contact any cluster that they find.
         environment = {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
         mailbox: Any = ray.remote(_Mailbox)
-        # On this node, but outside the placement group of this process.
+        node = _node_of_first(workers, resources) or here.get_node_id()
+        # Outside the placement group of this process. Ray Train's other actors follow the mailbox.
         self._mailbox: Any = mailbox.options(
             num_cpus=0,
             lifetime="detached",
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here.get_node_id(), soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             runtime_env={"env_vars": environment},
         ).remote(workers)
         self._presence = self._mailbox.stay.remote()
@@ -158,6 +163,19 @@ class WorkerGroup:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _node_of_first(workers: int, resources: Mapping[str, float]) -> str | None:
+    """Return the node on which Ray would place the first of these workers now; None if there is no room for them."""
+    # As Ray Train requests it later.
+    probe = placement_group([dict(resources)] * workers, strategy="PACK")
+    try:
+        if not probe.wait(_PROBE_S):
+            return None
+        node: str = placement_group_table(probe)["bundles_to_node_id"][0]
+        return node
+    finally:
+        remove_placement_group(probe)
 
 
 def share(features: Features) -> ray.ObjectRef[Features]:

@@ -1,0 +1,51 @@
+"""Where the processes of trials of several workers are: not all on the head, the mailbox beside its first worker."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+
+import pytest
+
+PLACES = """
+import collections
+import time
+import grcf_ray.cluster
+import ray
+from ray.cluster_utils import Cluster
+from grcf_ray.search.stages import _resources
+from grcf_ray.search.trial import locate
+from grcf_ray.train.distributed import WorkerGroup
+
+sizes = {"object_store_memory": 80_000_000, "memory": 4_000_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **sizes})
+large = cluster.add_node(num_cpus=2, **sizes).node_id
+ray.init(cluster.address, log_to_driver=False)
+
+holders = [_resources(2, {"CPU": 1.0}, {})() for _ in range(10)]
+ray.get([holder.ready() for holder in holders])
+nodes = [ray.util.placement_group_table(holder)["bundles_to_node_id"][0] for holder in holders]
+print(sorted(collections.Counter(nodes).values()))
+
+with WorkerGroup(ray.put(None), workers=2, resources={"CPU": 1.0}) as group:
+    members = []
+    while len(members) < 2:
+        members = ray.get(group._mailbox.__ray_call__.remote(lambda mailbox: list(mailbox._members.values())))
+        time.sleep(0.2)
+    everyone = [group._mailbox, *members]
+    print([ray.get(actor.__ray_call__.remote(locate)).node == large for actor in everyone])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.integration
+def test_processes_of_trials_of_several_workers_spread_over_the_nodes() -> None:
+    """The command runs on the head, which has no room for two workers."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    outside["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ran = subprocess.run([sys.executable, "-c", PLACES], env=outside, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-2:] == ["[5, 5]", "[True, True, True]"]
