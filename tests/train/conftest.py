@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,3 +87,33 @@ def new_loop(new_config: NewConfig, tiny_features: Features) -> NewLoop:
         )
 
     return make
+
+
+@pytest.fixture
+def at_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, Callable[[], None]], None]:
+    """Does something when the command tells of a finished epoch, once."""
+    from grcf_ray.api import training
+
+    def register(stage: int, epoch: int, act: Callable[[], None]) -> None:
+        real, waiting = training._Progress.show, [act]
+
+        def show(progress: Any, metrics: dict[str, Any]) -> None:
+            real(progress, metrics)
+            if (metrics["stage"], metrics["epoch"]) == (stage, epoch) and waiting:
+                waiting.pop()()
+
+        monkeypatch.setattr(training._Progress, "show", show)
+
+    return register
+
+
+@pytest.fixture
+def kill_a_worker() -> Callable[[], None]:
+    """Kills one of the workers of Ray Train in the session's Ray."""
+    from processes import marked
+
+    def kill() -> None:
+        titles = marked(os.environ["RAY_AUTH_TOKEN_PATH"])
+        os.kill(min(pid for pid, title in titles.items() if title.startswith("ray::RayTrainWorker")), signal.SIGKILL)
+
+    return kill

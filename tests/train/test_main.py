@@ -15,13 +15,11 @@ import pytest
 import ray
 import torch
 import yaml
-from processes import marked
 from safetensors.torch import load_file
 from same_training import assert_same_checkpoints, best_in, timeless
 from waiting import JOB_S, wait_for
 
 from grcf_ray import cluster, console
-from grcf_ray.api import training
 from grcf_ray.cli.train import app
 from grcf_ray.config import ABLATIONS
 from grcf_ray.data.store import DatasetStore
@@ -343,32 +341,14 @@ def test_workers_go_on_where_one_process_stopped(
     assert "stage2.epochs: 2 -> 3\nGive another folder" in capsys.readouterr().err
 
 
-@pytest.fixture
-def at_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, Callable[[], None]], None]:
-    """Do something when a finished epoch is told of, once; the next one takes long enough."""
-
-    def register(stage: int, epoch: int, act: Callable[[], None]) -> None:
-        real, waiting = training._Progress.show, [act]
-
-        def show(progress: Any, metrics: dict[str, Any]) -> None:
-            real(progress, metrics)
-            if (metrics["stage"], metrics["epoch"]) == (stage, epoch) and waiting:
-                waiting.pop()()
-
-        monkeypatch.setattr(training._Progress, "show", show)
-
-    return register
-
-
-def kill_a_worker() -> None:
-    titles = marked(os.environ["RAY_AUTH_TOKEN_PATH"])
-    os.kill(min(pid for pid, title in titles.items() if title.startswith("ray::RayTrainWorker")), signal.SIGKILL)
-
-
 @pytest.mark.integration
 @pytest.mark.timeout(2 * JOB_S)
 def test_interrupted_and_killed_workers_end_where_others_do(
-    ray_session: None, train: Train, at_epoch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    ray_session: None,
+    train: Train,
+    at_epoch: Callable[..., None],
+    kill_a_worker: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ctrl-C in Stage 1, and the death of a worker in Stage 2, after which Ray Train starts the workers again."""
     words = ("--workers", "2", "--set", "pairs.pairs_per_epoch=4800")
@@ -406,6 +386,7 @@ def test_workers_that_die_too_often_are_told_of(
     ray_session: None,
     train: Train,
     at_epoch: Callable[..., None],
+    kill_a_worker: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
