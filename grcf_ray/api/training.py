@@ -32,6 +32,7 @@ from grcf_ray.search.space import stage_epochs
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
 from grcf_ray.train.job import JobRunner, StageJob
+from grcf_ray.train.precision import precision_here
 from grcf_ray.train.resuming import find_best
 from grcf_ray.train.stage import choose_device, stage_seed
 from grcf_ray.train.stages import train_stages
@@ -94,6 +95,7 @@ def train_model(
     else:
         check_gpus(sharing.gpus)
         sharing = join_cluster(config, sharing, storage_path(out))
+    config = with_precision(config, sharing, out)
     check_read(task, settings)
     if ablation != "full" and not any(reads(task, path) for path in ABLATIONS[ablation]):
         raise ConfigError(f"--ablation {ablation}: changes no setting that {task} uses. Choose another ablation")
@@ -145,6 +147,21 @@ def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> 
     find_capacity(nodes, shared, [1])
     check_nodes(nodes, shared, out, remedy="--out with a folder on a network disk")
     return sharing
+
+
+def with_precision(config: RunConfig, sharing: SearchConfig, out: Path) -> RunConfig:
+    """Return the configuration with its precision; `auto` is that of the checkpoints in `out`, if it has some."""
+    recorded = out / "train.json"
+    if config.train.precision == "auto" and recorded.exists():
+        precision = recorded_settings(json.loads(recorded.read_text(encoding="utf-8")))["train.precision"]
+    elif sharing.workers == 1:
+        precision = precision_here(config.train, choose_device(config.train, granted=1))
+    else:
+        from grcf_ray.search.nodes import cluster_nodes
+        from grcf_ray.search.preflight import resolve_precision
+
+        precision = resolve_precision(dataclasses.replace(config, search=sharing), cluster_nodes())
+    return build_config({**flatten(config), "train.precision": precision})
 
 
 def _train(

@@ -34,6 +34,7 @@ from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import available_threads, versions
 from grcf_ray.tables import Table
 from grcf_ray.train.assemble import prepare_features
+from grcf_ray.train.precision import precision_here
 from grcf_ray.train.stage import choose_device, use_deterministic_torch
 
 _PAPER_LENGTH = 50
@@ -124,6 +125,7 @@ class Setup:
             "data": self.store.info.name,
             "backbone": self.config.model.backbone,
             "device": device,
+            "precision": self.config.train.precision,
             "threads": self.threads,
             "repetitions": self.repetitions,
             "seconds": round(time.perf_counter() - self.started),
@@ -151,7 +153,9 @@ def open_setup(
         space_file = shipped_spaces().get(f"{dataset}_cpu")
     store = find_data(dataset, data, label_range)
     space = space_on(dataset, space_file, data, label_range).with_settings(parse_assignments(assignments))
-    device = choose_device(space.config().train, granted=1)
+    train = space.config().train
+    device = choose_device(train, granted=1)
+    space = space.with_settings({"train.precision": precision_here(train, device)})
     use_deterministic_torch(threads)
     started = time.perf_counter()
 

@@ -146,7 +146,8 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
             f"         {cut[0]} of {cut[1]} texts of train and valid have more than "
             f"features.max_tokens = {config.features.max_tokens} subwords and are cut"
         )
-    encoder = f"{config.model.backbone}, {config.model.frozen_layers} frozen layers"
+    low = ", in bfloat16" if config.train.precision == "bfloat16" else ""
+    encoder = f"{config.model.backbone}, {config.model.frozen_layers} frozen layers{low}"
     console.progress(f"Model:   {encoder if config.model.sees_text else 'no text encoder'}")
     written_for = "" if space.dataset == info.name else f", written for {space.dataset}"
     console.progress(f"Space:   {typed(Path(space.source))}{written_for}")

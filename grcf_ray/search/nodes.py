@@ -28,6 +28,7 @@ from grcf_ray.search.failures import last_line
 from grcf_ray.search.lease import unwritable
 from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces
+from grcf_ray.train.precision import native_bfloat16
 
 PATIENCE_S = 900.0
 """Time for a node to answer: it may have to download the text encoder first."""
@@ -176,17 +177,36 @@ def _sign(place: StoragePath, remedy: str) -> Iterator[tuple[str, str]]:
 def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
     here = ray.get_runtime_context().get_node_id()
     task: Any = ray.remote(look)
-    calls = {
-        node.id: task.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ).remote(wanted)
-        for node in nodes
-        if node.id != here
-    }
+    calls = {node.id: task.options(**_on(node)).remote(wanted) for node in nodes if node.id != here}
     local = look(wanted)
     if calls:
         ray.wait(list(calls.values()), num_returns=len(calls), timeout=PATIENCE_S)
     return [local if node.id == here else _answer(calls[node.id]) for node in nodes]
+
+
+def have_bfloat16(nodes: Sequence[Node], *, gpu: bool) -> bool:
+    """Return whether the GPU, or else the CPU, of every node computes in bfloat16 without emulating it."""
+    here = ray.get_runtime_context().get_node_id()
+    # A process that has used CUDA occupies memory of the GPU until it ends.
+    remote: Any = ray.remote(max_calls=1)
+    task = remote(native_bfloat16)
+    calls = [task.options(**_on(node)).remote(gpu=gpu) for node in nodes if gpu or node.id != here]
+    try:
+        return all(ray.get(calls, timeout=PATIENCE_S)) and (gpu or native_bfloat16(gpu=False))
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"cannot ask every node whether it computes in bfloat16 ({last_line(str(error))}); repeat the command, or "
+            "set the precision: --set train.precision=float32"
+        ) from error
+
+
+def _on(node: Node) -> dict[str, Any]:
+    """Return the options of a task that runs on a node beside its trials."""
+    return {
+        "num_cpus": 0,
+        "max_retries": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
+    }
 
 
 def _answer(call: ray.ObjectRef[Seen]) -> Seen:

@@ -18,7 +18,7 @@ from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search.host_memory import meta_model, parameter_counts
-from grcf_ray.search.nodes import Memory, Node, cluster_nodes
+from grcf_ray.search.nodes import Memory, Node, cluster_nodes, have_bfloat16
 from grcf_ray.storage import StoragePath
 
 _KIND = "accelerator_type:"
@@ -58,6 +58,19 @@ def resolve_gpus(config: RunConfig, nodes: Sequence[Node], types: Sequence[NodeT
     resources = [*(node.resources for node in nodes), *(kind.resources for kind in types)]
     anywhere = any(node.get("GPU", 0.0) >= 1 for node in resources)
     return float(device == "cuda" or (device == "auto" and anywhere))
+
+
+def resolve_precision(config: RunConfig, nodes: Sequence[Node]) -> str:
+    """Return the precision: the setting's; for `auto` bfloat16 if every node for trials has it, else float32.
+
+    A node of its kind that the autoscaler adds later cannot be asked. Without any node yet, GPUs count as able.
+    """
+    if config.train.precision != "auto":
+        return config.train.precision
+    gpu = config.search.gpus > 0 and config.train.device != "cpu"
+    usable = [node for node in nodes if fitting(node.resources, config.search.worker_resources)]
+    able = have_bfloat16(usable, gpu=gpu) if usable else gpu
+    return "bfloat16" if able else "float32"
 
 
 def check_parameters(config: RunConfig, info: TableInfo, commands: Mapping[str, str]) -> None:

@@ -33,8 +33,8 @@ _NAME_BYTES = 200
 """File systems allow 255; `--force` and the direct baseline lengthen the name."""
 GROWING = ("search.stage1_trials", "search.stage2_trials")
 """Budgets: the larger of the requested and the recorded value applies."""
-_GPUS = "search.gpus_per_worker"
-"""A run records the resolved value; an `auto` of a later start means that value."""
+_RESOLVED = ("search.gpus_per_worker", "train.precision")
+"""Settings of which a run records the resolved value; an `auto` of a later start means that value."""
 
 
 def runs_place(storage: str | None) -> StoragePath:
@@ -149,9 +149,8 @@ def differences(info: RunInfo, space: Space, store: DatasetStore) -> list[str]:
     after = {"data": store.info.fingerprint, **flatten(space.config()), **_searched(space.as_dict())}
     # Rows that are not aligned to words have none for special tokens.
     unread = () if store.info.word_aligned else ("features.special_rows",)
-    ignored = {*FREE, *GROWING, *unread}
-    if after[_GPUS] == "auto":
-        ignored.add(_GPUS)
+    automatic = [path for path in _RESOLVED if after[path] == "auto"]
+    ignored = {*FREE, *GROWING, *unread, *automatic}
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -207,11 +206,11 @@ def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
 
 
 def grown(record: RunRecord, space: Space) -> Space:
-    """Return the space with each budget at least as large as the record's, and with the record's GPUs for `auto`."""
+    """Return the space with each budget at least as large as the record's, and with the record's values for `auto`."""
     if not record.exists:
         return space
     settings, asked = record.search_info().settings, flatten(space.config())
-    kept = {_GPUS: settings[_GPUS]} if asked[_GPUS] == "auto" else {}
+    kept = {path: settings[path] for path in _RESOLVED if asked[path] == "auto"}
     return space.with_settings({**kept, **{key: max(settings[key], asked[key]) for key in GROWING}})
 
 

@@ -173,12 +173,21 @@ class PartInfo(StoredFile):
     """Hosts of nodes that got no more trials after failures there."""
 
 
+def _resolved_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return every setting. Runs of earlier releases recorded the precision `auto`: bfloat16 on GPUs alone."""
+    known = recorded_settings(settings)
+    if known["train.precision"] == "auto":
+        on_gpu = known["search.gpus_per_worker"] and known["train.device"] != "cpu"
+        known["train.precision"] = "bfloat16" if on_gpu else "float32"
+    return known
+
+
 class RunInfo(PartInfo):
     """run.json of a search."""
 
     starts: Annotated[list[_Start], Field(min_length=1)]
     space: _Space
-    settings: Annotated[_Settings, AfterValidator(recorded_settings)]
+    settings: Annotated[_Settings, AfterValidator(_resolved_settings)]
     """Every setting by path; settings that the run's release did not have keep their earlier behaviour."""
     data: RunData
     versions: dict[str, str]

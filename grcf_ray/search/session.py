@@ -39,6 +39,7 @@ from grcf_ray.search.preflight import (
     check_parameters,
     find_capacity,
     resolve_gpus,
+    resolve_precision,
 )
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
@@ -67,8 +68,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)
 class Session:
     """One search command with its data, space and record.
 
-    space: `check` fixes its GPUs per worker. command: the command as the user typed it, for messages that say how to
-    resume. time_budget: seconds.
+    space: `check` fixes its GPUs per worker and its precision. command: the command as the user typed it, for messages
+    that say how to resume. time_budget: seconds.
     """
 
     record: RunRecord
@@ -111,7 +112,7 @@ class Session:
         return not self.seeds or retrainings(self.record, info.winner) is not None
 
     def check(self) -> Capacity:
-        """Join the cluster and return how the trials fit it; the space gets the cluster's value of `gpus_per_worker`.
+        """Join the cluster, return how the trials fit it, and fix the GPUs per worker and the precision in the space.
 
         Raises ConfigError, DataError or ClusterError if the search can never run.
         """
@@ -159,6 +160,7 @@ class Session:
         )
         check_disk(self.record.place, config, self.store.info, concurrent=room.most, seeds=self.seeds)
         memory = check_nodes(nodes, config, self.record.place)
+        self.space = self.space.with_settings({"train.precision": resolve_precision(config, nodes)})
         return dataclasses.replace(room, memory=memory, notes=(*notes, *room.notes))
 
     def count_cut(self) -> tuple[int, int]:

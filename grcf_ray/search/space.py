@@ -176,7 +176,7 @@ def recorded_space(content: Mapping[str, Any], source: str) -> Space:
 def run_space(info: RunInfo, source: str) -> Space:
     """Return the space of a run's trials; settings that its release did not have keep their earlier behaviour."""
     space = recorded_space(info.space.model_dump(), source)
-    return space.with_settings({path: info.settings[path] for path in EARLIER})
+    return space.with_settings({path: info.settings[path] for path in (*EARLIER, "train.precision")})
 
 
 def load_space(path: Path) -> Space:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,17 @@ import pytest
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search import nodes
-from grcf_ray.search.nodes import Memory, Node, NodeCheck, Seen, check_memory, check_nodes, cluster_nodes, look
+from grcf_ray.search.nodes import (
+    Memory,
+    Node,
+    NodeCheck,
+    Seen,
+    check_memory,
+    check_nodes,
+    cluster_nodes,
+    have_bfloat16,
+    look,
+)
 from grcf_ray.storage import LocalPath, storage_path
 from grcf_ray.train.assemble import backbone_sha256
 
@@ -53,6 +64,25 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[
 
     monkeypatch.setattr(nodes, "_look_at", look_at)
     return asked
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_the_driver_answers_for_the_cpu_of_its_node(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr(nodes, "native_bfloat16", lambda **_: able)
+    assert have_bfloat16(cluster_nodes(), gpu=False) is able
+
+
+def test_a_process_of_the_node_answers_for_its_gpu(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = os.getpid()
+    monkeypatch.setattr(nodes, "native_bfloat16", lambda *, gpu: gpu and os.getpid() != driver)
+    assert have_bfloat16(cluster_nodes(), gpu=True)
+
+
+def test_a_node_that_does_not_answer_is_an_error(ray_session: None) -> None:
+    with pytest.raises(ClusterError, match=r"--set train\.precision=float32"):
+        have_bfloat16([ALPHA], gpu=False)
 
 
 def test_one_node_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from grcf_ray.search.preflight import (
     find_capacity,
     needed_bytes,
     resolve_gpus,
+    resolve_precision,
 )
 from grcf_ray.search.space import load_space
 from grcf_ray.storage import storage_path
@@ -171,6 +172,42 @@ def test_auto_is_a_gpu_where_there_is_or_can_be_one(
 ) -> None:
     config = RunConfig(search=SearchConfig(gpus_per_worker=gpus), train=TrainConfig(device=device))
     assert resolve_gpus(config, [Node("", "", "", node) for node in nodes], types) == resolved
+
+
+@pytest.mark.parametrize(
+    ("search", "train", "nodes", "asked", "resolved"),
+    [
+        ({}, {}, [SMALL, BIG], [4.0, 16.0], "bfloat16"),
+        ({"cpus_per_worker": 8}, {}, [SMALL, BIG], [16.0], "bfloat16"),
+        ({}, {"precision": "float32"}, [SMALL], [], "float32"),
+        ({}, {"precision": "float64"}, [SMALL], [], "float64"),
+        ({}, {}, [{"CPU": 0.0}], [], "float32"),
+        ({"gpus_per_worker": 1.0}, {}, [SMALL, BIG], [16.0, "gpu"], "bfloat16"),
+        ({"gpus_per_worker": 1.0}, {}, [SMALL], [], "bfloat16"),
+        ({"gpus_per_worker": 1.0}, {"device": "cpu"}, [BIG], [16.0], "bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_if_every_node_for_trials_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+    search: dict[str, Any],
+    train: dict[str, Any],
+    nodes: list[dict[str, float]],
+    asked: list[float | str],
+    resolved: str,
+) -> None:
+    seen: list[float | str] = []
+
+    def answer(there: Sequence[Node], *, gpu: bool) -> bool:
+        seen.extend([*(node.resources["CPU"] for node in there), *(["gpu"] if gpu else [])])
+        return able
+
+    monkeypatch.setattr(preflight, "have_bfloat16", answer)
+    config = RunConfig(search=SearchConfig(**{"gpus_per_worker": 0.0, **search}), train=TrainConfig(**train))
+    for able in (True, False):
+        seen.clear()
+        expected = "float32" if asked and not able else resolved
+        assert resolve_precision(config, [Node("", "", "", node) for node in nodes]) == expected
+        assert seen == asked
 
 
 GPU_TYPE = NodeType({"CPU": 8.0, "GPU": 1.0}, 4)

@@ -125,6 +125,33 @@ def test_auto_is_what_the_run_had(runs: StoragePath, space: Space, store: Datase
         assert grown(record, half).config().search.gpus_per_worker == 0.5
 
 
+@pytest.mark.parametrize(
+    ("recorded", "kept"),
+    [
+        ({"train.precision": "bfloat16"}, "bfloat16"),
+        ({"train.precision": "float32", "search.gpus_per_worker": 1.0}, "float32"),
+        ({"train.precision": "auto"}, "float32"),
+        ({"train.precision": "auto", "search.gpus_per_worker": 0.5}, "bfloat16"),
+        ({"train.precision": "auto", "search.gpus_per_worker": 1.0, "train.device": "cpu"}, "float32"),
+    ],
+)
+def test_a_run_keeps_its_precision(
+    runs: StoragePath, space: Space, store: DatasetStore, recorded: dict[str, Any], kept: str
+) -> None:
+    """Whatever this machine has; a run of an earlier release recorded `auto`, which meant bfloat16 on GPUs alone."""
+    content = (runs / "n" / "run.json").read_json()
+    content["settings"].update({"search.gpus_per_worker": 0.0, **recorded})
+    (runs / "run" / "run.json").write_json(content)
+    record = RunRecord(runs / "run")
+    same = {path: value for path, value in recorded.items() if path != "train.precision"}
+    auto = space.with_settings({"train.precision": "auto", "search.gpus_per_worker": 0.0, **same})
+    assert differences(record.search_info(), auto, store) == []
+    assert grown(record, auto).config().train.precision == kept
+    assert run_space(record.search_info(), "").config().train.precision == kept
+    double = auto.with_settings({"train.precision": "float64"})
+    assert differences(record.search_info(), double, store) == [f"train.precision: {kept} -> float64"]
+
+
 @pytest.mark.parametrize("key", sorted(FREE))
 def test_free_settings_may_change(key: str, runs: StoragePath, space: Space, store: DatasetStore) -> None:
     assert differences(described(runs), space.with_settings({key: 77}), store) == []

@@ -16,10 +16,11 @@ import pytest
 
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
-from grcf_ray.search import stopping, winner
+from grcf_ray.search import nodes, stopping, winner
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.preflight import Capacity, Room
 from grcf_ray.search.record import RunRecord
+from grcf_ray.search.run_lookup import grown
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
@@ -171,6 +172,23 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path, capsys: pytes
     shutil.rmtree(best)
     assert not again()
     assert winner.test_was_read(session.record)
+
+
+def test_a_new_run_is_of_the_precision_of_its_nodes(
+    session: Session, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `check` finds out is what run.json and all trials get; a run that exists keeps what it has."""
+    space = session.space.with_settings({"train.precision": "auto"})
+    for record, able, resolved in (
+        (RunRecord(storage_path(tmp_path / "new")), True, "bfloat16"),
+        (RunRecord(storage_path(tmp_path / "new")), False, "float32"),
+        (session.record, True, "float32"),
+    ):
+        monkeypatch.setattr(nodes, "native_bfloat16", lambda able=able, **_: able)
+        started = dataclasses.replace(session, record=record, space=grown(record, space))
+        started.check()
+        assert started.config.train.precision == resolved
+        assert started.space.as_dict()["fixed"]["train.precision"] == resolved
 
 
 def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ SCENARIOS: dict[str, tuple[Literal[1, 2], dict[str, Any]]] = {
     # The last rank runs out of memory in its first step.
     "uneven-out-of-memory": (1, {"pairs.pairs_per_epoch": 100}),
     "idle-twice": (1, {"pairs.pairs_per_epoch": 10, "pairs.activation_tokens": 20}),
+    "uneven-bfloat16": (1, {"pairs.pairs_per_epoch": 100, "train.precision": "bfloat16"}),
 }
 
 

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 RANKS = Path(__file__).with_name("ranks.py")
 STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1, "uneven-twice": 3, "idle-twice": 1} | {
-    "uneven-out-of-memory": 3
+    "uneven-out-of-memory": 3,
+    "uneven-bfloat16": 3,
 }
 """Steps of an epoch of each scenario in ranks.py."""
+ROUNDING = {"uneven-bfloat16": 0.03}
+"""Relative differences that a low precision makes, as the ranks sum and batch in another order."""
 pytestmark = pytest.mark.integration
 
 
@@ -73,7 +76,8 @@ def test_gradients_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> Non
         assert together.keys() == alone.keys()
         for name, tensor in alone.items():
             # Adam divides by the gradient's size, which makes rounding errors of tiny ones larger.
-            assert relative(together[name], tensor) < (1e-12 if "gradient" in name else 1e-9), name
+            limit = ROUNDING.get(scenario, 1e-12 if "gradient" in name else 1e-9)
+            assert relative(together[name], tensor) < limit, name
     assert all(
         torch.equal(tensor, tensors_of(ranks, 1, 2, scenario)[name])
         for name, tensor in tensors_of(ranks, 0, 2, scenario).items()
@@ -98,7 +102,8 @@ def test_metrics_do_not_depend_on_the_ranks(ranks: Path, scenario: str) -> None:
     compared = [name for name in alone if name not in (*TIMES, "utterance_passes")]
     assert {"valid/mae", "valid/pairwise_acc", "loss/total", "grad_norm", "active_pairs"} <= set(compared)
     for metrics in together:
-        assert {name: metrics[name] for name in compared} == pytest.approx({n: alone[n] for n in compared}, rel=1e-9)
+        limit = ROUNDING.get(scenario, 1e-9)
+        assert {name: metrics[name] for name in compared} == pytest.approx({n: alone[n] for n in compared}, rel=limit)
         # An utterance that two ranks need is encoded by both.
         assert metrics["utterance_passes"] >= alone["utterance_passes"]
 
