@@ -28,7 +28,6 @@ from grcf_ray.search.failures import last_line
 from grcf_ray.search.lease import unwritable
 from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces
-from grcf_ray.train.precision import native_bfloat16
 
 PATIENCE_S = 900.0
 """Time for a node to answer: it may have to download the text encoder first."""
@@ -186,6 +185,8 @@ def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
 
 def have_bfloat16(nodes: Sequence[Node], *, gpu: bool) -> bool:
     """Return whether the GPU, or else the CPU, of every node computes in bfloat16 without emulating it."""
+    from grcf_ray.train.precision import native_bfloat16
+
     here = ray.get_runtime_context().get_node_id()
     # A process that has used CUDA occupies memory of the GPU until it ends.
     remote: Any = ray.remote(max_calls=1)

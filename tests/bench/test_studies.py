@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pairing
+import precision
 import pruning
 import pytest
 from optuna.trial import TrialState
@@ -151,3 +152,19 @@ def test_outcome_of_a_search(setup_of: Callable[..., Setup], tmp_path: Path) -> 
     outcome = pruning.search_outcome(setup, record, setup.space, CompleteSearch)
     assert 0.5 < outcome.best <= 1
     assert 0 < outcome.stopped < 6 and outcome.epochs < 18
+
+
+def test_precisions_are_compared_by_seed() -> None:
+    """The seeds' own spread does not widen the interval; times are compared by seed, too."""
+    figures = {1: (0.6, 1.0), 2: (0.7, 0.9), 3: (0.8, 0.8)}
+    results = {
+        (seed, name): {"pairwise_acc": accuracy + more, "mae": error - more, "seconds": seconds * seed}
+        for seed, (accuracy, error) in figures.items()
+        for name, more, seconds in (("float32", 0.0, 3.0), ("bfloat16", 0.001 * seed, 2.0))
+    }
+    table = precision.metrics_table(results)
+    accuracy, error = table.rows
+    assert (accuracy["single"], accuracy["half"]) == (pytest.approx(0.7), pytest.approx(0.702))
+    assert accuracy["difference"] == pytest.approx(0.002) == pytest.approx(-error["difference"])
+    assert accuracy["deviation"] == pytest.approx(0.1) and accuracy["high"] - accuracy["low"] < 0.01
+    assert any("median 1.50" in note for note in table.notes)

@@ -44,11 +44,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     """As JSON on standard output, as text beside it; long texts of train and valid are counted."""
     before = tree(tmp_path)
-    code, out, err = run(*tiny_argv, "--dry-run", "--json", "--concurrent", "1", "--set", "features.max_tokens=8")
+    settings = ("--set", "features.max_tokens=8", "--set", "train.precision=bfloat16")
+    code, out, err = run(*tiny_argv, "--dry-run", "--json", "--concurrent", "1", *settings)
     assert code == 0, err
     place = str(tmp_path / "runs" / "tiny-tiny-bert-seed42")
     lines = {line.partition(":")[0]: line for line in err.splitlines()}
     assert "48/16/16 utterances, text + audio + vision" in lines["Data"]
+    assert lines["Model"].endswith("tiny-bert, 0 frozen layers, in bfloat16")
     assert "stage 1: 6 x 3 epochs, then stage 2: 5 x 3 epochs; 2 finalists" in lines["Budget"]
     assert "1 trials at a time, 1 CPU each" in lines["Cluster"]
     assert lines["Run"].endswith(place)

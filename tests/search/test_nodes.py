@@ -26,6 +26,7 @@ from grcf_ray.search.nodes import (
     look,
 )
 from grcf_ray.storage import LocalPath, storage_path
+from grcf_ray.train import precision
 from grcf_ray.train.assemble import backbone_sha256
 
 ALPHA = Node("a" * 56, "alpha", "10.0.0.2", {"CPU": 2.0, "object_store_memory": 2e9})
@@ -70,13 +71,13 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[
 def test_the_driver_answers_for_the_cpu_of_its_node(
     ray_session: None, monkeypatch: pytest.MonkeyPatch, able: bool
 ) -> None:
-    monkeypatch.setattr(nodes, "native_bfloat16", lambda **_: able)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda **_: able)
     assert have_bfloat16(cluster_nodes(), gpu=False) is able
 
 
 def test_a_process_of_the_node_answers_for_its_gpu(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = os.getpid()
-    monkeypatch.setattr(nodes, "native_bfloat16", lambda *, gpu: gpu and os.getpid() != driver)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda *, gpu: gpu and os.getpid() != driver)
     assert have_bfloat16(cluster_nodes(), gpu=True)
 
 

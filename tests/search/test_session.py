@@ -16,7 +16,7 @@ import pytest
 
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
-from grcf_ray.search import nodes, stopping, winner
+from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.preflight import Capacity, Room
 from grcf_ray.search.record import RunRecord
@@ -26,6 +26,7 @@ from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import storage_path
+from grcf_ray.train import precision
 from tests.search.conftest import Run, copy_recorded, listen
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def test_a_new_run_is_of_the_precision_of_its_nodes(
         (RunRecord(storage_path(tmp_path / "new")), False, "float32"),
         (session.record, True, "float32"),
     ):
-        monkeypatch.setattr(nodes, "native_bfloat16", lambda able=able, **_: able)
+        monkeypatch.setattr(precision, "native_bfloat16", lambda able=able, **_: able)
         started = dataclasses.replace(session, record=record, space=grown(record, space))
         started.check()
         assert started.config.train.precision == resolved
