@@ -278,7 +278,7 @@ class StageLoop:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context that sets the precision of the model."""
         precision = self.config.train.precision
-        # New trainings have no `auto`. In those of earlier releases it means bfloat16 on GPUs alone.
+        # New trainings have no `auto`. In those of earlier releases it means bfloat16 on any GPU.
         if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
