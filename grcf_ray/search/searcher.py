@@ -5,6 +5,7 @@ A trial's number is its Optuna number.
 
 from __future__ import annotations
 
+import heapq
 import math
 import sys
 import time
@@ -29,6 +30,10 @@ from grcf_ray.search.space import Choice, Dimension, Range
 from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 FEASIBLE_TRIES = 1000
+CONSIDERED = 500
+"""Ended trials that TPE's model is built of at most."""
+_IMITATED = 25
+"""Trials at most that TPE counts as good (Optuna's `gamma`)."""
 Fate = Literal["again", "failed", "left"]
 """The decision about a trial whose process died."""
 
@@ -110,6 +115,64 @@ class FeasibleTPE(optuna.samplers.TPESampler):
             f"{FEASIBLE_TRIES} random settings in a row broke a margin rule (base margin at least the intra margin; "
             "the widest margin within the scores' reach). Widen the ranges of the margins in the search space"
         )
+
+    def _sample(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+        *rest: Any,
+    ) -> dict[str, Any]:
+        # Optuna 4.6 has one more argument.
+        considered: Any = _Considered(study)
+        proposal: dict[str, Any] = super()._sample(considered, trial, search_space, *rest)
+        return proposal
+
+
+class _Considered:
+    """A study without the trials that TPE's model leaves out: all but the good ones and the newest of the others.
+
+    The model takes time in proportion to its trials, and Optuna gives old trials little weight anyway.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, **options: Any) -> list[optuna.trial.FrozenTrial]:
+        trials: list[optuna.trial.FrozenTrial] = self._study._get_trials(**options)
+        by_state: dict[OptunaState, list[optuna.trial.FrozenTrial]] = {state: [] for state in OptunaState}
+        for trial in trials:
+            by_state[trial.state].append(trial)
+        running = by_state[OptunaState.RUNNING]
+        if len(trials) - len(running) <= CONSIDERED:
+            return trials
+        kept = {trial.number: trial for trial in self._good(by_state) + running}
+        for trial in reversed(trials):
+            if len(kept) - len(running) == CONSIDERED:
+                break
+            kept[trial.number] = trial
+        return [kept[number] for number in sorted(kept)]
+
+    def _good(self, by_state: Mapping[OptunaState, list[optuna.trial.FrozenTrial]]) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that TPE counts as good, in its order: complete ones, then pruned ones by epoch."""
+        sign = -1 if self._study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+
+        def value(trial: optuna.trial.FrozenTrial) -> float:
+            assert trial.value is not None
+            return sign * trial.value
+
+        def cost(trial: optuna.trial.FrozenTrial) -> tuple[float, float]:
+            if not trial.intermediate_values:
+                return 1, 0.0
+            epoch, last = max(trial.intermediate_values.items())
+            return -epoch, sign * last
+
+        complete, pruned = by_state[OptunaState.COMPLETE], by_state[OptunaState.PRUNED]
+        good = heapq.nsmallest(_IMITATED, complete, key=value)
+        return good + heapq.nsmallest(_IMITATED - len(good), pruned, key=cost)
 
 
 class OptunaSearcher(OptunaSearch):
