@@ -25,7 +25,7 @@ from grcf_ray.search.events import EpochFinished, NodeExcluded, TrialBroke, Tria
 from grcf_ray.search.failures import HUNG, OUTSIDE, cause_of_error, cause_of_result, last_line, node_of_error
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import fitting
-from grcf_ray.search.record import RunRecord, TrialRecord, now, rank
+from grcf_ray.search.record import Ranking, RunRecord, TrialRecord, now
 from grcf_ray.search.trial import Location, locate
 from grcf_ray.train.curve import hang_limit
 from grcf_ray.train.job import StageJob
@@ -50,7 +50,7 @@ _ANSWER_S = 5.0
 
 
 class RecordCallback(tune.Callback):
-    """Record every launch, epoch and end of a stage's trials before Tune acts on it.
+    """Record the trials of a stage: launches and ends before Tune acts on them, epochs within about a second.
 
     choices: number of trials that the stage hands over, whose weights are kept.
     """
@@ -62,6 +62,12 @@ class RecordCallback(tune.Callback):
         self._search, self._record, self._stage, self._choices = search, search.record, stage, choices
         self._limits, self._tell, self._epochs = search.config.search, search.tell, search.epochs(stage)
         self._trials = {trial.number: trial for trial in trials}
+        # A running trial may lead now and diverge later, so it does not outrank others.
+        self._ranking = Ranking(trial for trial in trials if trial.finished)
+        for trial in trials:
+            # An earlier driver may have died between the end of a trial and the deletion.
+            if trial.finished and not self._is_chosen(trial) and self._has_weights(trial):
+                self._record.drop_weights(trial)
         self._sign_of_life: dict[int, float] = {}
         self._epoch_seconds = sorted(metrics["seconds"] for trial in trials for metrics in trial.curve)
         self._silent: set[int] = set()
@@ -166,7 +172,7 @@ class RecordCallback(tune.Callback):
         elif result["done"]:
             self._end(kept, "complete")
         else:
-            self._record.write_trial(kept)
+            self._record.write_trial_later(kept)
             self._tell(EpochFinished(kept))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -266,8 +272,8 @@ class RecordCallback(tune.Callback):
 
     def _finish(self, trial: TrialRecord, tuned: Any) -> None:
         """Have the process of a pruned trial end its training: it saves weights that may still be chosen."""
-        ended = dataclasses.replace(trial, state="pruned")
-        keep = ended in self._chosen([*(t for t in self._trials.values() if t.finished), ended])
+        self._ranking.put(trial)
+        keep = self._is_chosen(trial)
         answer = tuned.temporary_state.ray_actor.finish.remote(keep)
         if keep:
             try:
@@ -276,9 +282,14 @@ class RecordCallback(tune.Callback):
                 trial.checkpoint = trial.checkpoint_sha256 = None
                 trial.notes.append(f"its process died before the weights were saved ({last_line(str(error))})")
 
-    def _chosen(self, trials: list[TrialRecord]) -> list[TrialRecord]:
-        """Return those of the finished trials that would be handed over now."""
-        return rank(trials)[: self._choices]
+    def _is_chosen(self, trial: TrialRecord) -> bool:
+        """Return whether a finished trial would be handed over now."""
+        return any(chosen is trial for chosen in self._ranking.best(self._choices))
+
+    @staticmethod
+    def _has_weights(trial: TrialRecord) -> bool:
+        """Return whether a trial has its own weights, rather than a finalist's copy or none."""
+        return trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
 
     def _end(
         self,
@@ -293,6 +304,7 @@ class RecordCallback(tune.Callback):
             self._judge_row()
         else:
             self._failed_on.clear()
+        self._ranking.put(trial)
         self._record.write_trial(trial)
         self._drop_weights(trial)
         self._tell(TrialEnded(trial))
@@ -311,17 +323,14 @@ class RecordCallback(tune.Callback):
         self.hopeless = True
 
     def _drop_weights(self, ended: TrialRecord) -> None:
-        """Delete unused checkpoints: all of outranked trials, and all but the kept ones of the ended trial."""
+        """Delete unused checkpoints: all of an outranked trial, and all but the kept ones of the ended trial."""
         record = self._record
-        # A running trial may lead now and diverge later, so it does not outrank others.
-        finished = [trial for trial in self._trials.values() if trial.finished]
-        chosen = {trial.number for trial in self._chosen(finished)}
-        for trial in finished:
-            has_weights = trial.checkpoint is not None and trial.checkpoint.startswith(f"stage{trial.stage}/")
-            if trial.number not in chosen and (has_weights or trial is ended):
-                record.drop_weights(trial)
-        if ended.number not in chosen:
+        if not self._is_chosen(ended):
+            record.drop_weights(ended)
             return
+        for outranked in self._ranking.best(self._choices + 1)[self._choices :]:
+            if self._has_weights(outranked):
+                record.drop_weights(outranked)
         attempt, folder = record.attempt_folder(ended), record.trial_folder(ended)
         for name in folder.names():
             if name != attempt.name:

@@ -23,7 +23,7 @@ _FEW_SEEDS = 5
 
 def seeds_record(run: RunRecord, winner: str) -> RunRecord:
     """Return the record of a winner's retrainings. Each winner of an extended search has its own."""
-    return RunRecord(run.place / "seeds" / winner.replace("/", "-"))
+    return RunRecord(run.place / "seeds" / winner.replace("/", "-"), run.background)
 
 
 def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:

@@ -12,13 +12,16 @@ Paths in the files are relative, so that a run can be moved or copied.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from grcf_ray.errors import DamagedError, DataError
+from grcf_ray.search.background import BackgroundWriter
 from grcf_ray.search.lease import fence
 from grcf_ray.search.schema import (
     SCHEMA_VERSION,
@@ -34,6 +37,8 @@ from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
 
 TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
+_REMOTE_WRITES = 16
+"""Background writes at a time in object storage, where each waits for the network."""
 
 
 def now() -> str:
@@ -103,10 +108,11 @@ class TrialRecord:
 
 
 class RunRecord:
-    """A run directory."""
+    """A run directory. background: of the run that this record is a part of [default: one of its own]."""
 
-    def __init__(self, place: StoragePath) -> None:
+    def __init__(self, place: StoragePath, background: BackgroundWriter | None = None) -> None:
         self.place = place
+        self.background = background or BackgroundWriter(1 if place.local is not None else _REMOTE_WRITES)
 
     def __str__(self) -> str:
         return str(self.place)
@@ -210,10 +216,17 @@ class RunRecord:
 
     def write_trial(self, trial: TrialRecord) -> None:
         """Replace a trial's JSON."""
+        self.background.settle(trial.name)
+        self._write_trial(trial)
+
+    def write_trial_later(self, trial: TrialRecord) -> None:
+        """Replace a trial's JSON in the background by its present state, unless a newer state comes first."""
+        state = dataclasses.replace(trial, notes=[*trial.notes], failures=[*trial.failures])
+        self.background.later(trial.name, functools.partial(self._write_trial, state))
+
+    def _write_trial(self, trial: TrialRecord) -> None:
         fence(self.place)
-        values = dataclasses.asdict(trial)
-        place = self._trials_place(trial.stage) / f"{trial.number:04d}.json"
-        place.write_json(values | {"curve": finite(trial.curve)})
+        (self._trials_place(trial.stage) / f"{trial.number:04d}.json").write_text(_as_text(trial))
 
     def drop_weights(self, trial: TrialRecord) -> None:
         """Delete a trial's checkpoints."""
@@ -251,10 +264,7 @@ class RunRecord:
     def export_trials(self, stage: int) -> None:
         """Write the stage's trials to trials.jsonl."""
         fence(self.place)
-        lines = [
-            json.dumps(dataclasses.asdict(trial), ensure_ascii=False, allow_nan=False) + "\n"
-            for trial in self.trials(stage)
-        ]
+        lines = [json.dumps(vars(trial), ensure_ascii=False, allow_nan=False) + "\n" for trial in self.trials(stage)]
         (self.place / f"stage{stage}" / "trials.jsonl").write_text("".join(lines))
 
     def finalist_folder(self, number: int) -> StoragePath:
@@ -314,11 +324,42 @@ def spent(trials: Iterable[TrialRecord]) -> int:
     return sum(trial.finished for trial in trials) + len(missing_numbers(trials))
 
 
+class Ranking:
+    """A stage's trials with a usable result, best first, ties by number. A change costs no look at the other trials."""
+
+    def __init__(self, trials: Iterable[TrialRecord] = ()) -> None:
+        self._trials: dict[int, TrialRecord] = {}
+        self._order: list[tuple[float, int]] = []
+        self._costs: dict[int, float] = {}
+        for trial in trials:
+            self.put(trial)
+
+    def put(self, trial: TrialRecord) -> None:
+        """Add a trial, or note its new result."""
+        number, objective = trial.number, trial.objective
+        if (before := self._costs.pop(number, None)) is not None:
+            del self._order[bisect.bisect_left(self._order, (before, number))]
+            del self._trials[number]
+        if objective is not None:
+            cost = objective if DIRECTIONS[trial.stage] == "min" else -objective
+            self._trials[number], self._costs[number] = trial, cost
+            bisect.insort(self._order, (cost, number))
+
+    def best(self, count: int | None = None) -> list[TrialRecord]:
+        """Return the best trials, by default all."""
+        return [self._trials[number] for _, number in self._order[:count]]
+
+
 def rank(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return a stage's trials with a usable result, best first, ties by number."""
-    scored = [
-        (objective if DIRECTIONS[trial.stage] == "min" else -objective, trial.number, trial)
-        for trial in trials
-        if (objective := trial.objective) is not None
-    ]
-    return [trial for *_, trial in sorted(scored, key=lambda entry: entry[:2])]
+    return Ranking(trials).best()
+
+
+def _as_text(trial: TrialRecord) -> str:
+    """Return a trial as JSON, with a line for each key and each epoch. ValueError for infinity outside of the curve."""
+    dump = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    curve = ",\n    ".join(map(dump, finite(trial.curve)))
+    texts = {key: dump(value) for key, value in vars(trial).items() if key != "curve"}
+    texts["curve"] = f"[\n    {curve}\n  ]" if curve else "[]"
+    lines = ",\n".join(f"  {dump(key)}: {texts[key]}" for key in vars(trial))
+    return f"{{\n{lines}\n}}\n"

@@ -60,6 +60,8 @@ from grcf_ray.train.assemble import prepare_features
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, None)
 """Errors of a full, failing or unmounted disk. Errors of object storage have no number."""
+_FLUSH_S = 1.0
+"""Time to write what waits before the process exits: SIGKILL may follow within seconds."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, None)
 """Errors that only a write can raise. NumPy's own error for a full disk has no number."""
 
@@ -295,12 +297,14 @@ class Session:
         )
 
     def _leave(self, how: str) -> None:
-        """Print how to resume; the record needs no other clean-up."""
+        """Write what waits and print how to resume; the record needs no other clean-up."""
+        self.record.background.flush(_FLUSH_S)
         self._note_state("interrupted")
         console.progress(f"{how}; every finished epoch is kept. To resume: {self.command}")
 
     def _lose_cluster(self, loss: str) -> None:
         try:
+            self.record.background.flush(_FLUSH_S)
             self._note_state("interrupted")
         finally:
             leave(f"{loss}; every finished epoch is kept. To resume: {self.command}")

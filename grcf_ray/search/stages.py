@@ -233,7 +233,7 @@ class Search:
         shared = Shared(ray.put(self.features), search.workers, self.worker_resources, named_interfaces())
         resources = functools.partial(_resources, search.workers, self.worker_resources)
         try:
-            with scratch_folder("grcf-tune-") as scratch, self.stop.deferred():
+            with scratch_folder("grcf-tune-") as scratch, self.stop.deferred(), self.record.background:
                 tune.Tuner(
                     tune.with_resources(tune.with_parameters(self.trainable, shared=shared), resources),
                     tune_config=tune.TuneConfig(

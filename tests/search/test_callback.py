@@ -11,7 +11,7 @@ from grcf_ray.cluster import PLACEMENT_S
 import pytest
 
 from grcf_ray.retry import pause
-from grcf_ray.search import callback
+from grcf_ray.search import background, callback
 from grcf_ray.search.callback import FIRST_EPOCH_S, OUTSIDE_RETRIES, RETRIES
 from grcf_ray.search.events import EpochFinished, TrialBroke, TrialEnded, TrialLeft, TrialStarted
 from grcf_ray.search.nodes import Node
@@ -138,7 +138,7 @@ def test_trials_that_are_left_end_the_search_unless_another_may_succeed(
     assert not kept.stuck
 
 
-def test_an_epoch_is_on_record_before_the_trial_goes_on(record: RunRecord) -> None:
+def test_an_epoch_is_recorded(record: RunRecord) -> None:
     kept, events, _ = keep(record)
     kept.launch(0, {})
     kept.on_trial_result(0, [], tunes(0), result(0.5, 0.6, notes=["odd"]))
@@ -148,6 +148,36 @@ def test_an_epoch_is_on_record_before_the_trial_goes_on(record: RunRecord) -> No
     assert trial.notes == ["odd", "odder"]
     assert (trial.checkpoint, trial.checkpoint_sha256) == (f"stage1/trials/0000/attempt-1/{BEST}", "ab" * 32)
     assert [type(event) for event in events] == [TrialStarted, EpochFinished, EpochFinished]
+
+
+def test_epochs_are_recorded_in_the_background_and_ends_at_once(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listeners are told of each epoch at once. What waits of a trial does not replace its end."""
+    monkeypatch.setattr(background, "PAUSE_S", 3600.0)
+    kept, events, _ = keep(record)
+    with record.background:
+        for number in range(2):
+            kept.launch(number, {})
+            kept.on_trial_result(0, [], tunes(number), result(0.5))
+        assert [(trial.epoch, trial.state) for trial in record.trials(1)] == [(0, "running")] * 2
+        kept.on_trial_result(0, [], tunes(0), result(0.5, 0.6, done=True))
+        assert [(trial.epoch, trial.state) for trial in record.trials(1)] == [(2, "pruned"), (0, "running")]
+    assert [trial.epoch for trial in record.trials(1)] == [2, 1]
+    assert [type(event) for event in events] == [TrialStarted, EpochFinished] * 2 + [TrialEnded]
+
+
+def test_what_a_dead_driver_did_not_delete_is_deleted(record: RunRecord) -> None:
+    """It had recorded the end of a trial that another outranks; that of a finalist is a copy."""
+    checkpoints = [*(f"stage1/trials/000{n}/attempt-1/{BEST}" for n in range(2)), "finalists/0002/model.safetensors"]
+    for number, (value, checkpoint) in enumerate(zip((0.5, 0.6, 0.4), checkpoints, strict=True)):
+        trial = TrialRecord(number=number, stage=1, attempt=1, params={}, seed=0, state="complete")
+        trial.curve, trial.checkpoint = result(value)["curve"], checkpoint
+        record.write_trial(trial)
+        write(record, trial, best_00001="b")
+    keep(record, *record.trials(1))
+    assert [trial.checkpoint for trial in record.trials(1)] == [None, *checkpoints[1:]]
+    assert [len(files(record, trial)) for trial in record.trials(1)] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
