@@ -29,20 +29,27 @@ from grcf_ray.search.events import (
     TrialStarted,
     WinnerFixed,
 )
-from grcf_ray.search.record import TrialRecord, rank
+from grcf_ray.search.record import Ranking, TrialRecord
 from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
 
 _ERROR_WIDTH = 120
 """Columns of a line that ends in an error."""
+_EPOCHS_S = 1.0
+"""Seconds between two lines of finished epochs."""
 
 
 class ProgressLines:
-    """Print a line for each event of a trial and each step of a search, with the estimated time left."""
+    """Print a line for each event of a trial and each step of a search, with the estimated time left.
+
+    Of the epochs that several trials finish within a second, the first has a line.
+    """
 
     def __init__(self) -> None:
         self._concurrent = 1
         self._budgets: dict[int, tuple[int, int]] = {}
         self._trials: dict[int, dict[int, TrialRecord]] = {}
+        self._rankings: dict[int, Ranking] = {}
+        self._last_epoch = -_EPOCHS_S
         self._stage_start = self._measuring_start = self._start = time.monotonic()
         self._retraining = False
         self._models, self._seeds = 1, 0
@@ -58,16 +65,19 @@ class ProgressLines:
             self._models, self._seeds, self._seconds, self._pace = 1, event.seeds, event.seconds, None
             self._concurrent, self._budgets, self._task = event.concurrent, dict(event.budgets), event.task
             self._trials = {stage: {} for stage in event.budgets}
+            self._rankings = {stage: Ranking() for stage in event.budgets}
         elif isinstance(event, RetrainingsStarted):
             self._retraining = True
             self._models, self._seeds, self._seconds = max(event.trials.values()), 0, {}
             self._budgets = {stage: (event.trials[stage], epochs) for stage, (_, epochs) in self._budgets.items()}
             self._trials = {stage: {} for stage in self._budgets}
+            self._rankings = {stage: Ranking() for stage in self._budgets}
             progress("  ".join([event.what, *self._eta(min(self._budgets))]))
         elif isinstance(event, StageStarted):
             self._stage_start = time.monotonic()
             self._budgets[event.stage] = event.budget, event.epochs
             self._trials[event.stage] = {trial.number: trial for trial in event.trials}
+            self._rankings[event.stage] = Ranking(event.trials)
             goal = f" of up to {event.epochs} epochs, {DIRECTIONS[event.stage]}imise validation "
             goal = f" of {event.epochs} epochs" if self._retraining else goal + self._objective(event.stage)
             left = event.budget - sum(trial.finished for trial in event.trials)
@@ -75,8 +85,10 @@ class ProgressLines:
             progress(f"Stage {event.stage}: {event.budget} trials{goal}{done}")
         elif isinstance(event, (TrialStarted, EpochFinished, TrialBroke, TrialLeft, TrialEnded)):
             self._trials[event.trial.stage][event.trial.number] = event.trial
-            self._pace = pace(trial for trials in self._trials.values() for trial in trials.values()) or self._pace
-            self._line(event)
+            self._rankings[event.trial.stage].put(event.trial)
+            if not isinstance(event, EpochFinished) or self._is_due():
+                self._pace = pace(trial for trials in self._trials.values() for trial in trials.values()) or self._pace
+                self._line(event)
         elif isinstance(event, StageEnded):
             self._ended(event)
         elif isinstance(event, FinalistsHeld):
@@ -96,6 +108,14 @@ class ProgressLines:
         elif isinstance(event, StepStarted):
             self._models = event.models
             progress("  ".join([time.strftime("%H:%M:%S"), event.what, *self._eta(None)]))
+
+    def _is_due(self) -> bool:
+        """Return whether to print a line for a finished epoch now."""
+        now = time.monotonic()
+        due = now - self._last_epoch >= _EPOCHS_S
+        if due:
+            self._last_epoch = now
+        return due
 
     def _ended(self, event: StageEnded) -> None:
         best, taken = self._best(event.stage), duration(time.monotonic() - self._stage_start)
@@ -160,7 +180,7 @@ class ProgressLines:
         return METRIC_TITLES[objective_name(stage, self._task)]
 
     def _best(self, stage: int) -> TrialRecord | None:
-        return next(iter(rank(self._trials[stage].values())), None)
+        return next(iter(self._rankings[stage].best(1)), None)
 
     def _eta(self, stage: int | None) -> list[str]:
         """Return the time left from this stage on, or after the stages if it is None."""

@@ -12,19 +12,25 @@ Each of these folders is a run, as TensorBoard calls it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import itertools
 import operator
+import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
-from torch.utils.tensorboard.writer import FileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from grcf_ray.config import Task
 from grcf_ray.console import progress
@@ -33,20 +39,14 @@ from grcf_ray.files import scratch_folder
 from grcf_ray.report.best_model_events import png_values, write_projector
 from grcf_ray.report.hparams import Study, best_tag, session_end
 from grcf_ray.report.view import Predictions, RunView
-from grcf_ray.search.events import (
-    EpochFinished,
-    Event,
-    RetrainingsStarted,
-    SearchStarted,
-    StageStarted,
-    TrialEnded,
-    TrialStarted,
-)
+from grcf_ray.search import events
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name
 
-_EVENTS = "events.out.tfevents."
+_EVENTS, _VERSION = "events.out.tfevents.", "brain.Event:2"
+_files = itertools.count()
+"""Numbers of the files of this process."""
 TAGS: Mapping[str, str] = {
     "active_pairs": "pairs/active_share",
     "grad_norm": "gradient/norm",
@@ -66,51 +66,49 @@ class EventFolder:
 
     Objects in object storage cannot grow: the file grows in a folder below `scratch` and is uploaded at each flush.
     Nothing is created before the first value. A resumed search is another process with its own file. It reads the
-    values in the folder, not the record: the previous driver may have died between writing the two.
+    values in the folder, not the record: the previous driver may have died between writing the two. The file is open
+    only during a flush, and no thread writes it, because a thousand trials may run at a time.
     """
 
     def __init__(self, place: StoragePath, *, scratch: Path | None) -> None:
         self._place, self._scratch = place, scratch
         self._held = _held_values(place)
-        self._files = Path()
-        self._writer: FileWriter | None = None
-        self._changed = False
+        self._file: Path | None = None
+        self._events: list[Event] = []
+        self.epochs: int | None = None
+        """Epochs that the owner has added; None before the start of the trial."""
 
     def holds(self, tag: str, step: int) -> bool:
-        """Return whether the folder has this tag at this step."""
+        """Return whether the folder had this tag at this step when it was opened."""
         return (tag, step) in self._held
 
     def add(self, values: Iterable[Summary.Value], step: int) -> None:
-        """Add the values whose tags the folder lacks at this step."""
+        """Add the values whose tags the folder lacked at this step. The owner adds each value once."""
         fresh = [value for value in values if not self.holds(value.tag, step)]
-        if not fresh:
-            return
-        if self._writer is None:
-            # The writer takes a path, so that links are checked here.
-            self._place.make_private()
-            self._files = self._place.local or Path(tempfile.mkdtemp(dir=self._scratch))
-            self._writer = FileWriter(str(self._files))
-        # An event with many values is written whole or not at all.
-        self._writer.add_summary(Summary(value=fresh), step)
-        self._held |= {(value.tag, step) for value in fresh}
-        self._changed = True
+        if fresh:
+            # An event with many values is written whole or not at all.
+            self._events.append(Event(wall_time=time.time(), step=step, summary=Summary(value=fresh)))
 
     def flush(self) -> None:
         """Make the added values visible to readers."""
-        if self._writer is None or not self._changed:
+        if not self._events:
             return
-        self._writer.flush()
-        for file in self._files.iterdir() if self._place.local is None else ():
-            with (self._place / file.name).writing() as path:
-                shutil.copyfile(file, path)
-        self._changed = False
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self.flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._file is None:
+            # Links are checked here, because the file is written by its path.
+            self._place.make_private()
+            folder = self._place.local or Path(tempfile.mkdtemp(dir=self._scratch))
+            # TensorBoard reads the files of a folder in the order of their names.
+            name = f"{_EVENTS}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_files):06d}"
+            self._file = folder / name
+            self._events.insert(0, Event(wall_time=time.time(), file_version=_VERSION))
+        with self._file.open("ab") as file:
+            writer = RecordWriter(file)
+            for event in self._events:
+                writer.write(event.SerializeToString())
+        self._events = []
+        if self._place.local is None:
+            with (self._place / self._file.name).writing() as path:
+                shutil.copyfile(self._file, path)
 
 
 class TensorBoardListener:
@@ -127,25 +125,29 @@ class TensorBoardListener:
         self._study: Study | None = None
         self._retraining = False
         self._folders: dict[tuple[str, ...], EventFolder] = {}
-        self._ended: list[TrialRecord] = []
-        """The ended trials of the running stage."""
-        self._passes = 0
+        self._ended, self._passes, self._step = 0, 0.0, 0
+        """Trials of the running stage that ended, their cost, and the last step of the cost."""
+        self._best: float | None = None
+        """The best objective of those trials."""
 
-    def __call__(self, event: Event) -> None:
-        """Write the event's values that are not written yet."""
-        if isinstance(event, SearchStarted):
+    def __call__(self, event: events.Event) -> None:
+        """Write the event's values that are not written yet; those of running trials in the record's background."""
+        if isinstance(event, events.SearchStarted):
             self._study = Study.read(self._record)
             self._folder().add([self._study.experiment([stage for stage in (1, 2) if stage in event.budgets])], 0)
             self.close()
-        elif isinstance(event, RetrainingsStarted):
+        elif isinstance(event, events.RetrainingsStarted):
             # The numbers of retrainings start at 0 again.
             self.close()
             self._retraining = True
-        elif isinstance(event, StageStarted):
+        elif isinstance(event, events.StageStarted):
             self._begin(event)
-        elif isinstance(event, (TrialStarted, EpochFinished)):
-            self._write(event.trial)
-        elif isinstance(event, TrialEnded):
+        elif isinstance(event, (events.TrialStarted, events.EpochFinished)):
+            # The search replaces the curve of a trial, but the rest of the record changes.
+            state = dataclasses.replace(event.trial)
+            self._record.background.later(self._names_of(state), functools.partial(self._write, state))
+        elif isinstance(event, events.TrialEnded):
+            self._record.background.settle(self._names_of(event.trial))
             self._end(event.trial)
 
     def __enter__(self) -> TensorBoardListener:
@@ -191,16 +193,16 @@ class TensorBoardListener:
         write_projector(self._place / "best", shown)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Write what was added, and forget the folders."""
         while self._folders:
-            self._folders.popitem()[1].close()
+            self._folders.popitem()[1].flush()
 
-    def _begin(self, event: StageStarted) -> None:
+    def _begin(self, event: events.StageStarted) -> None:
         if self._study is not None and not self._retraining:
             summary = self._folder(*self._names(event.stage), "summary")
             summary.add([self._study.experiment([event.stage])], 0)
             summary.flush()
-        self._ended, self._passes = [], 0
+        self._ended, self._passes, self._step, self._best = 0, 0.0, 0, None
         for trial in sorted(event.trials, key=lambda trial: trial.ended or ""):
             if trial.finished:
                 self._end(trial)
@@ -208,37 +210,48 @@ class TensorBoardListener:
                 self._write(trial)
 
     def _write(self, trial: TrialRecord) -> None:
-        folder = self._folder(*self._names(trial.stage), f"{trial.number:04d}")
-        if self._study is not None and not self._retraining and not folder.holds(SESSION_START_INFO_TAG, 0):
-            folder.add([self._study.session_start(trial)], 0)
-        for metrics, best in zip(trial.curve, best_so_far(trial), strict=True):
+        self._added(trial).flush()
+
+    def _added(self, trial: TrialRecord) -> EventFolder:
+        """Return the folder of a trial after adding its start and epochs."""
+        folder = self._folder(*self._names_of(trial))
+        if folder.epochs is None:
+            folder.epochs = 0
+            if self._study is not None and not self._retraining and not folder.holds(SESSION_START_INFO_TAG, 0):
+                folder.add([self._study.session_start(trial)], 0)
+        for metrics, best in list(zip(trial.curve, best_so_far(trial), strict=True))[folder.epochs :]:
             folder.add(_scalars(dict(_tagged(metrics)) | best), metrics["epoch"])
-        folder.flush()
+        folder.epochs = trial.epoch
+        return folder
 
     def _end(self, trial: TrialRecord) -> None:
-        self._write(trial)
-        names = (*self._names(trial.stage), f"{trial.number:04d}")
+        folder = self._added(trial)
         if not self._retraining:
-            self._folder(*names).add([session_end(trial)], 0)
+            folder.add([session_end(trial)], 0)
             self._progress(trial)
-        self._folders.pop(names).close()
+        folder.flush()
+        del self._folders[self._names_of(trial)]
 
     def _progress(self, trial: TrialRecord) -> None:
         """Write the best objective by number of ended trials and by their cost."""
-        self._ended.append(trial)
-        objectives = [t.objective for t in self._ended if t.objective is not None]
-        if not objectives:
+        self._ended, self._passes = self._ended + 1, self._passes + trial.utterance_passes
+        if (objective := trial.objective) is not None:
+            better = max if DIRECTIONS[trial.stage] == "max" else min
+            self._best = objective if self._best is None else better(self._best, objective)
+        if self._best is None:
             return
-        best = max(objectives) if DIRECTIONS[trial.stage] == "max" else min(objectives)
         # Steps are whole numbers, and each end has its own.
-        self._passes = max(round(sum(t.utterance_passes for t in self._ended)), self._passes + 1)
+        self._step = max(round(self._passes), self._step + 1)
         summary = self._folder(*self._names(trial.stage), "summary")
-        summary.add(_scalars({"search/best_by_trials": best}), len(self._ended))
-        summary.add(_scalars({"search/best_by_utterance_passes": best}), self._passes)
+        summary.add(_scalars({"search/best_by_trials": self._best}), self._ended)
+        summary.add(_scalars({"search/best_by_utterance_passes": self._best}), self._step)
         summary.flush()
 
     def _names(self, stage: int) -> tuple[str, ...]:
         return (*(("seeds",) if self._retraining else ()), f"stage{stage}")
+
+    def _names_of(self, trial: TrialRecord) -> tuple[str, ...]:
+        return (*self._names(trial.stage), f"{trial.number:04d}")
 
     def _folder(self, *names: str) -> EventFolder:
         if names not in self._folders:
@@ -250,8 +263,10 @@ class TensorBoardListener:
 def best_so_far(trial: TrialRecord) -> list[dict[str, float]]:
     """Return for each epoch both stages' objectives at the best epoch so far; empty before there is one."""
     scalars = []
-    for epoch in range(1, trial.epoch + 1):
-        best = best_epoch(trial.stage, trial.curve[:epoch]) or {}
+    leader: dict[str, Any] | None = None
+    for metrics in trial.curve:
+        leader = best_epoch(trial.stage, [metrics] if leader is None else [leader, metrics])
+        best = leader or {}
         task: Task = "classification" if "valid/bce" in best else "regression"
         values = {name: best.get(f"valid/{name}") for name in (objective_name(stage, task) for stage in (1, 2))}
         scalars.append({best_tag(name): value for name, value in values.items() if value is not None})

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -379,8 +378,6 @@ def test_a_full_disk_is_told_by_what_broke_off(tmp_path: Path, monkeypatch: pyte
             listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}))
             listener(EpochFinished(trial(1)))
             monkeypatch.setattr(RecordWriter, "write", refuse)
-            # TensorBoard's thread, which writes, ends with the fault too.
-            monkeypatch.setattr(threading, "excepthook", lambda _: None)
             with pytest.raises(OSError, match="No space left"):
                 listener(EpochFinished(trial(2)))
             raise ClusterError("can no longer be written")
