@@ -58,6 +58,8 @@ class Setup:
     """Torch threads."""
     trials: int = 8
     """Trials of a measured search."""
+    storage: str | None = None
+    """Place of the runs of the part `scale`; None for `folder`."""
     processes: int = dataclasses.field(default_factory=available_threads)
     """Trials that run side by side."""
     tables: dict[str, Table] = dataclasses.field(default_factory=dict)
@@ -143,6 +145,7 @@ def open_setup(
     repetitions: int = 5,
     threads: int = 1,
     trials: int = 8,
+    storage: str | None = None,
 ) -> Iterator[Setup]:
     """Find the data and the space, set torch up, and end a Ray that the benchmark starts.
 
@@ -164,7 +167,7 @@ def open_setup(
     ray_ran_before = ray.is_initialized()
     with tempfile.TemporaryDirectory(prefix="grcf-bench-") as folder:
         try:
-            yield Setup(store, space, device, Path(folder), say, repetitions, threads, trials)
+            yield Setup(store, space, device, Path(folder), say, repetitions, threads, trials, storage)
         finally:
             if not ray_ran_before:
                 ray.shutdown()

@@ -19,6 +19,8 @@ PARTS = {
     "memory": "processes.memory_table",
     "search": "searching.search_table",
     "scheduler": "searching.scheduler_table",
+    "scale": "scale.scale_table",
+    "proposals": "scale.proposals_table",
     "packing": "processes.packing_table",
 }
 """The parts in the order in which they run, each with its function in `grcf_ray.bench`."""
@@ -45,6 +47,9 @@ def bench(
     repetitions: int = typer.Option(5, metavar="N", min=1, help="Timed calls of each variant"),
     threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads"),
     trials: int = typer.Option(8, metavar="N", min=4, help="Trials of the measured search"),
+    storage: str | None = typer.Option(
+        None, metavar="PATH|URI", help="Place of the runs of the part scale [default: a temporary folder]"
+    ),
     out: Path | None = typer.Option(None, metavar="DIR", help="Folder to write the tables to, as Markdown and JSON"),
     json: bool = typer.Option(False, "--json", help="Print the tables as JSON, with every repetition"),
 ) -> None:
@@ -59,6 +64,8 @@ def bench(
       memory     the memory of a process that runs one trial after the other
       search     the time that a search spends outside training
       scheduler  the time and memory that trials without any work cost the driver
+      scale      the driver's time and memory for 64, 256 and 1,024 trials at a time that report without processes
+      proposals  the time of a proposal after 100, 1,000 and 10,000 trials
       packing    one-thread trials side by side, against one alone
 
     \b
@@ -76,7 +83,15 @@ def bench(
         if name not in PARTS:
             raise ConfigError(f"unknown part {name!r}{nearest(name, list(PARTS))}; choose from {', '.join(PARTS)}")
     with open_setup(
-        dataset, data, label_range, space, set_, repetitions=repetitions, threads=threads, trials=trials
+        dataset,
+        data,
+        label_range,
+        space,
+        set_,
+        repetitions=repetitions,
+        threads=threads,
+        trials=trials,
+        storage=storage,
     ) as setup:
         for name, function in PARTS.items():
             if not only or name in only:

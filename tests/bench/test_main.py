@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from commands import Run, command
 
+from grcf_ray.bench.scale import proposals_table, scale_table
 from grcf_ray.bench.searching import Meter, scheduler_table
 from grcf_ray.cli.bench import PARTS, app
 from grcf_ray.search.record import RunRecord
@@ -95,3 +96,26 @@ def test_trials_without_work_are_run_and_recorded(setup_of: Callable[..., Setup]
     assert all(row["wall"] > 0 and row["cpu"] > 0 for row in table.rows)
     recorded = RunRecord(storage_path(setup.folder / "scheduler")).trials(1)
     assert [(trial.number, trial.state, trial.epoch) for trial in recorded] == [(n, "complete", 1) for n in range(13)]
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_session")
+def test_the_driver_at_scale_keeps_a_whole_record(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
+    """With results instead of processes, the search is a real one."""
+    table = scale_table(setup_of(storage=str(tmp_path / "runs")), at_a_time=(5,), epoch_s=0.2)
+    (row,) = table.rows
+    assert row["name"] == "5"
+    assert all(row[key] > 0 for key in ("epoch", "epoch_cpu", "launch", "end", "process", "behind"))
+    (run,) = (folder for folder in (tmp_path / "runs").iterdir() if len(list(folder.rglob("trials/*.json"))) == 6)
+    trials = RunRecord(storage_path(run)).trials(1)
+    assert [trial.number for trial in trials] == list(range(6))
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+    # The epochs after which a trial went on.
+    assert row["epochs"] == sum(trial.epoch - 1 for trial in trials)
+    assert (run / "tensorboard" / "stage1" / "0005").is_dir()
+
+
+def test_proposals_after_few_and_many_trials(setup_of: Callable[..., Setup]) -> None:
+    table = proposals_table(setup_of(), recorded=(3, 20))
+    assert [row["name"] for row in table.rows] == ["3", "20"]
+    assert all(len(row["seconds"]) == 5 and row["median"] > 0 for row in table.rows)
