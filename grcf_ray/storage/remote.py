@@ -158,6 +158,13 @@ class RemotePath(StoragePath):
         return content
 
     @override
+    @_outlasting
+    def write_text(self, text: str) -> None:
+        # Without a file on this machine, which would cost as much as the upload.
+        with self._filesystem.open_output_stream(self._path) as stream:
+            stream.write(text.encode())
+
+    @override
     def read_jsons(self, names: Sequence[str]) -> list[Any]:
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(lambda name: (self / name).read_json(), names))
