@@ -17,9 +17,9 @@ from typing import Any, Literal
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import optuna
-import ray
 from ray import tune
 
+from grcf_ray.bench.idle import FIGURES
 from grcf_ray.bench.measure import private_bytes
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import flatten
@@ -39,8 +39,6 @@ AT_A_TIME = (64, 256, 1024)
 EPOCHS, GRACE_EPOCHS = 6, 3
 EPOCH_S = 10.0
 """Mean seconds of an epoch; each trial has its own, within a third."""
-FIGURES = 30
-"""Metrics of an epoch, about as many as in a real trial."""
 RECORDED = (100, 1000, 10_000)
 _PROPOSALS = 5
 _WARM_UP = 8
@@ -87,9 +85,18 @@ class _WatchedRecord(RunRecord):
             self._costs.behind = max(self._costs.behind, time.perf_counter() - reported.pop(epoch))
 
 
+class _FedCallback(RecordCallback):
+    """A callback that asks no process for the weights of a pruned trial."""
+
+    def _finish(self, trial: TrialRecord, tuned: Any) -> None:
+        self._ranking.put(trial)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _FedSearch(Search):
     """A search whose results come from this process instead of trials' processes, each at its time."""
+
+    keeper = _FedCallback
 
     costs: Costs
     epoch_s: float
@@ -159,8 +166,6 @@ class _FedTrial:
         ]
         self._epoch = 0
         self._checkpoint = {"checkpoint": "best-00001.safetensors", "checkpoint_sha256": "ab" * 32}
-        finish = SimpleNamespace(remote=lambda keep: ray.put(self._checkpoint))
-        self.temporary_state = SimpleNamespace(ray_actor=SimpleNamespace(finish=finish))
 
     def step(self) -> dict[str, Any]:
         """Return the result of the next epoch in the format of `JobRunner.step`, as it comes from another process."""
@@ -174,8 +179,6 @@ class _FedTrial:
 def scale_table(setup: Setup, *, at_a_time: Sequence[int] = AT_A_TIME, epoch_s: float = EPOCH_S) -> Table:
     """Measure the driver's time an event and its memory a trial, and how far the record is behind."""
     where = storage_path(setup.storage) if setup.storage else storage_path(setup.folder)
-    # The end of a trial asks Ray for its checkpoint.
-    setup.slots(setup.config, 1)
     rows: list[dict[str, Any]] = []
     for count in (_WARM_UP, *at_a_time):
         setup.say(f"{count} trials at a time")

@@ -14,8 +14,8 @@ from typing import Any
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import torch
-from ray import tune
 
+from grcf_ray.bench.idle import IdleTrainable
 from grcf_ray.bench.measure import private_bytes
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
@@ -32,7 +32,6 @@ from grcf_ray.search.events import (
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.stages import Search
-from grcf_ray.search.trial import Shared
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -180,39 +179,11 @@ def _save(arguments: tuple[str, dict[str, Any], str, int]) -> list[float]:
     return seconds
 
 
-TRIALS = 500
+TRIALS, AT_A_TIME = 500, 64
 PARTS = 4
 """Rows of the table: successive parts of the search, so that a growing cost shows."""
-FIGURES = 30
-"""Metrics of an epoch, about as many as in a real trial."""
-
-
-class IdleTrainable(tune.Trainable):
-    """A trial of one epoch that takes no time; its objective is a function of its number."""
-
-    def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
-        """Store the first trial's configuration."""
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Store the next trial's configuration; the process is reused."""
-        self.config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Return the result of a trial's last epoch in the format of `JobRunner.step`."""
-        value = 0.5 + (7919 * self.config["number"] % 997) / 2000
-        figures = {f"figure_{index}": value / (index + 1) for index in range(FIGURES)}
-        epoch = {"epoch": 1, "valid/pairwise_acc": value, "seconds": 0.0, "utterance_passes": 0.0, **figures}
-        return {
-            "epoch": 1,
-            "curve": [epoch],
-            "objective": value,
-            "notes": [],
-            "checkpoint": None,
-            "checkpoint_sha256": None,
-            "done": True,
-        }
+_IDLE = {"CPU": 0.01}
+"""Resources of a trial without work, so that many fit a small machine."""
 
 
 class _IdleSearch(Search):
@@ -230,11 +201,13 @@ class Meter:
         if isinstance(event, TrialEnded):
             self.marks.append(self._mark())
 
-    def costs(self, parts: int) -> list[dict[str, Any]]:
-        """Return the cost of a trial in each part of the search: wall-clock s, driver CPU s, driver memory in KB."""
-        # The first trial waits for a process to start, so it does not count.
+    def costs(self, parts: int, first: int = 1) -> list[dict[str, Any]]:
+        """Return the cost of a trial in each part of the search: wall-clock s, driver CPU s, driver memory in KB.
+
+        first: number of trials that do not count, because they wait for processes to start.
+        """
         last, rows = len(self.marks) - 1, []
-        edges = [1 + part * (last - 1) // parts for part in range(parts + 1)]
+        edges = [first + part * (last - first) // parts for part in range(parts + 1)]
         for start, end in itertools.pairwise(edges):
             count = end - start
             wall, cpu, memory = (
@@ -256,14 +229,15 @@ class Meter:
         return time.perf_counter(), time.process_time(), private_bytes()
 
 
-def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Table:
+def scheduler_table(setup: Setup, *, trials: int = TRIALS, concurrent: int = AT_A_TIME) -> Table:
     """Measure proposals, early stopping, the record and Tune's own work."""
     changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
     space = setup.space.with_settings(changes)
-    concurrent = setup.slots(space.config(), trials)
+    # Join Ray.
+    setup.slots(space.config(), trials)
     meter, record = Meter(), RunRecord(storage_path(setup.folder / "scheduler"))
-    setup.search(record, space, concurrent, meter, kind=_IdleSearch)
-    rows = meter.costs(PARTS)
+    setup.search(record, space, concurrent, meter, kind=_IdleSearch, resources=_IDLE)
+    rows = meter.costs(PARTS, concurrent)
     counted = sum(row["trials"] for row in rows)
     whole = {key: sum(row[key] * row["trials"] for row in rows) / counted for key in ("wall", "cpu")}
     return Table(
@@ -278,7 +252,7 @@ def scheduler_table(setup: Setup, *, trials: int = TRIALS) -> Table:
         rows,
         (
             f"{len(space.stage1)} searched settings; TPE proposes each trial, ASHA judges it, the record is written "
-            "at its start and its end; the first trial, which starts a process, does not count",
+            f"at its start and its end; the first {concurrent}, which start processes, do not count",
             f"mean of all trials: {whole['wall']:.3f} s and {whole['cpu']:.3f} CPU s a trial",
         ),
     )

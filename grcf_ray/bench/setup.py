@@ -97,8 +97,9 @@ class Setup:
         *listeners: Listener,
         features: Features | None = None,
         kind: type[Search] = Search,
+        resources: Mapping[str, float] | None = None,
     ) -> TrialRecord:
-        """Run a search on an empty record, and return its winner."""
+        """Run a search on an empty record, and return its winner. resources: of a trial [default: the settings']."""
         record.write_run({"state": "running", "settings": flatten(space.config())})
         search = kind(
             record=record,
@@ -107,6 +108,7 @@ class Setup:
             protocol=self.protocol,
             concurrent=concurrent,
             listeners=listeners,
+            resources=resources,
         )
         with watched(leave):
             return search.run()

@@ -58,7 +58,7 @@ class BackgroundWriter:
             self._changed.wait_for(lambda: self._error or not (self._waiting or self._busy), seconds)
 
     def __enter__(self) -> BackgroundWriter:
-        self._open, self._error = True, None
+        self._open = True
         self._thread = threading.Thread(target=self._run, name="background-writer", daemon=True)
         self._thread.start()
         return self
@@ -70,8 +70,11 @@ class BackgroundWriter:
             self._open, self._hurry = False, True
             self._changed.notify_all()
         self._thread.join()
-        if error is None:
-            self._check()
+        try:
+            if error is None:
+                self._check()
+        finally:
+            self._error = None
 
     def _check(self) -> None:
         if self._error is not None:

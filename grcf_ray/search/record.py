@@ -37,8 +37,8 @@ from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
 
 TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
-_REMOTE_WRITES = 16
-"""Background writes at a time in object storage, where each waits for the network."""
+_WRITES = 16
+"""Background writes at a time: each waits for the network, or until a disk confirms it."""
 
 
 def now() -> str:
@@ -112,7 +112,7 @@ class RunRecord:
 
     def __init__(self, place: StoragePath, background: BackgroundWriter | None = None) -> None:
         self.place = place
-        self.background = background or BackgroundWriter(1 if place.local is not None else _REMOTE_WRITES)
+        self.background = background or BackgroundWriter(_WRITES)
 
     def __str__(self) -> str:
         return str(self.place)

@@ -60,11 +60,12 @@ class Search:
     concurrent: trials at a time; a function is called before each proposal. resources: of each worker, under Ray's
     names, by default those of the settings. reopen: give a Stage 2 that has spent its budget the finalists of an
     extended Stage 1, and its first budget again. retrainings: trials to run instead of a search. health: the failures
-    by node, of all stages and retrainings. A subclass may name other classes to propose and to train trials.
+    by node, of all stages and retrainings. A subclass may name other classes to propose, to train and to record trials.
     """
 
     searcher: ClassVar[type[OptunaSearcher]] = OptunaSearcher
     trainable: ClassVar[type[tune.Trainable]] = TrialTrainable
+    keeper: ClassVar[type[RecordCallback]] = RecordCallback
 
     record: RunRecord
     space: Space
@@ -149,7 +150,7 @@ class Search:
         if spent(trials) < budget and not self._time_is_up(stage):
             choices = budget if self.retrainings else config.search.finalists if stage == 1 else 1
             self._forget_left(stage)
-            keeper = RecordCallback(self, stage, trials, choices=choices)
+            keeper = self.keeper(self, stage, trials, choices=choices)
 
             def stopped() -> bool:
                 return keeper.hopeless or keeper.stuck or self.stop.requested or self._time_is_up(stage)

@@ -90,16 +90,14 @@ def test_costs_of_each_part_exclude_the_first_trial() -> None:
 @pytest.mark.integration
 @pytest.mark.usefixtures("ray_session")
 def test_trials_without_work_are_run_and_recorded(setup_of: Callable[..., Setup]) -> None:
-    setup = setup_of({"search.concurrent": 1})
-    table = scheduler_table(setup, trials=13)
-    assert sum(row["trials"] for row in table.rows) == 12
+    setup = setup_of()
+    table = scheduler_table(setup, trials=13, concurrent=2)
+    assert sum(row["trials"] for row in table.rows) == 11
     assert all(row["wall"] > 0 and row["cpu"] > 0 for row in table.rows)
     recorded = RunRecord(storage_path(setup.folder / "scheduler")).trials(1)
     assert [(trial.number, trial.state, trial.epoch) for trial in recorded] == [(n, "complete", 1) for n in range(13)]
 
 
-@pytest.mark.integration
-@pytest.mark.usefixtures("ray_session")
 def test_the_driver_at_scale_keeps_a_whole_record(setup_of: Callable[..., Setup], tmp_path: Path) -> None:
     """With results instead of processes, the search is a real one."""
     table = scale_table(setup_of(storage=str(tmp_path / "runs")), at_a_time=(5,), epoch_s=0.2)

@@ -130,6 +130,7 @@ def test_an_error_ends_the_writing_and_reaches_the_caller(work: Work) -> None:
         search()
     assert work.done == []
     # The next stage starts anew.
+    writer.settle("a")
     with writer:
         writer.later("b", lambda: work.note("b"))
     assert work.done == ["b"]
