@@ -9,6 +9,7 @@ import pickle
 import random
 import statistics
 import time
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -20,7 +21,6 @@ import optuna
 from ray import tune
 
 from grcf_ray.bench.idle import FIGURES
-from grcf_ray.bench.measure import private_bytes
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import flatten
 from grcf_ray.report.listener import PageListener
@@ -55,6 +55,8 @@ class Costs:
     """Times of the reports that are not on record yet, by trial and epoch."""
     behind: float = 0.0
     """Longest time from the report of an epoch until it was on record, in seconds."""
+    memory: int = 0
+    """Bytes of all Python objects when the last trial has ended, if they are traced."""
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[dict[str, str]]:
@@ -118,6 +120,7 @@ class _FedSearch(Search):
                     first = time.perf_counter() + trial.epoch_s * random.Random(trial.number).random()
                     heapq.heappush(due, (first, trial.number, trial))
                 if not due:
+                    self.costs.memory, _ = tracemalloc.get_traced_memory()
                     return
                 at, number, trial = heapq.heappop(due)
                 time.sleep(max(0.0, at - time.perf_counter()))
@@ -179,10 +182,16 @@ class _FedTrial:
 def scale_table(setup: Setup, *, at_a_time: Sequence[int] = AT_A_TIME, epoch_s: float = EPOCH_S) -> Table:
     """Measure the driver's time an event and its memory a trial, and how far the record is behind."""
     where = storage_path(setup.storage) if setup.storage else storage_path(setup.folder)
-    rows: list[dict[str, Any]] = []
-    for count in (_WARM_UP, *at_a_time):
+    setup.say("memory")
+    _fed(setup, where, _WARM_UP, 0.0)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    memory = _fed(setup, where, at_a_time[0], 0.0)["memory"] - before
+    tracemalloc.stop()
+    rows = []
+    for count in at_a_time:
         setup.say(f"{count} trials at a time")
-        rows.append(_fed(setup, where / f"scale-{time.time_ns()}", count, epoch_s if rows else 0.0))
+        rows.append(_fed(setup, where, count, epoch_s))
     return Table(
         "scale",
         f"A search whose trials report an epoch every {epoch_s:g} s, without processes, {_kind(where)}",
@@ -195,10 +204,10 @@ def scale_table(setup: Setup, *, at_a_time: Sequence[int] = AT_A_TIME, epoch_s: 
             Column("end", "ms an end", "{:.1f}"),
             Column("process", "CPU ms of all threads an event", "{:.2f}"),
             Column("behind", "record behind, s", "{:.1f}"),
-            Column("memory", "kB a trial", "{:.0f}"),
         ),
-        rows[1:],
+        rows,
         (
+            f"the driver needs {memory / _trials(at_a_time[0]) / 1e3:.0f} kB of Python objects a trial",
             "searcher, scheduler, record, terminal, TensorBoard and page are those of a search; the results of "
             f"{EPOCHS} epochs of {FIGURES + 4} figures come from the same process, at random times",
             "a time is the mean of the driver's main thread; an epoch that ends a trial counts as an end",
@@ -211,9 +220,14 @@ def _kind(where: StoragePath) -> str:
     return "on a disk" if where.local is not None else "in object storage"
 
 
-def _fed(setup: Setup, place: StoragePath, count: int, epoch_s: float) -> dict[str, Any]:
-    """Run a search of `count` trials at a time; return its row."""
-    trials, info = count + count // 4, setup.store.info
+def _trials(at_a_time: int) -> int:
+    """Return the number of trials of a search."""
+    return at_a_time + at_a_time // 4
+
+
+def _fed(setup: Setup, where: StoragePath, count: int, epoch_s: float) -> dict[str, Any]:
+    """Run a search of `count` trials at a time; return its row, with the bytes of all Python objects at its end."""
+    trials, info = _trials(count), setup.store.info
     changes = {
         "search.stage1_trials": trials,
         "search.grace_epochs": GRACE_EPOCHS,
@@ -221,7 +235,7 @@ def _fed(setup: Setup, place: StoragePath, count: int, epoch_s: float) -> dict[s
         "stage2.epochs": 0,
     }
     space, costs = setup.space.with_settings(changes), Costs()
-    record = _WatchedRecord(place, costs)
+    record = _WatchedRecord(where / f"scale-{time.time_ns()}", costs)
     record.write_run(
         {
             "state": "running",
@@ -242,7 +256,7 @@ def _fed(setup: Setup, place: StoragePath, count: int, epoch_s: float) -> dict[s
     # Without trials' processes, only the reach of the scores is read.
     low, high = info.label_range
     features: Any = SimpleNamespace(half_range=(high - low) / 2, task=info.task)
-    before, cpu = private_bytes(), time.process_time()
+    cpu = time.process_time()
     with (
         (setup.folder / "progress").open("w") as terminal,
         contextlib.redirect_stderr(terminal),
@@ -261,7 +275,7 @@ def _fed(setup: Setup, place: StoragePath, count: int, epoch_s: float) -> dict[s
         )
         search.tell(SearchStarted(count, {1: (trials, EPOCHS)}, info.task))
         search.run()
-        cpu, memory = time.process_time() - cpu, private_bytes() - before
+        cpu = time.process_time() - cpu
     (epoch, epoch_cpu), (launch, _), (end, _) = (costs.milliseconds(kind) for kind in ("epoch", "launch", "end"))
     return {
         "name": str(count),
@@ -272,7 +286,7 @@ def _fed(setup: Setup, place: StoragePath, count: int, epoch_s: float) -> dict[s
         "end": end,
         "process": 1e3 * cpu / sum(map(len, costs.seconds.values())),
         "behind": costs.behind,
-        "memory": memory / trials / 1e3,
+        "memory": costs.memory,
     }
 
 
