@@ -47,6 +47,8 @@ from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name
 _EVENTS, _VERSION = "events.out.tfevents.", "brain.Event:2"
 _files = itertools.count()
 """Numbers of the files of this process."""
+_UPLOAD_S = 30.0
+"""Seconds between two uploads of a file that grows."""
 TAGS: Mapping[str, str] = {
     "active_pairs": "pairs/active_share",
     "grad_norm": "gradient/norm",
@@ -64,10 +66,10 @@ of scores beyond their bound; it is also shown among the losses."""
 class EventFolder:
     """Adds each value once to a folder of event files.
 
-    Objects in object storage cannot grow: the file grows in a folder below `scratch` and is uploaded at each flush.
-    Nothing is created before the first value. A resumed search is another process with its own file. It reads the
-    values in the folder, not the record: the previous driver may have died between writing the two. The file is open
-    only during a flush, and no thread writes it, because a thousand trials may run at a time.
+    Objects in object storage cannot grow: the file grows in a folder below `scratch` and is uploaded as a whole, at
+    most every half minute. Nothing is created before the first value. A resumed search is another process with its own
+    file. It reads the values in the folder, not the record: the previous driver may have died between writing the two.
+    The file is open only during a flush, and no thread writes it, because a thousand trials may run at a time.
     """
 
     def __init__(self, place: StoragePath, *, scratch: Path | None) -> None:
@@ -75,6 +77,8 @@ class EventFolder:
         self._held = _held_values(place)
         self._file: Path | None = None
         self._events: list[Event] = []
+        self._uploaded = -_UPLOAD_S
+        self._changed = False
         self.epochs: int | None = None
         """Epochs that the owner has added; None before the start of the trial."""
 
@@ -89,10 +93,18 @@ class EventFolder:
             # An event with many values is written whole or not at all.
             self._events.append(Event(wall_time=time.time(), step=step, summary=Summary(value=fresh)))
 
-    def flush(self) -> None:
-        """Make the added values visible to readers."""
-        if not self._events:
-            return
+    def flush(self, *, last: bool = False) -> None:
+        """Make the added values visible to readers; in object storage perhaps later, unless this is the last flush."""
+        if self._events:
+            self._append()
+        due = last or time.monotonic() - self._uploaded >= _UPLOAD_S
+        if self._changed and self._file is not None and self._place.local is None and due:
+            with (self._place / self._file.name).writing() as path:
+                shutil.copyfile(self._file, path)
+            self._uploaded, self._changed = time.monotonic(), False
+
+    def _append(self) -> None:
+        """Append the added values to the file."""
         if self._file is None:
             # Links are checked here, because the file is written by its path.
             self._place.make_private()
@@ -105,10 +117,7 @@ class EventFolder:
             writer = RecordWriter(file)
             for event in self._events:
                 writer.write(event.SerializeToString())
-        self._events = []
-        if self._place.local is None:
-            with (self._place / self._file.name).writing() as path:
-                shutil.copyfile(self._file, path)
+        self._events, self._changed = [], True
 
 
 class TensorBoardListener:
@@ -195,7 +204,7 @@ class TensorBoardListener:
     def close(self) -> None:
         """Write what was added, and forget the folders."""
         while self._folders:
-            self._folders.popitem()[1].flush()
+            self._folders.popitem()[1].flush(last=True)
 
     def _begin(self, event: events.StageStarted) -> None:
         if self._study is not None and not self._retraining:
@@ -229,7 +238,7 @@ class TensorBoardListener:
         if not self._retraining:
             folder.add([session_end(trial)], 0)
             self._progress(trial)
-        folder.flush()
+        folder.flush(last=True)
         del self._folders[self._names_of(trial)]
 
     def _progress(self, trial: TrialRecord) -> None:

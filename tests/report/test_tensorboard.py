@@ -14,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from grcf_ray.config import flatten
 from grcf_ray.errors import ClusterError
+from grcf_ray.report import tensorboard
 from grcf_ray.report.tensorboard import TAGS, TensorBoardListener, best_so_far
 from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
@@ -340,8 +341,9 @@ def test_a_fault_in_showing_the_result_is_told_in_a_line(
 
 
 @pytest.mark.s3
-def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
-    """Two drivers one after the other, the second without the first one's files."""
+def test_in_object_storage_nothing_is_lost_or_doubled(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two drivers one after the other, the second without the first one's files. Uploads are seldom."""
+    monkeypatch.setattr(tensorboard, "_UPLOAD_S", 3600.0)
     record = RunRecord(storage_path(s3) / uuid.uuid4().hex)
     place = record.place / "tensorboard" / "stage1" / "0000"
 
@@ -355,6 +357,7 @@ def test_in_object_storage_nothing_is_lost_or_doubled(s3: str) -> None:
         # There while the trial runs.
         assert steps() == [1]
         listener(EpochFinished(trial(2)))
+        assert steps() == [1]
     assert steps() == [1, 2]
     with TensorBoardListener(record) as listener:
         listener(StageStarted(1, 1, 3, (trial(2),)))
