@@ -13,6 +13,7 @@ from typing import Any
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
+import psutil
 import torch
 
 from grcf_ray.bench.idle import IdleTrainable
@@ -184,6 +185,8 @@ PARTS = 4
 """Rows of the table: successive parts of the search, so that a growing cost shows."""
 _IDLE = {"CPU": 0.01}
 """Resources of a trial without work, so that many fit a small machine."""
+_PROCESS_BYTES = 500 * 10**6
+"""Memory of its process at most."""
 
 
 class _IdleSearch(Search):
@@ -230,7 +233,8 @@ class Meter:
 
 
 def scheduler_table(setup: Setup, *, trials: int = TRIALS, concurrent: int = AT_A_TIME) -> Table:
-    """Measure proposals, early stopping, the record and Tune's own work."""
+    """Measure proposals, early stopping, the record and Tune's own work; fewer trials at a time if memory is short."""
+    concurrent = max(1, min(concurrent, psutil.virtual_memory().available // _PROCESS_BYTES))
     changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
     space = setup.space.with_settings(changes)
     # Join Ray.

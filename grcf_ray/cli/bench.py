@@ -63,7 +63,7 @@ def bench(
       frozen     an epoch with frozen layers and their cached output, against training all layers
       memory     the memory of a process that runs one trial after the other
       search     the time that a search spends outside training
-      scheduler  the time and memory that 64 trials at a time without any work cost the driver
+      scheduler  the time and memory that trials without any work cost the driver, up to 64 at a time
       scale      the driver's time and memory for 64, 256 and 1,024 trials at a time that report without processes
       proposals  the time of a proposal after 100, 1,000 and 10,000 trials
       packing    one-thread trials side by side, against one alone
