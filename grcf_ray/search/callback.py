@@ -274,13 +274,15 @@ class RecordCallback(tune.Callback):
         """Have the process of a pruned trial end its training: it saves weights that may still be chosen."""
         self._ranking.put(trial)
         keep = self._is_chosen(trial)
-        answer = tuned.temporary_state.ray_actor.finish.remote(keep)
-        if keep:
-            try:
-                self._note_checkpoint(trial, ray.get(answer))
-            except RayActorError as error:
-                trial.checkpoint = trial.checkpoint_sha256 = None
+        try:
+            # It must have ended its writes before its files are deleted, or it would leave an empty folder.
+            answer = ray.get(tuned.temporary_state.ray_actor.finish.remote(keep))
+        except RayActorError as error:
+            trial.checkpoint = trial.checkpoint_sha256 = None
+            if keep:
                 trial.notes.append(f"its process died before the weights were saved ({last_line(str(error))})")
+        else:
+            self._note_checkpoint(trial, answer)
 
     def _is_chosen(self, trial: TrialRecord) -> bool:
         """Return whether a finished trial would be handed over now."""
