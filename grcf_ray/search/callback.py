@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -76,6 +75,8 @@ class RecordCallback(tune.Callback):
         """Hang limits, in seconds, of the trials that exceeded them."""
         self._health = search.health
         self._asked: dict[int, ray.ObjectRef[Location]] = {}
+        self._ending: list[tuple[ray.ObjectRef[Any], TrialRecord]] = []
+        """Pruned trials whose weights are not needed, with the answer of their process that it writes no more."""
         self._locations: dict[int, Location] = {}
         self._failures: Counter[int] = Counter()
         """Failures of a trial since its last finished epoch, under this driver."""
@@ -241,6 +242,7 @@ class RecordCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Kill the processes of trials that finished no epoch within the hang limit."""
+        self.clear()
         now = time.monotonic()
         for trial in trials:
             number, process = trial.config["number"], trial.temporary_state.ray_actor
@@ -258,10 +260,13 @@ class RecordCallback(tune.Callback):
             return 60 * self._limits.hang_minutes
         if not self._epoch_seconds:
             return FIRST_EPOCH_S
-        limit = hang_limit(self._epoch_seconds)
+        # The list is sorted; `statistics.median` would sort it again for each trial.
+        half = len(self._epoch_seconds) // 2
+        median = (self._epoch_seconds[half] + self._epoch_seconds[~half]) / 2
+        limit = hang_limit([median])
         if trial.number in self._silent:
             # A new process may train epochs again that are in no checkpoint, and its workers may wait for a place.
-            limit += trial.epoch * statistics.median(self._epoch_seconds)
+            limit += trial.epoch * median
             limit += PLACEMENT_S if self._limits.workers > 1 else 0.0
         return limit
 
@@ -274,15 +279,29 @@ class RecordCallback(tune.Callback):
         """Have the process of a pruned trial end its training: it saves weights that may still be chosen."""
         self._ranking.put(trial)
         keep = self._is_chosen(trial)
+        answer = tuned.temporary_state.ray_actor.finish.remote(keep)
+        if not keep:
+            self._ending.append((answer, trial))
+            return
         try:
-            # It must have ended its writes before its files are deleted, or it would leave an empty folder.
-            answer = ray.get(tuned.temporary_state.ray_actor.finish.remote(keep))
+            self._note_checkpoint(trial, ray.get(answer))
         except RayActorError as error:
             trial.checkpoint = trial.checkpoint_sha256 = None
-            if keep:
-                trial.notes.append(f"its process died before the weights were saved ({last_line(str(error))})")
-        else:
-            self._note_checkpoint(trial, answer)
+            trial.notes.append(f"its process died before the weights were saved ({last_line(str(error))})")
+
+    def clear(self, seconds: float = 0.0) -> None:
+        """Delete what the processes of pruned trials wrote until they had ended their training.
+
+        seconds: time to wait for those that have not.
+        """
+        if not self._ending:
+            return
+        answers = [answer for answer, _ in self._ending]
+        ended, _ = ray.wait(answers, num_returns=len(answers), timeout=seconds)
+        for answer, trial in self._ending:
+            if answer in ended:
+                self._record.trial_folder(trial).delete()
+        self._ending = [(answer, trial) for answer, trial in self._ending if answer not in ended]
 
     def _is_chosen(self, trial: TrialRecord) -> bool:
         """Return whether a finished trial would be handed over now."""

@@ -40,6 +40,9 @@ from grcf_ray.train.interfaces import named_interfaces
 from grcf_ray.train.resuming import find_best, find_last
 from grcf_ray.train.stage import stage_seed
 
+_CLEARING_S = 10.0
+"""Seconds to wait at the end of a stage for the processes of pruned trials."""
+
 
 class Retrainings(Protocol):
     """Trials whose parameters and seeds are fixed in advance."""
@@ -253,6 +256,7 @@ class Search:
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     ),
                 ).fit()
+                keeper.clear(_CLEARING_S)
         except tune.TuneError as error:
             raise _origin(error) from error
         if self.stop.requested:

@@ -254,6 +254,23 @@ def test_a_pruned_trial_saves_its_weights_if_it_may_be_chosen(record: RunRecord,
     assert (trial.checkpoint, trial.checkpoint_sha256) == expected
 
 
+def test_what_a_pruned_trial_wrote_late_is_deleted(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process ends its last upload after the driver has deleted its files."""
+    keeper, _, _ = keep(record)
+    for number, value in ((0, 0.5), (1, 0.4)):
+        keeper.launch(number, {})
+        keeper.on_trial_result(0, [], tunes(number), result(value, done=True))
+    late = record.trial_folder(record.trial(1, 1)) / "attempt-1" / "best-00001.safetensors"
+    late.write_text("")
+    answers: list[Any] = []
+    monkeypatch.setattr(callback.ray, "wait", lambda waiting, **_: (answers, []))
+    keeper.clear()
+    assert late.exists()
+    answers += [answer for answer, _ in keeper._ending]
+    keeper.clear()
+    assert not record.trial_folder(record.trial(1, 1)).exists()
+
+
 def test_a_process_that_dies_before_it_saves_the_weights_of_a_pruned_trial(record: RunRecord) -> None:
     keeper, _, _ = keep(record)
     keeper.launch(0, {})

@@ -34,7 +34,13 @@ from grcf_ray.storage import StoragePath, storage_path
 
 @pytest.fixture
 def space(tiny_space: Path) -> Space:
-    return load_space(tiny_space).with_settings({"search.concurrent": 1})
+    return resolved(tiny_space)
+
+
+def resolved(path: Path) -> Space:
+    """Return a space as a search records it, without `auto`."""
+    settings = {"search.concurrent": 1, "search.gpus_per_worker": 0, "train.precision": "float32"}
+    return load_space(path).with_settings(settings)
 
 
 @pytest.fixture
@@ -83,8 +89,7 @@ def test_each_difference_has_a_line(runs: StoragePath, space: Space, store: Data
     assert len(fixed) == 2
     other = tmp_path / "other.yaml"
     other.write_text(Path(space.source).read_text().replace("{low: 0.05, high: 0.5", "{low: 0.05, high: 0.6"))
-    wider = load_space(other).with_settings({"search.concurrent": 1})
-    (line,) = differences(run, wider, store)
+    (line,) = differences(run, resolved(other), store)
     assert line.startswith("ranking.intra_margin (searched): ")
     run.data.fingerprint = "another"
     assert differences(run, space, store) == [f"data: another -> {store.info.fingerprint}"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from same_training import checkpoint_in, files_of
 from torch import nn
+from waiting import wait_for
 
 from grcf_ray.errors import ClusterError
 from grcf_ray.storage import storage_path
@@ -109,6 +110,7 @@ def test_a_slow_upload_delays_no_epoch_and_newer_files_take_the_place_of_waiting
     for _ in range(4):
         training.epoch(settle=False)
         assert begun.wait(WAIT_S)
+    wait_for(lambda: (training.scratch / "whole-00004.safetensors").exists(), "the last write")
     assert training.files == [] and training.saver.best is None
     going.set()
     training.saver.settle()
