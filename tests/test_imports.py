@@ -49,7 +49,7 @@ DOORS = [
 ]
 """What `python -m` opens; they import the command line alone, and nothing imports them."""
 DOOR = PACKAGE / "cluster.py"
-WITH_RAY = (DOOR, *(PACKAGE / "train" / f"{name}.py" for name in ("distributed", "backend", "ray_job")))
+WITH_RAY = (DOOR, *(PACKAGE / "train" / f"{name}.py" for name in ("distributed", "backend", "location", "ray_job")))
 """Where Ray is imported outside the search and the benchmarks."""
 
 

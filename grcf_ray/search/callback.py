@@ -25,9 +25,9 @@ from grcf_ray.search.failures import HUNG, OUTSIDE, cause_of_error, cause_of_res
 from grcf_ray.search.nodes import cluster_nodes
 from grcf_ray.search.preflight import fitting
 from grcf_ray.search.record import Ranking, RunRecord, TrialRecord, now
-from grcf_ray.search.trial import Location, locate
 from grcf_ray.train.curve import hang_limit
 from grcf_ray.train.job import StageJob
+from grcf_ray.train.location import Location, gpu_of_error, locate
 from grcf_ray.train.saving import LAST
 
 if TYPE_CHECKING:
@@ -165,8 +165,10 @@ class RecordCallback(tune.Callback):
             cause = cause_of_result(result["state"], result["error"])
             self._end(kept, result["state"], result["failure"], cause)
             return
-        if location := self._location(kept.number):
-            self._health.epoch_finished(location.node)
+        location = self._location(kept.number)
+        # The runner of several workers says where they run.
+        for node in result.get("nodes", [location.node] if location else []):
+            self._health.epoch_finished(node)
         if result["done"] and kept.epoch < self._epochs:
             self._finish(kept, trial)
             self._end(kept, "pruned")
@@ -217,16 +219,17 @@ class RecordCallback(tune.Callback):
         if (asked := self._asked.pop(number, None)) is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 self._locations[number] = ray.get(asked, timeout=_ANSWER_S)
-        if number not in self._locations and text and self._limits.workers == 1:
+        if number not in self._locations and text:
             nodes = {node.id: node for node in cluster_nodes()}
             named = node_of_error(text, {node.id: node.address for node in nodes.values()})
             if named is not None:
-                self._locations[number] = Location(named, str(nodes.get(named, "lost node")), None)
+                self._locations[number] = Location(named, str(nodes.get(named, "lost node")), gpu_of_error(text))
         return self._locations.get(number)
 
     def _room(self, without: Collection[str]) -> int:
         wanted = self._search.worker_resources
-        return sum(fitting(node.resources, wanted) for node in cluster_nodes() if node.id not in without)
+        fits = sum(fitting(node.resources, wanted) for node in cluster_nodes() if node.id not in without)
+        return fits // self._limits.workers
 
     def _excluded(self) -> frozenset[str]:
         """Return the nodes that get no more trials; empty if no other node can take them."""

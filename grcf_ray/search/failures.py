@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from grcf_ray.search.record import TrialRecord
 
 if TYPE_CHECKING:
-    from grcf_ray.search.trial import Location
+    from grcf_ray.train.location import Location
 
 HUNG = "hung"
 

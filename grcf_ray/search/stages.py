@@ -37,6 +37,7 @@ from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.interfaces import named_interfaces
+from grcf_ray.train.location import selector
 from grcf_ray.train.resuming import find_best, find_last
 from grcf_ray.train.stage import stage_seed
 
@@ -415,9 +416,5 @@ def _resources(workers: int, wanted: Mapping[str, float], trial: Mapping[str, An
     wanted: of each worker. trial: the configuration of the trial; `avoid` names the nodes that may not run it. Tune
     reuses a process only for trials with equal requests, so no process of those nodes gets the trial.
     """
-    if workers > 1:
-        return tune.PlacementGroupFactory([{"memory": 1e6}])
-    if nodes := trial.get("avoid"):
-        selector = {"ray.io/node-id": f"!in({','.join(nodes)})"}
-        return tune.PlacementGroupFactory([dict(wanted)], bundle_label_selector=[selector])
-    return tune.PlacementGroupFactory([dict(wanted)])
+    bundle = {"memory": 1e6} if workers > 1 else dict(wanted)
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[selector(trial.get("avoid", ()))])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,25 +34,6 @@ class Shared:
     """Network interfaces named for the workers to communicate on."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """Where a trial's process runs."""
-
-    node: str
-    """Ray's id of the node."""
-    host: str
-    """Host name and address of the node."""
-    gpu: str | None
-    """Ray's ids of the GPUs, separated by commas; None without a GPU."""
-
-
-def locate(_process: Any) -> Location:
-    """Return where this process of Ray runs."""
-    gpus = ray.get_gpu_ids()
-    host = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"  # type: ignore[no-untyped-call]
-    return Location(ray.get_runtime_context().get_node_id(), host, ",".join(map(str, gpus)) or None)
-
-
 class TrialTrainable(tune.Trainable):
     """A trial whose `step` is one epoch. The first `step` builds everything, so that a failure counts as the trial's.
 
@@ -69,7 +49,11 @@ class TrialTrainable(tune.Trainable):
             from grcf_ray.train.distributed import WorkerGroup
 
             self._runner = WorkerGroup(
-                shared.features, workers=shared.workers, resources=shared.resources, interfaces=shared.interfaces
+                shared.features,
+                workers=shared.workers,
+                resources=shared.resources,
+                interfaces=shared.interfaces,
+                avoid=config["avoid"],
             )
         else:
             with gc_paused():

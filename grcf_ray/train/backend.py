@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from grcf_ray.train.interfaces import choose_interfaces, named_interfaces, private_interfaces
+from grcf_ray.train.location import selector
 
 
 def torch_trainer(
@@ -32,11 +33,13 @@ def torch_trainer(
     resources: Mapping[str, float],
     interfaces: Mapping[str, str],
     meeting: Path,
+    avoid: Collection[str] = (),
 ) -> TorchTrainer:
     """Return the trainer of a number of workers, on one node if they fit.
 
     resources: of each worker, under Ray's names. interfaces: values of `interfaces.VARIABLES` in the caller's
-    environment. meeting: folder in which workers of a private Ray meet.
+    environment. meeting: folder in which workers of a private Ray meet. avoid: Ray's ids of nodes that get no
+    worker.
     """
     gpus = resources.get("GPU", 0.0)
     # NCCL allows one process per GPU.
@@ -47,7 +50,11 @@ def torch_trainer(
         train_loop_config=config,
         torch_config=MeetingConfig(backend=backend, interfaces=dict(interfaces), folder=str(meeting)),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=dict(resources), placement_strategy="PACK"
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=dict(resources),
+            placement_strategy="PACK",
+            label_selector=selector(avoid) or None,  # type: ignore[call-arg]
         ),
         run_config=run_config,
     )

@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import textwrap
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grcf_ray.files import scratch_folder
+from grcf_ray.train.location import Location, locate, selector
 
 if TYPE_CHECKING:
     from grcf_ray.data.features import Features
@@ -84,7 +85,7 @@ class WorkerGroup:
     Close it, or end the process that holds it.
 
     resources: of each worker, under Ray's names. interfaces: values of `interfaces.VARIABLES` in the caller's
-    environment, for workers on several nodes.
+    environment, for workers on several nodes. avoid: Ray's ids of nodes that get no worker.
     """
 
     def __init__(
@@ -94,12 +95,13 @@ class WorkerGroup:
         workers: int,
         resources: Mapping[str, float],
         interfaces: Mapping[str, str] | None = None,
+        avoid: Sequence[str] = (),
     ) -> None:
         here = ray.get_runtime_context()
         # Otherwise Ray's tools would contact any cluster that they find.
         environment = {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
         mailbox: Any = ray.remote(_Mailbox)
-        node = _node_of_first(workers, resources) or here.get_node_id()
+        node = _node_of_first(workers, resources, avoid) or here.get_node_id()
         # Outside the placement group of this process. Ray Train's other actors follow the mailbox.
         self._mailbox: Any = mailbox.options(
             num_cpus=0,
@@ -114,6 +116,7 @@ class WorkerGroup:
             {"features": features, "mailbox": self._mailbox},
             dict(resources),
             dict(interfaces or {}),
+            avoid,
         )
         # Passed to the next call, so that it runs later: calls of an asynchronous actor can overtake each other.
         self._started: ray.ObjectRef[None] | None = None
@@ -124,7 +127,10 @@ class WorkerGroup:
         self._started = self._mailbox.post.remote(_Order("start", job), self._started)
 
     def step(self) -> dict[str, Any]:
-        """Run an epoch on all workers, as `JobRunner.step` does. WorkersDiedError if they have exited."""
+        """Run an epoch on all workers, as `JobRunner.step` does. WorkersDiedError if they have exited.
+
+        The result also has `nodes`, Ray's ids of the workers' nodes; the error names the first worker's that failed.
+        """
         return self._ask(_Order("step"))
 
     def finish(self, *, keep: bool) -> dict[str, Any]:
@@ -165,10 +171,12 @@ class WorkerGroup:
         self.close()
 
 
-def _node_of_first(workers: int, resources: Mapping[str, float]) -> str | None:
+def _node_of_first(workers: int, resources: Mapping[str, float], avoid: Sequence[str]) -> str | None:
     """Return the node on which Ray would place the first of these workers now; None if there is no room for them."""
     # As Ray Train requests it later.
-    probe = placement_group([dict(resources)] * workers, strategy="PACK")
+    probe = placement_group(
+        [dict(resources)] * workers, strategy="PACK", bundle_label_selector=[selector(avoid)] * workers
+    )
     try:
         if not probe.wait(_PROBE_S):
             return None
@@ -190,15 +198,22 @@ class _Mailbox:
         self._orders: list[asyncio.Queue[_Order]] = [asyncio.Queue() for _ in range(workers)]
         self._answers: asyncio.Queue[tuple[int, dict[str, Any]] | None] = asyncio.Queue()
         self._members: dict[int, Any] = {}
+        self._places: dict[int, Location] = {}
         self._ended = asyncio.Event()
         self._fault = Fault("the workers have exited", "")
 
-    async def train(self, config: dict[str, Any], resources: dict[str, float], interfaces: dict[str, str]) -> None:
+    async def train(
+        self,
+        config: dict[str, Any],
+        resources: dict[str, float],
+        interfaces: dict[str, str],
+        avoid: Sequence[str],
+    ) -> None:
         """Run the trainer until the workers have ended, by order or by a fault."""
         try:
-            await asyncio.to_thread(_fit, config, len(self._orders), resources, interfaces)
+            await asyncio.to_thread(_fit, config, len(self._orders), resources, interfaces, avoid)
         except Exception as error:
-            self._fault = fault_of(error)
+            self._fault = fault_of(error, self._places)
         self._ended.set()
         self._answers.put_nowait(None)
 
@@ -228,17 +243,19 @@ class _Mailbox:
         while len(results) < len(self._orders) and not self._ended.is_set():
             if (answer := await self._answers.get()) is not None:
                 rank, results[rank] = answer
-        return self._fault if self._ended.is_set() else results[0]
+        if self._ended.is_set():
+            return self._fault
+        return results[0] | {"nodes": sorted({place.node for place in self._places.values()})}
 
     def _post(self, order: _Order) -> None:
         for orders in self._orders:
             orders.put_nowait(order)
 
-    async def join(self, rank: int, member: Any) -> None:
+    async def join(self, rank: int, member: Any, place: Location) -> None:
         """Register a worker. RuntimeError if it replaces a worker that died, since it missed the earlier orders."""
         if rank in self._members:
             raise RuntimeError(f"worker {rank} was replaced: its node is being removed")
-        self._members[rank] = member
+        self._members[rank], self._places[rank] = member, place
 
     async def next_order(self, rank: int) -> _Order:
         """Return the next order for a worker, as soon as there is one."""
@@ -249,7 +266,13 @@ class _Mailbox:
         self._answers.put_nowait((rank, result))
 
 
-def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], interfaces: dict[str, str]) -> None:
+def _fit(
+    config: dict[str, Any],
+    workers: int,
+    resources: dict[str, float],
+    interfaces: dict[str, str],
+    avoid: Sequence[str],
+) -> None:
     """Run Ray Train: place the workers, join them, and let them take orders. Return when all have ended."""
     # Imported here, because it takes seconds that the holder need not spend.
     from ray.train import FailureConfig, RunConfig
@@ -261,7 +284,14 @@ def _fit(config: dict[str, Any], workers: int, resources: dict[str, float], inte
         failures = FailureConfig(max_failures=0, controller_failure_limit=0)  # type: ignore[call-arg]
         run = RunConfig(name=f"grcf-{uuid.uuid4().hex}", storage_path=str(scratch), failure_config=failures)
         torch_trainer(
-            _work, config, run, workers=workers, resources=resources, interfaces=interfaces, meeting=scratch
+            _work,
+            config,
+            run,
+            workers=workers,
+            resources=resources,
+            interfaces=interfaces,
+            meeting=scratch,
+            avoid=avoid,
         ).fit()
 
 
@@ -274,7 +304,7 @@ def _work(config: dict[str, Any]) -> None:
 
     rank, mailbox = train.get_context().get_world_rank(), config["mailbox"]
     runner = JobRunner(ray.get(config["features"]))
-    ray.get(mailbox.join.remote(rank, ray.get_runtime_context().current_actor))
+    ray.get(mailbox.join.remote(rank, ray.get_runtime_context().current_actor, locate()))
     while (order := ray.get(mailbox.next_order.remote(rank))).kind != "end":
         if order.job is not None:
             runner.start(order.job)
@@ -284,15 +314,16 @@ def _work(config: dict[str, Any]) -> None:
     runner.close()
 
 
-def fault_of(error: Exception) -> Fault:
-    """Return why a group ended: the first fault among its workers."""
+def fault_of(error: Exception, places: Mapping[int, Location] | None = None) -> Fault:
+    """Return why a group ended: the first fault among its workers. places: where they run, by rank, if known."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
         return Fault(_line(error), str(error))
     # Ray Train wraps Ray's report of a dead process. When one worker dies, the others fail too.
     faults = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
     rank = min(faults, key=lambda rank: (not isinstance(faults[rank], RayError), rank))
-    return Fault(f"worker {rank}: {_line(faults[rank])}", f"{error}\n{faults[rank]}")
+    place = (places or {}).get(rank)
+    return Fault(f"worker {rank}: {_line(faults[rank])}" + (f" ({place})" if place else ""), f"{error}\n{faults[rank]}")
 
 
 def _line(error: Exception) -> str:

@@ -16,8 +16,8 @@ from grcf_ray.search.events import Event
 from grcf_ray.search.failures import NodeHealth
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.trial import Location
 from grcf_ray.storage import storage_path
+from grcf_ray.train.location import Location
 
 __all__ = ["DEATH", "NODES", "OWN_ERROR", "Process", "answers", "keep", "nodes", "record", "result", "started", "tunes"]
 

@@ -11,6 +11,7 @@ from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import NodeExcluded
 from grcf_ray.search.nodes import Node
 from grcf_ray.search.record import RunRecord
+from grcf_ray.train.location import Location
 from tests.search.callbacks import DEATH, NODES, OWN_ERROR, answers, keep, nodes, record, result, started, tunes
 
 __all__ = ["answers", "nodes", "record"]
@@ -62,6 +63,27 @@ def test_a_node_that_kills_processes_is_avoided_while_another_can_take_the_trial
     for number in (6, 7):
         fail_on(kept, number, "b", DEATH, tmp_path)
     assert (kept.launch(8, {})["avoid"], kept.room()) == ([], 4)
+
+
+def test_a_node_that_kills_a_worker_of_a_trial_is_avoided_too(
+    record: RunRecord, nodes: list[Node], tmp_path: Path
+) -> None:
+    """Such a trial has the resources of two workers, and its error names the node of the one that failed."""
+    kept, _, _ = keep(record, workers=2)
+    died = f"WorkersDiedError: worker 1: ActorDiedError: ({Location('a', 'host-a', '0')})\n"
+    for number in range(2):
+        assert kept.launch(number, {})["avoid"] == []
+        kept.on_trial_error(0, [], tunes(number, died, tmp_path))
+    (failure,) = record.trial(1, 0).failures
+    assert (failure["node"], failure["host"], failure["gpu"]) == ("a", "host-a (10.0.0.0)", "0")
+    assert (kept.launch(2, {})["avoid"], kept.room()) == (["a"], 1)
+    # Another worker fails where a service does not answer, while trials go on elsewhere.
+    denied = f"WorkersDiedError: worker 0: OSError: Read-only file system ({Location('b', 'host-b', None)})\n"
+    kept.on_trial_error(0, [], tunes(2, denied, tmp_path))
+    kept.on_trial_result(0, [], tunes(0), result(0.5, nodes=["a"]))
+    kept.launch(2, {})
+    kept.on_trial_error(0, [], tunes(2, denied, tmp_path))
+    assert kept._health.bad == {"a", "b"}
 
 
 @pytest.mark.parametrize("second", ["a", "b"])

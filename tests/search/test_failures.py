@@ -16,7 +16,7 @@ from grcf_ray.search.failures import (
     node_of_error,
 )
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.search.trial import Location
+from grcf_ray.train.location import Location
 
 
 def trial(number: int, cause: str | None, state: Any = "failed") -> TrialRecord:

@@ -29,6 +29,7 @@ from grcf_ray.train import distributed
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.distributed import WorkerGroup, WorkersDiedError, share
 from grcf_ray.train.job import JobRunner, StageJob
+from grcf_ray.train.location import Location
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
@@ -232,10 +233,10 @@ def test_death_of_a_worker_ends_the_group(shared: ray.ObjectRef[Features], new_j
     with new_group(shared) as group:
         run(group, new_job("before"))
         group.start(new_job("killed", **LONG))
-        victim = workers()[1]
+        victim, here = workers()[1], ray.get_runtime_context().get_node_id()
         killer = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
         killer.start()
-        with pytest.raises(WorkersDiedError, match=r"^worker [01]: ActorDiedError: .*process has died"):
+        with pytest.raises(WorkersDiedError, match=rf"^worker [01]: ActorDiedError: .* \(on .+, node ID: {here}\)$"):
             group.step()
         group.start(new_job("next"))
         with pytest.raises(WorkersDiedError, match="ActorDiedError"):
@@ -280,6 +281,9 @@ def test_reason_of_the_end_is_the_first_fault() -> None:
     fault = distributed.fault_of(WorkerGroupError("both", {0: torn, 1: died}))
     assert fault.line.startswith("worker 1: ActorDiedError: ")
     assert distributed.fault_of(WorkerGroupError("one", {1: wrong})).line == f"worker 1: OSError: {wrong}"
+    places = {0: Location("aa", "a (10.0.0.1)", None), 1: Location("bb", "b (10.0.0.2)", "3")}
+    line = distributed.fault_of(WorkerGroupError("one", {1: wrong}), places).line
+    assert line == f"worker 1: OSError: {wrong} (on b (10.0.0.2), node ID: bb, GPU: 3)"
     fault = distributed.fault_of(WorkerGroupError("all of it", {0: torn}))
     assert fault.line == "worker 0: RuntimeError: Connection closed"
     assert "all of it" in fault.text
