@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.run_lookup import FREE
 from grcf_ray.search.schema import EntryFile, checked_list
 from grcf_ray.search.seeds import fresh_seed, model_place
 from grcf_ray.search.space import FIXED_ONLY, STAGE1_SECTIONS, STAGE2_ONLY, Choice, Space
@@ -69,8 +70,12 @@ def shape_of(config: RunConfig) -> dict[str, Any]:
 
 
 def shape_name(shape: Mapping[str, Any]) -> str:
-    """Return the name of a shape's folder: its encoder, its epochs, and a digest of all settings."""
-    text = json.dumps({key: value for key, value in shape.items() if _LATER.get(key) != value}, sort_keys=True)
+    """Return the name of a shape's folder: its encoder, its epochs, and a digest of the settings that matter."""
+    named = {key: value for key, value in shape.items() if key not in FREE and _LATER.get(key) != value}
+    # Shapes of one run share its precision, which the first release left as `auto`.
+    if named["train.precision"] != "float64":
+        named["train.precision"] = "auto"
+    text = json.dumps(named, sort_keys=True)
     encoder = str(shape["model.backbone"]).rstrip("/").rpartition("/")[2]
     epochs = f"{shape['stage1.epochs']}-{shape['stage2.epochs']}"
     return f"{encoder}-epochs-{epochs}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

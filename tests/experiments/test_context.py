@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from grcf_ray.config import RunConfig
+from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.experiments.grids import retuned_arm
-from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool
+from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool, shape_name, shape_of
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
 
@@ -85,3 +85,11 @@ def test_a_run_without_a_winner_is_refused(make_context: MakeContext, fresh: Pat
     shutil.rmtree(fresh / "best")
     with pytest.raises(DataError, match="winner"):
         make_context()
+
+
+def test_folders_of_models_keep_their_names_over_releases() -> None:
+    """The name is that of release 0.1, for its defaults and for settings that came later."""
+    name = "deberta-v3-base-epochs-17-5-44f06147"
+    for settings in ({}, {"checkpoint.minutes": 1}, {"train.precision": "float32"}, {"train.precision": "bfloat16"}):
+        assert shape_name(shape_of(build_config(settings))) == name
+    assert shape_name(shape_of(build_config({"train.precision": "float64"}))) != name
