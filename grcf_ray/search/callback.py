@@ -166,9 +166,11 @@ class RecordCallback(tune.Callback):
             self._end(kept, result["state"], result["failure"], cause)
             return
         location = self._location(kept.number)
-        # The runner of several workers says where they run.
-        for node in result.get("nodes", [location.node] if location else []):
-            self._health.epoch_finished(node)
+        # An epoch alone does not show that the node can write to the run's folder: that takes place in the background.
+        if kept.checkpoint is not None:
+            # The runner of several workers says where they run.
+            for node in result.get("nodes", [location.node] if location else []):
+                self._health.epoch_saved(node)
         if result["done"] and kept.epoch < self._epochs:
             self._finish(kept, trial)
             self._end(kept, "pruned")

@@ -48,7 +48,7 @@ class NodeHealth:
         self._failures: Counter[str] = Counter()
         self._epochs: Counter[str] = Counter()
         self._elsewhere: dict[str, int] = {}
-        """Epochs finished on other nodes when a service failed on a node that has finished none since."""
+        """Epochs saved on other nodes when a service failed on a node that has saved none since."""
         self.hosts: dict[str, str] = {}
         """Host name and address of each node with a failure."""
         self.told: set[str] = set()
@@ -59,8 +59,8 @@ class NodeHealth:
         """The nodes that should get no more trials."""
         return frozenset(node for node, failures in self._failures.items() if failures >= FAILURES_OF_A_NODE)
 
-    def epoch_finished(self, node: str) -> None:
-        """Count an epoch that a trial finished on a node."""
+    def epoch_saved(self, node: str) -> None:
+        """Count an epoch of a trial that has saved weights from a node."""
         self._epochs[node] += 1
         self._elsewhere.pop(node, None)
 
@@ -68,7 +68,7 @@ class NodeHealth:
         """Count a failure for a cause outside the trial.
 
         A service that fails everywhere makes no node bad. It does if it fails on a node twice, while another node
-        finishes an epoch and this one does not.
+        saves an epoch and this one does not.
         """
         node = location.node
         self.hosts[node] = location.host

@@ -65,6 +65,23 @@ def test_a_node_that_kills_processes_is_avoided_while_another_can_take_the_trial
     assert (kept.launch(8, {})["avoid"], kept.room()) == ([], 4)
 
 
+def test_a_node_that_trains_but_cannot_save_is_avoided(record: RunRecord, nodes: list[Node], tmp_path: Path) -> None:
+    """Weights are written in the background, so a trial can report an epoch before its node fails to write them."""
+    kept, _, _ = keep(record)
+    for number in (0, 1):
+        kept.launch(number, {})
+        kept.on_trial_start(0, [], started(number, "a" if number else "b"))
+        kept.on_trial_result(0, [], tunes(number), result(0.5, checkpoint=None if number == 0 else "best-00001"))
+    read_only = "OSError: [Errno 30] Read-only file system: 'best-00001.safetensors'\n"
+    kept.on_trial_error(0, [], tunes(0, read_only, tmp_path))
+    kept.on_trial_result(0, [], tunes(1), result(0.5, 0.6))
+    kept.launch(0, {})
+    kept.on_trial_start(0, [], started(0, "b"))
+    kept.on_trial_result(0, [], tunes(0), result(0.5, 0.6, checkpoint=None))
+    kept.on_trial_error(0, [], tunes(0, read_only, tmp_path))
+    assert kept.launch(0, {})["avoid"] == ["b"]
+
+
 def test_a_node_that_kills_a_worker_of_a_trial_is_avoided_too(
     record: RunRecord, nodes: list[Node], tmp_path: Path
 ) -> None:

@@ -114,12 +114,12 @@ def test_a_service_that_fails_everywhere_makes_no_node_bad(cause: str) -> None:
     """Only an epoch of another node between two failures, and none of its own, proves that the node is at fault."""
     health = NodeHealth()
     for _ in range(2):
-        health.epoch_finished("a")
-        health.epoch_finished("b")
+        health.epoch_saved("a")
+        health.epoch_saved("b")
         for location in (A, B, A, B):
             health.failed(location, cause)
     assert health.bad == frozenset()
-    health.epoch_finished("b")
+    health.epoch_saved("b")
     health.failed(B, cause)
     assert health.bad == frozenset()
     health.failed(A, cause)
