@@ -206,11 +206,14 @@ def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
 
 
 def grown(record: RunRecord, space: Space) -> Space:
-    """Return the space with each budget at least as large as the record's, and with the record's values for `auto`."""
+    """Return the space with each budget at least as large as the record's.
+
+    `auto`, and the hang limit that follows the run, mean the record's values: those of an earlier release stay.
+    """
     if not record.exists:
         return space
     settings, asked = record.search_info().settings, flatten(space.config())
-    kept = {path: settings[path] for path in _RESOLVED if asked[path] == "auto"}
+    kept = {path: settings[path] for path in (*_RESOLVED, "search.hang_minutes") if asked[path] in ("auto", None)}
     return space.with_settings({**kept, **{key: max(settings[key], asked[key]) for key in GROWING}})
 
 

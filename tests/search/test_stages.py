@@ -105,8 +105,8 @@ def test_stage_2_inherits_what_its_finalist_searched(record: RunRecord, space: S
         settings = json.loads((recorded.folder / "best" / name).read_text())["settings"]
         searched = {path: value for path, value in winner.params.items() if path != "finalist"}
         # `auto` in the space; the machine decides.
-        machine = {"search.gpus_per_worker": settings["search.gpus_per_worker"]}
-        assert machine["search.gpus_per_worker"] in (0.0, 1.0)
+        machine = {path: settings[path] for path in ("search.gpus_per_worker", "train.precision")}
+        assert tuple(machine.values()) in ((0.0, "float32"), (1.0, "float32"), (1.0, "bfloat16"))
         assert settings == {**flatten(space.config()), "search.concurrent": 1, **machine, **finalist.params, **searched}
     assert inherited.items().isdisjoint(space.start(1).items() - {("model.modalities", "all")})
 
