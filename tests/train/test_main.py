@@ -351,7 +351,7 @@ def test_interrupted_and_killed_workers_end_where_others_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ctrl-C in Stage 1, and the death of a worker in Stage 2, after which Ray Train starts the workers again."""
-    words = ("--workers", "2", "--set", "pairs.pairs_per_epoch=4800")
+    words = ("--workers", "2", "--set", "pairs.pairs_per_epoch=2400")
     assert train(*words, out="whole") == 0
     lines = capsys.readouterr().out.splitlines()
     before = signal.getsignal(signal.SIGINT)
@@ -392,7 +392,7 @@ def test_workers_that_die_too_often_are_told_of(
 ) -> None:
     monkeypatch.setattr(ray_job, "RESTARTS", 0)
     at_epoch(1, 1, kill_a_worker)
-    assert train("--workers", "2", "--set", "pairs.pairs_per_epoch=4800") == 1
+    assert train("--workers", "2", "--set", "pairs.pairs_per_epoch=2400") == 1
     err = capsys.readouterr().err.splitlines()[-1]
     assert "workers exited unexpectedly (worker" in err and "resume with the same command" in err
     assert "internal error" not in err
