@@ -102,9 +102,11 @@ class WorkerGroup:
         environment = {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
         mailbox: Any = ray.remote(_Mailbox)
         node = _node_of_first(workers, resources, avoid) or here.get_node_id()
-        # Outside the placement group of this process. Ray Train's other actors follow the mailbox.
+        # Outside the placement group of this process. Ray Train's other actors follow the mailbox. It asks for a little
+        # memory, because Ray places actors that need no resource on any node, whatever node they prefer.
         self._mailbox: Any = mailbox.options(
             num_cpus=0,
+            memory=1e6,
             lifetime="detached",
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             runtime_env={"env_vars": environment},
