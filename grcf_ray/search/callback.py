@@ -23,7 +23,7 @@ from grcf_ray.retry import pause
 from grcf_ray.search.events import EpochFinished, NodeExcluded, TrialBroke, TrialEnded, TrialLeft, TrialStarted
 from grcf_ray.search.failures import HUNG, OUTSIDE, cause_of_error, cause_of_result, last_line, node_of_error
 from grcf_ray.search.nodes import cluster_nodes
-from grcf_ray.search.preflight import fitting
+from grcf_ray.search.preflight import Room
 from grcf_ray.search.record import Ranking, RunRecord, TrialRecord, now
 from grcf_ray.train.curve import hang_limit
 from grcf_ray.train.job import StageJob
@@ -229,9 +229,8 @@ class RecordCallback(tune.Callback):
         return self._locations.get(number)
 
     def _room(self, without: Collection[str]) -> int:
-        wanted = self._search.worker_resources
-        fits = sum(fitting(node.resources, wanted) for node in cluster_nodes() if node.id not in without)
-        return fits // self._limits.workers
+        present = [node.resources for node in cluster_nodes() if node.id not in without]
+        return Room(self._search.worker_resources, self._limits.workers).most(present)
 
     def _excluded(self) -> frozenset[str]:
         """Return the nodes that get no more trials; empty if no other node can take them."""
@@ -297,7 +296,7 @@ class RecordCallback(tune.Callback):
     def clear(self, seconds: float = 0.0) -> None:
         """Delete what the processes of pruned trials wrote until they had ended their training.
 
-        seconds: time to wait for those that have not.
+        seconds: how long to wait for processes that have not ended it.
         """
         if not self._ending:
             return
