@@ -1,13 +1,25 @@
-"""Find processes of a test by a mark in their environment or command line, and end them."""
+"""Run a script in a process of its own; find processes of a test by a mark, and end them."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["gone", "kill_marked", "marked"]
+__all__ = ["gone", "kill_marked", "marked", "output_of"]
+
+
+def output_of(script: str, *, timeout: float) -> list[str]:
+    """Run a script that starts a Ray cluster, without the session's Ray; return the lines of its output."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    outside["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ran = subprocess.run([sys.executable, "-c", script], env=outside, capture_output=True, text=True, timeout=timeout)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
 
 
 def marked(*marks: str) -> dict[int, str]:

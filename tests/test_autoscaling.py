@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import ray
 import requests
 from clusters_files import CLUSTERS, documents
+from processes import output_of
 
 from grcf_ray import cluster
 
@@ -93,8 +92,4 @@ small.shutdown()
 
 @pytest.mark.integration
 def test_the_number_of_trials_follows_nodes_that_come_and_go() -> None:
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    outside["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ran = subprocess.run([sys.executable, "-c", FOLLOW], env=outside, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "1 3 1"
+    assert output_of(FOLLOW, timeout=300)[-1] == "1 3 1"

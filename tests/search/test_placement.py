@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import subprocess
-import sys
-
 import pytest
+from processes import output_of
 
 PLACES = """
 import collections
@@ -45,8 +41,4 @@ cluster.shutdown()
 @pytest.mark.integration
 def test_processes_of_trials_of_several_workers_spread_over_the_nodes() -> None:
     """The command runs on the head, which has no room for two workers. A worker may be kept off the other node."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    outside["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ran = subprocess.run([sys.executable, "-c", PLACES], env=outside, capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-3:] == ["[5, 5]", "[True, True, True]", "[False, False]"]
+    assert output_of(PLACES, timeout=600)[-3:] == ["[5, 5]", "[True, True, True]", "[False, False]"]
