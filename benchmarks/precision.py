@@ -67,7 +67,7 @@ def train_seed(data: str, seed: int, settings: Mapping[str, Any], work: Path) ->
 
 
 def train_all(data: str, seeds: Sequence[int], settings: Mapping[str, Any], work: Path, processes: int) -> Results:
-    """Train what is left, and return all results."""
+    """Train the seeds that have no result yet, and return the results of all seeds."""
     work.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for future in [pool.submit(train_seed, data, seed, settings, work) for seed in seeds]:

@@ -60,7 +60,7 @@ def worker_bytes(config: RunConfig, info: TableInfo, tokens: float, *, gpu: bool
         weights       2 w P: the pretrained template, and the trial's copy
         training      3 w T: gradients and AdamW's two moments; on a GPU, 0
         checkpoints   3 w T: copies of the weights and the moments, or the checkpoint from which a training resumes
-        activations   `_activation_bytes`; on a GPU, 0
+        activations   w times `_activations`; on a GPU, 0
 
     The features are not among them: Ray's object store holds them once per node, outside of its memory for workers.
     """

@@ -161,9 +161,10 @@ class Room:
         return max(self.processes(nodes), added) // self.workers
 
     def __call__(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Return how many trials to run on the nodes: those that fit, at least one, and one more if nodes can be added.
+        """Return how many trials to run on the nodes: as many as fit, but at least one.
 
-        The trial that waits tells the autoscaler to add a node. More would propose their settings too early.
+        If the autoscaler can add nodes, it is one more: a trial that waits makes it add a node. More waiting trials
+        would have their settings proposed too early.
         """
         present = self.processes(nodes) // self.workers
         return max(1, min(present + 1, self.most(nodes)), present)

@@ -154,7 +154,7 @@ class CheckpointSaver:
         self._written = self._writer.submit(self._write, tensors, state, kinds)
 
     def _write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], kinds: Sequence[Kind]) -> None:
-        """Write files to the scratch folder, and hand those that are due to the uploader. Runs in the writer."""
+        """Write files to the scratch folder; the files that are due are uploaded next. Runs in the writer."""
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         for kind in kinds:
             name = file_name(kind, state["epoch"])

@@ -243,7 +243,7 @@ def test_pods_mount_the_claim_that_storage_makes() -> None:
 
 
 def network_faults(policy: dict[str, Any]) -> list[str]:
-    """Return what leaves the pods of a Ray cluster open, or cuts off those that need them."""
+    """Return the faults of a policy: open ports of a cluster's pods, and senders that it wrongly blocks."""
     nodes = {"podSelector": {"matchLabels": {"ray.io/is-ray-node": "yes"}}}
     job = documents("kuberay_job.yaml")[1]["metadata"]["name"]
     senders = [
