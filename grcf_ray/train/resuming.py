@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -39,8 +40,10 @@ def scratch_of(training: str) -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise ClusterError(f"{root} is not a folder of this user; remove it, or set TMPDIR to another folder")
     for path in root.iterdir():
-        if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
-            shutil.rmtree(path, ignore_errors=True)
+        # The training that uses a folder may end and delete it meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                shutil.rmtree(path, ignore_errors=True)
     return root / hashlib.sha256(training.encode()).hexdigest()[:32]
 
 
