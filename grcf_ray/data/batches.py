@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grcf_ray.data.features import Features, Ragged, SplitFeatures
+from grcf_ray.data.features import Features, Ragged, SplitFeatures, rounded_up
 
 BATCH_COST = {"cpu": 32, "cuda": 8192}
 """Cost of one more batch, in subwords: measured on a CPU, about the launch of its kernels on a GPU."""
@@ -80,15 +80,20 @@ def micro_batches(
     index_U: utterances by rising length (`length_sorted`). A batch ends where the length rises, at the places that
     minimise padding plus the cost of more batches. device: the encoder's device; the CPU by default.
     """
-    for index_B in cut(split, index_U, token_budget, device=device):
+    for index_B in cut(features, split, index_U, token_budget, device=device):
         yield collate(features, split, index_B)
 
 
 def cut(
-    split: SplitFeatures, index_U: NDArray[np.int64], token_budget: int, *, device: torch.device | None = None
+    features: Features,
+    split: SplitFeatures,
+    index_U: NDArray[np.int64],
+    token_budget: int,
+    *,
+    device: torch.device | None = None,
 ) -> list[NDArray[np.int64]]:
     """Return the utterances of each batch of `micro_batches`."""
-    length_U = split.lengths_of(index_U)
+    length_U = rounded_up(split.lengths_of(index_U), features.length_multiple)
     stops = _cuts(length_U, token_budget, BATCH_COST.get(device.type if device else "cpu", BATCH_COST["cuda"]))
     return [index_U[start:stop] for start, stop in itertools.pairwise([0, *stops])]
 
@@ -123,17 +128,18 @@ def _cuts(length_U: NDArray[np.int64], token_budget: int, batch_cost: int) -> li
 
 def collate(features: Features, split: SplitFeatures, index_B: NDArray[np.int64]) -> Batch:
     """Pad the chosen utterances of a split to tensors."""
+    multiple = features.length_multiple
     token_BL = mask_BL = hidden_BLD = vector_BD = None
     if split.vector_ND is not None:
         vector_BD = torch.from_numpy(split.vector_ND[index_B])
     elif split.hidden is not None:
-        hidden_BLD, mask_BL = _tensors(split.hidden, index_B)
+        hidden_BLD, mask_BL = _tensors(split.hidden, index_B, multiple)
     elif split.tokens is not None:
-        token_BL, mask_BL = _tensors(split.tokens, index_B, features.pad_token_id)
+        token_BL, mask_BL = _tensors(split.tokens, index_B, multiple, features.pad_token_id)
         assert token_BL is not None
         token_BL = token_BL.long()
-    audio_BLA, audio_mask_BL = _tensors(split.audio, index_B)
-    vision_BLV, vision_mask_BL = _tensors(split.vision, index_B)
+    audio_BLA, audio_mask_BL = _tensors(split.audio, index_B, multiple)
+    vision_BLV, vision_mask_BL = _tensors(split.vision, index_B, multiple)
     return Batch(
         token_BL,
         mask_BL,
@@ -147,8 +153,10 @@ def collate(features: Features, split: SplitFeatures, index_B: NDArray[np.int64]
     )
 
 
-def _tensors(ragged: Ragged | None, index_B: NDArray[np.int64], fill: float = 0) -> tuple[Tensor | None, Tensor | None]:
+def _tensors(
+    ragged: Ragged | None, index_B: NDArray[np.int64], multiple: int, fill: float = 0
+) -> tuple[Tensor | None, Tensor | None]:
     if ragged is None:
         return None, None
-    values, mask = ragged.padded(index_B, fill)
+    values, mask = ragged.padded(index_B, fill, multiple=multiple)
     return torch.from_numpy(values), torch.from_numpy(mask)

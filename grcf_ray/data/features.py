@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from grcf_ray.data.store import DatasetStore
+
+_Length = TypeVar("_Length", int, NDArray[np.int64])
 
 BLOCK = 65_536
 """Rows processed at a time."""
@@ -58,14 +60,24 @@ class Ragged:
         chosen: NDArray[np.int64] = self.offsets[index_B + 1] - self.offsets[index_B]
         return chosen
 
-    def padded(self, index_B: NDArray[np.int64], fill: float = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Pad the chosen sequences to [B, longest, ...]; the mask [B, longest] is true for real values."""
+    def padded(
+        self, index_B: NDArray[np.int64], fill: float = 0, *, multiple: int = 1
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Pad the chosen sequences to [B, L, ...]; the mask [B, L] is true for real values.
+
+        L: the length of the longest, rounded up to a multiple.
+        """
         start_B, length_B = self.offsets[index_B], self.lengths_of(index_B)
-        step_L = np.arange(max(1, length_B.max(initial=0)))
+        step_L = np.arange(rounded_up(max(1, int(length_B.max(initial=0))), multiple))
         mask_BL = step_L < length_B[:, None]
         out = np.full((*mask_BL.shape, *self.values.shape[1:]), fill, dtype=self.values.dtype)
         out[mask_BL] = self.values[(start_B[:, None] + step_L)[mask_BL]]
         return out, mask_BL
+
+
+def rounded_up(length: _Length, multiple: int) -> _Length:
+    """Round lengths up to a multiple."""
+    return -(-length // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +168,8 @@ class Features:
     word_aligned: bool = False
     """Whether audio and vision have a row for each subword, that of its word; for special tokens see
     `FeatureConfig.special_rows`."""
+    length_multiple: int = 1
+    """The sequences of a batch are padded to a multiple of this length."""
 
     @property
     def audio_dim(self) -> int | None:

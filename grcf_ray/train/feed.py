@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grcf_ray.data.batches import Batch, collate, cut
-from grcf_ray.data.features import Features, Ragged
+from grcf_ray.data.features import Features, Ragged, rounded_up
 
 _ALIGNED = 16
 """Each tensor starts at a multiple of this many elements, as vectorised kernels want."""
@@ -50,7 +50,7 @@ class Feed:
 
         order_U, token_budget: as for `micro_batches`. Arrays keep their type.
         """
-        spans = cut(self._split, order_U, token_budget, device=self._device)
+        spans = cut(self._features, self._split, order_U, token_budget, device=self._device)
         given: dict[Any, Tensor] = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._values:
             for place, index_B in enumerate(spans):
@@ -88,7 +88,8 @@ class Feed:
         full = True
         for name, sequences in self._sequences().items():
             length_B, values = sequences.lengths_of(index_B), self._values[name]
-            step_L = torch.arange(max(1, int(length_B.max())), device=self._device)
+            longest = rounded_up(max(1, int(length_B.max())), self._features.length_multiple)
+            step_L = torch.arange(longest, device=self._device)
             mask_BL = step_L < sent[place, name, "length"].unsqueeze(1)
             row_BL = (sent[place, name, "start"].unsqueeze(1) + step_L).masked_fill(~mask_BL, len(values) - 1)
             padded[name] = values[row_BL], mask_BL

@@ -6,6 +6,13 @@ import torch
 
 from grcf_ray.config import TrainConfig
 
+CPU_LENGTH_MULTIPLE = 8
+"""On CPUs, batches of a training in bfloat16 are padded to multiples of this length.
+
+oneDNN prepares each product of matrices in bfloat16 when a number of subwords first occurs, which takes as long as
+computing it several times, and keeps 1,024 of them. So there must be few such numbers.
+"""
+
 
 def gpu_has_bfloat16() -> bool:
     """Return whether this machine's GPU computes in bfloat16 without emulating it."""

@@ -7,6 +7,7 @@ stored random states.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -35,6 +36,7 @@ from grcf_ray.train.gradient_cache import GradientCache, average_gradients, rand
 from grcf_ray.train.limits import StepLimits, limit_memory
 from grcf_ray.train.objectives import Arrays, choose_objective
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
+from grcf_ray.train.precision import CPU_LENGTH_MULTIPLE
 from grcf_ray.train.resuming import find_checkpoint, scratch_of, share_checkpoint
 from grcf_ray.train.saving import CheckpointSaver, Kind
 
@@ -77,6 +79,8 @@ class StageLoop:
         self.device = device or torch.device("cpu")
         self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
         self.model = model.to(self.device, self.dtype)
+        if self.device.type == "cpu" and config.train.precision == "bfloat16":
+            features = dataclasses.replace(features, length_multiple=CPU_LENGTH_MULTIPLE)
         self.features, self.config, self.stage, self.seed = features, config, stage, seed
         self.protocol, self.folder, self.earlier = protocol, folder, earlier
         self._origin, self._keeps_last = origin, keeps_last
