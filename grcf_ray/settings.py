@@ -224,8 +224,8 @@ class TrainConfig:
     warmup_fraction: Probability = 0.0
     """Fraction of the steps with a linearly rising learning rate, before the cosine decay. Not in the paper."""
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Arithmetic of the text encoder. `auto` is bfloat16 autocast (section 4.1: mixed precision) on GPUs that compute
-    in it natively, and float32 elsewhere. A run records the resolved value."""
+    """Arithmetic of the text encoder. `auto` is bfloat16 autocast (section 4.1: mixed precision) if the GPUs of the
+    trials, or without GPUs their CPUs (AMX), have units for it; else float32. A run records the resolved value."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto` uses the GPU if the trial has one."""
     device_features_gb: NonNegative = 2.0

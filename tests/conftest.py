@@ -50,6 +50,8 @@ fixed:
   pairs.pairs_per_epoch: 96
   pairs.pairs_per_group: 16
   pairs.groups_per_step: 2
+  # The figures of a test do not depend on what the CPU can do.
+  train.precision: float32
   checkpoint.minutes: 0
   stage1.epochs: 3
   stage2.epochs: 3

@@ -129,6 +129,7 @@ class Setup:
             "data": self.store.info.name,
             "backbone": self.config.model.backbone,
             "device": device,
+            "precision": self.config.train.precision,
             "threads": self.threads,
             "repetitions": self.repetitions,
             "seconds": round(time.perf_counter() - self.started),

@@ -183,16 +183,17 @@ def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
     return [local if node.id == here else _answer(calls[node.id]) for node in nodes]
 
 
-def have_bfloat16(nodes: Sequence[Node]) -> bool:
-    """Return whether the GPU of every node computes in bfloat16 without emulating it."""
-    from grcf_ray.train.precision import gpu_has_bfloat16
+def have_bfloat16(nodes: Sequence[Node], *, gpu: bool) -> bool:
+    """Return whether the GPU, or else the CPU, of every node has units for bfloat16."""
+    from grcf_ray.train.precision import native_bfloat16
 
+    here = ray.get_runtime_context().get_node_id()
     # A process that has used CUDA occupies memory of the GPU until it ends.
     remote: Any = ray.remote(max_calls=1)
-    task = remote(gpu_has_bfloat16)
-    calls = [task.options(**_on(node)).remote() for node in nodes]
+    task = remote(native_bfloat16)
+    calls = [task.options(**_on(node)).remote(gpu=gpu) for node in nodes if gpu or node.id != here]
     try:
-        return all(ray.get(calls, timeout=PATIENCE_S))
+        return all(ray.get(calls, timeout=PATIENCE_S)) and (gpu or native_bfloat16(gpu=False))
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"cannot ask every node whether it computes in bfloat16 ({last_line(str(error))}); repeat the command, or "

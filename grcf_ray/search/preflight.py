@@ -61,15 +61,16 @@ def resolve_gpus(config: RunConfig, nodes: Sequence[Node], types: Sequence[NodeT
 
 
 def resolve_precision(config: RunConfig, nodes: Sequence[Node]) -> str:
-    """Return the precision: the setting's; for `auto` bfloat16 if every node for trials has GPUs with it, else float32.
+    """Return the precision: the setting's; for `auto` bfloat16 if every node for trials has it, else float32.
 
-    A node that the autoscaler adds later cannot be asked. Without any node yet, GPUs count as able.
+    A node of its kind that the autoscaler adds later cannot be asked. Without any node yet, GPUs count as able.
     """
     if config.train.precision != "auto":
         return config.train.precision
+    gpu = config.search.gpus > 0 and config.train.device != "cpu"
     usable = [node for node in nodes if fitting(node.resources, config.search.worker_resources)]
-    on_gpu = config.search.gpus > 0 and config.train.device != "cpu"
-    return "bfloat16" if on_gpu and have_bfloat16(usable) else "float32"
+    able = have_bfloat16(usable, gpu=gpu) if usable else gpu
+    return "bfloat16" if able else "float32"
 
 
 def check_parameters(config: RunConfig, info: TableInfo, commands: Mapping[str, str]) -> None:

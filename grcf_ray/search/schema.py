@@ -174,7 +174,7 @@ class PartInfo(StoredFile):
 
 
 def _resolved_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return every setting. Runs of earlier releases recorded the precision `auto`: bfloat16 on any GPU."""
+    """Return every setting. Runs of earlier releases recorded the precision `auto`: bfloat16 on GPUs alone."""
     known = recorded_settings(settings)
     if known["train.precision"] == "auto":
         on_gpu = known["search.gpus_per_worker"] and known["train.device"] != "cpu"

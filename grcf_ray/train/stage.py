@@ -29,6 +29,7 @@ from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
 from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.text_encoder import position_limit
 from grcf_ray.storage import LocalPath, StoragePath
 from grcf_ray.train.curve import best_epoch, finite
 from grcf_ray.train.feed import Feed
@@ -36,7 +37,7 @@ from grcf_ray.train.gradient_cache import GradientCache, average_gradients, rand
 from grcf_ray.train.limits import StepLimits, limit_memory
 from grcf_ray.train.objectives import Arrays, choose_objective
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
-from grcf_ray.train.precision import CPU_LENGTH_MULTIPLE
+from grcf_ray.train.precision import cpu_length_multiple
 from grcf_ray.train.resuming import find_checkpoint, scratch_of, share_checkpoint
 from grcf_ray.train.saving import CheckpointSaver, Kind
 
@@ -79,8 +80,9 @@ class StageLoop:
         self.device = device or torch.device("cpu")
         self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
         self.model = model.to(self.device, self.dtype)
-        if self.device.type == "cpu" and config.train.precision == "bfloat16":
-            features = dataclasses.replace(features, length_multiple=CPU_LENGTH_MULTIPLE)
+        if self.device.type == "cpu" and config.train.precision == "bfloat16" and model.text_encoder is not None:
+            multiple = cpu_length_multiple(position_limit(model.text_encoder.backbone))
+            features = dataclasses.replace(features, length_multiple=multiple)
         self.features, self.config, self.stage, self.seed = features, config, stage, seed
         self.protocol, self.folder, self.earlier = protocol, folder, earlier
         self._origin, self._keeps_last = origin, keeps_last
@@ -282,7 +284,7 @@ class StageLoop:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context that sets the precision of the model."""
         precision = self.config.train.precision
-        # New trainings have no `auto`. In those of earlier releases it means bfloat16 on any GPU.
+        # New trainings have no `auto`. In those of earlier releases it means bfloat16 on GPUs alone.
         if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()

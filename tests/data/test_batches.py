@@ -25,13 +25,16 @@ def text_of(ragged: Ragged, index: int) -> list[float]:
     return result
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("budget", [1, 12, 40, 10_000])
-def test_micro_batches_keep_the_order_and_the_budget(tiny_features: Features, budget: int) -> None:
+def test_micro_batches_keep_the_order_and_the_budget(tiny_features: Features, budget: int, multiple: int) -> None:
+    tiny_features = dataclasses.replace(tiny_features, length_multiple=multiple)
     split = tiny_features.train
     order_U = length_sorted(split, shuffled())
     rows = []
     for batch in micro_batches(tiny_features, split, order_U, budget):
         assert batch.token_BL is not None and batch.mask_BL is not None
+        assert batch.token_BL.shape[1] % multiple == 0
         # A batch of one utterance may exceed the budget: there is no smaller one.
         assert batch.token_BL.numel() <= budget or len(batch.token_BL) == 1
         rows += [row[mask].tolist() for row, mask in zip(batch.token_BL, batch.mask_BL, strict=True)]

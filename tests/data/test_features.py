@@ -20,16 +20,17 @@ from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.pretrained import load_tokenizer
 
 
+@pytest.mark.parametrize("multiple", [1, 2, 3])
 @pytest.mark.parametrize("width", [None, 1, 3])
 @pytest.mark.parametrize("chosen", [[0], [2], [3, 0, 3, 1], [2, 2], []])
-def test_padding_matches_a_loop(width: int | None, chosen: list[int]) -> None:
+def test_padding_matches_a_loop(width: int | None, chosen: list[int], multiple: int) -> None:
     """Sequences of 3, 1, 0 and 4 values; repeats, an empty one, and no sequence at all."""
     rng = np.random.default_rng(0)
     lengths = [3, 1, 0, 4]
     sequences = [rng.normal(size=(length,) if width is None else (length, width)) for length in lengths]
     ragged = Ragged(np.concatenate(sequences), np.concatenate([[0], np.cumsum(lengths)]))
-    padded, mask = ragged.padded(np.array(chosen, dtype=np.int64), fill=-5)
-    longest = max([1, *(lengths[index] for index in chosen)])
+    padded, mask = ragged.padded(np.array(chosen, dtype=np.int64), fill=-5, multiple=multiple)
+    longest = next(length for length in range(multiple, 9, multiple) if length >= max(lengths[i] for i in [2, *chosen]))
     assert ragged.lengths.tolist() == lengths
     assert padded.shape == (len(chosen), longest, *sequences[0].shape[1:])
     for row, index in enumerate(chosen):

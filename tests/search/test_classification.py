@@ -31,6 +31,7 @@ fixed:
   pairs.pairs_per_epoch: 96
   pairs.pairs_per_group: 16
   pairs.groups_per_step: 2
+  train.precision: float32
   stage1.epochs: 3
   stage1.boundary_weight: 0.1
   stage2.epochs: 3

@@ -68,18 +68,22 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Seen]) -> list[
 
 
 @pytest.mark.parametrize("able", [True, False])
-def test_a_process_of_the_node_answers_for_its_gpu(
+def test_the_driver_answers_for_the_cpu_of_its_node(
     ray_session: None, monkeypatch: pytest.MonkeyPatch, able: bool
 ) -> None:
-    """A driver that looked at a GPU would occupy some of its memory."""
+    monkeypatch.setattr(precision, "native_bfloat16", lambda **_: able)
+    assert have_bfloat16(cluster_nodes(), gpu=False) is able
+
+
+def test_a_process_of_the_node_answers_for_its_gpu(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = os.getpid()
-    monkeypatch.setattr(precision, "gpu_has_bfloat16", lambda: able if os.getpid() != driver else not able)
-    assert have_bfloat16(cluster_nodes()) is able
+    monkeypatch.setattr(precision, "native_bfloat16", lambda *, gpu: gpu and os.getpid() != driver)
+    assert have_bfloat16(cluster_nodes(), gpu=True)
 
 
 def test_a_node_that_does_not_answer_is_an_error(ray_session: None) -> None:
     with pytest.raises(ClusterError, match=r"--set train\.precision=float32"):
-        have_bfloat16([ALPHA])
+        have_bfloat16([ALPHA], gpu=False)
 
 
 def test_one_node_is_not_looked_at(monkeypatch: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path) -> None:

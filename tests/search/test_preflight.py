@@ -177,12 +177,15 @@ def test_auto_is_a_gpu_where_there_is_or_can_be_one(
 @pytest.mark.parametrize(
     ("search", "train", "nodes", "asked", "resolved"),
     [
-        ({}, {}, [SMALL, BIG], None, "float32"),
-        ({}, {"precision": "float32"}, [SMALL], None, "float32"),
-        ({}, {"precision": "float64"}, [SMALL], None, "float64"),
-        ({"gpus_per_worker": 1.0}, {}, [SMALL, BIG, T4], [16.0, 8.0], "bfloat16"),
-        ({"gpus_per_worker": 1.0, "accelerator_type": "T4"}, {}, [SMALL, BIG, T4], [8.0], "bfloat16"),
-        ({"gpus_per_worker": 1.0}, {"device": "cpu"}, [BIG], None, "float32"),
+        ({}, {}, [SMALL, BIG], [4.0, 16.0], "bfloat16"),
+        ({"cpus_per_worker": 8}, {}, [SMALL, BIG], [16.0], "bfloat16"),
+        ({}, {"precision": "float32"}, [SMALL], [], "float32"),
+        ({}, {"precision": "float64"}, [SMALL], [], "float64"),
+        ({}, {}, [{"CPU": 0.0}], [], "float32"),
+        ({"gpus_per_worker": 1.0}, {}, [SMALL, BIG], [16.0, "gpu"], "bfloat16"),
+        ({"gpus_per_worker": 1.0, "accelerator_type": "T4"}, {}, [SMALL, BIG, T4], [8.0, "gpu"], "bfloat16"),
+        ({"gpus_per_worker": 1.0}, {}, [SMALL], [], "bfloat16"),
+        ({"gpus_per_worker": 1.0}, {"device": "cpu"}, [BIG], [16.0], "bfloat16"),
     ],
 )
 def test_auto_is_bfloat16_if_every_node_for_trials_has_it(
@@ -190,13 +193,13 @@ def test_auto_is_bfloat16_if_every_node_for_trials_has_it(
     search: dict[str, Any],
     train: dict[str, Any],
     nodes: list[dict[str, float]],
-    asked: list[float] | None,
+    asked: list[float | str],
     resolved: str,
 ) -> None:
-    seen: list[list[float]] = []
+    seen: list[float | str] = []
 
-    def answer(there: Sequence[Node]) -> bool:
-        seen.append([node.resources["CPU"] for node in there])
+    def answer(there: Sequence[Node], *, gpu: bool) -> bool:
+        seen.extend([*(node.resources["CPU"] for node in there), *(["gpu"] if gpu else [])])
         return able
 
     monkeypatch.setattr(preflight, "have_bfloat16", answer)
@@ -205,7 +208,7 @@ def test_auto_is_bfloat16_if_every_node_for_trials_has_it(
         seen.clear()
         expected = "float32" if asked and not able else resolved
         assert resolve_precision(config, [Node("", "", "", node) for node in nodes]) == expected
-        assert seen == ([asked] if asked else [])
+        assert seen == asked
 
 
 GPU_TYPE = NodeType({"CPU": 8.0, "GPU": 1.0}, 4)

@@ -143,7 +143,7 @@ def test_auto_is_what_the_run_had(runs: StoragePath, space: Space, store: Datase
 def test_a_run_keeps_its_precision(
     runs: StoragePath, space: Space, store: DatasetStore, recorded: dict[str, Any], kept: str
 ) -> None:
-    """Whatever this machine has; a run of an earlier release recorded `auto`, which meant bfloat16 on any GPU."""
+    """Whatever this machine has; a run of an earlier release recorded `auto`, which meant bfloat16 on GPUs alone."""
     content = (runs / "n" / "run.json").read_json()
     content["settings"].update({"search.gpus_per_worker": 0.0, **recorded})
     (runs / "run" / "run.json").write_json(content)

@@ -16,7 +16,6 @@ import pytest
 
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
-from grcf_ray.search import session as session_module
 from grcf_ray.search import stopping, winner
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.preflight import Capacity, Room
@@ -27,6 +26,7 @@ from grcf_ray.search.space import load_space
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import storage_path
+from grcf_ray.train import precision
 from tests.search.conftest import Run, copy_recorded, listen
 
 if TYPE_CHECKING:
@@ -178,13 +178,14 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path, capsys: pytes
 def test_a_new_run_is_of_the_precision_of_its_nodes(
     session: Session, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `check` finds out is what run.json and all trials get."""
+    """What `check` finds out is what run.json and all trials get; a run that exists keeps what it has."""
     space = session.space.with_settings({"train.precision": "auto"})
-    for record, here, resolved in (
-        (RunRecord(storage_path(tmp_path / "new")), "bfloat16", "bfloat16"),
-        (RunRecord(storage_path(tmp_path / "new")), "float32", "float32"),
+    for record, able, resolved in (
+        (RunRecord(storage_path(tmp_path / "new")), True, "bfloat16"),
+        (RunRecord(storage_path(tmp_path / "new")), False, "float32"),
+        (session.record, True, "float32"),
     ):
-        monkeypatch.setattr(session_module, "resolve_precision", lambda *_, here=here: here)
+        monkeypatch.setattr(precision, "native_bfloat16", lambda able=able, **_: able)
         started = dataclasses.replace(session, record=record, space=grown(record, space))
         started.check()
         assert started.config.train.precision == resolved

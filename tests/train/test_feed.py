@@ -36,9 +36,12 @@ def without_rows(split: SplitFeatures) -> Ragged:
 
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("kind", ["text+audio+vision", "text", "audio+vision", "hidden", "vector", "missing"])
-def test_both_ways_give_the_same_batches(tiny_features: Features, kind: str, dtype: torch.dtype, budget: int) -> None:
-    features = with_split(tiny_features, kind)
+def test_both_ways_give_the_same_batches(
+    tiny_features: Features, kind: str, dtype: torch.dtype, budget: int, multiple: int
+) -> None:
+    features = dataclasses.replace(with_split(tiny_features, kind), length_multiple=multiple)
     order_U = length_sorted(features.train, np.arange(5, 31))
     expected = [batch.to(CPU, dtype) for batch in micro_batches(features, features.train, order_U, budget)]
     extra = {"a": np.arange(3), "b": np.ones(2)}

@@ -47,6 +47,7 @@ def space(tmp_path: Path, tiny_backbone: Path) -> Path:
             "pairs.pairs_per_epoch": 48,
             "pairs.pairs_per_group": 12,
             "pairs.groups_per_step": 2,
+            "train.precision": "float32",
             "stage1.epochs": 2,
             "stage2.epochs": 2,
         },

@@ -12,39 +12,41 @@ import torch
 from same_training import assert_same_state, gradient, relative, timeless
 from torch import nn
 
-from grcf_ray.api import training
 from grcf_ray.api.training import train_model, with_precision
 from grcf_ray.config import RunConfig, SearchConfig, TrainConfig
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.train.precision import precision_here
+from grcf_ray.train import precision
+from grcf_ray.train.precision import cpu_length_multiple, native_bfloat16
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewLoop
 
 
-@pytest.mark.parametrize(
-    ("device", "native", "used"), [("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("cpu", True, "float32")]
-)
-def test_auto_is_bfloat16_on_a_gpu_that_does_not_emulate_it(
-    monkeypatch: pytest.MonkeyPatch, device: str, native: bool, used: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    assert precision_here(TrainConfig(), torch.device(device)) == used
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_cpu_has_bfloat16_if_it_has_amx(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert native_bfloat16(gpu=False) is amx
 
 
-@pytest.mark.parametrize("first", ["bfloat16", "float32"])
+def test_a_gpu_that_only_emulates_bfloat16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert native_bfloat16(gpu=True) is False
+
+
+@pytest.mark.parametrize("able", [True, False])
 def test_a_training_resumes_with_its_precision(
-    tiny_space: Path, tiny_store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+    tiny_space: Path, tiny_store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool
 ) -> None:
     """The second start is on a machine of the other kind, and finds the checkpoints of the first to be its own."""
     settings = {"stage1.epochs": 1, "stage2.epochs": 1, "train.precision": "auto"}
     curves = []
-    for here in (first, {"bfloat16": "float32", "float32": "bfloat16"}[first]):
-        monkeypatch.setattr(training, "precision_here", lambda *_, here=here: here)
+    for here in (able, not able):
+        monkeypatch.setattr(precision, "native_bfloat16", lambda here=here, **_: here)
         out = tmp_path / "out"
         best = train_model("tiny", data=tiny_store.folder, space=tiny_space, settings=settings, out=out, threads=1).best
         curves.append({stage: dict(metrics) for stage, metrics in best.items()})
-        assert json.loads((out / "train.json").read_text())["train.precision"] == first
+        assert json.loads((out / "train.json").read_text())["train.precision"] == ("bfloat16" if able else "float32")
     assert curves[0] == curves[1]
 
 
@@ -52,7 +54,7 @@ def test_a_training_resumes_with_its_precision(
 def test_a_setting_and_an_earlier_release_decide_before_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any, recorded: str, used: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: pytest.fail("the machine was asked"))
+    monkeypatch.setattr(precision, "native_bfloat16", lambda **_: pytest.fail("the machine was asked"))
     (tmp_path / "train.json").write_text(json.dumps({"train.precision": recorded}))
     config = RunConfig(train=TrainConfig(precision=asked))
     assert with_precision(config, SearchConfig(), tmp_path).train.precision == used
@@ -77,6 +79,24 @@ def test_bfloat16_gradients_do_not_depend_on_what_is_kept(new_loop: NewLoop) -> 
         loop.backward(step)
     rounding = relative(gradient(kept), gradient(single))
     assert relative(gradient(twice), gradient(kept)) < rounding < 0.1
+
+
+def test_batches_in_bfloat16_have_few_lengths(new_loop: NewLoop) -> None:
+    """Those of a step and of validation; the products of other lengths would be prepared anew."""
+    lengths: dict[str, set[int]] = {}
+    for name in ("bfloat16", "float32"):
+        loop = new_loop(train__precision=name)
+        seen = lengths.setdefault(name, set())
+        loop.model.text_encoder.register_forward_pre_hook(
+            lambda _, given, seen=seen: seen.add(given[0].mask_BL.shape[1])
+        )
+        loop.run_epoch()
+    assert {length % 8 for length in lengths["bfloat16"]} == {0} != {length % 8 for length in lengths["float32"]}
+
+
+@pytest.mark.parametrize(("positions", "multiple"), [(None, 8), (512, 8), (500, 4), (77, 1)])
+def test_no_batch_is_longer_than_the_positions(positions: int | None, multiple: int) -> None:
+    assert cpu_length_multiple(positions) == multiple
 
 
 def test_layer_norms_stay_in_single_precision(new_loop: NewLoop) -> None:
