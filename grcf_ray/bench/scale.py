@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import heapq
 import pickle
 import random
 import statistics
 import time
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import optuna
-from ray import tune
 
 from grcf_ray.bench.idle import FIGURES
 from grcf_ray.bench.setup import Setup
@@ -26,11 +23,10 @@ from grcf_ray.config import flatten
 from grcf_ray.report.listener import PageListener
 from grcf_ray.report.progress_lines import ProgressLines
 from grcf_ray.report.tensorboard import TensorBoardListener
-from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import SearchStarted
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.searcher import OptunaSearcher, distributions
-from grcf_ray.search.stages import Search
+from grcf_ray.search.simulation import Clock, FedSearch, FedTrial
 from grcf_ray.search.winner import versions
 from grcf_ray.storage import StoragePath, storage_path
 from grcf_ray.tables import Column, Table
@@ -45,31 +41,41 @@ _WARM_UP = 8
 """Trials of a search that does not count: the first report imports modules."""
 
 
-@dataclasses.dataclass
-class Costs:
-    """The cost of the driver's work."""
+class Costs(Clock):
+    """A clock that shows the real time, and keeps the cost of the driver's work."""
 
-    seconds: dict[str, list[tuple[float, float]]] = dataclasses.field(default_factory=lambda: defaultdict(list))
-    """Wall-clock and CPU seconds of the main thread for each `launch`, `epoch` and `end`."""
-    reported: dict[int, dict[int, float]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
-    """Times of the reports that are not on record yet, by trial and epoch."""
-    behind: float = 0.0
-    """Longest time from the report of an epoch until it was on record, in seconds."""
-    memory: int = 0
-    """Bytes of all Python objects when the last trial has ended, if they are traced."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        """Wall-clock and CPU seconds of the main thread for each `launch`, `epoch` and `end`."""
+        self.reported: dict[int, dict[int, float]] = defaultdict(dict)
+        """Times of the reports that are not on record yet, by trial and epoch."""
+        self.behind = 0.0
+        """Longest time from the report of an epoch until it was on record, in seconds."""
+        self.memory = 0
+        """Bytes of all Python objects after the last event, if they are traced."""
+
+    def now(self) -> float:
+        """Return the time."""
+        return time.perf_counter()
+
+    def wait(self, until: float) -> None:
+        """Wait until a time."""
+        time.sleep(max(0.0, until - time.perf_counter()))
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[dict[str, str]]:
-        """Time work of the main thread; the caller enters its `kind`, if it counts."""
+    def event(self) -> Iterator[dict[str, str]]:
+        """Time work of the main thread; it counts if the caller enters its `kind`."""
         about: dict[str, str] = {}
         wall, cpu = time.perf_counter(), time.thread_time()
         yield about
         if "kind" in about:
-            self.seconds[about["kind"]].append((time.perf_counter() - wall, time.thread_time() - cpu))
+            self.costs[about["kind"]].append((time.perf_counter() - wall, time.thread_time() - cpu))
+            self.memory, _ = tracemalloc.get_traced_memory()
 
     def milliseconds(self, kind: str) -> tuple[float, float]:
         """Return the mean wall-clock and CPU time of an event of the main thread, in ms."""
-        wall, cpu = zip(*self.seconds[kind], strict=True)
+        wall, cpu = zip(*self.costs[kind], strict=True)
         return 1e3 * statistics.fmean(wall), 1e3 * statistics.fmean(cpu)
 
 
@@ -87,96 +93,32 @@ class _WatchedRecord(RunRecord):
             self._costs.behind = max(self._costs.behind, time.perf_counter() - reported.pop(epoch))
 
 
-class _FedCallback(RecordCallback):
-    """A callback that asks no process for the weights of a pruned trial."""
+class _TimedTrial(FedTrial):
+    """A trial with a made curve; its results are copied, as they come from another process."""
 
-    def _finish(self, trial: TrialRecord, tuned: Any) -> None:
-        self._ranking.put(trial)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _FedSearch(Search):
-    """A search whose results come from this process instead of trials' processes, each at its time."""
-
-    keeper = _FedCallback
-
-    costs: Costs
-    epoch_s: float
-
-    def _fit(
-        self,
-        stage: Literal[1, 2],
-        searcher: OptunaSearcher,
-        scheduler: tune.schedulers.TrialScheduler,
-        keeper: RecordCallback,
-        stopped: Callable[[], bool],
-    ) -> None:
-        due: list[tuple[float, int, _FedTrial]] = []
-        controller: Any = None
-        with self.record.background:
-            while True:
-                while trial := self._launch(searcher, stage):
-                    scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
-                    first = time.perf_counter() + trial.epoch_s * random.Random(trial.number).random()
-                    heapq.heappush(due, (first, trial.number, trial))
-                if not due:
-                    self.costs.memory, _ = tracemalloc.get_traced_memory()
-                    return
-                at, number, trial = heapq.heappop(due)
-                time.sleep(max(0.0, at - time.perf_counter()))
-                result: dict[str, Any] = trial.step()
-                self.costs.reported[number][result["epoch"]] = time.perf_counter()
-                with self.costs.timed() as about:
-                    # In Tune's order.
-                    if not result["done"]:
-                        decision = scheduler.on_trial_result(controller, trial, result)  # type: ignore[arg-type]
-                        result["done"] = decision == tune.schedulers.TrialScheduler.STOP
-                    if result["done"]:
-                        scheduler.on_trial_complete(controller, trial, result)  # type: ignore[arg-type]
-                        searcher.on_trial_complete(trial.trial_id, result)
-                    keeper.on_trial_result(0, [], trial, result)
-                    about["kind"] = "end" if result["done"] else "epoch"
-                if not result["done"]:
-                    heapq.heappush(due, (at + trial.epoch_s, number, trial))
-
-    def _launch(self, searcher: OptunaSearcher, stage: Literal[1, 2]) -> _FedTrial | None:
-        name = f"trial-{len(self.costs.seconds['launch'])}"
-        with self.costs.timed() as about:
-            config = searcher.suggest(name)
-            if not isinstance(config, dict):
-                return None
-            about["kind"] = "launch"
-        return _FedTrial(name, config, self.epochs(stage), self.epoch_s)
-
-
-class _FedTrial:
-    """A trial as Tune shows it to callbacks and schedulers, with a known curve."""
-
-    def __init__(self, name: str, config: dict[str, Any], epochs: int, epoch_s: float) -> None:
-        self.trial_id, self.config, self.number = name, config, config["number"]
-        draw = random.Random(self.number)
-        self.epoch_s = epoch_s * draw.uniform(2 / 3, 4 / 3)
+    def __init__(self, name: str, config: dict[str, Any], epochs: int, epoch_s: float, costs: Costs) -> None:
+        draw = random.Random(config["number"])
+        epoch_s *= draw.uniform(2 / 3, 4 / 3)
         top = draw.uniform(0.55, 0.8)
-        self._curve = [
+        curve = [
             {
                 "epoch": epoch,
                 "valid/pairwise_acc": top - 0.3 / epoch + draw.gauss(0.0, 0.01),
-                "seconds": self.epoch_s,
+                # Trials begin together, but their epochs do not end together.
+                "seconds": epoch_s * (draw.random() if epoch == 1 else 1.0),
                 "utterance_passes": 1.0,
                 **{f"figure_{index}": draw.random() for index in range(FIGURES)},
             }
             for epoch in range(1, epochs + 1)
         ]
-        self._epoch = 0
-        self._checkpoint = {"checkpoint": "best-00001.safetensors", "checkpoint_sha256": "ab" * 32}
+        super().__init__(name, config, curve, "valid/pairwise_acc")
+        self._costs = costs
 
     def step(self) -> dict[str, Any]:
-        """Return the result of the next epoch in the format of `JobRunner.step`, as it comes from another process."""
-        self._epoch += 1
-        curve = pickle.loads(pickle.dumps(self._curve[: self._epoch]))
-        objective, done = curve[-1]["valid/pairwise_acc"], self._epoch == len(self._curve)
-        result = {"epoch": self._epoch, "curve": curve, "objective": objective, "notes": [], "done": done}
-        return result | self._checkpoint
+        """Return the result of the next epoch, and note its time."""
+        result: dict[str, Any] = pickle.loads(pickle.dumps(super().step()))
+        self._costs.reported[self.number][result["epoch"]] = time.perf_counter()
+        return result
 
 
 def scale_table(setup: Setup, *, at_a_time: Sequence[int] = AT_A_TIME, epoch_s: float = EPOCH_S) -> Table:
@@ -263,15 +205,15 @@ def _fed(setup: Setup, where: StoragePath, count: int, epoch_s: float) -> dict[s
         PageListener(record) as page,
         TensorBoardListener(record) as tensorboard,
     ):
-        search = _FedSearch(
+        search = FedSearch(
             record=record,
             space=space,
             features=features,
             protocol=setup.protocol,
             concurrent=count,
             listeners=(ProgressLines(), tensorboard, page),
-            costs=costs,
-            epoch_s=epoch_s,
+            feed=lambda name, _, config: _TimedTrial(name, config, EPOCHS, epoch_s, costs),
+            clock=costs,
         )
         search.tell(SearchStarted(count, {1: (trials, EPOCHS)}, info.task))
         search.run()
@@ -279,12 +221,12 @@ def _fed(setup: Setup, where: StoragePath, count: int, epoch_s: float) -> dict[s
     (epoch, epoch_cpu), (launch, _), (end, _) = (costs.milliseconds(kind) for kind in ("epoch", "launch", "end"))
     return {
         "name": str(count),
-        "epochs": len(costs.seconds["epoch"]),
+        "epochs": len(costs.costs["epoch"]),
         "epoch": epoch,
         "epoch_cpu": epoch_cpu,
         "launch": launch,
         "end": end,
-        "process": 1e3 * cpu / sum(map(len, costs.seconds.values())),
+        "process": 1e3 * cpu / sum(map(len, costs.costs.values())),
         "behind": costs.behind,
         "memory": costs.memory,
     }

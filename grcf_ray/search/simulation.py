@@ -1,0 +1,236 @@
+"""Run searches without training: each trial's results come from elsewhere, at their times on a clock.
+
+Searcher, early stopping, hand-off and record are those of a search. A simulation draws the results from a table of
+recorded trials, under a virtual clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import grcf_ray.cluster  # noqa: F401  before Ray
+
+import numpy as np
+from ray import tune
+
+from grcf_ray.config import flatten
+from grcf_ray.search.callback import RecordCallback
+from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.search.space import Space
+from grcf_ray.search.stages import Search
+from grcf_ray.search.trial_table import KnownTrial, TrialTable
+from grcf_ray.storage import storage_path
+from grcf_ray.train.curve import objective_name
+
+_SHA256 = "0" * 64
+"""Of weights that nobody reads."""
+
+
+class Clock:
+    """A virtual clock, in seconds since it was made: waiting takes no time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        """Return the time."""
+        return self.seconds
+
+    def wait(self, until: float) -> None:
+        """Wait until a time."""
+        self.seconds = max(self.seconds, until)
+
+    @contextlib.contextmanager
+    def event(self) -> Iterator[dict[str, str]]:
+        """Enter an event of the driver; the caller notes its `kind`: launch, epoch or end."""
+        yield {}
+
+
+class FedTrial:
+    """A trial as Tune shows it to callbacks and schedulers, with a known curve.
+
+    curve: the metrics of each epoch. objective: the name of the one to compare.
+    """
+
+    def __init__(self, name: str, config: dict[str, Any], curve: Sequence[dict[str, Any]], objective: str) -> None:
+        self.trial_id, self.config, self.number = name, config, config["number"]
+        self._curve, self._objective, self._epoch = list(curve), objective, 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the next epoch."""
+        seconds: float = self._curve[self._epoch]["seconds"]
+        return seconds
+
+    def step(self) -> dict[str, Any]:
+        """Return the result of the next epoch in the format of `JobRunner.step`."""
+        self._epoch += 1
+        curve = self._curve[: self._epoch]
+        return {
+            "epoch": self._epoch,
+            "curve": curve,
+            "objective": curve[-1][self._objective],
+            "notes": [],
+            "done": self._epoch == len(self._curve),
+            "checkpoint": "best-00001.safetensors",
+            "checkpoint_sha256": _SHA256,
+        }
+
+
+class _FedCallback(RecordCallback):
+    """A callback that asks no process for the weights of a pruned trial."""
+
+    def _finish(self, trial: TrialRecord, tuned: Any) -> None:
+        self._ranking.put(trial)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FedSearch(Search):
+    """A search whose results come from this process instead of trials' processes.
+
+    feed: called with a name, a stage and the configuration of a proposal for Tune, returns its trial.
+    """
+
+    keeper = _FedCallback
+
+    feed: Callable[[str, Literal[1, 2], dict[str, Any]], FedTrial]
+    clock: Clock
+
+    def _fit(
+        self,
+        stage: Literal[1, 2],
+        searcher: OptunaSearcher,
+        scheduler: tune.schedulers.TrialScheduler,
+        keeper: RecordCallback,
+        stopped: Callable[[], bool],
+    ) -> None:
+        due: list[tuple[float, int, FedTrial]] = []
+        controller: Any = None
+        with self.record.background:
+            while True:
+                while trial := self._launch(searcher, stage):
+                    scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
+                    heapq.heappush(due, (self.clock.now() + trial.seconds, trial.number, trial))
+                if not due:
+                    return
+                at, number, trial = heapq.heappop(due)
+                self.clock.wait(at)
+                if self._step(trial, searcher, scheduler, keeper):
+                    heapq.heappush(due, (at + trial.seconds, number, trial))
+
+    def _export(self, trial: TrialRecord, used: bool) -> bool:
+        """Record a finalist, which has no weights."""
+        if not (self.record.finalist_folder(trial.number) / "trial.json").exists():
+            self.record.write_finalist(trial, _SHA256)
+        return True
+
+    def _launch(self, searcher: OptunaSearcher, stage: Literal[1, 2]) -> FedTrial | None:
+        name = f"trial-{len(searcher.study.get_trials(deepcopy=False))}"
+        with self.clock.event() as about:
+            config = searcher.suggest(name)
+            if not isinstance(config, dict):
+                return None
+            about["kind"] = "launch"
+        return self.feed(name, stage, config)
+
+    def _step(
+        self,
+        trial: FedTrial,
+        searcher: OptunaSearcher,
+        scheduler: tune.schedulers.TrialScheduler,
+        keeper: RecordCallback,
+    ) -> bool:
+        """Report the next epoch of a trial; return whether the trial goes on."""
+        result = trial.step()
+        controller: Any = None
+        with self.clock.event() as about:
+            # In Tune's order.
+            if not result["done"]:
+                decision = scheduler.on_trial_result(controller, trial, result)  # type: ignore[arg-type]
+                result["done"] = decision == tune.schedulers.TrialScheduler.STOP
+            if result["done"]:
+                scheduler.on_trial_complete(controller, trial, result)  # type: ignore[arg-type]
+                searcher.on_trial_complete(trial.trial_id, result)
+            keeper.on_trial_result(0, [], trial, result)
+            about["kind"] = "end" if result["done"] else "epoch"
+        return not result["done"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The end of a simulated search."""
+
+    seconds: float
+    """Time from its start to its end."""
+    busy: float
+    """Seconds of all trials together."""
+    passes: float
+    """Encoded utterances of all trials over training utterances."""
+    winner: TrialRecord
+    known: KnownTrial
+    """The winner's results, those on test included."""
+
+
+def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outcome:
+    """Run a search over the table's space on a number of slots; each runs a trial at a time.
+
+    space: the table's, with other settings of the search. seed: of proposals and results.
+    """
+    space = space.with_settings({"seed": seed})
+    known: dict[tuple[int, int], KnownTrial] = {}
+    clock = Clock()
+
+    def feed(name: str, stage: Literal[1, 2], config: dict[str, Any]) -> FedTrial:
+        trial = record.trial(stage, config["number"])
+        finalist = trial.params.get("finalist")
+        first = None if finalist is None else record.read_finalist(int(finalist))["objective"]
+        rng = np.random.default_rng([seed, stage, trial.number])
+        drawn = known[stage, trial.number] = table.draw(stage, trial.params, rng, first)
+        return FedTrial(name, config, _curve(stage, drawn, table), f"valid/{objective_name(stage, table.task)}")
+
+    # Simulations write as searches do, so they need a quick disk.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        record = RunRecord(storage_path(folder) / "run")
+        record.write_run({"state": "running", "settings": flatten(space.config())})
+        # Without trials' processes, only the reach of the scores is read.
+        features: Any = SimpleNamespace(half_range=table.half_range, task=table.task)
+        search = FedSearch(
+            record=record,
+            space=space,
+            features=features,
+            protocol=table.protocol,
+            concurrent=slots,
+            feed=feed,
+            clock=clock,
+        )
+        winner = search.run()
+        trials = [trial for stage in search.stages for trial in record.trials(stage)]
+    return Outcome(
+        seconds=clock.seconds,
+        busy=sum(trial.seconds for trial in trials),
+        passes=sum(trial.utterance_passes for trial in trials),
+        winner=winner,
+        known=known[winner.stage, winner.number],
+    )
+
+
+def _curve(stage: int, drawn: KnownTrial, table: TrialTable) -> list[dict[str, Any]]:
+    """Return a trial's results as the metrics of its epochs."""
+    name = f"valid/{objective_name(stage, table.task)}"
+    figures = zip(
+        drawn.objective["valid"][:-1].tolist(), drawn.seconds_E.tolist(), drawn.passes_E.tolist(), strict=True
+    )
+    return [
+        {"epoch": epoch, name: value, "seconds": seconds, "utterance_passes": passes}
+        for epoch, (value, seconds, passes) in enumerate(figures, start=1)
+    ]
