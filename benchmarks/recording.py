@@ -1,0 +1,167 @@
+"""Train stages in this process, and keep the scores of valid and test after every epoch."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from grcf_ray.config import RunConfig
+from grcf_ray.console import Progress
+from grcf_ray.data.datasets import protocol_of
+from grcf_ray.data.features import Features
+from grcf_ray.data.pairs import Step
+from grcf_ray.data.store import DatasetStore, find_data
+from grcf_ray.errors import DivergedError
+from grcf_ray.metrics import split_metrics
+from grcf_ray.search.run_lookup import space_on
+from grcf_ray.search.space import Space
+from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities
+from grcf_ray.train.checkpoint import trained_tensors
+from grcf_ray.train.precision import precision_here
+from grcf_ray.train.stage import StageLoop, predict, use_deterministic_torch
+
+AVERAGED = 0.2
+"""Share of the steps, the last ones, whose weights are averaged."""
+
+_Loop = TypeVar("_Loop", bound="RecordedLoop")
+Weights = Mapping[str, torch.Tensor]
+"""The trained tensors of a model, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set and a space, as processes find them again. work: folder of the features and the results."""
+
+    dataset: str
+    data: Path | None
+    space_file: Path | None
+    work: Path
+
+    @cached_property
+    def store(self) -> DatasetStore:
+        """Return the data set."""
+        return find_data(self.dataset, self.data)
+
+    @cached_property
+    def space(self) -> Space:
+        """Return the space, with the precision of this machine."""
+        space = space_on(self.dataset, self.space_file, self.data, None)
+        return space.with_settings({"train.precision": precision_here(space.config().train, torch.device("cpu"))})
+
+    @cached_property
+    def features(self) -> Features:
+        """Return the features, with the rows of test behind those of valid."""
+        store = _TestBehindValid(self.store.folder, self.store.info, self.store.files)
+        return prepare_features(store, self.space.config(), cache=self.work / "cache")
+
+    def loop(
+        self, config: RunConfig, stage: Literal[1, 2], seed: int, start: Weights | None, kind: type[_Loop]
+    ) -> _Loop:
+        """Return the loop of a stage, of one thread. start: weights to start from."""
+        use_deterministic_torch(1)
+        seen = select_modalities(self.features, config.model.modalities)
+        model = initial_model(config.model_in(stage), seen, seed=seed)
+        if start is not None:
+            with torch.no_grad():
+                for name, tensor in trained_tensors(model).items():
+                    tensor.copy_(start[name])
+        protocol = protocol_of(self.store.info.name, self.store.info.task)
+        loop = kind(model, seen, config, stage, seed=seed, protocol=protocol)
+        loop.n_valid = self.store.info.splits["valid"]
+        return loop
+
+
+class _TestBehindValid(DatasetStore):
+    def read(self, split: str) -> pa.Table:
+        """Return the rows of a split; those of valid are followed by those of test."""
+        table = super().read(split)
+        return pa.concat_tables([table, super().read("test")]) if split == "valid" else table
+
+
+class RecordedLoop(StageLoop):
+    """A stage loop that keeps the scores after every epoch, and the weights averaged over the last steps."""
+
+    n_valid: int
+
+    def record(self) -> tuple[list[dict[str, Any]], NDArray[np.float32], dict[str, torch.Tensor]]:
+        """Train; return the curve, the scores [epochs + 1, N] with those of the averaged weights last, and the best
+        epoch's weights.
+
+        The curve ends early, and the scores with it, if numbers are no longer finite.
+        """
+        self._scores: list[NDArray[np.float64]] = []
+        self._sums: dict[str, torch.Tensor] = {}
+        self._taken = 0
+        best: dict[str, torch.Tensor] = {}
+        try:
+            for _ in range(self.epochs):
+                before = time.process_time()
+                metrics = self.run_epoch()
+                metrics["seconds"] = time.process_time() - before
+                if self.best_epoch == self.epoch:
+                    best = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.model).items()}
+            first = self._first_averaged()
+            tensors = trained_tensors(self.model)
+            with torch.no_grad():
+                for name, total in self._sums.items():
+                    tensors[name].copy_(total / (self._taken - first))
+            self._validate()
+        except DivergedError:
+            pass
+        return self.curve, np.array(self._scores, np.float32), best
+
+    def take_step(self, step: Step) -> Any:
+        """Take a step, and add the weights to the sums if it is one of the last."""
+        result = super().take_step(step)
+        if self._taken >= self._first_averaged():
+            for name, tensor in trained_tensors(self.model).items():
+                if tensor.is_floating_point():
+                    before = self._sums.get(name)
+                    self._sums[name] = tensor.detach().double() + (0 if before is None else before)
+        self._taken += 1
+        return result
+
+    def _first_averaged(self) -> int:
+        return round((1 - AVERAGED) * self.epochs * self.steps_per_epoch)
+
+    def _validate(self) -> dict[str, float]:
+        with self.autocast():
+            budget = self.limits.micro_batch_tokens
+            score_N = predict(self.model, self.features, self.features.valid, device=self.device, token_budget=budget)
+        if not np.isfinite(score_N).all():
+            raise DivergedError("the model's scores are no longer finite")
+        self._scores.append(score_N)
+        metrics = split_metrics(
+            score_N[: self.n_valid],
+            self.features.valid.label_N[: self.n_valid],
+            protocol=self.protocol,
+            limit=self.features.half_range,
+            origin=self.features.center,
+            ties=self.config.metrics.ties,
+        )
+        return {f"valid/{name}": value for name, value in metrics.items()}
+
+
+def run_all(call: Callable[..., None], jobs: Iterable[tuple[Any, ...]], *, processes: int, title: str) -> None:
+    """Call a function with each of these arguments, in other processes. The first error ends all."""
+    jobs = list(jobs)
+    progress = Progress(title, len(jobs))
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        try:
+            for future in concurrent.futures.as_completed([pool.submit(call, *job) for job in jobs]):
+                future.result()
+                progress.add(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
