@@ -11,7 +11,7 @@ import dataclasses
 import heapq
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -178,6 +178,8 @@ class Outcome:
     winner: TrialRecord
     known: KnownTrial
     """The winner's results, those on test included."""
+    ranked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    """The parameters of both stages of the complete trials of the last stage, best first."""
 
 
 def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outcome:
@@ -215,12 +217,18 @@ def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outco
         )
         winner = search.run()
         trials = [trial for stage in search.stages for trial in record.trials(stage)]
+        ranked = [
+            (record.read_finalist(int(trial.params["finalist"]))["params"], trial.params)
+            for trial in record.ranked(2)
+            if trial.state == "complete"
+        ]
     return Outcome(
         seconds=clock.seconds,
         busy=sum(trial.seconds for trial in trials),
         passes=sum(trial.utterance_passes for trial in trials),
         winner=winner,
         known=known[winner.stage, winner.number],
+        ranked=ranked,
     )
 
 
