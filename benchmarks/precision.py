@@ -123,7 +123,7 @@ def steps_table(setup: Setup) -> Table:
     """
     rows: list[dict[str, Any]] = []
     for frozen in FROZEN:
-        # Another seed draws other texts, whose sizes oneDNN has not seen.
+        # Another seed draws other texts.
         config = setup.changed({"model.frozen_layers": frozen, "seed": frozen})
         features = prepare_features(setup.store, config)
         for title, repeated in (("one step again", True), ("steps of a training", False)):
@@ -134,7 +134,7 @@ def steps_table(setup: Setup) -> Table:
                 take = functools.partial(_take_next, loop, steps)
                 variants.append(Variant(f"{frozen} of 6 layers frozen, {title}, {precision}", take))
             rows += timed_rows(setup, variants)
-    notes = ("oneDNN prepares each product of matrices in bfloat16 anew for each size of the input",)
+    notes = ("oneDNN prepares a product of matrices in bfloat16 when a number of subwords first occurs",)
     return Table("steps", "Optimizer steps of 32 pairs, CPU time", (Column("name", "step"), *TIMES), rows, notes)
 
 
