@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import heapq
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,10 +115,11 @@ class FedSearch(Search):
         stopped: Callable[[], bool],
     ) -> None:
         due: list[tuple[float, int, FedTrial]] = []
+        names = map("trial-{}".format, itertools.count())
         controller: Any = None
         with self.record.background:
             while True:
-                while trial := self._launch(searcher, stage):
+                while trial := self._launch(searcher, stage, next(names)):
                     scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
                     heapq.heappush(due, (self.clock.now() + trial.seconds, trial.number, trial))
                 if not due:
@@ -133,8 +135,7 @@ class FedSearch(Search):
             self.record.write_finalist(trial, _SHA256)
         return True
 
-    def _launch(self, searcher: OptunaSearcher, stage: Literal[1, 2]) -> FedTrial | None:
-        name = f"trial-{len(searcher.study.get_trials(deepcopy=False))}"
+    def _launch(self, searcher: OptunaSearcher, stage: Literal[1, 2], name: str) -> FedTrial | None:
         with self.clock.event() as about:
             config = searcher.suggest(name)
             if not isinstance(config, dict):

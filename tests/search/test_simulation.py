@@ -162,6 +162,8 @@ def test_early_stopping_saves_time(table: TrialTable) -> None:
     halved = table.space.with_settings({"search.pruning": True, "search.grace_epochs": 1, "search.reduction_factor": 3})
     whole, stopped = (simulate(table, space, slots=2, seed=3) for space in (table.space, halved))
     assert stopped.passes < whole.passes and stopped.seconds < whole.seconds
+    # No more trials at a time than slots.
+    assert stopped.busy <= 2 * stopped.seconds
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
