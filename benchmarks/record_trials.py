@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +39,11 @@ _TIMINGS = ("utterances_per_s", "pairs_per_s")
 def draw_params(space: Space, stage: Literal[1, 2], configurations: int) -> list[dict[str, Any]]:
     """Return the parameters of each configuration of a stage."""
     dimensions = space.dimensions(stage)
-    drawn = qmc.Sobol(len(dimensions), seed=stage).random(configurations - 1)
+    # A sequence is balanced up to powers of two.
+    drawn = qmc.Sobol(len(dimensions), seed=stage).random_base2(math.ceil(math.log2(configurations)))
     rest = [
         {path: _placed(dimension, float(at)) for (path, dimension), at in zip(dimensions.items(), row, strict=True)}
-        for row in drawn
+        for row in drawn[: configurations - 1]
     ]
     return [space.start(stage), *rest]
 
