@@ -11,6 +11,7 @@ from typing import Any
 from grcf_ray import console
 from grcf_ray.api.run import Run
 from grcf_ray.config import check_read, config_faults
+from grcf_ray.data.store import resolve_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
@@ -41,10 +42,11 @@ _OPTIONS = {"backbone": "model.backbone", "seed": "seed"} | {
 
 
 def run_search(
-    dataset: str,
+    dataset: str | None = None,
     *,
     data: str | Path | None = None,
     label_range: tuple[float, float] | None = None,
+    columns: Mapping[str, str] | None = None,
     space: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
@@ -68,7 +70,9 @@ def run_search(
 ) -> Run:
     """Search both stages, evaluate the winner once on test, and return the run; resume it if it exists.
 
-    dataset: a known data set, or a name for your own. data: its files. space: a search space file. settings: fixed
+    dataset: a known data set, or a name for your own, by default that of its file. data: its files. label_range: its
+    lowest and highest label, by default from the labels. columns: the columns of a table by role (text, label, id,
+    split, group), by default from their names. space: a search space file. settings: fixed
     settings by path, such as {"stage1.epochs": 5}. time_budget: seconds, or a text such as "2h". The other arguments
     are those of `grcf search`, which prints the same progress. Every error is a `grcf_ray.errors.GrcfError`.
 
@@ -76,7 +80,9 @@ def run_search(
     """
     options = locals()
     given = {key: value for key, value in options.items() if value is not None and value is not False}
-    words = ", ".join([repr(given.pop("dataset")), *(f"{key}={value!r}" for key, value in given.items())])
+    first = [repr(given.pop("dataset"))] if dataset is not None else []
+    words = ", ".join([*first, *(f"{key}={value!r}" for key, value in given.items())])
+    options["dataset"], options["data"] = resolve_data(dataset, data, label_range, columns)
     with prepared_search(options, f"grcf_ray.run_search({words})") as search:
         if search.session.finished():
             console.progress(f"{search.session.record} is finished")

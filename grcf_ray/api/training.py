@@ -24,7 +24,7 @@ from grcf_ray.config import (
     recorded_settings,
 )
 from grcf_ray.data import datasets
-from grcf_ray.data.store import DatasetStore
+from grcf_ray.data.store import DatasetStore, resolve_data
 from grcf_ray.errors import ConfigError, GrcfError, faults_message
 from grcf_ray.files import write_json
 from grcf_ray.search.run_lookup import FREE, open_data, space_on
@@ -55,10 +55,11 @@ class Training:
 
 
 def train_model(
-    dataset: str,
+    dataset: str | None = None,
     *,
     data: str | Path | None = None,
     label_range: tuple[float, float] | None = None,
+    columns: Mapping[str, str] | None = None,
     space: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
@@ -71,21 +72,22 @@ def train_model(
 ) -> Training:
     """Train one configuration through both stages, and return its checkpoints; resume if `out` has some.
 
-    The configuration is the starting point of the search space with `settings`, by path, in place of its own. The test
-    split is not read. ablation: a switch of Table 3. workers: processes that train together, several under Ray. Every
-    error is a `grcf_ray.errors.GrcfError`.
+    dataset, data, label_range, columns: as in `run_search`. The configuration is the starting point of the search space
+    with `settings`, by path, in place of its own. The test split is not read. ablation: a switch of Table 3. workers:
+    processes that train together, several under Ray. Every error is a `grcf_ray.errors.GrcfError`.
 
     >>> training = train_model("mosi", data="mosi.pkl", settings={"stage1.epochs": 5})
     >>> training.best[2]["valid/mae"]
     """
     settings = dict(settings or {})
+    dataset, data = resolve_data(dataset, data, label_range, columns)
     config = starting_config(dataset, data, label_range, space, settings, backbone, ablation)
     # Workers do not change the results, so they are not among the settings that a folder of checkpoints is tied to.
     gpus = config.search.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
     sharing = dataclasses.replace(config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus)
     out = Path(out)
     store = open_data(dataset, data, label_range)
-    for note in store.check_trainable():
+    for note in (*store.info.notes, *store.check_trainable()):
         console.progress(f"Note: {note}")
     task, (low, high) = store.info.task, store.info.label_range
     if faults := check_margins(config, (high - low) / 2, task):

@@ -38,10 +38,15 @@ class Kind(str, enum.Enum):
 @app.command("import")
 def import_(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File, or folder of files")],
-    dataset: options.Dataset,
+    dataset: options.Dataset = None,
     format: str = typer.Option("auto", metavar="NAME", help="One of the formats above; auto reads the content"),
     variant: str = typer.Option("", metavar="NAME", help="Variant of the data, such as a fold; see the formats above"),
     label_range: options.LabelRange = None,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
     task: Kind | None = typer.Option(None, help="Kind of label of your own data; classes are 0 and 1"),
     binarize: bool = typer.Option(
         False, "--binarize", help="Turn regression labels into two classes: above and below the centre"
@@ -62,13 +67,14 @@ def import_(
     Examples:
       python -m grcf_ray.data import mosi.parquet --dataset mosi
       python -m grcf_ray.data import mosi.parquet --dataset mosi --non-finite zero --out data/mosi
-      python -m grcf_ray.data import reviews.csv --dataset reviews --label-range 1 5
+      python -m grcf_ray.data import reviews.csv
+      python -m grcf_ray.data import reviews.csv --text-column body --label-column stars --label-range 1 5
       python -m grcf_ray.data import MUStARD/data --dataset mustard --variant speaker-independent
       python -m grcf_ray.data import mosi.parquet --dataset mosi --binarize --out data/mosi_binary
 
     \b
     Formats:
-      table      your own Parquet, CSV, TSV or JSON Lines (.jsonl)
+      table      your own Parquet, Arrow, CSV, TSV or JSON Lines (.jsonl), or a folder of Hugging Face's datasets
       mag        pickles of MAG-BERT: mosi.pkl, mosei.pkl; of MISA and MMIM: train.pkl, dev.pkl, test.pkl
       mmsa       pickles of MMSA: MOSI, MOSEI, CH-SIMS, CH-SIMS v2; aligned or not
       csd        folder of CMU-MultimodalSDK's .csd files and the folds; --variant known skips files of unknown kinds
@@ -76,11 +82,12 @@ def import_(
       ur_funny   folder with the pickles of UR-FUNNY v2
       hkt        pickles of HKT: MUStARD, UR-FUNNY
 
-    A table has the columns id, split (train, valid, test), text and label. It may also have audio and vision (lists of
-    feature rows), context (list of strings) and video_id. A folder may hold one table per split.
+    A table has columns for text and label, under these or usual names, such as review and stars. It may also have id,
+    split (train, valid, test), audio and vision (lists of feature rows), context (list of strings) and video_id. A
+    folder may hold one table per split. Without splits, they are drawn by a fixed rule.
     """
     from grcf_ray.data.importers import ImportOptions, import_source
-    from grcf_ray.data.store import check_replaceable, check_same, is_store, usual_folders, write_store
+    from grcf_ray.data.store import check_replaceable, check_same, data_name, is_store, usual_folders, write_store
     from grcf_ray.errors import ConfigError
 
     if is_store(source):
@@ -88,11 +95,16 @@ def import_(
         raise ConfigError(
             f"{source} is imported already. Use it with --data {source}, or import the original files again"
         )
+    dataset = data_name(dataset, source)
     folder = out or usual_folders(dataset)[0]
     check_replaceable(folder)
-    options = ImportOptions(
+    columns = options.columns(
+        text=text_column, label=label_column, id=id_column, split=split_column, group=group_column
+    )
+    import_options = ImportOptions(
         dataset=dataset,
         label_range=label_range,
+        columns=columns,
         non_finite=non_finite.value,
         format=format,
         variant=variant,
@@ -100,7 +112,7 @@ def import_(
         binarize=binarize,
     )
     console.progress(f"reading {source}")
-    table, info = import_source(source, options, out=out)
+    table, info = import_source(source, import_options, out=out)
     if not overwrite:
         check_same(folder, info)
     _summarise(write_store(folder, table, info))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,19 @@ class NonFinite(str, enum.Enum):
     ZERO = "zero"
 
 
+def _column(text: str) -> Any:
+    return typer.Option(metavar="NAME", help=text)
+
+
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Path or URI of the run")]
-_DATASET = typer.Option(
-    metavar="NAME", callback=spelled, help="Known data set (see python -m grcf_ray.data list), or a name for your own"
-)
-Dataset = Annotated[str, _DATASET]
-OptionalDataset = Annotated[str | None, _DATASET]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=spelled,
+        help="Known data set (see python -m grcf_ray.data list), or a name for your own [default: that of its file]",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(metavar="FILE|DIR", help="Path to the data [default: $GRCF_DATA/NAME, then ./data/NAME]"),
@@ -33,8 +40,16 @@ MovedData = Annotated[
     typer.Option(metavar="FILE|DIR", help="Path to the data, if it has moved since the run started"),
 ]
 LabelRange = Annotated[
-    tuple[float, float] | None, typer.Option(metavar="A B", help="Lowest and highest label of your own data")
+    tuple[float, float] | None,
+    typer.Option(metavar="A B", help="Lowest and highest label of your own data [default: from its labels]"),
 ]
+TextColumn = Annotated[str | None, _column("Column of texts in your own table [default: by its name]")]
+LabelColumn = Annotated[str | None, _column("Column of labels in your own table [default: by its name]")]
+IdColumn = Annotated[str | None, _column("Column of ids in your own table [default: by its name, else row numbers]")]
+SplitColumn = Annotated[
+    str | None, _column("Column of train, valid and test [default: by its name, else splits are drawn]")
+]
+GroupColumn = Annotated[str | None, _column("Column of groups, such as speakers, that drawn splits keep whole")]
 Space = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Search space file [default: the shipped space for NAME]")
 ]
@@ -51,3 +66,8 @@ FitFeatures = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
+
+
+def columns(**names: str | None) -> dict[str, str]:
+    """Return the named columns by role."""
+    return {role: name for role, name in names.items() if name is not None}

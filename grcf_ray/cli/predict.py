@@ -47,6 +47,7 @@ def predict(
     output: str = typer.Option(
         ..., metavar="FILE", help="Path or URI of the scores; its suffix is .parquet, .csv or .jsonl"
     ),
+    text_column: options.TextColumn = None,
     data_format: str = typer.Option("auto", metavar="NAME", help="Format of the input; auto reads the content"),
     batch: int = typer.Option(2048, min=1, metavar="N", help="Rows to hold and score at a time"),
     device: Device = typer.Option(Device.auto, help="Device; auto is a GPU, if there is one"),
@@ -104,6 +105,7 @@ def predict(
     source = RowSource(
         source=input,
         format=data_format,
+        columns=options.columns(text=text_column),
         inputs=(
             *saved.inputs,
             *(("context",) if saved.config.features.context and "text" in saved.inputs else ()),

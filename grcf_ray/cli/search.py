@@ -23,9 +23,14 @@ app = console.make_app("Search both stages and test the winner once")
 
 @app.command()
 def search(
-    dataset: options.Dataset,
+    dataset: options.Dataset = None,
     data: options.Data = None,
     label_range: options.LabelRange = None,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
     space: options.Space = None,
     set_: list[str] = typer.Option(
         [], "--set", metavar="PATH=VALUE", help="Fix a setting, even if the space searches it; may be repeated"
@@ -103,8 +108,13 @@ def search(
     given = locals()
     from grcf_ray.api.searching import prepared_search, requested_space
     from grcf_ray.config import parse_assignments, to_yaml
+    from grcf_ray.data.store import resolve_data
 
     given["settings"] = parse_assignments(set_)
+    columns = options.columns(
+        text=text_column, label=label_column, id=id_column, split=split_column, group=group_column
+    )
+    given["dataset"], given["data"] = resolve_data(dataset, data, label_range, columns)
     if print_config:
         console.say(to_yaml(requested_space(given).config()).rstrip("\n"))
         return

@@ -18,9 +18,14 @@ app = console.make_app("Train one configuration through both stages")
 
 @app.command()
 def train(
-    dataset: options.OptionalDataset = None,
+    dataset: options.Dataset = None,
     data: options.Data = None,
     label_range: options.LabelRange = None,
+    text_column: options.TextColumn = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
     space: Path | None = typer.Option(
         None, metavar="FILE", help="Search space; its starting point is trained [default: the shipped space for NAME]"
     ),
@@ -68,12 +73,18 @@ def train(
     """
     from grcf_ray.api.training import figures, starting_config, train_model
     from grcf_ray.config import parse_assignments, to_yaml
+    from grcf_ray.data.columns import option
+    from grcf_ray.data.store import resolve_data
     from grcf_ray.errors import ConfigError
 
+    columns = options.columns(
+        text=text_column, label=label_column, id=id_column, split=split_column, group=group_column
+    )
     if from_ is not None and trial is not None:
         conflicting = {
             "--dataset": dataset,
             "--label-range": label_range,
+            **{option(role): name for role, name in columns.items()},
             "--space": space,
             "--set": set_,
             "--backbone": backbone,
@@ -89,8 +100,11 @@ def train(
             raise ConfigError(f"--from repeats a trial with its recorded settings: leave out {', '.join(given)}")
         _replay(from_, trial, data, out)
         return
-    if dataset is None or from_ is not None or trial is not None:
-        raise ConfigError("give --dataset NAME to train a configuration, or --from RUN --trial NAME to repeat a trial")
+    if (dataset is None and data is None) or from_ is not None or trial is not None:
+        raise ConfigError(
+            "give --dataset NAME or --data FILE to train a configuration, or --from RUN --trial NAME to repeat a trial"
+        )
+    dataset, data = resolve_data(dataset, data, label_range, columns)
     settings = parse_assignments(set_)
     if print_config or print_model:
         config = starting_config(dataset, data, label_range, space, settings, backbone, ablation)

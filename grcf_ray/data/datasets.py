@@ -85,11 +85,17 @@ def names() -> list[str]:
 def get(name: str) -> DatasetFacts:
     """Return the fact sheet of a data set; ConfigError for an unknown name."""
     if name not in _facts():
-        raise ConfigError(
-            f"{unknown_message(name)}; to import your own data: python -m grcf_ray.data import FILE --dataset NAME "
-            "--label-range A B"
-        )
+        raise ConfigError(f"{unknown_message(name)}; to import your own data: python -m grcf_ray.data import FILE")
     return _facts()[name]
+
+
+def check_other(name: str) -> None:
+    """Raise ConfigError if the name of a user's own data is nearly that of a known data set, a likely typing error."""
+    if near := difflib.get_close_matches(name, _facts(), n=1, cutoff=0.8):
+        raise ConfigError(
+            f"data set {name!r} is unknown, but nearly {near[0]}: use --dataset {near[0]}. If this is your own data, "
+            "give its label range: --label-range A B"
+        )
 
 
 def spelled(name: str | None) -> str | None:

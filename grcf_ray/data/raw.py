@@ -53,7 +53,11 @@ class RawTable:
     def place(self, row: int) -> str:
         """Describe the place of a row: its number in its split, else in its file, with the name of one of several."""
         several = len(self.files) > 1
-        for name, rows in self.splits or [(f"{path.name}:" * several, rows) for path, rows in self.files]:
+        # The parts of a table may have one name in the folder of each split.
+        shared = len({path.name for path, _ in self.files}) < len(self.files)
+        names = [f"{path.parent.name}/{path.name}" if shared else path.name for path, _ in self.files]
+        files = [(f"{name}:" * several, rows) for name, (_, rows) in zip(names, self.files, strict=True)]
+        for name, rows in self.splits or files:
             if row < rows:
                 return f"{name} row {row + 1}".lstrip()
             row -= rows

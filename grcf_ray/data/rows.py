@@ -7,14 +7,15 @@ read as a whole.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from grcf_ray.data.columns import check_nameable
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.importers import find_importer, table
 from grcf_ray.data.raw import RawTable
@@ -48,6 +49,8 @@ class RowSource:
     source: Path
     format: str = "auto"
     """Importer's name, or `auto`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The columns of a table that options name, by role."""
     inputs: Collection[str]
     """The inputs of the model, of text, audio, vision and context; no other column is checked."""
     part: int
@@ -68,6 +71,7 @@ class RowSource:
         importer = find_importer(self.source, self.format)
         if importer.read is table.read:
             return None
+        check_nameable(self.source, self.columns)
         return importer.read(self.source, next(iter(importer.VARIANTS), ""))
 
     @functools.cached_property
@@ -149,7 +153,7 @@ class RowSource:
             for path in paths:
                 start = 0
                 place = functools.partial("{}row {}".format, f"{path.name}: " * (len(paths) > 1))
-                for part, faults in table.stream(path, columns, self.part, optional=_OPTIONAL):
+                for part, faults in table.stream(path, columns, self.part, optional=_OPTIONAL, columns=self.columns):
                     yield part, faults, place, start + 1
                     start += part.num_rows
             return

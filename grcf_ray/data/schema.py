@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,8 @@ class TableInfo:
     """SHA-256 of the content, see `fingerprint`."""
     word_aligned: bool = False
     """Whether audio and vision have one row for each word of the text; single spaces separate words."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The columns of a table that options named, by role."""
     schema_version: int = SCHEMA_VERSION
     """Version of the table's layout."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pickletools
-import shlex
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -37,12 +36,6 @@ _WRONG = (
     (b"\xd0\xcf\x11\xe0", "an Excel workbook: save its sheet as CSV in UTF-8"),
     # The magic number of PyTorch's older files.
     (b"\x80\x02\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19", _TORCH),
-    (
-        b"arrow1",
-        "an Arrow file (Feather): convert it to Parquet: "
-        "python -c 'import sys, pyarrow.feather as f, pyarrow.parquet as p; "
-        "p.write_table(f.read_table(sys.argv[1]), sys.argv[2])' {path} {path}.parquet",
-    ),
     (b"fea1", "a Feather file of version 1: save it as Parquet with the program that wrote it"),
     (b"sqlite format 3", "an SQLite database: export the table as CSV"),
 )
@@ -66,7 +59,7 @@ def check_kind(path: Path) -> None:
     for start, kind in _WRONG:
         if head.startswith(start):
             kind = _archive(path) if kind is _ZIP else kind
-            raise DataError(f"{path}: {kind.replace('{path}', shlex.quote(str(path)))}")
+            raise DataError(f"{path}: {kind}")
 
 
 def _archive(path: Path) -> str:
@@ -105,18 +98,7 @@ def folder_faults(folder: Path, used: Collection[Path], *, unused: str = "") -> 
 
 
 def check_folder(source: Path) -> None:
-    """Raise DataError with a remedy for a folder without files, or one saved by Hugging Face's `datasets`."""
-    names = {path.name for path in source.iterdir()}
-    if {"dataset_dict.json"} & names or {"dataset_info.json", "state.json"} <= names:
-        splits = "d" if "dataset_dict.json" in names else '{"train": d}'
-        code = (
-            "import os, sys, datasets; d = datasets.load_from_disk(sys.argv[1]); os.makedirs(sys.argv[2]); "
-            f'[s.to_parquet(f"{{sys.argv[2]}}/{{n}}.parquet") for n, s in {splits}.items()]'
-        )
-        raise DataError(
-            f"{source}: a folder saved by Hugging Face's datasets. Convert it to Parquet where datasets is installed, "
-            f"then import the new folder: {shlex.join(['python', '-c', code, str(source), f'{source}-parquet'])}"
-        )
+    """Raise DataError with a remedy for a folder without files."""
     if not files_of(source):
         inner = sorted(path.name for path in source.iterdir() if path.is_dir())
         remedy = (

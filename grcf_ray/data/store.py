@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 from grcf_ray import console
 from grcf_ray._version import __version__
 from grcf_ray.cache import cache_entry, locked, making
+from grcf_ray.config import Task
 from grcf_ray.data import datasets
+from grcf_ray.data.columns import column_options
 from grcf_ray.data.importers import ImportOptions, find_importer, import_source
 from grcf_ray.data.schema import SPLITS, Source, TableInfo, split_sizes
 from grcf_ray.data.validation import label_remarks
@@ -27,6 +31,7 @@ from grcf_ray.errors import ConfigError, DataError, data_error
 from grcf_ray.files import replace_folder, write_json
 
 _INDEX = "dataset.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _STORE_FILES = {_INDEX, *(f"{split}.parquet" for split in SPLITS)}
 _DEMO = Path(__file__).parent / "demo" / "utterances.csv"
 
@@ -131,17 +136,66 @@ def write_store(folder: Path, table: pa.Table, info: TableInfo) -> DatasetStore:
 
 def usual_folders(dataset: str) -> list[Path]:
     """List the default folders of a data set; an import writes the first."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
+    if not _NAME.fullmatch(dataset):
         raise ConfigError(f"data set name {dataset!r}: use letters, digits, '_', '-' and '.' only")
     root = os.environ.get("GRCF_DATA")
     return [*([Path(root).expanduser() / dataset] if root else []), Path("data") / dataset]
 
 
-def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, float] | None = None) -> DatasetStore:
+def data_name(dataset: str | None, data: str | Path | None) -> str:
+    """Return the name of a data set; for None, that of the store `data`, or the name of the file or folder.
+
+    ConfigError without both, or for a file named like a known data set: it may be another.
+    """
+    if dataset is not None:
+        return dataset
+    if data is None:
+        raise ConfigError("give the name of a data set or the path to your own data: --dataset NAME or --data FILE")
+    path = Path(data)
+    if is_store(path):
+        return DatasetStore.open(path).info.name
+    absolute = path.absolute()
+    name = absolute.name if path.is_dir() else absolute.stem
+    if (known := datasets.spelled(name)) in datasets.names():
+        raise ConfigError(
+            f"{data} is named like the data set {datasets.get(known).title}. If it is that data set, give "
+            f"--dataset {known}; if it is your own data, give another name: --dataset NAME"
+        )
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{data}: {name!r} is no name for a data set: use letters, digits, '_', '-' and '.' only. Give a name: "
+            "--dataset NAME"
+        )
+    return name
+
+
+def resolve_data(
+    dataset: str | None,
+    data: str | Path | None,
+    label_range: tuple[float, float] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[str, Path | None]:
+    """Return the name and the path by which later steps open the data of a command.
+
+    If columns are named, the data are imported now, and the path is that of the import.
+    """
+    name, path = data_name(dataset, data), None if data is None else Path(data)
+    return name, find_data(name, path, label_range, columns).folder if columns else path
+
+
+def find_data(
+    dataset: str,
+    data: Path | None = None,
+    label_range: tuple[float, float] | None = None,
+    columns: Mapping[str, str] | None = None,
+    *,
+    task: Task | None = None,
+) -> DatasetStore:
     """Open the store of a data set; foreign files are imported into the cache on first use.
 
     data: a store, a foreign file or a folder of foreign files; without it, the default folders are tried, and `demo`
-    is the packaged data set. ConfigError if name, store and label range disagree, DataError without usable data.
+    is the packaged data set. columns, task: as in `ImportOptions`, for foreign files. ConfigError if name, store and
+    label range disagree, DataError without usable data.
     """
     folders = usual_folders(dataset)
     if data is None:
@@ -154,13 +208,16 @@ def find_data(dataset: str, data: Path | None = None, label_range: tuple[float, 
             f"  then:   python -m grcf_ray.data import FILE --dataset {dataset}"
         )
     if not is_store(data):
-        return _imported(data, ImportOptions(dataset=dataset, label_range=label_range))
+        options = ImportOptions(dataset=dataset, label_range=label_range, columns=columns or {}, task=task)
+        return _imported(data, options)
     store = DatasetStore.open(data)
     if store.info.name != dataset:
         raise ConfigError(f"{data} holds the data set {store.info.name}: use that name instead of {dataset}")
     if label_range not in (None, store.info.label_range):
         low, high = store.info.label_range
         raise ConfigError(f"{data} was imported with --label-range {low:g} {high:g}: leave it out, or import again")
+    if columns:
+        raise ConfigError(f"{data} is imported already: leave out {shlex.join(column_options(columns))}")
     return store
 
 
@@ -171,7 +228,8 @@ def _imported(source: Path, options: ImportOptions) -> DatasetStore:
         content = [asdict(Source.of(path)) for path in files]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
-    parts = [__version__, options.dataset, *map(float, options.limits()), options.non_finite, options.format]
+    limits = [float(edge) for edge in options.limits() or ()]
+    parts: list[Any] = [__version__, options.dataset, limits, dict(options.columns), options.non_finite, options.format]
     parts += [options.variant, options.task, options.binarize, content]
     folder = cache_entry("tables", hashlib.sha256(json.dumps(parts).encode()).hexdigest())
     with locked(folder):

@@ -18,8 +18,9 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-# Half of the step to which labels are rounded for comparisons.
-_LABEL_TOLERANCE = 5e-5
+LABEL_DIGITS = 4
+"""Decimals to which labels are rounded for comparisons."""
+_LABEL_TOLERANCE = 10**-LABEL_DIGITS / 2
 FEWEST_PAIRED = 3
 """Fewest utterances of a split: the correlation of two is always 1 or -1."""
 FEWEST_ROWS = 20
@@ -95,7 +96,7 @@ def validate(
     remedies = []
     # A few labels outside the range are typing errors; many mean another range.
     if custom_range and task == "regression" and sum("lies outside" in problem for problem in problems) > _ALONE:
-        remedies += _range_remedy(table["label"], label_range)
+        remedies += _range_remedy(table["label"])
     if any("non-finite" in problem for problem in problems):
         remedies.append(f"Clean it: {command} --non-finite zero")
     if count == 1:
@@ -133,16 +134,27 @@ class FaultList:
         return [line for _, line in sorted(lines)]
 
 
-def _range_remedy(column: pa.ChunkedArray, label_range: tuple[float, float]) -> list[str]:
-    """Suggest a range of whole numbers that holds the labels, symmetric if the old range is; nothing without labels."""
+def whole_range(label_N: NDArray[np.float64]) -> tuple[float, float]:
+    """Return a range of whole numbers that holds the finite labels: [1, 5], [0, 100]; symmetric around 0 if both signs
+    occur. A span of 20 or more ends at whole tens, of 200 or more at whole hundreds, and so on.
+    """
+    low, high = (round(float(edge), LABEL_DIGITS) for edge in (label_N.min(), label_N.max()))
+    step = 10 ** max(0, math.floor(math.log10((high - low) / 2))) if high > low else 1
+    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+    if low < 0 < high:
+        high = max(-low, high)
+        low = -high
+    return float(low), float(high)
+
+
+def _range_remedy(column: pa.ChunkedArray) -> list[str]:
+    """Suggest a range that holds the labels; nothing without labels."""
     label_N = column.to_numpy().astype(np.float64)
     label_N = label_N[np.isfinite(label_N)]
     if not len(label_N):
         return []
-    low, high = math.floor(label_N.min()), math.ceil(label_N.max())
-    if sum(label_range) == 0:
-        low, high = min(low, -high), max(high, -low)
-    return [f"Labels run from {label_N.min():g} to {label_N.max():g}: --label-range {low} {high}?"]
+    low, high = whole_range(label_N)
+    return [f"Labels run from {label_N.min():g} to {label_N.max():g}: --label-range {low:g} {high:g}?"]
 
 
 def label_remarks(

@@ -196,8 +196,13 @@ def recorded_store(record: RunRecord, data: Path | None) -> DatasetStore:
     if data is None and not is_store(folder) and name not in datasets.names():
         raise DataError(f"the run's data folder {folder} no longer exists; give its new path: --data FILE")
     low, high = recorded.label_range
-    # If the cached import was deleted, look for the data as a search does.
-    store = DatasetStore.open(folder) if data is None and is_store(folder) else find_data(name, data, (low, high))
+    if data is None and is_store(folder):
+        store = DatasetStore.open(folder)
+    else:
+        # If the cached import was deleted, look for the data as a search does.
+        task = None if name in datasets.names() else recorded.task
+        columns = {} if data is not None and is_store(data) else recorded.columns
+        store = find_data(name, data, (low, high), columns, task=task)
     if store.info.fingerprint != recorded.fingerprint:
         raise DataError(
             f"{store.folder} is not the data of this run: the fingerprints differ; give the run's data: --data FILE"

@@ -140,6 +140,7 @@ class RunData(_Part):
     fingerprint: str
     label_range: Annotated[list[_Finite], Field(min_length=2, max_length=2)]
     metrics: MetricProtocol | None = None
+    columns: dict[str, str] = {}
 
     @property
     def protocol(self) -> MetricProtocol:

@@ -289,6 +289,7 @@ class Session:
                     "task": self.store.info.task,
                     "fingerprint": self.store.info.fingerprint,
                     "label_range": list(self.store.info.label_range),
+                    "columns": dict(self.store.info.columns),
                     "metrics": datasets.protocol_of(self.store.info.name, self.store.info.task),
                 },
                 "encoder": encoder_of(self.config),

@@ -16,6 +16,7 @@ import pytest
 
 import grcf_ray
 from grcf_ray.cli.search import search
+from grcf_ray.data.columns import ROLES
 from grcf_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def test_a_search_runs_in_a_notebook(tiny_store: DatasetStore, tiny_space: Path,
 
 def test_a_search_has_the_commands_options() -> None:
     command = set(inspect.signature(search).parameters) - {"set_", "dry_run", "calibrate", "print_config", "json"}
-    assert set(inspect.signature(grcf_ray.run_search).parameters) == command | {"settings"}
+    columns = {name for name in command if name.endswith("_column")}
+    arguments = set(inspect.signature(grcf_ray.run_search).parameters)
+    assert arguments == (command - columns) | {"settings", "columns"}
+    assert columns == {f"{role}_column" for role in ROLES}
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_other_formats_are_read_whole_and_said_so(textual: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"id,label\nx,1\n", "missing columns text; present: id, label"),
+        (b"id,label\nx,1\n", "missing columns text; present: id, label. Name them: --text-column NAME"),
         (b"text,text\nx,1\n", "more than one column named text"),
         (b"text\n", "no rows"),
         (b"text\n\xff\n", "line 2 is not UTF-8"),
@@ -193,6 +193,18 @@ def test_tables_that_cannot_be_scored(textual: Path, tmp_path: Path, run: Run, c
     assert code == 3
     assert message in err
     assert not (tmp_path / "o.csv").exists()
+
+
+@pytest.mark.parametrize(("header", "words"), [("review;id", ()), ("a;id", ("--text-column", "a"))])
+def test_texts_under_another_name(textual: Path, tmp_path: Path, run: Run, header: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "new.csv").write_text(f"{header}\ngreat film, so;x\n")
+    (tmp_path / "same.csv").write_text('text,id\n"great film, so",x\n')
+    for name, options in (("new", words), ("same", ())):
+        code, _, err = run(
+            textual, "--input", tmp_path / f"{name}.csv", "--output", tmp_path / f"{name}.jsonl", *options
+        )
+        assert code == 0, err
+    assert rows_of(tmp_path / "new.jsonl") == rows_of(tmp_path / "same.jsonl")
 
 
 def test_csv_is_streamed(textual: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

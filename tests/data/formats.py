@@ -283,11 +283,28 @@ def _columns(utterances: list[Utterance]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _parquet(rng: random.Random, utterances: list[Utterance]) -> Files:
+def parquet_bytes(table: pa.Table, **how: Any) -> bytes:
     file = io.BytesIO()
+    pq.write_table(table, file, **how)
+    return file.getvalue()
+
+
+def arrow_bytes(table: pa.Table, **how: Any) -> bytes:
+    """A stream, as Hugging Face's datasets writes it."""
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema, **how) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def _parquet(rng: random.Random, utterances: list[Utterance]) -> Files:
     how: Any = {"compression": rng.choice(["none", "snappy"]), "use_dictionary": rng.random() < 0.5}
-    pq.write_table(pa.table(_columns(utterances)), file, **how)
-    return {"own.parquet": file.getvalue()}
+    return {"own.parquet": parquet_bytes(pa.table(_columns(utterances)), **how)}
+
+
+def _arrow(rng: random.Random, utterances: list[Utterance]) -> Files:
+    how = pa.ipc.IpcWriteOptions(compression=rng.choice([None, "lz4", "zstd"]))
+    return {"own.arrow": arrow_bytes(pa.table(_columns(utterances)), options=how)}
 
 
 def _csv(delimiter: str, name: str) -> Writer:
@@ -319,7 +336,9 @@ FORMATS = {
     "mustard": Format("mustard", _mustard, _CLASSES, context=True),
     "csd": Format("csd", _csd, _SCORES),
     "parquet": Format("table", _parquet, _SCORES, context=True),
+    "arrow": Format("table", _arrow, _SCORES, context=True),
     "csv": Format("table", _csv(",", "own.csv"), _SCORES, context=True),
+    "semicolons": Format("table", _csv(";", "own.csv"), _SCORES, context=True),
     "tsv": Format("table", _csv("\t", "own.tsv"), _SCORES, context=True),
     "jsonl": Format("table", _json_lines, _SCORES, context=True),
 }

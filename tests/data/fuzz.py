@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from data.foreign import DOWNLOADS, STRANGE, dumped
-from data.formats import FORMATS, Files, put_files
+from data.formats import FORMATS, Files, arrow_bytes, parquet_bytes, put_files
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.errors import DataError
@@ -32,7 +32,7 @@ MOST_BYTES = 1 << 30
 
 _OF_BYTES = {"flip", "letters", "hole", "insert", "twice", "zeros"}
 """Damage to single bytes, after which any value may be another."""
-_OF_LINES = {"csv", "tsv", "jsonl"}
+_OF_LINES = {"csv", "semicolons", "tsv", "jsonl"}
 """Formats whose files may end after any line."""
 
 
@@ -82,7 +82,9 @@ def _with_another_value(name: str, content: bytes, rng: random.Random) -> bytes:
     if content.startswith(b"\x89HDF"):
         return _other_hdf5(content, rng)
     if name.endswith(".parquet"):
-        return _other_parquet(pq.read_table(io.BytesIO(content)), rng)
+        return parquet_bytes(_other_table(pq.read_table(io.BytesIO(content)), rng))
+    if name.endswith(".arrow"):
+        return arrow_bytes(_other_table(pa.ipc.open_stream(content).read_all(), rng))
     if name.endswith((".json", ".jsonl")):
         lines = [content] if name.endswith(".json") else content.splitlines()
         row = rng.randrange(len(lines))
@@ -155,7 +157,7 @@ def _other_hdf5(content: bytes, rng: random.Random) -> bytes:
     return buffer.getvalue()
 
 
-def _other_parquet(table: pa.Table, rng: random.Random) -> bytes:
+def _other_table(table: pa.Table, rng: random.Random) -> pa.Table:
     at = rng.randrange(table.num_columns)
     name = table.column_names[at]
     strange: list[Any] = [
@@ -182,9 +184,7 @@ def _other_parquet(table: pa.Table, rng: random.Random) -> bytes:
         table = table.append_column(name, table[name])
     else:
         table = table.set_column(at, name, rng.choice(strange))
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()
+    return table
 
 
 def outcome(name: str, seed: int, folder: Path) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,8 +54,9 @@ def test_options_that_contradict_the_fact_sheet(tmp_path: Path) -> None:
         ImportOptions(dataset="mosi", label_range=(-1, 1))
     with pytest.raises(ConfigError, match="the lower one first"):
         ImportOptions(dataset="own", label_range=(1, 1))
-    with pytest.raises(ConfigError, match="unknown data set 'own'"):
-        ImportOptions(dataset="own")
+    with pytest.raises(ConfigError, match=r"'mossi' is unknown, but nearly mosi: .* own data, .*--label-range A B"):
+        ImportOptions(dataset="mossi")
+    assert ImportOptions(dataset="mossi", label_range=(1, 5)).facts() is None
     with pytest.raises(ConfigError, match=r"unknown format 'pickle'. Known: auto, .*table"):
         find_importer(tmp_path, "pickle")
 
@@ -95,6 +97,107 @@ def test_own_classes(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
     with pytest.raises(DataError, match=r"\(id c\): label 0.5 is neither 0 nor 1"):
         import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
+
+
+OWN_ROWS = {"text": [f"Said {row}" for row in range(300)]}
+IN_TURN = np.arange(300) % 5
+
+
+@pytest.mark.parametrize(
+    ("label_N", "expected"),
+    [
+        (IN_TURN + 1, ("regression", (1, 5))),
+        (IN_TURN - 3, ("regression", (-3, 3))),
+        (IN_TURN * 0.2 + 0.05, ("regression", (0, 1))),
+        (IN_TURN * 0.4 - 0.6, ("regression", (-1, 1))),
+        (IN_TURN * 2 + 1, ("regression", (1, 9))),
+        (IN_TURN * 23 + 3, ("regression", (0, 100))),
+        (IN_TURN * 100, ("regression", (0, 400))),
+        # A rounding error is not another whole number.
+        (IN_TURN + 1 + 1e-7, ("regression", (1, 5))),
+        (IN_TURN % 2, ("classification", (0, 1))),
+        (IN_TURN % 3, ("regression", (0, 2))),
+    ],
+)
+def test_labels_tell_their_range(tmp_path: Path, label_N: Any, expected: Any) -> None:
+    pq.write_table(pa.table({**OWN_ROWS, "label": label_N}), tmp_path / "own.parquet")
+    _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own"))
+    assert (info.task, info.label_range) == expected
+    assert sum("--label-range" in note for note in info.notes) == 1
+    given = ImportOptions(dataset="own", task=info.task, label_range=info.label_range)
+    _, same = import_source(tmp_path / "own.parquet", given)
+    assert same.fingerprint == info.fingerprint
+    assert not any("--label-range" in note for note in same.notes)
+
+
+@pytest.mark.parametrize(
+    ("label", "test", "says"),
+    [
+        ([1, 5, 3], 6, "own.parquet: row 4 (id 4): label 6 of test does not fit those of train and valid, 1 to 5"),
+        ([0, 1, 1], 0.5, "row 4 (id 4): label 0.5 of test does not fit those of train and valid, 0 and 1"),
+        ([2, 2, 2], 2, "all labels are 2. Give their range: --label-range A B"),
+        ([2, np.inf, 2], 2, "row 2 (id 2): label inf lies outside"),
+    ],
+)
+def test_labels_of_test_decide_nothing(tmp_path: Path, label: list[float], test: float, says: str) -> None:
+    columns: dict[str, Any] = {"split": ["train", "train", "valid", "test"], "label": [*map(float, label), test]}
+    pq.write_table(pa.table({"text": list("abcd"), **columns}), tmp_path / "own.parquet")
+    assert says in refusal(tmp_path / "own.parquet", ImportOptions(dataset="own"))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_splits_are_drawn_and_do_not_depend_on_the_order_of_rows(tmp_path: Path, named: bool) -> None:
+    """A file whose rows are all named train has no splits."""
+    rows = pa.table({**OWN_ROWS, "id": [f"u{row}" for row in range(300)], "label": IN_TURN})
+    rows = rows.append_column("split", pa.array(["train"] * 300)) if named else rows
+    drawn = []
+    for order in (np.arange(300), np.random.default_rng(0).permutation(300)):
+        pq.write_table(rows.take(order), tmp_path / "own.parquet")
+        table, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own"))
+        assert info.splits == {"train": 210, "valid": 30, "test": 60}
+        assert any(note.startswith("no splits given: 210/30/60 utterances drawn") for note in info.notes)
+        drawn.append(dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True)))
+    assert drawn[0] == drawn[1]
+
+
+def test_drawn_splits_keep_groups_whole(tmp_path: Path) -> None:
+    rows = pa.table({**OWN_ROWS, "label": IN_TURN, "speaker": np.arange(300) // 6})
+    pq.write_table(rows, tmp_path / "own.parquet")
+    options = ImportOptions(dataset="own", columns={"group": "speaker"})
+    table, info = import_source(tmp_path / "own.parquet", options)
+    splits: dict[int, set[str]] = {}
+    for row, split in enumerate(table["split"].to_pylist()):
+        splits.setdefault(row // 6, set()).add(split)
+    assert all(len(names) == 1 for names in splits.values())
+    assert info.splits == {"train": 210, "valid": 30, "test": 60}
+    assert not any("groups are in more" in note for note in info.notes)
+    split = pa.array(["train", "valid", "test"] * 100)
+    pq.write_table(rows.append_column("split", split), tmp_path / "own.parquet")
+    assert (
+        "50 groups are in more than one of train, valid and test"
+        in import_source(tmp_path / "own.parquet", options)[1].notes
+    )
+    rows = rows.set_column(2, "speaker", pa.array([None, *["a", "b"] * 149, "a"]))
+    pq.write_table(rows, tmp_path / "own.parquet")
+    assert "row 1 (id 1): its group is missing" in refusal(tmp_path / "own.parquet", options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "speakers", "classes", "says"),
+    [
+        (190, 190, 5, "the 190 utterances are enough to draw 19 for valid, but 20 are needed."),
+        (300, 2, 5, "to draw 0 in whole groups of 2 for valid, but 20 are needed."),
+        (260, 260, 20, "but 20 are needed, 10 of each class. Give more"),
+    ],
+)
+def test_too_few_rows_to_draw_splits(tmp_path: Path, rows: int, speakers: int, classes: int, says: str) -> None:
+    row_N = np.arange(rows)
+    label_N = row_N % classes == 0 if classes == 20 else row_N % classes
+    columns = {"text": ["x"] * rows, "label": label_N.astype(float), "speaker": row_N % speakers}
+    pq.write_table(pa.table(columns), tmp_path / "own.parquet")
+    options = ImportOptions(dataset="own", columns={"group": "speaker"} if speakers == 2 else {})
+    assert says in refusal(tmp_path / "own.parquet", options)
+    assert "--split-column NAME" in refusal(tmp_path / "own.parquet", options)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from data.foreign import HEADER, OWN, ROWS, real_file, refusal, rows_of, write
+from data.foreign import HEADER, OWN, ROWS, real_file, refusal, rows_of, write, write_pickle
+from data.formats import FORMATS, arrow_bytes, mag_content, parquet_bytes
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.importers import table as table_format
+from grcf_ray.errors import ConfigError
 
 ZEROED = replace(OWN, non_finite="zero")
 
@@ -189,13 +192,172 @@ def test_faults_of_a_folder_name_file_and_row_within_it(tmp_path: Path) -> None:
     assert "train.csv: row 2 (id b): label 'oops' is not a number" in message
 
 
-def test_missing_columns_are_listed_together_with_those_present(tmp_path: Path) -> None:
-    path = write(tmp_path / "train.jsonl", '{"id": 1, "text": "x"}\n')
-    assert refusal(path) == f"{path}: missing columns label; present: id, text, split"
-    path = write(tmp_path / "own.csv", "ID,sentence,label\n1,2,3\n")
-    assert refusal(path) == (
-        f"{path}: missing columns id, split, text (or files named train, valid and test); present: ID, sentence, label"
+@pytest.mark.parametrize(
+    ("header", "columns", "chosen"),
+    [
+        ("stars,review", {}, ("Said 0", "0")),
+        ("Star Rating,reviews.text", {}, ("Said 0", "0")),
+        # An exact name counts more than other letters, and these more than an alias.
+        ("label,text,Text,review,stars", {}, ("Said 0", "0")),
+        ("score,TEXT,review", {}, ("Said 0", "0")),
+        # An option counts most.
+        ("n,words,text,label", {"text": "words", "label": "n"}, ("Said 0", "0")),
+        ("label,text,key", {"text": "key", "label": "text"}, None),
+    ],
+)
+def test_columns_by_alias_or_option(
+    tmp_path: Path, header: str, columns: dict[str, str], chosen: tuple[str, str] | None
+) -> None:
+    names = header.split(",")
+    cells = {name: [f"{name} {row}" for row in range(300)] for name in names}
+    cells |= {names[0]: [str(row % 5) for row in range(300)], names[1]: [f"Said {row}" for row in range(300)]}
+    pyarrow.csv.write_csv(pa.table(cells), tmp_path / "own.csv")
+    options = ImportOptions(dataset="own", columns=columns)
+    if chosen is None:
+        assert "label 'Said 0' is not a number" in refusal(tmp_path / "own.csv", options)
+        return
+    table, info = import_source(tmp_path / "own.csv", options)
+    assert (table["text"][0].as_py(), f"{table['label'][0].as_py():g}") == chosen
+    assert table["id"].to_pylist() == [str(row) for row in range(1, 301)]
+    assert any(note == f"columns: text from {names[1]!r}, label from {names[0]!r}" for note in info.notes) == (
+        names[1] != "text"
     )
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "says"),
+    [
+        ("review,comment,stars", {}, "several columns may be the text: 'review', 'comment'. Name one: --text-column"),
+        (
+            "text,stars,rating",
+            {},
+            "several columns may be the label: 'stars', 'rating'. Name one: --label-column",
+        ),
+        ("a,b", {}, "missing columns text, label; present: a, b. Name them: --text-column NAME --label-column NAME"),
+        ("text,label", {"id": "key"}, "--id-column key: no such column"),
+        ("text,text,label", {}, "more than one column named text"),
+    ],
+)
+def test_columns_that_are_not_certain_are_refused(
+    tmp_path: Path, header: str, columns: dict[str, str], says: str
+) -> None:
+    for suffix in ("csv", "jsonl") if len(set(header.split(","))) == len(header.split(",")) else ("csv",):
+        row = dict.fromkeys(header.split(","), "1")
+        content = f"{header}\n{','.join(row.values())}\n" if suffix == "csv" else json.dumps(row)
+        path = write(tmp_path / f"own.{suffix}", content)
+        assert f"{path}: {says}" in refusal(path, ImportOptions(dataset="own", columns=columns))
+
+
+def test_options_for_columns_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--text-column and --label-column name the same column 'x'"):
+        ImportOptions(dataset="own", columns={"text": "x", "label": "x"})
+    with pytest.raises(ConfigError, match=r"unknown role 'words' \(accepted: text, label, id, split, group"):
+        ImportOptions(dataset="own", columns={"words": "x"})
+    write_pickle(tmp_path / "mosi.pkl", mag_content(FORMATS["mag"].utterances()))
+    with pytest.raises(ConfigError, match=r"is not a table, .* leave out --text-column 'my words'"):
+        import_source(tmp_path / "mosi.pkl", ImportOptions(dataset="mosi", columns={"text": "my words"}))
+
+
+def test_a_known_data_set_has_its_own_splits(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", "text,label\nx,1\n")
+    assert "missing columns split" in refusal(path, ImportOptions(dataset="mosi"))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "|", "\t"])
+def test_the_delimiter_is_the_one_of_the_header(tmp_path: Path, mark: str) -> None:
+    lines = [["id", "split", "text", "label"], ["a", "train", '"x; y|z, w"', "1"], ["b", "test", '"z\nz"', "2"]]
+    path = write(tmp_path / "own.csv", "\n" + "\n".join(mark.join(cells) for cells in lines) + "\n")
+    assert table_format.read(path).table["text"].to_pylist() == ["x; y|z, w", "z\nz"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(("no", "yes"), [("negative", "Positive "), ("False", "true"), (False, True)])
+def test_words_and_truth_values_are_two_classes(tmp_path: Path, suffix: str, no: Any, yes: Any) -> None:
+    rows = [{"text": f"Said {row}", "sentiment": (no, yes)[row % 3 == 0]} for row in range(300)]
+    path = tmp_path / f"own.{suffix}"
+    if suffix == "jsonl":
+        write(path, "\n".join(map(json.dumps, rows)))
+    else:
+        (pyarrow.csv.write_csv if suffix == "csv" else pq.write_table)(pa.Table.from_pylist(rows), path)
+    table, info = import_source(path, ImportOptions(dataset="own"))
+    assert (info.task, info.label_range) == ("classification", (0, 1))
+    assert table["label"].to_pylist() == [float(row % 3 == 0) for row in range(300)]
+    if suffix != "parquet" or isinstance(no, str):
+        words = f"labels {str(no).lower()!r} and {str(yes).strip().lower()!r} are read as 0 and 1"
+        assert words in info.notes
+    scores = import_source(path, ImportOptions(dataset="own", label_range=(0, 1)))[1]
+    assert scores.task == "regression"
+
+
+def test_words_beside_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_format, "_ROWS_AT_A_TIME", 2)
+    path = write(tmp_path / "own.csv", "text,label\na,yes\nb,no\nc,3\nd,4\n")
+    assert "some labels are words" in refusal(path)
+
+
+FEATURES = {"text": {"_type": "Value"}, "label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+
+
+def saved(rows: range) -> pa.Table:
+    """A table as Hugging Face's datasets writes it, with the names of its classes."""
+    columns = {"text": [f"Said {row}" for row in rows], "label": [row % 2 for row in rows]}
+    about = {"huggingface": json.dumps({"info": {"features": FEATURES}})}
+    return pa.table(columns).replace_schema_metadata(about)
+
+
+def put_saved(folder: Path, layout: str) -> Path:
+    """A data set of 200 training rows and 50 others, in two parts, as `datasets` or its hub lays it out."""
+    parts = {"train": [saved(range(120)), saved(range(120, 200))], "test": [saved(range(200, 250))]}
+    if layout == "save_to_disk":
+        write(folder / "dataset_dict.json", '{"splits": ["train", "test"]}')
+    for split, tables in parts.items():
+        place = folder / (split if layout == "save_to_disk" else "data")
+        place.mkdir(exist_ok=True)
+        for number, table in enumerate(tables):
+            name = f"{number:05}-of-{len(tables):05}"
+            if layout == "save_to_disk":
+                (place / f"data-{name}.arrow").write_bytes(arrow_bytes(table))
+                write(place / "state.json", "{}")
+                write(place / "cache-0123456789abcdef.arrow", "an intermediate result")
+            else:
+                (place / f"{split}-{name}.parquet").write_bytes(parquet_bytes(table))
+    write(folder / "README.md", "A data set")
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["save_to_disk", "hub"])
+def test_folders_of_hugging_face(tmp_path: Path, layout: str) -> None:
+    folder = put_saved(tmp_path, layout)
+    table, info = import_source(folder, ImportOptions(dataset="own"))
+    assert (info.splits, info.task) == ({"train": 180, "valid": 20, "test": 50}, "classification")
+    assert sorted(table["text"].to_pylist()) == sorted(f"Said {row}" for row in range(250))
+    assert "labels 0 to 1 are 'neg', 'pos'" in info.notes
+    assert len(info.sources) == 3
+    # Rows without a label, or of a split of another name.
+    (folder / "unsupervised").mkdir()
+    (folder / "unsupervised" / "data-00000-of-00001.arrow").write_bytes(arrow_bytes(saved(range(3))))
+    _, info = import_source(folder, ImportOptions(dataset="own"))
+    assert "tables that are not used: unsupervised/data-00000-of-00001.arrow" in info.notes
+    # One split of the data set, and one without its first part.
+    if layout == "save_to_disk":
+        _, info = import_source(folder / "train", ImportOptions(dataset="own", label_range=(0, 1)))
+        assert info.splits == {"train": 140, "valid": 20, "test": 40}
+    (path,) = [path for path in table_format.files(folder) if "00000-of-00001" in path.name]
+    content = path.read_bytes()
+    bad = pa.table({"text": ["x"], "label": [7]})
+    path.write_bytes((arrow_bytes if layout == "save_to_disk" else parquet_bytes)(bad))
+    assert "test" in refusal(folder, ImportOptions(dataset="own", task="classification")).partition("row 1")[0]
+    path.write_bytes(content)
+    first = next(path for path in table_format.files(folder) if "00000-of-00002" in path.name)
+    first.unlink()
+    assert refusal(folder) == f"{first}: a part of the table is missing: download it again"
+
+
+def test_arrow_files_of_either_layout(tmp_path: Path) -> None:
+    pa.feather.write_feather(rows_of(200), tmp_path / "own.feather")
+    (tmp_path / "own.arrow").write_bytes(arrow_bytes(rows_of(200)))
+    (one, _), (other, _) = (import_source(tmp_path / name, OWN) for name in ("own.feather", "own.arrow"))
+    assert one.equals(other)
 
 
 @pytest.mark.parametrize(

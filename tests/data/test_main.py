@@ -8,6 +8,7 @@ from commands import Run, command
 
 from grcf_ray.cli.data import app
 from grcf_ray.data.importers import formats
+from grcf_ray.data.store import DatasetStore
 
 CSV = "id,split,text,label\na,train,so [bold]good[/bold],1\nb,valid,y,2\nc,test,secret,3\n"
 
@@ -39,6 +40,28 @@ def test_import_writes_a_store_and_says_what_it_holds(run: Run, tmp_path: Path) 
         "train.parquet",
         "valid.parquet",
     ]
+
+
+def test_a_file_alone_is_enough(run: Run, tmp_path: Path) -> None:
+    rows = "".join(f"Said {row};{row % 5 + 1};s{row % 50}\n" for row in range(300))
+    (tmp_path / "reviews.csv").write_text(f"review;stars;speaker\n{rows}")
+    code, out, _ = run("import", "reviews.csv")
+    assert (code, (tmp_path / "data" / "reviews" / "dataset.json").is_file()) == (0, True)
+    assert "data set     reviews: regression, labels 1 to 5, language unknown" in out
+    for said in (
+        "columns: text from 'review', label from 'stars'",
+        "not used: 'speaker'",
+        "210/30/60",
+        "--label-range",
+    ):
+        assert any(said in line for line in out.splitlines() if line.startswith("note: ")), said
+    words = ("--text-column", "speaker", "--label-column", "stars", "--group-column", "review", "--out", "other")
+    assert run("import", "reviews.csv", *words)[0] == 0
+    assert DatasetStore.open(tmp_path / "other").info.columns == {
+        "text": "speaker",
+        "label": "stars",
+        "group": "review",
+    }
 
 
 def test_import_goes_to_the_data_folder_or_where_it_is_told(
@@ -81,13 +104,14 @@ def test_failed_import_exits_3_and_leaves_nothing(run: Run, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("import", "own.csv", "--dataset", "own"), 2, "unknown data set 'own'"),
+        (("import", "own.csv", "--dataset", "mosii"), 2, "'mosii' is unknown, but nearly mosi"),
+        (("import", "mosi.csv"), 2, "mosi.csv is named like the data set CMU-MOSI"),
         (("import", "own.csv", "--dataset", "mosi", "--label-range", "-1", "1"), 2, "annotated on -3 3"),
         (("import", "own.csv", "--dataset", "mosi", "--format", "cds"), 2, "unknown format 'cds'"),
         (("import", "none.csv", "--dataset", "mosi"), 3, "none.csv does not exist"),
         (("import", "own.csv", "--dataset", "mosi", "--out", "."), 2, "holds other files (own.csv)"),
         (("import", "own.csv", "--dataset", "mosi", "--non-finite", "drop"), 2, "'drop' is not one of"),
-        (("import", "own.csv"), 2, "Missing option '--dataset'"),
+        (("import", "own.csv", "--text-column", "body"), 3, "--text-column body: no such column"),
         (("inspect", "mosi"), 3, "needed: mosi.pkl of MAG-BERT, aligned_50.pkl or unaligned_50.pkl of MMSA"),
         (("inspect", "."), 3, "holds no imported data set"),
         (("inspct",), 2, "No such command 'inspct'"),

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
-import shlex
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet as pq
 import pytest
 
 from grcf_ray.data.importers import find_importer
@@ -103,59 +97,9 @@ def test_archives_that_are_files_of_programs(member: str, says: str, tmp_path: P
         find_importer(path)
 
 
-def test_tables_of_other_formats_are_named_and_can_be_made_readable(tmp_path: Path) -> None:
-    """The command that the message ends with is run."""
-    table = pa.table({"id": ["a", "b"], "split": ["train", "test"], "text": ["x, y", "z"], "label": [1.0, 2.0]})
-    feather = tmp_path / "own data.feather"
-    pa.feather.write_feather(table, feather)
-    command = refusal_command(feather, "Feather")
-    subprocess.run(command, check=True, timeout=60)
-    assert pq.read_table(command[-1]).equals(table)
-
-
-@pytest.mark.parametrize("mark", [";", "|"])
-def test_another_delimiter_is_named_and_can_be_changed(tmp_path: Path, mark: str) -> None:
-    path = tmp_path / "own data.csv"
-    lines = [["id", "split", "text", "label"], ["a", "train", "x, y", "1"], ["b", "test", '"z\nz"', "2"]]
-    path.write_text("\n".join(mark.join(cells) for cells in lines) + "\n")
-    with pytest.raises(DataError) as caught:
-        find_importer(path).read(path, "")
-    command = shlex.split(str(caught.value).partition("Convert it: ")[2])
-    command[0] = sys.executable
-    subprocess.run(command, check=True, timeout=60)
-    result = find_importer(Path(command[-1])).read(Path(command[-1]), "").table
-    assert result["text"].to_pylist() == ["x, y", "z\nz"]
-
-
-def test_tabs_in_a_csv_file_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "own.csv"
-    path.write_text("id\tsplit\ttext\tlabel\na\ttrain\tx\t1\n")
-    with pytest.raises(DataError, match=r"tabs.*own\.tsv"):
-        find_importer(path).read(path, "")
-
-
-@pytest.mark.parametrize("names", [["dataset_dict.json", "train/state.json"], ["dataset_info.json", "state.json"]])
-def test_a_folder_of_hugging_faces_datasets_is_named(tmp_path: Path, names: list[str]) -> None:
-    folder = tmp_path / "own data"
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
-    *_, source, target = refusal_command(folder, "datasets")
-    assert (source, target) == (str(folder), f"{folder}-parquet")
-
-
 def test_folders_without_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no files"):
         find_importer(tmp_path)
     (tmp_path / "inner").mkdir()
     with pytest.raises(DataError, match="inner"):
         find_importer(tmp_path)
-
-
-def refusal_command(source: Path, word: str) -> list[str]:
-    """The command that a refusal ends with, for this machine's Python; its code compiles."""
-    with pytest.raises(DataError, match=word) as caught:
-        find_importer(source)
-    command = shlex.split(str(caught.value)[str(caught.value).index("python -c") :])
-    compile(command[2], "command", "exec")
-    return [sys.executable, *command[1:]]

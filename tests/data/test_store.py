@@ -14,7 +14,7 @@ import pytest
 from grcf_ray.data import store as store_module
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.splits import stratified
-from grcf_ray.data.store import DatasetStore, find_data, usual_folders, write_store
+from grcf_ray.data.store import DatasetStore, data_name, find_data, resolve_data, usual_folders, write_store
 from grcf_ray.errors import ConfigError, DataError
 
 CSV = "id,split,text,label\na,train,x,1\nb,valid,y,2\nc,test,z,3\n"
@@ -169,6 +169,49 @@ def test_find_imports_foreign_files_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_data("own", source, (1, 5)).info.fingerprint != store.info.fingerprint
 
 
+def test_an_import_is_found_again_by_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "own.csv"
+    source.write_text("id,split,text,body,label\na,train,x,u,1\nb,valid,y,v,2\nc,test,z,w,1\n")
+    stores = [find_data("own", source, columns=columns) for columns in ({}, {"text": "body"})]
+    assert [store.read("train")["text"].to_pylist() for store in stores] == [["x"], ["u"]]
+    assert stores[1].info.columns == {"text": "body"}
+    monkeypatch.setattr(store_module, "import_source", None)
+    assert [find_data("own", source, columns=columns) for columns in ({}, {"text": "body"})] == stores
+    assert resolve_data(None, source, columns={"text": "body"}) == ("own", stores[1].folder)
+    assert resolve_data(None, source) == ("own", source)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "expected"),
+    [
+        ("my_reviews.v2.csv", None, "my_reviews.v2"),
+        ("my reviews.csv", "reviews", "reviews"),
+        ("my reviews.csv", None, "'my reviews' is no name for a data set: .* --dataset NAME"),
+        ("mosi.pkl", "mosi", "mosi"),
+        ("mosi.pkl", None, "mosi.pkl is named like the data set CMU-MOSI. .* --dataset mosi; .* --dataset NAME"),
+        ("MOSI.csv", None, "MOSI.csv is named like the data set CMU-MOSI"),
+        ("folder.of/", None, "folder.of"),
+        ("store/", None, "sims_v2"),
+        (None, "mosi", "mosi"),
+        (None, None, "--dataset NAME or --data FILE"),
+    ],
+)
+def test_the_name_of_data_is_given_or_that_of_the_file(
+    tmp_path: Path, name: str | None, dataset: str | None, expected: str
+) -> None:
+    path = None if name is None else tmp_path / name
+    if name == "store/":
+        assert path is not None
+        write_store(path, *make(name="sims_v2"))
+    elif name is not None and path is not None:
+        path.mkdir() if name.endswith("/") else path.touch()
+    if " " in expected:
+        with pytest.raises(ConfigError, match=expected):
+            data_name(dataset, path)
+    else:
+        assert data_name(dataset, path) == expected
+
+
 def test_damaged_cached_import_is_made_again_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "own.csv"
     source.write_text(CSV)
@@ -237,7 +280,9 @@ def test_names_and_label_ranges_that_disagree(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown data set 'mossi'. Did you mean mosi\?"):
         find_data("mossi")
     with pytest.raises(ConfigError, match="unknown data set 'other'"):
-        find_data("other", source)
+        find_data("other")
+    with pytest.raises(ConfigError, match="own is imported already: leave out --text-column words"):
+        find_data("own", columns={"text": "words"})
     with pytest.raises(ConfigError, match="holds the data set own: use that name"):
         find_data("mosi", store.folder)
     with pytest.raises(ConfigError, match="imported with --label-range 1 5"):

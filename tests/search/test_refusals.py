@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,42 @@ def test_a_table_without_a_fault_passes_all_of_these_checks(
     argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
     code, _, err = run(*argv, "--storage", tmp_path / "runs", "--dry-run")
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "code", "says"),
+    [
+        (lambda text: text, (), 0, "reviews, 30/10/10 utterances"),
+        (lambda text: text.replace("text", "a").replace("label", "b"), (), 3, "--text-column NAME --label-column NAME"),
+        (
+            lambda text: text.replace("text", "a").replace("label", "b"),
+            ("--text-column", "a", "--label-column", "b"),
+            0,
+            "columns: text from 'a', label from 'b'",
+        ),
+        (lambda text: text.replace("label", "stars,score"), (), 3, "--label-column stars"),
+        (lambda text: text.replace("id,split", "id,when"), ("--split-column", "when"), 0, "30/10/10"),
+        (lambda text: text.replace("id,split", "id,when"), (), 3, "enough to draw 5 for valid"),
+    ],
+)
+def test_a_file_alone_is_searched(
+    content: Callable[[str], str],
+    words: tuple[str, ...],
+    code: int,
+    says: str,
+    run: Run,
+    ray_session: None,
+    tiny_space: Path,
+    tmp_path: Path,
+) -> None:
+    """The name, the columns, the label range and the splits come from it, or from the option that an error names."""
+    header, rest = table().split("\n", 1)
+    (tmp_path / "reviews.csv").write_text(f"{content(header)}\n{rest}")
+    argv = ["--data", tmp_path / "reviews.csv", "--space", tiny_space, "--storage", tmp_path / "runs", "--dry-run"]
+    ended, _, err = run(*argv, *words)
+    assert (ended, says in err) == (code, True), err
+    if code == 0:
+        assert "labels from -2 to 2, by those of train and valid; --label-range A B sets others" in err
 
 
 def test_without_data_the_message_says_what_is_needed_and_where_it_is(run: Run, tmp_path: Path) -> None:

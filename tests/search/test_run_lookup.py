@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from grcf_ray.config import flatten
-from grcf_ray.data.store import DatasetStore
-from grcf_ray.errors import ConfigError
+from grcf_ray.data.store import DatasetStore, find_data
+from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.run_lookup import (
     FREE,
@@ -25,6 +25,7 @@ from grcf_ray.search.run_lookup import (
     grown,
     kept_budgets,
     note_encoder,
+    recorded_store,
     runs_place,
 )
 from grcf_ray.search.schema import RunInfo
@@ -65,6 +66,29 @@ def runs(space: Space, store: DatasetStore, tmp_path: Path) -> StoragePath:
         }
     )
     return storage_path(tmp_path / "runs")
+
+
+def test_moved_data_are_read_as_the_run_read_them(runs: StoragePath, tmp_path: Path) -> None:
+    """With its columns and its kind of label, although the cached import is gone."""
+    rows = "".join(f"Said {row},Heard {row},{row % 2}\n" for row in range(300))
+    (tmp_path / "own.csv").write_text(f"text,body,label\n{rows}")
+    read = find_data("own", tmp_path / "own.csv", columns={"text": "body"})
+    content = (runs / "n" / "run.json").read_json()
+    content["data"] = {
+        "folder": str(tmp_path / "gone"),
+        "name": "own",
+        "task": read.info.task,
+        "fingerprint": read.info.fingerprint,
+        "label_range": list(read.info.label_range),
+        "columns": dict(read.info.columns),
+    }
+    (runs / "n" / "run.json").write_json(content)
+    (tmp_path / "own.csv").rename(tmp_path / "moved.csv")
+    record = RunRecord(runs / "n")
+    assert recorded_store(record, tmp_path / "moved.csv").texts("train") == read.texts("train")
+    assert recorded_store(record, read.folder) == read
+    with pytest.raises(DataError, match="no longer exists"):
+        recorded_store(record, None)
 
 
 def described(runs: StoragePath) -> RunInfo:

@@ -176,8 +176,10 @@ def test_both_stages_are_trained(
         "stage 2: best epoch",
     ]
     assert lines[2:] == ["checkpoints: out"]
-    note, *progress = err.splitlines()
-    assert note.startswith("Note: the valid split has 16 utterances")
+    *notes, few = [line for line in err.splitlines() if line.startswith("Note: ")]
+    assert few.startswith("Note: the valid split has 16 utterances")
+    assert notes == [f"Note: {note}" for note in tiny_store.info.notes]
+    progress = err.splitlines()[len(notes) + 1 :]
     assert [line.split("  ")[:2] for line in progress] == [
         [f"stage {stage}", f"epoch {epoch}/2"] for stage in (1, 2) for epoch in (1, 2)
     ]
@@ -188,10 +190,13 @@ def test_both_stages_are_trained(
         assert f"{title} {best[f'valid/{metric}']:.4f}" in lines[stage - 1]
 
 
-def test_foreign_file_is_trained_on(space: Path, tiny_csv: Path) -> None:
-    words = ("--space", str(space), "--out", "csv", "--threads", "1", "--label-range", "-3", "3")
-    assert run("--dataset", "tiny", "--data", str(tiny_csv), *words) == 0
+def test_foreign_file_is_trained_on(space: Path, tiny_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name, and the range of its labels, are said; the same command with them resumes."""
+    words = ("--data", str(tiny_csv), "--space", str(space), "--out", "csv", "--threads", "1")
+    assert run(*words, "--text-column", "text") == 0
+    assert "Note: labels from -3 to 3" in capsys.readouterr().err
     assert len(curve(2, "csv")) == 2
+    assert run("--dataset", tiny_csv.stem, "--label-range", "-3", "3", *words) == 0
 
 
 @pytest.mark.parametrize("start", ["best", "last"])

@@ -11,10 +11,11 @@ import importlib
 import math
 import pkgutil
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +23,18 @@ import pyarrow.compute as pc
 
 from grcf_ray.config import Task
 from grcf_ray.data import datasets
+from grcf_ray.data.columns import check_columns, check_nameable, column_options
 from grcf_ray.data.frames import Frames
+from grcf_ray.data.importers import table as table_importer
 from grcf_ray.data.raw import RawTable
 from grcf_ray.data.schema import MODALITIES, Source, TableInfo, conform, split_sizes
 from grcf_ray.data.sniff import check_folder, check_kind, files_of
-from grcf_ray.data.splits import SPLIT_ALIASES, draw_valid
-from grcf_ray.data.validation import validate
+from grcf_ray.data.splits import SPLIT_ALIASES, draw_splits, draw_valid
+from grcf_ray.data.validation import LABEL_DIGITS, Fault, validate, whole_range
 from grcf_ray.errors import ConfigError, DataError
+
+_ANY_LABEL = (-1e9, 1e9)
+"""The range that labels are checked against before their own range is known."""
 
 
 class Importer(Protocol):
@@ -51,7 +57,9 @@ class ImportOptions:
     dataset: str
     """Name of a known data set, or of the user's own."""
     label_range: tuple[float, float] | None = None
-    """Lowest and highest label; None for those of the fact sheet."""
+    """Lowest and highest label; None for those of the fact sheet, or of the labels of the user's own data."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Columns of a table by role (text, label, id, split, group), which options name."""
     non_finite: Literal["fail", "zero"] = "fail"
     """What to do with NaN and infinity in audio and vision."""
     format: str = "auto"
@@ -59,12 +67,16 @@ class ImportOptions:
     variant: str = ""
     """One of the importer's `VARIANTS`; empty for its default."""
     task: Task | None = None
-    """Kind of label of the user's own data; None for that of the fact sheet, or regression."""
+    """Kind of label of the user's own data; None for that of the fact sheet, or of the labels: with a label range, and
+    for other labels than 0 and 1, it is regression."""
     binarize: bool = False
     """Make two classes of regression labels, above and below the centre of their range; leave out the centre."""
 
     def __post_init__(self) -> None:
-        low, high = self.limits()
+        check_columns(self.columns)
+        if self.label_range is None and self.task is None and self.facts() is None:
+            datasets.check_other(self.dataset)
+        low, high = self.limits() or _ANY_LABEL
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigError(f"label range {low:g} {high:g}: give two finite numbers, the lower one first")
         facts = self.facts()
@@ -86,18 +98,18 @@ class ImportOptions:
         """Return the fact sheet; None for the user's own data."""
         return datasets.find(self.dataset)
 
-    def kind(self) -> Task:
-        """Return the kind of label in the files, given or known."""
+    def kind(self) -> Task | None:
+        """Return the kind of label in the files, given or known; None if the labels decide."""
         facts = self.facts()
-        return self.task or (facts.task if facts else "regression")
+        return self.task or (facts.task if facts else None if self.label_range is None else "regression")
 
-    def limits(self) -> tuple[float, float]:
-        """Return the label range, given or known."""
+    def limits(self) -> tuple[float, float] | None:
+        """Return the label range, given or known; None if the labels decide."""
         if self.label_range is not None:
             return self.label_range
-        if self.task == "classification" and self.facts() is None:
-            return 0.0, 1.0
-        return datasets.get(self.dataset).label_range
+        if facts := self.facts():
+            return facts.label_range
+        return (0.0, 1.0) if self.task == "classification" else None
 
     def command(self, source: Path, out: Path | None = None) -> str:
         """Return the command line of the import. out: the folder to write; None for the default."""
@@ -108,6 +120,7 @@ class ImportOptions:
         for option, value in (("--format", format), ("--variant", self.variant), ("--task", self.task)):
             words += [option, value] if value else []
         words += ["--binarize"] * self.binarize
+        words += column_options(self.columns)
         words += [] if out is None else ["--out", str(out)]
         return shlex.join(words)
 
@@ -148,21 +161,25 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         if options.variant not in ("", *variants):
             known = f"Known: {', '.join(variants)}" if variants else "This format has no variants"
             raise ConfigError(f"{source}: unknown variant {options.variant!r}. {known}")
-        raw = importer.read(source, options.variant or next(iter(variants), ""))
+        if importer.read is table_importer.read:
+            raw = table_importer.read(source, columns=options.columns)
+        else:
+            check_nameable(source, options.columns)
+            raw = importer.read(source, options.variant or next(iter(variants), ""))
         sources = [Source.of(path) for path, _ in raw.files]
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read ({error.strerror})") from error
     facts, task, limits = options.facts(), options.kind(), options.limits()
     zero = options.non_finite == "zero"
-    table = _with_split_names(raw.table)
+    table, unsplit = _with_required_columns(raw.table, source, known=facts is not None)
     validate(
         table,
-        task=task,
-        label_range=limits,
+        task=task or "regression",
+        label_range=limits or _ANY_LABEL,
         non_finite=options.non_finite,
-        splits=("train", "test"),
+        splits=("train",) if unsplit else ("train", "test"),
         word_aligned=raw.word_aligned,
-        parse_faults=raw.faults,
+        parse_faults=[*raw.faults, *(_groupless(table) if "group" in options.columns else [])],
         source=source.name or str(source),
         place=raw.place,
         command=options.command(source, out),
@@ -171,13 +188,26 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
     # Free the rows as read before the converted rows are made.
     raw = replace(raw, table=raw.table.schema.empty_table())
     notes = [*raw.notes, *(_zeroed(table) if zero else [])]
+    if unsplit:
+        classes = task == "classification" or (task is None and _two_classes(table))
+        names, note = draw_splits(*_drawn_by(table), classes=classes)
+        table = _with_column(table, "split", pa.array(names))
+        notes.append(note)
+    if limits is None:
+        task, limits, note = _inferred(table, task, source, raw.place)
+        notes.append(note)
+    assert task is not None
     if options.binarize:
+        if task == "classification":
+            raise ConfigError("--binarize is for regression labels; this data already has two classes")
         table, note = _binarized(table, center=(limits[0] + limits[1]) / 2)
         notes.append(note)
         task, limits = "classification", (0.0, 1.0)
     if not pc.any(pc.equal(table["split"], "valid")).as_py():
         table, note = _with_valid(table, classes=task == "classification")
         notes.append(note)
+    if "group" in options.columns and (shared := _shared_groups(table)):
+        notes.append(f"{shared} groups are in more than one of train, valid and test")
     notes += _lacking(table)
     table = conform(table, zero_non_finite=zero)
     info = TableInfo.describe(
@@ -189,14 +219,67 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         word_aligned=raw.word_aligned,
         sources=sources,
     )
-    return table, replace(info, notes=(*notes, *_observations(table, info, facts)))
+    return table, replace(info, notes=(*notes, *_observations(table, info, facts)), columns=dict(options.columns))
 
 
-def _with_split_names(table: pa.Table) -> pa.Table:
-    """Replace the field's names of the splits by train, valid and test."""
+def _with_required_columns(table: pa.Table, source: Path, *, known: bool) -> tuple[pa.Table, bool]:
+    """Return the table with ids and splits, and whether the splits are still to be drawn: all are named train.
+
+    Rows without ids are numbered from 1. The field's names of the splits become train, valid and test. DataError for a
+    known data set without splits, which has its own.
+    """
+    if "id" not in table.column_names:
+        table = table.append_column("id", pa.array(map(str, range(1, table.num_rows + 1)), pa.string()))
+    if "split" not in table.column_names:
+        if known:
+            raise DataError(
+                f"{source}: missing columns split (or files named train, valid and test); a known data set has its own "
+                "splits. Name the column: --split-column NAME, or give the data a name of its own: --dataset NAME"
+            )
+        return table.append_column("split", pa.repeat(pa.scalar("train"), table.num_rows)), True
     codes = table["split"].combine_chunks().dictionary_encode()
     names = [SPLIT_ALIASES.get(name.strip().lower(), name) for name in codes.dictionary.to_pylist()]
-    return _with_column(table, "split", pc.take(pa.array(names, pa.string()), codes.indices))
+    table = _with_column(table, "split", pc.take(pa.array(names, pa.string()), codes.indices))
+    return table, not known and set(pc.unique(table["split"]).to_pylist()) == {"train"}
+
+
+def _groupless(table: pa.Table) -> list[Fault]:
+    groups = table["video_id"].to_pylist()
+    return [Fault(row, "video_id", "its group is missing") for row, group in enumerate(groups) if not group]
+
+
+def _two_classes(table: pa.Table) -> bool:
+    return set(pc.unique(table["label"]).to_pylist()) == {0, 1}
+
+
+def _inferred(
+    table: pa.Table, task: Task | None, source: Path, place: Callable[[int], str]
+) -> tuple[Task, tuple[float, float], str]:
+    """Return the task and the label range by the labels of train and valid, and a note on them.
+
+    DataError if they are all equal, or if a label of test does not fit: test decides nothing.
+    """
+    is_test_N = pc.equal(table["split"], "test")
+    seen = table.filter(pc.invert(is_test_N))
+    label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DIGITS)
+    if task is None and _two_classes(seen):
+        task, limits = "classification", (0.0, 1.0)
+        note = "labels are 0 and 1, so they are two classes; --label-range 0 1 reads them as scores"
+        unfit_N = ~np.isin(label_N, limits)
+    else:
+        task, limits = "regression", whole_range(seen["label"].to_numpy().astype(np.float64))
+        note = f"labels from {limits[0]:g} to {limits[1]:g}, by those of train and valid; --label-range A B sets others"
+        unfit_N = (label_N < limits[0]) | (label_N > limits[1])
+    if limits[0] == limits[1]:
+        raise DataError(f"{source}: all labels are {limits[0]:g}. Give their range: --label-range A B")
+    if len(rows := np.flatnonzero(unfit_N & np.asarray(is_test_N))):
+        row, (low, high) = int(rows[0]), whole_range(label_N)
+        raise DataError(
+            f"{source.name}: {place(row)} (id {table['id'][row]}): label {label_N[row]:g} of test "
+            f"does not fit those of train and valid, {limits[0]:g} {'and' if task == 'classification' else 'to'} "
+            f"{limits[1]:g}. Give the range: --label-range {low:g} {high:g}"
+        )
+    return task, limits, note
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
@@ -214,16 +297,24 @@ def _binarized(table: pa.Table, *, center: float) -> tuple[pa.Table, str]:
     return _with_column(kept, "label", classes), note
 
 
+def _drawn_by(table: pa.Table) -> tuple[list[str], Any, list[str] | None]:
+    """Return what decides a draw: ids, labels, and groups if every row has one."""
+    groups = table["video_id"].to_pylist() if "video_id" in table.column_names else None
+    whole = groups if groups is not None and all(groups) else None
+    return table["id"].to_pylist(), table["label"].to_numpy().astype(np.float64), whole
+
+
 def _with_valid(table: pa.Table, *, classes: bool) -> tuple[pa.Table, str]:
-    train = table.filter(pc.equal(table["split"], "train"))
-    groups = train["video_id"].to_pylist() if "video_id" in train.column_names else None
-    if groups is not None and not all(groups):
-        groups = None
-    ids = train["id"].to_pylist()
-    valid_N, note = draw_valid(ids, train["label"].to_numpy(), groups, classes=classes)
+    ids, label_N, groups = _drawn_by(table.filter(pc.equal(table["split"], "train")))
+    valid_N, note = draw_valid(ids, label_N, groups, classes=classes)
     drawn = pa.array([name for name, valid in zip(ids, valid_N, strict=True) if valid])
     column = pc.if_else(pc.is_in(table["id"], value_set=drawn), "valid", table["split"])
     return _with_column(table, "split", column), note
+
+
+def _shared_groups(table: pa.Table) -> int:
+    pairs = set(zip(table["video_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    return sum(count > 1 for count in Counter(group for group, _ in pairs).values())
 
 
 def _zeroed(table: pa.Table) -> list[str]:
