@@ -21,15 +21,15 @@ _ALIASES = {
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
-    """Raise ConfigError for an unknown role, or for a column of two roles. columns: the column of each role."""
+    """Raise ConfigError for an unknown role, a column of two roles, or an empty name of a column that must exist."""
     if unknown := [role for role in columns if role not in ROLES]:
         raise ConfigError(f"columns: unknown role {unknown[0]!r} (accepted: {', '.join(ROLES)})")
-    roles: dict[str, list[str]] = {}
     for role, column in columns.items():
-        roles.setdefault(column, []).append(option(role))
-    for column, options in roles.items():
-        if len(options) > 1:
-            raise ConfigError(f"{' and '.join(options)} name the same column {column!r}. Give each its own column")
+        if not column and role not in ("id", "split"):
+            raise ConfigError(f"{option(role)} '': give the name of a column")
+        same = [option(other) for other in columns if columns[other] == column]
+        if column and len(same) > 1:
+            raise ConfigError(f"{' and '.join(same)} name the same column {column!r}. Give each its own column")
 
 
 def check_nameable(source: Path, columns: Mapping[str, str]) -> None:
@@ -62,15 +62,16 @@ def choose_columns(
     """Return the file's column for each name in `RAW_SCHEMA` that has one; DataError unless every choice is certain.
 
     An option decides, then the exact name, then the name in other letters, then an alias. given: the columns that
-    options name, by role. required: roles that must have a column. guessed: roles that may have another name. others:
-    further names, which must be exact.
+    options name, by role; an empty name means that no column has the role. required: roles that must have a column.
+    guessed: roles that may have another name. others: further names, which must be exact.
     """
-    chosen = {ROLES[role]: column for role, column in given.items()}
-    problems = [f"{option(role)} {column}: no such column" for role, column in given.items() if column not in present]
+    chosen = {ROLES[role]: column for role, column in given.items() if column}
+    absent = [role for role, column in given.items() if column not in ("", *present)]
+    problems = [f"{option(role)} {given[role]}: no such column" for role in absent]
     free = [name for name in dict.fromkeys(present) if name not in given.values()]
     missing = []
     for role, aliases in _ALIASES.items():
-        if role in chosen:
+        if role in given:
             continue
         fits = [name for name in free if name == role]
         if role in guessed:

@@ -37,6 +37,15 @@ _VALUES = re.compile(r"""'[^']*'|"[^"]*"|[-+]?\b\d[\w.+-]*|\b(?:nan|inf)\b""")
 """The parts in which faults of one kind differ."""
 
 
+_REMEDIES = {
+    "is not a number": "If another column holds the labels, name it: --label-column NAME",
+    "has the same id": "If the column holds no ids, number the rows: --id-column ''",
+    "not one of train, valid, test": "Let the splits be drawn: --split-column ''",
+    "the split test holds no utterance": "Let the splits be drawn: --split-column ''",
+}
+"""The option that settles a wrong guess about a user's own table, by a part of the faults that it makes."""
+
+
 class Fault(NamedTuple):
     """A fault of one cell."""
 
@@ -61,6 +70,7 @@ def validate(
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
     command: str = "python -m grcf_ray.data import SOURCE --dataset NAME",
     custom_range: bool = False,
+    own_table: bool = False,
 ) -> None:
     """Raise one DataError with all faults of all rows, by the row's number (the first is 1) and its id.
 
@@ -70,7 +80,7 @@ def validate(
     `schema.conform` can cast. splits: each must have rows. word_aligned: audio and vision have a row for each word of
     the text. parse_faults: faults from reading, which replace any other fault of their cells. place: describes the
     place of a row in its file. command: this import, to which the message may add an option. custom_range: the user
-    may choose the label range.
+    may choose the label range. own_table: the user may name the columns.
     """
     parsed = {fault[:2] for fault in parse_faults}
     cell_faults = [
@@ -94,9 +104,15 @@ def validate(
         return
     problems = [fault.problem for fault in faults]
     remedies = []
-    # A few labels outside the range are typing errors; many mean another range.
-    if custom_range and task == "regression" and sum("lies outside" in problem for problem in problems) > _ALONE:
+
+    def often(part: str) -> bool:
+        # A few faults are typing errors; many mean another range or column.
+        return part in empty or sum(part in problem for problem in problems) > _ALONE
+
+    if custom_range and task == "regression" and often("lies outside"):
         remedies += _range_remedy(table["label"])
+    if own_table:
+        remedies += dict.fromkeys(remedy for part, remedy in _REMEDIES.items() if often(part))
     if any("non-finite" in problem for problem in problems):
         remedies.append(f"Clean it: {command} --non-finite zero")
     if count == 1:

@@ -201,8 +201,30 @@ def test_too_few_rows_to_draw_splits(tmp_path: Path, rows: int, speakers: int, c
 
 
 @pytest.mark.parametrize(
+    ("column", "cells", "remedy"),
+    [
+        ("split", ["0", "1", "2"], "Let the splits be drawn: --split-column ''"),
+        ("split", ["train", "dev"], "Let the splits be drawn: --split-column ''"),
+        ("id", ["a", "b"], "number the rows: --id-column ''"),
+        ("score", ["good", "bad"], "name it: --label-column NAME"),
+    ],
+)
+def test_a_wrong_guess_names_the_option_that_settles_it(
+    tmp_path: Path, column: str, cells: list[str], remedy: str
+) -> None:
+    columns = {**OWN_ROWS, column: (cells * 300)[:300], "quality": IN_TURN}
+    columns |= {} if column == "score" else {"label": IN_TURN}
+    pq.write_table(pa.table(columns), tmp_path / "own.parquet")
+    assert refusal(tmp_path / "own.parquet", ImportOptions(dataset="own")).endswith(remedy)
+    settled = {"label": "quality"} if column == "score" else {column: ""}
+    _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", columns=settled))
+    assert info.splits == {"train": 210, "valid": 30, "test": 60}
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"dataset": "own", "columns": {"text": ""}}, "--text-column '': give the name of a column"),
         ({"dataset": "mosi", "task": "classification"}, "mosi is annotated for regression; --binarize makes two"),
         ({"dataset": "mustard", "task": "regression"}, "mustard is annotated for classification$"),
         ({"dataset": "mustard", "binarize": True}, "already has two classes"),

@@ -171,7 +171,8 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         raise DataError(f"{error.filename or source} cannot be read ({error.strerror})") from error
     facts, task, limits = options.facts(), options.kind(), options.limits()
     zero = options.non_finite == "zero"
-    table, unsplit = _with_required_columns(raw.table, source, known=facts is not None)
+    own_table = facts is None and importer.read is table_importer.read
+    table, unsplit = _with_required_columns(raw.table, source, draws=own_table)
     validate(
         table,
         task=task or "regression",
@@ -184,6 +185,7 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         place=raw.place,
         command=options.command(source, out),
         custom_range=facts is None,
+        own_table=own_table,
     )
     # Free the rows as read before the converted rows are made.
     raw = replace(raw, table=raw.table.schema.empty_table())
@@ -222,16 +224,16 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
     return table, replace(info, notes=(*notes, *_observations(table, info, facts)), columns=dict(options.columns))
 
 
-def _with_required_columns(table: pa.Table, source: Path, *, known: bool) -> tuple[pa.Table, bool]:
+def _with_required_columns(table: pa.Table, source: Path, *, draws: bool) -> tuple[pa.Table, bool]:
     """Return the table with ids and splits, and whether the splits are still to be drawn: all are named train.
 
-    Rows without ids are numbered from 1. The field's names of the splits become train, valid and test. DataError for a
-    known data set without splits, which has its own.
+    Rows without ids are numbered from 1. The field's names of the splits become train, valid and test. draws: whether
+    splits may be drawn; if not, as for a known data set, a table without them is a DataError.
     """
     if "id" not in table.column_names:
         table = table.append_column("id", pa.array(map(str, range(1, table.num_rows + 1)), pa.string()))
     if "split" not in table.column_names:
-        if known:
+        if not draws:
             raise DataError(
                 f"{source}: missing columns split (or files named train, valid and test); a known data set has its own "
                 "splits. Name the column: --split-column NAME, or give the data a name of its own: --dataset NAME"
@@ -240,7 +242,7 @@ def _with_required_columns(table: pa.Table, source: Path, *, known: bool) -> tup
     codes = table["split"].combine_chunks().dictionary_encode()
     names = [SPLIT_ALIASES.get(name.strip().lower(), name) for name in codes.dictionary.to_pylist()]
     table = _with_column(table, "split", pc.take(pa.array(names, pa.string()), codes.indices))
-    return table, not known and set(pc.unique(table["split"]).to_pylist()) == {"train"}
+    return table, draws and set(pc.unique(table["split"]).to_pylist()) == {"train"}
 
 
 def _groupless(table: pa.Table) -> list[Fault]:
