@@ -10,8 +10,9 @@ from typing import Any
 
 from grcf_ray import console
 from grcf_ray.api.run import Run
-from grcf_ray.config import check_read, config_faults
-from grcf_ray.data.store import resolve_data
+from grcf_ray.config import build_config, check_read, config_faults
+from grcf_ray.data import datasets
+from grcf_ray.data.store import DatasetStore, resolve_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
@@ -19,10 +20,22 @@ from grcf_ray.report.progress_lines import ProgressLines
 from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import DIRECT, direct_space
+from grcf_ray.search.made_for import find_machine, made_for
+from grcf_ray.search.made_space import MadeSpace
 from grcf_ray.search.preflight import Capacity
-from grcf_ray.search.run_lookup import find_run, grown, kept_budgets, open_data, run_name, runs_place, space_on
+from grcf_ray.search.run_lookup import (
+    find_run,
+    grown,
+    kept_budgets,
+    open_data,
+    recorded_made,
+    run_name,
+    runs_place,
+    space_on,
+)
 from grcf_ray.search.session import Session
 from grcf_ray.search.space import Space
+from grcf_ray.search.space_file import write_space
 from grcf_ray.search.stopping import parse_duration
 
 _OPTIONS = {"backbone": "model.backbone", "seed": "seed"} | {
@@ -48,6 +61,7 @@ def run_search(
     label_range: tuple[float, float] | None = None,
     columns: Mapping[str, str] | None = None,
     space: str | Path | None = None,
+    allow_download: bool = False,
     settings: Mapping[str, Any] | None = None,
     backbone: str | None = None,
     stage1_trials: int | None = None,
@@ -72,8 +86,10 @@ def run_search(
 
     dataset: a known data set, or a name for your own, by default that of its file. data: its files. label_range: its
     lowest and highest label, by default from the labels. columns: the columns of a table by role (text, label, id,
-    split, group), by default from their names. space: a search space file. settings: fixed
-    settings by path, such as {"stage1.epochs": 5}. time_budget: seconds, or a text such as "2h". The other arguments
+    split, group), by default from their names. space: a search space file; without it, a space is made for your own
+    data, this machine and the time budget. allow_download: whether its text encoder may be downloaded. settings: fixed
+    settings by path, such as {"stage1.epochs": 5}. time_budget: seconds, or a text such as "2h"; for a made space by
+    default 30 minutes, on GPUs two hours. The other arguments
     are those of `grcf search`, which prints the same progress. Every error is a `grcf_ray.errors.GrcfError`.
 
     >>> run = run_search("mosi", data="mosi.pkl", stage1_trials=20)
@@ -107,11 +123,52 @@ def requested_space(options: Mapping[str, Any]) -> Space:
 
     options: the arguments of `run_search`, by name.
     """
-    return _space_with(_fixed_settings(options), options)
+    fixed = _fixed_settings(options)
+    return _space_with(fixed, options, _made_space(fixed, options))
 
 
-def _space_with(fixed: Mapping[str, Any], options: Mapping[str, Any]) -> Space:
-    space = space_on(options["dataset"], options["space"], options["data"], options["label_range"]).with_settings(fixed)
+def init_space(options: Mapping[str, Any], path: Path) -> str:
+    """Make a search space, write it to a new file, and return its summary. options: the arguments of `run_search`."""
+    if options["space"] is not None:
+        raise ConfigError("--init-space makes a space, and --space gives one; remove one of them")
+    if path.exists():
+        raise ConfigError(f"--init-space {path}: the file exists; give another name")
+    fixed = _fixed_settings(options)
+    made = _new_space(open_data(options["dataset"], options["data"], options["label_range"]), fixed, options)
+    write_space(path, made.space.with_settings(fixed), made.summary)
+    return made.summary
+
+
+def _made_space(fixed: Mapping[str, Any], options: Mapping[str, Any]) -> MadeSpace | None:
+    """Return the made space of the run that the options name, else a new one; None if there is a file for the data."""
+    if options["space"] is not None or options["dataset"] in datasets.names():
+        return None
+    store = open_data(options["dataset"], options["data"], options["label_range"])
+    runs = runs_place(options["storage"])
+    return recorded_made(runs, options["name"], options["dataset"], store, fixed) or _new_space(store, fixed, options)
+
+
+def _new_space(store: DatasetStore, fixed: Mapping[str, Any], options: Mapping[str, Any]) -> MadeSpace:
+    return made_for(
+        store,
+        fixed,
+        find_machine(build_config(fixed)),
+        seconds=_seconds(options),
+        allow_download=options["allow_download"],
+    )
+
+
+def _seconds(options: Mapping[str, Any]) -> float | None:
+    budget = options["time_budget"]
+    return parse_duration(budget) if isinstance(budget, str) else budget
+
+
+def _space_with(fixed: Mapping[str, Any], options: Mapping[str, Any], made: MadeSpace | None) -> Space:
+    space = (
+        made.space
+        if made
+        else space_on(options["dataset"], options["space"], options["data"], options["label_range"], fixed)
+    ).with_settings(fixed)
     return direct_space(space) if options["direct"] else space
 
 
@@ -134,10 +191,9 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
 
     options: the arguments of `run_search`, by name. command: the command or call that resumes the search.
     """
-    budget = options["time_budget"]
-    seconds = parse_duration(budget) if isinstance(budget, str) else budget
-    fixed = _fixed_settings(options)
-    space = _space_with(fixed, options)
+    seconds, fixed = _seconds(options), _fixed_settings(options)
+    made = _made_space(fixed, options)
+    space = _space_with(fixed, options, made)
     store = open_data(options["dataset"], options["data"], options["label_range"])
     check_read(store.info.task, options["settings"] or {})
     direct = DIRECT if options["direct"] else ""
@@ -152,10 +208,11 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
             store=store,
             seeds=options["seeds"],
             reopen=options["reopen"],
-            time_budget=seconds,
+            time_budget=made.seconds if made and seconds is None else seconds,
             shared=options["shared"],
             command=command,
             write_card=write_card,
             listeners=(ProgressLines(), tensorboard, page),
+            made=made,
         )
         yield PreparedSearch(session, tensorboard)

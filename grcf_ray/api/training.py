@@ -119,9 +119,9 @@ def starting_config(
             f"--ablation: unknown ablation {ablation!r}{nearest(ablation, list(ABLATIONS))} "
             f"(accepted: {', '.join(ABLATIONS)})"
         )
-    start = flatten(space_on(dataset, space, data, label_range).config())
-    named = {"model.backbone": backbone} if backbone else {}
-    return build_config({**start, **ABLATIONS[ablation], **named, **settings})
+    asked = {**({"model.backbone": backbone} if backbone else {}), **settings}
+    start = flatten(space_on(dataset, space, data, label_range, asked).config())
+    return build_config({**start, **ABLATIONS[ablation], **asked})
 
 
 def join_cluster(config: RunConfig, sharing: SearchConfig, out: StoragePath) -> SearchConfig:

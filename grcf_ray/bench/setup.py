@@ -157,7 +157,8 @@ def open_setup(
     if space_file is None and not torch.cuda.is_available():
         space_file = shipped_spaces().get(f"{dataset}_cpu")
     store = find_data(dataset, data, label_range)
-    space = space_on(dataset, space_file, data, label_range).with_settings(parse_assignments(assignments))
+    settings = parse_assignments(assignments)
+    space = space_on(dataset, space_file, data, label_range, settings).with_settings(settings)
     train = space.config().train
     device = choose_device(train, granted=1)
     space = space.with_settings({"train.precision": precision_here(train, device)})

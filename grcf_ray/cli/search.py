@@ -32,6 +32,12 @@ def search(
     split_column: options.SplitColumn = None,
     group_column: options.GroupColumn = None,
     space: options.Space = None,
+    init_space: Path | None = typer.Option(
+        None, metavar="FILE", help="Make a search space for the data and the machine, write it to a new file and exit"
+    ),
+    allow_download: bool = typer.Option(
+        False, "--allow-download", help="Let a made space choose a text encoder that has to be downloaded"
+    ),
     set_: list[str] = typer.Option(
         [], "--set", metavar="PATH=VALUE", help="Fix a setting, even if the space searches it; may be repeated"
     ),
@@ -73,7 +79,8 @@ def search(
     time_budget: str | None = typer.Option(
         None,
         metavar="TIME",
-        help="Time limit, such as 2h; a stage that runs out of time hands on its best results (--seeds run later)",
+        help="Time limit, such as 2h; a stage that runs out of time hands on its best results (--seeds run later) "
+        "[default: none; with a made space 30m, on GPUs 2h]",
     ),
     seed: int | None = typer.Option(None, metavar="S", help="Seed of all random numbers [default: 42]"),
     reopen: bool = typer.Option(
@@ -98,14 +105,18 @@ def search(
       python -m grcf_ray.search --dataset demo
       python -m grcf_ray.search --dataset mosi --data mosi.parquet
       python -m grcf_ray.search --dataset mosi --gpus-per-worker 0.5 --stage1-trials 60
+      python -m grcf_ray.search --dataset reviews --data reviews.csv --label-range 1 5
+      python -m grcf_ray.search --dataset reviews --data reviews.csv --label-range 1 5 --init-space my_space.yaml
       python -m grcf_ray.search --dataset reviews --data reviews.csv --label-range 1 5 --space my_space.yaml
       python -m grcf_ray.search --dataset mosi --set model.modalities=text --set stage1.epochs=5
       python -m grcf_ray.search --dataset mosi --time-budget 2h --seeds 5 --storage s3://bucket/runs
 
     Run the same command again to resume an interrupted search. A larger --stage1-trials or --stage2-trials extends a
-    finished one. Every command takes --debug (show tracebacks) and --version.
+    finished one. Without --space, your own data get a space that is made for them, the machine and the time limit;
+    later starts of the run use the same. Every command takes --debug (show tracebacks) and --version.
     """
     given = locals()
+    from grcf_ray.api.searching import init_space as write_made_space
     from grcf_ray.api.searching import prepared_search, requested_space
     from grcf_ray.config import parse_assignments, to_yaml
     from grcf_ray.data.store import resolve_data
@@ -115,6 +126,10 @@ def search(
         text=text_column, label=label_column, id=id_column, split=split_column, group=group_column
     )
     given["dataset"], given["data"] = resolve_data(dataset, data, label_range, columns)
+    if init_space is not None:
+        console.progress(f"Space:   {write_made_space(given, init_space)}")
+        console.say(f"{init_space}: search it with --space {shlex.quote(str(init_space))}")
+        return
     if print_config:
         console.say(to_yaml(requested_space(given).config()).rstrip("\n"))
         return
@@ -160,7 +175,8 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
     encoder = f"{config.model.backbone}, {config.model.frozen_layers} frozen layers{low}"
     console.progress(f"Model:   {encoder if config.model.sees_text else 'no text encoder'}")
     written_for = "" if space.dataset == info.name else f", written for {space.dataset}"
-    console.progress(f"Space:   {typed(Path(space.source))}{written_for}")
+    made = f"{session.made.summary}; --init-space FILE to edit it" if session.made else None
+    console.progress(f"Space:   {made or typed(Path(space.source)) + written_for}")
     stages = [f"stage {stage}: {trials} x {epochs} epochs" for stage, (trials, epochs) in session.budgets.items()]
     after = [f"{config.search.finalists} finalists"] if len(stages) > 1 else []
     after += [f"at most {session.time_budget / 60:g} minutes of search"] if session.time_budget is not None else []

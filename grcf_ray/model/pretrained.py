@@ -81,6 +81,20 @@ def resolve_backbone(name: str) -> str:
     return name
 
 
+def on_this_machine(name: str) -> bool:
+    """Return whether a backbone can be loaded without a download: a folder, a package, or the Hugging Face cache."""
+    if Path(name).expanduser().is_dir():
+        return True
+    package = PACKAGED.get(name)
+    if package and importlib.util.find_spec(package):
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    cached = {file: isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", *weights)}
+    return cached["config.json"] and any(cached[file] for file in weights)
+
+
 def _reachable(endpoint: str) -> bool:
     """Return whether the hub accepts a connection within seconds; its own client retries for half a minute."""
     from urllib.request import getproxies

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, Task, flatten
+from grcf_ray.config import RunConfig, Task, build_config, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.store import DatasetStore, find_data, is_store
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
 from grcf_ray.search.direct_baseline import DIRECT
+from grcf_ray.search.made_space import SOURCE, MadeSpace
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import RunInfo
-from grcf_ray.search.space import Space, space_for
+from grcf_ray.search.space import Space, recorded_space, space_for
 from grcf_ray.storage import StoragePath, storage_path
 
 FREE = frozenset(
@@ -52,12 +55,22 @@ def open_data(dataset: str, data: str | Path | None, label_range: tuple[float, f
 
 
 def space_on(
-    dataset: str, path: str | Path | None, data: str | Path | None, label_range: tuple[float, float] | None
+    dataset: str,
+    path: str | Path | None,
+    data: str | Path | None,
+    label_range: tuple[float, float] | None,
+    settings: Mapping[str, Any],
 ) -> Space:
     """Return the space of a file, else the data set's shipped one, with margins scaled to its labels.
 
     Open the data only if neither a fact sheet nor the space gives the label range. Print a line if margins are scaled.
+    For a user's own data without a file, make a space for the data, this machine and the user's settings.
     """
+    if path is None and dataset not in datasets.names():
+        from grcf_ray.search.made_for import made_for, this_machine
+
+        store = open_data(dataset, data, label_range)
+        return made_for(store, settings, this_machine(build_config(settings)), seconds=math.inf).space
     written = space_for(dataset, path)
     about = datasets.find(dataset)
     if about is None and written.dataset == dataset:
@@ -101,6 +114,31 @@ def finished_run(runs: StoragePath, dataset: str) -> RunRecord:
             f"--from {' or '.join(map(str, finished.values()))}"
         )
     return next(iter(finished.values()))
+
+
+def recorded_made(
+    runs: StoragePath, name: str | None, dataset: str, store: DatasetStore, asked: Mapping[str, Any]
+) -> MadeSpace | None:
+    """Return the made space of a recorded run that the request names; None if there is none.
+
+    The run has this name, else a default one, and these data; the name of its baseline or of `--force` counts as well.
+    asked: the user's settings by path.
+    """
+    names = runs.names()
+    prefix = name or f"{dataset}-"
+    for candidate in [other for other in names if other.startswith(prefix)]:
+        # Skip damaged runs and folders that are not runs.
+        with contextlib.suppress(GrcfError, OSError):
+            info = RunRecord(runs / candidate).search_info()
+            if info.made is None or info.data.fingerprint != store.info.fingerprint:
+                continue
+            space = recorded_space(info.made.space.model_dump(), SOURCE)
+            base = name or run_name(dataset, space.with_settings(asked).config(), store.info.task)
+            if asked.get("model.backbone", space.fixed["model.backbone"]) == space.fixed["model.backbone"] and (
+                re.fullmatch(rf"{re.escape(base)}({DIRECT})?(-\d+)?", candidate)
+            ):
+                return MadeSpace(space, info.made.seconds, info.made.summary)
+    return None
 
 
 def find_run(runs: StoragePath, name: str, space: Space, store: DatasetStore, *, force: bool) -> RunRecord:

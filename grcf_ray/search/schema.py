@@ -131,6 +131,14 @@ class _Space(_Part):
     stage2: _Dimensions
 
 
+class _MadeSpace(_Part):
+    """A space made for the data, before the user's own settings."""
+
+    space: _Space
+    seconds: _NonNegative
+    summary: str
+
+
 class RunData(_Part):
     """The data of a search, with the folder it read them from."""
 
@@ -188,6 +196,8 @@ class RunInfo(PartInfo):
 
     starts: Annotated[list[_Start], Field(min_length=1)]
     space: _Space
+    made: _MadeSpace | None = None
+    """The space that a search without a space file made; later starts use it."""
     settings: Annotated[_Settings, AfterValidator(_resolved_settings)]
     """Every setting by path; settings that the run's release did not have keep their earlier behaviour."""
     data: RunData

@@ -32,6 +32,7 @@ from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
 from grcf_ray.search.host_memory import mean_tokens, worker_bytes
 from grcf_ray.search.lease import Lease, unwritable
+from grcf_ray.search.made_space import MadeSpace
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.preflight import (
     Capacity,
@@ -86,6 +87,8 @@ class Session:
     listeners: Sequence[Listener] = ()
     shared: bool = False
     """Let other users read the run, as the user's umask allows."""
+    made: MadeSpace | None = None
+    """The made space that `space` comes from; None for a space file."""
 
     @property
     def config(self) -> RunConfig:
@@ -282,6 +285,7 @@ class Session:
                 "state": "running",
                 "starts": [started],
                 "space": self.space.as_dict(),
+                **({"made": self.made.as_dict()} if self.made else {}),
                 "settings": settings,
                 "data": {
                     "folder": str(self.store.folder.absolute()),

@@ -195,19 +195,7 @@ def space_for(dataset: str, path: str | Path | None) -> Space:
     """Return the space of a file, else the shipped space of the data set. Raises ConfigError if there is neither."""
     if path is not None:
         return load_space(Path(path))
-    shipped = shipped_spaces()
-    if dataset not in datasets.names():
-        import torch
-
-        size = "" if torch.cuda.is_available() else "_cpu"
-        regression, classes = (shipped[f"{name}{size}"] for name in ("mosi", "mustard"))
-        if regression.is_relative_to(Path.cwd()):
-            regression, classes = (path.relative_to(Path.cwd()) for path in (regression, classes))
-        raise ConfigError(
-            f"{datasets.unknown_message(dataset)}; for your own data give --data FILE, --label-range A B and a search "
-            f"space: --space {regression}, or for two classes --space {classes}. Margins are scaled to the label range"
-        )
-    return load_space(shipped[dataset])
+    return load_space(shipped_spaces()[datasets.get(dataset).name])
 
 
 def shipped_spaces() -> dict[str, Path]:
