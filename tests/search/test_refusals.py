@@ -219,7 +219,7 @@ def test_an_unknown_data_set_names_the_nearest(run: Run, tmp_path: Path) -> None
     code, _, err = run("--dataset", "mossi", "--storage", tmp_path / "runs")
     assert code == 2
     assert err.startswith("error: ")
-    for part in ("mossi", "Did you mean mosi?", "--space "):
+    for part in ("mossi", "Did you mean mosi?", "data import FILE"):
         assert part in err
 
 
