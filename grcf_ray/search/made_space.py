@@ -120,7 +120,7 @@ def make_space(
     trials, epochs = (config.search.stage1_trials, config.search.stage2_trials), stage_epochs(config)
     frozen = encoder.layers if config.model.frozen_layers == "all" else config.model.frozen_layers
     minutes = max(1, round(max(ends.values()) / 60))
-    late = "" if minutes * 60 <= seconds else f", longer than the limit of {seconds / 60:g} minutes"
+    late = "" if minutes * 60 <= seconds else f", longer than the limit of {seconds / 60:g} min"
     summary = (
         f"{encoder.name.rpartition('/')[2]} ({encoder.reason}), {frozen} of {encoder.layers} layers frozen, "
         f"{' + '.join(str(trials[stage - 1]) for stage in epochs)} trials of {' + '.join(map(str, epochs.values()))} "

@@ -269,6 +269,18 @@ def test_init_space_writes_a_file_once(two_cpus: None, run: Run, argv: list[Any]
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_time_budget_sizes_the_space(
+    two_cpus: None, run: Run, argv: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that is too short for the smallest search is said to be."""
+    monkeypatch.setattr(made_for, "text_seconds", lambda *_: 0.5)
+    plans = {"30m": "10 + 10 trials", "8h": "40 + 40 trials", "30s": "longer than the limit of 0.5 min"}
+    for budget, expected in plans.items():
+        code, _, err = run(*argv, "--time-budget", budget, "--init-space", tmp_path / f"{budget}.yaml")
+        assert code == 0, err
+        assert expected in err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
