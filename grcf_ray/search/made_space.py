@@ -20,7 +20,7 @@ CPU_SECONDS, GPU_SECONDS = 30 * 60.0, 120 * 60.0
 """Time limit of a search in a made space without --time-budget."""
 _PLANNED = {1: 0.4, 2: 0.75}
 """Share of the time limit by which a stage should end. The search's own deadlines are 0.5 and 0.97."""
-_STEP_COST = 1.3
+_STEP_COST = 1.5
 """Cost of a training step over that of its text encoder: heads, losses and optimizer."""
 _START_S, _TRIAL_S = 40.0, 1.0
 """Seconds to start and to end a search, and to start a trial."""

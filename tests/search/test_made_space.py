@@ -125,7 +125,7 @@ def test_weights_and_margins_follow_the_label_range() -> None:
 
 
 def test_the_user_settings_count_towards_the_time() -> None:
-    """Twenty trials cost more than fourteen, so their epochs are fewer."""
+    """More trials cost more time, so their epochs are fewer."""
     few, many = (
         make(info_of(2100), fixed=fixed).space for fixed in ({}, {"search.stage1_trials": 200, "stage2.epochs": 3})
     )
@@ -170,7 +170,7 @@ def test_a_simulated_search_ends_in_time(train: int, minutes: int) -> None:
                 # Every trial runs the grace epoch; ASHA keeps a third after epochs 1 and 3, and more by chance.
                 kept = 1.0 if epoch == 1 else 0.5 if epoch <= 3 else 0.25
                 texts = 2 * (config.pairs.pairs_per_epoch or 0) + info.splits["valid"] / 3
-                clock += kept * texts * TEXT_SECONDS * share * 1.2 / TWO_CPUS.cpus
+                clock += kept * texts * TEXT_SECONDS * share * 1.3 / TWO_CPUS.cpus
     assert ("longer than the limit" in made.summary) == (clock > 60 * minutes)
 
 
