@@ -56,7 +56,7 @@ class Source:
     @cached_property
     def space(self) -> Space:
         """Return the space, with the precision of this machine."""
-        space = space_on(self.dataset, self.space_file, self.data, None)
+        space = space_on(self.dataset, self.space_file, self.data, None, {})
         return space.with_settings({"train.precision": precision_here(space.config().train, torch.device("cpu"))})
 
     @cached_property
