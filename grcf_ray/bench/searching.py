@@ -185,8 +185,8 @@ PARTS = 4
 """Rows of the table: successive parts of the search, so that a growing cost shows."""
 _IDLE = {"CPU": 0.01}
 """Resources of a trial without work, so that many fit a small machine."""
-_PROCESS_BYTES = 500 * 10**6
-"""Memory of its process at most."""
+_PROCESS_BYTES = 300 * 10**6
+"""Memory of its process at most; 64 of them took half of it each."""
 
 
 class _IdleSearch(Search):
