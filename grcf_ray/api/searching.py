@@ -89,8 +89,8 @@ def run_search(
     split, group), by default from their names. space: a search space file; without it, a space is made for your own
     data, this machine and the time budget. allow_download: whether its text encoder may be downloaded. settings: fixed
     settings by path, such as {"stage1.epochs": 5}. time_budget: seconds, or a text such as "2h"; for a made space by
-    default 30 minutes, on GPUs two hours. The other arguments
-    are those of `grcf search`, which prints the same progress. Every error is a `grcf_ray.errors.GrcfError`.
+    default 30 minutes, on GPUs two hours. The other arguments are those of `grcf search`, which prints the same
+    progress. Every error is a `grcf_ray.errors.GrcfError`.
 
     >>> run = run_search("mosi", data="mosi.pkl", stage1_trials=20)
     """
