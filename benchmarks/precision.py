@@ -10,11 +10,9 @@ split is not read.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import functools
 import itertools
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recording import run_all
 from study import PAIRED, paired_interval
 
 from grcf_ray.api.training import train_model
@@ -69,9 +68,8 @@ def train_seed(data: str, seed: int, settings: Mapping[str, Any], work: Path) ->
 def train_all(data: str, seeds: Sequence[int], settings: Mapping[str, Any], work: Path, processes: int) -> Results:
     """Train the seeds that have no result yet, and return the results of all seeds."""
     work.mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(train_seed, data, seed, settings, work) for seed in seeds]:
-            future.result()
+    jobs = [(data, seed, settings, work) for seed in seeds]
+    run_all(train_seed, jobs, processes=processes, title="training")
     return {
         (seed, precision): json.loads((work / f"{precision}-{seed}.json").read_text(encoding="utf-8"))
         for seed in seeds

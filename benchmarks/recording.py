@@ -23,13 +23,12 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import DivergedError
-from grcf_ray.metrics import split_metrics
 from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space
 from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities
 from grcf_ray.train.checkpoint import trained_tensors
 from grcf_ray.train.precision import precision_here
-from grcf_ray.train.stage import StageLoop, predict, use_deterministic_torch
+from grcf_ray.train.stage import StageLoop, use_deterministic_torch
 
 AVERAGED = 0.2
 """Share of the steps, the last ones, whose weights are averaged."""
@@ -135,22 +134,9 @@ class RecordedLoop(StageLoop):
     def _first_averaged(self) -> int:
         return round((1 - AVERAGED) * self.epochs * self.steps_per_epoch)
 
-    def _validate(self) -> dict[str, float]:
-        with self.autocast():
-            budget = self.limits.micro_batch_tokens
-            score_N = predict(self.model, self.features, self.features.valid, device=self.device, token_budget=budget)
-        if not np.isfinite(score_N).all():
-            raise DivergedError("the model's scores are no longer finite")
+    def _measured(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         self._scores.append(score_N)
-        metrics = split_metrics(
-            score_N[: self.n_valid],
-            self.features.valid.label_N[: self.n_valid],
-            protocol=self.protocol,
-            limit=self.features.half_range,
-            origin=self.features.center,
-            ties=self.config.metrics.ties,
-        )
-        return {f"valid/{name}": value for name, value in metrics.items()}
+        return super()._measured(score_N[: self.n_valid], label_N[: self.n_valid])
 
 
 def run_all(call: Callable[..., None], jobs: Iterable[tuple[Any, ...]], *, processes: int, title: str) -> None:

@@ -251,7 +251,7 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
         rows,
         (
             f"means over {count} seeds; difference to the first line with its 95 % t interval, paired by seed",
-            "PairwiseAcc: the best on valid of Stage 1, and of MAE alone where there is no Stage 1",
+            "PairwiseAcc: the best on valid over the epochs of Stage 1, or over all epochs of MAE alone",
         ),
     )
 

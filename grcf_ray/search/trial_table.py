@@ -117,7 +117,6 @@ class TrialTable:
         except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a table of recorded trials ({reason(error)})") from error
         self.space: Space = recorded_space(about["space"], str(path))
-        self.dataset: str = about["dataset"]
         self.task: Task = about["task"]
         self.protocol: MetricProtocol = about["protocol"]
         self.half_range: float = about["half_range"]

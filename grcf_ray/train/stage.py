@@ -326,9 +326,12 @@ class StageLoop:
             )
         if not np.isfinite(score_N).all():
             raise DivergedError(f"the model's scores are no longer finite after epoch {self.epoch + 1}")
+        return self._measured(score_N, self.features.valid.label_N)
+
+    def _measured(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         metrics = split_metrics(
             score_N,
-            self.features.valid.label_N,
+            label_N,
             protocol=self.protocol,
             limit=self.features.half_range,
             origin=self.features.center,
