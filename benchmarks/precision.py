@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a setting")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds [default: 10]")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="trainings at a time [default: 2]")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for precision.md and precision.json")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for precision.md")
     given = parser.parse_args(arguments)
     with open_setup("mosi", given.data, None, Path(SPACE), given.set) as setup:
         prepare_features(setup.store, setup.config)
