@@ -8,8 +8,8 @@ workers stay warm, so the next job starts in milliseconds. The mailbox, an actor
 thread. All waiting happens inside calls; nothing polls.
 
 The mailbox and Ray Train's own actors are on the node of worker 0, unless the workers find no room at once. The mailbox
-outlives its holder until the workers have ended in order. Killed actors would leave their placement group behind, and
-keep its CPUs.
+outlives its holder until the workers have ended in order. If it is killed, as with a lost node, the placement group
+stays behind with its CPUs, until the next group starts and removes it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from grcf_ray.cluster import CLOSED_API, TRAIN_SETTINGS
 
 import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grcf_ray.files import scratch_folder
@@ -101,6 +108,7 @@ class WorkerGroup:
         # Otherwise Ray's tools would contact any cluster that they find.
         environment = {**_ENVIRONMENT, "RAY_ADDRESS": here.gcs_address}
         mailbox: Any = ray.remote(_Mailbox)
+        _remove_abandoned()
         node = _node_of_first(workers, resources, avoid) or here.get_node_id()
         # Outside the placement group of this process. Ray Train's other actors follow the mailbox. It asks for a little
         # memory, because Ray places actors that need no resource on any node, whatever node they prefer.
@@ -171,6 +179,21 @@ class WorkerGroup:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _remove_abandoned() -> None:
+    """Remove the placement groups of this job whose creator, an actor, is dead.
+
+    Ray keeps them until the job ends, and places their bundles anew on nodes that join. Ray Train's own cleaner asks
+    the dashboard, which not every cluster has.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for told in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(told)
+        over = group.is_detached or group.state == PlacementGroupTableData.REMOVED or group.creator_job_id.hex() != job
+        # Without an actor as its creator, it is as if that actor were dead.
+        if group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil() and not over:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _node_of_first(workers: int, resources: Mapping[str, float], avoid: Sequence[str]) -> str | None:

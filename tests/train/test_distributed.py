@@ -130,9 +130,13 @@ def wait_until(holds: Callable[[], bool], details: Callable[[], object]) -> None
         time.sleep(0.1)
 
 
-def wait_until_nothing_is_left() -> None:
-    """No process, no placement group, no CPU that is taken."""
-    wait_until(lambda: not processes() and not groups(), lambda: (processes(), groups()))
+def wait_until_nothing_is_left(but: str = "") -> None:
+    """No process but those of a class, no placement group, no CPU that is taken."""
+
+    def left() -> list[str]:
+        return [title for title in processes().values() if not (but and but in title)]
+
+    wait_until(lambda: not left() and not groups(), lambda: (processes(), groups()))
     total = ray.cluster_resources()["CPU"]
     wait_until(lambda: ray.available_resources().get("CPU") == total, ray.available_resources)
 
@@ -270,6 +274,24 @@ def test_nothing_outlives_the_holder(shared: ray.ObjectRef[Features], new_job: N
     wait_until(lambda: not processes(), processes)
     remove_placement_group(trial)
     wait_until_nothing_is_left()
+
+
+@pytest.mark.integration
+def test_group_starts_after_one_that_lost_its_node(shared: ray.ObjectRef[Features], new_job: NewJob) -> None:
+    """Ray Train's controller is lost with the mailbox. Their placement group holds all CPUs, and nobody removes it."""
+    lost = new_group(shared)
+    run(lost, new_job("before"))
+    for pid, title in processes().items():
+        if "_Mailbox" in title or "TrainController" in title:
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkersDiedError):
+        lost.step()
+    wait_until(lambda: not any("RayTrainWorker" in title for title in processes().values()), processes)
+    assert [len(group["bundles"]) for group in groups()] == [2]
+    with new_group(shared) as group:
+        assert run(group, new_job("next"))["done"]
+    # Ray Train's own cleaner waits for a dashboard that this Ray does not have.
+    wait_until_nothing_is_left(but="PlacementGroupCleaner")
 
 
 def test_reason_of_the_end_is_the_first_fault() -> None:
