@@ -273,7 +273,7 @@ class SearchConfig:
     accelerator_type: str | None = None
     """GPU type that the node of a worker must have, by its name in Ray (A100, H100, T4). By default any."""
     pruning: bool = True
-    """Let ASHA stop trials early."""
+    """Let ASHA stop weak trials early, while others wait for their slots."""
     grace_epochs: PositiveCount = 1
     """Epochs that every trial runs before ASHA can stop it."""
     reduction_factor: Annotated[float, Digits, Field(gt=1)] = 3.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -16,12 +16,21 @@ from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 
 def build_scheduler(
-    search: SearchConfig, *, stage: Literal[1, 2], epochs: int, trials: Sequence[TrialRecord]
+    search: SearchConfig,
+    *,
+    stage: Literal[1, 2],
+    epochs: int,
+    trials: Sequence[TrialRecord],
+    waiting: Callable[[], bool] = lambda: True,
 ) -> TrialScheduler:
-    """Return ASHA over `epoch` with the recorded curves on its rungs; without early stopping a FIFO scheduler."""
+    """Return ASHA over `epoch` with the recorded curves on its rungs; without early stopping a FIFO scheduler.
+
+    waiting: returns whether another trial waits for the slot of one that is stopped.
+    """
     if not search.pruning or epochs <= search.grace_epochs:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     scheduler = EpochHalving(
+        waiting,
         time_attr="epoch",
         metric="objective",
         mode=DIRECTIONS[stage],
@@ -45,7 +54,14 @@ def build_scheduler(
 
 
 class EpochHalving(ASHAScheduler):
-    """ASHA that identifies trials by number, so that a resumed trial keeps its place on the rungs."""
+    """ASHA that stops a trial only while another one waits for its slot, which would otherwise stay idle.
+
+    It identifies trials by number, so that a resumed trial keeps its place on the rungs.
+    """
+
+    def __init__(self, waiting: Callable[[], bool], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._waiting = waiting
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial under its number."""
@@ -53,7 +69,10 @@ class EpochHalving(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide on a trial by its number."""
-        return super().on_trial_result(tune_controller, _numbered(trial), result)
+        decision = super().on_trial_result(tune_controller, _numbered(trial), result)
+        if decision == self.STOP and result["epoch"] < self._max_t and not self._waiting():
+            return self.CONTINUE
+        return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Complete a trial under its number."""

@@ -239,6 +239,11 @@ class OptunaSearcher(OptunaSearch):
         study: optuna.Study = self._ot_study  # type: ignore[assignment]
         return study
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a trial waits for a slot, or will: one that broke, or one that is still to be proposed."""
+        return bool(self._waiting or self._broken) or self._next_number() is not None
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Keep the space: Tune's own configuration holds none."""
         return False

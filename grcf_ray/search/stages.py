@@ -174,7 +174,9 @@ class Search:
                 stopped=stopped,
             )
             keeper.settle = searcher.settle
-            scheduler = build_scheduler(config.search, stage=stage, epochs=epochs, trials=trials)
+            scheduler = build_scheduler(
+                config.search, stage=stage, epochs=epochs, trials=trials, waiting=lambda: searcher.waiting
+            )
             self._fit(stage, searcher, scheduler, keeper, stopped)
         self._settle_unfinished(stage)
         self.record.export_trials(stage)

@@ -65,6 +65,22 @@ def test_a_bad_newcomer_is_stopped_at_its_first_rung_and_a_good_one_is_not() -> 
     assert play(scheduler(), 6, [0.1] * EPOCHS)[0] == CONTINUE
 
 
+@pytest.mark.parametrize("waiting_trials", [0, 1, 3])
+def test_a_trial_is_stopped_only_while_another_waits_for_its_slot(waiting_trials: int) -> None:
+    """And the trials that go on stay on the rungs: the last one is judged as if they had been stopped."""
+    recorded = [record(number, values) for number, values in enumerate(curves(6))]
+    left = [waiting_trials]
+    halving = build_scheduler(SEARCH, stage=1, epochs=EPOCHS, trials=recorded, waiting=lambda: left[0] > 0)
+    played = []
+    for number in range(6, 10):
+        played.append(play(halving, number, [0.1] * EPOCHS))
+        left[0] -= 1
+    whole = [CONTINUE] * (EPOCHS - 1) + [STOP]
+    assert played == [[STOP]] * waiting_trials + [whole] * (4 - waiting_trials)
+    left[0] = 1
+    assert play(halving, 10, [0.1] * EPOCHS) == [STOP]
+
+
 def test_stage_2_is_minimised() -> None:
     recorded = [record(number, values, stage=2) for number, values in enumerate(curves(6))]
     assert play(scheduler(recorded, 2), 6, [0.9] * EPOCHS) == [STOP]

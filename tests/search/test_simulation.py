@@ -166,6 +166,12 @@ def test_early_stopping_saves_time(table: TrialTable) -> None:
     assert stopped.busy <= 2 * stopped.seconds
 
 
+def test_early_stopping_leaves_trials_alone_that_have_the_slots_to_themselves(table: TrialTable) -> None:
+    halved = table.space.with_settings({"search.pruning": True, "search.grace_epochs": 1, "search.reduction_factor": 3})
+    whole, stopped = (simulate(table, space, slots=8, seed=3) for space in (table.space, halved))
+    assert (stopped.passes, stopped.seconds) == (whole.passes, whole.seconds)
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trials.parquet"
     path.write_text(json.dumps({}))
