@@ -12,9 +12,11 @@ from grcf_ray.statistics import (
     bootstrap_intervals,
     compare,
     corrected,
+    expected_maximum,
     finite_spread,
     rank_correlation,
     rank_test,
+    sampling_deviations,
     spread,
 )
 
@@ -151,3 +153,29 @@ def test_rank_test_agrees_with_every_order_counted() -> None:
     many = [float(k) for k in range(12)]
     rho, p = rank_test(many, many)
     assert rho == pytest.approx(1) and p is not None and 0 < p < 1e-3
+
+
+def test_the_expected_largest_of_normal_values() -> None:
+    """Known in closed form for two and three (Johnson, Kotz, Balakrishnan 1994, 13.9); of many, by simulation."""
+    assert expected_maximum(1) == pytest.approx(0, abs=1e-9)
+    assert expected_maximum(2) == pytest.approx(np.pi**-0.5)
+    assert expected_maximum(3) == pytest.approx(1.5 * np.pi**-0.5)
+    drawn = np.random.default_rng(0).standard_normal((20_000, 40)).max(axis=1)
+    assert expected_maximum(40) == pytest.approx(drawn.mean(), abs=0.02)
+    assert 4.3 < expected_maximum(100_000) < 4.5
+
+
+def test_deviations_over_samples_of_utterances() -> None:
+    """Those of a mean are known; two models with the same errors differ by nothing."""
+    rng = np.random.default_rng(0)
+    label_N = rng.standard_normal(300)
+    first_N, second_N = (label_N + rng.standard_normal(300) for _ in range(2))
+    errors = [np.abs(score_N - label_N) for score_N in (first_N, second_N)]
+    single, paired = sampling_deviations(np.stack([first_N, second_N]), label_N, mae, seed=0)
+    assert single == pytest.approx((np.mean([e.var() for e in errors]) / 300) ** 0.5, rel=0.15)
+    assert paired == pytest.approx((errors[0] - errors[1]).std() / 300**0.5, rel=0.15)
+    assert sampling_deviations(first_N[None], label_N, mae, seed=0)[1] is None
+    same = sampling_deviations(np.stack([first_N, first_N]), label_N, mae, seed=0)
+    assert same[1] == pytest.approx(0, abs=1e-9)
+    undefined, none = sampling_deviations(first_N[None], label_N, lambda *_: float("nan"), seed=0)
+    assert np.isnan(undefined) and none is None

@@ -21,6 +21,7 @@ from grcf_ray.report import page_sections
 from grcf_ray.report.figure_tables import ROWS, tables_of
 from grcf_ray.report.figures.model import model_plots
 from grcf_ray.report.figures.search import search_plots
+from grcf_ray.report.figures.worth import worth_plot
 from grcf_ray.report.html import Table, render, template_source
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.summary import REPORT, RunSummary
@@ -65,7 +66,7 @@ class Section:
 
 def sections(view: RunView, *, going_on: bool = False) -> list[Section]:
     """Return the run's figures. going_on: without those of the best model, which are slow and not final."""
-    model = [] if going_on else model_plots(view)
+    model = [] if going_on else [*filter(None, [worth_plot(view)]), *model_plots(view)]
     search = search_plots(view)
     none = (
         "These figures follow when the search has ended." if going_on else "No predictions of a best model on record."

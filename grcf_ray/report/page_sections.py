@@ -53,19 +53,31 @@ def _result(view: RunView, summary: RunSummary) -> dict[str, Any]:
 
 def _comparisons(summary: RunSummary) -> Iterator[dict[str, Any]]:
     if seeds := summary.seeds:
+        metric = METRIC_TITLES[summary.objective]
+        best = Table(
+            f"The best of each side's {seeds.seeds} seeds, chosen on valid",
+            ("Model", f"Valid {metric}", f"Test {metric}"),
+            [
+                (capitalised(name), figure(valid), figure(test))
+                for name, valid, test in seeds.best_rows(summary.objective)
+            ],
+        )
         yield {
             "title": f"Under {seeds.seeds} fresh seeds",
-            "table": _comparison(
-                f"Winner and starting point retrained under {seeds.seeds} seeds that the search did not use",
-                seeds.comparison(),
-            ),
+            "tables": [
+                _comparison(
+                    f"Winner and starting point retrained under {seeds.seeds} seeds that the search did not use",
+                    seeds.comparison(),
+                ),
+                *([best] if best.rows else []),
+            ],
             "notes": [seeds.warning] if seeds.warning else [],
         }
     if against := summary.against_baseline:
         loss = METRIC_TITLES[summary.objective]
         yield {
             "title": f"Two stages against {loss} alone",
-            "table": _comparison(f"Winners of both searches under {against.seeds} seeds", against.comparison(loss)),
+            "tables": [_comparison(f"Winners of both searches under {against.seeds} seeds", against.comparison(loss))],
             "notes": [INHERITED, *([against.warning] if against.warning else [])],
         }
 

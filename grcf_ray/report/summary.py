@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from grcf_ray.config import Task
 from grcf_ray.console import sentence
 from grcf_ray.data.datasets import TWO_READINGS
-from grcf_ray.metrics import METRIC_TITLES, acc_whole_note
+from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, acc_whole_note
 from grcf_ray.report.view import RunView
+from grcf_ray.report.worth import Worth
 from grcf_ray.search.comparisons import (
     against_baseline,
     baseline_kind,
@@ -78,6 +79,20 @@ class Retrainings(SeedsFile):
         first, second = (values["arms"][arm]["test"] for arm in ("winner", "start"))
         titles = ("winner", "starting point")
         return Comparison.model_validate({"titles": titles, "first": first, "second": second, "gain": values["gain"]})
+
+    def best_rows(self, objective: str) -> list[tuple[str, float, float | None]]:
+        """Return the best of each arm's seeds by its validation objective: title, and the objective on valid and test.
+
+        The starting point has as many seeds as the winner, so that both have the same luck.
+        """
+        sign = 1 if METRIC_DIRECTIONS[objective] == "min" else -1
+        rows = []
+        for arm, title in (("winner", "winner's parameters"), ("start", "starting point")):
+            measured = [m for m in self.models if m.arm == arm and objective in m.valid]
+            if measured:
+                best = min(measured, key=lambda model: sign * model.valid[objective])
+                rows.append((title, best.valid[objective], best.test.get(objective)))
+        return rows
 
 
 class AgainstBaseline(_Part):
@@ -198,6 +213,8 @@ class RunSummary(_Part):
     test: Metrics
     test_seen_before_selection_ended: bool
     seeds: Retrainings | None
+    worth: Worth | None = None
+    """What the gain is worth, once the winner has been measured."""
     against_baseline: AgainstBaseline | None
     paper: Metrics
     not_comparable: list[str]
@@ -231,6 +248,7 @@ class RunSummary(_Part):
                 "test": metrics.get("test", {}),
                 "test_seen_before_selection_ended": info.test_seen,
                 "seeds": retrainings(record, winner) if winner else None,
+                "worth": Worth.of(view),
                 "against_baseline": against_baseline(record),
                 "paper": metrics.get("paper", {}),
                 "not_comparable": metrics.get("not_comparable", []),
@@ -269,6 +287,8 @@ class RunSummary(_Part):
     def remarks(self) -> list[str]:
         """Return what a reader of the metrics has to know, a sentence each."""
         remarks = [f"Validation figures are optimistic: the best of {self.trials} trials."]
+        if self.worth is not None:
+            remarks += self.worth.sentences()
         if self.test_seen_before_selection_ended:
             remarks.append("Test was seen before selection ended: the search continued after test had been read.")
         if "acc_whole" in self.test:

@@ -47,7 +47,7 @@ def _result_lines(summary: RunSummary) -> Iterator[str]:
     yield from metric_lines(summary.metric_columns(), summary.test)
     if summary.seeds:
         yield ""
-        yield from seeds_lines(summary.seeds)
+        yield from seeds_lines(summary.seeds, summary.objective)
     if summary.against_baseline:
         yield ""
         yield from baseline_lines(summary.against_baseline, METRIC_TITLES[summary.objective])
@@ -111,10 +111,18 @@ def listed_trials(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:_FEW_TRIALS])) + more
 
 
-def seeds_lines(seeds: Retrainings, *, width: int | None = None) -> Iterator[str]:
-    """Yield mean and deviation of the retrained winner and starting point on test, and the gain between them."""
+def seeds_lines(seeds: Retrainings, objective: str, *, width: int | None = None) -> Iterator[str]:
+    """Yield mean and deviation of the retrained winner and starting point on test, their gain, and the best of each.
+
+    objective: the metric that chooses the best.
+    """
     yield f"Retrained under {seeds.seeds} fresh seeds, on test (mean ± standard deviation):"
     yield from comparison_lines(seeds.comparison(), width=width)
+    if rows := seeds.best_rows(objective):
+        title = METRIC_TITLES[objective]
+        header = (f"best of {seeds.seeds} seeds by valid {title}", f"valid {title}", f"test {title}")
+        yield ""
+        yield from table_lines(header, [(name, figure(valid), figure(test)) for name, valid, test in rows], width=width)
     if seeds.warning:
         yield seeds.warning
 

@@ -98,7 +98,7 @@ def _answer(view: RunView, summary: RunSummary) -> Iterator[str]:
         yield from wrap(one_line(remark, COMMAND_ROOM), WIDTH, subsequent_indent="  ")
     yield ""
     if summary.seeds:
-        yield from seeds_lines(summary.seeds, width=WIDTH)
+        yield from seeds_lines(summary.seeds, summary.objective, width=WIDTH)
     else:
         yield ONE_SEED
     if summary.against_baseline:

@@ -1,0 +1,262 @@
+"""What the gain of a search is worth: how much of it is parameters, and how much the luck of the best of many figures.
+
+A figure, here, is a trial's best validation objective. Intervals hold 95 % of the posterior.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from grcf_ray.metrics import METRIC_TITLES, split_metrics
+from grcf_ray.report.coordinates import Coordinates
+from grcf_ray.report.figures.parameters import objective
+from grcf_ray.report.noise_model import Posterior, draw_posterior
+from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.search.comparisons import ARMS, retrainings, seeds_record
+from grcf_ray.search.record import TrialRecord
+from grcf_ray.statistics import Floats, expected_maximum, sampling_deviations
+from grcf_ray.train.curve import DIRECTIONS
+
+LEAST_TRIALS = 12
+"""With fewer complete trials, parameters and seeds cannot be told apart."""
+_MOST_TRIALS = 500
+"""Trials of the model: its time grows with their third power."""
+_LEAST_FREEDOM = 2
+"""Degrees of freedom below which retrainings alone do not measure the noise of seeds."""
+
+
+class Interval(BaseModel):
+    """An estimate with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, spec: str = ".3f") -> str:
+        """Return the estimate and its interval in brackets."""
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+class Worth(BaseModel):
+    """The figure of a winner, taken apart; None stands for what the run cannot tell."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    """The validation metric that the last stage optimises."""
+    figure: float
+    """The winner's."""
+    candidates: int
+    """The number of figures that it is the best of."""
+    trials: int
+    """Complete trials of the last stage."""
+    retrainings: int
+    """Trainings under fresh seeds."""
+    share: Interval | None = None
+    """The share of the parameters in the variance between the complete trials; the rest is the seed's."""
+    seed_deviation: Interval | None = None
+    """Standard deviation of a figure over seeds, and over whatever else the parameters do not explain."""
+    corrected: Interval | None = None
+    """The expected figure of the winner's parameters under another seed."""
+    start: Interval | None = None
+    """The expected figure of the starting point."""
+    affordable: int | None = None
+    """Number of trainings of the starting point, both stages, at the cost of the search."""
+    best_start: Interval | None = None
+    """The best figure of as many seeds of the starting point."""
+    utterances: int | None = None
+    """Of the validation split."""
+    split_deviation: float | None = None
+    """Standard deviation of a figure over validation splits of this size, nearly the same for all models."""
+    paired_deviation: float | None = None
+    """The same of the difference between two models."""
+
+    @classmethod
+    def of(cls, view: RunView) -> Worth | None:
+        """Take the winner's figure apart. None before the winner has been measured on test."""
+        winner = view.winner
+        if view.metrics is None or winner is None or (figure := objective(winner)) is None:
+            return None
+        stage, metric = winner.stage, view.objective(winner.stage)
+        complete = [trial for trial in view.trials[stage] if trial.state == "complete"]
+        repeats = _Repeats.of(retrainings(view.record, winner.name), metric)
+        return cls(
+            metric=metric,
+            figure=figure,
+            candidates=len(view.ranked(stage)),
+            trials=len(complete),
+            retrainings=sum(map(len, repeats.figures.values())),
+            **_estimates(view, winner, complete, repeats),
+            **_validation_noise(view, metric),
+        )
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what the estimates say."""
+        title, deviation = METRIC_TITLES[self.metric], self.seed_deviation
+        if self.share is not None:
+            share = self.share.text(".0%")
+            yield f"Of the variance between {self.trials} complete trials, parameters explain {share}, seeds the rest."
+        else:
+            few = f"{self.trials} trials are complete, {LEAST_TRIALS} are needed"
+            yield f"Too few or equal trials to tell parameters from seeds: {few}."
+        if deviation is not None:
+            source = f" ({self.retrainings} retrainings)" if self.retrainings else ""
+            yield f"Another seed changes the valid {title} by {deviation.text()}, one standard deviation{source}."
+        if self.corrected is not None:
+            best = f"The winner's {self.figure:.3f} is the best of {self.candidates} figures"
+            yield f"{best}; without that luck its parameters give {self.corrected.text()}."
+        if self.best_start is not None:
+            cost = f"The search cost as much as {self.affordable} seeds of the starting point"
+            yield f"{cost}; the best of them would have {self.best_start.text()}."
+        if self.split_deviation is not None:
+            between = f", the difference of two models by {self.paired_deviation:.3f}" if self.paired_deviation else ""
+            sample = f"Another sample of {self.utterances} validation utterances"
+            yield f"{sample} changes the {title} by {self.split_deviation:.3f}{between}."
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repeats:
+    """The validation figures of the retrainings by arm, which measure the noise of seeds directly."""
+
+    figures: Mapping[str, Sequence[float]]
+
+    @classmethod
+    def of(cls, seeds: Mapping[str, Any] | None, metric: str) -> _Repeats:
+        models = (seeds or {}).get("models", [])
+        return cls(
+            {arm: [m["valid"][metric] for m in models if m["arm"] == arm and metric in m["valid"]] for arm in ARMS}
+        )
+
+    @property
+    def squares(self) -> float:
+        return float(sum(np.var(figures) * len(figures) for figures in self.figures.values() if figures))
+
+    @property
+    def freedom(self) -> int:
+        return sum(max(0, len(figures) - 1) for figures in self.figures.values())
+
+
+def _estimates(
+    view: RunView, winner: TrialRecord, complete: Sequence[TrialRecord], repeats: _Repeats
+) -> dict[str, Any]:
+    """Return share, seed_deviation, corrected, start, affordable and best_start, as far as they can be told."""
+    sign = 1.0 if DIRECTIONS[winner.stage] == "min" else -1.0
+    posterior = _posterior(view, winner, complete, repeats)
+    rng = np.random.default_rng(0)
+    estimates: dict[str, Any] = {"affordable": _affordable(view)}
+    if posterior is not None:
+        estimates["share"] = _interval(posterior.share_D)
+        variance_D = posterior.variance_D
+        levels = dict(zip(ARMS, posterior.level_DP.T, strict=False))
+    elif repeats.freedom >= _LEAST_FREEDOM and repeats.squares > 0:
+        variance_D, levels = repeats.squares / rng.chisquare(repeats.freedom, size=4000), {}
+    else:
+        return estimates
+    deviation_D = np.sqrt(variance_D)
+    for arm, figures in repeats.figures.items():
+        # Trainings under fresh seeds are a better estimate than the model's, and nothing was chosen among them.
+        if len(figures) > 1:
+            levels[arm] = np.mean(figures) + deviation_D * rng.standard_normal(len(variance_D)) / len(figures) ** 0.5
+    estimates["seed_deviation"] = _interval(deviation_D)
+    if ARMS[0] in levels:
+        estimates["corrected"] = _interval(levels[ARMS[0]])
+    if ARMS[1] in levels:
+        estimates["start"] = _interval(levels[ARMS[1]])
+        if count := estimates["affordable"]:
+            estimates["best_start"] = best_of(count, sign, levels[ARMS[1]], deviation_D, rng)
+    return estimates
+
+
+def best_of(count: int, sign: float, level_D: Floats, deviation_D: Floats, rng: np.random.Generator) -> Interval:
+    """Return the best of `count` normal figures. sign: 1 if lower is better, else -1."""
+    from scipy import stats
+
+    # The largest of n uniform values is distributed as the n-th root of one.
+    gain_D = stats.norm.ppf(rng.uniform(size=len(level_D)) ** (1 / count))
+    low, high = np.percentile(level_D - sign * deviation_D * gain_D, [2.5, 97.5]).tolist()
+    mean = level_D.mean() - sign * deviation_D.mean() * expected_maximum(count)
+    return Interval(mean=float(mean), low=low, high=high)
+
+
+def _interval(draws_D: Floats) -> Interval:
+    low, high = np.percentile(draws_D, [2.5, 97.5]).tolist()
+    return Interval(mean=float(draws_D.mean()), low=low, high=high)
+
+
+def _posterior(
+    view: RunView, winner: TrialRecord, complete: Sequence[TrialRecord], repeats: _Repeats
+) -> Posterior | None:
+    """Return the model's posterior with the levels of the winner and, if it is on record, of the starting point."""
+    if len(complete) > _MOST_TRIALS:
+        drawn = np.random.default_rng(0).choice(len(complete), _MOST_TRIALS, replace=False)
+        complete = [complete[index] for index in sorted(drawn)]
+    places = Coordinates(view, winner.stage, complete)
+    used = [(place, value) for t in complete if (value := objective(t)) is not None and (place := places.of(t))]
+    at = [place for trial in (winner, places.start) if trial is not None and (place := places.of(trial))]
+    value_T = np.array([value for _, value in used])
+    if len(used) < LEAST_TRIALS or np.ptp(value_T) == 0 or not at:
+        return None
+    return draw_posterior(
+        np.array([place for place, _ in used]),
+        value_T,
+        np.array(at),
+        squares=repeats.squares,
+        freedom=repeats.freedom,
+    )
+
+
+def _affordable(view: RunView) -> int | None:
+    """Return how many trainings of the starting point cost as much as the search; None if no cost is on record.
+
+    The cost is in passes over the training split, or in seconds where they are not on record.
+    """
+    for unit in ("utterance_passes", "seconds"):
+        whole, start = sum(float(getattr(trial, unit)) for trial in view.all_trials), 0.0
+        for stage, (_, epochs) in view.budgets.items():
+            trained = [trial for trial in view.trials[stage] if trial.epoch]
+            # The first trial is the starting point; it may have been stopped early.
+            start += sum(float(getattr(trial, unit)) / trial.epoch * epochs for trial in trained[:1])
+        if start > 0:
+            return max(1, round(whole / start))
+    return None
+
+
+def _validation_noise(view: RunView, metric: str) -> dict[str, Any]:
+    """Return utterances, split_deviation and, if retrained models are on record, paired_deviation."""
+    best = view.scored("valid")
+    if best is None:
+        return {}
+    models = [best, *_retrained(view)]
+    low, high = view.label_range
+    measuring: dict[str, Any] = {
+        "protocol": view.protocol,
+        "limit": (high - low) / 2,
+        "center": (low + high) / 2,
+        "ties": view.info.settings["metrics.ties"],
+    }
+    score_MN = np.stack([model.score_N for model in models if model.id_N == best.id_N])
+    single, paired = sampling_deviations(
+        score_MN,
+        best.label_N,
+        lambda score_N, label_N: split_metrics(score_N, label_N, only=metric, **measuring).get(metric, float("nan")),
+        seed=0,
+    )
+    if not np.isfinite(single):
+        return {}
+    return {"utterances": len(best.id_N), "split_deviation": single, "paired_deviation": paired}
+
+
+def _retrained(view: RunView) -> Iterator[Predictions]:
+    """Yield the validation predictions of the retrained models, without those of an earlier stage."""
+    assert view.winner is not None
+    place = seeds_record(view.record, view.winner.name).place / "models"
+    for name in place.names():
+        if name.isdecimal() and (path := place / name / "predictions" / "valid.parquet").exists():
+            yield Predictions.read(path)
