@@ -37,11 +37,11 @@ def draw_worth(data: Mapping[str, Any]) -> Figure:
     rows = [{**row, "line": line} for line, row in enumerate(data["rows"])]
     names = [row["what"] for row in rows]
     figure = new_figure(
-        90 + 34 * len(rows),
+        100 + 34 * len(rows),
         xaxis={"title": f"valid {data['title']}"},
         yaxis={"range": [len(rows) - 0.5, -0.5], "showgrid": True, **name_axis(names)},
         showlegend=False,
-        margin={"l": 10, "r": 10, "t": 30, "b": 50},
+        margin={"l": 10, "r": 10, "t": 30, "b": 60},
     )
     known = [row for row in rows if row["low"] is not None]
     figure.add_scatter(
