@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from grcf_ray.metrics import METRIC_TITLES, split_metrics
 from grcf_ray.report.coordinates import Coordinates
@@ -78,6 +78,14 @@ class Worth(BaseModel):
     paired_deviation: float | None = None
     """The same of the difference between two models."""
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def validation_share(self) -> float | None:
+        """The share of the validation sample in the noise of seeds: half the variance of the difference of two."""
+        if self.paired_deviation is None or self.seed_deviation is None:
+            return None
+        return min(1.0, self.paired_deviation**2 / 2 / self.seed_deviation.mean**2)
+
     @classmethod
     def of(cls, view: RunView) -> Worth | None:
         """Take the winner's figure apart. None before the winner has been measured on test."""
@@ -116,9 +124,10 @@ class Worth(BaseModel):
             cost = f"The search cost as much as {self.affordable} seeds of the starting point"
             yield f"{cost}; the best of them would have {self.best_start.text()}."
         if self.split_deviation is not None:
-            between = f", the difference of two models by {self.paired_deviation:.3f}" if self.paired_deviation else ""
-            sample = f"Another sample of {self.utterances} validation utterances"
-            yield f"{sample} changes the {title} by {self.split_deviation:.3f}{between}."
+            sample = f"Another {self.utterances} validation utterances change the {title} by {self.split_deviation:.3f}"
+            between = "" if self.paired_deviation is None else f", and differences by {self.paired_deviation:.3f}"
+            share = "" if self.validation_share is None else f" ({self.validation_share:.0%} of the noise of seeds)"
+            yield f"{sample}{between}{share}."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_a_search_with_enough_trials_is_taken_apart(tmp_path: Path) -> None:
     # 4 and 24 trials of 3 epochs and two of 1 epoch, each epoch one pass, over 3 and 3 epochs of the starting point.
     assert worth.affordable == round(86 / 6)
     assert worth.best_start.mean < worth.start.mean
-    assert worth.utterances == 40 and worth.paired_deviation is None
+    assert worth.utterances == 40 and worth.paired_deviation is None and worth.validation_share is None
     plot = worth_plot(view)
     assert plot is not None
     assert [row["value"] for row in plot.data["rows"]] == [
@@ -149,7 +149,12 @@ def test_retrained_models_tell_the_noise_of_a_difference(tmp_path: Path) -> None
         with (models / name / "predictions" / "valid.parquet").writing() as path:
             path.write_bytes((tmp_path / "copy").read_bytes())
     # The same predictions have no difference; those of Stage 1 do not count.
-    assert worth_of(view).paired_deviation == pytest.approx(0, abs=1e-9)
+    worth = worth_of(view)
+    assert worth.paired_deviation == pytest.approx(0, abs=1e-9) and worth.validation_share == pytest.approx(0)
+    assert list(worth.sentences())[-1].endswith(", and differences by 0.000 (0% of the noise of seeds).")
+    assert worth.seed_deviation is not None
+    noisy = worth.model_copy(update={"paired_deviation": worth.seed_deviation.mean})
+    assert noisy.validation_share == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
