@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ FRACTIONS = np.sin(np.linspace(0, 0.95 * np.pi / 2, 20)) ** 2
 """Share of the variance that belongs to the parameters a priori; denser at the ends (arcsine prior)."""
 LENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Length scales, in root mean square distance over coordinates that reach from 0 to 1."""
-_DRAWS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +35,16 @@ class Posterior:
     share_D: Floats
     """The share of the parameters in the variance between the trials."""
 
+    @classmethod
+    def pooled(cls, parts: Sequence[Posterior]) -> Posterior:
+        """Return the draws of several posteriors together."""
+        return cls(
+            *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls))
+        )
+
 
 def draw_posterior(
-    place_TC: Floats, value_T: Floats, at_PC: Floats, *, squares: float = 0.0, freedom: int = 0
+    place_TC: Floats, value_T: Floats, at_PC: Floats, *, squares: float = 0.0, freedom: int = 0, draws: int = 4000
 ) -> Posterior:
     """Return draws from the posterior of trials with these coordinates and objectives, not all equal.
 
@@ -61,17 +67,17 @@ def draw_posterior(
     ]
     rng = np.random.default_rng(0)
     weight = np.exp(np.array([fit.log_evidence for fit in fits]) - max(fit.log_evidence for fit in fits))
-    chosen_D = rng.choice(len(fits), size=_DRAWS, p=weight / weight.sum())
+    chosen_D = rng.choice(len(fits), size=draws, p=weight / weight.sum())
     fraction_D, squares_D, apart_D, unknown_D = (
         np.array([getattr(fit, name) for fit in fits])[chosen_D]
         for name in ("fraction", "squares", "level_squares", "unknown_squares")
     )
-    variance_D = squares_D / rng.chisquare(len(value_T) - 1 + freedom, size=_DRAWS)
+    variance_D = squares_D / rng.chisquare(len(value_T) - 1 + freedom, size=draws)
     noise_D = (1 - fraction_D) * variance_D
     between_D = (apart_D + unknown_D * variance_D) / (len(value_T) - 1)
     # The jitter keeps the covariance of two equal places positive definite.
     roots = np.linalg.cholesky(np.stack([fit.covariance_PP for fit in fits]) + 1e-9 * np.eye(len(at_PC)))
-    normal_DP = rng.standard_normal((_DRAWS, len(at_PC)))
+    normal_DP = rng.standard_normal((draws, len(at_PC)))
     spread_DP = np.sqrt(variance_D)[:, None] * np.einsum("dpq,dq->dp", roots[chosen_D], normal_DP)
     level_DP = np.stack([fit.level_P for fit in fits])[chosen_D] + spread_DP
     return Posterior(value_T.mean() + scale * level_DP, scale**2 * noise_D, between_D / (between_D + noise_D))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -16,15 +16,19 @@ from grcf_ray.metrics import METRIC_TITLES, split_metrics
 from grcf_ray.report.coordinates import Coordinates
 from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.noise_model import Posterior, draw_posterior
+from grcf_ray.report.stopped_trials import draw_finished, rung_values
 from grcf_ray.report.view import Predictions, RunView
 from grcf_ray.search.comparisons import ARMS, retrainings, seeds_record
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.statistics import Floats, expected_maximum, sampling_deviations
-from grcf_ray.train.curve import DIRECTIONS
+from grcf_ray.train.curve import DIRECTIONS, objective_value
 
 LEAST_TRIALS = 12
 """With fewer complete trials, parameters and seeds cannot be told apart."""
-_MOST_TRIALS = 500
+_DRAWS = 4000
+_ROUNDS = 8
+"""Draws of the values of stopped trials."""
+_MOST_TRIALS = 300
 """Trials of the model: its time grows with their third power."""
 _LEAST_FREEDOM = 2
 """Degrees of freedom below which retrainings alone do not measure the noise of seeds."""
@@ -56,11 +60,12 @@ class Worth(BaseModel):
     candidates: int
     """The number of figures that it is the best of."""
     trials: int
-    """Complete trials of the last stage."""
+    """Complete and stopped trials of the last stage."""
+    complete: int
     retrainings: int
     """Trainings under fresh seeds."""
     share: Interval | None = None
-    """The share of the parameters in the variance between the complete trials; the rest is the seed's."""
+    """The share of the parameters in the variance between the trials; the rest is the seed's."""
     seed_deviation: Interval | None = None
     """Standard deviation of a figure over seeds, and over whatever else the parameters do not explain."""
     corrected: Interval | None = None
@@ -93,15 +98,16 @@ class Worth(BaseModel):
         if view.metrics is None or winner is None or (figure := objective(winner)) is None:
             return None
         stage, metric = winner.stage, view.objective(winner.stage)
-        complete = [trial for trial in view.trials[stage] if trial.state == "complete"]
+        trials = _usable(view, stage)
         repeats = _Repeats.of(retrainings(view.record, winner.name), metric)
         return cls(
             metric=metric,
             figure=figure,
             candidates=len(view.ranked(stage)),
-            trials=len(complete),
+            trials=len(trials),
+            complete=sum(trial.state == "complete" for trial in trials),
             retrainings=sum(map(len, repeats.figures.values())),
-            **_estimates(view, winner, complete, repeats),
+            **_estimates(view, winner, repeats),
             **_validation_noise(view, metric),
         )
 
@@ -110,9 +116,9 @@ class Worth(BaseModel):
         title, deviation = METRIC_TITLES[self.metric], self.seed_deviation
         if self.share is not None:
             share = self.share.text(".0%")
-            yield f"Of the variance between {self.trials} complete trials, parameters explain {share}, seeds the rest."
+            yield f"Of the variance between {self.trials} trials, parameters explain {share}, seeds the rest."
         else:
-            few = f"{self.trials} trials are complete, {LEAST_TRIALS} are needed"
+            few = f"{self.complete} trials are complete, {LEAST_TRIALS} are needed"
             yield f"Too few or equal trials to tell parameters from seeds: {few}."
         if deviation is not None:
             source = f" ({self.retrainings} retrainings)" if self.retrainings else ""
@@ -152,12 +158,10 @@ class _Repeats:
         return sum(max(0, len(figures) - 1) for figures in self.figures.values())
 
 
-def _estimates(
-    view: RunView, winner: TrialRecord, complete: Sequence[TrialRecord], repeats: _Repeats
-) -> dict[str, Any]:
+def _estimates(view: RunView, winner: TrialRecord, repeats: _Repeats) -> dict[str, Any]:
     """Return share, seed_deviation, corrected, start, affordable and best_start, as far as they can be told."""
     sign = 1.0 if DIRECTIONS[winner.stage] == "min" else -1.0
-    posterior = _posterior(view, winner, complete, repeats)
+    posterior = _posterior(view, winner, repeats)
     rng = np.random.default_rng(0)
     estimates: dict[str, Any] = {"affordable": _affordable(view)}
     if posterior is not None:
@@ -165,7 +169,7 @@ def _estimates(
         variance_D = posterior.variance_D
         levels = dict(zip(ARMS, posterior.level_DP.T, strict=False))
     elif repeats.freedom >= _LEAST_FREEDOM and repeats.squares > 0:
-        variance_D, levels = repeats.squares / rng.chisquare(repeats.freedom, size=4000), {}
+        variance_D, levels = repeats.squares / rng.chisquare(repeats.freedom, size=_DRAWS), {}
     else:
         return estimates
     deviation_D = np.sqrt(variance_D)
@@ -199,26 +203,44 @@ def _interval(draws_D: Floats) -> Interval:
     return Interval(mean=float(draws_D.mean()), low=low, high=high)
 
 
-def _posterior(
-    view: RunView, winner: TrialRecord, complete: Sequence[TrialRecord], repeats: _Repeats
-) -> Posterior | None:
-    """Return the model's posterior with the levels of the winner and, if it is on record, of the starting point."""
-    if len(complete) > _MOST_TRIALS:
-        drawn = np.random.default_rng(0).choice(len(complete), _MOST_TRIALS, replace=False)
-        complete = [complete[index] for index in sorted(drawn)]
-    places = Coordinates(view, winner.stage, complete)
-    used = [(place, value) for t in complete if (value := objective(t)) is not None and (place := places.of(t))]
-    at = [place for trial in (winner, places.start) if trial is not None and (place := places.of(trial))]
-    value_T = np.array([value for _, value in used])
-    if len(used) < LEAST_TRIALS or np.ptp(value_T) == 0 or not at:
+def _posterior(view: RunView, winner: TrialRecord, repeats: _Repeats) -> Posterior | None:
+    """Return the model's posterior with the levels of the winner and, if it is on record, of the starting point.
+
+    Stopped trials have values that are drawn several times, so that the posterior is as wide as they are uncertain.
+    """
+    trials = _usable(view, winner.stage)
+    if len(trials) > _MOST_TRIALS:
+        drawn = np.random.default_rng(0).choice(len(trials), _MOST_TRIALS, replace=False)
+        trials = [trials[index] for index in sorted(drawn)]
+    places = Coordinates(view, winner.stage, trials)
+    found = [place for trial in (winner, places.start) if trial is not None and (place := places.of(trial))]
+    used = [(place, trial) for trial in trials if (place := places.of(trial))]
+    if sum(trial.state == "complete" for _, trial in used) < LEAST_TRIALS or not found:
         return None
-    return draw_posterior(
-        np.array([place for place, _ in used]),
-        value_T,
-        np.array(at),
-        squares=repeats.squares,
-        freedom=repeats.freedom,
+    value_TR = rung_values([trial for _, trial in used])
+    rng = np.random.default_rng(0)
+    rounds = _ROUNDS if np.isnan(value_TR[:, -1]).any() else 1
+    finished = [draw_finished(value_TR, rng) for _ in range(rounds)]
+    if any(np.ptp(value_T) == 0 for value_T in finished):
+        return None
+    place_TC, at_PC = np.array([place for place, _ in used]), np.array(found)
+    return Posterior.pooled(
+        [
+            draw_posterior(
+                place_TC, value_T, at_PC, squares=repeats.squares, freedom=repeats.freedom, draws=_DRAWS // rounds
+            )
+            for value_T in finished
+        ]
     )
+
+
+def _usable(view: RunView, stage: Literal[1, 2]) -> list[TrialRecord]:
+    """Return the complete and the stopped trials that have a figure from the first epoch on."""
+    return [
+        trial
+        for trial in view.trials[stage]
+        if trial.state in ("complete", "pruned") and trial.curve and objective_value(stage, trial.curve[0]) is not None
+    ]
 
 
 def _affordable(view: RunView) -> int | None:

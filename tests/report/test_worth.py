@@ -52,7 +52,7 @@ def retrain(view: RunView, winner: list[float], start: list[float]) -> RunView:
 def test_a_search_with_enough_trials_is_taken_apart(tmp_path: Path) -> None:
     view = finished(tmp_path / "run", "c" * 24 + "pd")
     worth = worth_of(view)
-    assert (worth.metric, worth.candidates, worth.trials, worth.retrainings) == ("mae", 25, 24, 0)
+    assert (worth.metric, worth.candidates, worth.trials, worth.complete, worth.retrainings) == ("mae", 25, 25, 24, 0)
     assert view.winner is not None and worth.figure == view.winner.objective
     assert worth.share and worth.seed_deviation and worth.corrected and worth.start and worth.best_start
     # The MAE follows the learning rate, with a noise of 0.005.
