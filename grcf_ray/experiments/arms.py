@@ -13,7 +13,7 @@ from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_differences
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes, shown_columns
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, classes_of, finite_metrics, split_metrics
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.statistics import Difference, Floats, Metric, compare, corrected, finite_spread
 from grcf_ray.tables import P_VALUE, Column, Table
 

@@ -26,10 +26,11 @@ from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.registry import Experiment, Options
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.metrics import MetricProtocol
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
 from grcf_ray.search.events import Listener, RetrainingsStarted, SearchStarted
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.run_lookup import check_encoder, note_encoder

@@ -11,7 +11,7 @@ from grcf_ray.experiments.arms import full_arm, head_metrics, metric_of
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.result import ExperimentResult, few_seeds_notes
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, Ties
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
 

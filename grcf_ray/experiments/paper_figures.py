@@ -23,7 +23,7 @@ from grcf_ray.report.figures.palette import GREY, ORANGE, SCALE
 from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.figures.predictions import agreement_data, class_scores_data, projection_data
 from grcf_ray.report.figures.search import curves_data
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.statistics import finite_spread, paired_p
 from grcf_ray.tables import P_VALUE, Column, Table
 

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from grcf_ray.metrics import METRIC_TITLES, MetricProtocol
 from grcf_ray.report.figures.predictions import confusion_data
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.storage import StoragePath
 
 if TYPE_CHECKING:

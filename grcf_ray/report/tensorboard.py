@@ -38,8 +38,9 @@ from grcf_ray.errors import reason
 from grcf_ray.files import scratch_folder
 from grcf_ray.report.best_model_events import png_values, write_projector
 from grcf_ray.report.hparams import Study, best_tag, session_end
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
 from grcf_ray.search import events
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name

@@ -10,16 +10,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
 from grcf_ray.config import Task
-from grcf_ray.data.features import LABEL_DECIMALS
-from grcf_ray.errors import DamagedError, reason
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.lease import is_held
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.schema import MetricsFile, ProvenanceFile, RunInfo, StoredFile, read_file
 from grcf_ray.storage import StoragePath
@@ -27,44 +21,6 @@ from grcf_ray.train.curve import objective_name
 
 DIED = "died"
 """State of a run that its record calls running and that no search holds."""
-_COLUMNS = ["id", "text", "label", "score", "state"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """The best model's predictions of a split, in its order: `best/predictions/<split>.parquet`."""
-
-    id_N: Sequence[str]
-    text_N: Sequence[str]
-    label_N: NDArray[np.float64]
-    score_N: NDArray[np.float64]
-    """In label units, or logits of the positive class."""
-    state_ND: NDArray[np.float32]
-    """z_final, the representation before the head."""
-
-    @classmethod
-    def read(cls, place: StoragePath) -> Predictions:
-        """Read the file. FileNotFoundError if there is none, DamagedError if it is damaged."""
-        with place.reading() as path:
-            try:
-                table = pq.read_table(path, columns=_COLUMNS, partitioning=None, page_checksum_verification=True)
-                state = table["state"].combine_chunks()
-                predictions = cls(
-                    id_N=table["id"].to_pylist(),
-                    text_N=table["text"].to_pylist(),
-                    # Float32 has no 1.2; the metrics were computed from the rounded label.
-                    label_N=np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
-                    score_N=table["score"].to_numpy().astype(np.float64),
-                    state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
-                )
-            # Arrow reports some damage as OSError, and a flipped byte can change a column's type.
-            except (pa.ArrowException, OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-                raise DamagedError(f"{place}: damaged ({reason(error)}); bring it back from a copy") from error
-        if not all(
-            np.isfinite(array).all() for array in (predictions.label_N, predictions.score_N, predictions.state_ND)
-        ):
-            raise DamagedError(f"{place}: damaged (numbers that are not finite); bring it back from a copy")
-        return predictions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,9 @@ from grcf_ray.report.coordinates import Coordinates
 from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.noise_model import Posterior, draw_posterior
 from grcf_ray.report.stopped_trials import draw_finished, rung_values
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import ARMS, retrainings, seeds_record
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.statistics import Floats, expected_maximum, sampling_deviations
 from grcf_ray.train.curve import DIRECTIONS, objective_value

@@ -34,6 +34,7 @@ from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.search.events import StepStarted
 from grcf_ray.search.lease import fence
+from grcf_ray.search.predictions import keep_predictions
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, RunInfo, read_file
@@ -285,28 +286,6 @@ def _commit() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"commit": done.stdout.strip()}
-
-
-def keep_predictions(
-    place: StoragePath,
-    table: pa.Table,
-    label_N: NDArray[np.float64],
-    score_N: NDArray[np.float64],
-    state_ND: NDArray[np.float32],
-) -> None:
-    """Write a model's predictions for a table's rows, in their order: id, text, label, score, z_final."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "id": table["id"],
-        "text": table["text"],
-        "label": pa.array(label_N.astype(np.float32)),
-        "score": pa.array(score_N),
-        "state": pa.FixedSizeListArray.from_arrays(pa.array(state_ND.reshape(-1)), state_ND.shape[1]),
-    }
-    with place.writing() as path:
-        pq.write_table(pa.table(columns), path, write_page_checksum=True)
 
 
 def _linear_baseline(job: Search, table: pa.Table, store: DatasetStore, config: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from grcf_ray.config import MetricsConfig, RunConfig
 from grcf_ray.experiments.arms import Rescored, arm_tables, difference_pictures, figures, head_metrics, metric_of
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.metrics import split_metrics
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.tables import Table
 
 pytestmark = pytest.mark.usefixtures("few_draws")

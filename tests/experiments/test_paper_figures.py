@@ -17,7 +17,8 @@ from scipy import stats
 from grcf_ray.experiments.paper_figures import cluster_figures, curves, importance, tsne
 from grcf_ray.report.figures.importance import importance_data
 from grcf_ray.report.figures.parameters import space_of
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 from tests.experiments.conftest import FakeContext

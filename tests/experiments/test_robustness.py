@@ -16,7 +16,7 @@ from grcf_ray.data.frames import Frames
 from grcf_ray.experiments.arms import figures
 from grcf_ray.experiments.context import Model
 from grcf_ray.experiments.robustness import _noisy, modalities, noise
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from report.predictions import HOSTILE
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from grcf_ray.report.best_model_events import metadata_tsv, png_values, write_projector
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.storage import storage_path
 
 TEXTS = [HOSTILE, "", '"quoted', "\x85\u2028\u2029\x0b\x0c\x1c", "plain", "long " * 1000]

@@ -13,10 +13,10 @@ import pytest
 from synthetic_run import Run
 
 from grcf_ray.errors import DamagedError, DataError
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
+from grcf_ray.search.predictions import Predictions, keep_predictions
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import SCHEMA_VERSION, MetricsFile, ProvenanceFile, read_file
-from grcf_ray.search.winner import keep_predictions
 from grcf_ray.storage import storage_path
 
 STORED = Path(__file__).parents[1] / "stored" / "run-1"

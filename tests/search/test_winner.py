@@ -16,8 +16,9 @@ import torch
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
 from grcf_ray.metrics import split_metrics
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
 from grcf_ray.search import winner as winner_module
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.space import load_space
 from grcf_ray.search.stages import Search

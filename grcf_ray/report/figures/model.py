@@ -11,8 +11,9 @@ from grcf_ray.report.figures import predictions
 from grcf_ray.report.figures.layout import name_axis, new_figure, points, shown, two_columns
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, ORANGE
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
 from grcf_ray.search.comparisons import baseline_kind, retrainings
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.train.objectives import ordinal_groups
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from grcf_ray.losses.regression import advantage_weight
 from grcf_ray.metrics import MetricProtocol, classes_of
 from grcf_ray.report.figures.layout import count_axis, name_axis, new_figure, points, shown
 from grcf_ray.report.figures.palette import BLUE, GREY, ORANGE, SCALE
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

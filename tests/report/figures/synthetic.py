@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from synthetic_run import run_info
 
 from grcf_ray.metrics import split_metrics
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord, TrialState
 from grcf_ray.storage import storage_path
 

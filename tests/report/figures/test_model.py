@@ -19,7 +19,8 @@ from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.report.figures.model import draw_scoreboard, model_plots, scoreboard_data
 from grcf_ray.report.figures.predictions import MOST_SHOWN, hardest_pairs_data, projection_data, spread_rows
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.view import Predictions, RunView
+from grcf_ray.report.view import RunView
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 

@@ -20,7 +20,7 @@ from grcf_ray.report.figures.predictions import (
     confusion_data,
     group_errors_data,
 )
-from grcf_ray.report.view import Predictions
+from grcf_ray.search.predictions import Predictions
 
 
 def crossed(scored: Predictions, protocol: MetricProtocol, label_range: tuple[float, float] = MOSI) -> dict[str, Any]:
