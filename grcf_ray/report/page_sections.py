@@ -55,11 +55,11 @@ def _comparisons(summary: RunSummary) -> Iterator[dict[str, Any]]:
     if seeds := summary.seeds:
         metric = METRIC_TITLES[summary.objective]
         best = Table(
-            f"The best of each side's {seeds.seeds} seeds, chosen on valid",
+            f"The best of each side's {seeds.seeds} models, chosen on valid, and the mean of their scores",
             ("Model", f"Valid {metric}", f"Test {metric}"),
             [
                 (capitalised(name), figure(valid), figure(test))
-                for name, valid, test in seeds.best_rows(summary.objective)
+                for name, valid, test in seeds.model_rows(summary.objective)
             ],
         )
         yield {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,6 +64,9 @@ class Estimate(_Part):
 Estimates = dict[str, Estimate]
 
 
+_ARM_TITLES: dict[Literal["winner", "start"], str] = {"winner": "winner's parameters", "start": "starting point"}
+
+
 class Retrainings(SeedsFile):
     """The winner and the starting point retrained under fresh seeds."""
 
@@ -80,19 +83,23 @@ class Retrainings(SeedsFile):
         titles = ("winner", "starting point")
         return Comparison.model_validate({"titles": titles, "first": first, "second": second, "gain": values["gain"]})
 
-    def best_rows(self, objective: str) -> list[tuple[str, float, float | None]]:
-        """Return the best of each arm's seeds by its validation objective: title, and the objective on valid and test.
+    def model_rows(self, objective: str) -> list[tuple[str, float, float | None]]:
+        """Return what could be delivered of each arm's seeds: title, and the objective on valid and test.
 
-        The starting point has as many seeds as the winner, so that both have the same luck.
+        That is the best model by its validation objective, and the mean score of all models. The starting point has as
+        many seeds as the winner, so that both have the same luck.
         """
         sign = 1 if METRIC_DIRECTIONS[objective] == "min" else -1
-        rows = []
-        for arm, title in (("winner", "winner's parameters"), ("start", "starting point")):
+        best, means = [], []
+        for arm, title in _ARM_TITLES.items():
             measured = [m for m in self.models if m.arm == arm and objective in m.valid]
             if measured:
-                best = min(measured, key=lambda model: sign * model.valid[objective])
-                rows.append((title, best.valid[objective], best.test.get(objective)))
-        return rows
+                model = min(measured, key=lambda model: sign * model.valid[objective])
+                best.append((f"{title}, best on valid", model.valid[objective], model.test.get(objective)))
+            ensemble = self.ensembles.get(arm)
+            if ensemble and objective in ensemble.valid:
+                means.append((f"{title}, mean score", ensemble.valid[objective], ensemble.test.get(objective)))
+        return best + means
 
 
 class AgainstBaseline(_Part):

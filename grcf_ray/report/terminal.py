@@ -112,15 +112,15 @@ def listed_trials(numbers: list[int]) -> str:
 
 
 def seeds_lines(seeds: Retrainings, objective: str, *, width: int | None = None) -> Iterator[str]:
-    """Yield mean and deviation of the retrained winner and starting point on test, their gain, and the best of each.
+    """Yield mean and deviation of the retrained winner and starting point on test, their gain, and what to deliver.
 
-    objective: the metric that chooses the best.
+    objective: the metric that chooses the best model.
     """
     yield f"Retrained under {seeds.seeds} fresh seeds, on test (mean ± standard deviation):"
     yield from comparison_lines(seeds.comparison(), width=width)
-    if rows := seeds.best_rows(objective):
+    if rows := seeds.model_rows(objective):
         title = METRIC_TITLES[objective]
-        header = (f"best of {seeds.seeds} seeds by valid {title}", f"valid {title}", f"test {title}")
+        header = (f"from {seeds.seeds} seeds", f"valid {title}", f"test {title}")
         yield ""
         yield from table_lines(header, [(name, figure(valid), figure(test)) for name, valid, test in rows], width=width)
     if seeds.warning:

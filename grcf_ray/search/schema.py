@@ -336,6 +336,11 @@ class _ArmSpread(_Part):
     test: dict[str, _Spread]
 
 
+class _Ensemble(_Part):
+    valid: _Figures
+    test: _Figures
+
+
 class SeedsFile(StoredFile):
     """seeds/metrics.json."""
 
@@ -343,6 +348,8 @@ class SeedsFile(StoredFile):
     seeds: _Count
     complete: bool
     models: list[_Retrained]
+    ensembles: dict[Literal["winner", "start"], _Ensemble] = {}
+    """Of all models of an arm, if it has several; older releases did not measure them."""
     arms: dict[Literal["winner", "start"], _ArmSpread]
     gain: dict[str, _Spread]
 

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
+import numpy as np
 import ray
 
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.comparisons import ARMS, compare, seeds_record
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
+from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
@@ -94,10 +96,28 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
         "seeds": seeds,
         "complete": job.complete,
         "models": models,
+        "ensembles": _ensembles(record, ended),
         **compare(models, seeds),
     }
     (run.place / "seeds" / "metrics.json").write_json(metrics)
     return metrics
+
+
+def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the metrics of each arm's ensemble by split: the mean of its models' recorded scores of an utterance."""
+    ensembles = {}
+    for arm in ARMS:
+        places = [model_place(record, trial, last=trial.stage) for trial in trials if _arm(trial) == arm]
+        if len(places) < 2:
+            continue
+        saved = open_model(places[0])
+        figures = {}
+        for split in ("valid", "test"):
+            members = [Predictions.read(place / "predictions" / f"{split}.parquet") for place in places]
+            score_N = np.mean([member.score_N for member in members], axis=0)
+            figures[split] = saved.metrics(score_N, members[0].label_N)
+        ensembles[arm] = figures
+    return ensembles
 
 
 def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:

@@ -123,20 +123,23 @@ def test_the_best_of_the_seeds_is_chosen_on_valid(tmp_path: Path) -> None:
     view = retrain(finished(tmp_path / "run", "ccc"), [0.70, 0.68], [0.75, 0.76])
     seeds = RunSummary.of(view).seeds
     assert seeds is not None
-    assert seeds.best_rows("mae") == [
-        ("winner's parameters", 0.68, pytest.approx(0.78)),
-        ("starting point", 0.75, pytest.approx(0.85)),
+    assert seeds.model_rows("mae") == [
+        ("winner's parameters, best on valid", 0.68, pytest.approx(0.78)),
+        ("starting point, best on valid", 0.75, pytest.approx(0.85)),
     ]
     lines = text_report(view).splitlines()
-    at = lines.index("best of 2 seeds by valid MAE  valid MAE  test MAE")
-    assert lines[at + 1].split() == ["winner's", "parameters", "0.6800", "0.7800"]
+    rows = [" ".join(line.split()) for line in lines]
+    assert rows[rows.index("from 2 seeds valid MAE test MAE") + 1] == "winner's parameters, best on valid 0.6800 0.7800"
     # Of a metric that rises, the largest.
     models = [
         {"arm": "winner", "index": index, "seed": 0, "valid": {"pairwise_acc": value}, "test": {}}
         for index, value in enumerate((0.7, 0.8))
     ]
     rising = Retrainings.model_validate({**seeds_content("stage1/0"), "models": models})
-    assert rising.best_rows("pairwise_acc") == [("winner's parameters", 0.8, None)]
+    assert rising.model_rows("pairwise_acc") == [("winner's parameters, best on valid", 0.8, None)]
+    ensemble = {"start": {"valid": {"pairwise_acc": 0.9}, "test": {"pairwise_acc": 0.85}}}
+    both = Retrainings.model_validate({**rising.model_dump(), "ensembles": ensemble})
+    assert both.model_rows("pairwise_acc")[1:] == [("starting point, mean score", 0.9, 0.85)]
 
 
 def test_retrained_models_tell_the_noise_of_a_difference(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -174,6 +176,21 @@ def started_of(events: list[Event]) -> list[TrialRecord]:
     return [event.trial for event in events if isinstance(event, TrialStarted)]
 
 
+def check_ensembles(record: RunRecord, metrics: dict[str, Any]) -> None:
+    """Of each arm, the mean absolute error of the mean score."""
+    for remainder, arm in enumerate(("winner", "start")):
+        for split in ("valid", "test"):
+            tables = [
+                pq.read_table(f"{record.place}/models/{trial.number:04d}/predictions/{split}.parquet")
+                for trial in record.trials(2)
+                if int(trial.params["finalist"]) % 2 == remainder
+            ]
+            assert len(tables) == metrics["seeds"]
+            labels = tables[0]["label"].to_numpy()
+            error = np.abs(np.mean([table["score"].to_numpy() for table in tables], axis=0) - labels).mean()
+            assert metrics["ensembles"][arm][split]["mae"] == pytest.approx(error, abs=1e-6)
+
+
 def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[str, Any], seeds: int) -> None:
     """Both arms of each seed are trained through both stages, each with its own settings, and measured."""
     first, second = record.trials(1), record.trials(2)
@@ -219,6 +236,7 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
     )
     assert metrics["arms"] == compare(metrics["models"], seeds)["arms"]
     assert metrics["gain"] == compare(metrics["models"], seeds)["gain"]
+    check_ensembles(record, metrics)
     assert retrainings(search.record, f"stage2/{winner.number}") == metrics
     assert retrainings(search.record, "stage2/99") is None
     for trial in second:
