@@ -5,9 +5,9 @@
 
 The first configuration is the space's starting point. The others come from a scrambled Sobol sequence. A configuration
 of Stage 2 starts from one of the better configurations of Stage 1, each seed from the same seed there. The table has
-the scores of all utterances of valid and test after every epoch, and at the end those of the weights averaged over the
-last fifth of the steps. Nothing is chosen by the test scores. The folder `--work` keeps each trial, so the same command
-resumes.
+the figures, and the scores of all utterances of valid and test, after every epoch, and at the end those of the weights
+averaged over the last fifth of the steps. Nothing is chosen by the test scores. The folder `--work` keeps each trial,
+so the same command resumes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from scipy.stats import qmc
 
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.files import atomic_write, write_json
-from grcf_ray.search.space import Choice, Dimension, Space
-from grcf_ray.search.trial_table import write_table
+from grcf_ray.search.space import Space
+from grcf_ray.search.table_file import write_table
 from grcf_ray.search.winner import versions
 from grcf_ray.train.stage import stage_seed
 
@@ -42,18 +42,10 @@ def draw_params(space: Space, stage: Literal[1, 2], configurations: int) -> list
     # A sequence is balanced up to powers of two.
     drawn = qmc.Sobol(len(dimensions), seed=stage).random_base2(math.ceil(math.log2(configurations)))
     rest = [
-        {path: _placed(dimension, float(at)) for (path, dimension), at in zip(dimensions.items(), row, strict=True)}
+        {path: dimension.value_at(float(at)) for (path, dimension), at in zip(dimensions.items(), row, strict=True)}
         for row in drawn[: configurations - 1]
     ]
     return [space.start(stage), *rest]
-
-
-def _placed(dimension: Dimension, at: float) -> Any:
-    """Return the value at a share of a dimension."""
-    if isinstance(dimension, Choice):
-        return dimension.choices[int(at * len(dimension.choices))]
-    low, high = dimension.low, dimension.high
-    return float(f"{low * (high / low) ** at if dimension.log else low + (high - low) * at:.6g}")
 
 
 def record_trial(
@@ -152,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="trials at a time [default: 2]")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trials")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
+    parser.add_argument("--no-scores", action="store_true", help="leave out the scores: enough to plan searches")
     given = parser.parse_args(arguments)
     given.work.mkdir(parents=True, exist_ok=True)
     source = Source(given.dataset, given.data, given.space, given.work)
@@ -160,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = record_stage(source, 1, [None] * given.configurations, given.seeds, given.processes)
     finalists = choose_finalists(first, given.configurations)
     second = record_stage(source, 2, finalists, given.seeds, given.processes)
-    write_table(given.out, describe(source), [*first, *second])
+    write_table(given.out, describe(source), [*first, *second], with_scores=not given.no_scores)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 
 from grcf_ray.bench.setup import deliver
 from grcf_ray.search.simulation import Outcome, simulate
+from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.search.winner import versions
 from grcf_ray.statistics import spread
@@ -82,19 +83,19 @@ class Contender:
     def add(self, table: TrialTable, rng: np.random.Generator) -> float:
         """Train it under a fresh seed; return the passes."""
         first = table.draw(1, self.first, rng)
-        model = table.draw(2, self.second, rng, float(first.objective["valid"][first.best]))
+        model = table.draw(2, self.second, rng, first.best_value)
         self.models.append(model)
         return float(first.passes_E.sum() + model.passes_E.sum())
 
     @property
     def mean(self) -> float:
         """Mean validation error of its models."""
-        return statistics.fmean(float(model.objective["valid"][model.best]) for model in self.models)
+        return statistics.fmean(model.best_value for model in self.models)
 
     @property
     def best(self) -> KnownTrial:
         """Its model with the least validation error."""
-        return min(self.models, key=lambda model: float(model.objective["valid"][model.best]))
+        return min(self.models, key=lambda model: model.best_value)
 
     def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the mean error of each validation utterance over its models."""
@@ -137,7 +138,7 @@ def _value(known: KnownTrial, split: str) -> float:
 @lru_cache(maxsize=1)
 def opened(path: Path) -> TrialTable:
     """Return the table, read once per process."""
-    return TrialTable(path)
+    return read_table(path, with_errors=True)
 
 
 def play(path: Path, policy: Policy, trials: int, seed: int) -> Delivered:

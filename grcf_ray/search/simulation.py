@@ -1,7 +1,7 @@
 """Run searches without training: each trial's results come from elsewhere, at their times on a clock.
 
-Searcher, early stopping, hand-off and record are those of a search. A simulation draws the results from a table of
-recorded trials, under a virtual clock.
+Searcher, early stopping, hand-off and record are those of a search. A simulation draws the results from recorded
+trials, under a virtual clock.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import numpy as np
 from ray import tune
 
-from grcf_ray.config import flatten
+from grcf_ray.config import Task, flatten
+from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.callback import RecordCallback
+from grcf_ray.search.events import EpochFinished, Event, TrialEnded
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.searcher import OptunaSearcher
-from grcf_ray.search.space import Space
+from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stages import Search
-from grcf_ray.search.trial_table import KnownTrial, TrialTable
+from grcf_ray.search.trial_table import KnownTrial
 from grcf_ray.storage import storage_path
-from grcf_ray.train.curve import objective_name
+from grcf_ray.train.curve import DIRECTIONS, objective_name
 
 _SHA256 = "0" * 64
 """Of weights that nobody reads."""
@@ -166,6 +168,31 @@ class FedSearch(Search):
         return not result["done"]
 
 
+class TrialSource(Protocol):
+    """Where the results of trials come from, with the facts of their data: a `TrialTable`, or one for another space."""
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        ...
+
+    @property
+    def protocol(self) -> MetricProtocol:
+        """The metric protocol."""
+        ...
+
+    @property
+    def half_range(self) -> float:
+        """Half the label range."""
+        ...
+
+    def draw(
+        self, stage: Literal[1, 2], params: Mapping[str, Any], rng: np.random.Generator, finalist: float | None = None
+    ) -> KnownTrial:
+        """Return a trial with these parameters. finalist: the Stage 1 objective that a trial of Stage 2 starts from."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """The end of a simulated search."""
@@ -181,15 +208,19 @@ class Outcome:
     """The winner's results, those on test included."""
     ranked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
     """The parameters of both stages of the complete trials of the last stage, best first."""
+    progress: Sequence[tuple[float, float]]
+    """The best figure of the last stage so far and its time, whenever it improved."""
 
 
-def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outcome:
-    """Run a search over the table's space on a number of slots; each runs a trial at a time.
+def simulate(source: TrialSource, space: Space, *, slots: int, seed: int) -> Outcome:
+    """Run a search on a number of slots; each runs a trial at a time.
 
-    space: the table's, with other settings of the search. seed: of proposals and results.
+    space: the source's, with other settings of the search. seed: of proposals and results.
     """
     space = space.with_settings({"seed": seed})
+    last = max(stage_epochs(space.config()))
     known: dict[tuple[int, int], KnownTrial] = {}
+    progress: list[tuple[float, float]] = []
     clock = Clock()
 
     def feed(name: str, stage: Literal[1, 2], config: dict[str, Any]) -> FedTrial:
@@ -197,8 +228,16 @@ def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outco
         finalist = trial.params.get("finalist")
         first = None if finalist is None else record.read_finalist(int(finalist))["objective"]
         rng = np.random.default_rng([seed, stage, trial.number])
-        drawn = known[stage, trial.number] = table.draw(stage, trial.params, rng, first)
-        return FedTrial(name, config, _curve(stage, drawn, table), f"valid/{objective_name(stage, table.task)}")
+        drawn = known[stage, trial.number] = source.draw(stage, trial.params, rng, first)
+        metric = f"valid/{objective_name(stage, source.task)}"
+        return FedTrial(name, config, _curve(metric, drawn), metric)
+
+    def note(event: Event) -> None:
+        if isinstance(event, (EpochFinished, TrialEnded)) and event.trial.stage == last:
+            value = event.trial.objective
+            sign = 1 if DIRECTIONS[last] == "min" else -1
+            if value is not None and (not progress or sign * value < sign * progress[-1][1]):
+                progress.append((clock.seconds, value))
 
     # Simulations write as searches do, so they need a quick disk.
     memory = Path("/dev/shm")
@@ -206,13 +245,14 @@ def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outco
         record = RunRecord(storage_path(folder) / "run")
         record.write_run({"state": "running", "settings": flatten(space.config())})
         # Without trials' processes, only the reach of the scores is read.
-        features: Any = SimpleNamespace(half_range=table.half_range, task=table.task)
+        features: Any = SimpleNamespace(half_range=source.half_range, task=source.task)
         search = FedSearch(
             record=record,
             space=space,
             features=features,
-            protocol=table.protocol,
+            protocol=source.protocol,
             concurrent=slots,
+            listeners=[note],
             feed=feed,
             clock=clock,
         )
@@ -220,7 +260,7 @@ def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outco
         trials = [trial for stage in search.stages for trial in record.trials(stage)]
         ranked = [
             (record.read_finalist(int(trial.params["finalist"]))["params"], trial.params)
-            for trial in record.ranked(2)
+            for trial in record.ranked(last)
             if trial.state == "complete"
         ]
     return Outcome(
@@ -230,16 +270,14 @@ def simulate(table: TrialTable, space: Space, *, slots: int, seed: int) -> Outco
         winner=winner,
         known=known[winner.stage, winner.number],
         ranked=ranked,
+        progress=progress,
     )
 
 
-def _curve(stage: int, drawn: KnownTrial, table: TrialTable) -> list[dict[str, Any]]:
+def _curve(metric: str, drawn: KnownTrial) -> list[dict[str, Any]]:
     """Return a trial's results as the metrics of its epochs."""
-    name = f"valid/{objective_name(stage, table.task)}"
-    figures = zip(
-        drawn.objective["valid"][:-1].tolist(), drawn.seconds_E.tolist(), drawn.passes_E.tolist(), strict=True
-    )
+    figures = zip(drawn.values_E.tolist(), drawn.seconds_E.tolist(), drawn.passes_E.tolist(), strict=True)
     return [
-        {"epoch": epoch, name: value, "seconds": seconds, "utterance_passes": passes}
+        {"epoch": epoch, metric: value, "seconds": seconds, "utterance_passes": passes}
         for epoch, (value, seconds, passes) in enumerate(figures, start=1)
     ]

@@ -64,6 +64,18 @@ class Range:
     log: bool
     start: float
 
+    def place_of(self, value: float) -> float:
+        """Return the place of a value in the range, from 0 to 1."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def value_at(self, place: float) -> float:
+        """Return the value at a place of the range, to six digits."""
+        if self.log:
+            return _rounded(self.low * (self.high / self.low) ** place)
+        return _rounded(self.low + (self.high - self.low) * place)
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -71,6 +83,14 @@ class Choice:
 
     choices: tuple[str | int | float | bool, ...]
     start: str | int | float | bool
+
+    def place_of(self, value: str | int | float | bool) -> float:
+        """Return the place of a choice in the list, from 0 to 1."""
+        return self.choices.index(value) / max(1, len(self.choices) - 1)
+
+    def value_at(self, place: float) -> str | int | float | bool:
+        """Return the choice at a place from 0 to 1; all have an equal share."""
+        return self.choices[min(int(place * len(self.choices)), len(self.choices) - 1)]
 
 
 Dimension = Range | Choice

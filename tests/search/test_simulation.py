@@ -12,7 +12,8 @@ import pytest
 
 from grcf_ray.errors import DataError
 from grcf_ray.search.simulation import simulate
-from grcf_ray.search.trial_table import TrialTable, write_table
+from grcf_ray.search.table_file import read_table, write_table
+from grcf_ray.search.trial_table import TrialTable
 
 EPOCHS = {1: 3, 2: 4}
 SPACE = {
@@ -66,40 +67,61 @@ def recorded_trial(stage: int, configuration: int, seed: int) -> dict[str, Any]:
     }
 
 
+ABOUT = {
+    "dataset": "mosi",
+    "task": "regression",
+    "protocol": "mosi",
+    "half_range": 3.0,
+    "space": SPACE,
+    "valid": LABELS[:N_VALID].tolist(),
+    "test": LABELS[N_VALID:].tolist(),
+}
+TRIALS = [
+    recorded_trial(stage, configuration, seed)
+    for stage in (1, 2)
+    for configuration in range(CONFIGURATIONS)
+    for seed in range(SEEDS)
+]
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> TrialTable:
     path = tmp_path_factory.mktemp("table") / "trials.parquet"
-    about = {
-        "dataset": "mosi",
-        "task": "regression",
-        "protocol": "mosi",
-        "half_range": 3.0,
-        "space": SPACE,
-        "valid": LABELS[:N_VALID].tolist(),
-        "test": LABELS[N_VALID:].tolist(),
-    }
-    trials = [
-        recorded_trial(stage, configuration, seed)
-        for stage in (1, 2)
-        for configuration in range(CONFIGURATIONS)
-        for seed in range(SEEDS)
-    ]
-    write_table(path, about, trials)
-    return TrialTable(path)
+    write_table(path, ABOUT, TRIALS)
+    return read_table(path, with_errors=True)
 
 
 def test_a_table_has_the_objectives_and_errors_of_its_scores(table: TrialTable) -> None:
     assert (table.configurations(1), table.configurations(2)) == (CONFIGURATIONS, CONFIGURATIONS)
-    trial = recorded_trial(2, 0, 0)
-    scores = trial["scores"].astype(np.float16).astype(np.float64)
-    known = table.recorded(2)[0]
-    np.testing.assert_array_equal(known.error["valid"], np.abs(scores - LABELS)[:, :N_VALID])
-    np.testing.assert_allclose(known.objective["test"], np.abs(scores - LABELS)[:, N_VALID:].mean(1), rtol=1e-12)
+    scores, known = recorded_trial(2, 0, 0)["scores"], table.recorded(2)[0]
+    # Scores are rounded to a 64th of a label unit; the objectives come from the scores before.
+    np.testing.assert_allclose(known.error["valid"], np.abs(scores - LABELS)[:, :N_VALID], atol=1 / 128 + 1e-9)
+    np.testing.assert_allclose(known.objective["test"], np.abs(scores - LABELS)[:, N_VALID:].mean(1), rtol=1e-6)
     first = table.recorded(1)[0]
-    scores = recorded_trial(1, 0, 0)["scores"].astype(np.float16).astype(np.float64)[:, :N_VALID]
+    scores = recorded_trial(1, 0, 0)["scores"][:, :N_VALID]
     above = LABELS[:N_VALID, None] > LABELS[:N_VALID]
     share = [((row[:, None] > row) & above).sum() / above.sum() for row in scores]
-    np.testing.assert_allclose(first.objective["valid"], share, rtol=1e-12)
+    np.testing.assert_allclose(first.objective["valid"], share, rtol=1e-6)
+    assert len(first.seconds_E) == EPOCHS[1] and len(first.values_E) == EPOCHS[1]
+
+
+def test_a_table_without_scores_has_the_same_figures(table: TrialTable, tmp_path: Path) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, ABOUT, TRIALS, with_scores=False)
+    small = read_table(path)
+    for stage in (1, 2):
+        for known, full in zip(small.recorded(stage), table.recorded(stage), strict=True):
+            assert not known.error
+            np.testing.assert_array_equal(known.objective["valid"], full.objective["valid"])
+    with pytest.raises(DataError, match="no scores"):
+        read_table(path, with_errors=True)
+
+
+def test_trials_that_diverged_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "trials.parquet"
+    cut = {**TRIALS[3], "curve": TRIALS[3]["curve"][:1], "scores": TRIALS[3]["scores"][:1]}
+    write_table(path, ABOUT, [*TRIALS[:3], cut, *TRIALS[4:]])
+    assert len(read_table(path).recorded(1)) == CONFIGURATIONS * SEEDS - 1
 
 
 def test_draws_follow_the_settings_and_differ_by_seed(table: TrialTable) -> None:
@@ -128,7 +150,7 @@ def test_a_shift_changes_errors_as_much_as_their_mean(table: TrialTable) -> None
     by = {split: np.linspace(0.0, 0.2, EPOCHS[2] + 1) for split in ("valid", "test")}
     moved = known.shifted(by)
     np.testing.assert_allclose(moved.error["test"].mean(1), known.error["test"].mean(1) + by["test"], rtol=1e-12)
-    np.testing.assert_allclose(moved.objective["test"], moved.error["test"].mean(1), rtol=1e-12)
+    np.testing.assert_allclose(moved.objective["test"], known.objective["test"] + by["test"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("slots", [1, 4, 100])
@@ -176,4 +198,4 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trials.parquet"
     path.write_text(json.dumps({}))
     with pytest.raises(DataError, match="not a table of recorded trials"):
-        TrialTable(path)
+        read_table(path)
