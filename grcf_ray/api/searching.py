@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grcf_ray import console
 from grcf_ray.api.run import Run
-from grcf_ray.config import build_config, check_read, config_faults
+from grcf_ray.config import RunConfig, build_config, check_read, config_faults
 from grcf_ray.data import datasets
 from grcf_ray.data.store import DatasetStore, resolve_data
 from grcf_ray.errors import ConfigError
@@ -20,9 +20,11 @@ from grcf_ray.report.progress_lines import ProgressLines
 from grcf_ray.report.tensorboard import TensorBoardListener
 from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import DIRECT, direct_space
-from grcf_ray.search.made_for import find_machine, made_for
-from grcf_ray.search.made_space import MadeSpace
+from grcf_ray.search.made_for import find_machine, made_for, this_machine
+from grcf_ray.search.made_space import Machine, MadeSpace
+from grcf_ray.search.planning import Plan, plan_search
 from grcf_ray.search.preflight import Capacity
+from grcf_ray.search.record import RunRecord
 from grcf_ray.search.run_lookup import (
     find_run,
     grown,
@@ -37,6 +39,7 @@ from grcf_ray.search.session import Session
 from grcf_ray.search.space import Space
 from grcf_ray.search.space_file import write_space
 from grcf_ray.search.stopping import parse_duration
+from grcf_ray.search.trial_sources import known_trials
 
 _OPTIONS = {"backbone": "model.backbone", "seed": "seed"} | {
     name: f"search.{name}"
@@ -139,20 +142,28 @@ def init_space(options: Mapping[str, Any], path: Path) -> str:
     return made.summary
 
 
-def _made_space(fixed: Mapping[str, Any], options: Mapping[str, Any]) -> MadeSpace | None:
+def _made_space(
+    fixed: Mapping[str, Any], options: Mapping[str, Any], machine: Callable[[RunConfig], Machine] = find_machine
+) -> MadeSpace | None:
     """Return the made space of the run that the options name, else a new one; None if there is a file for the data."""
     if options["space"] is not None or options["dataset"] in datasets.names():
         return None
     store = open_data(options["dataset"], options["data"], options["label_range"])
     runs = runs_place(options["storage"])
-    return recorded_made(runs, options["name"], options["dataset"], store, fixed) or _new_space(store, fixed, options)
+    recorded = recorded_made(runs, options["name"], options["dataset"], store, fixed)
+    return recorded or _new_space(store, fixed, options, machine)
 
 
-def _new_space(store: DatasetStore, fixed: Mapping[str, Any], options: Mapping[str, Any]) -> MadeSpace:
+def _new_space(
+    store: DatasetStore,
+    fixed: Mapping[str, Any],
+    options: Mapping[str, Any],
+    machine: Callable[[RunConfig], Machine] = find_machine,
+) -> MadeSpace:
     return made_for(
         store,
         fixed,
-        find_machine(build_config(fixed)),
+        machine(build_config(fixed)),
         seconds=_seconds(options),
         allow_download=options["allow_download"],
     )
@@ -170,6 +181,44 @@ def _space_with(fixed: Mapping[str, Any], options: Mapping[str, Any], made: Made
         else space_on(options["dataset"], options["space"], options["data"], options["label_range"], fixed)
     ).with_settings(fixed)
     return direct_space(space) if options["direct"] else space
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What a search is asked to do: its space and data, and its run, new or recorded."""
+
+    space: Space
+    store: DatasetStore
+    record: RunRecord
+    made: MadeSpace | None
+    """The made space that `space` comes from; None for a space file."""
+
+    @staticmethod
+    def of(options: Mapping[str, Any], machine: Callable[[RunConfig], Machine] = find_machine) -> _Request:
+        """Return what the options ask for. machine: returns the resources that a space is made for."""
+        fixed = _fixed_settings(options)
+        made = _made_space(fixed, options, machine)
+        space = _space_with(fixed, options, made)
+        store = open_data(options["dataset"], options["data"], options["label_range"])
+        check_read(store.info.task, options["settings"] or {})
+        direct = DIRECT if options["direct"] else ""
+        name = options["name"] or run_name(options["dataset"], space.config(), store.info.task) + direct
+        record = find_run(runs_place(options["storage"]), name, space, store, force=options["force"])
+        for note in kept_budgets(record, fixed):
+            console.progress(note)
+        return _Request(grown(record, space), store, record, made)
+
+
+def simulated_search(options: Mapping[str, Any], counts: Sequence[int]) -> Plan:
+    """Plan a search with each number of GPUs or CPUs, by simulating it; start no Ray and train nothing.
+
+    options: the arguments of `run_search`, by name. counts: ascending.
+    """
+    request = _Request.of(options, this_machine)
+    space, config = request.space, request.space.config()
+    if config.search.gpus_per_worker == "auto":
+        space = space.with_settings({"search.gpus_per_worker": float(this_machine(config).gpus > 0)})
+    return plan_search(known_trials(request.record, space, request.store), space, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,21 +240,13 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
 
     options: the arguments of `run_search`, by name. command: the command or call that resumes the search.
     """
-    seconds, fixed = _seconds(options), _fixed_settings(options)
-    made = _made_space(fixed, options)
-    space = _space_with(fixed, options, made)
-    store = open_data(options["dataset"], options["data"], options["label_range"])
-    check_read(store.info.task, options["settings"] or {})
-    direct = DIRECT if options["direct"] else ""
-    name = options["name"] or run_name(options["dataset"], space.config(), store.info.task) + direct
-    record = find_run(runs_place(options["storage"]), name, space, store, force=options["force"])
-    for note in kept_budgets(record, fixed):
-        console.progress(note)
+    seconds, request = _seconds(options), _Request.of(options)
+    record, made = request.record, request.made
     with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
         session = Session(
             record=record,
-            space=grown(record, space),
-            store=store,
+            space=request.space,
+            store=request.store,
             seeds=options["seeds"],
             reopen=options["reopen"],
             time_budget=made.seconds if made and seconds is None else seconds,

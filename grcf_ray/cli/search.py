@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -91,10 +92,16 @@ def search(
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Time trials side by side, suggest how many to run at a time and exit"
     ),
+    simulate: str | None = typer.Option(
+        None,
+        metavar="N,N,...",
+        help="Print time, cost and expected result of the search with these numbers of GPUs (CPUs if workers have no "
+        "GPU) and exit; trains nothing",
+    ),
     print_config: bool = typer.Option(
         False, "--print-config", help="Print the starting configuration as YAML and exit"
     ),
-    json: bool = typer.Option(False, "--json", help="Print the result as JSON; with --dry-run, the plan"),
+    json: bool = typer.Option(False, "--json", help="Print the result as JSON; with --dry-run or --simulate, the plan"),
 ) -> None:
     """Search both stages of GRCF, then measure the winner once on the test split.
 
@@ -109,6 +116,7 @@ def search(
       python -m grcf_ray.search --dataset reviews --data reviews.csv --label-range 1 5 --init-space my_space.yaml
       python -m grcf_ray.search --dataset reviews --data reviews.csv --label-range 1 5 --space my_space.yaml
       python -m grcf_ray.search --dataset mosi --set model.modalities=text --set stage1.epochs=5
+      python -m grcf_ray.search --dataset mosi --gpus-per-worker 1 --simulate 1,8,64
       python -m grcf_ray.search --dataset mosi --time-budget 2h --seeds 5 --storage s3://bucket/runs
 
     Run the same command again to resume an interrupted search. A larger --stage1-trials or --stage2-trials extends a
@@ -132,6 +140,9 @@ def search(
         return
     if print_config:
         console.say(to_yaml(requested_space(given).config()).rstrip("\n"))
+        return
+    if simulate is not None:
+        _print_simulated(given, simulate, json)
         return
     with prepared_search(given, shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]])) as prepared:
         session = prepared.session
@@ -219,6 +230,17 @@ def _print_plan_json(session: Session, room: Capacity, cut: tuple[int, int]) -> 
         "settings": flatten(session.config),
     }
     console.print_json(plan)
+
+
+def _print_simulated(options: Mapping[str, Any], counts: str, as_json: bool) -> None:
+    from grcf_ray.api.searching import simulated_search
+    from grcf_ray.search.planning import parse_counts
+
+    plan = simulated_search(options, parse_counts(counts))
+    if as_json:
+        console.print_json(plan.as_dict())
+    else:
+        plan.table().print()
 
 
 def _print_calibration(session: Session, as_json: bool) -> None:

@@ -156,12 +156,7 @@ def made_for(
     fixed: the user's settings; a `model.backbone` replaces the guess. seconds: time limit of the search, by default 30
     minutes on CPUs and two hours on GPUs; infinite for none.
     """
-    import torch
-
-    from grcf_ray.model.pretrained import backbone_config, backbone_from_config
-    from grcf_ray.model.text_encoder import TextEncoder
     from grcf_ray.search.host_memory import mean_tokens
-    from grcf_ray.train.assemble import pretrained_backbone
 
     if not build_config(fixed).model.sees_text:
         raise ConfigError("a space is made for models that read the text; for audio and vision alone give --space FILE")
@@ -172,21 +167,34 @@ def made_for(
         texts = store.texts("train")
         name, reason = choose_encoder(texts, on_gpus=machine.gpus > 0, allow_download=allow_download)
     tokens = mean_tokens(build_config({**fixed, "model.backbone": name}), store)
-    if machine.gpus:
+    encoder, each = timed_encoder(name, reason, tokens, on_gpus=machine.gpus > 0, timed=not math.isinf(seconds))
+    return make_space(store.info, encoder, machine, tokens=tokens, text_seconds=each, seconds=seconds, fixed=fixed)
+
+
+def timed_encoder(name: str, reason: str, tokens: float, *, on_gpus: bool, timed: bool = True) -> tuple[Encoder, float]:
+    """Return a text encoder and the seconds of a forward and backward pass of a text, timed on a CPU thread.
+
+    The seconds on a GPU come from an assumed rate; those on a CPU are 0 if it is not to be timed.
+    """
+    import torch
+
+    from grcf_ray.model.pretrained import backbone_config, backbone_from_config
+    from grcf_ray.model.text_encoder import TextEncoder
+    from grcf_ray.train.assemble import pretrained_backbone
+
+    if on_gpus:
         with torch.device("meta"):
             text_encoder = TextEncoder(backbone_from_config(backbone_config(name)), "mean")
     else:
         text_encoder = TextEncoder(copy.deepcopy(pretrained_backbone(name)), "mean")
     encoder = Encoder(name, reason, text_encoder.n_layers, text_encoder.width, _splits(text_encoder.backbone))
-    if machine.gpus:
+    if on_gpus:
         # A layer has 12 D^2 weights; forward and backward pass take 6 operations a weight and token.
-        each = 72 * encoder.layers * encoder.width**2 * tokens / _GPU_RATE
-    elif math.isinf(seconds):
-        each = 0.0
-    else:
-        console.progress(f"Timing {encoder.name.rpartition('/')[2]}")
-        each = text_seconds(text_encoder.backbone, tokens)
-    return make_space(store.info, encoder, machine, tokens=tokens, text_seconds=each, seconds=seconds, fixed=fixed)
+        return encoder, 72 * encoder.layers * encoder.width**2 * tokens / _GPU_RATE
+    if not timed:
+        return encoder, 0.0
+    console.progress(f"Timing {encoder.name.rpartition('/')[2]}")
+    return encoder, text_seconds(text_encoder.backbone, tokens)
 
 
 def _splits(backbone: nn.Module) -> bool:

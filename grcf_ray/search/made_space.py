@@ -22,7 +22,7 @@ _PLANNED = {1: 0.4, 2: 0.75}
 """Share of the time limit by which a stage should end. The search's own deadlines are 0.5 and 0.97."""
 _STEP_COST = 1.5
 """Cost of a training step over that of its text encoder: heads, losses and optimizer."""
-_START_S, _TRIAL_S = 40.0, 1.0
+_START_S, TRIAL_S = 40.0, 1.0
 """Seconds to start and to end a search, and to start a trial."""
 _MEMORY_SHARE = 0.15
 """Largest share of a node's memory for the output of frozen layers."""
@@ -133,28 +133,38 @@ def planned_seconds(
     config: RunConfig, info: TableInfo, encoder: Encoder, machine: Machine, text_seconds: float
 ) -> dict[int, float]:
     """Return the estimated seconds from the start of a search to the end of each stage that has epochs."""
-    search, pairs = config.search, config.pairs
-    train, valid = info.splits["train"], info.splits["valid"]
-    frozen = 1.0 if config.model.frozen_layers == "all" else config.model.frozen_layers / encoder.layers
+    search = config.search
+    utterances = info.splits["train"] + info.splits["valid"]
     at_a_time = machine.gpus or max(1, machine.cpus // search.cpus_per_worker)
     # The forward pass is a third of the cost. All CPUs share the passes through the frozen layers.
-    ahead = (frozen + search.ridge_baseline) * (train + valid) / (machine.gpus or machine.cpus)
+    ahead = (_frozen_share(config, encoder) + search.ridge_baseline) * utterances / (machine.gpus or machine.cpus)
     clock = _START_S + text_seconds / 3 * ahead
-    slots = 2 * pairs.pairs_per_group * pairs.groups_per_step
-    steps = (pairs.pairs_per_epoch or 39 * train) * 2 / slots
-    # A step encodes each of its distinct utterances once.
-    encoded = steps * train * (1 - (1 - 1 / train) ** slots)
-    rate = 1.0 if machine.gpus else search.cpus_per_worker**0.8
-    epoch = (_STEP_COST * encoded + valid / 3) * (1 - frozen) * text_seconds / rate
+    epoch = epoch_seconds(config, info, encoder, text_seconds, on_gpu=machine.gpus > 0)
     ends: dict[int, float] = {}
     for stage, epochs in stage_epochs(config).items():
         trials = search.stage1_trials if stage == 1 else search.stage2_trials
         # ASHA spent 43 % of the epochs of 5 and 7 (docs/performance/pruning.md); it cannot shorten a single epoch.
         spent = 0.5 + 0.5 / epochs if search.pruning else 1.0
         together = min(trials, search.concurrent or at_a_time, at_a_time)
-        clock += (trials * _TRIAL_S + trials * epochs * spent * epoch) / together
+        clock += (trials * TRIAL_S + trials * epochs * spent * epoch) / together
         ends[stage] = clock
     return ends
+
+
+def epoch_seconds(config: RunConfig, info: TableInfo, encoder: Encoder, text_seconds: float, *, on_gpu: bool) -> float:
+    """Return the estimated seconds of an epoch of a trial of one worker."""
+    pairs, train = config.pairs, info.splits["train"]
+    slots = 2 * pairs.pairs_per_group * pairs.groups_per_step
+    steps = (pairs.pairs_per_epoch or 39 * train) * 2 / slots
+    # A step encodes each of its distinct utterances once; validation has no backward pass.
+    encoded = steps * train * (1 - (1 - 1 / train) ** slots)
+    rate = 1.0 if on_gpu else config.search.cpus_per_worker**0.8
+    texts = _STEP_COST * encoded + info.splits["valid"] / 3
+    return float(texts * (1 - _frozen_share(config, encoder)) * text_seconds / rate)
+
+
+def _frozen_share(config: RunConfig, encoder: Encoder) -> float:
+    return 1.0 if config.model.frozen_layers == "all" else config.model.frozen_layers / encoder.layers
 
 
 def _space(info: TableInfo, encoder: Encoder, machine: Machine, tokens: float, budget: _Budget) -> Space:

@@ -114,6 +114,11 @@ class TrialTable:
         self._recorded = recorded
         self._models = {stage: _Model(space.dimensions(stage), trials) for stage, trials in recorded.items()}
 
+    @property
+    def stages(self) -> list[Literal[1, 2]]:
+        """The stages that have trials."""
+        return list(self._recorded)
+
     def configurations(self, stage: Literal[1, 2]) -> int:
         """Return the number of recorded configurations."""
         return len({trial.configuration for trial in self._recorded[stage]})

@@ -57,7 +57,7 @@ def test_a_search_runs_in_a_notebook(tiny_store: DatasetStore, tiny_space: Path,
 
 
 def test_a_search_has_the_commands_options() -> None:
-    ending = {"init_space", "dry_run", "calibrate", "print_config"}
+    ending = {"init_space", "dry_run", "calibrate", "simulate", "print_config"}
     command = set(inspect.signature(search).parameters) - ending - {"set_", "json"}
     columns = {name for name in command if name.endswith("_column")}
     arguments = set(inspect.signature(grcf_ray.run_search).parameters)

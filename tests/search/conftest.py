@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from grcf_ray.search.events import Event, Listener
     from grcf_ray.search.space import Space
     from grcf_ray.search.stages import Search
+    from grcf_ray.search.trial_table import TrialTable
     from tests.conftest import Recorded
 
 
@@ -102,3 +103,22 @@ def make_search(
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def table_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a made table of trials, with scores."""
+    from grcf_ray.search.table_file import write_table
+    from tests.search.made_trials import ABOUT, TRIALS
+
+    path = tmp_path_factory.mktemp("table") / "trials.parquet"
+    write_table(path, ABOUT, TRIALS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def table(table_path: Path) -> TrialTable:
+    """A made table of trials, with the errors of utterances."""
+    from grcf_ray.search.table_file import read_table
+
+    return read_table(table_path, with_errors=True)

@@ -374,3 +374,24 @@ def test_a_default_and_a_choice_of_margins_are_scaled(tmp_path: Path) -> None:
     assert scaled.stage1["ranking.base_margin"] == Choice((0.1, 0.2), 0.2)
     assert scaled.config().ranking.intra_margin == 0.0333333
     assert scaled.config({"ranking.base_margin": 0.1}).ranking.base_margin == 0.1
+
+
+@pytest.mark.parametrize(
+    ("dimension", "place", "value"),
+    [
+        (Range(1e-5, 1e-1, True, 1e-3), 0.25, 1e-4),
+        (Range(-1.0, 3.0, False, 0.0), 0.25, 0.0),
+        (Range(0.0, 0.5, False, 0.1), 1.0, 0.5),
+        (Choice(("a", "b", "c"), "a"), 0.5, "b"),
+        (Choice(("a", "b", "c"), "a"), 1.0, "c"),
+        (Choice(("a",), "a"), 0.0, "a"),
+    ],
+)
+def test_a_value_has_a_place_in_its_dimension(dimension: Range | Choice, place: float, value: float | str) -> None:
+    assert dimension.place_of(value) == pytest.approx(place)  # type: ignore[arg-type]
+    assert dimension.value_at(place) == value
+
+
+def test_choices_have_equal_shares() -> None:
+    choice = Choice((1, 2, 3), 1)
+    assert [choice.value_at(place) for place in (0.0, 0.33, 0.34, 0.66, 0.67, 0.99)] == [1, 1, 2, 2, 3, 3]
