@@ -15,15 +15,20 @@ import dataclasses
 import json
 import multiprocessing
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from scipy.stats import qmc
 
 from grcf_ray.bench.setup import deliver
-from grcf_ray.search.simulation import Outcome, simulate
+from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.search.simulation import FedSearch, Outcome, simulate
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.search.winner import versions
@@ -38,27 +43,143 @@ SURE = 0.9
 """Share of resampled validation splits on which a contender has to be worse to be dropped."""
 
 
+def as_recorded(drawn: KnownTrial) -> KnownTrial:
+    """Return the trial itself."""
+    return drawn
+
+
+def over_three_epochs(drawn: KnownTrial) -> KnownTrial:
+    """Return a trial whose validation figure is the mean of an epoch and the two before it."""
+    values = drawn.objective["valid"]
+    means = [values[max(0, epoch - 2) : epoch + 1].mean() for epoch in range(len(values) - 1)]
+    return dataclasses.replace(drawn, objective={**drawn.objective, "valid": np.array([*means, values[-1]])})
+
+
+def averaged(drawn: KnownTrial) -> KnownTrial:
+    """Return a trial whose last epoch has the results of the averaged weights."""
+    by_epoch = (drawn.objective, drawn.error)
+    objective, error = (
+        {split: np.concatenate([v[:-2], v[-1:], v[-1:]]) for split, v in known.items()} for known in by_epoch
+    )
+    return dataclasses.replace(drawn, objective=objective, error=error)
+
+
+class SeenTable:
+    """A table of which a search sees and keeps something else than what was recorded."""
+
+    def __init__(self, table: TrialTable, seen: Callable[[KnownTrial], KnownTrial]) -> None:
+        self._table, self._seen = table, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    def draw(self, *about: Any) -> KnownTrial:
+        """Draw a trial as the table does."""
+        return self._seen(self._table.draw(*about))
+
+
+class _Random(OptunaSearcher):
+    def _sampler_for(self, number: int) -> Any:
+        sampler = super()._sampler_for(number)
+        sampler._n_startup_trials = sys.maxsize
+        return sampler
+
+
+class RandomSearch(FedSearch):
+    """A search with random proposals."""
+
+    searcher = _Random
+
+
+class _Sobol(OptunaSearcher):
+    """The trials before TPE's model are a scrambled Sobol sequence, after the starting point."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
+        count, names = options["n_startup_trials"] - 1, sorted(space)
+        drawn = qmc.Sobol(len(names), seed=10 * options["seed"] + options["stage"]).random_base2(4)[:count]
+        more = [{name: _at(space[name], at) for name, at in zip(names, row, strict=True)} for row in drawn.tolist()]
+        super().__init__(space, **{**options, "starts": [*options["starts"], *more]})
+
+
+def _at(distribution: BaseDistribution, share: float) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(share * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution)
+    low, high = distribution.low, distribution.high
+    return low * (high / low) ** share if distribution.log else low + (high - low) * share
+
+
+class SobolSearch(FedSearch):
+    """A search that starts with a Sobol sequence."""
+
+    searcher = _Sobol
+
+
+class _Wide(OptunaSearcher):
+    def _sampler_for(self, number: int) -> Any:
+        sampler = super()._sampler_for(number)
+        sampler._gamma = lambda count: -(-count // 4)
+        return sampler
+
+
+class WideSearch(FedSearch):
+    """A search whose TPE counts a quarter of the trials as good instead of a tenth."""
+
+    searcher = _Wide
+
+
+class _GP(OptunaSearcher):
+    def _sampler_for(self, number: int) -> Any:
+        seed = super()._sampler_for(number)._rng.rng.randint(2**31 - 1)
+        return optuna.samplers.GPSampler(seed=int(seed), n_startup_trials=self._sampler_settings[2])
+
+
+class GPSearch(FedSearch):
+    """A search with Optuna's Gaussian process."""
+
+    searcher = _GP
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A way to search."""
 
     name: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kind: type[FedSearch] = FedSearch
+    seen: Callable[[KnownTrial], KnownTrial] = as_recorded
+    """What the search sees and keeps of a trial."""
     contenders: int = 0
     """Configurations of Stage 2 that run against each other under fresh seeds at the end; 0 delivers the winner."""
     rounds: int = 0
     """Fresh seeds of each contender at most."""
+    both_stages: bool = True
+    """Whether contenders run both stages; otherwise Stage 2 alone, from the finalist of their trial."""
     searches: bool = True
     """Whether there is a search; otherwise the starting point alone is trained, under as many seeds as fit."""
 
 
+_ASHA, _WHOLE = {"search.pruning": True}, {"search.pruning": False}
 POLICIES = (
-    Policy("best of the trials", {"search.pruning": True}),
-    Policy("no early stopping", {"search.pruning": False}),
-    Policy("grace of two epochs", {"search.pruning": True, "search.grace_epochs": 2}),
-    Policy("best of five under 3 fresh seeds", {"search.pruning": True}, contenders=5, rounds=3),
-    Policy("best of three under 4 fresh seeds", {"search.pruning": True}, contenders=3, rounds=4),
+    Policy("best of the trials", _ASHA),
+    Policy("no early stopping", _WHOLE),
+    Policy("grace of two epochs", {**_ASHA, "search.grace_epochs": 2}),
+    Policy("reduction factor of two", {**_ASHA, "search.reduction_factor": 2}),
+    Policy("one finalist", {**_ASHA, "search.finalists": 1}),
+    Policy("eight finalists", {**_ASHA, "search.finalists": 8}),
+    Policy("random search", _ASHA, kind=RandomSearch),
+    Policy("random search, no early stopping", _WHOLE, kind=RandomSearch),
+    Policy("Sobol start", _ASHA, kind=SobolSearch),
+    Policy("a quarter counts as good", _ASHA, kind=WideSearch),
+    Policy("Gaussian process", _WHOLE, kind=GPSearch),
+    Policy("mean of three epochs", _ASHA, seen=over_three_epochs),
+    Policy("averaged weights", _ASHA, seen=averaged),
+    Policy("averaged weights, no early stopping", _WHOLE, seen=averaged),
+    Policy("best of five under 3 fresh seeds", _ASHA, contenders=5, rounds=3),
+    Policy("best of three under 4 fresh seeds", _ASHA, contenders=3, rounds=4),
+    Policy("best of five under 3 fresh seeds of Stage 2", _ASHA, contenders=5, rounds=3, both_stages=False),
     Policy("best seed of the starting point", searches=False),
+    Policy("best seed of the starting point, averaged weights", searches=False, seen=averaged),
 )
 
 
@@ -78,14 +199,19 @@ class Contender:
 
     first: Mapping[str, Any]
     second: Mapping[str, Any]
+    finalist: float | None = None
+    """Objective of the Stage 1 model that each model starts from; None for one of its own."""
     models: list[KnownTrial] = dataclasses.field(default_factory=list)
 
-    def add(self, table: TrialTable, rng: np.random.Generator) -> float:
+    def add(self, table: SeenTable, rng: np.random.Generator) -> float:
         """Train it under a fresh seed; return the passes."""
-        first = table.draw(1, self.first, rng)
-        model = table.draw(2, self.second, rng, first.best_value)
+        passes, finalist = 0.0, self.finalist
+        if finalist is None:
+            first = table.draw(1, self.first, rng)
+            passes, finalist = float(first.passes_E.sum()), first.best_value
+        model = table.draw(2, self.second, rng, finalist)
         self.models.append(model)
-        return float(first.passes_E.sum() + model.passes_E.sum())
+        return passes + float(model.passes_E.sum())
 
     @property
     def mean(self) -> float:
@@ -114,13 +240,14 @@ def drop_worst(contenders: list[Contender], rng: np.random.Generator) -> None:
         contenders.remove(ranked[-1])
 
 
-def deliver_from(table: TrialTable, policy: Policy, outcome: Outcome, seed: int) -> Delivered:
+def deliver_from(table: SeenTable, policy: Policy, outcome: Outcome, seed: int) -> Delivered:
     """Return the model that a policy delivers after a search."""
     passes, seconds, known = outcome.passes, outcome.seconds, outcome.known
     if policy.contenders:
         rng = np.random.default_rng([seed, 3])
-        contenders = [Contender(table.space.start(1), table.space.start(2))]
-        contenders += [Contender(first, second) for first, second in outcome.ranked[: policy.contenders]]
+        contenders = [Contender(table.space.start(1), table.space.start(2))] if policy.both_stages else []
+        for first, second, finalist in outcome.ranked[: policy.contenders]:
+            contenders.append(Contender(first, second, None if policy.both_stages else finalist))
         for played in range(policy.rounds):
             if played and len(contenders) > 1:
                 drop_worst(contenders, rng)
@@ -143,15 +270,18 @@ def opened(path: Path) -> TrialTable:
 
 def play(path: Path, policy: Policy, trials: int, seed: int) -> Delivered:
     """Simulate a policy once. trials: of each stage, or models of the starting point."""
-    table = opened(path)
+    table = SeenTable(opened(path), policy.seen)
     if not policy.searches:
-        rng, start = np.random.default_rng([seed, 4]), Contender(table.space.start(1), table.space.start(2))
+        rng, start = (
+            np.random.default_rng([seed, 4]),
+            Contender(table.space.start(1), table.space.start(2)),
+        )
         passes = sum(start.add(table, rng) for _ in range(trials))
         seconds = sum(float(model.seconds_E.sum()) for model in start.models) / SLOTS
         return Delivered(_value(start.best, "valid"), _value(start.best, "test"), passes, seconds)
     budget = {"search.stage1_trials": trials, "search.stage2_trials": trials}
     space = table.space.with_settings({**policy.settings, **budget})
-    return deliver_from(table, policy, simulate(table, space, slots=SLOTS, seed=seed), seed)
+    return deliver_from(table, policy, simulate(table, space, slots=SLOTS, seed=seed, kind=policy.kind), seed)
 
 
 def trials_for(pool: concurrent.futures.Executor, path: Path, policy: Policy, passes: float) -> int:

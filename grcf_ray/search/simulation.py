@@ -206,16 +206,17 @@ class Outcome:
     winner: TrialRecord
     known: KnownTrial
     """The winner's results, those on test included."""
-    ranked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    """The parameters of both stages of the complete trials of the last stage, best first."""
+    ranked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], float]]
+    """The complete trials of the last stage, best first: parameters of both stages, and the finalist's objective."""
     progress: Sequence[tuple[float, float]]
     """The best figure of the last stage so far and its time, whenever it improved."""
 
 
-def simulate(source: TrialSource, space: Space, *, slots: int, seed: int) -> Outcome:
+def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: type[FedSearch] = FedSearch) -> Outcome:
     """Run a search on a number of slots; each runs a trial at a time.
 
-    space: the source's, with other settings of the search. seed: of proposals and results.
+    space: the source's, with other settings of the search. seed: of proposals and results. kind: the class of the
+    search; a subclass may have another searcher.
     """
     space = space.with_settings({"seed": seed})
     last = max(stage_epochs(space.config()))
@@ -246,7 +247,7 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int) -> Out
         record.write_run({"state": "running", "settings": flatten(space.config())})
         # Without trials' processes, only the reach of the scores is read.
         features: Any = SimpleNamespace(half_range=source.half_range, task=source.task)
-        search = FedSearch(
+        search = kind(
             record=record,
             space=space,
             features=features,
@@ -259,7 +260,7 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int) -> Out
         winner = search.run()
         trials = [trial for stage in search.stages for trial in record.trials(stage)]
         ranked = [
-            (record.read_finalist(int(trial.params["finalist"]))["params"], trial.params)
+            ((first := record.read_finalist(int(trial.params["finalist"])))["params"], trial.params, first["objective"])
             for trial in record.ranked(last)
             if trial.state == "complete"
         ]
