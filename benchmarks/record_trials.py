@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 from recording import RecordedLoop, Source, run_all
 from safetensors.torch import load_file, save_file
 from scipy.stats import qmc
@@ -80,16 +81,17 @@ def _place(source: Source, stage: int, number: int, seed: int) -> Path:
 
 
 def record_stage(
-    source: Source, stage: Literal[1, 2], finalists: Sequence[int | None], seeds: int, processes: int
+    source: Source, stage: Literal[1, 2], finalists: Mapping[int, int | None], seeds: int, processes: int
 ) -> list[dict[str, Any]]:
     """Record the trials of a stage that are not recorded yet, and return all of them.
 
-    finalists: for each configuration, that of Stage 1 to start from.
+    finalists: for the number of each configuration, that of Stage 1 to start from.
     """
-    firsts, own = (draw_params(source.space, number, len(finalists)) for number in (1, stage))
+    firsts, own = (draw_params(source.space, number, max(finalists) + 1) for number in (1, stage))
     jobs = []
     for seed in range(seeds):
-        for number, (params, finalist) in enumerate(zip(own, finalists, strict=True)):
+        for number, finalist in finalists.items():
+            params = own[number]
             given = params if finalist is None else {**firsts[finalist], **params}
             jobs.append((source, stage, number, seed, given, params, finalist))
     missing = [job for job in jobs if not _place(source, stage, job[2], job[3]).with_suffix(".json").exists()]
@@ -104,17 +106,20 @@ def _trial(source: Source, stage: int, number: int, seed: int) -> dict[str, Any]
     return {"stage": stage, "configuration": number, "seed": seed, **told, "scores": scores}
 
 
-def choose_finalists(first: Sequence[Mapping[str, Any]], configurations: int) -> list[int]:
-    """Return a configuration of Stage 1 for each of Stage 2, drawn from the better ones; the first starts from its
-    own."""
+def choose_finalists(first: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """Return for each configuration one of Stage 1 for Stage 2 to start from, drawn from the better ones.
+
+    The starting point starts from its own.
+    """
     figures: dict[int, list[float]] = {}
     for trial in first:
         values = [metrics["valid/pairwise_acc"] for metrics in trial["curve"]]
         figures.setdefault(trial["configuration"], []).append(max(values, default=0.0))
     ranked = sorted(figures, key=lambda number: -min(figures[number]))
     better = ranked[: max(1, round(BETTER * len(ranked)))]
-    drawn = np.random.default_rng(0).permutation(np.resize(better, configurations - 1))
-    return [0, *drawn.tolist()]
+    others = [number for number in figures if number]
+    drawn = np.random.default_rng(0).permutation(np.resize(better, len(others)))
+    return dict(zip(figures, [0, *drawn.tolist()] if 0 in figures else drawn.tolist(), strict=True))
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -133,6 +138,13 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
+def _next_configuration(extended: Path | None) -> int:
+    if extended is None:
+        return 0
+    numbers = pq.read_table(extended, columns=["configuration"])["configuration"].to_pylist()
+    return int(max(numbers)) + 1
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record both stages, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,15 +157,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trials")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
     parser.add_argument("--no-scores", action="store_true", help="leave out the scores: enough to plan searches")
+    parser.add_argument("--extend", type=Path, metavar="FILE", help="recorded table to add to, kept as it is")
     given = parser.parse_args(arguments)
     given.work.mkdir(parents=True, exist_ok=True)
     source = Source(given.dataset, given.data, given.space, given.work)
     # The processes read the features that this one builds.
     assert source.features
-    first = record_stage(source, 1, [None] * given.configurations, given.seeds, given.processes)
-    finalists = choose_finalists(first, given.configurations)
-    second = record_stage(source, 2, finalists, given.seeds, given.processes)
-    write_table(given.out, describe(source), [*first, *second], with_scores=not given.no_scores)
+    numbers = range(_next_configuration(given.extend), given.configurations)
+    first = record_stage(source, 1, dict.fromkeys(numbers), given.seeds, given.processes)
+    second = record_stage(source, 2, choose_finalists(first), given.seeds, given.processes)
+    trials = [*first, *second]
+    write_table(given.out, describe(source), trials, with_scores=not given.no_scores, after=given.extend)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ class _Rotating(OptunaSearcher):
         space = self._sampler_settings[0]
         # Number 0 is the starting point, and there is no study before it.
         if number and "finalist" in space and len(self.study.get_trials(deepcopy=False)) == number:
+            assert isinstance(space["finalist"], CategoricalDistribution)
             finalists = space["finalist"].choices
             self.study.enqueue_trial({"finalist": finalists[number % len(finalists)]})
         return super()._sampler_for(number)

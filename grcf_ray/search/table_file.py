@@ -27,13 +27,19 @@ _SCALE = 64
 
 
 def write_table(
-    path: Path, about: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], *, with_scores: bool = True
+    path: Path,
+    about: Mapping[str, Any],
+    trials: Sequence[Mapping[str, Any]],
+    *,
+    with_scores: bool = True,
+    after: Path | None = None,
 ) -> None:
     """Write recorded trials as one Parquet file. Trials that diverged are left out.
 
     about: the data set, its task, protocol and half_range, the space, and the labels of valid and test about the centre
     of the label range. trials: each with stage, configuration, seed, finalist (the configuration of Stage 1 that it
-    starts from, or None), params, curve, and scores [C, N], those of valid before those of test.
+    starts from, or None), params, curve, and scores [C, N], those of valid before those of test. after: a table whose
+    trials come first.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -66,7 +72,9 @@ def write_table(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         schema = pa.schema(columns, {"about": json.dumps(told)})
-        pq.write_table(pa.Table.from_pylist(kept, schema), file, compression="zstd", compression_level=19)
+        earlier = [] if after is None else [pq.read_table(after, columns=schema.names).cast(schema)]
+        table = pa.concat_tables([*earlier, pa.Table.from_pylist(kept, schema)])
+        pq.write_table(table, file, compression="zstd", compression_level=19)
 
 
 def _row(about: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:

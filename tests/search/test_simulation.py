@@ -39,6 +39,17 @@ def test_a_table_has_the_objectives_and_errors_of_its_scores(table: TrialTable) 
     assert len(first.seconds_E) == EPOCHS[1] and len(first.values_E) == EPOCHS[1]
 
 
+def test_a_table_grows(table: TrialTable, tmp_path: Path) -> None:
+    first, whole = tmp_path / "first.parquet", tmp_path / "whole.parquet"
+    write_table(first, ABOUT, [trial for trial in TRIALS if trial["configuration"] < 10])
+    write_table(whole, ABOUT, [trial for trial in TRIALS if trial["configuration"] >= 10], after=first)
+    grown = read_table(whole, with_errors=True)
+    for stage in (1, 2):
+        assert grown.configurations(stage) == CONFIGURATIONS
+        kept = {known.objective["valid"].tobytes() for known in table.recorded(stage)}
+        assert {known.objective["valid"].tobytes() for known in grown.recorded(stage)} == kept
+
+
 def test_a_table_without_scores_has_the_same_figures(table: TrialTable, tmp_path: Path) -> None:
     path = tmp_path / "trials.parquet"
     write_table(path, ABOUT, TRIALS, with_scores=False)
