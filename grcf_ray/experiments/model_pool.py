@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.search.comparisons import model_place
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.run_lookup import FREE
 from grcf_ray.search.schema import EntryFile, checked_list
-from grcf_ray.search.seeds import fresh_seed, model_place
+from grcf_ray.search.seeds import fresh_seed
 from grcf_ray.search.space import FIXED_ONLY, STAGE1_SECTIONS, STAGE2_ONLY, Choice, Space
 from grcf_ray.storage import StoragePath
 

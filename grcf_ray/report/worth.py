@@ -18,7 +18,7 @@ from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.noise_model import Posterior, draw_posterior
 from grcf_ray.report.stopped_trials import draw_finished, rung_values
 from grcf_ray.report.view import RunView
-from grcf_ray.search.comparisons import ARMS, retrainings, seeds_record
+from grcf_ray.search.comparisons import ARMS, retrainings, winner_models
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.statistics import Floats, expected_maximum, sampling_deviations
@@ -82,7 +82,7 @@ class Worth(BaseModel):
     split_deviation: float | None = None
     """Standard deviation of a figure over validation splits of this size, nearly the same for all models."""
     paired_deviation: float | None = None
-    """The same of the difference between two models."""
+    """The same of the difference between two seeds of the winner's parameters."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -286,9 +286,8 @@ def _validation_noise(view: RunView, metric: str) -> dict[str, Any]:
 
 
 def _retrained(view: RunView) -> Iterator[Predictions]:
-    """Yield the validation predictions of the retrained models, without those of an earlier stage."""
+    """Yield the validation predictions of the retrained models with the winner's parameters."""
     assert view.winner is not None
-    place = seeds_record(view.record, view.winner.name).place / "models"
-    for name in place.names():
-        if name.isdecimal() and (path := place / name / "predictions" / "valid.parquet").exists():
+    for place in winner_models(view.record, view.winner.name):
+        if (path := place / "predictions" / "valid.parquet").exists():
             yield Predictions.read(path)

@@ -11,9 +11,10 @@ from typing import Any
 from grcf_ray.config import Task
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.direct_baseline import both_sides
-from grcf_ray.search.record import RunRecord
+from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.schema import SeedsFile, read_file
 from grcf_ray.statistics import spread
+from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import objective_name
 
 ARMS = ("winner", "start")
@@ -33,6 +34,31 @@ def retrainings(record: RunRecord, winner: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return metrics if metrics["winner"] == winner else None
+
+
+def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
+    """Return the folders of the winner's retrained models, without those of the starting point."""
+    models = seeds_record(record, winner)
+    trials = models.trials(2) or models.trials(1)
+    ended = [trial for trial in trials if trial.state == "complete" and arm_of(trial) == ARMS[0]]
+    places = [model_place(models, trial, last=trial.stage) for trial in ended]
+    return [place for place in places if (place / "metrics.json").exists()]
+
+
+def arm_of(trial: TrialRecord) -> str:
+    """Return the arm of a retraining."""
+    return ARMS[retrained_number(trial) % 2]
+
+
+def retrained_number(trial: TrialRecord) -> int:
+    """Return the number of a retraining's Stage 1 trial, or its own number without one."""
+    return int(trial.params.get("finalist", trial.number))
+
+
+def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> StoragePath:
+    """Return the folder of a retraining's model, for `train.export.load_model`. last: the last stage of the run."""
+    stage = "" if trial.stage == last else f"stage{trial.stage}-"
+    return record.place / "models" / f"{stage}{trial.number:04d}"
 
 
 def compare(models: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:

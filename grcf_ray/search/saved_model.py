@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grcf_ray.errors import DataError
+from grcf_ray.search.comparisons import retrainings, winner_models
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.schema import RunInfo
 from grcf_ray.storage import StoragePath, storage_path
@@ -54,10 +55,6 @@ def retrained_models(place: StoragePath) -> list[StoragePath]:
     """Return the winner's retrained models; empty if there are none or the place is not a run."""
     if not (place / "run.json").exists():
         return []
-    # Importing Ray takes a second.
-    from grcf_ray.search.comparisons import retrainings
-    from grcf_ray.search.seeds import winner_models
-
     record = RunRecord(place)
     winner = record.info().winner
     return winner_models(record, winner) if winner and retrainings(record, winner) else []

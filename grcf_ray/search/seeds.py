@@ -16,7 +16,7 @@ import numpy as np
 import ray
 
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.search.comparisons import ARMS, compare, seeds_record
+from grcf_ray.search.comparisons import ARMS, arm_of, compare, model_place, retrained_number, seeds_record
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord
@@ -25,7 +25,7 @@ from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
-from grcf_ray.storage import StoragePath, storage_path
+from grcf_ray.storage import storage_path
 from grcf_ray.train.manifest import extend_manifest, is_complete
 from grcf_ray.train.stage import stage_seed
 
@@ -107,7 +107,7 @@ def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, di
     """Return the metrics of each arm's ensemble by split: the mean of its models' recorded scores of an utterance."""
     ensembles = {}
     for arm in ARMS:
-        places = [model_place(record, trial, last=trial.stage) for trial in trials if _arm(trial) == arm]
+        places = [model_place(record, trial, last=trial.stage) for trial in trials if arm_of(trial) == arm]
         if len(places) < 2:
             continue
         saved = open_model(places[0])
@@ -120,15 +120,6 @@ def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, di
     return ensembles
 
 
-def winner_models(record: RunRecord, winner: str) -> list[StoragePath]:
-    """Return the folders of the winner's retrained models, without those of the starting point."""
-    models = seeds_record(record, winner)
-    trials = models.trials(2) or models.trials(1)
-    ended = [trial for trial in trials if trial.state == "complete" and _arm(trial) == ARMS[0]]
-    places = [model_place(models, trial, last=trial.stage) for trial in ended]
-    return [place for place in places if (place / "metrics.json").exists()]
-
-
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:
     params = {path: value for path, value in winner.params.items() if path != "finalist"}
     if winner.stage == 1:
@@ -139,25 +130,10 @@ def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dic
     return {"winner": tuned, "start": {1: space.start(1), 2: space.start(2)}}
 
 
-def _arm(trial: TrialRecord) -> str:
-    return ARMS[_number(trial) % 2]
-
-
-def _number(trial: TrialRecord) -> int:
-    """Return the number of a retraining's Stage 1 trial, or its own number without one."""
-    return int(trial.params.get("finalist", trial.number))
-
-
-def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> StoragePath:
-    """Return the folder of a retraining's model, for `train.export.load_model`. last: the last stage of the run."""
-    stage = "" if trial.stage == last else f"stage{trial.stage}-"
-    return record.place / "models" / f"{stage}{trial.number:04d}"
-
-
 def _entry(record: RunRecord, trial: TrialRecord) -> dict[str, Any]:
     metrics = read_file(model_place(record, trial, last=trial.stage) / "metrics.json", ModelMetricsFile)
     figures = {split: metrics[split] for split in ("valid", "test")}
-    return {"arm": _arm(trial), "index": _number(trial) // 2, "seed": trial.seed, **figures}
+    return {"arm": arm_of(trial), "index": retrained_number(trial) // 2, "seed": trial.seed, **figures}
 
 
 def measure_models(

@@ -18,7 +18,7 @@ from grcf_ray.report.summary import Retrainings, RunSummary
 from grcf_ray.report.text import text_report
 from grcf_ray.report.view import RunView
 from grcf_ray.report.worth import Interval, Worth, best_of
-from grcf_ray.search.comparisons import compare
+from grcf_ray.search.comparisons import compare, model_place, seeds_record
 from grcf_ray.search.record import rank
 from grcf_ray.statistics import expected_maximum
 
@@ -146,12 +146,17 @@ def test_retrained_models_tell_the_noise_of_a_difference(tmp_path: Path) -> None
     view = retrain(finished(tmp_path / "run", "ccc"), [0.70, 0.72], [0.75, 0.74])
     assert view.winner is not None
     best = view.record.place / "best" / "predictions" / "valid.parquet"
-    models = view.record.place / "seeds" / view.winner.name.replace("/", "-") / "models"
-    (tmp_path / "copy").write_bytes(Path(str(best)).read_bytes())
-    for name in ("0000", "stage1-0000"):
-        with (models / name / "predictions" / "valid.parquet").writing() as path:
-            path.write_bytes((tmp_path / "copy").read_bytes())
-    # The same predictions have no difference; those of Stage 1 do not count.
+    record = seeds_record(view.record, view.winner.name)
+    content = Path(str(best)).read_bytes()
+    # Stage 2's trial 1 is the winner's, since it starts from a winner's trial of Stage 1; trial 0 is the other arm's.
+    for number, finalist in enumerate(("3", "2")):
+        one = dataclasses.replace(view.trials[2][0], number=number, params={"finalist": finalist})
+        record.write_trial(one)
+        folder = model_place(record, one, last=2)
+        (folder / "metrics.json").write_json({})
+        with (folder / "predictions" / "valid.parquet").writing() as path:
+            path.write_bytes(content if finalist == "2" else b"not read")
+    # The same predictions have no difference.
     worth = worth_of(view)
     assert worth.paired_deviation == pytest.approx(0, abs=1e-9) and worth.validation_share == pytest.approx(0)
     assert list(worth.sentences())[-1].endswith(", and differences by 0.000 (0% of the noise of seeds).")

@@ -14,11 +14,18 @@ import pytest
 from scipy import stats
 
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.search.comparisons import against_baseline, compare, retrainings, seeds_record
+from grcf_ray.search.comparisons import (
+    against_baseline,
+    compare,
+    model_place,
+    retrainings,
+    seeds_record,
+    winner_models,
+)
 from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.schema import ModelMetricsFile, read_file
-from grcf_ray.search.seeds import SeedTrials, model_place, retrain, winner_models
+from grcf_ray.search.seeds import SeedTrials, retrain
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.stopping import Stop
 from grcf_ray.search.winner import MEASURED, trial_name
