@@ -17,17 +17,17 @@ class Coordinates:
     In Stage 2 the finalist counts as its Stage 1 objective.
     """
 
-    def __init__(self, view: RunView, stage: Literal[1, 2], complete: Sequence[TrialRecord]) -> None:
+    def __init__(self, view: RunView, stage: Literal[1, 2], trials: Sequence[TrialRecord]) -> None:
         self._firsts = {trial.number: objective(trial) for trial in view.trials[1]}
-        parameters = searched([self._resolved(trial) for trial in complete], stage, space_of(view))
+        parameters = searched([self._resolved(trial) for trial in trials], stage, space_of(view))
         self._varying = [
             parameter
             for parameter in parameters
-            if len({parameter.value(self._resolved(trial).params) for trial in complete}) > 1
+            if len({parameter.value(self._resolved(trial).params) for trial in trials}) > 1
         ]
         self.start = next((trial for trial in view.trials[stage] if trial.number == 0), None)
         if self.start is not None and "finalist" in self.start.params:
-            # Stage 2's first trial has the best finalist, which belongs to the starting point of both stages no more.
+            # Stage 2's first trial starts from the best finalist, the starting point of both stages from its own.
             self.start = dataclasses.replace(self.start, params={**self.start.params, "finalist": "0"})
 
     def of(self, trial: TrialRecord) -> list[float] | None:

@@ -64,7 +64,7 @@ class Worth(BaseModel):
     """Complete and stopped trials of the last stage."""
     complete: int
     retrainings: int
-    """Trainings under fresh seeds."""
+    """Trainings under fresh seeds that measure the noise of seeds."""
     share: Interval | None = None
     """The share of the parameters in the variance between the trials; the rest is the seed's."""
     seed_deviation: Interval | None = None
@@ -107,7 +107,7 @@ class Worth(BaseModel):
             candidates=len(view.ranked(stage)),
             trials=len(trials),
             complete=sum(trial.state == "complete" for trial in trials),
-            retrainings=sum(map(len, repeats.figures.values())),
+            retrainings=sum(len(figures) for figures in repeats.figures.values() if len(figures) > 1),
             **_estimates(view, winner, repeats),
             **_validation_noise(view, metric),
         )
@@ -214,9 +214,9 @@ def _posterior(view: RunView, winner: TrialRecord, repeats: _Repeats) -> Posteri
         drawn = np.random.default_rng(0).choice(len(trials), _MOST_TRIALS, replace=False)
         trials = [trials[index] for index in sorted(drawn)]
     places = Coordinates(view, winner.stage, trials)
-    found = [place for trial in (winner, places.start) if trial is not None and (place := places.of(trial))]
+    at, start = places.of(winner), places.start and places.of(places.start)
     used = [(place, trial) for trial in trials if (place := places.of(trial))]
-    if sum(trial.state == "complete" for _, trial in used) < LEAST_TRIALS or not found:
+    if sum(trial.state == "complete" for _, trial in used) < LEAST_TRIALS or at is None:
         return None
     value_TR = rung_values([trial for _, trial in used])
     rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def _posterior(view: RunView, winner: TrialRecord, repeats: _Repeats) -> Posteri
     finished = [draw_finished(value_TR, rng) for _ in range(rounds)]
     if any(np.ptp(value_T) == 0 for value_T in finished):
         return None
-    place_TC, at_PC = np.array([place for place, _ in used]), np.array(found)
+    place_TC, at_PC = np.array([place for place, _ in used]), np.array([at, start] if start else [at])
     return Posterior.pooled(
         [
             draw_posterior(

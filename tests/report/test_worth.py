@@ -116,7 +116,7 @@ def test_retrainings_measure_what_the_model_would_estimate(tmp_path: Path) -> No
     many = worth_of(retrain(finished(tmp_path / "many", "c" * 24), [0.70, 0.72, 0.68], [0.75, 0.74, 0.76]))
     assert many.share and many.corrected and many.corrected.mean == pytest.approx(0.70, abs=0.002)
     single = worth_of(retrain(finished(tmp_path / "single", "ccc"), [0.70], [0.75]))
-    assert single.seed_deviation is None and single.corrected is None
+    assert single.seed_deviation is None and single.corrected is None and single.retrainings == 0
 
 
 def test_the_best_of_the_seeds_is_chosen_on_valid(tmp_path: Path) -> None:
