@@ -7,7 +7,8 @@ The first configuration is the space's starting point. The others come from a sc
 of Stage 2 starts from one of the better configurations of Stage 1, each seed from the same seed there. The table has
 the figures, and the scores of all utterances of valid and test, after every epoch, and at the end those of the weights
 averaged over the last fifth of the steps. Nothing is chosen by the test scores. The folder `--work` keeps each trial,
-so the same command resumes.
+so the same command resumes. The table of the package, which plans searches (`grcf search --simulate`), is made from the
+same folder, with `--no-scores --out grcf_ray/search/trials/mosi_text.parquet`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def write_table(
 
 def _row(about: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
     """Return a trial as a row of the file."""
-    score_CN, metric = np.asarray(trial["scores"]), objective_name(trial["stage"], about["task"])
+    metric = objective_name(trial["stage"], about["task"])
+    score_CN = np.asarray(trial["scores"]).reshape(-1, len(about["valid"]) + len(about["test"]))
     limits = {"protocol": about["protocol"], "limit": about["half_range"]}
     row = {name: trial[name] for name in ("stage", "configuration", "seed", "finalist")}
     row |= {

@@ -64,9 +64,12 @@ def test_a_table_without_scores_has_the_same_figures(table: TrialTable, tmp_path
 
 def test_trials_that_diverged_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "trials.parquet"
-    cut = {**TRIALS[3], "curve": TRIALS[3]["curve"][:1], "scores": TRIALS[3]["scores"][:1]}
-    write_table(path, ABOUT, [*TRIALS[:3], cut, *TRIALS[4:]])
-    assert len(read_table(path).recorded(1)) == CONFIGURATIONS * SEEDS - 1
+    cut = [{**TRIALS[3], "curve": TRIALS[3]["curve"][:1], "scores": TRIALS[3]["scores"][:1]}]
+    # In its first epoch.
+    cut.append({**TRIALS[-1], "curve": [], "scores": np.array([])})
+    write_table(path, ABOUT, [*TRIALS[:3], *cut, *TRIALS[4:-1]])
+    read = read_table(path)
+    assert [len(read.recorded(stage)) for stage in (1, 2)] == [CONFIGURATIONS * SEEDS - 1] * 2
 
 
 def test_draws_follow_the_settings_and_differ_by_seed(table: TrialTable) -> None:
