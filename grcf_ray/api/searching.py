@@ -127,7 +127,7 @@ def requested_space(options: Mapping[str, Any]) -> Space:
     options: the arguments of `run_search`, by name.
     """
     fixed = _fixed_settings(options)
-    return _space_with(fixed, options, _made_space(fixed, options))
+    return _space_with(fixed, options, _made_space(fixed, options, find_machine))
 
 
 def init_space(options: Mapping[str, Any], path: Path) -> str:
@@ -137,13 +137,14 @@ def init_space(options: Mapping[str, Any], path: Path) -> str:
     if path.exists():
         raise ConfigError(f"--init-space {path}: the file exists; give another name")
     fixed = _fixed_settings(options)
-    made = _new_space(open_data(options["dataset"], options["data"], options["label_range"]), fixed, options)
+    store = open_data(options["dataset"], options["data"], options["label_range"])
+    made = _new_space(store, fixed, options, find_machine)
     write_space(path, made.space.with_settings(fixed), made.summary)
     return made.summary
 
 
 def _made_space(
-    fixed: Mapping[str, Any], options: Mapping[str, Any], machine: Callable[[RunConfig], Machine] = find_machine
+    fixed: Mapping[str, Any], options: Mapping[str, Any], machine: Callable[[RunConfig], Machine]
 ) -> MadeSpace | None:
     """Return the made space of the run that the options name, else a new one; None if there is a file for the data."""
     if options["space"] is not None or options["dataset"] in datasets.names():
@@ -158,7 +159,7 @@ def _new_space(
     store: DatasetStore,
     fixed: Mapping[str, Any],
     options: Mapping[str, Any],
-    machine: Callable[[RunConfig], Machine] = find_machine,
+    machine: Callable[[RunConfig], Machine],
 ) -> MadeSpace:
     return made_for(
         store,
@@ -194,7 +195,7 @@ class _Request:
     """The made space that `space` comes from; None for a space file."""
 
     @staticmethod
-    def of(options: Mapping[str, Any], machine: Callable[[RunConfig], Machine] = find_machine) -> _Request:
+    def of(options: Mapping[str, Any], machine: Callable[[RunConfig], Machine]) -> _Request:
         """Return what the options ask for. machine: returns the resources that a space is made for."""
         fixed = _fixed_settings(options)
         made = _made_space(fixed, options, machine)
@@ -240,7 +241,7 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
 
     options: the arguments of `run_search`, by name. command: the command or call that resumes the search.
     """
-    seconds, request = _seconds(options), _Request.of(options)
+    seconds, request = _seconds(options), _Request.of(options, find_machine)
     record, made = request.record, request.made
     with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
         session = Session(
