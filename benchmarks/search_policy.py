@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from scipy.stats import qmc
+from scipy.stats import qmc, spearmanr
 
 from grcf_ray.bench.setup import deliver
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.simulation import FedSearch, Outcome, simulate
 from grcf_ray.search.table_file import read_table
@@ -34,6 +35,7 @@ from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.search.winner import versions
 from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
+from grcf_ray.train.curve import objective_name
 
 SLOTS = 2
 FEW = 10
@@ -368,6 +370,45 @@ def policies_table(path: Path, passes: float, searches: int, processes: int) -> 
     )
 
 
+def variance_table(table: TrialTable) -> Table:
+    """Take the variance of the recorded figures apart: configurations, and seeds within one."""
+    rows = []
+    for stage in table.stages:
+        figures = table.by_configuration(stage)
+        means = {split: value_CS.mean(axis=1) for split, value_CS in figures.items()}
+        for split, value_CS in figures.items():
+            within = float(value_CS.var(axis=1, ddof=1).mean())
+            between = max(0.0, float(means[split].var(ddof=1)) - within / value_CS.shape[1])
+            rows.append(
+                {
+                    "stage": f"{stage}: {METRIC_TITLES[objective_name(stage, table.task)]}, {split}",
+                    "mean": float(value_CS.mean()),
+                    "seed": within**0.5,
+                    "configuration": between**0.5,
+                    "share": between / (between + within),
+                    "again": float(spearmanr(figures["valid"][:, 0], value_CS[:, 1]).statistic),
+                }
+            )
+    configurations, seeds = table.by_configuration(1)["valid"].shape
+    return Table(
+        "variance",
+        f"Where the differences come from: {configurations} configurations of each stage under {seeds} seeds",
+        (
+            Column("stage", "stage and split"),
+            Column("mean", "mean", "{:.4f}"),
+            Column("seed", "deviation over seeds", "{:.4f}"),
+            Column("configuration", "over configurations", "{:.4f}"),
+            Column("share", "share of configurations", "{:.0%}"),
+            Column("again", "rank correlation", "{:+.2f}"),
+        ),
+        rows,
+        (
+            "figures of the best epoch on valid",
+            "rank correlation: between a configuration's figure on valid under one seed and the line's under another",
+        ),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -377,9 +418,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="simulations at a time [default: 2]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
     given = parser.parse_args(arguments)
-    table = policies_table(given.table, given.passes, given.searches, given.processes)
+    variance = variance_table(opened(given.table))
+    print(json.dumps(variance.rows), flush=True)
+    policies = policies_table(given.table, given.passes, given.searches, given.processes)
     about = {"command": f"python benchmarks/{Path(__file__).name}", "table": given.table.name, "versions": versions()}
-    deliver("search_policy", about, [table], given.out, as_json=False)
+    deliver("search_policy", about, [variance, policies], given.out, as_json=False)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,21 @@ class TrialTable:
         """Return the recorded trials."""
         return [trial.known for trial in self._recorded[stage]]
 
+    def by_configuration(self, stage: Literal[1, 2]) -> dict[str, NDArray[np.float64]]:
+        """Return the objectives at the best epoch on valid, [configurations, seeds] by split.
+
+        Configurations of which a seed is missing are left out.
+        """
+        seeds: dict[int, list[KnownTrial]] = {}
+        for trial in self._recorded[stage]:
+            seeds.setdefault(trial.configuration, []).append(trial.known)
+        most = max(map(len, seeds.values()))
+        whole = [known for known in seeds.values() if len(known) == most]
+        return {
+            split: np.array([[known.objective[split][known.best] for known in row] for row in whole])
+            for split in whole[0][0].objective
+        }
+
     def draw(
         self,
         stage: Literal[1, 2],
