@@ -95,7 +95,8 @@ class TrialTable:
     """The recorded trials of each stage, all of a stage with as many epochs.
 
     A drawn trial is a recorded one of a nearby configuration, under any of its seeds, plus the difference that a model
-    of the objective expects between the two configurations, epoch by epoch.
+    of the objective expects between the two configurations, epoch by epoch. Its luck, which is what the model does not
+    expect, is mixed with that of another trial: otherwise every search would end at the same few lucky trials.
 
     name: of the data, for messages. space: of the trials. half_range: half the label range.
     """
@@ -150,12 +151,21 @@ class TrialTable:
         finalist: float | None = None,
     ) -> KnownTrial:
         """Return a trial with these parameters. finalist: the Stage 1 objective that a trial of Stage 2 starts from."""
-        model = self._models[stage]
+        model, recorded = self._models[stage], self._recorded[stage]
         at_D = model.place(params, finalist)
         chosen = int(rng.choice(model.nearby(at_D)))
-        trends = model.trends(np.stack([at_D, model.at_TD[chosen]]))
-        difference = {split: wanted - there for split, (wanted, there) in trends.items()}
-        return self._recorded[stage][chosen].known.shifted(difference)
+        other = (chosen + int(rng.integers(1, len(recorded)))) % len(recorded) if len(recorded) > 1 else chosen
+        angle = rng.uniform(0, np.pi / 2) if other != chosen else 0.0
+        difference = {}
+        for split, trends in model.trends(np.stack([at_D, model.at_TD[chosen], model.at_TD[other]])).items():
+            luck, other_luck = (
+                recorded[index].known.objective[split] - trend
+                for index, trend in zip((chosen, other), trends[1:], strict=True)
+            )
+            # Independent draws mixed in this way keep their covariance.
+            mixed = np.cos(angle) * luck + np.sin(angle) * other_luck
+            difference[split] = trends[0] + mixed - recorded[chosen].known.objective[split]
+        return recorded[chosen].known.shifted(difference)
 
     def expected(
         self, stage: Literal[1, 2], params: Mapping[str, Any], finalist: float | None = None

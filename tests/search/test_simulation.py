@@ -93,6 +93,19 @@ def test_draws_follow_the_settings_and_differ_by_seed(table: TrialTable) -> None
     assert drawn[1e-3].mean() < min(drawn[2e-4].mean(), drawn[8e-3].mean())
 
 
+def test_draws_have_the_spread_of_the_recorded_trials_but_do_not_repeat_them(table: TrialTable) -> None:
+    params = {"stage2.head_lr": 1e-3, "stage2.fusion_dropout": 0.2}
+    drawn = np.array([table.draw(2, params, np.random.default_rng(seed), 0.8).values_E[-1] for seed in range(300)])
+    trials = [recorded_trial(2, number, seed) for number in range(CONFIGURATIONS) for seed in range(SEEDS)]
+    luck = [
+        known.values_E[-1] - table.expected(2, trial["params"], 0.8)["valid"][-2]
+        for trial, known in zip(trials, table.recorded(2), strict=True)
+        if 3e-4 < trial["params"]["stage2.head_lr"] < 3e-3
+    ]
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert 0.6 < drawn.std() / np.std(luck) < 1.6
+
+
 def test_a_shift_changes_errors_as_much_as_their_mean(table: TrialTable) -> None:
     known = table.recorded(2)[0]
     by = {split: np.linspace(0.0, 0.2, EPOCHS[2] + 1) for split in ("valid", "test")}
