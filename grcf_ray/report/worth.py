@@ -120,7 +120,7 @@ class Worth(BaseModel):
             yield f"Of the variance between {self.trials} trials, parameters explain {share}, seeds the rest."
         else:
             few = f"{self.complete} trials are complete, {LEAST_TRIALS} are needed"
-            yield f"Too few or equal trials to tell parameters from seeds: {few}."
+            yield f"Too few trials to tell parameters from seeds: {few}."
         if deviation is not None:
             source = f" ({self.retrainings} retrainings)" if self.retrainings else ""
             yield f"Another seed changes the valid {title} by {deviation.text()}, one standard deviation{source}."

@@ -86,7 +86,7 @@ def test_nothing_is_told_apart_with_few_or_equal_trials(tmp_path: Path) -> None:
     known = (worth.share, worth.seed_deviation, worth.corrected, worth.start, worth.best_start)
     assert known == (None,) * 5
     first, *_ = worth.sentences()
-    assert first == "Too few or equal trials to tell parameters from seeds: 11 trials are complete, 12 are needed."
+    assert first == "Too few trials to tell parameters from seeds: 11 trials are complete, 12 are needed."
     assert worth_plot(view) is None
     whole = finished(tmp_path / "equal", "c" * 14)
     for one in whole.trials[2]:
