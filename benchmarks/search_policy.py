@@ -30,6 +30,7 @@ from grcf_ray.bench.setup import deliver
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.simulation import FedSearch, Outcome, simulate
+from grcf_ray.search.space import Choice, Dimension, Range
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.search.winner import versions
@@ -99,16 +100,19 @@ class _Sobol(OptunaSearcher):
     def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
         count, names = options["n_startup_trials"] - 1, sorted(space)
         drawn = qmc.Sobol(len(names), seed=10 * options["seed"] + options["stage"]).random_base2(4)[:count]
-        more = [{name: _at(space[name], at) for name, at in zip(names, row, strict=True)} for row in drawn.tolist()]
+        dimensions = [_dimension(space[name]) for name in names]
+        more = [
+            {name: dimension.value_at(at) for name, dimension, at in zip(names, dimensions, row, strict=True)}
+            for row in drawn.tolist()
+        ]
         super().__init__(space, **{**options, "starts": [*options["starts"], *more]})
 
 
-def _at(distribution: BaseDistribution, share: float) -> Any:
+def _dimension(distribution: BaseDistribution) -> Dimension:
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(share * len(distribution.choices))]
+        return Choice(distribution.choices, distribution.choices[0])  # type: ignore[arg-type]
     assert isinstance(distribution, FloatDistribution)
-    low, high = distribution.low, distribution.high
-    return low * (high / low) ** share if distribution.log else low + (high - low) * share
+    return Range(distribution.low, distribution.high, distribution.log, distribution.low)
 
 
 class SobolSearch(FedSearch):
@@ -268,8 +272,10 @@ def deliver_from(table: SeenTable, policy: Policy, outcome: Outcome, seed: int) 
     if policy.contenders:
         rng = np.random.default_rng([seed, 3])
         contenders = [Contender(table.space.start(1), table.space.start(2))] if policy.both_stages else []
-        for first, second, finalist in outcome.ranked[: policy.contenders]:
-            contenders.append(Contender(first, second, None if policy.both_stages else finalist))
+        contenders += [
+            Contender(first, second, None if policy.both_stages else finalist)
+            for first, second, finalist in outcome.ranked[: policy.contenders]
+        ]
         for played in range(policy.rounds):
             if played and len(contenders) > 1:
                 drop_worst(contenders, rng)
@@ -294,10 +300,8 @@ def play(path: Path, policy: Policy, trials: int, seed: int) -> Delivered:
     """Simulate a policy once. trials: of each stage, or models of the starting point."""
     table = SeenTable(opened(path), policy.seen)
     if not policy.searches:
-        rng, start = (
-            np.random.default_rng([seed, 4]),
-            Contender(table.space.start(1), table.space.start(2)),
-        )
+        rng = np.random.default_rng([seed, 4])
+        start = Contender(table.space.start(1), table.space.start(2))
         passes = sum(start.add(table, rng) for _ in range(trials))
         seconds = sum(float(model.seconds_E.sum()) for model in start.models) / SLOTS
         return Delivered(_value(start.best, "valid"), _value(start.best, "test"), passes, seconds)

@@ -1,4 +1,4 @@
-"""A model of a stage's trials: what their parameters explain of the objective, and what is left to the seed.
+"""A model of a stage's trials, which tells the effect of their parameters from that of the seed.
 
 The objective is a Gaussian process over the parameters, plus white noise. With a dozen trials, the most likely kernel
 often explains everything or nothing, so the model averages over a grid of kernels by their evidence. Choosing the best

@@ -12,6 +12,7 @@ import numpy as np
 
 from grcf_ray import console
 from grcf_ray.errors import ClusterError, ConfigError
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.preflight import Room
 from grcf_ray.search.simulation import Outcome, simulate
 from grcf_ray.search.space import Space, stage_epochs
@@ -132,7 +133,7 @@ class Plan:
                 Column("time_deviation", "±"),
                 Column("device_hours", f"{self.device}-hours", "{:,.2f}"),
                 Column("utilisation", "utilisation", "{:.0%}"),
-                Column("figure", f"valid {self.metric.upper()}", figure),
+                Column("figure", f"valid {METRIC_TITLES[self.metric]}", figure),
                 Column("figure_deviation", "±", "{:.4f}"),
                 Column("equal", "time to equal quality"),
             ),

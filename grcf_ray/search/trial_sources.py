@@ -1,4 +1,4 @@
-"""The recorded trials to plan a search with: the run's own, else those that come with the package."""
+"""Find recorded trials to plan a search with, in the run or in the package."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class KnownTrials:
 class TransferredTrials:
     """The trials of a table for another space.
 
-    A setting that both spaces search has the same place in the range of each. Other settings of the table stay at its
-    starting point, and those that it does not have change nothing. Trials of another length are stretched.
+    A setting that both spaces search has the same place in the range of each. Settings of the table alone stay at its
+    starting point. Settings of the other space alone change nothing. Trials of another length are stretched.
 
     epoch_seconds: of each stage. task, protocol, half_range: of the data of the space.
     """
