@@ -36,6 +36,7 @@ def report(
     from grcf_ray.report.page import DATA, report_data, sections, write_report
     from grcf_ray.report.terminal import typed
     from grcf_ray.report.view import RunView
+    from grcf_ray.report.worth import Worth
     from grcf_ray.search.record import RunRecord
     from grcf_ray.storage import storage_path
 
@@ -51,7 +52,7 @@ def report(
         console.say(text_report(RunView.read(record)).rstrip("\n"))
     elif json:
         view = RunView.read(record)
-        console.print_json(report_data(view, sections(view)))
+        console.print_json(report_data(view, sections(view, Worth.of(view))))
     else:
         page = write_report(record, page=target)
         console.say(f"Report: {typed(page)}")

@@ -26,6 +26,7 @@ from grcf_ray.report.html import Table, render, template_source
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.summary import REPORT, RunSummary
 from grcf_ray.report.view import DIED, RunView
+from grcf_ray.report.worth import Worth
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.storage import StoragePath
 
@@ -64,9 +65,9 @@ class Section:
     """Sentences on figures that cannot be shown."""
 
 
-def sections(view: RunView, *, going_on: bool = False) -> list[Section]:
+def sections(view: RunView, worth: Worth | None, *, going_on: bool = False) -> list[Section]:
     """Return the run's figures. going_on: without those of the best model, which are slow and not final."""
-    model = [] if going_on else [*filter(None, [worth_plot(view)]), *model_plots(view)]
+    model = [] if going_on else [*filter(None, [worth_plot(worth) if worth else None]), *model_plots(view)]
     search = search_plots(view)
     none = (
         "These figures follow when the search has ended." if going_on else "No predictions of a best model on record."
@@ -97,9 +98,9 @@ def write_report(record: RunRecord, *, page: StoragePath | None = None, going_on
     Each file appears whole. DataError if there is no run.
     """
     view = RunView.read(record)
-    page = page or record.place / REPORT
-    parts = sections(view, going_on=going_on)
-    data, content = report_data(view, parts), render_page(view, parts)
+    summary, page = RunSummary.of(view), page or record.place / REPORT
+    parts = sections(view, summary.worth, going_on=going_on)
+    data, content = report_data(view, parts), render_page(view, summary, parts)
     page.beside(DATA).write_json(data)
     page.write_text(content)
     return page
@@ -115,12 +116,11 @@ def report_data(view: RunView, sections: Iterable[Section]) -> dict[str, Any]:
     }
 
 
-def render_page(view: RunView, sections: Sequence[Section]) -> str:
+def render_page(view: RunView, summary: RunSummary, sections: Sequence[Section]) -> str:
     """Return the page as HTML."""
     from plotly.offline import get_plotlyjs
 
-    script, plotly = template_source("page.js"), Markup(get_plotlyjs())
-    summary, written = RunSummary.of(view), now()
+    script, plotly, written = template_source("page.js"), Markup(get_plotlyjs()), now()
     return render(
         "page.html",
         policy=_policy(script, plotly),

@@ -25,8 +25,10 @@ from grcf_ray.console import printable
 from grcf_ray.errors import DataError
 from grcf_ray.report import page as page_module
 from grcf_ray.report.page import render_page, report_data, sections, write_report
+from grcf_ray.report.summary import RunSummary
 from grcf_ray.report.text import text_report
 from grcf_ray.report.view import RunView
+from grcf_ray.report.worth import Worth
 from grcf_ray.search.lease import Lease
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
@@ -106,7 +108,7 @@ class Page(HTMLParser):
 def page_of(record: RunRecord) -> Page:
     """The run's page, as it would be written."""
     view = RunView.read(record)
-    return Page(render_page(view, sections(view)))
+    return Page(render_page(view, RunSummary.of(view), sections(view, None)))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +186,7 @@ def test_cost_and_provenance_are_the_records(view: RunView, written_page: Page) 
 
 def test_the_data_of_every_figure_lie_beside_the_page(view: RunView, written: Path, written_page: Page) -> None:
     data = json.loads(written.with_name("report.json").read_text(encoding="utf-8"))
-    plots = [plot for section in sections(view) for plot in section.plots]
+    plots = [plot for section in sections(view, Worth.of(view)) for plot in section.plots]
     assert data["plots"] == json.loads(json.dumps({plot.name: plot.data for plot in plots}))
     assert data["state"] == "finished"
     assert len(plots) > 5
@@ -349,7 +351,7 @@ def test_a_reader_sees_the_old_page_or_the_new_one(tmp_path: Path, monkeypatch: 
         raise RuntimeError("no figure")
 
     view = RunView.read(run.record)
-    real = sections(view)
+    real = sections(view, None)
     broken_plots = [dataclasses.replace(real[-1].plots[0], draw=broken)]
     monkeypatch.setattr(page_module, "search_plots", lambda view: broken_plots)
     run.trials(1, "cc")
@@ -361,7 +363,7 @@ def test_a_reader_sees_the_old_page_or_the_new_one(tmp_path: Path, monkeypatch: 
 
 def test_what_is_not_a_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run").start().trials(1, "c")
-    (first, *_) = sections(RunView.read(run.record))[-1].plots
+    (first, *_) = sections(RunView.read(run.record), None)[-1].plots
     monkeypatch.setattr(
         page_module, "search_plots", lambda view: [dataclasses.replace(first, data={**first.data, "x": math.nan})]
     )
@@ -371,7 +373,7 @@ def test_what_is_not_a_number_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_table_that_goes_with_a_figure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run").start().trials(1, "cc")
-    (first, *_) = sections(RunView.read(run.record))[-1].plots
+    (first, *_) = sections(RunView.read(run.record), None)[-1].plots
     shown = {"columns": ["text", HOSTILE], "rows": [[HOSTILE, 0.123456789]]}
     plot = dataclasses.replace(
         first, title="Pairs", data={**first.data, "table": shown}, warning=HOSTILE, caption=HOSTILE
@@ -387,7 +389,7 @@ def test_the_command_writes_the_page_and_its_data(tmp_path: Path, report: comman
     assert report(run.folder)[:2] == (0, f"Report: {run.folder / 'report.html'}\n")
     assert (
         json.loads((run.folder / "report.json").read_text())["plots"].keys()
-        == report_data(view := RunView.read(run.record), sections(view))["plots"].keys()
+        == report_data(view := RunView.read(run.record), sections(view, None))["plots"].keys()
     )
     for name in ("report.html", "report.json"):
         (run.folder / name).unlink()

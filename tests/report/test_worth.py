@@ -65,7 +65,7 @@ def test_a_search_with_enough_trials_is_taken_apart(tmp_path: Path) -> None:
     assert worth.affordable == round(86 / 6)
     assert worth.best_start.mean < worth.start.mean
     assert worth.utterances == 40 and worth.paired_deviation is None and worth.validation_share is None
-    plot = worth_plot(view)
+    plot = worth_plot(worth)
     assert plot is not None
     assert [row["value"] for row in plot.data["rows"]] == [
         worth.figure,
@@ -87,7 +87,7 @@ def test_nothing_is_told_apart_with_few_or_equal_trials(tmp_path: Path) -> None:
     assert known == (None,) * 5
     first, *_ = worth.sentences()
     assert first == "Too few trials to tell parameters from seeds: 11 trials are complete, 12 are needed."
-    assert worth_plot(view) is None
+    assert worth_plot(worth) is None
     whole = finished(tmp_path / "equal", "c" * 14)
     for one in whole.trials[2]:
         one.curve[:] = whole.trials[2][0].curve

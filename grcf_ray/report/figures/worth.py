@@ -9,7 +9,6 @@ from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import name_axis, new_figure, points
 from grcf_ray.report.figures.palette import BLUE, GREY
 from grcf_ray.report.plot import Plot
-from grcf_ray.report.view import RunView
 from grcf_ray.report.worth import Worth
 
 if TYPE_CHECKING:
@@ -66,11 +65,10 @@ def draw_worth(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def worth_plot(view: RunView) -> Plot | None:
-    """Return the figure; None before the winner has been measured, or if nothing can be estimated."""
-    worth = Worth.of(view)
-    data = None if worth is None else worth_data(worth)
-    if worth is None or data is None or len(data["rows"]) < 2:
+def worth_plot(worth: Worth) -> Plot | None:
+    """Return the figure, or None if nothing can be estimated."""
+    data = worth_data(worth)
+    if len(data["rows"]) < 2:
         return None
     return Plot(
         name="worth",
