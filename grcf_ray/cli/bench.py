@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from grcf_ray import console
-from grcf_ray.data.datasets import spelled
+from grcf_ray.cli import options
 
 app = console.make_app("Measure speed and memory against slower alternatives")
 
@@ -28,21 +28,15 @@ PARTS = {
 
 @app.command()
 def bench(
-    dataset: str = typer.Option(
-        "mosi", metavar="NAME", callback=spelled, help="A known data set, or a name for your own"
-    ),
-    data: Path | None = typer.Option(
-        None, metavar="FILE|DIR", help="Path to the data [default: $GRCF_DATA/NAME, then ./data/NAME]"
-    ),
-    label_range: tuple[float, float] | None = typer.Option(
-        None, metavar="A B", help="Lowest and highest label of your own data"
-    ),
+    dataset: options.Dataset = None,
+    data: options.Data = None,
+    label_range: options.LabelRange = None,
     space: Path | None = typer.Option(
         None,
         metavar="FILE",
         help="Search space whose starting point is measured [default: the data set's; without a GPU the one for CPUs]",
     ),
-    set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change a setting; may be repeated"),
+    set_: options.Settings = [],  # noqa: B006
     only: list[str] = typer.Option([], metavar="PART", help="One of the parts above; may be repeated [default: all]"),
     repetitions: int = typer.Option(5, metavar="N", min=1, help="Timed calls of each variant"),
     threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads"),
@@ -54,6 +48,8 @@ def bench(
     json: bool = typer.Option(False, "--json", help="Print the tables as JSON, with every repetition"),
 ) -> None:
     """Time this package and alternatives in turn, in one process, and print the ratios. The test split is not read.
+
+    Without --dataset and --data, the data set is mosi.
 
     \b
     Parts, a quarter of an hour in all on MOSI and two cores:
@@ -71,17 +67,19 @@ def bench(
     \b
     Examples:
       python -m grcf_ray.bench --dataset demo
-      python -m grcf_ray.bench --data mosi.parquet --only step --only frozen --json
+      python -m grcf_ray.bench --data data/mosi --only step --only frozen --json
     """
     from importlib import import_module
 
     from grcf_ray.bench.setup import deliver, open_setup
     from grcf_ray.config import nearest
+    from grcf_ray.data.store import resolve_data
     from grcf_ray.errors import ConfigError
 
     for name in only:
         if name not in PARTS:
             raise ConfigError(f"unknown part {name!r}{nearest(name, list(PARTS))}; choose from {', '.join(PARTS)}")
+    dataset, data = resolve_data("mosi" if dataset is None and data is None else dataset, data, label_range)
     with open_setup(
         dataset,
         data,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from grcf_ray import console
@@ -19,7 +21,10 @@ def evaluate(
         "test", metavar="NAME", help="train, valid or test; each reading of test is recorded in the run"
     ),
     on: str | None = typer.Option(
-        None, metavar="NAME", callback=spelled, help="Another data set to measure on; --data then gives its path"
+        None,
+        metavar="NAME|DIR",
+        callback=spelled,
+        help="Another data set to measure on: an imported one, or a name whose path --data gives",
     ),
     label_range: options.LabelRange = None,
     fit_features: options.FitFeatures = False,
@@ -36,7 +41,7 @@ def evaluate(
       python -m grcf_ray.evaluate runs/mosei-deberta-v3-base-seed42 --on mosi --fit-features
     """
     from grcf_ray.data.schema import SPLITS
-    from grcf_ray.data.store import find_data
+    from grcf_ray.data.store import find_data, is_store, resolve_data
     from grcf_ray.errors import ConfigError
     from grcf_ray.report.terminal import metric_lines
     from grcf_ray.search.record import RunRecord
@@ -58,7 +63,12 @@ def evaluate(
         raise no_model(record) from error
     if on is None and (label_range is not None or fit_features):
         raise ConfigError("--label-range and --fit-features are for another data set. Name it: --on NAME")
-    store = recorded_store(record, data) if on is None else find_data(on, data, label_range)
+    if on is None:
+        store = recorded_store(record, data)
+    else:
+        imported = data is None and is_store(Path(on))
+        store = find_data(*resolve_data(None, on) if imported else (on, data), label_range)
+        on = store.info.name
     model = open_model(best)
     if split == "test":
         note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", [recorded["trial"]])

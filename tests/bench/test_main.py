@@ -15,6 +15,7 @@ from commands import Run, command
 from grcf_ray.bench.scale import proposals_table, scale_table
 from grcf_ray.bench.searching import Meter, scheduler_table
 from grcf_ray.cli.bench import PARTS, app
+from grcf_ray.errors import DataError
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from grcf_ray.bench.setup import Setup
+    from grcf_ray.data.store import DatasetStore
 
 
 @pytest.fixture
@@ -59,6 +61,21 @@ def test_unknown_part(run: Run) -> None:
     code, _, err = run("--only", "frosen")
     assert code == 2
     assert all(word in err for word in ("'frosen'", "did you mean frozen", *PARTS))
+
+
+def test_the_name_is_that_of_the_data(
+    tiny_store: DatasetStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_setup(dataset: str, *others: object, **options: object) -> None:
+        opened.append(dataset)
+        raise DataError("opened")
+
+    monkeypatch.setattr("grcf_ray.bench.setup.open_setup", open_setup)
+    for words in ((), ("--dataset", "demo"), ("--data", tiny_store.folder)):
+        assert command(app, capsys)(*words)[0] == 3
+    assert opened == ["mosi", "demo", "tiny"]
 
 
 @pytest.mark.integration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -232,8 +233,11 @@ def test_another_data_set_without_a_modality(copy: Path, tiny_csv: Path, tmp_pat
     code, out, _ = run(*words, "--fit-features", "--json")
     assert code == 0
     assert [note.partition(":")[0] for note in json.loads(out)["notes"]] == ["no audio"]
-    options = ImportOptions(dataset="own", label_range=(-3, 3), binarize=True)
-    write_store(tmp_path / "classes", *import_source(bare, options))
-    code, _, err = run(copy, "--on", "own", "--data", tmp_path / "classes")
+    # An imported data set says its name.
+    options = ImportOptions(dataset="own", label_range=(-3, 3))
+    write_store(tmp_path / "imported", *import_source(bare, options))
+    assert run(copy, "--on", tmp_path / "imported", "--fit-features", "--json")[:2] == (0, out)
+    write_store(tmp_path / "classes", *import_source(bare, dataclasses.replace(options, binarize=True)))
+    code, _, err = run(copy, "--on", tmp_path / "classes")
     assert code == 2
     assert "regression" in err and "classification" in err
