@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grcf_ray.cluster import starts_own
+
 from grcf_ray import console
 from grcf_ray.api.run import Run
 from grcf_ray.config import RunConfig, build_config, check_read, config_faults
@@ -124,10 +126,11 @@ def _fixed_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 def requested_space(options: Mapping[str, Any]) -> Space:
     """Return the search space with all given settings fixed; the direct baseline's if asked for.
 
-    options: the arguments of `run_search`, by name.
+    options: the arguments of `run_search`, by name. A space is made for the cluster, if there is one, without starting
+    Ray here.
     """
     fixed = _fixed_settings(options)
-    return _space_with(fixed, options, _made_space(fixed, options, find_machine))
+    return _space_with(fixed, options, _made_space(fixed, options, this_machine if starts_own() else find_machine))
 
 
 def init_space(options: Mapping[str, Any], path: Path) -> str:

@@ -138,9 +138,9 @@ def this_machine(config: RunConfig) -> Machine:
     """Return the resources of this machine, without Ray."""
     import torch
 
-    on_gpu = torch.cuda.is_available() and config.train.device != "cpu"
+    on_gpus = config.train.device != "cpu" and config.search.gpus_per_worker != 0
     cpus = psutil.cpu_count() or 1
-    return Machine(cpus, cpus, int(on_gpu), psutil.virtual_memory().total)
+    return Machine(cpus, cpus, torch.cuda.device_count() if on_gpus else 0, psutil.virtual_memory().total)
 
 
 def made_for(

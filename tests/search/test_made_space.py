@@ -289,15 +289,17 @@ def test_the_time_budget_sizes_the_space(
         (("--data", "none.csv"), "none.csv"),
     ],
 )
-def test_refusals(two_cpus: None, run: Run, argv: list[Any], more: tuple[str, ...], message: str) -> None:
+def test_refusals(run: Run, argv: list[Any], more: tuple[str, ...], message: str) -> None:
     code, _, err = run(*argv, *more, "--print-config")
     assert code in (2, 3)
     assert message in err
 
 
 def test_chinese_text_is_refused_and_a_given_encoder_wins(
-    two_cpus: None, run: Run, tmp_path: Path, tiny_backbone: Path
+    run: Run, tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without a cluster, printing the configuration starts no Ray."""
+    monkeypatch.setattr("grcf_ray.api.searching.find_machine", lambda _: pytest.fail("Ray was started"))
     path = tmp_path / "reviews.csv"
     rows = [f"{row},{split},一部很好的电影,{row % 5 + 1}" for row, split in enumerate(["train", "valid", "test"] * 30)]
     path.write_text("\n".join(["id,split,text,label", *rows]), encoding="utf-8")
