@@ -9,6 +9,7 @@ from typing import Literal
 from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
+from grcf_ray.search.space import Range
 
 
 class Coordinates:
@@ -48,9 +49,8 @@ class Coordinates:
 
 
 def _coordinates(parameter: Parameter, value: float | str) -> list[float]:
-    if parameter.choices is not None:
+    if not isinstance(parameter.scale, Range):
         # Two different choices are as far apart as the ends of a range.
-        return [float(value == choice) * 0.5**0.5 for choice in parameter.choices]
-    low, high = parameter.position(parameter.low), parameter.position(parameter.high)
+        return [float(value == choice) * 0.5**0.5 for choice in parameter.scale]
     # The starting point may lie below the worst finalist, where the model knows nothing.
-    return [min(max((parameter.position(value) - low) / (high - low), 0.0), 1.0)]
+    return [min(max(parameter.place(value), 0.0), 1.0)]

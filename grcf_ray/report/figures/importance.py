@@ -22,7 +22,7 @@ from grcf_ray.report.figures.parameters import Parameter, objective, searched, s
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.search.space import Space
+from grcf_ray.search.space import Range, Space
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
     result_N = np.array([objective(trial) for trial in used], np.float64)
     if not varying or len(used) < LEAST_TRIALS or np.ptp(result_N) == 0:
         return data
-    position_PN = np.array(
-        [[p.position(value) for trial in used if (value := p.value(trial.params)) is not None] for p in varying]
+    place_PN = np.array(
+        [[p.place(value) for trial in used if (value := p.value(trial.params)) is not None] for p in varying]
     )
-    forests, explained = _forests(varying, position_PN, result_N)
-    shares = {"forest": forests, **_by_optuna(varying, position_PN, result_N, stage)}
+    forests, explained = _forests(varying, place_PN, result_N)
+    shares = {"forest": forests, **_by_optuna(varying, place_PN, result_N, stage)}
     order = sorted(range(len(varying)), key=lambda index: -statistics.fmean(row[index] for row in forests))
     methods = {}
     for method, rows in shares.items():
@@ -153,14 +153,14 @@ def _named(parameters: Sequence[Parameter]) -> dict[str, list[str]]:
 
 
 def _forests(
-    parameters: Sequence[Parameter], position_PN: NDArray[np.float64], result_N: NDArray[np.float64]
+    parameters: Sequence[Parameter], place_PN: NDArray[np.float64], result_N: NDArray[np.float64]
 ) -> tuple[list[list[float]], float]:
     """Return the share of impurity by seed and parameter, and the mean out-of-bag R²; a choice is one-hot."""
     from sklearn.ensemble import RandomForestRegressor
 
     levels = [
-        position_N[None] if p.choices is None else position_N == np.arange(len(p.choices))[:, None]
-        for p, position_N in zip(parameters, position_PN, strict=True)
+        place_N[None] if isinstance(p.scale, Range) else place_N == np.arange(len(p.scale))[:, None]
+        for p, place_N in zip(parameters, place_PN, strict=True)
     ]
     owner = np.repeat(np.arange(len(parameters)), list(map(len, levels)))
     design_NC = np.concatenate(levels).T.astype(np.float32)
@@ -175,7 +175,7 @@ def _forests(
 
 def _by_optuna(
     parameters: Sequence[Parameter],
-    position_PN: NDArray[np.float64],
+    place_PN: NDArray[np.float64],
     result_N: NDArray[np.float64],
     stage: Literal[1, 2],
 ) -> dict[str, list[list[float]]]:
@@ -186,14 +186,14 @@ def _by_optuna(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space: dict[str, BaseDistribution] = {
-        p.path: FloatDistribution(p.position(p.low), p.position(p.high))
-        if p.choices is None
-        else CategoricalDistribution(range(len(p.choices)))
+        p.path: FloatDistribution(0.0, 1.0)
+        if isinstance(p.scale, Range)
+        else CategoricalDistribution(range(len(p.scale)))
         for p in parameters
     }
     study = optuna.create_study(direction="minimize" if DIRECTIONS[stage] == "min" else "maximize")
-    for result, position_P in zip(result_N, position_PN.T, strict=True):
-        params = dict(zip(space, position_P.tolist(), strict=True))
+    for result, place_P in zip(result_N, place_PN.T, strict=True):
+        params = dict(zip(space, place_P.tolist(), strict=True))
         study.add_trial(optuna.trial.create_trial(value=result, params=params, distributions=space))
     evaluators: dict[str, list[Any]] = {
         "fanova": [

@@ -49,34 +49,27 @@ class Parameter:
     path: str
     label: str
     """The path without its section, if that is unique in the stage."""
-    log: bool
-    """Whether the scale is logarithmic."""
-    choices: tuple[str, ...] | None
-    """Names of its values; None for numbers."""
-    low: float = 0.0
-    high: float = 1.0
-    """Ends of the searched range, wider if a trial is outside."""
+    scale: Range | tuple[str, ...]
+    """The searched range, wider if a trial is outside, or the names of the choices."""
 
     @property
     def axis(self) -> dict[str, Any]:
         """Return path, label and scale as JSON values."""
-        choices = None if self.choices is None else list(self.choices)
-        return {"path": self.path, "label": self.label, "log": self.log, "choices": choices}
+        log, choices = (self.scale.log, None) if isinstance(self.scale, Range) else (False, list(self.scale))
+        return {"path": self.path, "label": self.label, "log": log, "choices": choices}
 
     def value(self, params: Mapping[str, Any]) -> float | str | None:
         """Return a trial's value: a number or the name of a choice, or None."""
         if self.path not in params:
             return None
-        if self.choices is not None:
+        if not isinstance(self.scale, Range):
             return _name(params[self.path])
         value = number(params[self.path])
-        return None if value is None or (self.log and value <= 0) else value
+        return None if value is None or (self.scale.log and value <= 0) else value
 
-    def position(self, value: float | str) -> float:
-        """Return a value's position on the searched scale: the number, its decimal logarithm, or the choice's index."""
-        if self.choices is not None:
-            return float(self.choices.index(str(value)))
-        return math.log10(float(value)) if self.log else float(value)
+    def place(self, value: float | str) -> float:
+        """Return a value's place in the searched range, from 0 to 1, or the choice's index."""
+        return self.scale.place_of(float(value)) if isinstance(self.scale, Range) else self.scale.index(str(value))
 
 
 def number(value: object) -> float | None:
@@ -127,10 +120,10 @@ def _parameter(path: str, label: str, dimension: Dimension | None, values: Seque
         names = dict.fromkeys([*map(_name, known), *map(_name, values)])
         # Finalists are trial numbers: sort by number, not as strings.
         ordered = sorted(names, key=int) if not known and all(name.isdecimal() for name in names) else names
-        return Parameter(path, label, log=False, choices=tuple(ordered))
+        return Parameter(path, label, tuple(ordered))
     log, ends = (dimension.log, [dimension.low, dimension.high]) if isinstance(dimension, Range) else (False, [])
     ends += [value for value in numbers if value > 0 or not log]
-    return Parameter(path, label, log=log, choices=None, low=min(ends), high=max(ends))
+    return Parameter(path, label, Range(min(ends), max(ends), log, start=ends[0]))
 
 
 def _name(value: object) -> str:
@@ -156,9 +149,7 @@ def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
         "stage": stage,
         "metric": view.objective(stage),
         "direction": DIRECTIONS[stage],
-        "parameters": [
-            p.axis | {"low": None if p.choices else p.low, "high": None if p.choices else p.high} for p in parameters
-        ],
+        "parameters": [p.axis | {end: getattr(p.scale, end, None) for end in ("low", "high")} for p in parameters],
         "trials": [row for row in rows if None not in row.values()],
     }
 
@@ -317,8 +308,8 @@ def slices_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
 
 def _trend(parameter: Parameter, points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: list[tuple[str | None, list[Mapping[str, Any]]]]
-    if parameter.choices is not None:
-        groups = [(name, [point for point in points if point["value"] == name]) for name in parameter.choices]
+    if not isinstance(parameter.scale, Range):
+        groups = [(name, [point for point in points if point["value"] == name]) for name in parameter.scale]
     else:
         ordered = sorted(points, key=lambda point: (point["value"], point["number"]))
         count = min(_TREND_GROUPS, len(ordered) // _LEAST_IN_GROUP)

@@ -358,7 +358,7 @@ def test_labels_lose_their_section_where_none_is_mistaken() -> None:
     params = {"stage1.head_lr": 0.1, "stage1.margin": 0.2, "ranking.margin": 0.3, "finalist": "10"}
     parameters = searched([trial(0, 1, params, [0.5]), trial(1, 1, params | {"finalist": "9"}, [0.5])], 1, None)
     assert [parameter.label for parameter in parameters] == ["head_lr", "stage1.margin", "ranking.margin", "finalist"]
-    assert parameters[3].choices == ("9", "10")
+    assert parameters[3].scale == ("9", "10")
 
 
 @pytest.mark.slow
