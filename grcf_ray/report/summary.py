@@ -89,12 +89,12 @@ class Retrainings(SeedsFile):
         That is the best model by its validation objective, and the mean score of all models. The starting point has as
         many seeds as the winner, so that both have the same luck.
         """
-        sign = 1 if METRIC_DIRECTIONS[objective] == "min" else -1
+        better = min if METRIC_DIRECTIONS[objective] == "min" else max
         best, means = [], []
         for arm, title in _ARM_TITLES.items():
             measured = [m for m in self.models if m.arm == arm and objective in m.valid]
             if measured:
-                model = min(measured, key=lambda model: sign * model.valid[objective])
+                model = better(measured, key=lambda model: model.valid[objective])
                 best.append((f"{title}, best on valid", model.valid[objective], model.test.get(objective)))
             ensemble = self.ensembles.get(arm)
             if ensemble and objective in ensemble.valid:

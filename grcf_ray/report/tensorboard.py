@@ -43,7 +43,7 @@ from grcf_ray.search import events
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import StoragePath
-from grcf_ray.train.curve import DIRECTIONS, best_epoch, objective_name
+from grcf_ray.train.curve import best_epoch, minimised, objective_name
 
 _EVENTS, _VERSION = "events.out.tfevents.", "brain.Event:2"
 _files = itertools.count()
@@ -246,8 +246,8 @@ class TensorBoardListener:
         """Write the best objective by number of ended trials and by their cost."""
         self._ended, self._passes = self._ended + 1, self._passes + trial.utterance_passes
         if (objective := trial.objective) is not None:
-            better = max if DIRECTIONS[trial.stage] == "max" else min
-            self._best = objective if self._best is None else better(self._best, objective)
+            known = [objective] if self._best is None else [self._best, objective]
+            self._best = min(known, key=functools.partial(minimised, trial.stage))
         if self._best is None:
             return
         # Steps are whole numbers, and each end has its own.

@@ -22,7 +22,7 @@ from grcf_ray.search.comparisons import ARMS, retrainings, winner_models
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.statistics import Floats, expected_maximum, sampling_deviations
-from grcf_ray.train.curve import DIRECTIONS, objective_value
+from grcf_ray.train.curve import minimised, objective_value
 
 LEAST_TRIALS = 12
 """With fewer complete trials, parameters and seeds cannot be told apart."""
@@ -161,7 +161,6 @@ class _Repeats:
 
 def _estimates(view: RunView, winner: TrialRecord, repeats: _Repeats) -> dict[str, Any]:
     """Return share, seed_deviation, corrected, start, affordable and best_start, as far as they can be told."""
-    sign = 1.0 if DIRECTIONS[winner.stage] == "min" else -1.0
     posterior = _posterior(view, winner, repeats)
     rng = np.random.default_rng(0)
     estimates: dict[str, Any] = {"affordable": _affordable(view)}
@@ -184,7 +183,7 @@ def _estimates(view: RunView, winner: TrialRecord, repeats: _Repeats) -> dict[st
     if ARMS[1] in levels:
         estimates["start"] = _interval(levels[ARMS[1]])
         if count := estimates["affordable"]:
-            estimates["best_start"] = best_of(count, sign, levels[ARMS[1]], deviation_D, rng)
+            estimates["best_start"] = best_of(count, minimised(winner.stage, 1.0), levels[ARMS[1]], deviation_D, rng)
     return estimates
 
 

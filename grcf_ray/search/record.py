@@ -34,7 +34,7 @@ from grcf_ray.search.schema import (
     read_file,
 )
 from grcf_ray.storage import StoragePath
-from grcf_ray.train.curve import DIRECTIONS, best_epoch, finite, objective_value
+from grcf_ray.train.curve import best_epoch, finite, minimised, objective_value
 
 TrialState = Literal["running", "complete", "pruned", "diverged", "failed"]
 _WRITES = 16
@@ -341,9 +341,8 @@ class Ranking:
             del self._order[bisect.bisect_left(self._order, (before, number))]
             del self._trials[number]
         if objective is not None:
-            cost = objective if DIRECTIONS[trial.stage] == "min" else -objective
-            self._trials[number], self._costs[number] = trial, cost
-            bisect.insort(self._order, (cost, number))
+            self._trials[number], self._costs[number] = trial, minimised(trial.stage, objective)
+            bisect.insort(self._order, (self._costs[number], number))
 
     def best(self, count: int | None = None) -> list[TrialRecord]:
         """Return the best trials, by default all."""

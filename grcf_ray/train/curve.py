@@ -11,8 +11,6 @@ from grcf_ray.config import Task
 
 DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
 """Direction in which each stage's objective improves."""
-
-
 _SHORTEST_WAIT_S = 600.0
 _EPOCHS_WAITED = 10
 
@@ -23,6 +21,11 @@ def hang_limit(seconds: Sequence[float]) -> float:
     seconds: of similar epochs, at least one.
     """
     return max(_SHORTEST_WAIT_S, _EPOCHS_WAITED * statistics.median(seconds))
+
+
+def minimised(stage: int, value: float) -> float:
+    """Return a value of a stage's objective such that lower is better."""
+    return value if DIRECTIONS[stage] == "min" else -value
 
 
 def objective_name(stage: int, task: Task) -> str:
@@ -41,9 +44,8 @@ def objective_value(stage: int, metrics: Mapping[str, Any]) -> float | None:
 
 def best_epoch(stage: int, curve: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the metrics of the epoch with the best objective, the earliest of equals; None if no epoch has one."""
-    sign = 1 if DIRECTIONS[stage] == "min" else -1
     scored = [(objective_value(stage, metrics), metrics) for metrics in curve]
-    usable = [(sign * value, metrics["epoch"], metrics) for value, metrics in scored if value is not None]
+    usable = [(minimised(stage, value), metrics["epoch"], metrics) for value, metrics in scored if value is not None]
     return min(usable, key=lambda entry: entry[:2])[2] if usable else None
 
 

@@ -17,7 +17,7 @@ from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, rank
 from grcf_ray.statistics import rank_test
-from grcf_ray.train.curve import DIRECTIONS, objective_value
+from grcf_ray.train.curve import DIRECTIONS, minimised, objective_value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -110,10 +110,10 @@ def history_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
 
 
 def _best_so_far(trials: Iterable[TrialRecord], stage: Literal[1, 2]) -> Iterator[float | None]:
-    better = max if DIRECTIONS[stage] == "max" else min
     best: float | None = None
     for value in map(objective, trials):
-        best = better((known for known in (best, value) if known is not None), default=None)
+        if value is not None and (best is None or minimised(stage, value) < minimised(stage, best)):
+            best = value
         yield best
 
 
@@ -224,8 +224,7 @@ def _said(order: Mapping[str, Any]) -> str:
 
 def _order(finalists: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     known = _known(finalists, key)
-    signs = [1 if DIRECTIONS[stage] == "max" else -1 for stage in (1, 2)]
-    rho, p = rank_test([signs[0] * f["objective"] for f in known], [signs[1] * f[key] for f in known])
+    rho, p = rank_test([minimised(1, f["objective"]) for f in known], [minimised(2, f[key]) for f in known])
     return {"rho": rho, "p": p, "n": len(known)}
 
 
