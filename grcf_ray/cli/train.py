@@ -190,23 +190,11 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
 
     from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
-    from grcf_ray.model.build import build_model, parameter_table
-    from grcf_ray.model.pretrained import backbone_config, backbone_from_config
+    from grcf_ray.model.build import described_model, parameter_table
 
     info = datasets.get(dataset) if data is None else find_data(dataset, data, label_range).info
-    sees = config.model.sees
     with torch.device("meta"):
-        described = backbone_config(config.model.backbone) if config.model.sees_text else None
-        backbone = None if described is None else backbone_from_config(described)
-        model = build_model(
-            backbone,
-            config.model,
-            task=info.task,
-            audio_dim=info.audio_dim if sees("audio") else None,
-            vision_dim=info.vision_dim if sees("vision") else None,
-            half_range=3.0,
-        )
-    table = parameter_table(model)
+        table = parameter_table(described_model(config, info))
     total = sum(count for _, count in table)
     console.print_table(
         ("component", "parameters"),

@@ -16,9 +16,7 @@ from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.result import ExperimentResult
-from grcf_ray.model.base import GrcfModel
-from grcf_ray.model.build import build_model, parameter_table
-from grcf_ray.model.pretrained import backbone_config, backbone_from_config
+from grcf_ray.model.build import described_model, parameter_table
 from grcf_ray.search.winner import available_threads
 from grcf_ray.tables import Column, Table
 
@@ -29,16 +27,6 @@ if TYPE_CHECKING:
 TOKENS = 50
 """Subwords of the measured utterance: the length to which common code pads MOSI."""
 _REPETITIONS = 5
-
-
-def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> GrcfModel:
-    """Return the network of a configuration for a data set, with random weights, on torch's default device."""
-    audio_dim = data.audio_dim if config.model.sees("audio") else None
-    vision_dim = data.vision_dim if config.model.sees("vision") else None
-    backbone = backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None
-    return build_model(
-        backbone, config.model, task=data.task, audio_dim=audio_dim, vision_dim=vision_dim, half_range=3.0
-    )
 
 
 def complexity(context: ExperimentContext) -> ExperimentResult:

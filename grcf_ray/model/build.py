@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from grcf_ray.config import NEEDS_TEXT, ModelConfig, Task
+from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, Task
+from grcf_ray.data.datasets import DatasetFacts
+from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ConfigError
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.model.classification import GrcfClassifier
+from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 from grcf_ray.model.regression import GrcfRegressor
 from grcf_ray.model.text_encoder import TextEncoder
 
@@ -50,6 +53,16 @@ def build_model(
     if encoder is None:
         raise ConfigError(NEEDS_TEXT.format(config.modalities))
     return GrcfClassifier(encoder, config, audio_dim=audio_dim, vision_dim=vision_dim)
+
+
+def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> GrcfModel:
+    """Return the network of a configuration for a data set, with random weights, on torch's default device."""
+    audio_dim = data.audio_dim if config.model.sees("audio") else None
+    vision_dim = data.vision_dim if config.model.sees("vision") else None
+    backbone = backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None
+    return build_model(
+        backbone, config.model, task=data.task, audio_dim=audio_dim, vision_dim=vision_dim, half_range=3.0
+    )
 
 
 def parameter_table(model: GrcfModel) -> list[tuple[str, int]]:

@@ -11,8 +11,8 @@ from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.model.base import GrcfModel
-from grcf_ray.model.build import build_model
-from grcf_ray.model.pretrained import backbone_config, backbone_from_config, load_tokenizer
+from grcf_ray.model.build import described_model
+from grcf_ray.model.pretrained import load_tokenizer
 
 LIBRARIES_BYTES = 600 * 10**6
 """Python with torch, transformers and Ray."""
@@ -23,14 +23,7 @@ _SAMPLE = 256
 def meta_model(config: RunConfig, info: TableInfo) -> GrcfModel:
     """Return the network of a configuration without storage for its weights."""
     with torch.device("meta"):
-        return build_model(
-            backbone_from_config(backbone_config(config.model.backbone)) if config.model.sees_text else None,
-            config.model,
-            task=info.task,
-            audio_dim=info.audio_dim,
-            vision_dim=info.vision_dim,
-            half_range=1.0,
-        )
+        return described_model(config, info)
 
 
 def parameter_counts(model: GrcfModel) -> tuple[int, int]:

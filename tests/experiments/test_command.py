@@ -14,9 +14,9 @@ import torch
 
 from grcf_ray.config import build_config
 from grcf_ray.data import datasets
-from grcf_ray.experiments.complexity import TOKENS, complexity_of, described_model
+from grcf_ray.experiments.complexity import TOKENS, complexity_of
 from grcf_ray.experiments.paper import TABLES
-from grcf_ray.model.build import parameter_table
+from grcf_ray.model.build import described_model, parameter_table
 
 Reproduce = Callable[..., tuple[int, str, str]]
 
