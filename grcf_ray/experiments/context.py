@@ -39,7 +39,7 @@ from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.search.winner import note_test_read, trial_name, versions
+from grcf_ray.search.winner import note_test_read, versions
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel, load_model
@@ -167,7 +167,7 @@ class ExperimentContext:
         about = {
             "command": self.command,
             "date": now(),
-            "run": f"{self.record.place.name}, winner {trial_name(self.view.winner)}",
+            "run": f"{self.record.place.name}, winner {self.view.winner.name}",
             "data": f"{info.name}, fingerprint {info.fingerprint}",
             "backbone": self.config.model.backbone,
             "seeds": self.seeds if experiment.trains else "",

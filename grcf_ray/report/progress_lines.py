@@ -100,11 +100,11 @@ class ProgressLines:
         elif isinstance(event, NodeExcluded):
             progress(f"Node {event.host} gets no more trials: trials failed there, and other nodes can take them")
         elif isinstance(event, FinalistSkipped):
-            progress(f"Trial stage1/{event.trial.number} is skipped: {event.why}")
+            progress(f"Trial {event.trial.name} is skipped: {event.why}")
         elif isinstance(event, ModelMeasured):
             self._measured(event)
         elif isinstance(event, WinnerFixed) and not self._retraining:
-            progress(f"Winner: trial stage{event.trial.stage}/{event.trial.number}")
+            progress(f"Winner: trial {event.trial.name}")
         elif isinstance(event, StepStarted):
             self._models = event.models
             progress("  ".join([time.strftime("%H:%M:%S"), event.what, *self._eta(None)]))

@@ -24,7 +24,7 @@ from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
-from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read, trial_name
+from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read
 from grcf_ray.storage import storage_path
 from grcf_ray.train.manifest import extend_manifest, is_complete
 from grcf_ray.train.stage import stage_seed
@@ -68,11 +68,11 @@ def fresh_seed(run_seed: int, stage: Literal[1, 2], index: int) -> int:
 def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore) -> dict[str, Any]:
     """Train both arms under `seeds` fresh seeds, measure them on test, write and return `seeds/metrics.json`."""
     run, space = search.record, search.space
-    record = seeds_record(run, trial_name(winner))
+    record = seeds_record(run, winner.name)
     budget = {"search.stage1_trials": 2 * seeds, "search.stage2_trials": 2 * seeds, "search.finalists": 2 * seeds}
     trials = SeedTrials(search.config.seed, seeds, _arms(run, space, winner))
     if not record.exists:
-        record.write_run({"state": "running", "winner": trial_name(winner)})
+        record.write_run({"state": "running", "winner": winner.name})
     job = dataclasses.replace(
         search,
         record=record,
@@ -92,7 +92,7 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
     models = [_entry(record, trial) for trial in ended]
     metrics = {
         "schema_version": SCHEMA_VERSION,
-        "winner": trial_name(winner),
+        "winner": winner.name,
         "seeds": seeds,
         "complete": job.complete,
         "models": models,
@@ -151,7 +151,7 @@ def measure_models(
     job.tell(StepStarted(f"saving {len(missing)} models", len(missing)))
     for trial, place in missing:
         export_winner(job, trial, store, to=f"models/{place.name}")
-    note_test_read(run.place / "best", command, [f"{below}/{trial_name(trial)}" for trial, _ in missing])
+    note_test_read(run.place / "best", command, [f"{below}/{trial.name}" for trial, _ in missing])
     tables = {split: ray.put(store.read(split)) for split in ("valid", "test")}
     threads = config.search.cpus_per_worker
     task = ray.remote(num_cpus=threads)(_measure_model)

@@ -54,7 +54,6 @@ from grcf_ray.search.winner import (
     measure_winner,
     measured,
     test_was_read,
-    trial_name,
     versions,
 )
 from grcf_ray.train.assemble import prepare_features
@@ -245,12 +244,12 @@ class Session:
             reopen=self.reopen,
         )
         winner = job.run()
-        if not measured(record, trial_name(winner)):
+        if not measured(record, winner.name):
             self._tell(StepStarted("saving the winner's model", 1))
             export_winner(job, winner, store)
             self._tell(StepStarted("measuring it on valid and test", 1))
             measure_winner(job, winner, store)
-        record.update_run(winner=trial_name(winner))
+        record.update_run(winner=winner.name)
         self._step("saving the finalists' scores")
         keep_finalists(job, store)
         self._write_card()

@@ -65,7 +65,7 @@ def export_winner(job: Search, winner: TrialRecord, store: DatasetStore, *, to: 
     fence(record.place)
     place = record.at(to)
     if winner.checkpoint is None:
-        raise DataError(f"{record}: {trial_name(winner)} has no checkpoint, so {place} cannot be written")
+        raise DataError(f"{record}: {winner.name} has no checkpoint, so {place} cannot be written")
     seen = select_modalities(job.features, config.model.modalities)
     model = initial_model(config.model, seen, seed=winner.seed)
     load_weights(record.at(winner.checkpoint), model, sha256=winner.checkpoint_sha256)
@@ -92,7 +92,7 @@ def export_winner(job: Search, winner: TrialRecord, store: DatasetStore, *, to: 
     provenance.write_json(
         {
             "schema_version": SCHEMA_VERSION,
-            "trial": trial_name(winner),
+            "trial": winner.name,
             "params": winner.params,
             "seed": winner.seed,
             "settings": flatten(config),
@@ -125,7 +125,7 @@ def keep_finalists(job: Search, store: DatasetStore) -> None:
         try:
             load_weights(folder / "model.safetensors", model, sha256=record.read_finalist(int(number))["sha256"])
         except DamagedError as error:
-            console.progress(f"Skipping the predictions of finalist {trial_name(trial)}: {error}")
+            console.progress(f"Skipping the predictions of finalist {trial.name}: {error}")
             continue
         state_ND = np.empty((len(seen.valid), model.width), np.float32)
         score_N = predict(
@@ -140,11 +140,6 @@ def keep_finalists(job: Search, store: DatasetStore) -> None:
         label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
         center = 0.0 if seen.task == "classification" else seen.center
         keep_predictions(place, table, label_N, score_N + center, state_ND)
-
-
-def trial_name(trial: TrialRecord) -> str:
-    """Return a trial's name in commands, such as stage2/7."""
-    return f"stage{trial.stage}/{trial.number}"
 
 
 def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePath | None = None) -> dict[str, float]:
@@ -171,7 +166,7 @@ def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dic
     place, config = job.record.place / "best", job.config_of(winner)
     facts, threads = datasets.find(store.info.name), available_threads()
     saved = open_model(place)
-    note_test_read(place, "search", [trial_name(winner)])
+    note_test_read(place, "search", [winner.name])
     table = store.read("test")
     valid, test = (
         measure(saved, rows, threads=threads, keep=place / "predictions" / f"{split}.parquet")
@@ -179,7 +174,7 @@ def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dic
     )
     metrics = {
         "schema_version": SCHEMA_VERSION,
-        "trial": trial_name(winner),
+        "trial": winner.name,
         "valid": valid,
         "test": test,
         "threads": threads,

@@ -28,7 +28,7 @@ from grcf_ray.search.schema import ModelMetricsFile, read_file
 from grcf_ray.search.seeds import SeedTrials, retrain
 from grcf_ray.search.stages import config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.search.winner import MEASURED, trial_name
+from grcf_ray.search.winner import MEASURED
 from grcf_ray.storage import storage_path
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
                 assert config_of(search.space, record, plain) == search.space.config()
     assert len({t.seed for t in first}) == len({t.seed for t in second}) == seeds
     assert len({t.curve[0]["loss/total"] for t in first}) == 2 * seeds
-    places = winner_models(search.record, trial_name(winner))
+    places = winner_models(search.record, winner.name)
     by_winner = [m for m in metrics["models"] if m["arm"] == "winner"]
     compared = [read_file(place / "metrics.json", ModelMetricsFile) for place in places]
     assert [(m["valid"], m["test"]) for m in compared] == [(m["valid"], m["test"]) for m in by_winner]

@@ -29,7 +29,6 @@ from grcf_ray.search.winner import (
     measure,
     measure_winner,
     measured,
-    trial_name,
 )
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
@@ -130,7 +129,7 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
         patch.setattr(winner_module, "comparability", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure_winner(job, best, store)
-    assert not measured(record, trial_name(best))
+    assert not measured(record, best.name)
     assert RunView.read(record).shown_split == "valid"
     for split in SPLITS:
         assert pq.read_table(predictions(folder, split)).equals(pq.read_table(predictions(recorded.folder, split)))
@@ -138,7 +137,7 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
     figures = measure_winner(job, best, store)
     assert [figures[split] for split in SPLITS] == [metrics_of(recorded.folder)[split] for split in SPLITS]
     assert listed(folder) == MODEL | set(MEASURED)
-    assert measured(record, trial_name(best)) and not measured(record, trial_name(other))
+    assert measured(record, best.name) and not measured(record, other.name)
 
 
 def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path: Path) -> None:
