@@ -22,6 +22,7 @@ from grcf_ray.cache import cache_entry, locked, making, unreadable
 from grcf_ray.config import FeatureConfig, Task
 from grcf_ray.data.array_files import load_array, save_array
 from grcf_ray.data.frames import Frames
+from grcf_ray.data.schema import LABEL_DECIMALS
 from grcf_ray.data.tokens import tokenize
 from grcf_ray.errors import DamagedError
 
@@ -37,8 +38,6 @@ BLOCK = 65_536
 """Rows processed at a time."""
 _THREADS = 4
 """Files checked in parallel: hashing releases the interpreter lock."""
-LABEL_DECIMALS = 4
-"""Labels are compared after rounding to 1e-4: a float32 1.8 is below 1.8."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.frames import Frames
@@ -21,6 +22,8 @@ from grcf_ray.files import file_sha256
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("audio", "vision")
 SCHEMA_VERSION = 1
+LABEL_DECIMALS = 4
+"""Labels are compared after rounding to 1e-4: a float32 1.8 is below 1.8."""
 # Share of upper-case letters from which transcripts count as upper case.
 _UPPER_SHARE = 0.9
 
@@ -125,6 +128,12 @@ class TableInfo:
             "notes": tuple(values["notes"]),
         }
         return cls(**{**values, **changed})
+
+
+def labels_of(table: pa.Table) -> NDArray[np.float64]:
+    """Return the [N] labels of a table, rounded to `LABEL_DECIMALS`."""
+    label_N: NDArray[np.float64] = table["label"].to_numpy().astype(np.float64)
+    return np.round(label_N, LABEL_DECIMALS)
 
 
 def split_sizes(splits: Mapping[str, int]) -> str:

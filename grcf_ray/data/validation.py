@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.schema import MODALITIES, SPLITS
+from grcf_ray.data.schema import LABEL_DECIMALS, MODALITIES, SPLITS
 from grcf_ray.errors import DataError, faults_message
 
-LABEL_DIGITS = 4
-"""Decimals to which labels are rounded for comparisons."""
-_LABEL_TOLERANCE = 10**-LABEL_DIGITS / 2
+_LABEL_TOLERANCE = 10**-LABEL_DECIMALS / 2
 FEWEST_PAIRED = 3
 """Fewest utterances of a split: the correlation of two is always 1 or -1."""
 FEWEST_ROWS = 20
@@ -154,7 +152,7 @@ def whole_range(label_N: NDArray[np.float64]) -> tuple[float, float]:
     """Return a range of whole numbers that holds the finite labels: [1, 5], [0, 100]; symmetric around 0 if both signs
     occur. A span of 20 or more ends at whole tens, of 200 or more at whole hundreds, and so on.
     """
-    low, high = (round(float(edge), LABEL_DIGITS) for edge in (label_N.min(), label_N.max()))
+    low, high = (round(float(edge), LABEL_DECIMALS) for edge in (label_N.min(), label_N.max()))
     step = 10 ** max(0, math.floor(math.log10((high - low) / 2))) if high > low else 1
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     if low < 0 < high:

@@ -7,10 +7,8 @@ differently: quadrants II and IV of Figure 7.
 
 from __future__ import annotations
 
-import numpy as np
-
 from grcf_ray.console import sentence
-from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.data.schema import labels_of
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import hard_pair_figures, hard_pair_tables
 from grcf_ray.experiments.arms import full_arm
@@ -38,7 +36,7 @@ def hard_pairs(context: ExperimentContext) -> ExperimentResult:
         saved = model.load()
         rows = complete_rows(saved, train)
         utterances = len(rows)
-        label_N = np.round(rows["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+        label_N = labels_of(rows)
         pairs_P2, total = differing_pairs(label_N, PAIRS, seed=SEED)
         if not total:
             raise ConfigError(

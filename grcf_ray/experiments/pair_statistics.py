@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from grcf_ray.config import Task
-from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.frames import Frames
+from grcf_ray.data.schema import LABEL_DECIMALS
 from grcf_ray.experiments.masking import Rescorer
 from grcf_ray.losses.classification import separation_weight
 from grcf_ray.losses.regression import advantage_weight

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.data.schema import LABEL_DECIMALS
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.grids import ablation_arms

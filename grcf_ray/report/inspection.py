@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from grcf_ray.console import print_table, say
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.schema import MODALITIES, TableInfo
+from grcf_ray.data.schema import MODALITIES, TableInfo, labels_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.report.html import Table, render, template_source
@@ -113,7 +113,7 @@ def _features(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
-    label_N = np.round(table["label"].to_numpy().astype(np.float64), 4)
+    label_N = labels_of(table)
     (low, high), two = info.label_range, info.task == "classification"
     frames = {name: Frames.of(table[name]) for name in MODALITIES if name in table.column_names}
     lengths = {"words a text": _quantiles([len(text.split()) for text in table["text"].to_pylist()])}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.data.schema import labels_of
 from grcf_ray.errors import DamagedError, reason
 from grcf_ray.storage import StoragePath
 
@@ -40,7 +40,7 @@ class Predictions:
                     id_N=table["id"].to_pylist(),
                     text_N=table["text"].to_pylist(),
                     # Float32 has no 1.2; the metrics were computed from the rounded label.
-                    label_N=np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS),
+                    label_N=labels_of(table),
                     score_N=table["score"].to_numpy().astype(np.float64),
                     state_ND=np.asarray(state.flatten(), np.float32).reshape(len(table), -1),
                 )

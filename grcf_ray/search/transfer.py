@@ -10,9 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from grcf_ray.data.datasets import protocol_of
-from grcf_ray.data.features import LABEL_DECIMALS
 from grcf_ray.data.frames import Frames
-from grcf_ray.data.schema import TableInfo
+from grcf_ray.data.schema import TableInfo, labels_of
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.stage import use_deterministic_torch
@@ -40,7 +39,7 @@ def measure_on(
     """
     use_deterministic_torch(threads)
     score_N, notes = score_on(saved, table, info, fit=fit)
-    label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+    label_N = labels_of(table)
     protocol = protocol_of(info.name, info.task)
     return saved.metrics(score_N, label_N, protocol=protocol, label_range=info.label_range), notes
 

@@ -25,8 +25,8 @@ from grcf_ray._version import __version__
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.datasets import DatasetFacts
-from grcf_ray.data.features import LABEL_DECIMALS, SplitFeatures, build_split, lowercases
-from grcf_ray.data.schema import split_sizes
+from grcf_ray.data.features import SplitFeatures, build_split, lowercases
+from grcf_ray.data.schema import labels_of, split_sizes
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import finite_metrics, split_metrics
@@ -137,7 +137,7 @@ def keep_finalists(job: Search, store: DatasetStore) -> None:
             state_ND=state_ND,
         )
         table = store.read("valid")
-        label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+        label_N = labels_of(table)
         center = 0.0 if seen.task == "classification" else seen.center
         keep_predictions(place, table, label_N, score_N + center, state_ND)
 
@@ -149,7 +149,7 @@ def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePa
     write, in the table's order: id, text, label, score, and the state before the head.
     """
     use_deterministic_torch(threads)
-    label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+    label_N = labels_of(table)
     if keep is None:
         score_N = saved.score(table)
     else:

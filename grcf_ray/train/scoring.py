@@ -9,8 +9,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from grcf_ray.data.features import LABEL_DECIMALS
-from grcf_ray.data.schema import SPLITS
+from grcf_ray.data.schema import SPLITS, labels_of
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.objectives import ordinal_groups
 
@@ -55,7 +54,7 @@ class Labelled:
         self._rows += answer.num_rows
         if "label" not in answer.column_names:
             return
-        label_N = np.round(answer["label"].to_numpy().astype(np.float64), LABEL_DECIMALS)
+        label_N = labels_of(answer)
         raw_N = answer["logit" if "logit" in answer.column_names else "score"].to_numpy()
         has_N = np.isfinite(label_N)
         split_N = answer["split"].to_pylist() if "split" in answer.column_names else [None] * len(label_N)

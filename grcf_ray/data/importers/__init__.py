@@ -27,10 +27,10 @@ from grcf_ray.data.columns import check_columns, check_nameable, column_options
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.importers import table as table_importer
 from grcf_ray.data.raw import RawTable
-from grcf_ray.data.schema import MODALITIES, Source, TableInfo, conform, split_sizes
+from grcf_ray.data.schema import MODALITIES, Source, TableInfo, conform, labels_of, split_sizes
 from grcf_ray.data.sniff import check_folder, check_kind, files_of
 from grcf_ray.data.splits import SPLIT_ALIASES, draw_splits, draw_valid
-from grcf_ray.data.validation import LABEL_DIGITS, Fault, validate, whole_range
+from grcf_ray.data.validation import Fault, validate, whole_range
 from grcf_ray.errors import ConfigError, DataError
 
 _ANY_LABEL = (-1e9, 1e9)
@@ -263,7 +263,7 @@ def _inferred(
     """
     is_test_N = pc.equal(table["split"], "test")
     seen = table.filter(pc.invert(is_test_N))
-    label_N = np.round(table["label"].to_numpy().astype(np.float64), LABEL_DIGITS)
+    label_N = labels_of(table)
     if task is None and _two_classes(seen):
         task, limits = "classification", (0.0, 1.0)
         note = "labels are 0 and 1, so they are two classes; --label-range 0 1 reads them as scores"

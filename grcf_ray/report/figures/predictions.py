@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from grcf_ray.config import Task
-from grcf_ray.data.features import LABEL_DECIMALS
+from grcf_ray.data.schema import LABEL_DECIMALS
 from grcf_ray.losses.classification import separation_weight
 from grcf_ray.losses.groups import OrdinalGroups
 from grcf_ray.losses.regression import advantage_weight
