@@ -89,8 +89,8 @@ def train_model(
     store = open_data(dataset, data, label_range)
     for note in (*store.info.notes, *store.check_trainable()):
         console.progress(f"Note: {note}")
-    task, (low, high) = store.info.task, store.info.label_range
-    if faults := check_margins(config, (high - low) / 2, task):
+    task = store.info.task
+    if faults := check_margins(config, store.info.half_range, task):
         raise ConfigError(faults_message("the settings contradict themselves", faults))
     if sharing.workers == 1:
         choose_device(config.train, granted=1)

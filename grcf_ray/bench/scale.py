@@ -196,8 +196,7 @@ def _fed(setup: Setup, where: StoragePath, count: int, epoch_s: float) -> dict[s
         }
     )
     # Without trials' processes, only the reach of the scores is read.
-    low, high = info.label_range
-    features: Any = SimpleNamespace(half_range=(high - low) / 2, task=info.task)
+    features: Any = SimpleNamespace(half_range=info.half_range, task=info.task)
     cpu = time.process_time()
     with (
         (setup.folder / "progress").open("w") as terminal,

@@ -257,8 +257,7 @@ def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None
 
     info = store.info
     low, high = info.label_range
-    dims = {name: dim for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None}
-    features = ", ".join(f"{name} ({dim} values a row)" for name, dim in dims.items())
+    features = ", ".join(f"{name} ({dim} values a row)" for name, dim in info.dims.items())
     console.say(f"data set     {info.name}: {info.task}, labels {low:g} to {high:g}, language {info.language}")
     console.say(f"modalities   text{features and ', '}{features}")
     console.say(f"fingerprint  {info.fingerprint}")
@@ -272,7 +271,7 @@ def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None
         "mean",
         "highest",
         "deviation",
-        *(f"without {name}" for name in dims),
+        *(f"without {name}" for name in info.dims),
     ]
     rows = []
     for split, count in info.splits.items():
@@ -281,7 +280,7 @@ def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None
             continue
         table = tables[split] if tables else store.read(split)
         label_N = table["label"].to_numpy().astype(np.float64)
-        missing = [table[name].null_count for name in dims]
+        missing = [table[name].null_count for name in info.dims]
         figures = [float(value) for value in (label_N.min(), label_N.mean(), label_N.max(), label_N.std())]
         rows.append([split, count, *figures, *missing])
     console.print_table(header, rows)

@@ -171,10 +171,7 @@ def _print_plan(session: Session, room: Capacity, cut: tuple[int, int]) -> None:
     from grcf_ray.report.terminal import typed
 
     config, info, space = session.config, session.store.info, session.space
-    modalities = [m for m, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim]
-    console.progress(
-        f"Data:    {info.name}, {split_sizes(info.splits)} utterances, {' + '.join(['text', *modalities])}"
-    )
+    console.progress(f"Data:    {info.name}, {split_sizes(info.splits)} utterances, {' + '.join(['text', *info.dims])}")
     for note in info.notes:
         console.progress(f"         {note}")
     if cut[0]:

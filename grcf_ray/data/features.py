@@ -225,7 +225,6 @@ def _open(folder: Path, store: DatasetStore) -> Features:
         _split_of({path.stem: array for path, array in arrays.items() if path.parent.name == split})
         for split in ("train", "valid")
     )
-    low, high = store.info.label_range
     return Features(
         train=train,
         valid=valid,
@@ -234,8 +233,8 @@ def _open(folder: Path, store: DatasetStore) -> Features:
             for name, (mean, deviation) in meta["standardisers"].items()
         },
         pad_token_id=meta["pad_token_id"],
-        center=(low + high) / 2,
-        half_range=(high - low) / 2,
+        center=store.info.center,
+        half_range=store.info.half_range,
         key=folder.name,
         folder=str(folder),
         task=store.info.task,
@@ -366,7 +365,6 @@ def _build(
         for name in ("audio", "vision"):
             if (rows := _rows(train, name)) is not None:
                 standardisers[name] = Standardiser.fit(rows.values)
-    low, high = store.info.label_range
     names: dict[str, list[str]] = {}
     with making(folder) as beside:
         for split, table in (("train", train), ("valid", store.read("valid"))):
@@ -374,7 +372,7 @@ def _build(
                 table,
                 tokenizer,
                 settings,
-                center=(low + high) / 2,
+                center=store.info.center,
                 lowercase=lowercases(store, settings),
                 standardisers=standardisers,
                 word_aligned=store.info.word_aligned,

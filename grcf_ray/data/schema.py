@@ -108,6 +108,23 @@ class TableInfo:
             word_aligned=word_aligned,
         )
 
+    @property
+    def center(self) -> float:
+        """The middle of the label range."""
+        return sum(self.label_range) / 2
+
+    @property
+    def half_range(self) -> float:
+        """Half the width of the label range."""
+        low, high = self.label_range
+        return (high - low) / 2
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The width of each modality that the data have."""
+        dims = {"audio": self.audio_dim, "vision": self.vision_dim}
+        return {name: dim for name, dim in dims.items() if dim is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Convert to a mapping for `json`."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]

@@ -76,7 +76,8 @@ def full_arm(context: ExperimentContext) -> Arm:
 def head_metrics(context: ExperimentContext) -> tuple[str, ...]:
     """Return the metrics that the data set's tables show."""
     names = _HEAD[context.protocol]
-    if context.protocol == "own" and classes_of("own", limit=context.half_range, center=context.center) is None:
+    info = context.store.info
+    if context.protocol == "own" and classes_of("own", limit=info.half_range, center=info.center) is None:
         return tuple(name for name in names if name != "acc_whole")
     return names
 
@@ -91,8 +92,8 @@ def _measuring(context: ExperimentContext) -> dict[str, Any]:
     """Return the data set's arguments of `split_metrics`."""
     return {
         "protocol": context.protocol,
-        "limit": context.half_range,
-        "center": context.center,
+        "limit": context.store.info.half_range,
+        "center": context.store.info.center,
         "ties": context.config.metrics.ties,
     }
 

@@ -18,7 +18,6 @@ import torch
 from grcf_ray import console
 from grcf_ray.config import RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
-from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError, NoWinnerError
 from grcf_ray.experiments.model_pool import Arm, ModelPool, Wanted, configured, entries_of, shape_name, shape_of
@@ -68,11 +67,6 @@ class Model:
         """Load the model to score utterances with it."""
         with self.place.reading_folder() as folder:
             return load_model(folder)
-
-
-def modalities_of(info: TableInfo) -> list[str]:
-    """Return which of audio and vision a data set has."""
-    return [name for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)) if dim is not None]
 
 
 class ExperimentContext:
@@ -128,17 +122,6 @@ class ExperimentContext:
         info = self.store.info
         same = info.name == self.view.info.data.name
         return self.view.protocol if same else protocol_of(info.name, info.task)
-
-    @property
-    def half_range(self) -> float:
-        """Return half the width of the label range."""
-        low, high = self.store.info.label_range
-        return (high - low) / 2
-
-    @property
-    def center(self) -> float:
-        """Return the middle of the label range."""
-        return sum(self.store.info.label_range) / 2
 
     def note_test_read(self, models: Sequence[Model], experiment: str) -> None:
         """Record that an experiment scores test with these models, and set torch up as for their first measurement."""

@@ -72,9 +72,9 @@ def _pair_notes(first: WeightedPairs, total: int, utterances: str) -> list[str]:
 def _conflict_notes(context: ExperimentContext, first: WeightedPairs) -> list[str]:
     notes = []
     if lacking := [name for name in ("vision", "audio") if name not in first.alone]:
-        dims = {"audio": context.store.info.audio_dim, "vision": context.store.info.vision_dim}
+        has = context.store.info.dims
         needs = [
-            f"{name} ({'the winner does not read it' if dims[name] else 'the data have none'})" for name in lacking
+            f"{name} ({'the winner does not read it' if name in has else 'the data have none'})" for name in lacking
         ]
         conflicts = f"conflicts of {' and '.join(lacking)}" if first.alone else "conflicts of any kind"
         notes.append(f"Cells with -: {conflicts} need features of {' and '.join(needs)}.")

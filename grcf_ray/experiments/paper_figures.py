@@ -168,9 +168,10 @@ def cluster_figures(state_ND: NDArray[np.float32], case_N: NDArray[np.bool_]) ->
 
 def _cases(scored: Predictions, context: ExperimentContext) -> NDArray[np.bool_]:
     """Return [N] whether an utterance is a case-study sample: a label below -2 of 3, or the positive class."""
-    if context.store.info.task == "classification":
-        return scored.label_N > context.center
-    return scored.label_N < round(context.center - 2 * context.half_range / 3, LABEL_DECIMALS)
+    info = context.store.info
+    if info.task == "classification":
+        return scored.label_N > info.center
+    return scored.label_N < round(info.center - 2 * info.half_range / 3, LABEL_DECIMALS)
 
 
 def draw_projections(data: Mapping[str, Any]) -> Figure:

@@ -17,7 +17,7 @@ from grcf_ray import console
 from grcf_ray.data.frames import Frames
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.arms import Rescored, arm_result, figures, head_metrics
-from grcf_ray.experiments.context import ExperimentContext, Model, modalities_of
+from grcf_ray.experiments.context import ExperimentContext, Model
 from grcf_ray.experiments.masking import Rescorer
 from grcf_ray.experiments.model_pool import Arm
 from grcf_ray.experiments.plotting import draw_lines, metric_panel
@@ -118,7 +118,7 @@ def modalities(context: ExperimentContext) -> ExperimentResult:
 def _full_model(context: ExperimentContext) -> tuple[Arm, list[str]]:
     """Return the full model with every modality of the data, and notes on it."""
     seen, info = context.config.model.modalities, context.store.info
-    has = modalities_of(info)
+    has = list(info.dims)
     notes = [console.sentence(note) for note in few_seeds_notes(context.seeds)]
     if seen == "all" or all(name in seen for name in has):
         return Arm("full", "Full model"), notes

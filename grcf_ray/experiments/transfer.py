@@ -20,7 +20,7 @@ from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.arms import Measured, Rescored, arm_result
-from grcf_ray.experiments.context import ExperimentContext, modalities_of
+from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.result import ExperimentResult
@@ -138,8 +138,8 @@ def _shared_modalities(context: ExperimentContext, here: TableInfo) -> tuple[dic
     """Return the setting by which all rows see the modalities of both data sets, and notes on it."""
     there = context.store.info
     seen = context.config.model.modalities
-    sees = [name for name in modalities_of(there) if seen == "all" or name in seen]
-    shared = [name for name in sees if name in modalities_of(here)]
+    sees = [name for name in there.dims if seen == "all" or name in seen]
+    shared = [name for name in sees if name in here.dims]
     notes = []
     if not context.config.model.sees_text:
         if not shared:
@@ -151,7 +151,7 @@ def _shared_modalities(context: ExperimentContext, here: TableInfo) -> tuple[dic
             notes.append("Every row is of text alone: the winner sees no other modality that both data sets have.")
         elif shared != sees:
             notes.append(f"Every row is of text and {shared[0]}, the modalities of both data sets.")
-        if seen == "all" and modalities_of(there) == modalities_of(here):
+        if seen == "all" and there.dims.keys() == here.dims.keys():
             wanted = seen
     return ({"model.modalities": wanted} if wanted != seen else {}), notes
 
@@ -159,8 +159,7 @@ def _shared_modalities(context: ExperimentContext, here: TableInfo) -> tuple[dic
 def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
     """Return the winner's configuration with its margins in the label units of here."""
     values = flatten(context.config)
-    low, high = here.label_range
-    ratio = (high - low) / 2 / context.half_range
+    ratio = here.half_range / context.store.info.half_range
     if here.task == "regression":
         values |= {f"ranking.{name}": values[f"ranking.{name}"] * ratio for name in _MARGINS}
         values["stage1.reg_margin"] *= ratio**2

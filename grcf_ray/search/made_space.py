@@ -178,7 +178,7 @@ def _space(info: TableInfo, encoder: Encoder, machine: Machine, tokens: float, b
     pace = 1.0 if encoder.width <= _SMALL_WIDTH else 0.2
     # A short training needs larger learning rates, as in demo.yaml.
     hurry = 2 if budget.epochs[0] * pairs / group < 60 else 1
-    regression, others = info.task == "regression", bool(info.audio_dim or info.vision_dim)
+    regression, others = info.task == "regression", bool(info.dims)
     scale = (info.label_range[1] - info.label_range[0]) / 6
 
     def rate(low: float, first: float) -> Range:

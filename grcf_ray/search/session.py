@@ -21,7 +21,7 @@ from grcf_ray.cache import cache_folder
 from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, check_gpus, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
-from grcf_ray.data.schema import TableInfo
+from grcf_ray.data.schema import MODALITIES, TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
@@ -121,8 +121,8 @@ class Session:
         Raises ConfigError, DataError or ClusterError if the search can never run.
         """
         config = self.config
-        (low, high), task = self.store.info.label_range, self.store.info.task
-        if faults := self.space.margin_faults((high - low) / 2, task):
+        task = self.store.info.task
+        if faults := self.space.margin_faults(self.store.info.half_range, task):
             raise ConfigError(
                 faults_message(f"{self.space.source}: the margins of the starting point contradict each other", faults)
                 + "\nSet others, such as --set ranking.base_margin=VALUE, or remove your --set options"
@@ -376,8 +376,8 @@ class Session:
         dimension = {**self.space.stage1, **self.space.stage2}.get("model.modalities")
         info = self.store.info
         named = dimension.choices if isinstance(dimension, Choice) else (self.config.model.modalities,)
-        for name, dim in (("audio", info.audio_dim), ("vision", info.vision_dim)):
-            if dim is None and any(name in str(choice) for choice in named):
+        for name in MODALITIES:
+            if name not in info.dims and any(name in str(choice) for choice in named):
                 raise ConfigError(
                     f"{self.space.source}: model.modalities names {name}, which the data lack; "
                     "use all modalities of the data: --set model.modalities=all"

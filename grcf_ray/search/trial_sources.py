@@ -107,7 +107,6 @@ def known_trials(record: RunRecord, space: Space, store: DatasetStore) -> KnownT
             f"--simulate: the recorded trials of the package are of both stages; a search of one stage is planned from "
             f"its own run, once {ENOUGH} of its trials are complete"
         )
-    low, high = info.label_range
     table = read_table(SHIPPED)
     seconds, timing = _epoch_seconds(record, space, store)
     source = TransferredTrials(
@@ -116,7 +115,7 @@ def known_trials(record: RunRecord, space: Space, store: DatasetStore) -> KnownT
         epoch_seconds=seconds,
         task=info.task,
         protocol=protocol_of(info.name, info.task),
-        half_range=(high - low) / 2,
+        half_range=info.half_range,
     )
     notes = [
         f"trials: those of {table.name} that come with the package, so the figures are not those of your data and "

@@ -17,7 +17,8 @@ from grcf_ray.tables import Table
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 LABELS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
-CONTEXT: Any = SimpleNamespace(protocol="mosi", half_range=3.0, center=0.0, config=RunConfig(seed=0))
+STORE = SimpleNamespace(info=SimpleNamespace(half_range=3.0, center=0.0))
+CONTEXT: Any = SimpleNamespace(protocol="mosi", store=STORE, config=RunConfig(seed=0))
 
 
 def model(index: int, score_N: np.ndarray[Any, Any]) -> Rescored:
@@ -118,5 +119,6 @@ def test_the_runs_reading_of_ties_is_what_arms_are_measured_by() -> None:
 
 @pytest.mark.parametrize(("half_range", "shown"), [(2.0, True), (5.0, True), (50.0, False)])
 def test_tables_of_own_data_show_the_accuracy_that_their_range_has(half_range: float, shown: bool) -> None:
-    context: Any = SimpleNamespace(protocol="own", half_range=half_range, center=3.0)
+    info = SimpleNamespace(half_range=half_range, center=3.0)
+    context: Any = SimpleNamespace(protocol="own", store=SimpleNamespace(info=info))
     assert ("acc_whole" in head_metrics(context)) == shown

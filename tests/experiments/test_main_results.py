@@ -33,9 +33,7 @@ def context_of(name: str, figures: list[dict[str, float]], reasons: list[str], t
         config=RunConfig(),
         facts=find(name),
         protocol=protocol_of(name, task),
-        half_range=3.0,
-        center=0.0,
-        store=SimpleNamespace(info=SimpleNamespace(name=name, task=task)),
+        store=SimpleNamespace(info=SimpleNamespace(name=name, task=task, half_range=3.0, center=0.0)),
         view=SimpleNamespace(metrics={"test": figures[0], "not_comparable": reasons}, scored=lambda split: None),
     )
 

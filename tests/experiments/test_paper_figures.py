@@ -112,9 +112,15 @@ def test_tsne_of_representations_that_cluster_or_do_not(task: Any) -> None:
         facts=None,
         models=models,
         config=SimpleNamespace(stage1=SimpleNamespace(epochs=1), stage2=SimpleNamespace(epochs=1)),
-        store=SimpleNamespace(info=SimpleNamespace(name="tiny", task=task, label_range=label_range)),
-        center=sum(label_range) / 2,
-        half_range=(label_range[1] - label_range[0]) / 2,
+        store=SimpleNamespace(
+            info=SimpleNamespace(
+                name="tiny",
+                task=task,
+                label_range=label_range,
+                center=sum(label_range) / 2,
+                half_range=(label_range[1] - label_range[0]) / 2,
+            )
+        ),
     )
     result = tsne(context)
     rows = {row["name"]: row for row in result.tables[0].rows}
