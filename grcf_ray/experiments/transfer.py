@@ -25,6 +25,7 @@ from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.search.record import TrialRecord, now
+from grcf_ray.search.space import IN_LABEL_UNITS
 from grcf_ray.search.transfer import fit_features, score_on
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.export import SavedModel
@@ -35,7 +36,6 @@ _TITLES = {
     "stage1-there": "Transfer v1: Stage 1 there, Stage 2 here",
     "both-there": "Transfer v2: both stages there, Stage 2 here",
 }
-_MARGINS = ("intra_margin", "base_margin", "margin_step")
 
 
 def transfer(context: ExperimentContext) -> ExperimentResult:
@@ -161,8 +161,7 @@ def _rescaled(context: ExperimentContext, here: TableInfo) -> RunConfig:
     values = flatten(context.config)
     ratio = here.half_range / context.store.info.half_range
     if here.task == "regression":
-        values |= {f"ranking.{name}": values[f"ranking.{name}"] * ratio for name in _MARGINS}
-        values["stage1.reg_margin"] *= ratio**2
+        values |= {path: values[path] * ratio**power for path, power in IN_LABEL_UNITS.items()}
     return build_config(values, source=f"the winner's configuration on {here.name}")
 
 

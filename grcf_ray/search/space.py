@@ -46,7 +46,7 @@ FIXED_ONLY = {
     "stage2.epochs": "the cosine schedule and ASHA need trials of equal length",
 }
 
-_IN_LABEL_UNITS = {
+IN_LABEL_UNITS = {
     "ranking.intra_margin": 1,
     "ranking.base_margin": 1,
     "ranking.margin_step": 1,
@@ -132,7 +132,7 @@ class Space:
             return self
         values, fixed = flatten(self.config()), dict(self.fixed)
         stages = {1: dict(self.stage1), 2: dict(self.stage2)}
-        for path, power in _IN_LABEL_UNITS.items():
+        for path, power in IN_LABEL_UNITS.items():
             factor = ratio**power
             held = [stage for stage in stages.values() if path in stage]
             for stage in held:
