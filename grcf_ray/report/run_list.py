@@ -10,7 +10,7 @@ from typing import Any
 from grcf_ray.config import encoder_name
 from grcf_ray.console import duration
 from grcf_ray.errors import GrcfError
-from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES
 from grcf_ray.report.run_status import last_change
 from grcf_ray.report.selection import Row, column_named, columns_of, sorted_by
 from grcf_ray.report.summary import Cost
@@ -23,7 +23,6 @@ BROKEN = "broken"
 """State of a run whose record cannot be read."""
 _READERS = 8
 """Runs that are read at the same time."""
-_LOWER_IS_BETTER = ("mae", "bce")
 _HEADLINES = ("mae", "bce", "corr", "acc2_non0", "acc2")
 """Test metrics of the list, most important first."""
 _NAME_ROOM = 40
@@ -51,7 +50,7 @@ def sorted_runs(rows: Sequence[Row], column: str, *, reverse: bool = False) -> l
     if name == "objective":
         metrics = {row.get("metric") for row in rows} - {None}
         metric = metrics.pop() if len(metrics) == 1 else None
-    falling = (metric is not None and metric not in _LOWER_IS_BETTER) or name in ("changed", "started")
+    falling = METRIC_DIRECTIONS.get(metric or "") == "max" or name in ("changed", "started")
     return sorted_by(rows, name, reverse=falling != reverse)
 
 

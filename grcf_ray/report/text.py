@@ -170,8 +170,8 @@ def _cost(view: RunView, summary: RunSummary) -> Iterator[str]:
     if not spent:
         return
     yield from wrap(f"{cost_line(summary)}.", WIDTH)
-    saved = [stage["saved"] for stage in cost_data(view)["stages"] if stage["saved"] is not None]
-    epochs, seconds = (sum(stage[unit] for stage in saved) for unit in ("epochs", "seconds"))
+    stages = cost_data(view)["stages"]
+    epochs, seconds = (sum(stage["saved"][unit] for stage in stages) for unit in ("epochs", "seconds"))
     if epochs:
         yield from wrap(
             f"Early stopping saved {epochs:g} epochs ({epochs / (epochs + spent):.0%} of the cost of full trials): "

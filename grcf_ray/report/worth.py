@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from grcf_ray.metrics import METRIC_TITLES, split_metrics
 from grcf_ray.report.coordinates import Coordinates
-from grcf_ray.report.figures.parameters import objective
 from grcf_ray.report.noise_model import Posterior, draw_posterior
 from grcf_ray.report.stopped_trials import draw_finished, rung_values
 from grcf_ray.report.view import RunView
@@ -96,7 +95,7 @@ class Worth(BaseModel):
     def of(cls, view: RunView) -> Worth | None:
         """Take the winner's figure apart. None before the winner has been measured on test."""
         winner = view.winner
-        if view.metrics is None or winner is None or (figure := objective(winner)) is None:
+        if view.metrics is None or winner is None or (figure := winner.objective) is None:
             return None
         stage, metric = winner.stage, view.objective(winner.stage)
         trials = _usable(view, stage)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from grcf_ray.console import duration
 from grcf_ray.report.figures.layout import name_axis, new_figure, share_legend, shown
 from grcf_ray.report.figures.palette import BLUE, GREY, MARKS, ORANGE
-from grcf_ray.report.figures.parameters import number
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.failures import failures_by_cause
@@ -23,17 +22,16 @@ UNITS = {"epochs": "epochs", "utterance_passes": "passes over the training split
 def cost_data(view: RunView) -> dict[str, Any]:
     """Return for each stage with trials: `states`, the cost by state, and `saved`, the saving by early stopping.
 
-    `saved` is an estimate: the epochs that stopped trials did not run, each at the trial's mean cost of an epoch. It is
-    None if the record lacks the length of a trial.
+    `saved` is an estimate: the epochs that stopped trials did not run, each at the trial's mean cost of an epoch.
     """
     stages = []
     for stage, trials in view.trials.items():
         if not trials:
             continue
-        epochs = number(view.info.settings[f"stage{stage}.epochs"])
+        epochs = view.info.settings[f"stage{stage}.epochs"]
         by_state = {state: [trial for trial in trials if trial.state == state] for state in MARKS}
         states = {state: _cost(chosen) for state, chosen in by_state.items() if chosen}
-        saved = None if epochs is None else _saved(by_state["pruned"], epochs)
+        saved = _saved(by_state["pruned"], epochs)
         stages.append({"stage": stage, "trial_epochs": epochs, "states": states, "saved": saved})
     return {"stages": stages}
 
@@ -49,7 +47,7 @@ def draw_cost(data: Mapping[str, Any]) -> Figure:
     ]
     outline, hatching = {"color": GREY, "width": 1}, {"shape": "/", "fgcolor": GREY}
     hatched = {"color": "rgba(0,0,0,0)", "line": outline, "pattern": hatching}
-    bars.append(("saved by early stopping (estimate)", hatched, [stage["saved"] or {} for stage in stages]))
+    bars.append(("saved by early stopping (estimate)", hatched, [stage["saved"] for stage in stages]))
     for row, (unit, title) in enumerate(UNITS.items(), start=1):
         figure.update_xaxes(title={"text": title, "standoff": 4}, row=row)
         for name, marker, costs in bars:
@@ -74,7 +72,7 @@ def cost_plot(view: RunView) -> Plot | None:
     spent = {unit: sum(_total(stage, unit) for stage in data["stages"]) for unit in UNITS}
     if not spent["epochs"]:
         return None
-    saved = {unit: sum(s["saved"][unit] for s in data["stages"] if s["saved"] is not None) for unit in UNITS}
+    saved = {unit: sum(stage["saved"][unit] for stage in data["stages"]) for unit in UNITS}
     stopped = sum(stage["states"].get("pruned", {}).get("trials", 0) for stage in data["stages"])
     finding = (
         f"{spent['epochs']:.0f} epochs, {spent['utterance_passes']:.1f} passes over the training split, "
@@ -101,8 +99,8 @@ def _cost(trials: Sequence[TrialRecord]) -> dict[str, Any]:
     return {
         "trials": len(trials),
         "epochs": sum(trial.epoch for trial in trials),
-        "utterance_passes": sum(number(trial.utterance_passes) or 0.0 for trial in trials),
-        "seconds": sum(number(trial.seconds) or 0.0 for trial in trials),
+        "utterance_passes": sum(trial.utterance_passes for trial in trials),
+        "seconds": sum(trial.seconds for trial in trials),
     }
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import name_axis, new_figure, shown
 from grcf_ray.report.figures.palette import SERIES
-from grcf_ray.report.figures.parameters import Parameter, objective, searched, space_of
+from grcf_ray.report.figures.parameters import Parameter, searched, space_of
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
@@ -56,7 +56,7 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
         trial
         for trial in trials
         if trial.state == "complete"
-        and objective(trial) is not None
+        and trial.objective is not None
         and all(parameter.value(trial.params) is not None for parameter in parameters)
     ]
     varying = [p for p in parameters if len({p.value(trial.params) for trial in used}) > 1]
@@ -70,7 +70,7 @@ def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: 
         "enough": len(used) >= TRIALS_PER_PARAMETER * len(varying),
         "methods": {},
     }
-    result_N = np.array([objective(trial) for trial in used], np.float64)
+    result_N = np.array([trial.objective for trial in used], np.float64)
     if not varying or len(used) < LEAST_TRIALS or np.ptp(result_N) == 0:
         return data
     place_PN = np.array(

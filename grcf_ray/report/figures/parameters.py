@@ -79,14 +79,9 @@ def number(value: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def objective(trial: TrialRecord) -> float | None:
-    """Return the trial's best value of its stage's metric, or None."""
-    return number(trial.objective)
-
-
 def outcome(trial: TrialRecord) -> dict[str, Any]:
     """Return number, state and objective of a trial."""
-    return {"number": trial.number, "state": trial.state, "objective": objective(trial)}
+    return {"number": trial.number, "state": trial.state, "objective": trial.objective}
 
 
 def space_of(view: RunView) -> Space | None:
@@ -143,7 +138,7 @@ def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         outcome(trial) | {parameter.path: parameter.value(trial.params) for parameter in parameters}
         for trial in reversed(view.ranked(stage))
-        if objective(trial) is not None
+        if trial.objective is not None
     ]
     return {
         "stage": stage,
@@ -231,11 +226,11 @@ def slices_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
     `trend`: medians of value and objective in groups of complete trials: equal groups by value, or one group for each
     choice. `range`: the highest minus the lowest median objective.
     """
-    trials = [trial for trial in view.trials[stage] if objective(trial) is not None]
+    trials = [trial for trial in view.trials[stage] if trial.objective is not None]
     panels = []
     for parameter in searched(view.trials[stage], stage, space_of(view)):
         entries = [
-            {"number": trial.number, "state": trial.state, "value": value, "objective": objective(trial)}
+            {"number": trial.number, "state": trial.state, "value": value, "objective": trial.objective}
             for trial in trials
             if (value := parameter.value(trial.params)) is not None
         ]

@@ -12,7 +12,7 @@ from grcf_ray.report.figures.cost import cost_plot, failures_plot
 from grcf_ray.report.figures.importance import importance_plot
 from grcf_ray.report.figures.layout import add_trials, count_axis, new_figure, points, share_legend, shown
 from grcf_ray.report.figures.palette import BLUE, GREEN, GREY, MARKS, OCHRE, ORANGE, PURPLE
-from grcf_ray.report.figures.parameters import number, objective, outcome, parallel_plot, slices_plot
+from grcf_ray.report.figures.parameters import outcome, parallel_plot, slices_plot
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, rank
@@ -39,7 +39,7 @@ def history_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
     ended = sorted(trials, key=lambda trial: (trial.ended is None, trial.ended or "", trial.number))
     passes, cost = 0.0, []
     for trial, best in zip(ended, _best_so_far(ended, stage), strict=True):
-        passes += number(trial.utterance_passes) or 0.0
+        passes += trial.utterance_passes
         cost.append({"number": trial.number, "passes": passes, "best": best})
     return {
         "stage": stage,
@@ -111,7 +111,7 @@ def history_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
 
 def _best_so_far(trials: Iterable[TrialRecord], stage: Literal[1, 2]) -> Iterator[float | None]:
     best: float | None = None
-    for value in map(objective, trials):
+    for value in (trial.objective for trial in trials):
         if value is not None and (best is None or minimised(stage, value) < minimised(stage, best)):
             best = value
         yield best
@@ -132,15 +132,15 @@ def handoff_data(view: RunView) -> dict[str, Any]:
         started = started_from.get(str(finalist.number))
         if started is None:
             continue
-        usable = rank(trial for trial in started if objective(trial) is not None)
-        complete = [value for t in started if t.state == "complete" and (value := objective(t)) is not None]
+        usable = rank(started)
+        complete = [value for t in started if t.state == "complete" and (value := t.objective) is not None]
         finalists.append(
             {
                 "number": finalist.number,
-                "objective": objective(finalist),
+                "objective": finalist.objective,
                 "rank": place,
                 "trials": list(map(outcome, started)),
-                "best": objective(usable[0]) if usable else None,
+                "best": usable[0].objective if usable else None,
                 "median": statistics.median(complete) if complete else None,
             }
         )
@@ -249,7 +249,7 @@ def curves_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any] | None:
         "number": shown_trial.number,
         "role": role,
         "epoch": [metrics["epoch"] for metrics in curve],
-        "terms": {term: [number(metrics.get(_LOSS + term)) for metrics in curve] for term in terms},
+        "terms": {term: [metrics.get(_LOSS + term) for metrics in curve] for term in terms},
         "objective": _curve(shown_trial)["objective"],
         "best_epoch": None if shown_trial.best is None else shown_trial.best["epoch"],
         "others": [_curve(trial) for trial in view.trials[stage] if trial is not shown_trial and trial.curve],
@@ -343,7 +343,7 @@ def _curve(trial: TrialRecord) -> dict[str, Any]:
     return {
         "number": trial.number,
         "epoch": [metrics["epoch"] for metrics in trial.curve],
-        "objective": [number(objective_value(trial.stage, metrics)) for metrics in trial.curve],
+        "objective": [objective_value(trial.stage, metrics) for metrics in trial.curve],
     }
 
 

@@ -332,7 +332,7 @@ def test_hostile_text_is_data_and_is_drawn_literally() -> None:
     bad = {"error": HOSTILE, "cause": HOSTILE}
     first.append(trial(24, 1, {"stage1.encoder_lr": "1e-5", "model.modalities": [1]}, [], "failed", **bad))
     first.append(trial(25, 1, {"stage1.encoder_lr": -1.0}, [0.5]))
-    first.append(trial(26, 1, {"stage1.encoder_lr": float("nan"), HOSTILE: float("inf")}, [float("nan")]))
+    first.append(trial(26, 1, {"stage1.encoder_lr": float("nan"), HOSTILE: float("inf")}, [0.5]))
     for metrics in first[0].curve:
         metrics[f"loss/{HOSTILE}"] = 1.0
     for other in first[1:]:
