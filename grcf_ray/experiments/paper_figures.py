@@ -20,7 +20,6 @@ from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_not
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.importance import METHODS, importance_data, importance_warning
 from grcf_ray.report.figures.palette import GREY, ORANGE, SCALE
-from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.figures.predictions import agreement_data, class_scores_data, projection_data
 from grcf_ray.report.figures.search import curves_data
 from grcf_ray.search.predictions import Predictions
@@ -213,7 +212,7 @@ def importance(context: ExperimentContext) -> ExperimentResult:
         trials = context.view.trials[stage]
         if not trials:
             continue
-        data = importance_data(trials, stage, space_of(context.view))
+        data = importance_data(trials, stage, context.view.space)
         if not data["methods"]:
             notes.append(
                 f"Stage {stage}: {data['trials']} trials ran to the end, too few or too similar for importances."

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from grcf_ray.report.figures.parameters import Parameter, searched, space_of
+from grcf_ray.report.figures.parameters import Parameter, searched
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.space import Range
@@ -20,7 +20,7 @@ class Coordinates:
 
     def __init__(self, view: RunView, stage: Literal[1, 2], trials: Sequence[TrialRecord]) -> None:
         self._firsts = {trial.number: trial.objective for trial in view.trials[1]}
-        parameters = searched([self._resolved(trial) for trial in trials], stage, space_of(view))
+        parameters = searched([self._resolved(trial) for trial in trials], stage, view.space)
         self._varying = [
             parameter
             for parameter in parameters

@@ -17,7 +17,6 @@ from grcf_ray.errors import ConfigError, reason
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.searcher import distributions, outcome
-from grcf_ray.search.space import recorded_space
 from grcf_ray.train.curve import DIRECTIONS
 
 _DIRECTIONS: Mapping[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
@@ -84,8 +83,7 @@ def _write(view: RunView, stage: Literal[1, 2], name: str, storage: optuna.stora
 
 def _distributions(view: RunView, stage: Literal[1, 2]) -> dict[str, BaseDistribution]:
     """Return the distributions that the stage's trials were proposed from."""
-    dimensions = recorded_space(view.info.space.model_dump(), str(view.record)).dimensions(stage)
-    space = distributions(dimensions)
+    space = distributions(view.space.dimensions(stage))
     finalists = [trial.params["finalist"] for trial in view.trials[stage] if "finalist" in trial.params]
     if finalists:
         space["finalist"] = CategoricalDistribution(tuple(dict.fromkeys([*view.info.finalists, *finalists])))

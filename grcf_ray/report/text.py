@@ -13,7 +13,6 @@ from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.ascii_charts import bar, history
 from grcf_ray.report.figures.cost import cost_data
 from grcf_ray.report.figures.importance import importance_data, importance_warning
-from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.run_status import time_left
 from grcf_ray.report.selection import sorted_by
 from grcf_ray.report.summary import ONE_SEED, RunSummary
@@ -141,7 +140,7 @@ def _stage(view: RunView, stage: Literal[1, 2], summary: RunSummary) -> Iterator
 
 
 def _importance(view: RunView, stage: Literal[1, 2]) -> Iterator[str]:
-    data = importance_data(view.trials[stage], stage, space_of(view))
+    data = importance_data(view.trials[stage], stage, view.space)
     forest = data["methods"].get("forest")
     if forest is None:
         return

@@ -16,6 +16,7 @@ from grcf_ray.search.lease import is_held
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord, rank
 from grcf_ray.search.schema import MetricsFile, ProvenanceFile, RunInfo, StoredFile, read_file
+from grcf_ray.search.space import Space, recorded_space
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.curve import objective_name
 
@@ -77,6 +78,11 @@ class RunView:
     def protocol(self) -> MetricProtocol:
         """The protocol of the run's metrics."""
         return self.info.data.protocol
+
+    @cached_property
+    def space(self) -> Space:
+        """The search space of the trials."""
+        return recorded_space(self.info.space.model_dump(), str(self.record))
 
     @property
     def budgets(self) -> dict[Literal[1, 2], tuple[int, int]]:

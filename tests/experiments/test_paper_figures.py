@@ -16,7 +16,6 @@ from scipy import stats
 
 from grcf_ray.experiments.paper_figures import cluster_figures, curves, importance, tsne
 from grcf_ray.report.figures.importance import importance_data
-from grcf_ray.report.figures.parameters import space_of
 from grcf_ray.report.view import RunView
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord
@@ -32,7 +31,7 @@ def test_importance_is_the_reports(fresh: Path, result_of: ResultOf) -> None:
         path.write_text(path.read_text().replace('"pruned"', '"complete"'))
     printed = result_of("importance", fresh)
     view = RunView.read(RunRecord(storage_path(fresh)))
-    expected = {f"stage{stage}": importance_data(view.trials[stage], stage, space_of(view)) for stage in (1, 2)}
+    expected = {f"stage{stage}": importance_data(view.trials[stage], stage, view.space) for stage in (1, 2)}
     expected = {name: data for name, data in expected.items() if data["methods"]}
     assert [table["name"] for table in printed["tables"]] == list(expected)
     for table, data in zip(printed["tables"], expected.values(), strict=True):

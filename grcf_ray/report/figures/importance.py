@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.report.figures.layout import name_axis, new_figure, shown
 from grcf_ray.report.figures.palette import SERIES
-from grcf_ray.report.figures.parameters import Parameter, searched, space_of
+from grcf_ray.report.figures.parameters import Parameter, searched
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
@@ -41,7 +41,7 @@ _FOREST_TREES, _FANOVA_TREES, _FANOVA_DEPTH = 32, 16, 7
 """With trees of full depth, fANOVA takes half a minute per seed for a thousand trials."""
 
 
-def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> dict[str, Any]:
+def importance_data(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space) -> dict[str, Any]:
     """Return the importances of the stage's parameters, most important to the forest first.
 
     The importances of a method sum to 1, or are all 0 if it sees no difference.
@@ -124,7 +124,7 @@ def draw_importance(data: Mapping[str, Any]) -> Figure:
 
 def importance_plot(view: RunView, stage: Literal[1, 2]) -> Plot | None:
     """Return the figure, or None with too few complete trials, or without differences between them."""
-    data = importance_data(view.trials[stage], stage, space_of(view))
+    data = importance_data(view.trials[stage], stage, view.space)
     if not data["methods"]:
         return None
     metric = METRIC_TITLES[view.objective(stage)]

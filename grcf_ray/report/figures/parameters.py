@@ -31,7 +31,7 @@ from grcf_ray.report.figures.palette import GREY, SCALE
 from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord
-from grcf_ray.search.space import Choice, Dimension, Range, Space, recorded_space
+from grcf_ray.search.space import Choice, Dimension, Range, Space
 from grcf_ray.train.curve import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -84,17 +84,12 @@ def outcome(trial: TrialRecord) -> dict[str, Any]:
     return {"number": trial.number, "state": trial.state, "objective": trial.objective}
 
 
-def space_of(view: RunView) -> Space | None:
-    """Return the search space of the run, or None."""
-    return recorded_space(view.info.space.model_dump(), str(view.record))
-
-
-def searched(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space | None) -> list[Parameter]:
+def searched(trials: Sequence[TrialRecord], stage: Literal[1, 2], space: Space) -> list[Parameter]:
     """Return the stage's parameters in the space's order, then those of the trials alone, such as `finalist`.
 
     The values of the latter define their scale.
     """
-    dimensions = {} if space is None else dict(space.dimensions(stage))
+    dimensions = space.dimensions(stage)
     paths = list(dict.fromkeys([*dimensions, *(path for trial in trials for path in trial.params)]))
     ends = Counter(_end(path) for path in paths)
     return [
@@ -134,7 +129,7 @@ def parallel_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
 
     Values are under the parameters' paths. The worst trials come first, so that the best are drawn on top.
     """
-    parameters = searched(view.trials[stage], stage, space_of(view))
+    parameters = searched(view.trials[stage], stage, view.space)
     rows: list[dict[str, Any]] = [
         outcome(trial) | {parameter.path: parameter.value(trial.params) for parameter in parameters}
         for trial in reversed(view.ranked(stage))
@@ -228,7 +223,7 @@ def slices_data(view: RunView, stage: Literal[1, 2]) -> dict[str, Any]:
     """
     trials = [trial for trial in view.trials[stage] if trial.objective is not None]
     panels = []
-    for parameter in searched(view.trials[stage], stage, space_of(view)):
+    for parameter in searched(view.trials[stage], stage, view.space):
         entries = [
             {"number": trial.number, "state": trial.state, "value": value, "objective": trial.objective}
             for trial in trials

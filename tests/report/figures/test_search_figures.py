@@ -19,7 +19,6 @@ from grcf_ray.report.figures.parameters import (
     parallel_data,
     searched,
     slices_data,
-    space_of,
 )
 from grcf_ray.report.figures.search import curves_data, handoff_data, handoff_plot, history_data, search_plots
 from grcf_ray.report.plot import Plot
@@ -139,7 +138,7 @@ def test_importance_keeps_quiet_where_nothing_can_be_said() -> None:
 
 
 def test_importance_of_stage_2_counts_the_finalist_and_repeats(view: RunView, plots: list[Plot]) -> None:
-    data = importance_data(view.trials[2], 2, space_of(view))
+    data = importance_data(view.trials[2], 2, view.space)
     assert data["parameters"][0] == "finalist" and len(data["parameters"]) == 3
     assert data == next(plot.data for plot in plots if plot.name == "importance-stage2")
 
@@ -356,7 +355,8 @@ def test_hostile_text_is_data_and_is_drawn_literally() -> None:
 
 def test_labels_lose_their_section_where_none_is_mistaken() -> None:
     params = {"stage1.head_lr": 0.1, "stage1.margin": 0.2, "ranking.margin": 0.3, "finalist": "10"}
-    parameters = searched([trial(0, 1, params, [0.5]), trial(1, 1, params | {"finalist": "9"}, [0.5])], 1, None)
+    unsearched = recorded_space({"dataset": "tiny", "fixed": {}, "stage1": {}, "stage2": {}}, "space")
+    parameters = searched([trial(0, 1, params, [0.5]), trial(1, 1, params | {"finalist": "9"}, [0.5])], 1, unsearched)
     assert [parameter.label for parameter in parameters] == ["head_lr", "stage1.margin", "ranking.margin", "finalist"]
     assert parameters[3].scale == ("9", "10")
 
