@@ -135,10 +135,11 @@ def inspect(
     """
     from grcf_ray.data.frames import Frames
     from grcf_ray.files import write_text
-    from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection, read_open
+    from grcf_ray.report.inspection import OPEN_SPLITS, draw_inspection, inspect_store, print_inspection
+    from grcf_ray.report.terminal import one_line
 
     store = _opened(data)
-    tables = read_open(store)
+    tables = {split: store.read(split) for split in OPEN_SPLITS}
     inspection = inspect_store(store, tables)
     if page is not None:
         write_text(page, draw_inspection(inspection))
@@ -153,7 +154,7 @@ def inspect(
     columns = [
         rows["id"].to_pylist(),
         rows["label"].to_pylist(),
-        [_short(text) for text in rows["text"].to_pylist()],
+        [one_line(" ".join(text.split()), _TEXT_SHOWN) for text in rows["text"].to_pylist()],
     ]
     for name in ("audio", "vision"):
         if name in rows.column_names:
@@ -291,8 +292,3 @@ def _summarise(store: DatasetStore, tables: Mapping[str, pa.Table] | None = None
         console.say(f"note: {remark}")
     for fault in faults:
         console.say(f"note: {fault}; you can evaluate on these data, but not train on them")
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 3]}..."

@@ -85,7 +85,12 @@ def names() -> list[str]:
 def get(name: str) -> DatasetFacts:
     """Return the fact sheet of a data set; ConfigError for an unknown name."""
     if name not in _facts():
-        raise ConfigError(f"{unknown_message(name)}; to import your own data: python -m grcf_ray.data import FILE")
+        near = difflib.get_close_matches(name, _facts(), n=1, cutoff=0.5)
+        question = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"unknown data set {name!r}.{question} Known: {', '.join(_facts())}; "
+            "to import your own data: python -m grcf_ray.data import FILE"
+        )
     return _facts()[name]
 
 
@@ -114,10 +119,3 @@ def protocol_of(name: str, task: Literal["regression", "classification"]) -> Lit
         return "binary"
     facts = find(name)
     return facts.metrics if facts else "own"
-
-
-def unknown_message(name: str) -> str:
-    """Write the error for a data set without a fact sheet: the nearest name, and all names."""
-    near = difflib.get_close_matches(name, _facts(), n=1, cutoff=0.5)
-    question = f" Did you mean {near[0]}?" if near else ""
-    return f"unknown data set {name!r}.{question} Known: {', '.join(_facts())}"

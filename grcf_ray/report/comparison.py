@@ -96,7 +96,7 @@ def comparison_lines(compared: Mapping[str, Any], *, width: int) -> Iterator[str
     )
     for split, title in (("valid", "valid (optimistic: the best of many)"), ("test", "test")):
         rows = [
-            (title, *(figure(value) for value in entry["values"]), _signed(entry["difference"]))
+            (title, *(figure(value) for value in entry["values"]), figure(entry["difference"], "+.4f"))
             for name, title in METRIC_TITLES.items()
             if (entry := compared[split].get(name))
         ]
@@ -169,7 +169,3 @@ def _claim(first: RunView, second: RunView, same_data: bool) -> tuple[dict[str, 
     claim = "Paired by seed; an interval that contains 0 shows no difference beyond seed noise."
     few = few_seeds(pairs["seeds"])
     return pairs, f"{claim} {sentence(few)}" if few else claim
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"

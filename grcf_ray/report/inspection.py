@@ -29,13 +29,8 @@ _LENGTHS_HEADER = ("split", "of", *_QUANTILES)
 _FEATURES_HEADER = ("split", "modality", "values a row", "without it", "zeros", "constant columns")
 
 
-def read_open(store: DatasetStore) -> dict[str, pa.Table]:
-    """Return the rows of train and valid."""
-    return {split: store.read(split) for split in OPEN_SPLITS}
-
-
 def inspect_store(store: DatasetStore, tables: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return all figures as JSON values. tables: from `read_open`.
+    """Return all figures as JSON values. tables: the rows of train and valid.
 
     `splits`: utterances of each. For train and valid: `labels` (lowest, mean, highest, deviation), `histogram` and
     `groups` (each a list of low edge, high edge, utterances), `lengths` (quantiles of words a text, of sentences before
@@ -114,7 +109,6 @@ def _features(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
     label_N = labels_of(table)
-    (low, high), two = info.label_range, info.task == "classification"
     frames = {name: Frames.of(table[name]) for name in MODALITIES if name in table.column_names}
     lengths = {"words a text": _quantiles([len(text.split()) for text in table["text"].to_pylist()])}
     if "context" in table.column_names:
@@ -127,24 +121,22 @@ def _inspect_split(table: pa.Table, info: TableInfo) -> dict[str, Any]:
             "highest": float(label_N.max()),
             "deviation": float(label_N.std()),
         },
-        "histogram": _classes(label_N, low, high) if two else _histogram(label_N, low, high),
-        "groups": [] if two else _occupancy(label_N, low, high),
+        "histogram": _histogram(label_N, info),
+        "groups": [] if info.task == "classification" else _occupancy(label_N, info),
         "lengths": lengths,
         "features": {name: _inspect_frames(f) for name, f in frames.items()},
     }
 
 
-def _classes(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[list[Any]]:
-    return [[value, value, int((label_N == value).sum())] for value in (low, high)]
-
-
-def _histogram(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[list[Any]]:
-    counts, edges = np.histogram(label_N, bins=_BINS, range=(low, high))
+def _histogram(label_N: np.ndarray[Any, Any], info: TableInfo) -> list[list[Any]]:
+    if info.task == "classification":
+        return [[value, value, int((label_N == value).sum())] for value in info.label_range]
+    counts, edges = np.histogram(label_N, bins=_BINS, range=info.label_range)
     return list(map(list, zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)))
 
 
-def _occupancy(label_N: np.ndarray[Any, Any], low: float, high: float) -> list[list[Any]]:
-    center, limit = (low + high) / 2, (high - low) / 2
+def _occupancy(label_N: np.ndarray[Any, Any], info: TableInfo) -> list[list[Any]]:
+    center, limit = info.center, info.half_range
     groups = OrdinalGroups.named(_GROUPS, limit)
     counts = groups.membership(torch.from_numpy(np.clip(label_N - center, -limit, limit))).sum(0).tolist()
     return [

@@ -167,9 +167,9 @@ def one_line(text: object, room: int = 70) -> str:
     return plain if len(plain) <= room else f"{plain[: room - 3]}..."
 
 
-def figure(value: float | None) -> str:
+def figure(value: float | None, spec: str = ".4f") -> str:
     """Return a metric as tables show it."""
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else format(value, spec)
 
 
 def setting(value: Any) -> str:

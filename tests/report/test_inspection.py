@@ -15,12 +15,12 @@ import pytest
 
 from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.store import DatasetStore, write_store
-from grcf_ray.report.inspection import draw_inspection, inspect_store, print_inspection, read_open
+from grcf_ray.report.inspection import OPEN_SPLITS, draw_inspection, inspect_store, print_inspection
 
 
 @pytest.fixture(scope="module")
 def content(tiny_store: DatasetStore) -> dict[str, Any]:
-    return inspect_store(tiny_store, read_open(tiny_store))
+    return inspect_store(tiny_store, {split: tiny_store.read(split) for split in OPEN_SPLITS})
 
 
 def test_figures_are_those_of_the_rows(content: dict[str, Any], tiny_store: DatasetStore) -> None:
@@ -54,7 +54,7 @@ def test_the_test_split_stays_closed(tiny_store: DatasetStore, content: dict[str
     shutil.copytree(tiny_store.folder, tmp_path / "tiny")
     (tmp_path / "tiny" / "test.parquet").unlink()
     store = DatasetStore.open(tmp_path / "tiny")
-    assert inspect_store(store, read_open(store)) == content
+    assert inspect_store(store, {split: store.read(split) for split in OPEN_SPLITS}) == content
 
 
 def test_two_classes_without_features_and_with_context(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_two_classes_without_features_and_with_context(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
     imported = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", task="classification"))
     store = write_store(tmp_path / "own", *imported)
-    content = inspect_store(store, read_open(store))
+    content = inspect_store(store, {split: store.read(split) for split in OPEN_SPLITS})
     train = content["train"]
     assert train["histogram"] == [[0.0, 0.0, 1], [1.0, 1.0, 1]]
     assert train["groups"] == [] and train["features"] == {}
