@@ -111,7 +111,7 @@ def run_lines(
     """Yield a run and the trials of its stages as lines of a terminal. tables: the rows of each stage to show."""
     facts = run_facts(view)
     yield one_line(f"{view.record.place.name}: {facts['state']}", width)
-    yield one_line(f"data {facts['dataset']}, backbone {facts['backbone'].rpartition('/')[2]}", width)
+    yield one_line(f"data {facts['dataset']}, backbone {encoder_name(view.info.settings)}", width)
     if facts["winner"]:
         yield one_line(f"winner {facts['winner']}", width)
     every = columns_of(row for rows in tables.values() for row in rows)

@@ -135,6 +135,14 @@ def test_runs_in_object_storage(command: Command, answer: Answer, runs: Path, s3
     assert answer("compare", run, "runs/recorded")["differences"] == {}
 
 
+def test_show_of_a_run_without_text(command: Command, runs: Path) -> None:
+    settings = record_of(runs / "recorded").read_run()["settings"]
+    change(runs / "recorded/run.json", settings=settings | {"model.modalities": "audio"})
+    code, out, err = command("show", "runs/recorded")
+    assert code == 0, err
+    assert "backbone none" in out
+
+
 def test_show_fits_80_columns_and_is_sorted_by_the_objective(command: Command, runs: Path) -> None:
     code, out, _ = command("show", "runs/recorded")
     assert code == 0
