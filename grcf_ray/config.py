@@ -88,10 +88,15 @@ _CLASSIFICATION = (
 
 
 def encoder_name(settings: Mapping[str, Any]) -> str:
-    """Return the short name of a run's text encoder: the last part of its Hugging Face name or path, or `none`."""
+    """Return the short name of a run's text encoder, or `none`."""
     if not ModelConfig(modalities=settings.get("model.modalities", "all")).sees_text:
         return "none"
-    return str(settings["model.backbone"]).rstrip("/").rpartition("/")[2]
+    return short_name(settings["model.backbone"])
+
+
+def short_name(backbone: str) -> str:
+    """Return the last part of a Hugging Face name or path."""
+    return backbone.rstrip("/").rpartition("/")[2]
 
 
 def reads(task: Task, path: str) -> bool:

@@ -16,8 +16,6 @@ from grcf_ray.cli import options
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from grcf_ray.data.rows import Shape
-
 app = console.make_app("Score new rows with a run's best model")
 
 
@@ -77,6 +75,7 @@ def predict(
     """
     import dataclasses
 
+    import pyarrow as pa
     import torch
 
     from grcf_ray.data.rows import RowSource
@@ -117,7 +116,9 @@ def predict(
     if source.whole is not None:
         console.progress(f"{input} is not a table, so all its rows are held in memory at once")
     shape = source.check()
-    _, notes = fitted(_empty(shape), source, saved, asked=fit_features)
+    kinds = {name: pa.list_(pa.list_(pa.float32(), width)) for name, width in shape.widths.items()}
+    without_rows = pa.schema({"text": pa.string(), **kinds}).empty_table()
+    _, notes = fitted(without_rows, source, saved, asked=fit_features)
     retrained = retrained_models(place) if seeds else []
     if retrained:
         console.progress(f"Scoring with {len(retrained)} retrained models too; --no-seeds leaves them out")
@@ -161,14 +162,6 @@ def predict(
         console.say(console.sentence(note))
     if metrics:
         console.say("\n".join(metric_lines(metrics, set().union(*metrics.values()))))
-
-
-def _empty(shape: Shape) -> pa.Table:
-    """Return a table without rows that has the input's columns."""
-    import pyarrow as pa
-
-    kinds = {name: pa.list_(pa.list_(pa.float32(), width)) for name, width in shape.widths.items()}
-    return pa.schema({"text": pa.string(), **kinds}).empty_table()
 
 
 def _write(path: Path, tables: Iterator[pa.Table], suffix: str) -> None:

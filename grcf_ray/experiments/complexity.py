@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from grcf_ray.config import RunConfig, encoder_name, flatten
+from grcf_ray.config import RunConfig, encoder_name, flatten, short_name
 from grcf_ray.data import datasets
 from grcf_ray.data.batches import Batch
 from grcf_ray.data.datasets import DatasetFacts
@@ -42,7 +42,7 @@ def complexity_of(config: RunConfig, data: TableInfo | DatasetFacts) -> Experime
     counts = dict(parameter_table(shapes))
     total = counts["GRCF (total)"] = sum(counts.values())
     encoder = encoder_name(flatten(config))
-    same = facts is not None and facts.task == data.task and encoder == (facts.paper_backbone or "").rpartition("/")[2]
+    same = facts is not None and facts.task == data.task and encoder == short_name(facts.paper_backbone or "")
     printed = TABLES["complexity"].get(data.name, {}) if same else {}
     parameters = Table(
         "parameters",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grcf_ray import console
-from grcf_ray.config import ABLATIONS, flatten
+from grcf_ray.config import ABLATIONS, flatten, short_name
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.arms import arm_result, head_metrics
 from grcf_ray.experiments.context import ExperimentContext
@@ -184,11 +184,11 @@ def backbones(context: ExperimentContext) -> ExperimentResult:
     """Reproduce Table 11: other text encoders, each with the winner's parameters."""
     base = context.config.model.backbone
     # The paper compares them on MOSI alone; they suit other data too.
-    others = [name for name in TABLES["backbones"]["mosi"] if _encoder(name) != _encoder(base)]
+    others = [name for name in TABLES["backbones"]["mosi"] if short_name(name) != short_name(base)]
     if context.options.backbones:
         others = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in context.options.backbones]
     names = dict.fromkeys([base, *others])
-    arms = [Arm(name, _encoder(name), {"model.backbone": name} if name != base else {}) for name in names]
+    arms = [Arm(name, short_name(name), {"model.backbone": name} if name != base else {}) for name in names]
     available, notes = [], []
     for arm in arms:
         try:
@@ -201,7 +201,7 @@ def backbones(context: ExperimentContext) -> ExperimentResult:
     if not available:
         raise ConfigError(" ".join(notes))
     models = {**{arm.name: [] for arm in arms}, **context.models(available, "backbones")}
-    printed = {_encoder(name): figures for name, figures in context.printed("backbones").items()}
+    printed = {short_name(name): figures for name, figures in context.printed("backbones").items()}
     return arm_result(
         context,
         arms,
@@ -210,15 +210,10 @@ def backbones(context: ExperimentContext) -> ExperimentResult:
         title=f"Text encoders on {context.store.info.name}, with the winner's parameters",
         notes=(
             *notes,
-            f"The parameters were searched with {_encoder(base)}; the other encoders have them unchanged.",
+            f"The parameters were searched with {short_name(base)}; the other encoders have them unchanged.",
             "The paper names ALBERT-Base and BERT-Base without versions.",
         ),
     )
-
-
-def _encoder(name: str) -> str:
-    """Return a text encoder's name without its publisher or folder."""
-    return name.rstrip("/").rpartition("/")[2]
 
 
 LAMBDA1 = tuple(round(0.6 + 0.1 * step, 1) for step in range(10))

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from grcf_ray.config import RunConfig, build_config, flatten
+from grcf_ray.config import RunConfig, build_config, flatten, short_name
 from grcf_ray.search.comparisons import model_place
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.run_lookup import FREE
@@ -25,7 +25,6 @@ from grcf_ray.storage import StoragePath
 
 _LATER = {"metrics.ties": "drop"}
 """Settings younger than the first release, with the value of earlier runs, whose folders keep their names."""
-_FIRST, _SECOND = tuple(STAGE1_SECTIONS), tuple(STAGE2_ONLY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Entry:
 def entries_of(config: RunConfig, indices: Iterable[int]) -> list[Entry]:
     """Return a configuration's trainings under these seeds; their parameters are what a shape leaves open."""
     values = {path: value for path, value in flatten(config).items() if path not in FIXED_ONLY}
-    first = {path: value for path, value in values.items() if path.startswith(_FIRST)}
-    second = {path: value for path, value in values.items() if path.startswith(_SECOND)}
+    first = {path: value for path, value in values.items() if path.startswith(STAGE1_SECTIONS)}
+    second = {path: value for path, value in values.items() if path.startswith(STAGE2_ONLY)}
     if not config.stage1.epochs:
         # There is no Stage 1 trial to carry the model's settings.
         first, second = {}, {**first, **second}
@@ -64,7 +63,7 @@ def entries_of(config: RunConfig, indices: Iterable[int]) -> list[Entry]:
 
 def shape_of(config: RunConfig) -> dict[str, Any]:
     """Return the settings that all trials of one search share."""
-    open_paths = (*_FIRST, *_SECOND, "search.")
+    open_paths = (*STAGE1_SECTIONS, *STAGE2_ONLY, "search.")
     return {
         path: value for path, value in flatten(config).items() if path in FIXED_ONLY or not path.startswith(open_paths)
     }
@@ -77,9 +76,8 @@ def shape_name(shape: Mapping[str, Any]) -> str:
     if named["train.precision"] != "float64":
         named["train.precision"] = "auto"
     text = json.dumps(named, sort_keys=True)
-    encoder = str(shape["model.backbone"]).rstrip("/").rpartition("/")[2]
     epochs = f"{shape['stage1.epochs']}-{shape['stage2.epochs']}"
-    return f"{encoder}-epochs-{epochs}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{short_name(shape['model.backbone'])}-epochs-{epochs}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 Wanted = Sequence[tuple[Arm, Entry]]

@@ -14,15 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from grcf_ray.config import Task
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.schema import LABEL_DECIMALS
 from grcf_ray.experiments.masking import Rescorer
-from grcf_ray.losses.classification import separation_weight
-from grcf_ray.losses.regression import advantage_weight
+from grcf_ray.report.figures.predictions import pair_weights
 from grcf_ray.statistics import Floats
 
 if TYPE_CHECKING:
@@ -56,10 +54,7 @@ class WeightedPairs:
     @cached_property
     def weight_P(self) -> Floats:
         """Return the loss's own weight over all these pairs together: eq. 9, or eq. 19 for two classes."""
-        gap_P = torch.from_numpy(gaps(self.score_N, self.pairs_P2))
-        weigh = separation_weight if self.task == "classification" else advantage_weight
-        weight_P: Floats = weigh(gap_P).numpy()
-        return weight_P
+        return pair_weights(gaps(self.score_N, self.pairs_P2), self.task)
 
     @cached_property
     def conflict(self) -> Mapping[str, NDArray[np.bool_]]:

@@ -54,19 +54,19 @@ def text_report(view: RunView) -> str:
     return "\n\n".join("\n".join(lines) for section in sections if (lines := list(section))) + "\n"
 
 
-def command_lines(command: str, *, indent: str = "  ") -> list[str]:
+def command_lines(command: str) -> list[str]:
     """Return a command to copy, broken into lines, control codes escaped."""
     plain = one_line(command, COMMAND_ROOM)
     try:
         words = [shlex.quote(word) for word in shlex.split(plain)]
     except ValueError:
         # A command with unbalanced quotes cannot be divided into words.
-        return [indent + plain]
-    lines, line = [], indent
+        return [f"  {plain}"]
+    lines, line = [], "  "
     for word in words:
         if line.strip() and len(line) + len(word) + 3 > WIDTH:
             lines.append(f"{line} \\")
-            line = indent * 2
+            line = "    "
         line += word if not line.strip() else f" {word}"
     return [*lines, line]
 

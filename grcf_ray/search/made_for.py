@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import psutil
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, build_config
+from grcf_ray.config import RunConfig, build_config, short_name
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.made_space import CPU_SECONDS, GPU_SECONDS, Encoder, Machine, MadeSpace, make_space
 
@@ -193,7 +193,7 @@ def timed_encoder(name: str, reason: str, tokens: float, *, on_gpus: bool, timed
         return encoder, 72 * encoder.layers * encoder.width**2 * tokens / _GPU_RATE
     if not timed:
         return encoder, 0.0
-    console.progress(f"Timing {encoder.name.rpartition('/')[2]}")
+    console.progress(f"Timing {short_name(encoder.name)}")
     return encoder, text_seconds(text_encoder.backbone, tokens)
 
 

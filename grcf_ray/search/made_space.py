@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from grcf_ray.config import RunConfig
+from grcf_ray.config import RunConfig, short_name
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.search.space import Choice, Dimension, Range, Space, stage_epochs
 
@@ -122,7 +122,7 @@ def make_space(
     minutes = max(1, round(max(ends.values()) / 60))
     late = "" if minutes * 60 <= seconds else f", longer than the limit of {seconds / 60:g} min"
     summary = (
-        f"{encoder.name.rpartition('/')[2]} ({encoder.reason}), {frozen} of {encoder.layers} layers frozen, "
+        f"{short_name(encoder.name)} ({encoder.reason}), {frozen} of {encoder.layers} layers frozen, "
         f"{' + '.join(str(trials[stage - 1]) for stage in epochs)} trials of {' + '.join(map(str, epochs.values()))} "
         f"epochs, about {minutes} minute{'s' * (minutes != 1)}{late}"
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from grcf_ray import console
 from grcf_ray._version import __version__
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import RunConfig, flatten, short_name
 from grcf_ray.data import datasets
 from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import SplitFeatures, build_split, lowercases
@@ -247,8 +247,8 @@ def comparability(facts: DatasetFacts | None, config: RunConfig, store: DatasetS
         reasons.append(f"labels for {store.info.task} instead of {facts.task}")
     if not config.model.sees_text:
         reasons.append("no text")
-    elif config.model.backbone.rpartition("/")[2] != (facts.paper_backbone or "").rpartition("/")[2]:
-        reasons.append(f"backbone {config.model.backbone.rpartition('/')[2]}")
+    elif short_name(config.model.backbone) != short_name(facts.paper_backbone or ""):
+        reasons.append(f"backbone {short_name(config.model.backbone)}")
     for name, here, paper in (
         ("audio", store.info.audio_dim, facts.audio_dim),
         ("vision", store.info.vision_dim, facts.vision_dim),

@@ -287,8 +287,7 @@ def hardest_pairs_data(scored: Predictions, task: Task) -> dict[str, Any]:
     swapped = label_B[i_P] < label_B[j_P]
     high_P, low_P = np.where(swapped, j_P, i_P), np.where(swapped, i_P, j_P)
     gap_P = score_B[high_P] - score_B[low_P]
-    weigh = separation_weight if task == "classification" else advantage_weight
-    weight_P = weigh(torch.from_numpy(gap_P)).numpy()
+    weight_P = pair_weights(gap_P, task)
     hardest = _hardest(gap_P, high_P, low_P)
 
     def cells(place: int) -> list[Any]:
@@ -309,6 +308,13 @@ def hardest_pairs_data(scored: Predictions, task: Task) -> dict[str, Any]:
             ],
         },
     }
+
+
+def pair_weights(gap_P: NDArray[np.float64], task: Task) -> NDArray[np.float64]:
+    """Return the weights of pairs in the ranking loss by the gaps of their scores: eq. 9, or eq. 19 for two classes."""
+    weigh = separation_weight if task == "classification" else advantage_weight
+    weight_P: NDArray[np.float64] = weigh(torch.from_numpy(gap_P)).numpy()
+    return weight_P
 
 
 def _hardest(gap_P: NDArray[np.float64], high_P: NDArray[np.int64], low_P: NDArray[np.int64]) -> list[int]:
