@@ -14,17 +14,10 @@ from grcf_ray.data.datasets import TWO_READINGS
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, acc_whole_note
 from grcf_ray.report.view import RunView
 from grcf_ray.report.worth import Worth
-from grcf_ray.search.comparisons import (
-    against_baseline,
-    baseline_kind,
-    baseline_remarks,
-    few_retrainings,
-    few_seeds,
-    retrainings,
-)
+from grcf_ray.search.comparisons import against_baseline, baseline_kind, few_seeds, retrainings
 from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import TrialRecord, rank
-from grcf_ray.search.schema import SeedsFile
+from grcf_ray.search.schema import Baseline, SeedsFile
 from grcf_ray.train.curve import objective_name
 
 REPORT = "report.html"
@@ -73,7 +66,7 @@ class Retrainings(SeedsFile):
     @property
     def warning(self) -> str | None:
         """A warning if the seeds are too few for a claim."""
-        few = few_retrainings(self.model_dump())
+        few = few_seeds(min(arm.trained for arm in self.arms.values()))
         return few and sentence(few)
 
     def comparison(self) -> Comparison:
@@ -143,15 +136,6 @@ class Comparison(_Part):
             (title, first.spread(), second.spread() if second else "-", gain.interval() if gain else "-")
             for title, first, second, gain in self.rows()
         ]
-
-
-class Baseline(_Part):
-    """A regression on frozen features, which the search fits beside its models."""
-
-    name: str
-    alpha: float
-    valid: Metrics
-    test: Metrics
 
 
 class Winner(_Part):
@@ -283,7 +267,7 @@ class RunSummary(_Part):
     def metric_columns(self) -> dict[str, Metrics]:
         """Return the winner's metrics and those to compare them with, by column title."""
         columns = {"valid": self.valid, "test": self.test}
-        columns |= {f"{baseline_kind(base.model_dump())}, test": base.test for base in self.baselines[:1]}
+        columns |= {f"{baseline_kind(base.name)}, test": base.test for base in self.baselines[:1]}
         return columns | ({"paper, test": self.paper} if self.paper else {})
 
     def metric_rows(self, names: Iterable[str] = METRIC_TITLES) -> list[tuple[str, list[float | None]]]:
@@ -300,8 +284,12 @@ class RunSummary(_Part):
             remarks.append("Test was seen before selection ended: the search continued after test had been read.")
         if "acc_whole" in self.test:
             remarks.append(acc_whole_note(self.label_range))
-        baselines = [baseline.model_dump() for baseline in self.baselines]
-        remarks += baseline_remarks(baselines, self.test, self.task)
+        for base in self.baselines:
+            remarks.append(f"Baseline: {base.name} of the same encoder, alpha {base.alpha:g} by validation.")
+            winner, linear = self.test.get(self.objective), base.test.get(self.objective)
+            if winner is not None and linear is not None and linear < winner:
+                title, kind = METRIC_TITLES[self.objective], baseline_kind(base.name).capitalize()
+                remarks.append(f"{kind} has the better test {title}: {linear:.4f} against {winner:.4f}.")
         if self.paper:
             reasons = "; ".join(self.not_comparable)
             remarks.append(f"Paper: not comparable: {reasons}." if reasons else "Paper: one seed.")

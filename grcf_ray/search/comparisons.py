@@ -5,17 +5,14 @@ Reads records only, so that listing runs imports neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grcf_ray.config import Task
-from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.schema import SeedsFile, read_file
 from grcf_ray.statistics import spread
 from grcf_ray.storage import StoragePath
-from grcf_ray.train.curve import objective_name
 
 ARMS = ("winner", "start")
 _FEW_SEEDS = 5
@@ -117,26 +114,9 @@ def few_seeds(seeds: int) -> str | None:
     return None if seeds >= _FEW_SEEDS else f"too few seeds for a claim: {seeds}; use at least {_FEW_SEEDS}"
 
 
-def few_retrainings(seeds: Mapping[str, Any]) -> str | None:
-    """Return a warning if the arm with fewest models has too few seeds; None otherwise. seeds: from `compare`."""
-    return few_seeds(min(arm["trained"] for arm in seeds["arms"].values()))
-
-
-def baseline_kind(baseline: Mapping[str, Any]) -> str:
-    """Return the kind of a recorded baseline: "ridge regression", or for classification "logistic regression"."""
-    kind: str = baseline["name"].partition(" on ")[0]
-    return kind
-
-
-def baseline_remarks(baselines: Sequence[Mapping[str, Any]], test: Mapping[str, float], task: Task) -> Iterator[str]:
-    """Yield sentences about the recorded baselines. test: the winner's metrics."""
-    objective = objective_name(2, task)
-    for baseline in baselines:
-        yield f"Baseline: {baseline['name']} of the same encoder, alpha {baseline['alpha']:g} by validation."
-        winner, linear = test.get(objective), baseline["test"].get(objective)
-        if winner is not None and linear is not None and linear < winner:
-            kind = baseline_kind(baseline).capitalize()
-            yield f"{kind} has the better test {METRIC_TITLES[objective]}: {linear:.4f} against {winner:.4f}."
+def baseline_kind(name: str) -> str:
+    """Return the kind of a recorded baseline: ridge regression or, for classification, logistic regression."""
+    return name.partition(" on ")[0]
 
 
 def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

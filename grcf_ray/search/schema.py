@@ -269,7 +269,9 @@ class ModelMetricsFile(StoredFile):
     test: _Figures
 
 
-class _Baseline(_Part):
+class Baseline(_Part):
+    """A regression on frozen features, which the search fits beside its models."""
+
     name: str
     alpha: _Finite
     valid: _Figures
@@ -283,7 +285,7 @@ class MetricsFile(ModelMetricsFile):
     threads: Annotated[int, Field(ge=1, le=4096)]
     paper: _Figures
     not_comparable: list[str]
-    baselines: list[_Baseline]
+    baselines: list[Baseline]
 
 
 class _TestRead(_Part):
