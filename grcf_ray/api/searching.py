@@ -14,7 +14,7 @@ from grcf_ray import console
 from grcf_ray.api.run import Run
 from grcf_ray.config import RunConfig, build_config, check_read, config_faults
 from grcf_ray.data import datasets
-from grcf_ray.data.store import DatasetStore, resolve_data
+from grcf_ray.data.store import DatasetStore, find_data, resolve_data
 from grcf_ray.errors import ConfigError
 from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
@@ -31,7 +31,6 @@ from grcf_ray.search.run_lookup import (
     find_run,
     grown,
     kept_budgets,
-    open_data,
     recorded_made,
     run_name,
     runs_place,
@@ -140,7 +139,7 @@ def init_space(options: Mapping[str, Any], path: Path) -> str:
     if path.exists():
         raise ConfigError(f"--init-space {path}: the file exists; give another name")
     fixed = _fixed_settings(options)
-    store = open_data(options["dataset"], options["data"], options["label_range"])
+    store = find_data(options["dataset"], options["data"], options["label_range"])
     made = _new_space(store, fixed, options, find_machine)
     write_space(path, made.space.with_settings(fixed), made.summary)
     return made.summary
@@ -152,7 +151,7 @@ def _made_space(
     """Return the made space of the run that the options name, else a new one; None if there is a file for the data."""
     if options["space"] is not None or options["dataset"] in datasets.names():
         return None
-    store = open_data(options["dataset"], options["data"], options["label_range"])
+    store = find_data(options["dataset"], options["data"], options["label_range"])
     runs = runs_place(options["storage"])
     recorded = recorded_made(runs, options["name"], options["dataset"], store, fixed)
     return recorded or _new_space(store, fixed, options, machine)
@@ -203,7 +202,7 @@ class _Request:
         fixed = _fixed_settings(options)
         made = _made_space(fixed, options, machine)
         space = _space_with(fixed, options, made)
-        store = open_data(options["dataset"], options["data"], options["label_range"])
+        store = find_data(options["dataset"], options["data"], options["label_range"])
         check_read(store.info.task, options["settings"] or {})
         direct = DIRECT if options["direct"] else ""
         name = options["name"] or run_name(options["dataset"], space.config(), store.info.task) + direct

@@ -24,10 +24,10 @@ from grcf_ray.config import (
     recorded_settings,
 )
 from grcf_ray.data import datasets
-from grcf_ray.data.store import DatasetStore, resolve_data
+from grcf_ray.data.store import DatasetStore, find_data, resolve_data
 from grcf_ray.errors import ConfigError, GrcfError, faults_message
 from grcf_ray.files import write_json
-from grcf_ray.search.run_lookup import FREE, open_data, space_on
+from grcf_ray.search.run_lookup import FREE, space_on
 from grcf_ray.search.space import stage_epochs
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features, select_modalities
@@ -86,7 +86,7 @@ def train_model(
     gpus = config.search.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
     sharing = dataclasses.replace(config.search, workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus)
     out = Path(out)
-    store = open_data(dataset, data, label_range)
+    store = find_data(dataset, data, label_range)
     for note in (*store.info.notes, *store.check_trainable()):
         console.progress(f"Note: {note}")
     task = store.info.task
@@ -106,7 +106,7 @@ def train_model(
 
 def starting_config(
     dataset: str,
-    data: str | Path | None,
+    data: Path | None,
     label_range: tuple[float, float] | None,
     space: str | Path | None,
     settings: Mapping[str, Any],

@@ -49,15 +49,10 @@ def runs_place(storage: str | None) -> StoragePath:
     return storage_path(storage, check=True)
 
 
-def open_data(dataset: str, data: str | Path | None, label_range: tuple[float, float] | None) -> DatasetStore:
-    """Open the data of a command or call, as `find_data` does."""
-    return find_data(dataset, None if data is None else Path(data), label_range)
-
-
 def space_on(
     dataset: str,
     path: str | Path | None,
-    data: str | Path | None,
+    data: Path | None,
     label_range: tuple[float, float] | None,
     settings: Mapping[str, Any],
 ) -> Space:
@@ -69,13 +64,13 @@ def space_on(
     if path is None and dataset not in datasets.names():
         from grcf_ray.search.made_for import made_for, this_machine
 
-        store = open_data(dataset, data, label_range)
+        store = find_data(dataset, data, label_range)
         return made_for(store, settings, this_machine(build_config(settings)), seconds=math.inf).space
     written = space_for(dataset, path)
     about = datasets.find(dataset)
     if about is None and written.dataset == dataset:
         return written
-    labels = about or open_data(dataset, data, label_range).info
+    labels = about or find_data(dataset, data, label_range).info
     low, high = labels.label_range
     space = written.for_labels(dataset, (high - low) / 2, labels.task)
     if space is not written:

@@ -114,7 +114,8 @@ def read(source: Path, variant: str = "") -> RawTable:
         if source.is_file():
             check_kind(source)
         raise DataError(f"{source}: no computational sequence (an HDF5 file with one group that has data)")
-    folds_path = _folds_file(source)
+    lists = [path for path in files_of(source) if source.is_dir() and _has_folds(path)]
+    folds_path = only_file(source, lists, "folds") if lists else None
     problems: list[str] = []
     if source.is_dir():
         unused = "" if variant == _KNOWN else f"not a computational sequence: {_LEAVE_OUT}"
@@ -275,11 +276,6 @@ def _roles(sequences: Sequence[_Sequence]) -> tuple[dict[str, _Sequence], list[s
         if not place or not place.named
     ]
     return chosen, notes, unknown
-
-
-def _folds_file(source: Path) -> Path | None:
-    paths = [path for path in files_of(source) if source.is_dir() and _has_folds(path)]
-    return only_file(source, paths, "folds") if paths else None
 
 
 def _has_folds(path: Path) -> bool:
