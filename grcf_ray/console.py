@@ -101,6 +101,11 @@ def printable(text: str) -> str:
     return _CODES.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def spaced(text: str) -> str:
+    """Return a text with a space in place of every character that is not printable, line feeds too."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def _encodable(error: UnicodeError) -> tuple[str, int]:
     """Replace characters that the terminal cannot encode by similar ASCII, or by their escapes."""
     if not isinstance(error, UnicodeEncodeError):

@@ -15,6 +15,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from grcf_ray.console import spaced
 from grcf_ray.data.columns import check_nameable
 from grcf_ray.data.frames import Frames
 from grcf_ray.data.importers import find_importer, table
@@ -91,7 +92,7 @@ class RowSource:
             part_faults = [*unread, *self._faults(part, widths, {fault[:2] for fault in unread})]
             ids = part["id"] if "id" in part.column_names else None
             for fault in sorted(part_faults, key=lambda fault: fault.row):
-                label = f" (id {_printable(ids[fault.row].as_py())})" if ids is not None else ""
+                label = f" (id {spaced(ids[fault.row].as_py() or '-')})" if ids is not None else ""
                 faults.add(f"{place(start + fault.row)}{label}", fault)
             rows += part.num_rows
             columns |= set(part.column_names)
@@ -166,8 +167,3 @@ class RowSource:
                 if start <= fault.row < stop and fault.column in columns and fault.column not in _OPTIONAL
             ]
             yield rows.slice(start, self.part), faults, self.whole.place, start
-
-
-def _printable(text: str | None) -> str:
-    """Replace the control codes of an id, so that the terminal does not obey them."""
-    return "".join(letter if letter.isprintable() else " " for letter in text or "-")

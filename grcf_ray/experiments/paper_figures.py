@@ -6,7 +6,7 @@ All but t-SNE are drawn from the search's record. N utterances, C case-study sam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,12 @@ from grcf_ray.report.figures.search import curves_data
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.statistics import finite_spread, paired_p
 from grcf_ray.tables import P_VALUE, Column, Table
+from grcf_ray.train.curve import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 _PANELS = ("full", "no-advantage", "static-margin", "no-stage1", "no-stage2")
 """The arms of Figure 5, (a) to (e)."""
 _BLOCK = 512
@@ -208,7 +208,7 @@ def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[floa
 def importance(context: ExperimentContext) -> ExperimentResult:
     """Reproduce Figure 9: the importance of the searched parameters in each stage."""
     tables, shown, notes = [], [], []
-    for stage in _STAGES:
+    for stage in STAGES:
         trials = context.view.trials[stage]
         if not trials:
             continue
@@ -293,7 +293,7 @@ def curves(context: ExperimentContext) -> ExperimentResult:
         *([Column("paper", "the paper sees")] if remarks else []),
     )
     tables, shown = [], []
-    for stage in _STAGES:
+    for stage in STAGES:
         data = curves_data(context.view, stage)
         if data is None or not data["terms"]:
             continue

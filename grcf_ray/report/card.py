@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from grcf_ray.config import RunConfig, flatten
+from grcf_ray.console import spaced
 from grcf_ray.data import datasets
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.metrics import METRIC_TITLES, metric_title
@@ -86,7 +87,7 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
 
 def escaped(text: object) -> str:
     """Return any text as one line of Markdown that shows it literally."""
-    return _LIST.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", _one_line(str(text))))
+    return _LIST.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", spaced(str(text))))
 
 
 def _front_matter(view: RunView, info: TableInfo, inputs: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,13 +130,9 @@ def _is_hub_name(backbone: str) -> bool:
     return bool(_HUB_NAME.fullmatch(backbone)) and not Path(backbone).exists()
 
 
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
 def _from_here(place: StoragePath) -> str:
     """Return a place relative to the working directory, or its URI without keys."""
-    return _one_line(without_keys(place.uri) if place.local is None else os.path.relpath(place.local))
+    return spaced(without_keys(place.uri) if place.local is None else os.path.relpath(place.local))
 
 
 def _command(command: str) -> str:
@@ -144,7 +141,7 @@ def _command(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    return shlex.join(_word(_one_line(word)) for word in words)
+    return shlex.join(_word(spaced(word)) for word in words)
 
 
 def _word(word: str) -> str:

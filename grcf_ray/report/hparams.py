@@ -21,7 +21,7 @@ from grcf_ray.config import Task, flatten, reads
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Dimension, Range, Space, recorded_space
 from grcf_ray.search.stages import config_of
-from grcf_ray.train.curve import objective_name
+from grcf_ray.train.curve import STAGES, objective_name
 
 _NUMBER, _WORD, _TRUTH = api_pb2.DATA_TYPE_FLOAT64, api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_BOOL
 _FIELDS: Mapping[Any, tuple[str, type]] = {
@@ -29,7 +29,6 @@ _FIELDS: Mapping[Any, tuple[str, type]] = {
     _WORD: ("string_value", str),
     _TRUTH: ("bool_value", bool),
 }
-_STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 _STAGE = api_pb2.HParamInfo(name="stage", type=_NUMBER)
 _STATUS = {
     "complete": api_pb2.STATUS_SUCCESS,
@@ -110,7 +109,7 @@ class Study:
         of_first = {path: info for path, info in fixed.items() if not path.startswith("stage2.")}
         first, second = (
             {path: _searched(path, dimension) for path, dimension in self.space.dimensions(stage).items()}
-            for stage in _STAGES
+            for stage in STAGES
         )
         if self.space.config().stage1.epochs:
             # An extended search adds finalists, which a recorded domain would hide; numbers need no domain.

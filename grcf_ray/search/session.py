@@ -18,7 +18,7 @@ import yaml
 
 from grcf_ray import console
 from grcf_ray.cache import cache_folder
-from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, check_gpus, flatten, reads
+from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, check_gpus, check_margins, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
 from grcf_ray.data.schema import MODALITIES, TableInfo
@@ -122,7 +122,7 @@ class Session:
         """
         config = self.config
         task = self.store.info.task
-        if faults := self.space.margin_faults(self.store.info.half_range, task):
+        if faults := check_margins(config, self.store.info.half_range, task):
             raise ConfigError(
                 faults_message(f"{self.space.source}: the margins of the starting point contradict each other", faults)
                 + "\nSet others, such as --set ranking.base_margin=VALUE, or remove your --set options"

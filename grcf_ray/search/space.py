@@ -25,7 +25,6 @@ from grcf_ray.config import (
     RunConfig,
     Task,
     build_config,
-    check_margins,
     config_faults,
     flatten,
     known_paths,
@@ -153,10 +152,6 @@ class Space:
         """Return the configuration of a trial with these parameters; by default, of the starting point."""
         start = {**self.start(1), **self.start(2)}
         return build_config({**self.fixed, **start, **(params or {})}, source=self.source)
-
-    def margin_faults(self, half_range: float, task: Task = "regression") -> list[str]:
-        """Return contradictions among the starting point's margins. half_range: half the label range."""
-        return check_margins(self.config(), half_range, task)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the space as the content of a file for `load_space`."""

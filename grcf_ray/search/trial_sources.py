@@ -23,7 +23,7 @@ from grcf_ray.search.simulation import TrialSource
 from grcf_ray.search.space import Choice, Dimension, Range, Space, run_space, stage_epochs
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TableTrial, TrialTable
-from grcf_ray.train.curve import objective_value
+from grcf_ray.train.curve import STAGES, objective_value
 
 ENOUGH = 10
 """Complete trials of each stage that a plan from a run's own trials takes."""
@@ -74,10 +74,9 @@ class TransferredTrials:
     @property
     def unknown(self) -> list[str]:
         """The searched settings that the table does not have."""
-        stages: tuple[Literal[1, 2], ...] = (1, 2)
         return [
             path
-            for stage in stages
+            for stage in STAGES
             for path, dimension in self.space.dimensions(stage).items()
             if type(self.table.space.dimensions(stage).get(path)) is not type(dimension)
         ]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from grcf_ray.config import Task
 
+STAGES: tuple[Literal[1, 2], ...] = (1, 2)
 DIRECTIONS: dict[int, Literal["max", "min"]] = {1: "max", 2: "min"}
 """Direction in which each stage's objective improves."""
 _SHORTEST_WAIT_S = 600.0

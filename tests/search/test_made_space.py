@@ -15,7 +15,7 @@ import pyarrow.csv
 import pytest
 from commands import Run, command
 
-from grcf_ray.config import reads
+from grcf_ray.config import check_margins, reads
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ConfigError
 from grcf_ray.search import made_for
@@ -107,7 +107,7 @@ def test_every_space_can_be_given_back(tmp_path: Path, train: int, task: Any, la
         read = load_space(path)
         assert dataclasses.replace(read, source=made.space.source) == made.space
         assert read.for_labels("reviews", 1.0) is read
-        assert read.margin_faults((label_range[1] - label_range[0]) / 2, info.task) == []
+        assert check_margins(read.config(), (label_range[1] - label_range[0]) / 2, info.task) == []
         assert all(reads(info.task, path) for path in (*read.fixed, *read.stage1, *read.stage2))
         assert all(4 <= len(stage) <= 6 for stage in (read.stage1, read.stage2))
 

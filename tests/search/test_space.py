@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grcf_ray.config import _CLASSIFICATION, _REGRESSION, DROPOUTS, flatten, known_paths, parse_assignments, reads
+from grcf_ray.config import (
+    _CLASSIFICATION,
+    _REGRESSION,
+    DROPOUTS,
+    check_margins,
+    flatten,
+    known_paths,
+    parse_assignments,
+    reads,
+)
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.space import Choice, Range, Space, load_space, space_for
@@ -89,7 +98,7 @@ def test_shipped_space_is_valid_for_its_data(path: Path) -> None:
     low, high = facts.label_range if facts else OWN_RANGES[space.dataset]
     # Two classes can be made of a set for regression.
     task = "classification" if "binary" in path.stem else facts.task if facts else "regression"
-    assert task == "classification" or space.margin_faults((high - low) / 2) == []
+    assert task == "classification" or check_margins(space.config(), (high - low) / 2) == []
     assert all(reads(task, name) for name in (*space.fixed, *space.stage1, *space.stage2))
     assert space.stage1
     assert space.stage2
@@ -356,7 +365,7 @@ def test_a_shipped_space_fits_any_label_range(path: Path, half_range: float) -> 
     space = load_space(path)
     facts = datasets.find(space.dataset)
     if facts is not None and facts.task == "regression":
-        assert space.for_labels("own", half_range).margin_faults(half_range) == []
+        assert check_margins(space.for_labels("own", half_range).config(), half_range) == []
 
 
 def test_margins_that_need_no_scaling_stay(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grcf_ray.console import spaced
 from grcf_ray.report.figures.palette import MARKS
 
 if TYPE_CHECKING:
@@ -114,5 +115,5 @@ def tick_text(tick: float) -> str:
 
 def shown(value: object, room: int = 40) -> str:
     """Return a text that plotly shows literally, HTML included, on one line of at most `room` characters."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    plain = spaced(str(value))
     return html.escape(plain if len(plain) <= room else f"{plain[: room - 1]}…", quote=False)

@@ -17,7 +17,7 @@ from grcf_ray.report.plot import Plot
 from grcf_ray.report.view import RunView
 from grcf_ray.search.record import TrialRecord, rank
 from grcf_ray.statistics import rank_test
-from grcf_ray.train.curve import DIRECTIONS, minimised, objective_value
+from grcf_ray.train.curve import DIRECTIONS, STAGES, minimised, objective_value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -349,15 +349,14 @@ def _curve(trial: TrialRecord) -> dict[str, Any]:
 
 def search_plots(view: RunView) -> list[Plot]:
     """Return the figures that the run has data for, in the order of the page."""
-    stages: tuple[Literal[1, 2], ...] = (1, 2)
     plots = [
         *(
             plot(view, stage)
             for plot in (history_plot, importance_plot, parallel_plot, slices_plot)
-            for stage in stages
+            for stage in STAGES
         ),
         handoff_plot(view),
-        *(curves_plot(view, stage) for stage in stages),
+        *(curves_plot(view, stage) for stage in STAGES),
         cost_plot(view),
         failures_plot(view),
     ]
