@@ -84,13 +84,14 @@ def _by_subset(values: Mapping[str, Iterable[float | None]]) -> dict[str, float 
     return cells
 
 
+def _over_seeds_columns(title: str, spec: str, *, prefix: str = "") -> tuple[Column, Column]:
+    """Return the columns of a mean and its deviation over the seeds."""
+    return Column(f"{prefix}mean", title, spec), Column(f"{prefix}deviation", "deviation", spec)
+
+
 def _subset_columns(*first: Column) -> tuple[Column, ...]:
-    """Return the given columns, and those of mean and deviation of each subset."""
-    return *first, *(
-        Column(f"{subset} {key}", heading, "{:.4g}")
-        for subset in _SUBSETS
-        for key, heading in (("mean", subset), ("deviation", "deviation"))
-    )
+    """Return the given columns, and those of each subset."""
+    return *first, *(c for subset in _SUBSETS for c in _over_seeds_columns(subset, "{:.4g}", prefix=f"{subset} "))
 
 
 def _weight_table(seeds: Sequence[WeightedPairs]) -> Table:
@@ -226,8 +227,7 @@ def _count_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> 
         columns += [Column("paper", "paper", "{:.4f}"), Column("paper pairs", "pairs")]
     for subset in _SUBSETS:
         columns += [
-            Column(f"{subset} mean", f"weight, {subset}", "{:.4f}"),
-            Column(f"{subset} deviation", "deviation", "{:.4f}"),
+            *_over_seeds_columns(f"weight, {subset}", "{:.4f}", prefix=f"{subset} "),
             Column(f"{subset} pairs", "pairs", "{:.0f}"),
         ]
     title = "Mean weight by the number of modalities in conflict"
@@ -250,8 +250,7 @@ def _disagreement_table(context: ExperimentContext, seeds: Sequence[WeightedPair
     columns = (
         Column("title", "conflict"),
         *([Column("paper", "paper", "{:.4f}")] if printed else []),
-        Column("mean", "weight", "{:.4f}"),
-        Column("deviation", "deviation", "{:.4f}"),
+        *_over_seeds_columns("weight", "{:.4f}"),
         Column("pairs", "pairs", "{:.0f}"),
     )
     return Table("modalities", "Mean weight by whether text and another modality disagree", columns, rows)
@@ -275,8 +274,7 @@ def _rank_table(context: ExperimentContext, seeds: Sequence[WeightedPairs]) -> T
     columns = (
         Column("title", "pairs of"),
         Column("paper", "paper", "{:.4f}"),
-        Column("mean", "correlation", "{:.4f}"),
-        Column("deviation", "deviation", "{:.4f}"),
+        *_over_seeds_columns("correlation", "{:.4f}"),
         Column("permuted", "p permuted", P_VALUE),
         Column("pairs", "pairs"),
     )
@@ -304,8 +302,7 @@ def _alone_table(seeds: Sequence[WeightedPairs]) -> Table:
         rows.append({"title": name, **row, **over_seeds(same, "same", "same deviation")})
     columns = (
         Column("title", "modality"),
-        Column("mean", "Spearman of the differences", "{:.4f}"),
-        Column("deviation", "deviation", "{:.4f}"),
+        *_over_seeds_columns("Spearman of the differences", "{:.4f}"),
         Column("same", "pairs in the same order", "{:.1%}"),
         Column("same deviation", "deviation", "{:.1%}"),
     )
