@@ -4,7 +4,8 @@
 
 A policy has settings of the search, and an ending: how the delivered model is chosen from what the search recorded.
 Each gets as many trials as fit the passes (encoded utterances over training utterances), its ending included. The
-figure is the test error of the delivered model, which no policy sees.
+figure is the test error of the delivered model, which no policy sees, apart from the perfect judges: they choose by it,
+and bound what any judge could gain.
 """
 
 from __future__ import annotations
@@ -14,136 +15,61 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from scipy.stats import qmc, spearmanr
+import pyarrow.parquet as pq
+from endings import (
+    Candidate,
+    Contender,
+    Delivered,
+    Ending,
+    Finished,
+    Race,
+    best_by_more_utterances,
+    best_by_test,
+    best_by_validation,
+    best_configuration,
+    greedy_ensemble,
+    mean_of_best,
+)
+from numpy.typing import NDArray
+from optuna.distributions import CategoricalDistribution
+from paired_stopping import StoppingRule, stopped_by
+from policies import (
+    GPSearch,
+    PortfolioSearch,
+    RandomSearch,
+    SeenTable,
+    SobolSearch,
+    WideSearch,
+    as_recorded,
+    averaged,
+    important,
+    over_three_epochs,
+)
+from recorded_noise import finalists_table, variance_table
 
 from grcf_ray.bench.setup import deliver
-from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.searcher import OptunaSearcher
-from grcf_ray.search.simulation import FedSearch, Outcome, simulate
-from grcf_ray.search.space import Choice, Dimension, Range
+from grcf_ray.search.simulation import FedSearch, simulate
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.search.winner import versions
 from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.curve import objective_name
 
 SLOTS = 2
 FEW = 10
 """Simulated searches that find the number of trials of a policy."""
-RESAMPLES = 1000
-SURE = 0.9
-"""Share of resampled validation splits on which a contender has to be worse to be dropped."""
-
-
-def as_recorded(drawn: KnownTrial) -> KnownTrial:
-    """Return the trial itself."""
-    return drawn
-
-
-def over_three_epochs(drawn: KnownTrial) -> KnownTrial:
-    """Return a trial whose validation figure is the mean of an epoch and the two before it."""
-    values = drawn.objective["valid"]
-    means = [values[max(0, epoch - 2) : epoch + 1].mean() for epoch in range(len(values) - 1)]
-    return dataclasses.replace(drawn, objective={**drawn.objective, "valid": np.array([*means, values[-1]])})
-
-
-def averaged(drawn: KnownTrial) -> KnownTrial:
-    """Return a trial whose last epoch has the results of the averaged weights."""
-    by_epoch = (drawn.objective, drawn.error)
-    objective, error = (
-        {split: np.concatenate([v[:-2], v[-1:], v[-1:]]) for split, v in known.items()} for known in by_epoch
-    )
-    return dataclasses.replace(drawn, objective=objective, error=error)
-
-
-class SeenTable:
-    """A table of which a search sees and keeps something else than what was recorded."""
-
-    def __init__(self, table: TrialTable, seen: Callable[[KnownTrial], KnownTrial]) -> None:
-        self._table, self._seen = table, seen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._table, name)
-
-    def draw(self, *about: Any) -> KnownTrial:
-        """Draw a trial as the table does."""
-        return self._seen(self._table.draw(*about))
-
-
-class _Random(OptunaSearcher):
-    def _sampler_for(self, number: int) -> Any:
-        sampler = super()._sampler_for(number)
-        sampler._n_startup_trials = sys.maxsize
-        return sampler
-
-
-class RandomSearch(FedSearch):
-    """A search with random proposals."""
-
-    searcher = _Random
-
-
-class _Sobol(OptunaSearcher):
-    """The trials before TPE's model are a scrambled Sobol sequence, after the starting point."""
-
-    def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
-        count, names = options["n_startup_trials"] - 1, sorted(space)
-        drawn = qmc.Sobol(len(names), seed=10 * options["seed"] + options["stage"]).random_base2(4)[:count]
-        dimensions = [_dimension(space[name]) for name in names]
-        more = [
-            {name: dimension.value_at(at) for name, dimension, at in zip(names, dimensions, row, strict=True)}
-            for row in drawn.tolist()
-        ]
-        super().__init__(space, **{**options, "starts": [*options["starts"], *more]})
-
-
-def _dimension(distribution: BaseDistribution) -> Dimension:
-    if isinstance(distribution, CategoricalDistribution):
-        return Choice(distribution.choices, distribution.choices[0])  # type: ignore[arg-type]
-    assert isinstance(distribution, FloatDistribution)
-    return Range(distribution.low, distribution.high, distribution.log, distribution.low)
-
-
-class SobolSearch(FedSearch):
-    """A search that starts with a Sobol sequence."""
-
-    searcher = _Sobol
-
-
-class _Wide(OptunaSearcher):
-    def _sampler_for(self, number: int) -> Any:
-        sampler = super()._sampler_for(number)
-        sampler._gamma = lambda count: -(-count // 4)
-        return sampler
-
-
-class WideSearch(FedSearch):
-    """A search whose TPE counts a quarter of the trials as good instead of a tenth."""
-
-    searcher = _Wide
-
-
-class _GP(OptunaSearcher):
-    def _sampler_for(self, number: int) -> Any:
-        seed = super()._sampler_for(number)._rng.rng.randint(2**31 - 1)
-        return optuna.samplers.GPSampler(seed=int(seed), n_startup_trials=self._sampler_settings[2])
-
-
-class GPSearch(FedSearch):
-    """A search with Optuna's Gaussian process."""
-
-    searcher = _GP
+TRIES = 4
+"""Numbers of trials that are tried for it at most."""
 
 
 class _Rotating(OptunaSearcher):
@@ -172,14 +98,15 @@ class Policy:
     name: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kind: type[FedSearch] = FedSearch
+    stopping: StoppingRule | None = None
+    """Early stopping in place of the search's own."""
+    parameters: int | None = None
+    """Searched settings of each stage, the most important ones; None for all."""
     seen: Callable[[KnownTrial], KnownTrial] = as_recorded
     """What the search sees and keeps of a trial."""
-    contenders: int = 0
-    """Configurations of Stage 2 that run against each other under fresh seeds at the end; 0 delivers the winner."""
-    rounds: int = 0
-    """Fresh seeds of each contender at most."""
-    both_stages: bool = True
-    """Whether contenders run both stages; otherwise Stage 2 alone, from the finalist of their trial."""
+    folds: int = 1
+    """Models of a trial, whose mean is its figure."""
+    ending: Ending = best_by_validation
     searches: bool = True
     """Whether there is a search; otherwise the starting point alone is trained, under as many seeds as fit."""
 
@@ -190,104 +117,40 @@ POLICIES = (
     Policy("no early stopping", _WHOLE),
     Policy("grace of two epochs", {**_ASHA, "search.grace_epochs": 2}),
     Policy("reduction factor of two", {**_ASHA, "search.reduction_factor": 2}),
+    Policy("best epoch so far at the rungs", _ASHA, stopping=StoppingRule(best_so_far=True)),
+    Policy("margin of a standard error", _ASHA, stopping=StoppingRule(margin=1.0)),
+    Policy(
+        "grace of a fifth, margin, best epoch so far",
+        _ASHA,
+        stopping=StoppingRule(best_so_far=True, margin=1.0, grace=0.2),
+    ),
     Policy("one finalist", {**_ASHA, "search.finalists": 1}),
     Policy("finalists in turn", _ASHA, kind=RotatingSearch),
     Policy("eight finalists", {**_ASHA, "search.finalists": 8}),
     Policy("random search", _ASHA, kind=RandomSearch),
     Policy("random search, no early stopping", _WHOLE, kind=RandomSearch),
     Policy("Sobol start", _ASHA, kind=SobolSearch),
+    Policy("start with known optima", _ASHA, kind=PortfolioSearch),
+    Policy("two parameters a stage", _ASHA, parameters=2),
+    Policy("three parameters a stage", _ASHA, parameters=3),
     Policy("a quarter counts as good", _ASHA, kind=WideSearch),
     Policy("Gaussian process", _WHOLE, kind=GPSearch),
     Policy("mean of three epochs", _ASHA, seen=over_three_epochs),
     Policy("averaged weights", _ASHA, seen=averaged),
     Policy("averaged weights, no early stopping", _WHOLE, seen=averaged),
-    Policy("best of five under 3 fresh seeds", _ASHA, contenders=5, rounds=3),
-    Policy("best of three under 4 fresh seeds", _ASHA, contenders=3, rounds=4),
-    Policy("best of five under 3 fresh seeds of Stage 2", _ASHA, contenders=5, rounds=3, both_stages=False),
+    Policy("three folds", _ASHA, folds=3),
+    Policy("best of five under 3 fresh seeds", _ASHA, ending=Race(5, rounds=3)),
+    Policy("best of three under 4 fresh seeds", _ASHA, ending=Race(3, rounds=4)),
+    Policy("best of five under 3 fresh seeds of Stage 2", _ASHA, ending=Race(5, rounds=3, both_stages=False)),
     Policy("best seed of the starting point", searches=False),
     Policy("best seed of the starting point, averaged weights", searches=False, seen=averaged),
+    Policy("ensemble: the best three models", _ASHA, ending=mean_of_best),
+    Policy("ensemble: greedy selection", _ASHA, ending=greedy_ensemble),
+    Policy("ensemble: the best three seeds of the starting point", searches=False, ending=mean_of_best),
+    Policy("perfect judge of configurations", _ASHA, ending=best_configuration),
+    Policy("judge by valid and half of test", _ASHA, ending=best_by_more_utterances),
+    Policy("judge by test", _ASHA, ending=best_by_test),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Delivered:
-    """What a policy hands over, and its cost."""
-
-    valid: float
-    test: float
-    passes: float
-    seconds: float
-
-
-@dataclasses.dataclass
-class Contender:
-    """A configuration of both stages, and its models under fresh seeds."""
-
-    first: Mapping[str, Any]
-    second: Mapping[str, Any]
-    finalist: float | None = None
-    """Objective of the Stage 1 model that each model starts from; None for one of its own."""
-    models: list[KnownTrial] = dataclasses.field(default_factory=list)
-
-    def add(self, table: SeenTable, rng: np.random.Generator) -> float:
-        """Train it under a fresh seed; return the passes."""
-        passes, finalist = 0.0, self.finalist
-        if finalist is None:
-            first = table.draw(1, self.first, rng)
-            passes, finalist = float(first.passes_E.sum()), first.best_value
-        model = table.draw(2, self.second, rng, finalist)
-        self.models.append(model)
-        return passes + float(model.passes_E.sum())
-
-    @property
-    def mean(self) -> float:
-        """Mean validation error of its models."""
-        return statistics.fmean(model.best_value for model in self.models)
-
-    @property
-    def best(self) -> KnownTrial:
-        """Its model with the least validation error."""
-        return min(self.models, key=lambda model: model.best_value)
-
-    def errors(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return the mean error of each validation utterance over its models."""
-        errors: np.ndarray[Any, np.dtype[np.float64]] = np.mean(
-            [model.error["valid"][model.best] for model in self.models], axis=0
-        )
-        return errors
-
-
-def drop_worst(contenders: list[Contender], rng: np.random.Generator) -> None:
-    """Drop the contender with the largest error if it is larger than the best one's on most resampled splits."""
-    ranked = sorted(contenders, key=lambda contender: contender.mean)
-    difference_N = ranked[-1].errors() - ranked[0].errors()
-    drawn = rng.integers(len(difference_N), size=(RESAMPLES, len(difference_N)))
-    if (difference_N[drawn].mean(axis=1) > 0).mean() >= SURE:
-        contenders.remove(ranked[-1])
-
-
-def deliver_from(table: SeenTable, policy: Policy, outcome: Outcome, seed: int) -> Delivered:
-    """Return the model that a policy delivers after a search."""
-    passes, seconds, known = outcome.passes, outcome.seconds, outcome.known
-    if policy.contenders:
-        rng = np.random.default_rng([seed, 3])
-        contenders = [Contender(table.space.start(1), table.space.start(2))] if policy.both_stages else []
-        contenders += [
-            Contender(first, second, None if policy.both_stages else finalist)
-            for first, second, finalist in outcome.ranked[: policy.contenders]
-        ]
-        for played in range(policy.rounds):
-            if played and len(contenders) > 1:
-                drop_worst(contenders, rng)
-            added = sum(contender.add(table, rng) for contender in contenders)
-            passes += added
-            seconds += added * outcome.busy / outcome.passes / SLOTS
-        known = min(contenders, key=lambda contender: contender.mean).best
-    return Delivered(_value(known, "valid"), _value(known, "test"), passes, seconds)
-
-
-def _value(known: KnownTrial, split: str) -> float:
-    return float(known.objective[split][known.best])
 
 
 @lru_cache(maxsize=1)
@@ -296,47 +159,99 @@ def opened(path: Path) -> TrialTable:
     return read_table(path, with_errors=True)
 
 
+@lru_cache(maxsize=1)
+def valid_labels(path: Path) -> NDArray[np.float64]:
+    """Return the labels of the table's validation utterances, about the centre of the label range."""
+    return np.array(json.loads(pq.read_schema(path).metadata[b"about"])["valid"])
+
+
+@lru_cache
+def fixed_settings(path: Path, parameters: int) -> Mapping[str, Any]:
+    """Return the starting values of all searched settings but the most important ones of each stage."""
+    table = opened(path)
+    searched = {name for stage in table.stages for name in important(table, stage, parameters)}
+    starts = {name: value for stage in table.stages for name, value in table.space.start(stage).items()}
+    return {name: value for name, value in starts.items() if name not in searched}
+
+
 def play(path: Path, policy: Policy, trials: int, seed: int) -> Delivered:
     """Simulate a policy once. trials: of each stage, or models of the starting point."""
-    table = SeenTable(opened(path), policy.seen)
-    if not policy.searches:
-        rng = np.random.default_rng([seed, 4])
-        start = Contender(table.space.start(1), table.space.start(2))
-        passes = sum(start.add(table, rng) for _ in range(trials))
-        seconds = sum(float(model.seconds_E.sum()) for model in start.models) / SLOTS
-        return Delivered(_value(start.best, "valid"), _value(start.best, "test"), passes, seconds)
-    budget = {"search.stage1_trials": trials, "search.stage2_trials": trials}
-    space = table.space.with_settings({**policy.settings, **budget})
-    return deliver_from(table, policy, simulate(table, space, slots=SLOTS, seed=seed, kind=policy.kind), seed)
+    table = SeenTable(opened(path), policy.seen, policy.folds)
+    run = search if policy.searches else train_start
+    return policy.ending(run(path, table, policy, trials, seed))
 
 
-def trials_for(pool: concurrent.futures.Executor, path: Path, policy: Policy, passes: float) -> int:
-    """Return the number of trials with which a policy costs about so many passes."""
+def search(path: Path, table: SeenTable, policy: Policy, trials: int, seed: int) -> Finished:
+    """Simulate the search of a policy."""
+    settings = {**policy.settings, "search.stage1_trials": trials, "search.stage2_trials": trials}
+    if policy.parameters is not None:
+        settings |= fixed_settings(path, policy.parameters)
+    kind = policy.kind if policy.stopping is None else stopped_by(policy.stopping, table, valid_labels(path))
+    outcome = simulate(table, table.space.with_settings(settings), slots=SLOTS, seed=seed, kind=kind)
+    return Finished(
+        table=table,
+        seed=seed,
+        winner=outcome.known,
+        candidates=[Candidate(*about, table.known(about[1])) for about in outcome.ranked],
+        passes=outcome.passes,
+        seconds=outcome.seconds,
+        seconds_per_pass=outcome.busy / outcome.passes / SLOTS,
+    )
 
-    def cost(trials: int) -> float:
-        return statistics.fmean(d.passes for d in pool.map(play, *_jobs(path, policy, trials, range(FEW))))
 
-    low, high = 2, 4
-    while cost(high) < passes:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) < passes else (low, middle)
-    return low if passes - cost(low) < cost(high) - passes else high
+def train_start(path: Path, table: SeenTable, policy: Policy, trials: int, seed: int) -> Finished:
+    """Train the starting point under several seeds."""
+    rng = np.random.default_rng([seed, 4])
+    start = Contender(table.space.start(1), table.space.start(2))
+    passes = sum(start.add(table, rng) for _ in range(trials))
+    seconds = sum(float(known.seconds_E.sum()) for _, known in table.drawn) / SLOTS
+    models = sorted(start.models, key=lambda known: known.best_value)
+    return Finished(
+        table=table,
+        seed=seed,
+        winner=start.best,
+        candidates=[Candidate(start.first, start.second, None, known) for known in models],
+        passes=passes,
+        seconds=seconds,
+        seconds_per_pass=seconds / passes,
+    )
 
 
-def _jobs(path: Path, policy: Policy, trials: int, seeds: Sequence[int]) -> list[list[Any]]:
-    return [[path] * len(seeds), [policy] * len(seeds), [trials] * len(seeds), list(seeds)]
+def fitted(
+    pool: concurrent.futures.Executor, path: Path, policy: Policy, passes: float, trials: int
+) -> tuple[int, list[Delivered]]:
+    """Return the number of trials with which a policy costs about so many passes, and what its first searches deliver.
+
+    trials: a guess.
+    """
+    played: dict[int, list[Delivered]] = {}
+    while trials not in played and len(played) < TRIES:
+        played[trials] = _played(pool, path, policy, trials, range(FEW))
+        # The cost is nearly in proportion.
+        trials = max(2, round(trials * passes / _cost(played[trials])))
+    best = min(played, key=lambda tried: abs(_cost(played[tried]) - passes))
+    return best, played[best]
+
+
+def _cost(results: Sequence[Delivered]) -> float:
+    return statistics.fmean(result.passes for result in results)
+
+
+def _played(
+    pool: concurrent.futures.Executor, path: Path, policy: Policy, trials: int, seeds: Sequence[int]
+) -> list[Delivered]:
+    return list(pool.map(partial(play, path, policy, trials), seeds, chunksize=4))
 
 
 def policies_table(path: Path, passes: float, searches: int, processes: int) -> Table:
     """Compare the policies with the first of them."""
     rows: list[dict[str, Any]] = []
     reference: list[float] = []
+    trials = 14
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for policy in POLICIES:
-            trials = trials_for(pool, path, policy, passes)
-            results = list(pool.map(play, *_jobs(path, policy, trials, range(searches)), chunksize=4))
+            trials, results = fitted(pool, path, policy, passes, trials)
+            results = [*results, *_played(pool, path, policy, trials, range(FEW, searches))][:searches]
             tests = [result.test for result in results]
             reference = reference or tests
             gain = spread(np.subtract(tests, reference).tolist())
@@ -345,7 +260,7 @@ def policies_table(path: Path, passes: float, searches: int, processes: int) -> 
                 {
                     "name": policy.name,
                     "trials": trials,
-                    "passes": statistics.fmean(result.passes for result in results),
+                    "passes": _cost(results),
                     "valid": statistics.fmean(result.valid for result in results),
                     "test": statistics.fmean(tests),
                     "deviation": statistics.stdev(tests),
@@ -370,45 +285,9 @@ def policies_table(path: Path, passes: float, searches: int, processes: int) -> 
             Column("high", "to", "{:+.4f}"),
         ),
         rows,
-        ("difference on test to the first line, with its 95 % interval over the simulated searches",),
-    )
-
-
-def variance_table(table: TrialTable) -> Table:
-    """Take the variance of the recorded figures apart: configurations, and seeds within one."""
-    rows = []
-    for stage in table.stages:
-        figures = table.by_configuration(stage)
-        means = {split: value_CS.mean(axis=1) for split, value_CS in figures.items()}
-        for split, value_CS in figures.items():
-            within = float(value_CS.var(axis=1, ddof=1).mean())
-            between = max(0.0, float(means[split].var(ddof=1)) - within / value_CS.shape[1])
-            rows.append(
-                {
-                    "stage": f"{stage}: {METRIC_TITLES[objective_name(stage, table.task)]}, {split}",
-                    "mean": float(value_CS.mean()),
-                    "seed": within**0.5,
-                    "configuration": between**0.5,
-                    "share": between / (between + within),
-                    "again": float(spearmanr(figures["valid"][:, 0], value_CS[:, 1]).statistic),
-                }
-            )
-    configurations, seeds = table.by_configuration(1)["valid"].shape
-    return Table(
-        "variance",
-        f"Where the differences come from: {configurations} configurations of each stage under {seeds} seeds",
         (
-            Column("stage", "stage and split"),
-            Column("mean", "mean", "{:.4f}"),
-            Column("seed", "deviation over seeds", "{:.4f}"),
-            Column("configuration", "over configurations", "{:.4f}"),
-            Column("share", "share of configurations", "{:.0%}"),
-            Column("again", "rank correlation", "{:+.2f}"),
-        ),
-        rows,
-        (
-            "figures of the best epoch on valid",
-            "rank correlation: between a configuration's figure on valid under one seed and the line's under another",
+            "difference on test to the first line, with its 95 % interval over the simulated searches",
+            "an ensemble is several models; a judge sees what no search may see, so its line is a bound and no policy",
         ),
     )
 
@@ -422,11 +301,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="simulations at a time [default: 2]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
     given = parser.parse_args(arguments)
-    variance = variance_table(opened(given.table))
-    print(json.dumps(variance.rows), flush=True)
+    table = opened(given.table)
+    recorded = [variance_table(table), finalists_table(table)]
+    print(json.dumps([part.rows for part in recorded]), flush=True)
     policies = policies_table(given.table, given.passes, given.searches, given.processes)
-    about = {"command": f"python benchmarks/{Path(__file__).name}", "table": given.table.name, "versions": versions()}
-    deliver("search_policy", about, [variance, policies], given.out, as_json=False)
+    command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *(arguments or sys.argv[1:])])
+    about = {"command": command, "table": given.table.name, "versions": versions()}
+    deliver("search_policy", about, [*recorded, policies], given.out, as_json=False)
 
 
 if __name__ == "__main__":

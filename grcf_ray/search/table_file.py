@@ -134,7 +134,7 @@ def _known(row: Mapping[str, Any], labels: Sequence[NDArray[np.float64]]) -> Kno
     if labels:
         step_CN = np.array(row["scores"], np.int64).reshape(len(row["valid"]), -1)
         parts = np.split(step_CN.cumsum(axis=0) / _SCALE, [len(labels[0])], axis=1)
-        errors = {split: np.abs(part - label) for split, part, label in zip(SPLITS, parts, labels, strict=True)}
+        errors = {split: part - label for split, part, label in zip(SPLITS, parts, labels, strict=True)}
     return KnownTrial(
         stage=row["stage"],
         objective={split: np.array(row[split]) for split in SPLITS},

@@ -37,7 +37,7 @@ class KnownTrial:
     passes_E: NDArray[np.float64]
     """Encoded utterances over training utterances."""
     error: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
-    """[C, N] by split: the absolute error of each utterance, in label units. Empty unless it was asked for."""
+    """[C, N] by split: the score of each utterance minus its label, in label units. Empty unless it was asked for."""
 
     @property
     def values_E(self) -> NDArray[np.float64]:
@@ -55,11 +55,14 @@ class KnownTrial:
         return float(self.values_E[self.best])
 
     def shifted(self, by: Mapping[str, NDArray[np.float64]]) -> KnownTrial:
-        """Return the trial with its objectives and errors changed by as much, [C] by split."""
+        """Return the trial with its objectives and the sizes of its errors changed by as much, [C] by split."""
         objective = {split: values + by[split] for split, values in self.objective.items()}
         error = self.error
         if DIRECTIONS[self.stage] == "min":
-            error = {split: np.maximum(values + by[split][:, None], 0.0) for split, values in error.items()}
+            error = {
+                split: np.copysign(np.maximum(np.abs(values) + by[split][:, None], 0.0), values)
+                for split, values in error.items()
+            }
         return dataclasses.replace(self, objective=objective, error=error)
 
     def stretched(self, epochs: int, seconds: float) -> KnownTrial:
@@ -124,9 +127,9 @@ class TrialTable:
         """Return the number of recorded configurations."""
         return len({trial.configuration for trial in self._recorded[stage]})
 
-    def recorded(self, stage: Literal[1, 2]) -> list[KnownTrial]:
+    def recorded(self, stage: Literal[1, 2]) -> Sequence[TableTrial]:
         """Return the recorded trials."""
-        return [trial.known for trial in self._recorded[stage]]
+        return self._recorded[stage]
 
     def by_configuration(self, stage: Literal[1, 2]) -> dict[str, NDArray[np.float64]]:
         """Return the objectives at the best epoch on valid, [configurations, seeds] by split.

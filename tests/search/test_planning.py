@@ -166,10 +166,10 @@ def test_a_runs_own_trials_are_a_table(own_run: SyntheticRun) -> None:
     assert (own.configurations(1), own.configurations(2)) == (13, 11)
     trials = own_run.record.trials(1)
     curves = np.array([[metrics["valid/pairwise_acc"] for metrics in trial.curve] for trial in trials[:11]])
-    for number, known in enumerate(own.recorded(1)[:11]):
-        np.testing.assert_array_equal(known.values_E, curves[number])
-        assert known.seconds_E.tolist() == [1.25] * 6
-    pruned, recorded = own.recorded(1)[11], trials[11].curve
+    for number, row in enumerate(own.recorded(1)[:11]):
+        np.testing.assert_array_equal(row.known.values_E, curves[number])
+        assert row.known.seconds_E.tolist() == [1.25] * 6
+    pruned, recorded = own.recorded(1)[11].known, trials[11].curve
     mean = curves.mean(0)
     expected = [*(metrics["valid/pairwise_acc"] for metrics in recorded), *(mean[2:] - mean[1])]
     expected[2:] = [recorded[1]["valid/pairwise_acc"] + rise for rise in expected[2:]]

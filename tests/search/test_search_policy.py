@@ -8,52 +8,50 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import search_policy
-from search_policy import POLICIES, Contender, Policy, SeenTable, averaged, drop_worst, over_three_epochs, play
+from endings import (
+    Candidate,
+    Contender,
+    Finished,
+    Race,
+    best_by_more_utterances,
+    best_by_test,
+    best_by_validation,
+    best_configuration,
+    drop_worst,
+    ensemble_error,
+    greedy_ensemble,
+    mean_of_best,
+)
+from policies import SeenTable
+from recorded_noise import explained_share, finalists_table, variance_table
+from search_policy import POLICIES, Policy, play
 
-from grcf_ray.search.table_file import write_table
-from tests.search.made_trials import ABOUT, TRIALS
+from grcf_ray.search.trial_table import KnownTrial
+from tests.search.made_trials import LABELS, N_VALID
 
 if TYPE_CHECKING:
     from grcf_ray.search.trial_table import TrialTable
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("table") / "trials.parquet"
-    write_table(place, ABOUT, TRIALS)
-    return place
-
-
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_every_policy_delivers_a_model(path: Path, policy: Policy) -> None:
-    first, again, other = (play(path, policy, 6, seed) for seed in (0, 0, 1))
+def test_every_policy_delivers_a_model(table_path: Path, policy: Policy) -> None:
+    first, again, other = (play(table_path, policy, 6, seed) for seed in (0, 0, 1))
     assert first == again != other
     assert 0.2 < first.valid < 2.0 and 0.2 < first.test < 2.0
-    whole = 6 * (3 + 4) + 7 * policy.rounds * (policy.contenders + 1)
+    race = policy.ending
+    whole = 6 * (3 + 4) * policy.folds
+    whole += 7 * race.rounds * (race.contenders + 1) if isinstance(race, Race) else 0
     assert 6 * 2 <= first.passes <= whole
 
 
-def test_what_a_search_sees_of_a_trial(path: Path) -> None:
-    known = search_policy.opened(path).recorded(2)[0]
-    values = known.objective["valid"]
-    means = over_three_epochs(known).objective["valid"]
-    assert means[:4].tolist() == pytest.approx(
-        [values[0], values[:2].mean(), values[:3].mean(), values[1:4].mean()], abs=1e-12
-    )
-    seen = averaged(known)
-    assert seen.objective["test"].tolist() == [*known.objective["test"][:3], *[known.objective["test"][4]] * 2]
-    np.testing.assert_array_equal(seen.error["valid"][3], known.error["valid"][4])
-
-
-def test_the_race_drops_the_worst_when_it_is_sure(path: Path) -> None:
-    table = SeenTable(search_policy.opened(path), search_policy.as_recorded)
+def test_the_race_drops_the_worst_when_it_is_sure(table: TrialTable) -> None:
+    seen = SeenTable(table)
     rng = np.random.default_rng(0)
     make = functools.partial(Contender, {"stage1.head_lr": 1e-3})
     good, equal, bad = (make({"stage2.head_lr": rate, "stage2.fusion_dropout": 0.2}) for rate in (1e-3, 1e-3, 1e-2))
     for contender in (good, equal, bad):
         for _ in range(4):
-            contender.add(table, rng)
+            contender.add(seen, rng)
     racing = [good, bad, equal]
     drop_worst(racing, rng)
     assert racing == [good, equal]
@@ -62,9 +60,8 @@ def test_the_race_drops_the_worst_when_it_is_sure(path: Path) -> None:
     assert racing == [good, good]
 
 
-def test_the_variance_is_taken_apart(path: Path) -> None:
-    table: TrialTable = search_policy.opened(path)
-    rows = {row["stage"]: row for row in search_policy.variance_table(table).rows}
+def test_the_variance_is_taken_apart(table: TrialTable) -> None:
+    rows = {row["stage"]: row for row in variance_table(table).rows}
     figures = table.by_configuration(2)["test"]
     assert figures.shape == (40, 2)
     # One-way analysis of variance, by hand.
@@ -74,3 +71,90 @@ def test_the_variance_is_taken_apart(path: Path) -> None:
     assert row["seed"] ** 2 == pytest.approx(within)
     assert row["share"] == pytest.approx(between / (between + within))
     assert row["share"] > 0.5
+
+
+def test_the_share_of_a_stage_1_model_is_that_of_the_analysis_of_variance(table: TrialTable) -> None:
+    rng = np.random.default_rng(0)
+    covered, shares = 0, []
+    for _ in range(300):
+        group_T = np.repeat(np.arange(20), rng.integers(1, 5, 20))
+        value_T = rng.normal(size=20)[group_T] + rng.normal(size=len(group_T))
+        share, low, high = explained_share(value_T, group_T)
+        shares.append(share)
+        covered += low <= 0.5 <= high
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.04)
+    assert 0.92 <= covered / 300 <= 0.98
+    # Groups of two: the squared differences within, by hand.
+    value_GT = rng.normal(size=(10, 1)) + rng.normal(size=(10, 2))
+    within = ((value_GT[:, 0] - value_GT[:, 1]) ** 2 / 2).mean()
+    between = (2 * value_GT.mean(axis=1).var(ddof=1) - within) / 2
+    share, _, _ = explained_share(value_GT.reshape(-1), np.repeat(np.arange(10), 2))
+    assert share == pytest.approx(between / (between + within))
+    # The made trials do not depend on where they start.
+    assert finalists_table(table).rows[0]["low"] == 0.0
+
+
+def finished(table: SeenTable, models: list[KnownTrial], rates: list[float]) -> Finished:
+    candidates = [
+        Candidate({}, {"stage2.head_lr": rate, "stage2.fusion_dropout": 0.2}, 0.8, known)
+        for known, rate in zip(models, rates, strict=True)
+    ]
+    return Finished(
+        table=table,
+        seed=0,
+        winner=models[0],
+        candidates=candidates,
+        passes=10.0,
+        seconds=20.0,
+        seconds_per_pass=1.0,
+    )
+
+
+def model(valid: float, error: np.ndarray) -> KnownTrial:
+    """A model of one epoch, with an error of its own on each utterance."""
+    parts = {"valid": error[:N_VALID], "test": error[N_VALID:]}
+    return KnownTrial(
+        stage=2,
+        objective={"valid": np.array([valid]), "test": np.array([np.abs(parts["test"]).mean()])},
+        seconds_E=np.ones(1),
+        passes_E=np.ones(1),
+        error={split: part[None] for split, part in parts.items()},
+    )
+
+
+def test_each_judge_delivers_the_model_that_it_finds_best(table: TrialTable) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [1.0, 0.5, 0.8, 1.2]
+    models = [model(0.1 * number, size * rng.normal(size=len(LABELS))) for number, size in enumerate(sizes)]
+    # The third has the learning rate that the made trials are best with.
+    search = finished(SeenTable(table), models, [1e-4, 1e-2, 1e-3, 5e-3])
+    test = [float(known.objective["test"][0]) for known in models]
+    assert best_by_validation(search).test == test[0]
+    assert best_by_test(search).test == min(test) == test[1]
+    assert best_configuration(search).test == test[2]
+    # The second is best on any half, so its figure is the mean of both halves.
+    judged = best_by_more_utterances(search)
+    assert judged.test == pytest.approx(test[1], abs=1e-12) and judged.valid == pytest.approx(0.1)
+    assert {best_by_validation(search).passes, judged.passes, best_by_test(search).passes} == {10.0}
+
+
+def test_an_ensemble_has_the_error_of_the_mean_score(table: TrialTable) -> None:
+    rng = np.random.default_rng(0)
+    score_MN = np.array([LABELS + rng.normal(size=len(LABELS)) for _ in range(5)])
+    models = [model(0.1 * number, score_N - LABELS) for number, score_N in enumerate(score_MN)]
+    search = finished(SeenTable(table), models, [1e-3] * 5)
+    error_N = np.abs(score_MN[:3].mean(axis=0) - LABELS)
+    assert mean_of_best(search).valid == pytest.approx(error_N[:N_VALID].mean())
+    assert mean_of_best(search).test == pytest.approx(error_N[N_VALID:].mean())
+    # Greedy, in a plain loop over scores.
+    chosen: list[int] = []
+    least = np.inf
+    for _ in range(10):
+        errors = [np.abs(score_MN[[*chosen, m]].mean(axis=0) - LABELS)[:N_VALID].mean() for m in range(5)]
+        if min(errors) >= least:
+            break
+        least = min(errors)
+        chosen.append(int(np.argmin(errors)))
+    assert len(chosen) > 1
+    assert greedy_ensemble(search).valid == pytest.approx(least)
+    assert greedy_ensemble(search).test == pytest.approx(ensemble_error([models[m] for m in chosen], "test"))

@@ -27,11 +27,11 @@ from tests.search.made_trials import (
 
 def test_a_table_has_the_objectives_and_errors_of_its_scores(table: TrialTable) -> None:
     assert (table.configurations(1), table.configurations(2)) == (CONFIGURATIONS, CONFIGURATIONS)
-    scores, known = recorded_trial(2, 0, 0)["scores"], table.recorded(2)[0]
+    scores, known = recorded_trial(2, 0, 0)["scores"], table.recorded(2)[0].known
     # Scores are rounded to a 64th of a label unit; the objectives come from the scores before.
-    np.testing.assert_allclose(known.error["valid"], np.abs(scores - LABELS)[:, :N_VALID], atol=1 / 128 + 1e-9)
+    np.testing.assert_allclose(known.error["valid"], (scores - LABELS)[:, :N_VALID], atol=1 / 128 + 1e-9)
     np.testing.assert_allclose(known.objective["test"], np.abs(scores - LABELS)[:, N_VALID:].mean(1), rtol=1e-6)
-    first = table.recorded(1)[0]
+    first = table.recorded(1)[0].known
     scores = recorded_trial(1, 0, 0)["scores"][:, :N_VALID]
     above = LABELS[:N_VALID, None] > LABELS[:N_VALID]
     share = [((row[:, None] > row) & above).sum() / above.sum() for row in scores]
@@ -46,8 +46,8 @@ def test_a_table_grows(table: TrialTable, tmp_path: Path) -> None:
     grown = read_table(whole, with_errors=True)
     for stage in (1, 2):
         assert grown.configurations(stage) == CONFIGURATIONS
-        kept = {known.objective["valid"].tobytes() for known in table.recorded(stage)}
-        assert {known.objective["valid"].tobytes() for known in grown.recorded(stage)} == kept
+        kept = {trial.known.objective["valid"].tobytes() for trial in table.recorded(stage)}
+        assert {trial.known.objective["valid"].tobytes() for trial in grown.recorded(stage)} == kept
 
 
 def test_a_table_without_scores_has_the_same_figures(table: TrialTable, tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_a_table_without_scores_has_the_same_figures(table: TrialTable, tmp_path
     write_table(path, ABOUT, TRIALS, with_scores=False)
     small = read_table(path)
     for stage in (1, 2):
-        for known, full in zip(small.recorded(stage), table.recorded(stage), strict=True):
-            assert not known.error
-            np.testing.assert_array_equal(known.objective["valid"], full.objective["valid"])
+        for trial, full in zip(small.recorded(stage), table.recorded(stage), strict=True):
+            assert not trial.known.error
+            np.testing.assert_array_equal(trial.known.objective["valid"], full.known.objective["valid"])
     with pytest.raises(DataError, match="no scores"):
         read_table(path, with_errors=True)
 
@@ -98,8 +98,8 @@ def test_draws_have_the_spread_of_the_recorded_trials_but_do_not_repeat_them(tab
     drawn = np.array([table.draw(2, params, np.random.default_rng(seed), 0.8).values_E[-1] for seed in range(300)])
     trials = [recorded_trial(2, number, seed) for number in range(CONFIGURATIONS) for seed in range(SEEDS)]
     luck = [
-        known.values_E[-1] - table.expected(2, trial["params"], 0.8)["valid"][-2]
-        for trial, known in zip(trials, table.recorded(2), strict=True)
+        row.known.values_E[-1] - table.expected(2, trial["params"], 0.8)["valid"][-2]
+        for trial, row in zip(trials, table.recorded(2), strict=True)
         if 3e-4 < trial["params"]["stage2.head_lr"] < 3e-3
     ]
     assert len(set(drawn.tolist())) == len(drawn)
@@ -107,10 +107,12 @@ def test_draws_have_the_spread_of_the_recorded_trials_but_do_not_repeat_them(tab
 
 
 def test_a_shift_changes_errors_as_much_as_their_mean(table: TrialTable) -> None:
-    known = table.recorded(2)[0]
+    known = table.recorded(2)[0].known
     by = {split: np.linspace(0.0, 0.2, EPOCHS[2] + 1) for split in ("valid", "test")}
     moved = known.shifted(by)
-    np.testing.assert_allclose(moved.error["test"].mean(1), known.error["test"].mean(1) + by["test"], rtol=1e-12)
+    size, before = (np.abs(trial.error["test"]).mean(1) for trial in (moved, known))
+    np.testing.assert_allclose(size, before + by["test"], rtol=1e-12)
+    np.testing.assert_array_equal(np.sign(moved.error["test"]), np.sign(known.error["test"]))
     np.testing.assert_allclose(moved.objective["test"], known.objective["test"] + by["test"], rtol=1e-12)
 
 
