@@ -25,20 +25,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from endings import (
-    Candidate,
-    Contender,
-    Delivered,
-    Ending,
-    Finished,
-    Race,
-    best_by_more_utterances,
-    best_by_test,
-    best_by_validation,
-    best_configuration,
-    greedy_ensemble,
-    mean_of_best,
-)
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 from paired_stopping import StoppingRule, stopped_by
@@ -55,6 +41,20 @@ from policies import (
     over_three_epochs,
 )
 from recorded_noise import finalists_table, variance_table
+from search_endings import (
+    Candidate,
+    Contender,
+    Delivered,
+    Ending,
+    Finished,
+    Race,
+    best_by_more_utterances,
+    best_by_test,
+    best_by_validation,
+    best_configuration,
+    greedy_ensemble,
+    mean_of_best,
+)
 
 from grcf_ray.bench.setup import deliver
 from grcf_ray.search.searcher import OptunaSearcher
@@ -114,7 +114,11 @@ class Policy:
 _ASHA, _WHOLE = {"search.pruning": True}, {"search.pruning": False}
 POLICIES = (
     Policy("best of the trials", _ASHA),
-    Policy("no early stopping", _WHOLE),
+    Policy("ensemble: the best three models", _ASHA, ending=mean_of_best),
+    Policy("ensemble: greedy selection", _ASHA, ending=greedy_ensemble),
+    Policy("judge by the configuration's mean on test", _ASHA, ending=best_configuration),
+    Policy("judge by valid and half of test", _ASHA, ending=best_by_more_utterances),
+    Policy("judge by test", _ASHA, ending=best_by_test),
     Policy("grace of two epochs", {**_ASHA, "search.grace_epochs": 2}),
     Policy("reduction factor of two", {**_ASHA, "search.reduction_factor": 2}),
     Policy("best epoch so far at the rungs", _ASHA, stopping=StoppingRule(best_so_far=True)),
@@ -128,28 +132,24 @@ POLICIES = (
     Policy("finalists in turn", _ASHA, kind=RotatingSearch),
     Policy("eight finalists", {**_ASHA, "search.finalists": 8}),
     Policy("random search", _ASHA, kind=RandomSearch),
-    Policy("random search, no early stopping", _WHOLE, kind=RandomSearch),
     Policy("Sobol start", _ASHA, kind=SobolSearch),
     Policy("start with known optima", _ASHA, kind=PortfolioSearch),
     Policy("two parameters a stage", _ASHA, parameters=2),
     Policy("three parameters a stage", _ASHA, parameters=3),
     Policy("a quarter counts as good", _ASHA, kind=WideSearch),
-    Policy("Gaussian process", _WHOLE, kind=GPSearch),
     Policy("mean of three epochs", _ASHA, seen=over_three_epochs),
     Policy("averaged weights", _ASHA, seen=averaged),
-    Policy("averaged weights, no early stopping", _WHOLE, seen=averaged),
     Policy("three folds", _ASHA, folds=3),
     Policy("best of five under 3 fresh seeds", _ASHA, ending=Race(5, rounds=3)),
     Policy("best of three under 4 fresh seeds", _ASHA, ending=Race(3, rounds=4)),
     Policy("best of five under 3 fresh seeds of Stage 2", _ASHA, ending=Race(5, rounds=3, both_stages=False)),
+    Policy("no early stopping", _WHOLE),
+    Policy("random search, no early stopping", _WHOLE, kind=RandomSearch),
+    Policy("averaged weights, no early stopping", _WHOLE, seen=averaged),
     Policy("best seed of the starting point", searches=False),
     Policy("best seed of the starting point, averaged weights", searches=False, seen=averaged),
-    Policy("ensemble: the best three models", _ASHA, ending=mean_of_best),
-    Policy("ensemble: greedy selection", _ASHA, ending=greedy_ensemble),
     Policy("ensemble: the best three seeds of the starting point", searches=False, ending=mean_of_best),
-    Policy("perfect judge of configurations", _ASHA, ending=best_configuration),
-    Policy("judge by valid and half of test", _ASHA, ending=best_by_more_utterances),
-    Policy("judge by test", _ASHA, ending=best_by_test),
+    Policy("Gaussian process", _WHOLE, kind=GPSearch),
 )
 
 
@@ -247,7 +247,7 @@ def policies_table(path: Path, passes: float, searches: int, processes: int) -> 
     """Compare the policies with the first of them."""
     rows: list[dict[str, Any]] = []
     reference: list[float] = []
-    trials = 14
+    trials = 33
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for policy in POLICIES:
             trials, results = fitted(pool, path, policy, passes, trials)

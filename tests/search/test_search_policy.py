@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from endings import (
+from policies import SeenTable
+from recorded_noise import explained_share, finalists_table, variance_table
+from search_endings import (
     Candidate,
     Contender,
     Finished,
@@ -22,8 +24,6 @@ from endings import (
     greedy_ensemble,
     mean_of_best,
 )
-from policies import SeenTable
-from recorded_noise import explained_share, finalists_table, variance_table
 from search_policy import POLICIES, Policy, play
 
 from grcf_ray.search.trial_table import KnownTrial
