@@ -70,6 +70,8 @@ FEW = 10
 """Simulated searches that find the number of trials of a policy."""
 TRIES = 4
 """Numbers of trials that are tried for it at most."""
+NEAR = 0.04
+"""Share by which a cost may differ from the one that is asked for."""
 
 
 class _Rotating(OptunaSearcher):
@@ -107,18 +109,25 @@ class Policy:
     folds: int = 1
     """Models of a trial, whose mean is its figure."""
     ending: Ending = best_by_validation
+    others: Mapping[str, Ending] = dataclasses.field(default_factory=dict)
+    """Other choices among the same models at no cost, by name."""
     searches: bool = True
     """Whether there is a search; otherwise the starting point alone is trained, under as many seeds as fit."""
 
 
 _ASHA, _WHOLE = {"search.pruning": True}, {"search.pruning": False}
 POLICIES = (
-    Policy("best of the trials", _ASHA),
-    Policy("ensemble: the best three models", _ASHA, ending=mean_of_best),
-    Policy("ensemble: greedy selection", _ASHA, ending=greedy_ensemble),
-    Policy("judge by the configuration's mean on test", _ASHA, ending=best_configuration),
-    Policy("judge by valid and half of test", _ASHA, ending=best_by_more_utterances),
-    Policy("judge by test", _ASHA, ending=best_by_test),
+    Policy(
+        "best of the trials",
+        _ASHA,
+        others={
+            "ensemble: the best three models": mean_of_best,
+            "ensemble: greedy selection": greedy_ensemble,
+            "judge by the configuration's mean on test": best_configuration,
+            "judge by valid and half of test": best_by_more_utterances,
+            "judge by test": best_by_test,
+        },
+    ),
     Policy("grace of two epochs", {**_ASHA, "search.grace_epochs": 2}),
     Policy("reduction factor of two", {**_ASHA, "search.reduction_factor": 2}),
     Policy("best epoch so far at the rungs", _ASHA, stopping=StoppingRule(best_so_far=True)),
@@ -146,9 +155,12 @@ POLICIES = (
     Policy("no early stopping", _WHOLE),
     Policy("random search, no early stopping", _WHOLE, kind=RandomSearch),
     Policy("averaged weights, no early stopping", _WHOLE, seen=averaged),
-    Policy("best seed of the starting point", searches=False),
+    Policy(
+        "best seed of the starting point",
+        searches=False,
+        others={"ensemble: the best three seeds of the starting point": mean_of_best},
+    ),
     Policy("best seed of the starting point, averaged weights", searches=False, seen=averaged),
-    Policy("ensemble: the best three seeds of the starting point", searches=False, ending=mean_of_best),
     Policy("Gaussian process", _WHOLE, kind=GPSearch),
 )
 
@@ -174,11 +186,15 @@ def fixed_settings(path: Path, parameters: int) -> Mapping[str, Any]:
     return {name: value for name, value in starts.items() if name not in searched}
 
 
-def play(path: Path, policy: Policy, trials: int, seed: int) -> Delivered:
-    """Simulate a policy once. trials: of each stage, or models of the starting point."""
+def play(path: Path, policy: Policy, trials: int, seed: int) -> list[Delivered]:
+    """Simulate a policy once; return what it delivers, and what the other endings would.
+
+    trials: of each stage, or models of the starting point.
+    """
     table = SeenTable(opened(path), policy.seen, policy.folds)
     run = search if policy.searches else train_start
-    return policy.ending(run(path, table, policy, trials, seed))
+    finished = run(path, table, policy, trials, seed)
+    return [ending(finished) for ending in (policy.ending, *policy.others.values())]
 
 
 def search(path: Path, table: SeenTable, policy: Policy, trials: int, seed: int) -> Finished:
@@ -219,57 +235,60 @@ def train_start(path: Path, table: SeenTable, policy: Policy, trials: int, seed:
 
 def fitted(
     pool: concurrent.futures.Executor, path: Path, policy: Policy, passes: float, trials: int
-) -> tuple[int, list[Delivered]]:
+) -> tuple[int, list[list[Delivered]]]:
     """Return the number of trials with which a policy costs about so many passes, and what its first searches deliver.
 
     trials: a guess.
     """
-    played: dict[int, list[Delivered]] = {}
+    played: dict[int, list[list[Delivered]]] = {}
     while trials not in played and len(played) < TRIES:
         played[trials] = _played(pool, path, policy, trials, range(FEW))
-        # The cost is nearly in proportion.
-        trials = max(2, round(trials * passes / _cost(played[trials])))
+        cost = _cost(played[trials])
+        if abs(cost / passes - 1) > NEAR:
+            # The cost is nearly in proportion.
+            trials = max(2, round(trials * passes / cost))
     best = min(played, key=lambda tried: abs(_cost(played[tried]) - passes))
     return best, played[best]
 
 
-def _cost(results: Sequence[Delivered]) -> float:
-    return statistics.fmean(result.passes for result in results)
+def _cost(results: Sequence[Sequence[Delivered]]) -> float:
+    return statistics.fmean(delivered.passes for delivered, *_ in results)
 
 
 def _played(
     pool: concurrent.futures.Executor, path: Path, policy: Policy, trials: int, seeds: Sequence[int]
-) -> list[Delivered]:
+) -> list[list[Delivered]]:
     return list(pool.map(partial(play, path, policy, trials), seeds, chunksize=4))
+
+
+def _row(delivered: Sequence[Delivered], reference: Sequence[Delivered]) -> dict[str, float]:
+    tests = [one.test for one in delivered]
+    gain = spread(np.subtract(tests, [one.test for one in reference]).tolist())
+    half = gain.half_width or 0.0
+    return {
+        "passes": statistics.fmean(one.passes for one in delivered),
+        "valid": statistics.fmean(one.valid for one in delivered),
+        "test": statistics.fmean(tests),
+        "deviation": statistics.stdev(tests),
+        "difference": gain.mean,
+        "low": gain.mean - half,
+        "high": gain.mean + half,
+    }
 
 
 def policies_table(path: Path, passes: float, searches: int, processes: int) -> Table:
     """Compare the policies with the first of them."""
     rows: list[dict[str, Any]] = []
-    reference: list[float] = []
+    reference: Sequence[Delivered] = ()
     trials = 33
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for policy in POLICIES:
             trials, results = fitted(pool, path, policy, passes, trials)
             results = [*results, *_played(pool, path, policy, trials, range(FEW, searches))][:searches]
-            tests = [result.test for result in results]
-            reference = reference or tests
-            gain = spread(np.subtract(tests, reference).tolist())
-            half = gain.half_width or 0.0
-            rows.append(
-                {
-                    "name": policy.name,
-                    "trials": trials,
-                    "passes": _cost(results),
-                    "valid": statistics.fmean(result.valid for result in results),
-                    "test": statistics.fmean(tests),
-                    "deviation": statistics.stdev(tests),
-                    "difference": gain.mean,
-                    "low": gain.mean - half,
-                    "high": gain.mean + half,
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
+            for name, delivered in zip((policy.name, *policy.others), zip(*results, strict=True), strict=True):
+                reference = reference or delivered
+                rows.append({"name": name, "trials": trials, **_row(delivered, reference)})
+                print(json.dumps(rows[-1]), flush=True)
     return Table(
         "policies",
         f"Policies of a search of {passes:g} passes, over {searches} simulated searches each",

@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 def test_every_policy_delivers_a_model(table_path: Path, policy: Policy) -> None:
     first, again, other = (play(table_path, policy, 6, seed) for seed in (0, 0, 1))
     assert first == again != other
-    assert 0.2 < first.valid < 2.0 and 0.2 < first.test < 2.0
+    assert len(first) == 1 + len(policy.others)
+    assert all(0.2 < delivered.valid < 2.0 and 0.2 < delivered.test < 2.0 for delivered in first)
     race = policy.ending
     whole = 6 * (3 + 4) * policy.folds
     whole += 7 * race.rounds * (race.contenders + 1) if isinstance(race, Race) else 0
-    assert 6 * 2 <= first.passes <= whole
+    assert all(6 * 2 <= delivered.passes <= whole for delivered in first)
 
 
 def test_the_race_drops_the_worst_when_it_is_sure(table: TrialTable) -> None:
