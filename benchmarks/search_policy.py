@@ -152,13 +152,23 @@ POLICIES = (
     Policy("best of five under 3 fresh seeds", _ASHA, ending=Race(5, rounds=3)),
     Policy("best of three under 4 fresh seeds", _ASHA, ending=Race(3, rounds=4)),
     Policy("best of five under 3 fresh seeds of Stage 2", _ASHA, ending=Race(5, rounds=3, both_stages=False)),
-    Policy("no early stopping", _WHOLE),
+    Policy(
+        "no early stopping",
+        _WHOLE,
+        others={
+            "no early stopping, ensemble: the best three models": mean_of_best,
+            "no early stopping, ensemble: greedy selection": greedy_ensemble,
+        },
+    ),
     Policy("random search, no early stopping", _WHOLE, kind=RandomSearch),
     Policy("averaged weights, no early stopping", _WHOLE, seen=averaged),
     Policy(
         "best seed of the starting point",
         searches=False,
-        others={"ensemble: the best three seeds of the starting point": mean_of_best},
+        others={
+            "seeds of the starting point, ensemble: the best three": mean_of_best,
+            "seeds of the starting point, ensemble: greedy selection": greedy_ensemble,
+        },
     ),
     Policy("best seed of the starting point, averaged weights", searches=False, seen=averaged),
     Policy("Gaussian process", _WHOLE, kind=GPSearch),
