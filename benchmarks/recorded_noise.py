@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from search_endings import ensemble_error
 
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.search.trial_table import TrialTable
+from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.statistics import RESAMPLES
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.curve import objective_name
@@ -16,6 +21,8 @@ CANDIDATES, KEPT = 8, 3
 """Trials of Stage 1 that a judge compares, and those that are kept."""
 SHORT = 2
 """Epochs of a short trial of Stage 2."""
+MODELS = (2, 3, 5, 10)
+"""Numbers of models of an ensemble."""
 
 
 def variance_table(table: TrialTable) -> Table:
@@ -117,6 +124,40 @@ def judged_gain(
     ]
     low, high = np.percentile(gains[1], [2.5, 97.5]).tolist()
     return float(gains[0][0]), low, high
+
+
+def averaging_table(table: TrialTable) -> Table:
+    """Tell what the mean score of several recorded trials of Stage 2, whichever they are, is worth."""
+    models = [trial.known for trial in table.recorded(2)]
+    rng, rows = np.random.default_rng(0), []
+    for size in MODELS:
+        row: dict[str, Any] = {"size": size}
+        drawn = [rng.choice(len(models), size, replace=False).tolist() for _ in range(RESAMPLES)]
+        for split in ("valid", "test"):
+            gains = [averaging_gain([models[index] for index in chosen], split) for chosen in drawn]
+            low, high = np.percentile(gains, [2.5, 97.5]).tolist()
+            row[split] = f"{fmean(gains):+.4f} [{low:+.4f}, {high:+.4f}]"
+        rows.append(row)
+    metric = METRIC_TITLES[objective_name(2, table.task)]
+    return Table(
+        "averaging",
+        f"What averaging scores is worth: {len(models)} trials of Stage 2",
+        (
+            Column("size", "models", "{}"),
+            Column("valid", f"{metric} on valid", "{}"),
+            Column("test", f"{metric} on test", "{}"),
+        ),
+        rows,
+        (
+            f"{metric} of the mean score of as many trials, less their mean {metric}; in brackets, 95 % of "
+            f"{RESAMPLES:,} random choices of trials",
+        ),
+    )
+
+
+def averaging_gain(models: Sequence[KnownTrial], split: Literal["valid", "test"]) -> float:
+    """Return the MAE of the mean score of some models, less their mean MAE."""
+    return ensemble_error(models, split) - fmean(ensemble_error([model], split) for model in models)
 
 
 def explained_share(value_T: NDArray[np.float64], group_T: NDArray[np.int64]) -> tuple[float, float, float]:

@@ -40,7 +40,7 @@ from policies import (
     important,
     over_three_epochs,
 )
-from recorded_noise import finalists_table, variance_table
+from recorded_noise import averaging_table, finalists_table, variance_table
 from search_endings import (
     Candidate,
     Contender,
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
     given = parser.parse_args(arguments)
     table = opened(given.table)
-    recorded = [variance_table(table), finalists_table(table)]
+    recorded = [variance_table(table), finalists_table(table), averaging_table(table)]
     print(json.dumps([part.rows for part in recorded]), flush=True)
     policies = policies_table(given.table, given.passes, given.searches, given.processes)
     command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *(arguments or sys.argv[1:])])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from policies import SeenTable
-from recorded_noise import explained_share, finalists_table, judged_gain, variance_table
+from recorded_noise import averaging_table, explained_share, finalists_table, judged_gain, variance_table
 from search_endings import (
     Candidate,
     Contender,
@@ -113,6 +113,20 @@ def test_a_judge_gains_what_a_selection_by_it_gains(tmp_path: Path) -> None:
     # The made trials do not depend on where they start.
     for row in judged.rows:
         assert abs(float(row["test"].split()[0])) < 0.1
+
+
+def test_averaging_gains_what_it_does_over_all_pairs(table: TrialTable) -> None:
+    models = [trial.known for trial in table.recorded(2)]
+    error_MN = np.array([known.error["test"][known.best] for known in models])
+    size_M = np.abs(error_MN).mean(axis=1)
+    gains = [
+        np.abs(error_MN[[i, j]].mean(axis=0)).mean() - size_M[[i, j]].mean()
+        for i in range(len(models))
+        for j in range(i)
+    ]
+    row = averaging_table(table).rows[0]
+    assert row["size"] == 2
+    assert float(row["test"].split()[0]) == pytest.approx(np.mean(gains), abs=0.01)
 
 
 def finished(table: SeenTable, models: list[KnownTrial], rates: list[float]) -> Finished:
