@@ -1,13 +1,12 @@
 """Compare two stages with MAE alone, and the settings of the ranking, on equal passes.
 
-    python benchmarks/two_stages.py passes --dataset mosi --data DIR --space benchmarks/spaces/mosi_text.yaml \
+    python benchmarks/two_stages.py passes --dataset mosi --data DIR --space benchmarks/spaces/mosi_frozen.yaml \
         --work work/two_stages --out docs/performance
 
-`passes` varies the epochs in all and the share of Stage 1; each cell searches its learning rates under a seed that does
-not count. `ranking` varies advantage, margins, pairing and group size, `handover` what Stage 2 gets from Stage 1; both
-take the rates of the cell of 20 epochs of `passes`. An epoch encodes each training utterance about once. Validation
-chooses the rates; test is read beside it and chooses nothing. The folder `--work` keeps each training, so the same
-command resumes.
+`passes` varies the epochs in all and the share of Stage 1. `ranking` varies advantage, margins, pairing and group size;
+`handover` what Stage 2 gets from Stage 1, and its other losses. Each cell searches its learning rates under a seed that
+does not count. An epoch encodes each training utterance about once. Validation chooses the rates; test is read beside
+it and chooses nothing. The folder `--work` keeps each training, so the same command resumes.
 """
 
 from __future__ import annotations
@@ -24,24 +23,26 @@ from typing import Any, Literal
 
 import numpy as np
 from recording import RecordedLoop, Source, Weights, run_all
+from safetensors.torch import load_file, save_file
 from study import PAIRED, paired_interval
 
 from grcf_ray.bench.setup import deliver, open_setup
 from grcf_ray.config import ABLATIONS
-from grcf_ray.files import write_json
+from grcf_ray.files import atomic_write, write_json
 from grcf_ray.statistics import Difference, corrected, paired_p
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.stage import stage_seed
 
 TOTALS = (7, 20, 60)
 SHARES = (0.0, 1 / 7, 3 / 7, 5 / 7)
-FACTORS = (1 / 3, 1.0, 3.0)
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of all learning rates of a stage."""
 HEAD_FACTORS = (1.0, 4.0)
-"""Of the head's learning rate in Stage 2 besides."""
-TUNING_SEED, SEEDS = 0, range(1, 6)
+"""Of the head's learning rate in Stage 2 besides, where the encoder learns too."""
+TUNING_SEED = 0
 FIRST_RATES = ("stage1.encoder_lr", "stage1.head_lr")
 SECOND_RATES = ("stage2.encoder_top_lr", "stage2.encoder_base_lr", "stage2.head_lr")
+LARGE_MARGINS = {"ranking.intra_margin": 0.3, "ranking.base_margin": 1.5, "ranking.margin_step": 0.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,17 @@ class Cell:
     """Whether the learning rate of Stage 1 falls to 0."""
     fresh: bool = True
     """Whether Stage 2 starts with a new optimizer, instead of the moments of Stage 1."""
+    rates: tuple[float, ...] = ()
+    """Factors of the learning rates: Stage 1, Stage 2, head of Stage 2."""
+
+    def at(self, settings: Mapping[str, Any], *rates: float) -> Cell:
+        """Return the cell with learning rates, and their factors."""
+        return dataclasses.replace(self, settings={**self.settings, **settings}, rates=(*self.rates, *rates))
+
+    @property
+    def file(self) -> str:
+        """The stem of its files."""
+        return "-".join([self.name.replace("/", " of "), *(f"{rate:g}" for rate in self.rates)])
 
 
 class _FreeLoop(RecordedLoop):
@@ -65,10 +77,15 @@ class _FreeLoop(RecordedLoop):
         return super()._set_learning_rates(0 if self.constant else step)
 
 
-def train(source: Source, cell: Cell, seed: int, stages: Sequence[Literal[1, 2]], place: Path) -> None:
-    """Train the stages of a cell that have epochs, and write the objectives of each."""
+def train(
+    source: Source, cell: Cell, seed: int, stages: Sequence[Literal[1, 2]], place: Path, first: Path | None
+) -> None:
+    """Train the stages of a cell that have epochs, and write the objectives of each.
+
+    first: the weights that Stage 1 leaves, or that Stage 2 starts from if Stage 1 is not trained.
+    """
     config = source.space.config(cell.settings)
-    start: Weights | None = None
+    start: Weights | None = load_file(first) if first and 1 not in stages else None
     moments: dict[str, Any] = {}
     answer: dict[str, Any] = {}
     for stage in stages:
@@ -87,30 +104,45 @@ def train(source: Source, cell: Cell, seed: int, stages: Sequence[Literal[1, 2]]
             if parameter in loop.optimizer.state
         }
         name = "pairwise_acc" if stage == 1 else "mae"
-        values = [metrics[f"valid/{name}"] for metrics in curve]
-        answer[f"stage{stage}"] = values
+        answer[f"stage{stage}"] = [metrics[f"valid/{name}"] for metrics in curve]
+        answer[f"order{stage}"] = [metrics["valid/pairwise_acc"] for metrics in curve]
+        if stage == 1 and first and start:
+            with atomic_write(first) as partial:
+                save_file({name: tensor.contiguous() for name, tensor in start.items()}, partial)
         if stage == 2:
             label_N = loop.features.valid.label_N[loop.n_valid :]
             test_E = np.abs(score_EN[:, loop.n_valid :] - label_N).mean(axis=1)
             answer["test"] = test_E.tolist()
-            answer["averaged"] = float(np.abs(score_EN[-1] - loop.features.valid.label_N)[: loop.n_valid].mean())
-            answer["pairwise_acc"] = [metrics["valid/pairwise_acc"] for metrics in curve]
-        answer[f"seconds{stage}"] = sum(metrics["seconds"] for metrics in curve)
+            averaged = np.abs(score_EN[-1] - loop.features.valid.label_N)[: loop.n_valid].mean()
+            # Numbers that are not finite end a training early.
+            answer["averaged"] = float(averaged) if len(score_EN) > loop.epochs else math.inf
     write_json(place, answer)
 
 
 class Study:
     """Trainings in a folder, each done once."""
 
-    def __init__(self, source: Source, processes: int) -> None:
+    def __init__(self, source: Source, processes: int, seeds: int) -> None:
         self.source, self._processes = source, processes
+        self.seeds = range(1, seeds + 1)
+        self._searched = [
+            [path for path in paths if path in {**source.space.start(1), **source.space.start(2)}]
+            for paths in (FIRST_RATES, SECOND_RATES)
+        ]
 
-    def results(self, jobs: Sequence[tuple[Cell, int]], *stages: Literal[1, 2]) -> list[dict[str, Any]]:
-        """Return the results of cells under seeds."""
-        places = [self.source.work / f"{cell.name}-{seed}.json" for cell, seed in jobs]
+    def results(
+        self, jobs: Sequence[tuple[Cell, int]], *stages: Literal[1, 2], firsts: Sequence[Cell | None] = ()
+    ) -> list[dict[str, Any]]:
+        """Return the results of cells under seeds.
+
+        firsts: for each job the cell whose Stage 1 leaves its weights, or whose weights Stage 2 starts from.
+        """
+        work = self.source.work
+        places = [work / f"{cell.file}-{seed}.json" for cell, seed in jobs]
+        weights = [first and work / f"{first.file}-{TUNING_SEED}.safetensors" for first in firsts or [None] * len(jobs)]
         missing = [
-            (self.source, cell, seed, stages or (1, 2), place)
-            for (cell, seed), place in zip(jobs, places, strict=True)
+            (self.source, cell, seed, stages or (1, 2), place, first)
+            for (cell, seed), place, first in zip(jobs, places, weights, strict=True)
             if not place.exists()
         ]
         run_all(train, missing, processes=self._processes, title="training")
@@ -121,40 +153,30 @@ class Study:
 
         Stage 1 first, by its PairwiseAcc; then Stage 2 by MAE, from that Stage 1.
         """
-        firsts = {
-            (cell.name, factor): _with(cell, f"rate1={factor:.2g}", self._scaled(FIRST_RATES, factor))
-            for cell in cells
-            if cell.settings["stage1.epochs"]
-            for factor in FACTORS
-        }
-        only = [(_with(cell, "stage1", {"stage2.epochs": 0}), TUNING_SEED) for cell in firsts.values()]
-        tried = zip(firsts, self.results(only, 1), strict=True)
-        best: dict[str, tuple[float, float]] = {}
-        for (name, factor), result in tried:
-            best[name] = max(best.get(name, (-math.inf, 0.0)), (max(result["stage1"]), factor))
-        halves = [firsts[cell.name, best[cell.name][1]] if cell.name in best else cell for cell in cells]
-        ways = list(itertools.product(FACTORS, HEAD_FACTORS))
-        chosen = []
-        for cell in halves:
-            tries = [
-                _with(
-                    cell,
-                    f"rate2={factor:.2g},{head:g}",
-                    self._scaled(SECOND_RATES, factor) | self._scaled(SECOND_RATES[2:], factor * head),
-                )
-                for factor, head in ways
-            ]
-            results = self.results([(way, TUNING_SEED) for way in tries])
-            chosen.append(tries[int(np.argmin([min(result["stage2"]) for result in results]))])
-        return chosen
+        first_rates, second_rates = self._searched
+        halves: list[Cell] = []
+        for cell in cells:
+            if not cell.settings["stage1.epochs"]:
+                halves.append(cell.at({}, 0.0))
+                continue
+            tries = [cell.at(self._scaled(first_rates, factor), factor) for factor in FACTORS]
+            results = self.results([(way, TUNING_SEED) for way in tries], 1, firsts=tries)
+            halves.append(max(zip(tries, results, strict=True), key=lambda tried: max(tried[1]["stage1"]))[0])
+        heads = HEAD_FACTORS if len(second_rates) > 1 else (1.0,)
+        ways = list(itertools.product(FACTORS, heads))
+        tries = [
+            half.at(self._scaled(second_rates, factor) | self._scaled(second_rates[-1:], factor * head), factor, head)
+            for half in halves
+            for factor, head in ways
+        ]
+        firsts = [half if half.rates[0] else None for half in halves for _ in ways]
+        results = self.results([(way, TUNING_SEED) for way in tries], 2, firsts=firsts)
+        errors = np.array([min(result["stage2"]) for result in results]).reshape(len(cells), -1)
+        return [tries[row * len(ways) + int(best)] for row, best in enumerate(errors.argmin(axis=1))]
 
     def _scaled(self, paths: Sequence[str], factor: float) -> dict[str, float]:
         start = {**self.source.space.start(1), **self.source.space.start(2)}
         return {path: float(f"{start[path] * factor:.4g}") for path in paths}
-
-
-def _with(cell: Cell, name: str, settings: Mapping[str, Any]) -> Cell:
-    return dataclasses.replace(cell, name=f"{cell.name}-{name}", settings={**cell.settings, **settings})
 
 
 def of_passes(total: int, share: float) -> Cell:
@@ -166,52 +188,66 @@ def of_passes(total: int, share: float) -> Cell:
     return Cell(f"T{first}+{total - first}", settings)
 
 
-def passes_tables(study: Study) -> list[Table]:
+def passes_tables(study: Study, totals: Sequence[int]) -> list[Table]:
     """Compare shares of Stage 1 with MAE alone, for each number of epochs."""
+    return [
+        differences_table(
+            study, f"passes{total}", f"{total} epochs in all", [of_passes(total, share) for share in SHARES]
+        )
+        for total in totals
+    ]
+
+
+def ranking_tables(study: Study, totals: Sequence[int]) -> list[Table]:
+    """Compare settings of the ranking loss with the paper's, and with MAE alone."""
     tables = []
-    for total in TOTALS:
-        cells = study.tuned([of_passes(total, share) for share in SHARES])
-        tables.append(differences_table(study, f"passes{total}", f"{total} epochs in all", cells))
+    for total in totals:
+        middle, cells = of_passes(total, SHARES[2]), []
+        for advantage, large, pairing, size in itertools.product(
+            (True, False), (False, True), ("sampled", "all"), (32, 96)
+        ):
+            words = (
+                "advantage" if advantage else "no advantage",
+                "large margins" if large else "margins",
+                pairing,
+                f"{size}",
+            )
+            settings = {
+                "ranking.advantage_weighting": advantage,
+                "pairs.pairing": pairing,
+                "pairs.pairs_per_group": size,
+                **(LARGE_MARGINS if large else {}),
+            }
+            cells.append(Cell(f"{middle.name}, {', '.join(words)}", {**middle.settings, **settings}))
+        title = f"Ranking loss, {middle.settings['stage1.epochs']} + {middle.settings['stage2.epochs']} epochs"
+        tables.append(differences_table(study, f"ranking{total}", title, [*cells, of_passes(total, 0.0)]))
     return tables
 
 
-def _middle(study: Study) -> Cell:
-    (cell,) = study.tuned([of_passes(TOTALS[1], SHARES[2])])
-    return cell
-
-
-def ranking_tables(study: Study) -> list[Table]:
-    """Compare settings of the ranking loss with the paper's."""
-    middle, cells = _middle(study), []
-    for advantage, margins, pairing, size in itertools.product((True, False), (1, 3), ("sampled", "all"), (32, 96)):
-        settings = {
-            "ranking.advantage_weighting": advantage,
-            "ranking.intra_margin": 0.1 * margins,
-            "ranking.base_margin": 0.5 * margins,
-            "ranking.margin_step": {1: 0.1, 3: 0.5}[margins],
-            "pairs.pairing": pairing,
-            "pairs.pairs_per_group": size,
-        }
-        words = ("advantage" if advantage else "no advantage", f"margins x {margins}", pairing, f"{size} pairs")
-        cells.append(_with(middle, ", ".join(words), settings))
-    title = f"Ranking loss, {middle.settings['stage1.epochs']} + {middle.settings['stage2.epochs']} epochs"
-    return [differences_table(study, "ranking", title, cells)]
-
-
-def handover_tables(study: Study) -> list[Table]:
+def handover_tables(study: Study, totals: Sequence[int]) -> list[Table]:
     """Compare what Stage 2 gets from Stage 1, and the weight of its ranking loss."""
-    middle, cells = _middle(study), []
-    for weight, annealed, fresh in itertools.product((0.3, 0.03, 0.0), (True, False), (True, False)):
-        words = (f"weight {weight:g}", "annealed" if annealed else "constant", "fresh" if fresh else "kept moments")
-        cell = _with(middle, ", ".join(words), {"stage2.group_weight": weight})
-        cells.append(dataclasses.replace(cell, annealed=annealed, fresh=fresh))
-    return [differences_table(study, "handover", "Hand-over", cells)]
+    tables = []
+    for total in totals:
+        middle, cells = of_passes(total, SHARES[2]), []
+        for weight, annealed, fresh in itertools.product((0.3, 0.03, 0.0), (True, False), (True, False)):
+            words = (f"weight {weight:g}", "annealed" if annealed else "constant", "fresh" if fresh else "kept moments")
+            cell = Cell(f"{middle.name}, {', '.join(words)}", {**middle.settings, "stage2.group_weight": weight})
+            cells.append(dataclasses.replace(cell, annealed=annealed, fresh=fresh))
+        direct = of_passes(total, 0.0)
+        for weight in (0.03, 0.3):
+            settings = {**direct.settings, "stage2.group_weight": weight}
+            cells.append(Cell(f"{direct.name}, weight {weight:g}", settings))
+        tables.append(
+            differences_table(study, f"handover{total}", f"Hand-over, {total} epochs in all", [*cells, direct])
+        )
+    return tables
 
 
 def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]) -> Table:
     """Compare cells with the first of them under the seeds: MAE of the best and of the last epoch, PairwiseAcc."""
-    results = study.results([(cell, seed) for cell in cells for seed in SEEDS])
-    count, columns = len(SEEDS), {}
+    cells = study.tuned(cells)
+    results = study.results([(cell, seed) for cell in cells for seed in study.seeds])
+    count, columns = len(study.seeds), {}
     for index, cell in enumerate(cells):
         own = results[index * count : (index + 1) * count]
         best = [int(np.argmin(result["stage2"])) for result in own]
@@ -220,7 +256,7 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
             "last": [result["stage2"][-1] for result in own],
             "averaged": [result["averaged"] for result in own],
             "test": [result["test"][epoch] for result, epoch in zip(own, best, strict=True)],
-            "order": [max(result.get("stage1", result["pairwise_acc"])) for result in own],
+            "order": [max(result.get("order1", result["order2"])) for result in own],
         }
     reference = columns[cells[0].name]
     gains = {cell.name: np.subtract(columns[cell.name]["mae"], reference["mae"]) for cell in cells[1:]}
@@ -228,11 +264,13 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
     rows = []
     for cell in cells:
         figures = {key: statistics.fmean(values) for key, values in columns[cell.name].items()}
-        row: dict[str, Any] = {"name": cell.name, **figures}
+        row: dict[str, Any] = {"name": cell.name, **figures, "rates": ", ".join(f"{rate:g}" for rate in cell.rates[:2])}
         if cell is not cells[0]:
             row |= paired_interval(columns[cell.name]["mae"], reference["mae"])
             row["p"] = holm[cell.name].p_holm
             row["last_difference"] = figures["last"] - statistics.fmean(reference["last"])
+            tests = paired_interval(columns[cell.name]["test"], reference["test"])
+            row |= {f"test_{key}": value for key, value in tests.items()}
         rows.append(row)
     return Table(
         name,
@@ -246,12 +284,15 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
             Column("last_difference", "difference", "{:+.4f}"),
             Column("averaged", "averaged weights", "{:.4f}"),
             Column("test", "MAE on test", "{:.4f}"),
+            *(dataclasses.replace(column, key=f"test_{column.key}") for column in PAIRED),
             Column("order", "PairwiseAcc", "{:.4f}"),
+            Column("rates", "factors of the rates"),
         ),
         rows,
         (
             f"means over {count} seeds; difference to the first line with its 95 % t interval, paired by seed",
             "PairwiseAcc: the best on valid over the epochs of Stage 1, or over all epochs of MAE alone",
+            "factors of the learning rates: of Stage 1 and Stage 2, to those of the space's starting point",
         ),
     )
 
@@ -266,6 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="mosi", metavar="NAME", help="a known data set [default: mosi]")
     parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
     parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
+    parser.add_argument(
+        "--totals", type=int, nargs="+", default=TOTALS, metavar="N", help="epochs in all [default: 7 20 60]"
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of each cell [default: 5]")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="trainings at a time [default: 2]")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trainings' results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
@@ -273,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     source = Source(given.dataset, given.data, given.space, given.work)
     assert source.features
-    tables = PARTS[given.part](Study(source, given.processes))
+    tables = PARTS[given.part](Study(source, given.processes, given.seeds), given.totals)
     with open_setup(given.dataset, given.data, None, given.space, []) as setup:
         about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
     deliver(f"two_stages_{given.part}", about, tables, given.out, as_json=False)
