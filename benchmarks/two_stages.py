@@ -154,25 +154,29 @@ class Study:
         Stage 1 first, by its PairwiseAcc; then Stage 2 by MAE, from that Stage 1.
         """
         first_rates, second_rates = self._searched
-        halves: list[Cell] = []
-        for cell in cells:
-            if not cell.settings["stage1.epochs"]:
-                halves.append(cell.at({}, 0.0))
-                continue
-            tries = [cell.at(self._scaled(first_rates, factor), factor) for factor in FACTORS]
-            results = self.results([(way, TUNING_SEED) for way in tries], 1, firsts=tries)
-            halves.append(max(zip(tries, results, strict=True), key=lambda tried: max(tried[1]["stage1"]))[0])
+        tries = {
+            cell.name: [cell.at(self._scaled(first_rates, factor), factor) for factor in FACTORS]
+            for cell in cells
+            if cell.settings["stage1.epochs"]
+        }
+        begun = [way for ways in tries.values() for way in ways]
+        results = self.results([(way, TUNING_SEED) for way in begun], 1, firsts=begun)
+        order = {way.file: max(result["stage1"]) for way, result in zip(begun, results, strict=True)}
+        halves = [
+            max(tries[cell.name], key=lambda way: order[way.file]) if cell.name in tries else cell.at({}, 0.0)
+            for cell in cells
+        ]
         heads = HEAD_FACTORS if len(second_rates) > 1 else (1.0,)
         ways = list(itertools.product(FACTORS, heads))
-        tries = [
+        seconds = [
             half.at(self._scaled(second_rates, factor) | self._scaled(second_rates[-1:], factor * head), factor, head)
             for half in halves
             for factor, head in ways
         ]
         firsts = [half if half.rates[0] else None for half in halves for _ in ways]
-        results = self.results([(way, TUNING_SEED) for way in tries], 2, firsts=firsts)
+        results = self.results([(way, TUNING_SEED) for way in seconds], 2, firsts=firsts)
         errors = np.array([min(result["stage2"]) for result in results]).reshape(len(cells), -1)
-        return [tries[row * len(ways) + int(best)] for row, best in enumerate(errors.argmin(axis=1))]
+        return [seconds[row * len(ways) + int(best)] for row, best in enumerate(errors.argmin(axis=1))]
 
     def _scaled(self, paths: Sequence[str], factor: float) -> dict[str, float]:
         start = {**self.source.space.start(1), **self.source.space.start(2)}
