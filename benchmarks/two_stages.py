@@ -4,9 +4,9 @@
         --work work/two_stages --out docs/performance
 
 `passes` varies the epochs in all and the share of Stage 1. `ranking` varies advantage, margins, pairing and group size;
-`handover` what Stage 2 gets from Stage 1, and its other losses. Each cell searches its learning rates under a seed that
-does not count. An epoch encodes each training utterance about once. Validation chooses the rates; test is read beside
-it and chooses nothing. The folder `--work` keeps each training, so the same command resumes.
+`handover` what Stage 2 gets from Stage 1, and its other losses. Each cell searches its learning rates under seeds that
+do not count. An epoch encodes each training utterance about once. Validation chooses the rates; test is read beside it
+and chooses nothing. The folder `--work` keeps each training, so the same command resumes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of all learning rates of a stage."""
 HEAD_FACTORS = (1.0, 4.0)
 """Of the head's learning rate in Stage 2 besides, where the encoder learns too."""
-TUNING_SEED = 0
+TUNING_SEEDS = (0, 101, 102, 103)
+"""The learning rates are chosen under these, which do not count."""
 FIRST_RATES = ("stage1.encoder_lr", "stage1.head_lr")
 SECOND_RATES = ("stage2.encoder_top_lr", "stage2.encoder_base_lr", "stage2.head_lr")
 LARGE_MARGINS = {"ranking.intra_margin": 0.3, "ranking.base_margin": 1.5, "ranking.margin_step": 0.5}
@@ -122,8 +123,9 @@ def train(
 class Study:
     """Trainings in a folder, each done once."""
 
-    def __init__(self, source: Source, processes: int, seeds: int) -> None:
+    def __init__(self, source: Source, processes: int, seeds: int, tuning_seeds: int) -> None:
         self.source, self._processes = source, processes
+        self._tuning_seeds = TUNING_SEEDS[:tuning_seeds]
         self.seeds = range(1, seeds + 1)
         self._searched = [
             [path for path in paths if path in {**source.space.start(1), **source.space.start(2)}]
@@ -135,11 +137,14 @@ class Study:
     ) -> list[dict[str, Any]]:
         """Return the results of cells under seeds.
 
-        firsts: for each job the cell whose Stage 1 leaves its weights, or whose weights Stage 2 starts from.
+        firsts: for each job the cell whose Stage 1 leaves its weights, or from whose weights Stage 2 starts.
         """
         work = self.source.work
         places = [work / f"{cell.file}-{seed}.json" for cell, seed in jobs]
-        weights = [first and work / f"{first.file}-{TUNING_SEED}.safetensors" for first in firsts or [None] * len(jobs)]
+        weights = [
+            first and work / f"{first.file}-{seed}.safetensors"
+            for first, (_, seed) in zip(firsts or [None] * len(jobs), jobs, strict=True)
+        ]
         missing = [
             (self.source, cell, seed, stages or (1, 2), place, first)
             for (cell, seed), place, first in zip(jobs, places, weights, strict=True)
@@ -149,34 +154,45 @@ class Study:
         return [json.loads(place.read_text(encoding="utf-8")) for place in places]
 
     def tuned(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return the cells with the learning rates that validation chooses under a seed of their own.
+        """Return the cells with the learning rates that validation chooses under seeds of their own.
 
-        Stage 1 first, by its PairwiseAcc; then Stage 2 by MAE, from that Stage 1.
+        Stage 1 first, by its mean PairwiseAcc; then Stage 2 by its mean MAE, from that Stage 1.
         """
         first_rates, second_rates = self._searched
-        tries = {
-            cell.name: [cell.at(self._scaled(first_rates, factor), factor) for factor in FACTORS]
-            for cell in cells
+        ways = [
+            [cell.at(self._scaled(first_rates, factor), factor) for factor in FACTORS]
             if cell.settings["stage1.epochs"]
-        }
-        begun = [way for ways in tries.values() for way in ways]
-        results = self.results([(way, TUNING_SEED) for way in begun], 1, firsts=begun)
-        order = {way.file: max(result["stage1"]) for way, result in zip(begun, results, strict=True)}
-        halves = [
-            max(tries[cell.name], key=lambda way: order[way.file]) if cell.name in tries else cell.at({}, 0.0)
+            else [cell.at({}, 0.0)]
             for cell in cells
         ]
+        trained = [way for tries in ways for way in tries if way.rates[0]]
+        order = self._means(trained, 1, trained)
+        halves = [max(tries, key=lambda way: order.get(way.file, 0.0)) for tries in ways]
         heads = HEAD_FACTORS if len(second_rates) > 1 else (1.0,)
-        ways = list(itertools.product(FACTORS, heads))
-        seconds = [
-            half.at(self._scaled(second_rates, factor) | self._scaled(second_rates[-1:], factor * head), factor, head)
+        ways = [
+            [
+                half.at(
+                    self._scaled(second_rates, factor) | self._scaled(second_rates[-1:], factor * head), factor, head
+                )
+                for factor, head in itertools.product(FACTORS, heads)
+            ]
             for half in halves
-            for factor, head in ways
         ]
-        firsts = [half if half.rates[0] else None for half in halves for _ in ways]
-        results = self.results([(way, TUNING_SEED) for way in seconds], 2, firsts=firsts)
-        errors = np.array([min(result["stage2"]) for result in results]).reshape(len(cells), -1)
-        return [seconds[row * len(ways) + int(best)] for row, best in enumerate(errors.argmin(axis=1))]
+        firsts = [half if half.rates[0] else None for half, tries in zip(halves, ways, strict=True) for _ in tries]
+        error = self._means([way for tries in ways for way in tries], 2, firsts)
+        return [min(tries, key=lambda way: error[way.file]) for tries in ways]
+
+    def _means(self, ways: Sequence[Cell], stage: Literal[1, 2], firsts: Sequence[Cell | None]) -> dict[str, float]:
+        """Return the mean figure of each way's best epoch on valid over the seeds of tuning, by file."""
+        seeds, best = self._tuning_seeds, {1: max, 2: min}[stage]
+        results = self.results(
+            [(way, seed) for way in ways for seed in seeds], stage, firsts=[first for first in firsts for _ in seeds]
+        )
+        figures = [best(result[f"stage{stage}"]) for result in results]
+        return {
+            way.file: statistics.fmean(figures[index * len(seeds) : (index + 1) * len(seeds)])
+            for index, way in enumerate(ways)
+        }
 
     def _scaled(self, paths: Sequence[str], factor: float) -> dict[str, float]:
         start = {**self.source.space.start(1), **self.source.space.start(2)}
@@ -315,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--totals", type=int, nargs="+", default=TOTALS, metavar="N", help="epochs in all [default: 7 20 60]"
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of each cell [default: 5]")
+    parser.add_argument("--tuning-seeds", type=int, default=4, metavar="N", help="for learning rates [default: 4]")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="trainings at a time [default: 2]")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trainings' results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
@@ -322,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     source = Source(given.dataset, given.data, given.space, given.work)
     assert source.features
-    tables = PARTS[given.part](Study(source, given.processes, given.seeds), given.totals)
+    tables = PARTS[given.part](Study(source, given.processes, given.seeds, given.tuning_seeds), given.totals)
     with open_setup(given.dataset, given.data, None, given.space, []) as setup:
         about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
     deliver(f"two_stages_{given.part}", about, tables, given.out, as_json=False)
