@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,9 +113,6 @@ def train(
             label_N = loop.features.valid.label_N[loop.n_valid :]
             test_E = np.abs(score_EN[:, loop.n_valid :] - label_N).mean(axis=1)
             answer["test"] = test_E.tolist()
-            averaged = np.abs(score_EN[-1] - loop.features.valid.label_N)[: loop.n_valid].mean()
-            # Numbers that are not finite end a training early.
-            answer["averaged"] = float(averaged) if len(score_EN) > loop.epochs else math.inf
     write_json(place, answer)
 
 
@@ -274,7 +270,6 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
         columns[cell.name] = {
             "mae": [min(result["stage2"]) for result in own],
             "last": [result["stage2"][-1] for result in own],
-            "averaged": [result["averaged"] for result in own],
             "test": [result["test"][epoch] for result, epoch in zip(own, best, strict=True)],
             "order": [max(result.get("order1", result["order2"])) for result in own],
         }
@@ -302,7 +297,6 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
             Column("p", "p (Holm)", "{:.3f}"),
             Column("last", "at the last epoch", "{:.4f}"),
             Column("last_difference", "difference", "{:+.4f}"),
-            Column("averaged", "averaged weights", "{:.4f}"),
             Column("test", "MAE on test", "{:.4f}"),
             *(dataclasses.replace(column, key=f"test_{column.key}") for column in PAIRED),
             Column("order", "PairwiseAcc", "{:.4f}"),
@@ -315,6 +309,33 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
             "factors of the learning rates: of Stage 1 and Stage 2, to those of the space's starting point",
         ),
     )
+
+
+def draw(tables: Sequence[Table], path: Path) -> None:
+    """Draw the differences to MAE alone, with their intervals, against the number of epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    for axes, key, split in zip(figure.subplots(1, 2, sharey=True), ("", "test_"), ("valid", "test"), strict=True):
+        axes.axhline(0, color="0.6", linewidth=1)
+        for place, share in enumerate(SHARES[1:]):
+            rows = [table.rows[1 + place] for table in tables]
+            low, high = ([row[f"{key}{end}"] for row in rows] for end in ("low", "high"))
+            middle = [row[f"{key}difference"] for row in rows]
+            axes.errorbar(
+                [index + 0.12 * (place - 1) for index in range(len(rows))],
+                middle,
+                yerr=[np.subtract(middle, low), np.subtract(high, middle)],
+                fmt="osD"[place],
+                markersize=5,
+                capsize=3,
+                label=f"{share:.0%} of the epochs in Stage 1",
+            )
+        axes.set_xticks(range(len(tables)), [table.title.partition(" ")[0] for table in tables])
+        axes.set(title=f"MAE on {split}, less that of MAE alone", xlabel="epochs in all")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 PARTS = {"passes": passes_tables, "ranking": ranking_tables, "handover": handover_tables}
@@ -343,6 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with open_setup(given.dataset, given.data, None, given.space, []) as setup:
         about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
     deliver(f"two_stages_{given.part}", about, tables, given.out, as_json=False)
+    if given.out is not None and given.part == "passes":
+        draw(tables, given.out / "two_stages_passes.png")
 
 
 if __name__ == "__main__":
