@@ -66,16 +66,16 @@ def variance_table(table: TrialTable) -> Table:
 
 def finalists_table(table: TrialTable) -> Table:
     """Tell what Stage 2 would gain from other judges of the Stage 1 models that it starts from."""
-    started = [trial for trial in table.recorded(2) if trial.finalist is not None]
-    # Two Stage 1 models do not have the same PairwiseAcc, to all digits.
-    accuracy_G, group_T = np.unique([trial.finalist for trial in started], return_inverse=True)
+    started = [trial for trial in table.recorded(2) if trial.origin is not None]
+    origins, group_T = np.unique([trial.origin for trial in started], axis=0, return_inverse=True)
+    accuracy_T = np.array([trial.finalist for trial in started], np.float64)
     figures = {
         split: np.array([trial.known.objective[split][trial.known.best] for trial in started])
         for split in ("valid", "test")
     }
     metric = METRIC_TITLES[objective_name(2, table.task)]
     judges = {
-        f"{METRIC_TITLES[objective_name(1, table.task)]} of Stage 1 on valid": -accuracy_G[group_T],
+        f"{METRIC_TITLES[objective_name(1, table.task)]} of Stage 1 on valid": -accuracy_T,
         f"{metric} on valid after {SHORT} epochs of Stage 2": np.array([t.known.values_E[SHORT - 1] for t in started]),
         f"{metric} on valid of a whole trial of Stage 2": figures["valid"],
     }
@@ -89,7 +89,7 @@ def finalists_table(table: TrialTable) -> Table:
     said = [f"{share:.0%} [{low:.0%}, {high:.0%}]" for share, low, high in shares]
     return Table(
         "finalists",
-        f"What a judge of Stage 1 models is worth: {len(started)} trials of Stage 2 from {len(accuracy_G)} models",
+        f"What a judge of Stage 1 models is worth: {len(started)} trials of Stage 2 from {len(origins)} models",
         (Column("judge", "judge"), Column("valid", f"{metric} on valid"), Column("test", f"{metric} on test")),
         rows,
         (

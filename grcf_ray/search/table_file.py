@@ -116,7 +116,8 @@ def read_table(path: Path, *, with_errors: bool = False) -> TrialTable:
     labels = [np.array(about[split]) for split in SPLITS] if with_errors else []
     recorded: dict[Literal[1, 2], list[TableTrial]] = {1: [], 2: []}
     for row in rows:
-        trial = TableTrial(row["configuration"], json.loads(row["params"]), _known(row, labels), row["start"])
+        origin = None if row["finalist"] is None else (row["finalist"], row["seed"])
+        trial = TableTrial(row["configuration"], json.loads(row["params"]), _known(row, labels), row["start"], origin)
         recorded[trial.known.stage].append(trial)
     return TrialTable(
         recorded,

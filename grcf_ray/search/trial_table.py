@@ -92,6 +92,8 @@ class TableTrial:
     known: KnownTrial
     finalist: float | None = None
     """The Stage 1 objective that a trial of Stage 2 starts from."""
+    origin: tuple[int, int] | None = None
+    """Configuration and seed of the Stage 1 trial that a trial of Stage 2 starts from, where they are known."""
 
 
 class TrialTable:
