@@ -68,6 +68,8 @@ def finalists_table(table: TrialTable) -> Table:
     """Tell what Stage 2 would gain from other judges of the Stage 1 models that it starts from."""
     started = [trial for trial in table.recorded(2) if trial.origin is not None]
     origins, group_T = np.unique([trial.origin for trial in started], axis=0, return_inverse=True)
+    # NumPy 2.0 has one more dimension.
+    group_T = group_T.reshape(-1)
     accuracy_T = np.array([trial.finalist for trial in started], np.float64)
     figures = {
         split: np.array([trial.known.objective[split][trial.known.best] for trial in started])
