@@ -23,10 +23,13 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import DivergedError
+from grcf_ray.metrics import split_metrics
+from grcf_ray.model.base import GrcfModel
 from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space
 from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities
 from grcf_ray.train.checkpoint import trained_tensors
+from grcf_ray.train.curve import objective_name
 from grcf_ray.train.precision import precision_here
 from grcf_ray.train.stage import StageLoop, use_deterministic_torch
 
@@ -40,12 +43,16 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set and a space, as processes find them again. work: folder of the features and the results."""
+    """A data set and a space, as processes find them again.
+
+    work: folder of the features and the results. with_valid: whether the rows of valid are among those of train too.
+    """
 
     dataset: str
     data: Path | None
     space_file: Path | None
     work: Path
+    with_valid: bool = False
 
     @cached_property
     def store(self) -> DatasetStore:
@@ -61,8 +68,10 @@ class Source:
     @cached_property
     def features(self) -> Features:
         """Return the features, with the rows of test behind those of valid."""
-        store = _TestBehindValid(self.store.folder, self.store.info, self.store.files)
-        return prepare_features(store, self.space.config(), cache=self.work / "cache")
+        kind, cache = (_ValidBehindTrain, "cache-with-valid") if self.with_valid else (_TestBehindValid, "cache")
+        store = kind(self.store.folder, self.store.info, self.store.files)
+        # The cache cannot tell the rows of the two apart.
+        return prepare_features(store, self.space.config(), cache=self.work / cache)
 
     def loop(
         self, config: RunConfig, stage: Literal[1, 2], seed: int, start: Weights | None, kind: type[_Loop]
@@ -72,9 +81,7 @@ class Source:
         seen = select_modalities(self.features, config.model.modalities)
         model = initial_model(config.model_in(stage), seen, seed=seed)
         if start is not None:
-            with torch.no_grad():
-                for name, tensor in trained_tensors(model).items():
-                    tensor.copy_(start[name])
+            load_weights(model, start)
         protocol = protocol_of(self.store.info.name, self.store.info.task)
         loop = kind(model, seen, config, stage, seed=seed, protocol=protocol)
         loop.n_valid = self.store.info.splits["valid"]
@@ -88,10 +95,30 @@ class _TestBehindValid(DatasetStore):
         return pa.concat_tables([table, super().read("test")]) if split == "valid" else table
 
 
+class _ValidBehindTrain(_TestBehindValid):
+    def read(self, split: str) -> pa.Table:
+        """Return the rows of a split; those of train are followed by those of valid, and those by those of test."""
+        table = super().read(split)
+        return pa.concat_tables([table, DatasetStore.read(self, "valid")]) if split == "train" else table
+
+
+def load_weights(model: GrcfModel, weights: Weights) -> None:
+    """Copy the weights into a model."""
+    with torch.no_grad():
+        for name, tensor in trained_tensors(model).items():
+            tensor.copy_(weights[name])
+
+
+def _copied(model: GrcfModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trained_tensors(model).items()}
+
+
 class RecordedLoop(StageLoop):
     """A stage loop that keeps the scores after every epoch, and the weights averaged over the last steps."""
 
     n_valid: int
+    last: Weights
+    """The weights after the last epoch, once `record` has returned."""
 
     def record(self) -> tuple[list[dict[str, Any]], NDArray[np.float32], dict[str, torch.Tensor]]:
         """Train; return the curve, the scores [epochs + 1, N] with those of the averaged weights last, and the best
@@ -109,7 +136,8 @@ class RecordedLoop(StageLoop):
                 metrics = self.run_epoch()
                 metrics["seconds"] = time.process_time() - before
                 if self.best_epoch == self.epoch:
-                    best = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.model).items()}
+                    best = _copied(self.model)
+            self.last = _copied(self.model)
             first = self._first_averaged()
             tensors = trained_tensors(self.model)
             with torch.no_grad():
@@ -119,6 +147,23 @@ class RecordedLoop(StageLoop):
         except DivergedError:
             pass
         return self.curve, np.array(self._scores, np.float32), best
+
+    def scores_of(self, weights: Weights) -> NDArray[np.float64]:
+        """Return the scores [N] of valid and test with other weights, which the model keeps."""
+        load_weights(self.model, weights)
+        self._scores = []
+        self._validate()
+        return self._scores[0]
+
+    def objectives(self, score_N: NDArray[Any]) -> dict[str, float]:
+        """Return the stage's objective by split, from the scores [N] of valid and test."""
+        metric = objective_name(self.stage, self.features.task)
+        parts = (np.split(values_N, [self.n_valid]) for values_N in (score_N, self.features.valid.label_N))
+        about = {"protocol": self.protocol, "limit": self.features.half_range, "origin": self.features.center}
+        return {
+            split: split_metrics(part_N, label_N, only=metric, **about)[metric]
+            for split, part_N, label_N in zip(("valid", "test"), *parts, strict=True)
+        }
 
     def take_step(self, step: Step) -> Any:
         """Take a step, and add the weights to the sums if it is one of the last."""

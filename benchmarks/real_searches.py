@@ -1,0 +1,243 @@
+"""Compare policies of a search by real searches, and check simulated searches against them.
+
+    python benchmarks/real_searches.py --dataset mosi --data DIR --space benchmarks/spaces/mosi_text.yaml \
+        --table benchmarks/trials/mosi_text.parquet --work work/mosi --out docs/performance
+
+Every search is one of the public command, under a seed of its own. The best seed of the starting point is what their
+cost buys without searching: as many trainings as fit the passes (encoded utterances over training utterances) of the
+default's search of the same number, of which validation chooses one. The figure is the test error of the delivered
+model. With `--table`, searches of the same policies are simulated on recorded trials, which are others than those of
+the searches. The folder `--work` keeps the figures of each search, so the same command resumes; `--as-is` makes the
+tables from those that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import search_policy
+from recording import RecordedLoop, Source, Weights, run_all
+from simulated_searches import Figures, Policy, Results, simulate_all, simulation_tables
+from study import PAIRED, paired_interval
+
+from grcf_ray import open_run
+from grcf_ray.api.run import Run
+from grcf_ray.bench.setup import deliver, open_setup
+from grcf_ray.console import Progress
+from grcf_ray.files import write_json
+from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.search.space import stage_epochs
+from grcf_ray.tables import Column, Table
+from grcf_ray.train.curve import objective_name
+from grcf_ray.train.stage import stage_seed
+
+RANDOM = str(Path(__file__).with_name("random_search.py"))
+DEFAULT = Policy("default")
+REPEATED = (DEFAULT, Policy("random search", program=(RANDOM,), kind=search_policy.RandomSearch))
+OTHERS = (
+    Policy("no early stopping", {"search.pruning": False}),
+    Policy("grace of two epochs", {"search.grace_epochs": 2}),
+    Policy("reduction factor of two", {"search.reduction_factor": 2}),
+    Policy("one finalist", {"search.finalists": 1}),
+)
+BEST_SEED = "best seed of the starting point"
+COSTS = ("passes", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Searches and trainings in a folder, each done once."""
+
+    source: Source
+    processes: int
+    as_is: bool = False
+    """Whether what is not done is left out instead."""
+
+    def results(self, repeats: int, repeats_of_others: int) -> dict[str, dict[int, Figures]]:
+        """Return the figures of all policies; the first repeat of each comes first."""
+        units = list(_units(repeats, repeats_of_others))
+        results: dict[str, dict[int, Figures]] = {
+            name: {} for name in (*(policy.name for policy in (*REPEATED, *OTHERS)), BEST_SEED)
+        }
+        progress = Progress("searching", len(units))
+        for policy, repeat in units:
+            default = results[DEFAULT.name].get(repeat)
+            if policy is not None:
+                results[policy.name] |= self._search(policy, repeat)
+            elif default is not None:
+                results[BEST_SEED] |= self._best_seed(repeat, default["passes"])
+            progress.add(1)
+        return results
+
+    def _search(self, policy: Policy, seed: int) -> dict[int, Figures]:
+        name = f"{policy.name.replace(' ', '-')}-{seed}"
+        place, runs = self.source.work / f"{name}.json", self.source.work / "runs"
+        if not place.exists() and not self.as_is:
+            # A search that was interrupted starts again, so that its time is that of a whole one.
+            shutil.rmtree(runs / name, ignore_errors=True)
+            _run([*policy.program, *self._options(policy, seed), "--storage", str(runs), "--name", name], runs / name)
+            write_json(place, figures_of(open_run(runs / name)))
+            shutil.rmtree(runs / name)
+        return {seed: json.loads(place.read_text(encoding="utf-8"))} if place.exists() else {}
+
+    def _options(self, policy: Policy, seed: int) -> list[str]:
+        source, settings = self.source, policy.settings.items()
+        words = ["--dataset", source.dataset, "--seed", str(seed), "--concurrent", str(self.processes)]
+        words += ["--data", str(source.data)] if source.data else []
+        words += ["--space", str(source.space_file)] if source.space_file else []
+        return words + [word for path, value in settings for word in ("--set", f"{path}={json.dumps(value)}")]
+
+    def _best_seed(self, repeat: int, passes: float) -> dict[int, Figures]:
+        """Return the best of as many trainings of the starting point as fit the passes, and their cost."""
+        first = self._trainings([repeat, 0])
+        count = max(1, int(passes / first[0]["passes"])) if first else 1
+        models = self._trainings(*([repeat, number] for number in range(count)))
+        if len(models) < count:
+            return {}
+        best = min(models, key=lambda model: model["valid"])
+        cost = {name: sum(model[name] for model in models) for name in COSTS}
+        return {repeat: {**best, **cost, "seconds": cost["seconds"] / self.processes}}
+
+    def _trainings(self, *seeds: list[int]) -> list[Figures]:
+        """Return the figures of trainings of the starting point."""
+        places = [self.source.work / f"start-{'-'.join(map(str, seed))}.json" for seed in seeds]
+        missing = [(self.source, seed, place) for seed, place in zip(seeds, places, strict=True) if not place.exists()]
+        if missing and not self.as_is:
+            run_all(train_start, missing, processes=self.processes, title="training the starting point")
+        return [json.loads(place.read_text(encoding="utf-8")) for place in places if place.exists()]
+
+
+def _units(repeats: int, repeats_of_others: int) -> Iterator[tuple[Policy | None, int]]:
+    """Yield the policies, None for the best seed of the starting point, with the numbers of their repeats."""
+    for repeat in range(1, max(repeats, repeats_of_others) + 1):
+        if repeat <= repeats:
+            yield from ((policy, repeat) for policy in (*REPEATED, None))
+        if repeat <= repeats_of_others:
+            yield from ((policy, repeat) for policy in OTHERS)
+
+
+def _run(words: Sequence[str], folder: Path) -> None:
+    """Run a Python program to its end; its output goes to a file beside the folder of its run."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log")
+    with log.open("wb") as file, subprocess.Popen([sys.executable, *words], stdout=file, stderr=file) as program:
+        try:
+            code = program.wait()
+        except BaseException:
+            program.terminate()
+            raise
+    if code:
+        raise SystemExit(f"{folder.name} ended with exit code {code}: see {log}")
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """Return the figures of a finished search. `seconds`: from the start of its first trial to the end of its last."""
+    summary = run.summary
+    trials = [trial for stage in (1, 2) for trial in run.record.trials(stage)]
+    times = [datetime.datetime.fromisoformat(time) for trial in trials for time in (trial.started, trial.ended) if time]
+    metric = objective_name(2, summary.task)
+    return {
+        "valid": summary.valid[metric],
+        "test": summary.test[metric],
+        "passes": summary.cost.utterance_passes,
+        "seconds": (max(times) - min(times)).total_seconds(),
+        "trial_seconds": summary.cost.trial_seconds,
+    }
+
+
+def train_start(source: Source, seed: Sequence[int], place: Path) -> None:
+    """Train both stages of the starting point under a seed, and write the figures of its best epoch on valid."""
+    config = source.space.config()
+    weights: Weights | None = None
+    figures = {"passes": 0.0, "seconds": 0.0}
+    for stage in stage_epochs(config):
+        # Searches take seeds of three parts.
+        loop = source.loop(config, stage, stage_seed(*seed, stage, 0), weights, RecordedLoop)
+        curve, score_EN, weights = loop.record()
+        figures["passes"] += sum(metrics["utterance_passes"] for metrics in curve)
+        figures["seconds"] += sum(metrics["seconds"] for metrics in curve)
+    write_json(place, {**loop.objectives(score_EN[loop.best_epoch - 1]), **figures})
+
+
+def delivered_table(results: Results, title: str) -> Table:
+    """Compare the delivered models with the default's. title: of the error."""
+    reference, rows = results[DEFAULT.name], []
+    for name, by_repeat in results.items():
+        if not by_repeat:
+            continue
+        means = {key: statistics.fmean(f[key] for f in by_repeat.values()) for key in ("valid", "test", *COSTS)}
+        tests = [figures["test"] for figures in by_repeat.values()]
+        row: dict[str, Any] = {"name": name, "searches": len(tests), **means}
+        if len(tests) > 1:
+            row["deviation"] = statistics.stdev(tests)
+        both = sorted(by_repeat.keys() & reference.keys())
+        if name != DEFAULT.name and len(both) > 1:
+            row |= paired_interval(*([of[repeat]["test"] for repeat in both] for of in (by_repeat, reference)))
+        rows.append(row)
+    return Table(
+        "delivered",
+        f"Delivered models by policy: {title}",
+        (
+            Column("name", "policy"),
+            Column("searches", "searches"),
+            Column("passes", "passes", "{:.0f}"),
+            Column("seconds", "seconds", "{:.0f}"),
+            Column("valid", "on valid", "{:.4f}"),
+            Column("test", "on test", "{:.4f}"),
+            Column("deviation", "deviation", "{:.4f}"),
+            *PAIRED,
+        ),
+        rows,
+        (
+            "difference on test to the default, with its 95 % t interval, paired by the number of the search",
+            f"{BEST_SEED}: validation chooses among as many trainings as fit the passes of the default's search",
+        ),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="mosi", metavar="NAME", help="a known data set [default: mosi]")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default, random and seeds [default: 5]")
+    parser.add_argument("--repeats-of-others", type=int, default=1, metavar="N", help="other policies [default: 1]")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="trials at a time [default: 2]")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="recorded trials, to simulate the searches")
+    parser.add_argument("--simulations", type=int, default=20, metavar="N", help="of each policy [default: 20]")
+    parser.add_argument("--as-is", action="store_true", help="start nothing; tell of what is finished")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the figures")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
+    given = parser.parse_args(arguments)
+    # A search in progress ends with this program.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    given.work.mkdir(parents=True, exist_ok=True)
+    source = Source(given.dataset, given.data, given.space, given.work)
+    # The processes read the features that this one builds.
+    assert source.features
+    results = Bench(source, given.processes, given.as_is).results(given.repeats, given.repeats_of_others)
+    title = METRIC_TITLES[objective_name(2, source.features.task)]
+    tables = [delivered_table(results, title)]
+    if given.table:
+        policies = [policy for policy in (*REPEATED, *OTHERS) if results[policy.name]]
+        simulated = simulate_all(given.table, source.space, policies, given.simulations, given.processes)
+        tables += simulation_tables(results, simulated, title)
+    with open_setup(given.dataset, given.data, None, given.space, []) as setup:
+        about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
+    deliver(f"real_searches_{given.dataset}", about, tables, given.out, as_json=False)
+
+
+if __name__ == "__main__":
+    main()
