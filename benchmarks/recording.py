@@ -7,7 +7,7 @@ import dataclasses
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -158,10 +158,16 @@ class RecordedLoop(StageLoop):
     def objectives(self, score_N: NDArray[Any]) -> dict[str, float]:
         """Return the stage's objective by split, from the scores [N] of valid and test."""
         metric = objective_name(self.stage, self.features.task)
+        figure = partial(
+            split_metrics,
+            protocol=self.protocol,
+            limit=self.features.half_range,
+            origin=self.features.center,
+            only=metric,
+        )
         parts = (np.split(values_N, [self.n_valid]) for values_N in (score_N, self.features.valid.label_N))
-        about = {"protocol": self.protocol, "limit": self.features.half_range, "origin": self.features.center}
         return {
-            split: split_metrics(part_N, label_N, only=metric, **about)[metric]
+            split: figure(part_N, label_N)[metric]
             for split, part_N, label_N in zip(("valid", "test"), *parts, strict=True)
         }
 
