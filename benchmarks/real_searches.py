@@ -230,8 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Bench(source, given.processes, given.as_is).results(given.repeats, given.repeats_of_others)
     title = METRIC_TITLES[objective_name(2, source.features.task)]
     tables = [delivered_table(results, title)]
-    if given.table:
-        policies = [policy for policy in (*REPEATED, *OTHERS) if results[policy.name]]
+    policies = [policy for policy in (*REPEATED, *OTHERS) if results[policy.name]]
+    if given.table and policies:
         simulated = simulate_all(given.table, source.space, policies, given.simulations, given.processes)
         tables += simulation_tables(results, simulated, title)
     with open_setup(given.dataset, given.data, None, given.space, []) as setup:

@@ -111,13 +111,12 @@ def simulation_tables(results: Results, simulated: Mapping[str, Sequence[Figures
             rows.append({"figure": heading, "name": name, **row, "covered": inside})
         spread = 2 * float(t.ppf((1 + LEVEL) / 2, np.inf)) * pooled_deviation(list(values.values()))
         width = 2 * statistics.fmean(predicted.half_width for predicted in predictions.values())
-        order = spearmanr([predictions[name].mean for name in means], list(means.values())).statistic
         verdicts.append(
             {
                 "figure": heading,
                 "covered": f"{sum(map(sum, covered.values()))} of {sum(map(len, covered.values()))}",
                 "width": width / (2 * spread) if spread else None,
-                "order": float(order) if np.isfinite(order) else None,
+                "order": _order([predictions[name].mean for name in means], list(means.values())),
             }
         )
     return [_policies_table(rows, len(next(iter(simulated.values())))), _verdicts_table(verdicts)]
@@ -126,6 +125,13 @@ def simulation_tables(results: Results, simulated: Mapping[str, Sequence[Figures
 def _seconds_of_pass(figures: Mapping[str, Sequence[Figures]]) -> float:
     every = [each for of in figures.values() for each in of]
     return sum(each["trial_seconds"] for each in every) / sum(each["passes"] for each in every)
+
+
+def _order(simulated: Sequence[float], real: Sequence[float]) -> float | None:
+    """Return the rank correlation; None if it is undefined."""
+    if len(set(simulated)) < 2 or len(set(real)) < 2:
+        return None
+    return float(spearmanr(simulated, real).statistic)
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> float:

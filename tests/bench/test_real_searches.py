@@ -144,3 +144,8 @@ def test_simulated_searches_against_real_ones() -> None:
     rows = {(row["figure"], row["name"]): row for row in policies.rows}
     assert rows["MAE on valid", "random search"]["covered"] == "0 of 1"
     assert rows["passes", "default"]["real"] == "105" and rows["seconds", "default"]["real"] == "210"
+    # One policy has no order, and one search no spread.
+    alone = simulation_tables(
+        {"one finalist": real["one finalist"]}, {"one finalist": simulated["one finalist"]}, "MAE"
+    )
+    assert [(row["width"], row["order"]) for row in alone[1].rows] == [(None, None)] * 3
