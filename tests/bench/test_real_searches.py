@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from grcf_ray.data.store import DatasetStore
+
 TESTS = {
     "default": (0.80, 0.82, 0.84),
     "random search": (0.81, 0.84, 0.84),
@@ -149,3 +151,11 @@ def test_simulated_searches_against_real_ones() -> None:
         {"one finalist": real["one finalist"]}, {"one finalist": simulated["one finalist"]}, "MAE"
     )
     assert [(row["width"], row["order"]) for row in alone[1].rows] == [(None, None)] * 3
+
+
+def test_a_training_of_the_starting_point(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> None:
+    source, place = Source("tiny", tiny_store.folder, tiny_space, tmp_path), tmp_path / "start-1-0.json"
+    real_searches.train_start(source, [1, 0], place)
+    (trained,) = Bench(source, 2)._trainings([1, 0])
+    assert trained.keys() == {"valid", "test", "passes", "seconds"}
+    assert trained["valid"] != trained["test"] and min(trained.values()) > 0
