@@ -1,14 +1,15 @@
 """Compare what a search can deliver from the models that it has at its end.
 
     python benchmarks/endings.py --dataset mosi --data DIR --space benchmarks/spaces/mosi_text.yaml \
-        --work work/endings --out docs/performance
+        --table benchmarks/trials/mosi_text.parquet --work work/endings --out docs/performance
 
 Under each seed, the starting point of Stage 1 is trained once, and configurations of Stage 2 drawn from the space start
 from its best epoch. From these models come the best by validation, averages of weights (soups) and averages of scores
 (ensembles). The best configuration is also trained again, both stages under a fresh seed: on train alone, and on train
 and valid together. There, Stage 2 starts from the last epoch of Stage 1, because only train leaves an epoch to be
 chosen. Validation chooses; test is read for the figures alone. The folder `--work` keeps each seed, so the same command
-resumes; `--as-is` makes the page from the seeds that are there.
+resumes; `--as-is` makes the page from the seeds that are there. With `--table`, ensembles of recorded trials are
+compared too: groups of as many of Stage 2, each trial in one.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ import dataclasses
 import json
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from recording import RecordedLoop, Source, Weights, run_all
+from recording import RecordedLoop, Source, Weights, run_all, split_objectives
 from safetensors.torch import load_file, save_file
 from study import PAIRED, paired_interval
 
 from grcf_ray.bench.setup import deliver, open_setup
 from grcf_ray.files import atomic_write, write_json
 from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.search import table_file
 from grcf_ray.search.space import Space
+from grcf_ray.search.table_file import SPLITS
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.curve import objective_name
 from grcf_ray.train.stage import stage_seed
@@ -49,7 +54,6 @@ AGAIN_BEST, AGAIN_LAST, REFIT = (
     "trained again, last epoch",
     "trained again on train and valid, last epoch",
 )
-ENDINGS = (SINGLE, GREEDY, SOUP, THREE, ENSEMBLE, AGAIN_BEST, AGAIN_LAST, REFIT)
 STEPS = {
     "a fresh seed for the one that was chosen": (AGAIN_BEST, SINGLE),
     "the choice of an epoch": (AGAIN_BEST, AGAIN_LAST),
@@ -67,7 +71,7 @@ class Model:
 
     objectives: Sequence[Mapping[str, float]]
     """By epoch: on valid and on test."""
-    score_EN: NDArray[np.float32]
+    score_EN: NDArray[Any]
     """By epoch: of valid and test."""
     best: Weights
     """Of the best epoch on valid."""
@@ -89,9 +93,9 @@ class Model:
         return {**self.objectives[self.best_epoch], "models": 1}
 
     @property
-    def score_N(self) -> NDArray[np.float32]:
+    def score_N(self) -> NDArray[Any]:
         """The scores of the best epoch of Stage 2."""
-        score_N: NDArray[np.float32] = self.score_EN[self.best_epoch]
+        score_N: NDArray[Any] = self.score_EN[self.best_epoch]
         return score_N
 
 
@@ -172,9 +176,6 @@ def mixed_endings(models: Sequence[Model], loop: RecordedLoop) -> dict[str, Endi
         scores = loop.scores_of(mean_weights([model.best for model in parts]))
         return {**loop.objectives(scores), "models": len(parts)}
 
-    def ensemble(parts: Sequence[Model]) -> Ending:
-        return {**loop.objectives(np.mean([model.score_N for model in parts], axis=0)), "models": len(parts)}
-
     taken, greedy = [models[0]], models[0].ending
     for model in models[1:]:
         more = soup([*taken, model])
@@ -184,9 +185,43 @@ def mixed_endings(models: Sequence[Model], loop: RecordedLoop) -> dict[str, Endi
         SINGLE: models[0].ending,
         GREEDY: greedy,
         SOUP: soup(models),
-        THREE: ensemble(models[:3]),
-        ENSEMBLE: ensemble(models),
+        **ensembles(models, loop.objectives),
     }
+
+
+def ensembles(models: Sequence[Model], objectives: Callable[[NDArray[Any]], dict[str, float]]) -> dict[str, Ending]:
+    """Return the endings that average scores. models: the best first. objectives: of scores of valid and test."""
+    return {
+        name: {**objectives(np.mean([model.score_N for model in parts], axis=0)), "models": len(parts)}
+        for name, parts in ((THREE, models[:3]), (ENSEMBLE, models))
+    }
+
+
+def recorded_endings(path: Path, size: int) -> list[dict[str, Ending]]:
+    """Return the endings of groups of recorded trials of Stage 2. size: of a group."""
+    about = json.loads(pq.read_schema(path).metadata[b"about"])
+    label_N = np.concatenate([about[split] for split in SPLITS])
+    objectives = partial(
+        split_objectives,
+        label_N=label_N,
+        n_valid=len(about["valid"]),
+        metric=objective_name(2, about["task"]),
+        protocol=about["protocol"],
+        limit=about["half_range"],
+    )
+    models = []
+    for row in pq.read_table(path, filters=[("stage", "=", 2)]).to_pylist():
+        score_CN = np.array(row["scores"]).reshape(-1, len(label_N)).cumsum(axis=0) / table_file._SCALE
+        # Behind those of the epochs are those of the averaged weights.
+        score_EN = score_CN[: len(row["seconds"])]
+        models.append(Model([objectives(score_N) for score_N in score_EN], score_EN, {}, {}))
+    order = np.random.default_rng(0).permutation(len(models))
+    groups = order[: len(order) // size * size].reshape(-1, size)
+    answer = []
+    for group in groups:
+        ranked = sorted((models[number] for number in group), key=lambda model: min(model.errors))
+        answer.append({SINGLE: ranked[0].ending, **ensembles(ranked, objectives)})
+    return answer
 
 
 def mean_weights(parts: Sequence[Weights]) -> dict[str, torch.Tensor]:
@@ -214,23 +249,23 @@ def again_endings(trainings: Trainings, params: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def endings_table(seeds: Sequence[Mapping[str, Ending]], title: str) -> Table:
-    """Compare the endings with the first. title: of the error."""
+def endings_table(seeds: Sequence[Mapping[str, Ending]], name: str, title: str, over: str) -> Table:
+    """Compare the endings with the first of them. over: what the means are over."""
     rows = []
-    for name in ENDINGS:
-        tests, reference = ([seed[ending]["test"] for seed in seeds] for ending in (name, SINGLE))
-        valid = [seed[name]["valid"] for seed in seeds if "valid" in seed[name]]
+    for ending in seeds[0]:
+        tests, reference = ([seed[one]["test"] for seed in seeds] for one in (ending, SINGLE))
+        valid = [seed[ending]["valid"] for seed in seeds if "valid" in seed[ending]]
         row: dict[str, Any] = {
-            "name": name,
-            "models": statistics.fmean(seed[name]["models"] for seed in seeds),
+            "name": ending,
+            "models": statistics.fmean(seed[ending]["models"] for seed in seeds),
             "valid": statistics.fmean(valid) if valid else None,
             "test": statistics.fmean(tests),
             "deviation": statistics.stdev(tests),
         }
-        rows.append(row if name == SINGLE else {**row, **paired_interval(tests, reference)})
+        rows.append(row if ending == SINGLE else {**row, **paired_interval(tests, reference)})
     return Table(
-        "endings",
-        f"Endings of a search: {title}",
+        name,
+        title,
         (
             Column("name", "ending"),
             Column("models", "models", "{:.1f}"),
@@ -241,7 +276,7 @@ def endings_table(seeds: Sequence[Mapping[str, Ending]], title: str) -> Table:
         ),
         rows,
         (
-            f"means over {len(seeds)} seeds; difference on test to the first line with its 95 % t interval, by seed",
+            f"means over {len(seeds)} {over}; difference on test to the first line with its 95 % t interval, paired",
             "models: whose weights or scores are averaged",
         ),
     )
@@ -265,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=8, metavar="N", help="seeds [default: 8]")
     parser.add_argument("--configurations", type=int, default=6, metavar="N", help="of Stage 2 [default: 6]")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="trainings at a time [default: 2]")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="recorded trials, for ensembles of them")
     parser.add_argument("--as-is", action="store_true", help="start nothing; tell of what is finished")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trainings' results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
@@ -277,9 +313,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_all(compare_endings, missing, processes=given.processes, title="training")
     seeds = [json.loads(place.read_text(encoding="utf-8")) for place in places if place.exists()]
     title = METRIC_TITLES[objective_name(2, source.store.info.task)]
+    tables = []
+    if seeds:
+        tables += [endings_table(seeds, "endings", f"Endings of a search: {title}", "seeds"), steps_table(seeds)]
+    if given.table:
+        groups = recorded_endings(given.table, given.configurations)
+        over = f"groups of {given.configurations} trials"
+        tables.append(endings_table(groups, "recorded", f"Ensembles of recorded trials: {title}", over))
     with open_setup(given.dataset, given.data, None, given.space, []) as setup:
         about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
-    deliver("endings", about, [endings_table(seeds, title), steps_table(seeds)], given.out, as_json=False)
+    deliver("endings", about, tables, given.out, as_json=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import dataclasses
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,10 +23,11 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import DivergedError
-from grcf_ray.metrics import split_metrics
+from grcf_ray.metrics import MetricProtocol, split_metrics
 from grcf_ray.model.base import GrcfModel
 from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space
+from grcf_ray.search.table_file import SPLITS
 from grcf_ray.train.assemble import initial_model, prepare_features, select_modalities
 from grcf_ray.train.checkpoint import trained_tensors
 from grcf_ray.train.curve import objective_name
@@ -157,19 +158,16 @@ class RecordedLoop(StageLoop):
 
     def objectives(self, score_N: NDArray[Any]) -> dict[str, float]:
         """Return the stage's objective by split, from the scores [N] of valid and test."""
-        metric = objective_name(self.stage, self.features.task)
-        figure = partial(
-            split_metrics,
+        features = self.features
+        return split_objectives(
+            score_N,
+            features.valid.label_N,
+            self.n_valid,
+            metric=objective_name(self.stage, features.task),
             protocol=self.protocol,
-            limit=self.features.half_range,
-            origin=self.features.center,
-            only=metric,
+            limit=features.half_range,
+            origin=features.center,
         )
-        parts = (np.split(values_N, [self.n_valid]) for values_N in (score_N, self.features.valid.label_N))
-        return {
-            split: figure(part_N, label_N)[metric]
-            for split, part_N, label_N in zip(("valid", "test"), *parts, strict=True)
-        }
 
     def take_step(self, step: Step) -> Any:
         """Take a step, and add the weights to the sums if it is one of the last."""
@@ -188,6 +186,24 @@ class RecordedLoop(StageLoop):
     def _measured(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         self._scores.append(score_N)
         return super()._measured(score_N[: self.n_valid], label_N[: self.n_valid])
+
+
+def split_objectives(
+    score_N: NDArray[Any],
+    label_N: NDArray[Any],
+    n_valid: int,
+    *,
+    metric: str,
+    protocol: MetricProtocol,
+    limit: float,
+    origin: float = 0.0,
+) -> dict[str, float]:
+    """Return a metric on valid and test, from the scores and labels [N] of both."""
+    parts = (np.split(values_N, [n_valid]) for values_N in (score_N, label_N))
+    return {
+        split: split_metrics(part_N, own_N, protocol=protocol, limit=limit, origin=origin, only=metric)[metric]
+        for split, part_N, own_N in zip(SPLITS, *parts, strict=True)
+    }
 
 
 def run_all(call: Callable[..., None], jobs: Iterable[tuple[Any, ...]], *, processes: int, title: str) -> None:

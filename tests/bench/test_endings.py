@@ -10,9 +10,12 @@ import endings
 import numpy as np
 import pytest
 import torch
-from endings import AGAIN_BEST, AGAIN_LAST, ENDINGS, ENSEMBLE, GREEDY, REFIT, SINGLE, SOUP, THREE, Model, Trainings
+from endings import AGAIN_BEST, AGAIN_LAST, ENSEMBLE, GREEDY, REFIT, SINGLE, SOUP, THREE, Model, Trainings
 from recording import Source
 from scipy import stats
+
+from grcf_ray.search.table_file import write_table
+from tests.search.made_trials import ABOUT, TRIALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from grcf_ray.data.store import DatasetStore
 
+ENDINGS = [SINGLE, GREEDY, SOUP, THREE, ENSEMBLE, AGAIN_BEST, AGAIN_LAST, REFIT]
 VALID, TEST = np.array([0.0, 1.0]), np.array([1.0, 3.0])
 
 
@@ -70,7 +74,7 @@ def test_endings_are_compared_by_seed() -> None:
     for seed in range(3):
         seeds.append({name: {"valid": 0.7, "test": of[seed], "models": 1 + seed} for name, of in tests.items()})
         del seeds[-1][REFIT]["valid"]
-    rows = {row["name"]: row for row in endings.endings_table(seeds, "MAE").rows}
+    rows = {row["name"]: row for row in endings.endings_table(seeds, "endings", "Endings", "seeds").rows}
     gain = stats.ttest_rel(tests[SOUP], tests[SINGLE]).confidence_interval(0.95)
     assert (rows[SOUP]["low"], rows[SOUP]["high"]) == pytest.approx(gain)
     assert "difference" not in rows[SINGLE] and rows[SINGLE]["models"] == 2
@@ -78,6 +82,29 @@ def test_endings_are_compared_by_seed() -> None:
     steps = endings.steps_table(seeds).rows
     refit = stats.ttest_rel(tests[REFIT], tests[AGAIN_LAST]).confidence_interval(0.95)
     assert (steps[-1]["low"], steps[-1]["high"]) == pytest.approx(refit)
+
+
+def test_ensembles_of_recorded_trials(tmp_path: Path) -> None:
+    path = tmp_path / "trials.parquet"
+    write_table(path, ABOUT, TRIALS)
+    second = [trial for trial in TRIALS if trial["stage"] == 2]
+    valid, test = (np.array(ABOUT[split]) for split in ("valid", "test"))
+    best = []
+    for trial in second:
+        scores = np.asarray(trial["scores"])[: len(trial["curve"])]
+        errors = np.abs(scores[:, : len(valid)] - valid).mean(axis=1)
+        best.append((errors.min(), scores[errors.argmin(), len(valid) :]))
+    (whole,) = endings.recorded_endings(path, len(second))
+    mean = np.mean([scores for _, scores in best], axis=0)
+    # The file keeps scores to 1/64.
+    assert whole[ENSEMBLE]["test"] == pytest.approx(np.abs(mean - test).mean(), abs=1 / 64)
+    assert whole[ENSEMBLE]["models"] == len(second)
+    assert whole[SINGLE]["valid"] == pytest.approx(min(error for error, _ in best), abs=1 / 64)
+    groups = endings.recorded_endings(path, 4)
+    assert len(groups) == len(second) // 4
+    # Every trial is in one group at most.
+    assert len({group[SINGLE]["test"] for group in groups}) == len(groups)
+    assert list(groups[0]) == [SINGLE, THREE, ENSEMBLE]
 
 
 @pytest.fixture
@@ -99,7 +126,7 @@ def test_a_seed(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     place, trained = source.work / "seed-1.json", []
     endings.compare_endings(source, 1, 2, place)
     whole = json.loads(place.read_text())
-    assert list(whole) == list(ENDINGS) and not place.with_suffix("").exists()
+    assert list(whole) == ENDINGS and not place.with_suffix("").exists()
     assert all(value > 0 for ending in whole.values() for value in ending.values())
     assert whole[THREE] == whole[ENSEMBLE] and whole[REFIT] != whole[AGAIN_LAST]
     assert whole[AGAIN_BEST]["valid"] <= whole[AGAIN_LAST]["valid"]
