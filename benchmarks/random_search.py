@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import search_policy
+import policies
 
 from grcf_ray.cli import main
 from grcf_ray.search import session
@@ -17,7 +17,7 @@ from grcf_ray.search.stages import Search
 class RandomSearch(Search):
     """A search with random proposals, the trials of a simulated one."""
 
-    searcher = search_policy.RandomSearch.searcher
+    searcher = policies.RandomSearch.searcher
 
 
 if __name__ == "__main__":

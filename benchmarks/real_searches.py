@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import search_policy
+import policies
 from recording import RecordedLoop, Source, Weights, run_all
 from simulated_searches import Figures, Policy, Results, simulate_all, simulation_tables
 from study import PAIRED, paired_interval
@@ -44,7 +44,7 @@ from grcf_ray.train.stage import stage_seed
 
 RANDOM = str(Path(__file__).with_name("random_search.py"))
 DEFAULT = Policy("default")
-REPEATED = (DEFAULT, Policy("random search", program=(RANDOM,), kind=search_policy.RandomSearch))
+REPEATED = (DEFAULT, Policy("random search", program=(RANDOM,), kind=policies.RandomSearch))
 OTHERS = (
     Policy("no early stopping", {"search.pruning": False}),
     Policy("grace of two epochs", {"search.grace_epochs": 2}),
