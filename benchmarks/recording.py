@@ -24,7 +24,7 @@ from grcf_ray.data.pairs import Step
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import DivergedError
 from grcf_ray.metrics import MetricProtocol, split_metrics
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space
 from grcf_ray.search.table_file import SPLITS
@@ -103,14 +103,14 @@ class _ValidBehindTrain(_TestBehindValid):
         return pa.concat_tables([table, DatasetStore.read(self, "valid")]) if split == "train" else table
 
 
-def load_weights(model: GrcfModel, weights: Weights) -> None:
+def load_weights(model: MultimodalModel, weights: Weights) -> None:
     """Copy the weights into a model."""
     with torch.no_grad():
         for name, tensor in trained_tensors(model).items():
             tensor.copy_(weights[name])
 
 
-def _copied(model: GrcfModel) -> dict[str, torch.Tensor]:
+def _copied(model: MultimodalModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in trained_tensors(model).items()}
 
 

@@ -6,8 +6,11 @@ are defined in `grcf_ray.settings`; import them from here.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -18,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from grcf_ray.errors import ConfigError, faults_message
 from grcf_ray.plain_yaml import read_yaml
+from grcf_ray.plugins import model_module, model_names
 
 # Each alias marks a name that other modules import from here. isort would give each a statement.
 # isort: off
@@ -28,6 +32,7 @@ from grcf_ray.settings import (
     MetricsConfig as MetricsConfig,
     Modalities as Modalities,
     ModelConfig as ModelConfig,
+    NoOptions as NoOptions,
     PairConfig as PairConfig,
     RankingConfig as RankingConfig,
     RunConfig as RunConfig,
@@ -111,20 +116,40 @@ def check_read(task: Task, paths: Iterable[str]) -> None:
 
 
 @cache
-def _adapter() -> TypeAdapter[RunConfig]:
-    return TypeAdapter(RunConfig)
+def _adapter(section: type = RunConfig) -> TypeAdapter[Any]:
+    return TypeAdapter(section)
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
-    """Return a configuration as path -> value, in the order of its fields."""
+    """Return a configuration as path -> value, in the order of its fields; a model's options come after all others."""
     values: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(config, ModelConfig) and field.name == "options":
+            options = flatten(value, f"{config.name}.")
+        elif dataclasses.is_dataclass(value):
             values.update(flatten(value, f"{prefix}{field.name}."))
         else:
             values[prefix + field.name] = value
-    return values
+    return values | options
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Return the options of a model by path, such as `lmf.rank`, with their defaults."""
+    return flatten(model_module(name).CARD.options(), f"{name}.")
+
+
+def field_docstrings(section: type) -> dict[str, str]:
+    """Return the string after each field of a dataclass, on one line, by field."""
+    (definition,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(after.value.value.split())
+        for field, after in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }
 
 
 @cache
@@ -150,26 +175,80 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def path_fault(path: str) -> str | None:
+    """Return what is wrong with the path of a setting, or None if there is one by this path."""
+    name, dot, option = path.partition(".")
+    if dot and name in model_names():
+        options = [known.partition(".")[2] for known in model_options(name)]
+        offered = f"its options are {', '.join(options)}" if options else "it has none"
+        return None if option in options else f"no such option of the model {name}; {offered}"
+    return None if path in known_paths() else f"no such setting{nearest(path, known_paths())}"
+
+
 def config_faults(values: Mapping[str, Any]) -> list[str]:
-    """Return one line for each unknown path and each value that its setting does not accept."""
-    faults = [f"{path}: no such setting{nearest(path, known_paths())}" for path in values if path not in known_paths()]
-    known = {path: value for path, value in values.items() if path in known_paths()}
+    """Return one line for each unknown path and each value that its setting does not accept.
+
+    Options are those of `model.name`, if that is among the values, else of any model.
+    """
+    wrong = {path: fault for path in values if (fault := path_fault(path)) is not None}
+    faults = [f"{path}: {fault}" for path, fault in wrong.items()]
+    known = {path: value for path, value in values.items() if path not in wrong}
+    sections, options = _split(known)
+    faults += _value_faults(RunConfig, sections)
+    for name, own in options.items():
+        faults += _value_faults(model_module(name).CARD.options, own, f"{name}.")
+        chosen = values.get("model.name", name)
+        if chosen != name and chosen in model_names():
+            offered = ", ".join(model_options(chosen)) or "none"
+            faults += [f"{name}.{option}: the model is {chosen}, whose options are: {offered}" for option in own]
+    return faults
+
+
+def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the settings that all models share, by path, and the options of each model, by model and name."""
+    shared: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        name, dot, option = path.partition(".")
+        if dot and name in model_names():
+            options.setdefault(name, {})[option] = value
+        else:
+            shared[path] = value
+    return shared, options
+
+
+def _value_faults(section: type, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return one line for each value that its setting does not accept. values: by path within the section."""
     try:
-        _adapter().validate_python(_nest(known))
+        _adapter(section).validate_python(_nest(values))
     except ValidationError as error:
         seen: dict[str, list[str]] = {}
         for fault in error.errors():
-            path = next(p for p in known if p == ".".join(map(str, fault["loc"]))[: len(p)])
+            path = next(p for p in values if p == ".".join(map(str, fault["loc"]))[: len(p)])
             seen.setdefault(path, []).append(fault["msg"].removeprefix("Input should be "))
-        faults += [f"{path} = {known[path]!r}: should be {' or '.join(why)}" for path, why in seen.items()]
-    return faults
+        return [f"{prefix}{path} = {values[path]!r}: should be {' or '.join(why)}" for path, why in seen.items()]
+    return []
 
 
 def build_config(values: Mapping[str, Any], *, source: str = "the settings") -> RunConfig:
     """Return the default configuration with these paths set. A ConfigError lists all faults together."""
+    values = {"model.name": ModelConfig.name, **values}
     if faults := config_faults(values):
         raise ConfigError(faults_message(f"{source}: {len(faults)} fault(s)", faults))
-    return _adapter().validate_python(_nest(values))
+    sections, options = _split(values)
+    config: RunConfig = _adapter().validate_python(_nest(sections))
+    name = config.model.name
+    if name == ModelConfig.name:
+        return config
+    own = _adapter(model_module(name).CARD.options).validate_python(options.get(name, {}))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=own))
+
+
+def typed_value(path: str, value: Any) -> Any:
+    """Return an accepted value in the type of its setting."""
+    name, _, _ = path.partition(".")
+    model = {"model.name": name} if name in model_names() else {}
+    return flatten(build_config({**model, path: value}))[path]
 
 
 def check_margins(config: RunConfig, half_range: float, task: Task = "regression") -> list[str]:
@@ -231,4 +310,4 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """Return the whole configuration as YAML, one mapping per section."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return yaml.safe_dump(_nest(flatten(config)), sort_keys=False)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from grcf_ray.plain_yaml import DECIMAL
+from grcf_ray.plugins import model_names
 
 Task = Literal["regression", "classification"]
 Modalities = Literal["all", "text", "audio", "vision", "text+audio", "text+vision", "audio+vision"]
@@ -24,6 +25,12 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool) or (isinstance(value, str) and not DECIMAL.fullmatch(value.strip())):
         raise PydanticCustomError("decimal", "Input should be a number in decimal digits")
     return value
+
+
+def _model_name(name: str) -> str:
+    if name not in model_names():
+        raise PydanticCustomError("model_name", "Input should be one of {names}", {"names": ", ".join(model_names())})
+    return name
 
 
 Digits = BeforeValidator(_number)
@@ -55,9 +62,16 @@ class FeatureConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The network of section 3.1; for classification that of appendix A.1."""
+class NoOptions:
+    """The options of a model that has none of its own."""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network: for GRCF that of section 3.1, for classification that of appendix A.1."""
+
+    name: Annotated[str, AfterValidator(_model_name)] = "grcf"
+    """The model, as `grcf models list` prints it. Its own options have paths of their own, such as `lmf.rank`."""
     backbone: str = "microsoft/deberta-v3-base"
     """Text encoder: a Hugging Face name or a local folder (section 3.1; Table 11 compares others)."""
     text_vector: Literal["cls", "mean", "last"] = "cls"
@@ -89,6 +103,8 @@ class ModelConfig:
     modality (eqs. 1-2). Classification only."""
     gate: Literal["scalar", "vector"] = "scalar"
     """Gate of eq. 15: one value per sample, or one per dimension. Classification only."""
+    options: Any = dataclasses.field(default_factory=NoOptions)
+    """The model's own options, an instance of the class that its card names."""
 
     @property
     def sees_text(self) -> bool:

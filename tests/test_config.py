@@ -198,3 +198,10 @@ def test_native_edges_cover_the_papers_range() -> None:
     assert margin_faults(3.0, group_edges="native") == margin_faults(1.0, group_edges="native") == []
     (fault,) = margin_faults(4.0, group_edges="native")
     assert fault.startswith("ranking.group_edges = native ")
+
+
+def test_a_model_has_a_name() -> None:
+    assert build_config({}).model.name == "grcf"
+    (fault,) = config_faults({"model.name": "gpt"})
+    assert fault.startswith("model.name = 'gpt': should be one of grcf")
+    assert config_faults({"grcf.rank": 3}) == ["grcf.rank: no such option of the model grcf; it has none"]

@@ -25,6 +25,7 @@ RANKS = {
     "memory": 1,
     "retry": 1,
     "storage": 1,
+    "plugins": 1,
     "settings": 1,
     "config": 1,
     "console": 1,

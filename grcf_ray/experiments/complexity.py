@@ -17,6 +17,7 @@ from grcf_ray.data.schema import TableInfo
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.model.build import described_model, parameter_table
+from grcf_ray.model.card import card_of
 from grcf_ray.search.winner import available_threads
 from grcf_ray.tables import Column, Table
 
@@ -40,7 +41,7 @@ def complexity_of(config: RunConfig, data: TableInfo | DatasetFacts) -> Experime
     with torch.device("meta"):
         shapes = described_model(config, data)
     counts = dict(parameter_table(shapes))
-    total = counts["GRCF (total)"] = sum(counts.values())
+    total = counts[f"{card_of(config.model.name).title} (total)"] = sum(counts.values())
     encoder = encoder_name(flatten(config))
     same = facts is not None and facts.task == data.task and encoder == short_name(facts.paper_backbone or "")
     printed = TABLES["complexity"].get(data.name, {}) if same else {}

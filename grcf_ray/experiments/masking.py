@@ -8,15 +8,21 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pyarrow as pa
 
+from grcf_ray.errors import ConfigError
 from grcf_ray.statistics import Floats
 from grcf_ray.train.assemble import text_vectors
 from grcf_ray.train.export import SavedModel
 
 
 class Rescorer:
-    """A trained model and the N rows of a table, whose texts are encoded once."""
+    """A trained model and the N rows of a table, whose texts are encoded once.
+
+    ConfigError for a model that reads no text vector, but the states of the subwords.
+    """
 
     def __init__(self, saved: SavedModel, table: pa.Table) -> None:
+        if saved.model.reads_states:
+            raise ConfigError(f"{saved.config.model.name} reads subword states; this experiment needs a text vector")
         self.saved, self.table = saved, table
         features = saved.features_of(table)
         # In the batches of plain scoring, so that the scores are equal to the bit.

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, Task
+from grcf_ray.config import ModelConfig, RunConfig, Task
 from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import GrcfModel
-from grcf_ray.model.classification import GrcfClassifier
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.card import card_of
 from grcf_ray.model.pretrained import backbone_config, backbone_from_config
-from grcf_ray.model.regression import GrcfRegressor
 from grcf_ray.model.text_encoder import TextEncoder
 
 _TITLES: Mapping[str, str] = {
@@ -40,22 +39,24 @@ def build_model(
     audio_dim: int | None,
     vision_dim: int | None,
     half_range: float,
-) -> GrcfModel:
+    n_train: int = 0,
+) -> MultimodalModel:
     """Return the network of a configuration for a task. ConfigError if it cannot be built, as in classification
     without text.
 
-    backbone: used, not copied; None for a model without text. half_range: S, which scales the reach of regression's
-    tanh (3.5 for S = 3).
+    backbone: used, not copied; None for a model without text. The rest is explained in `DataShape`.
     """
+    card = card_of(config.name)
+    if task not in card.networks:
+        raise ConfigError(f"model.name = {config.name}: {card.title} does not learn {task}; use another model")
+    if backbone is None and card.needs_text:
+        raise ConfigError(f"model.name = {config.name}: {card.title} needs the text; use another model or modalities")
     encoder = None if backbone is None else TextEncoder(backbone, config.text_vector, config.frozen_layers)
-    if task == "regression":
-        return GrcfRegressor(encoder, config, audio_dim=audio_dim, vision_dim=vision_dim, half_range=half_range)
-    if encoder is None:
-        raise ConfigError(NEEDS_TEXT.format(config.modalities))
-    return GrcfClassifier(encoder, config, audio_dim=audio_dim, vision_dim=vision_dim)
+    data = DataShape(task=task, audio_dim=audio_dim, vision_dim=vision_dim, half_range=half_range, n_train=n_train)
+    return card.networks[task](encoder, config, data)
 
 
-def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> GrcfModel:
+def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> MultimodalModel:
     """Return the network of a configuration for a data set, with random weights, on torch's default device."""
     audio_dim = data.audio_dim if config.model.sees("audio") else None
     vision_dim = data.vision_dim if config.model.sees("vision") else None
@@ -65,11 +66,10 @@ def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> GrcfMo
     )
 
 
-def parameter_table(model: GrcfModel) -> list[tuple[str, int]]:
-    """Return the number of parameters of each component, in the order of Table 12."""
+def parameter_table(model: MultimodalModel) -> list[tuple[str, int]]:
+    """Return the number of parameters of each component: those of GRCF in the order of Table 12, then others."""
     parts = dict(model.named_children())
-    head = "Regression Head" if isinstance(model, GrcfRegressor) else "Classification Head"
-    titles = {**_TITLES, "head": head}
-    return [
-        (title, sum(p.numel() for p in parts[name].parameters())) for name, title in titles.items() if name in parts
-    ]
+    titles = {**_TITLES, **{name: name.replace("_", " ").title() for name in parts if name not in _TITLES}}
+    titles["head"] = f"{model.task.title()} Head"
+    counts = [(title, parts[name]) for name, title in titles.items() if name in parts]
+    return [(title, count) for title, part in counts if (count := sum(p.numel() for p in part.parameters()))]

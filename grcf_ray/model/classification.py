@@ -9,33 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
+from grcf_ray.config import NEEDS_TEXT, ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import TextEncoder
 
 
-class GrcfClassifier(GrcfModel):
+class GrcfClassifier(MultimodalModel):
     """The network of appendix A.1.
 
     Keys and values are the projected rows of audio, then vision, each with an embedding of its type. A sample without
     rows is scored by its text, as if its gate were 1.
 
     `model.non_text` pooled gives each modality one key, its attention-pooled rows (eqs. 1-2), instead of one per row.
-    ConfigError if the heads do not divide the width.
+    ConfigError if the heads do not divide the width, or without text.
     """
 
-    def __init__(
-        self, text_encoder: TextEncoder, config: ModelConfig, *, audio_dim: int | None, vision_dim: int | None
-    ) -> None:
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        if text_encoder is None:
+            raise ConfigError(NEEDS_TEXT.format(config.modalities))
         width = text_encoder.width
         if width % config.attention_heads:
             raise ConfigError(
                 f"model.attention_heads = {config.attention_heads} does not divide the backbone's width {width}"
             )
-        super().__init__(text_encoder, config, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
+        super().__init__(text_encoder, config, data)
+        self.fusion_dropout = nn.Dropout(config.fusion_dropout)
+        self.unified_dropout = nn.Dropout(config.unified_dropout)
+        self.modality_dropout = config.modality_dropout
         # In the order of keys and values.
         self.modality_dims = {name: self.modality_dims[name] for name in sorted(self.modality_dims)}
         self.non_text = config.non_text
@@ -51,9 +54,10 @@ class GrcfClassifier(GrcfModel):
             self.gate = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, gates))
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
 
-    def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return [B, W]: z_text, z_fused of eq. 14 (0 without a row), and 1 if another modality has a row."""
-        assert text_BD is not None
+        assert text is not None
+        text_BD = text
         if not self.modality_dims:
             return text_BD
         keys, masks = [], []
@@ -89,8 +93,3 @@ class GrcfClassifier(GrcfModel):
         gate = torch.where(present_S1 > 0, gate, torch.ones_like(gate))
         final_SD: Tensor = self.unified_dropout(gate * text_SD + (1 - gate) * fused_SD)
         return final_SD
-
-    def _decide(self, state_SD: Tensor) -> Tensor:
-        """Return the logits [S]."""
-        logit_S: Tensor = self.head(state_SD).squeeze(-1)
-        return logit_S

@@ -10,30 +10,24 @@ from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.pooling import AttentionPooling
 from grcf_ray.model.text_encoder import TextEncoder
 
 
-class GrcfRegressor(GrcfModel):
+class GrcfRegressor(MultimodalModel):
     """The network of section 3.1, with the parameter counts of Table 12.
 
     A modality whose dim is None has no branch, and the fusion is narrower by D; so is that of a model without text.
-
-    half_range: S, which scales the reach of the tanh (3.5 for S = 3).
+    Half the label range, S, scales the reach of the tanh (3.5 for S = 3).
     """
 
-    def __init__(
-        self,
-        text_encoder: TextEncoder | None,
-        config: ModelConfig,
-        *,
-        audio_dim: int | None,
-        vision_dim: int | None,
-        half_range: float,
-    ) -> None:
-        width = config.textless_width if text_encoder is None else text_encoder.width
-        super().__init__(text_encoder, config, width=width, audio_dim=audio_dim, vision_dim=vision_dim)
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        width = self.width
+        self.fusion_dropout = nn.Dropout(config.fusion_dropout)
+        self.unified_dropout = nn.Dropout(config.unified_dropout)
+        self.modality_dropout = config.modality_dropout
         for name, dim in self.modality_dims.items():
             self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
@@ -41,11 +35,11 @@ class GrcfRegressor(GrcfModel):
         self.fusion = nn.Linear(width * ((text_encoder is not None) + len(self.modality_dims)), width)
         self.unified = nn.Linear(width, width)
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
-        self.output_scale = config.output_scale * half_range / 3
+        self.output_scale = config.output_scale * data.half_range / 3
 
-    def _gather(self, text_BD: Tensor | None, batch: Batch) -> Tensor:
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the concatenated modality vectors [B, W], eq. 3; zeros for a missing modality."""
-        parts = [] if text_BD is None else [text_BD]
+        parts = [] if text is None else [text]
         for name in self.modality_dims:
             rows, mask = self.rows(batch, name)
             pooled = self.get_submodule(f"{name}_projection")(self.get_submodule(f"{name}_pooler")(rows, mask))

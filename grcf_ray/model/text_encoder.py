@@ -82,7 +82,15 @@ class TextEncoder(nn.Module):
         """Return the text vectors [B, D] of a batch of token ids, frozen hidden states or frozen text vectors."""
         if batch.vector_BD is not None:
             return batch.vector_BD
+        hidden = self.states(batch)
         assert batch.mask_BL is not None
+        return self.pool(hidden, batch.mask_BL)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Return the last layer's states [B, L, D] of a batch of token ids or frozen hidden states."""
+        assert batch.mask_BL is not None
+        if batch.hidden_BLD is not None and self.n_frozen == self.n_layers:
+            return batch.hidden_BLD
         attention_mask = None if batch.full else batch.mask_BL.long()
         if batch.hidden_BLD is not None:
             top = _view(self.backbone, slice(self.n_frozen, None), embedded=True)
@@ -91,7 +99,8 @@ class TextEncoder(nn.Module):
             assert batch.token_BL is not None
             with self._with_embeddings(batch):
                 hidden = self.backbone(input_ids=batch.token_BL, attention_mask=attention_mask).last_hidden_state
-        return self.pool(hidden, batch.mask_BL)
+        states: Tensor = hidden
+        return states
 
     def looked_up(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Return the batches with their token embeddings, from one lookup for all of them.
@@ -196,7 +205,8 @@ class TextEncoder(nn.Module):
     def frozen_hidden(self, batch: Batch) -> Tensor:
         """Return the output [B, L, D] of the frozen layers for the tokens of a batch."""
         assert batch.mask_BL is not None
-        bottom = _view(self.backbone, slice(None, self.n_frozen), embedded=False)
+        whole = self.n_frozen == self.n_layers
+        bottom = self.backbone if whole else _view(self.backbone, slice(None, self.n_frozen), embedded=False)
         hidden: Tensor = bottom(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
         return hidden
 

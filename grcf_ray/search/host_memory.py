@@ -10,7 +10,7 @@ import torch
 from grcf_ray.config import RunConfig
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.model.build import described_model
 from grcf_ray.model.pretrained import load_tokenizer
 
@@ -20,13 +20,13 @@ _SAMPLE = 256
 """Number of texts whose length is measured."""
 
 
-def meta_model(config: RunConfig, info: TableInfo) -> GrcfModel:
+def meta_model(config: RunConfig, info: TableInfo) -> MultimodalModel:
     """Return the network of a configuration without storage for its weights."""
     with torch.device("meta"):
         return described_model(config, info)
 
 
-def parameter_counts(model: GrcfModel) -> tuple[int, int]:
+def parameter_counts(model: MultimodalModel) -> tuple[int, int]:
     """Return the number of trainable parameters, and of all parameters."""
     numbers = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(number for number, trained in numbers if trained), sum(number for number, _ in numbers)
@@ -64,7 +64,7 @@ def worker_bytes(config: RunConfig, info: TableInfo, tokens: float, *, gpu: bool
     return int(LIBRARIES_BYTES + width * (2 * whole + (3 if gpu else 6) * trained) + activations)
 
 
-def _activations(model: GrcfModel, config: RunConfig, info: TableInfo, tokens: float) -> float:
+def _activations(model: MultimodalModel, config: RunConfig, info: TableInfo, tokens: float) -> float:
     """Return the number of values that a step keeps for its backward pass.
 
     A transformer layer of width D with H heads keeps about 16 D values and 3 H L attention weights per token of a text

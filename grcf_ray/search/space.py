@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from grcf_ray.config import (
     EARLIER,
+    ModelConfig,
     RunConfig,
     Task,
     build_config,
@@ -29,6 +30,8 @@ from grcf_ray.config import (
     flatten,
     known_paths,
     nearest,
+    path_fault,
+    typed_value,
 )
 from grcf_ray.data import datasets
 from grcf_ray.errors import ConfigError, faults_message
@@ -38,6 +41,7 @@ from grcf_ray.search.schema import RunInfo
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
 FIXED_ONLY = {
+    "model.name": "each model has its own options to search",
     "model.backbone": "a run's features are built for one backbone",
     "model.frozen_layers": "frozen layers are computed once for all trials",
     "model.text_vector": "frozen text vectors are computed once for all trials",
@@ -244,8 +248,13 @@ def _parse(read: PlainYaml, source: str) -> Space:
         path = next(path for path in parts["fixed"] if fault.startswith((f"{path} = ", f"{path}:")))
         faults.append(f"fixed: {fault}{at('fixed', path)}")
     dimensions: dict[str, dict[str, Dimension]] = {"stage1": {}, "stage2": {}}
+    model = parts["fixed"].get("model.name", ModelConfig.name)
+    options = () if model == ModelConfig.name else (f"{model}.",)
     for stage in ("stage1", "stage2"):
         allowed = STAGE1_SECTIONS if stage == "stage1" else STAGE2_ONLY
+        # Stage 2 inherits the network of its Stage 1 trial, if there is one.
+        if stage == "stage1" or parts["fixed"].get("stage1.epochs") == 0:
+            allowed = (*allowed, *options)
         for path, value in parts[stage].items():
             path_faults = _path_faults(path, stage, allowed, parts)
             if not path_faults:
@@ -271,8 +280,8 @@ def _rounded(value: float) -> float:
 
 
 def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    if path not in known_paths():
-        return [f"no such setting{nearest(path, known_paths())}"]
+    if (fault := path_fault(path)) is not None:
+        return [fault]
     if path in FIXED_ONLY:
         return [f"can only be fixed: {FIXED_ONLY[path]}"]
     if not path.startswith(tuple(allowed)):
@@ -283,6 +292,14 @@ def _path_faults(path: str, stage: str, allowed: Sequence[str], parts: Mapping[s
     if path in parts["fixed"]:
         return ["is also fixed; fix the setting or search it, not both"]
     return []
+
+
+def dimension_of(path: str, value: Mapping[str, Any]) -> Dimension:
+    """Return the dimension of an entry of a search space. ConfigError with all of its faults."""
+    dimension, faults = _dimension(path, value)
+    if faults or dimension is None:
+        raise ConfigError(faults_message(f"{path}: {len(faults)} fault(s)", faults))
+    return dimension
 
 
 def _dimension(path: str, value: Any) -> tuple[Dimension | None, list[str]]:
@@ -299,11 +316,11 @@ def _choice(path: str, value: Mapping[str, Any]) -> tuple[Dimension | None, list
     if unfit := _unfit(path, choices):
         return None, [*faults, *unfit]
     # Convert to the setting's type, so that yes is true, and 1 equals 1.0.
-    choices = [_typed(path, choice) for choice in choices]
+    choices = [typed_value(path, choice) for choice in choices]
     faults += [f"choices: {choice!r} is listed twice" for choice in dict.fromkeys(choices) if choices.count(choice) > 1]
     start: Any = value.get("start")
     if not _unfit(path, [start]):
-        start = _typed(path, start)
+        start = typed_value(path, start)
     if start not in choices:
         faults.append(f"start = {start!r}: should be one of the choices {choices}")
         return None, faults
@@ -344,7 +361,3 @@ def _range(path: str, value: Mapping[str, Any]) -> tuple[Dimension | None, list[
 
 def _unfit(path: str, values: Sequence[Any]) -> list[str]:
     return [fault.removeprefix(f"{path} = ") for value in values for fault in config_faults({path: value})]
-
-
-def _typed(path: str, value: Any) -> Any:
-    return flatten(build_config({path: value}))[path]

@@ -21,8 +21,9 @@ from grcf_ray.data.array_files import cached_array
 from grcf_ray.data.batches import Batch, length_sorted, micro_batches
 from grcf_ray.data.features import Features, Ragged, SplitFeatures, build_features
 from grcf_ray.errors import ConfigError, DataError
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.model.build import build_model
+from grcf_ray.model.card import card_of
 from grcf_ray.model.pretrained import load_backbone, load_tokenizer
 from grcf_ray.model.text_encoder import TextEncoder, position_limit
 from grcf_ray.train.stage import seed_torch
@@ -72,10 +73,11 @@ def prepare_features(store: DatasetStore, config: RunConfig, *, cache: Path | No
     if encoder.n_frozen == 0:
         return features
     identity = _weights_sha256(encoder.backbone)
+    states = card_of(config.model.name).reads_states
     return dataclasses.replace(
         features,
-        train=_with_frozen(features, "train", encoder, identity),
-        valid=_with_frozen(features, "valid", encoder, identity),
+        train=_with_frozen(features, "train", encoder, identity, states=states),
+        valid=_with_frozen(features, "valid", encoder, identity, states=states),
     )
 
 
@@ -109,7 +111,7 @@ def select_modalities(features: Features, modalities: Modalities) -> Features:
     return dataclasses.replace(features, train=features.train.only(modalities), valid=features.valid.only(modalities))
 
 
-def initial_model(config: ModelConfig, features: Features, *, seed: int) -> GrcfModel:
+def initial_model(config: ModelConfig, features: Features, *, seed: int) -> MultimodalModel:
     """Return a model with the pretrained backbone, if it uses text, and other weights drawn from the seed.
 
     features: those of `select_modalities`. A modality that they lack has no branch.
@@ -124,6 +126,7 @@ def initial_model(config: ModelConfig, features: Features, *, seed: int) -> Grcf
         audio_dim=features.audio_dim,
         vision_dim=features.vision_dim,
         half_range=features.half_range,
+        n_train=len(features.train),
     )
 
 
@@ -152,11 +155,13 @@ def _encoded(
         progress.add(len(result))
 
 
-def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: str) -> SplitFeatures:
+def _with_frozen(features: Features, name: str, encoder: TextEncoder, identity: str, *, states: bool) -> SplitFeatures:
+    """Return a split with the output of the frozen layers; of a wholly frozen encoder the vectors, unless the model
+    reads states."""
     split: SplitFeatures = getattr(features, name)
     assert split.tokens is not None
     folder = Path(features.folder) / name
-    if encoder.n_frozen == encoder.n_layers:
+    if encoder.n_frozen == encoder.n_layers and not states:
         vectors = cached_array(
             folder, f"vector-{encoder.text_vector}-{identity}", lambda: text_vectors(features, split, encoder)
         )

@@ -31,7 +31,7 @@ from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message, reason
 from grcf_ray.files import atomic_write, file_sha256, write_json
 from grcf_ray.metrics import MetricProtocol, finite_metrics, split_metrics
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.model.build import build_model
 from grcf_ray.model.pretrained import backbone_from_config, load_tokenizer, size_faults, tensor_shapes
 from grcf_ray.train.manifest import FIRST_LISTED, MANIFEST, check_manifest, write_manifest
@@ -48,7 +48,7 @@ FORMAT = 2
 class SavedModel:
     """A loaded model and everything needed to score rows with it."""
 
-    model: GrcfModel
+    model: MultimodalModel
     tokenizer: PreTrainedTokenizerBase | None
     """None for a model without text."""
     config: RunConfig
@@ -247,7 +247,7 @@ def _strings(cell: Any, row: int) -> list[str] | None:
 
 def save_model(
     folder: Path,
-    model: GrcfModel,
+    model: MultimodalModel,
     tokenizer: PreTrainedTokenizerBase | None,
     features: Features,
     config: RunConfig,
@@ -278,6 +278,7 @@ def save_model(
             "task": features.task,
             "word_aligned": features.word_aligned,
             "label_range": list(label_range),
+            "n_train": len(features.train),
             "protocol": protocol,
             "lowercase": lowercase,
             "standardisers": {
@@ -348,7 +349,7 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
     task: Task = saved.get("task", "regression")
     dims: dict[str, int] = saved["modality_dims"]
 
-    def build() -> GrcfModel:
+    def build() -> MultimodalModel:
         return build_model(
             None if backbone is None else backbone_from_config(backbone),
             config.model,
@@ -356,6 +357,7 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
             audio_dim=dims.get("audio"),
             vision_dim=dims.get("vision"),
             half_range=(high - low) / 2,
+            n_train=int(saved.get("n_train", 0)),
         )
 
     # Compare shapes on the meta device first: it takes no memory, and the model is as large as its weights.
@@ -363,7 +365,8 @@ def _loaded(folder: Path, saved: dict[str, Any]) -> SavedModel:
         _check_shapes({name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}, shapes)
     state = load_file(weights)
     model = build()
-    model.to(state["head.0.weight"].dtype).load_state_dict(state)
+    first = next(name for name in state if name.startswith("head."))
+    model.to(state[first].dtype).load_state_dict(state)
     return SavedModel(
         model=model.eval(),
         tokenizer=None if backbone is None else _load_tokenizer(folder / "tokenizer"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.train.checkpoint import trained_tensors
 
 _BUCKET_BYTES = 25 * 2**20
@@ -29,7 +29,7 @@ class GradientCache:
     vector_UW: Tensor
     """[U, W], a leaf tensor that accumulates its gradient."""
 
-    def __init__(self, model: GrcfModel, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: MultimodalModel, batches: Sequence[Batch]) -> None:
         self._model, self._batches = model, batches
         self._states: list[tuple[Tensor, ...]] = []
         vectors = []
@@ -97,13 +97,13 @@ def share_weights(model: nn.Module) -> None:
         dist.broadcast(tensor, 0)
 
 
-def random_state(model: GrcfModel) -> tuple[Tensor, ...]:
+def random_state(model: MultimodalModel) -> tuple[Tensor, ...]:
     """Return the state of torch's generators: the CPU's, and that of the model's GPU."""
     device = next(model.parameters()).device
     return (torch.get_rng_state(), *((torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()))
 
 
-def set_random_state(model: GrcfModel, state: tuple[Tensor, ...]) -> None:
+def set_random_state(model: MultimodalModel, state: tuple[Tensor, ...]) -> None:
     """Set torch's generators to a result of `random_state`."""
     torch.set_rng_state(state[0])
     if len(state) > 1:

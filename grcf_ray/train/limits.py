@@ -10,7 +10,7 @@ import torch
 
 from grcf_ray.config import RunConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.train.gradient_cache import random_state, set_random_state
 
 _CONTEXT_BYTES = 600e6
@@ -54,7 +54,7 @@ class StepLimits:
 
     def measure(
         self,
-        model: GrcfModel,
+        model: MultimodalModel,
         batch: Batch,
         optimizer: torch.optim.Optimizer,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from grcf_ray.config import RunConfig
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.model.text_encoder import layers_of
 
 
 def parameter_groups(
-    model: GrcfModel, config: RunConfig, stage: Literal[1, 2]
+    model: MultimodalModel, config: RunConfig, stage: Literal[1, 2]
 ) -> dict[str, tuple[float, list[nn.Parameter]]]:
     """Return the trainable parameters and their learning rate, by group name.
 
@@ -43,7 +43,7 @@ def parameter_groups(
     return {name: group for name, group in groups.items() if group[1]}
 
 
-def build_optimizer(model: GrcfModel, config: RunConfig, stage: Literal[1, 2]) -> torch.optim.AdamW:
+def build_optimizer(model: MultimodalModel, config: RunConfig, stage: Literal[1, 2]) -> torch.optim.AdamW:
     """Return AdamW over the stage's groups; biases and norms, the one-dimensional parameters, have no weight decay.
 
     Each group has its `name`, and its peak learning rate as `initial_lr`.

@@ -28,7 +28,7 @@ from grcf_ray.data.features import Features, SplitFeatures
 from grcf_ray.data.pairs import Group, Step, draw_pairs, epoch_steps, pairs_per_epoch
 from grcf_ray.errors import ClusterError, ConfigError, DamagedError, DivergedError
 from grcf_ray.metrics import MetricProtocol, split_metrics
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.model.text_encoder import position_limit
 from grcf_ray.storage import LocalPath, StoragePath
 from grcf_ray.train.curve import best_epoch, finite
@@ -37,6 +37,7 @@ from grcf_ray.train.gradient_cache import GradientCache, average_gradients, rand
 from grcf_ray.train.limits import StepLimits, limit_memory
 from grcf_ray.train.objectives import Arrays, choose_objective
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor
+from grcf_ray.train.own_terms import OwnTerms
 from grcf_ray.train.precision import cpu_length_multiple
 from grcf_ray.train.resuming import find_checkpoint, scratch_of, share_checkpoint
 from grcf_ray.train.saving import CheckpointSaver, Kind
@@ -64,7 +65,7 @@ class StageLoop:
 
     def __init__(
         self,
-        model: GrcfModel,
+        model: MultimodalModel,
         features: Features,
         config: RunConfig,
         stage: Literal[1, 2],
@@ -95,6 +96,7 @@ class StageLoop:
             )
         self.optimizer = build_optimizer(self.model, config, stage)
         self.objective = choose_objective(features.task, config, stage, features.half_range, features.train.label_N)
+        self.own = OwnTerms(self.model, features.train.label_N)
         fits = features.train.nbytes <= config.train.device_features_gb * 1e9
         self.feed = Feed(features, self.device, self.dtype, resident=fits and self.device.type != "cpu")
         self.limits = StepLimits(config, self.device)
@@ -211,8 +213,11 @@ class StageLoop:
         """Run one optimizer step; return its loss terms as `backward` does, and the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.backward(step)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.own.keep_apart()
+        clip_norm = self.config.train.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
+        self.own.after_step(self._vector_UW, self._order_U, self.optimizer, clip_norm)
         return terms, norm
 
     def backward(self, step: Step) -> dict[str, Tensor]:
@@ -231,6 +236,7 @@ class StageLoop:
         # A rank without a group still takes part in the exchange of gradients and loss terms.
         groups = step.groups or (_IDLE,)
         arrays = self.objective.constants(step.utterance_U, groups)
+        arrays |= self.own.constants(step.utterance_U, position_U, groups)
         arrays["place_S"] = position_U[np.concatenate([group.slot_S for group in groups])]
         state = random_state(self.model)
         while (terms := self._gradients(order_U, arrays)) is None:
@@ -248,18 +254,15 @@ class StageLoop:
             batches, known = self.feed.send(order_U, self.limits.micro_batch_tokens, arrays)
             if self.limits.activation_tokens is None:
                 self.limits.measure(self.model, batches[-1], self.optimizer, self.autocast)
-            if self.limits.keeps(batches):
-                with self.autocast():
-                    score_S: Tensor = self.model(batches, known["place_S"])
-                terms, loss = self.totals(score_S, known)
-                loss.backward()  # type: ignore[no-untyped-call]
-                return terms
             with self.autocast():
-                encoded = GradientCache(self.model, batches)
-                score_S = self.model.score(encoded.vector_UW[known["place_S"]])
-            terms, loss = self.totals(score_S, known)
+                cached = None if self.limits.keeps(batches) else GradientCache(self.model, batches)
+                vector_UW = self.model.encode_all(batches) if cached is None else cached.vector_UW
+                score_S = self.model.score(vector_UW[known["place_S"]])
+            terms, loss = self.totals(score_S, known, self.own.terms(vector_UW, known))
             loss.backward()  # type: ignore[no-untyped-call]
-            encoded.backward(self.autocast)
+            if cached is not None:
+                cached.backward(self.autocast)
+            self._vector_UW, self._order_U = vector_UW.detach(), order_U
             return terms
         except torch.OutOfMemoryError as error:
             if (note := self.limits.lower(batches)) is None:
@@ -271,12 +274,16 @@ class StageLoop:
             self.notes.append(f"out of memory in epoch {self.epoch + 1}: {note}")
         return None
 
-    def totals(self, score_S: Tensor, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def totals(
+        self, score_S: Tensor, known: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the step's loss terms on this rank, and its loss, from the scores of all groups' slots.
 
-        known: `Objective.constants`, on the device.
+        known: `Objective.constants`, on the device. own: the model's own terms, which add to the loss.
         """
         terms = self.objective.terms(score_S, known)
+        if own:
+            terms |= {**own, "loss/total": terms["loss/total"] + torch.stack(list(own.values())).sum(0)}
         weight_G = known["weight_G"]
         sum_T = (torch.stack(list(terms.values())).detach() * (weight_G / self.world)).sum(-1)
         return dict(zip(terms, sum_T.unbind(), strict=True)), (weight_G * terms["loss/total"]).sum()
@@ -361,7 +368,7 @@ class StageLoop:
 
 @torch.no_grad()
 def predict(
-    model: GrcfModel,
+    model: MultimodalModel,
     features: Features,
     split: SplitFeatures,
     *,

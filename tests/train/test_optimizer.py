@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grcf_ray.config import RunConfig, build_config
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.model.build import build_model
 from grcf_ray.model.pretrained import backbone_from_config
 from grcf_ray.train.optimizer import build_optimizer, learning_rate_factor, parameter_groups
@@ -45,12 +45,12 @@ def config(**changes: Any) -> RunConfig:
     return build_config(SETTINGS | {path.replace("__", "."): value for path, value in changes.items()})
 
 
-def network(settings: RunConfig, layers: int = 4) -> GrcfModel:
+def network(settings: RunConfig, layers: int = 4) -> MultimodalModel:
     backbone = backbone_from_config(DEBERTA | {"num_hidden_layers": layers})
     return build_model(backbone, settings.model, task="regression", audio_dim=5, vision_dim=3, half_range=3.0)
 
 
-def groups_by_name(model: GrcfModel, settings: RunConfig, stage: Literal[1, 2]) -> dict[str, set[str]]:
+def groups_by_name(model: MultimodalModel, settings: RunConfig, stage: Literal[1, 2]) -> dict[str, set[str]]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         group: {names[id(p)] for p in parameters}
@@ -58,7 +58,7 @@ def groups_by_name(model: GrcfModel, settings: RunConfig, stage: Literal[1, 2]) 
     }
 
 
-def starting(model: GrcfModel, *starts: str) -> set[str]:
+def starting(model: MultimodalModel, *starts: str) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith(starts)}
 
 

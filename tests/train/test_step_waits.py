@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grcf_ray.data.features import Features
-from grcf_ray.model.base import GrcfModel
+from grcf_ray.model.base import MultimodalModel
 from grcf_ray.train.stage import StageLoop
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_input_goes_to_the_device_in_a_transfer_for_each_type(
 ) -> None:
     """However many groups and micro-batches there are. A device without values proves that the step reads none."""
     # Autocast, which the layers after the encoder switch off, does not know this device; nor does AdamW's kernel.
-    monkeypatch.setattr(GrcfModel, "_full_precision", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(MultimodalModel, "_full_precision", lambda _: contextlib.nullcontext())
     copies = set()
     for groups, tokens in ((2, 1000), (8, 40)):
         loop = loop_of(new_loop, tiny_features, case, pairs__groups_per_step=groups, pairs__micro_batch_tokens=tokens)

@@ -1,0 +1,148 @@
+"""The loss terms that a model defines, and its work after each step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.data.features import Features
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.pretrained import load_backbone
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.train.checkpoint import checkpoint_tensors
+from grcf_ray.train.stage import StageLoop
+
+if TYPE_CHECKING:
+    from tests.train.conftest import NewConfig
+
+
+class Alternating(MultimodalModel):
+    """Pulls the mean of a group's vectors to the label, counts its utterances, and trains a critic of its own."""
+
+    def __init__(self, text_encoder: TextEncoder, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        self.layer = nn.Linear(text_encoder.width, 8)
+        self.critic = nn.Linear(8, 1)
+        self.head = nn.Linear(8, 1)
+        self.counts_N: Tensor
+        self.register_buffer("counts_N", torch.zeros(data.n_train, dtype=torch.int64))
+        self.groups: list[tuple[list[float], list[int]]] = []
+        self.quiet = False
+
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+        vector_BW: Tensor = torch.tanh(self.layer(text))
+        return vector_BW
+
+    def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
+        if self.quiet:
+            return {"pull": vector_UW.sum() * 0}
+        self.groups.append((label_U.tolist(), utterance_U.tolist()))
+        # The critic is used, and so has a gradient, which must not train it.
+        critic_U = self.critic(vector_UW).squeeze(-1)
+        return {"pull": 0.1 * (vector_UW.mean(1) - label_U).abs().mean() + critic_U.square().mean()}
+
+    def after_step(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Tensor | None:
+        assert not vector_UW.requires_grad
+        self.counts_N[utterance_U] += 1
+        return None if self.quiet else (self.critic(vector_UW).squeeze(-1) - label_U).square().mean()
+
+    def separate_parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.critic.parameters())
+
+
+@pytest.fixture
+def loop_of(new_config: NewConfig, tiny_backbone: Path, tiny_features: Features) -> Any:
+    def make(**changes: Any) -> StageLoop:
+        config = new_config(train__precision="float64", **changes)
+        encoder = TextEncoder(copy.deepcopy(load_backbone(str(tiny_backbone))), "mean")
+        shape = DataShape(
+            task="regression", audio_dim=None, vision_dim=None, half_range=3.0, n_train=len(tiny_features.train)
+        )
+        torch.manual_seed(1)
+        model = Alternating(encoder, config.model, shape)
+        return StageLoop(model, tiny_features, config, 2, seed=3, protocol="mosi")
+
+    return make
+
+
+def model_of(loop: StageLoop) -> Alternating:
+    assert isinstance(loop.model, Alternating)
+    return loop.model.eval()
+
+
+def test_each_group_gets_its_own_utterances(loop_of: Any, tiny_features: Features) -> None:
+    loop = loop_of()
+    step = next(loop.steps())
+    model = model_of(loop)
+    loop.backward(step)
+    assert len(model.groups) == len(step.groups) == 3
+    for (labels, utterances), group in zip(model.groups, step.groups, strict=True):
+        assert utterances == sorted(set(step.utterance_U[group.slot_S].tolist()))
+        np.testing.assert_array_equal(labels, tiny_features.train.label_N[utterances])
+
+
+def test_terms_add_to_the_loss_and_are_logged(loop_of: Any) -> None:
+    loop, quiet = loop_of(), loop_of()
+    step = next(loop.steps())
+    model_of(quiet).quiet = True
+    model_of(loop)
+    terms, without = loop.backward(step), quiet.backward(step)
+    assert terms["loss/pull"] > 0
+    torch.testing.assert_close(terms["loss/total"], without["loss/total"] + terms["loss/pull"], rtol=1e-12, atol=0)
+    assert loop.run_epoch()["loss/pull"] > 0
+
+
+def test_computing_activations_twice_gives_the_same_gradients(loop_of: Any) -> None:
+    kept, cached = loop_of(), loop_of(pairs__activation_tokens=1)
+    step = next(kept.steps())
+    for loop in (kept, cached):
+        model_of(loop)
+        loop.backward(step)
+    gradients = [[p.grad for p in loop.model.parameters()] for loop in (kept, cached)]
+    assert any(gradient is not None for gradient in gradients[0])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_second_phase_trains_its_own_parameters_alone(loop_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = loop_of()
+    model = model_of(loop)
+    step = next(loop.steps())
+    seen: list[dict[str, Tensor]] = []
+    after_step = Alternating.after_step
+
+    def watched(self: Alternating, *arguments: Any) -> Any:
+        seen.append({name: p.detach().clone() for name, p in self.named_parameters()})
+        return after_step(self, *arguments)
+
+    monkeypatch.setattr(Alternating, "after_step", watched)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loop.own = type(loop.own)(model, loop.features.train.label_N)
+    loop.take_step(step)
+    (between,) = seen
+    for name, parameter in model.named_parameters():
+        changes = not torch.equal(before[name], between[name]), not torch.equal(between[name], parameter)
+        assert changes == ((False, True) if name.startswith("critic") else (True, False)), name
+
+
+def test_the_state_per_utterance_is_in_checkpoints(loop_of: Any) -> None:
+    loop = loop_of()
+    model, step = model_of(loop), next(loop.steps())
+    loop.take_step(step)
+    expected = np.zeros(len(loop.features.train), dtype=np.int64)
+    expected[step.utterance_U] = 1
+    np.testing.assert_array_equal(model.counts_N.numpy(), expected)
+    tensors = checkpoint_tensors(model, loop.optimizer)
+    assert torch.equal(tensors["model.counts_N"], model.counts_N)
+    assert "optimizer.exp_avg.critic.weight" in tensors
