@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import json
 from collections.abc import Iterator, Mapping
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import RunConfig, field_docstrings, flatten, model_options
+from grcf_ray.plugins import model_module, model_names
 
 PAGE = Path(__file__).with_suffix(".md")
 MARK = "<!-- The rest is written by docs/settings.py. -->\n"
@@ -32,6 +31,17 @@ class Setting(NamedTuple):
     """One paragraph: the meaning, the unit, and the paper's equation or table."""
 
 
+def described_options() -> Iterator[Setting]:
+    """Yield the options of every model that has some."""
+    for name in model_names():
+        options = model_module(name).CARD.options
+        properties = TypeAdapter(options).json_schema().get("properties", {})
+        meanings = field_docstrings(options)
+        for path, value in model_options(name).items():
+            option = path.partition(".")[2]
+            yield Setting(path, _type_text(properties[option]), value, meanings[option])
+
+
 def described_settings() -> Iterator[Setting]:
     """Yield every setting in the order of its section."""
     schema = TypeAdapter(RunConfig).json_schema()
@@ -39,22 +49,10 @@ def described_settings() -> Iterator[Setting]:
         default = getattr(RunConfig(), field.name)
         section, prefix = (type(default), f"{field.name}.") if dataclasses.is_dataclass(default) else (RunConfig, "")
         properties = (schema["$defs"][section.__name__] if prefix else schema)["properties"]
-        meanings = _field_docstrings(section)
+        meanings = field_docstrings(section)
         for path, value in (flatten(default, prefix) if prefix else {field.name: default}).items():
             name = path.removeprefix(prefix)
             yield Setting(path, _type_text(properties[name]), value, meanings[name])
-
-
-def _field_docstrings(section: type) -> dict[str, str]:
-    """Return the string after each field of a class, on one line."""
-    (definition,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: " ".join(after.value.value.split())
-        for field, after in pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-    }
 
 
 def _type_text(schema: Mapping[str, Any]) -> str:
@@ -73,7 +71,9 @@ def _type_text(schema: Mapping[str, Any]) -> str:
 def tables() -> str:
     """Return a Markdown table for each section of the settings."""
     lines = []
-    for section, settings in groupby(described_settings(), key=lambda setting: setting.path.rpartition(".")[0]):
+    for section, settings in groupby(
+        [*described_settings(), *described_options()], key=lambda setting: setting.path.rpartition(".")[0]
+    ):
         lines += ["", f"## `{section}`" if section else "## Top level", ""]
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         for setting in settings:

@@ -1,0 +1,89 @@
+"""EF-LSTM: the modalities of each step, concatenated, are the input of one LSTM.
+
+Williams, Kleinegesse, Comanescu and Radu, 2018. Recognizing Emotions in Video Using Multimodal DNN Feature Fusion.
+Challenge-HML.
+
+    h_t = LSTM([x_text,t; x_vision,t; x_audio,t], h_t-1)      y = relu(W h_T + b) v + c
+
+Readings: published on word vectors, here the text input is the subword states of the shared encoder. Its steps are the
+subwords; audio and vision rows are brought to them by averaging the rows of equal shares of the time, which leaves rows
+that are one per subword as they are. Without text, an utterance has as many steps as its longer modality has rows. A
+modality that a sample lacks is zero at each step. The defaults are those that the field's toolkit MMSA publishes for
+CMU-MOSI; the paper leaves the layers after the LSTM open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.card import ModelCard
+from grcf_ray.model.subnetworks import dense, equal_shares, last_state
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.settings import PositiveCount, Probability
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of EF-LSTM."""
+
+    width: PositiveCount = 128
+    """Width of the LSTM, and of the layer after it."""
+    layers: PositiveCount = 4
+    """Number of layers of the LSTM."""
+    dropout: Probability = 0.5
+    """Dropout rate between the layers of the LSTM, and after it."""
+
+
+class EarlyFusion(MultimodalModel):
+    """The network of the module's docstring. z_final is the output of the layer after the LSTM."""
+
+    reads_states = True
+
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        options: Options = config.options
+        total = sum(self.modality_dims.values()) + (0 if text_encoder is None else text_encoder.width)
+        self.width, between = options.width, options.dropout if options.layers > 1 else 0.0
+        self.lstm = nn.LSTM(total, options.width, options.layers, batch_first=True, dropout=between)
+        self.fusion = dense(options.width, options.width, 1, options.dropout)
+        self.head = nn.Linear(options.width, 1)
+
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+        """Return the last state of the LSTM."""
+        others = [self.rows(batch, name) for name in self.modality_dims]
+        mask_BT = _steps([mask for _, mask in others]) if text is None else batch.mask_BL
+        assert mask_BT is not None
+        parts = [] if text is None else [text]
+        parts += [equal_shares(rows, mask, mask_BT) for rows, mask in others]
+        return last_state(self.lstm, torch.cat(parts, dim=-1), mask_BT)
+
+    def _represent(self, vector_SW: Tensor) -> Tensor:
+        fused_SD: Tensor = self.fusion(vector_SW)
+        return fused_SD
+
+
+def _steps(masks: list[Tensor]) -> Tensor:
+    """Return the mask [B, T] of as many steps as the longest of the modalities has rows."""
+    longest = max(mask.shape[1] for mask in masks)
+    return torch.stack([nn.functional.pad(mask, (0, longest - mask.shape[1])) for mask in masks]).any(0)
+
+
+CARD = ModelCard(
+    title="EF-LSTM",
+    paper="Recognizing Emotions in Video Using Multimodal DNN Feature Fusion",
+    year=2018,
+    venue="Challenge-HML",
+    networks={"regression": EarlyFusion, "classification": EarlyFusion},
+    options=Options,
+    search={
+        "width": {"low": 32, "high": 256, "log": True, "start": 128},
+        "layers": {"low": 1, "high": 4, "start": 4},
+        "dropout": {"low": 0.0, "high": 0.6, "start": 0.5},
+    },
+)

@@ -1,0 +1,90 @@
+"""LMF: the tensor fusion of TFN with weights of low rank, so that no tensor is built.
+
+Liu, Shen, Lakshminarasimhan, Liang, Zadeh and Morency, 2018. Efficient Low-rank Multimodal Fusion with
+Modality-Specific Factors. ACL.
+
+    y = sum_i a_i prod_m (w_m,i . [z_m; 1]) + b      over the factors i = 1..r and the modalities m
+
+Readings: published on GloVe, here the text input is the subword states of the shared encoder. z_text is the last state
+of an LSTM through one ReLU layer, the others the mean of the rows through two. The product has one output (d_h = 1),
+with a weight a_i for each factor. A factor begins as a linear layer of torch, whose bias weighs the appended 1. The
+widths are those of MMSA for CMU-MOSI. A modality that a sample lacks gives z_m = 0; one that the data lack has no
+factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.card import ModelCard
+from grcf_ray.model.subnetworks import RowNetwork, SequenceNetwork
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.settings import PositiveCount, Probability
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of LMF."""
+
+    rank: PositiveCount = 4
+    """Number r of factors."""
+    text_width: PositiveCount = 128
+    """Width of the text's vector and LSTM."""
+    vision_width: PositiveCount = 128
+    """Width of the vision's vector."""
+    audio_width: PositiveCount = 16
+    """Width of the audio's vector."""
+    dropout: Probability = 0.3
+    """Dropout rate of the networks of the modalities."""
+
+
+class LowRankFusion(MultimodalModel):
+    """The network of the module's docstring. z_final is the vector of the factors' products."""
+
+    reads_states = True
+
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        options: Options = config.options
+        self.width = options.rank
+        widths = {"vision": options.vision_width, "audio": options.audio_width}
+        if text_encoder is not None:
+            self.text = SequenceNetwork(text_encoder.width, options.text_width, 1, options.dropout)
+            self.text_factors = nn.Linear(options.text_width, options.rank)
+        for name, dim in self.modality_dims.items():
+            self.add_module(name, RowNetwork(dim, widths[name], 2, options.dropout))
+            self.add_module(f"{name}_factors", nn.Linear(widths[name], options.rank))
+        self.head = nn.Linear(options.rank, 1)
+
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+        """Return the product of each factor over the modalities."""
+        factors = [] if text is None else [self.text_factors(self.text(text, batch.mask_BL))]
+        for name in self.modality_dims:
+            vector_BD = self.get_submodule(name)(*self.rows(batch, name))
+            factors.append(self.get_submodule(f"{name}_factors")(vector_BD))
+        return functools.reduce(torch.mul, factors)
+
+
+CARD = ModelCard(
+    title="LMF",
+    paper="Efficient Low-rank Multimodal Fusion with Modality-Specific Factors",
+    year=2018,
+    venue="ACL",
+    networks={"regression": LowRankFusion, "classification": LowRankFusion},
+    published="about 1.1 million with rank 4 and vectors of 64, 32 and 32, the networks included",
+    options=Options,
+    search={
+        "rank": {"low": 1, "high": 16, "log": True, "start": 4},
+        "text_width": {"low": 32, "high": 256, "log": True, "start": 128},
+        "vision_width": {"low": 16, "high": 128, "log": True, "start": 128},
+        "audio_width": {"low": 8, "high": 64, "log": True, "start": 16},
+        "dropout": {"low": 0.0, "high": 0.5, "start": 0.3},
+    },
+)

@@ -1,0 +1,122 @@
+"""Models of every kind on the tiny data set, and plain loops that the tests of several models need."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch, collate
+from grcf_ray.data.features import Features
+from grcf_ray.model.build import build_model
+from grcf_ray.model.card import card_of
+
+
+def built(name: str, backbone: nn.Module | None, *, dims: dict[str, int | None] | None = None, **changes: Any) -> Any:
+    """A network in double precision, in evaluation mode.
+
+    dims: `audio_dim` and `vision_dim`, by default those of the tiny data. changes: options, `task`, `frozen_layers`.
+    """
+    torch.manual_seed(0)
+    task = changes.pop("task", "regression")
+    frozen = changes.pop("frozen_layers", 0)
+    config = ModelConfig(
+        name=name,
+        text_vector="mean",
+        frozen_layers=frozen,
+        textless_width=32,
+        modalities="all" if backbone is not None else "audio+vision",
+        options=card_of(name).options(**changes),
+    )
+    widths: dict[str, Any] = {"audio_dim": 5, "vision_dim": 3} if dims is None else dims
+    model = build_model(copy.deepcopy(backbone), config, task=task, half_range=3.0, **widths)
+    return model.double().eval()
+
+
+def some(features: Features, *index: int) -> Batch:
+    """The training utterances with these places, in double precision."""
+    return collate(features, features.train, np.array(index)).to(torch.device("cpu"), torch.float64)
+
+
+def batch_of(token_BL: Tensor | None, audio_BLA: Tensor | None, vision_BLV: Tensor | None) -> Batch:
+    """A batch without padding."""
+    masks = [
+        None if rows is None else torch.ones(rows.shape[:2], dtype=torch.bool)
+        for rows in (token_BL, audio_BLA, vision_BLV)
+    ]
+    return Batch(token_BL, masks[0], None, None, audio_BLA, masks[1], vision_BLV, masks[2])
+
+
+def one_of(batch: Batch, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The subword ids, audio rows and vision rows of an utterance, without padding."""
+    fields = (
+        (batch.token_BL, batch.mask_BL),
+        (batch.audio_BLA, batch.audio_mask_BL),
+        (batch.vision_BLV, batch.vision_mask_BL),
+    )
+    first, second, third = (values[index][mask[index]] for values, mask in fields)  # type: ignore[index]
+    return first, second, third
+
+
+def states_of(model: Any, token_L: Tensor) -> Tensor:
+    """The states [L, D] of an utterance's subwords."""
+    states: Tensor = model.text_encoder.backbone(input_ids=token_L[None]).last_hidden_state[0]
+    return states
+
+
+def linear(layer: Any, value: Tensor) -> Tensor:
+    """W x + b, entry by entry."""
+    rows = [sum(w * x for w, x in zip(row, value, strict=True)) for row in layer.weight]
+    return torch.stack([row + b for row, b in zip(rows, layer.bias, strict=True)])  # type: ignore[arg-type]
+
+
+def dense(layers: Any, value: Tensor) -> Tensor:
+    """The ReLU layers of a sequence, without dropout."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            value = linear(layer, value).clamp_min(0)
+    return value
+
+
+def mean(row_LA: Tensor) -> Tensor:
+    """The mean of the rows; zeros without rows."""
+    return sum(row_LA, torch.zeros(row_LA.shape[1], dtype=row_LA.dtype)) / max(1, len(row_LA))
+
+
+def lstm(layer: Any, row_LA: Tensor, number: int = 0) -> Tensor:
+    """The outputs [L, H] of one layer of an LSTM, step by step."""
+    names = (f"{kind}_{gate}_l{number}" for kind in ("weight", "bias") for gate in ("ih", "hh"))
+    from_input, from_state, input_bias, state_bias = (getattr(layer, name) for name in names)
+    hidden = cell = torch.zeros(layer.hidden_size, dtype=row_LA.dtype)
+    states = []
+    for row in row_LA:
+        gates = from_input @ row + input_bias + from_state @ hidden + state_bias
+        enter, forget, new, leave = gates.chunk(4)
+        cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
+        hidden = torch.sigmoid(leave) * torch.tanh(cell)
+        states.append(hidden)
+    return torch.stack(states)
+
+
+def check_equations(model: Any, features: Features, by_hand: Any) -> None:
+    """Compare scores and gradients of a padded batch with a loop over its utterances.
+
+    by_hand: the score of one utterance from its subword ids, audio rows and vision rows.
+    """
+    batch = some(features, *range(6))
+    scores = model([batch], torch.arange(6))
+    alone = torch.stack([by_hand(*one_of(batch, index)) for index in range(6)])
+    torch.testing.assert_close(scores, alone, rtol=1e-10, atol=1e-10)
+    assert scores.std() > 1e-6
+    own = [p for name, p in model.named_parameters() if not name.startswith("text_encoder.")]
+    weights = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad((scores * weights).sum(), own),
+        torch.autograd.grad((alone * weights).sum(), own),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
