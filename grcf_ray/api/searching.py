@@ -24,6 +24,7 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import DIRECT, direct_space
 from grcf_ray.search.made_for import find_machine, made_for, this_machine
 from grcf_ray.search.made_space import Machine, MadeSpace
+from grcf_ray.search.model_space import model_space
 from grcf_ray.search.planning import Plan, plan_search
 from grcf_ray.search.preflight import Capacity
 from grcf_ray.search.record import RunRecord
@@ -178,11 +179,12 @@ def _seconds(options: Mapping[str, Any]) -> float | None:
 
 
 def _space_with(fixed: Mapping[str, Any], options: Mapping[str, Any], made: MadeSpace | None) -> Space:
-    space = (
+    written = (
         made.space
         if made
         else space_on(options["dataset"], options["space"], options["data"], options["label_range"], fixed)
-    ).with_settings(fixed)
+    )
+    space = model_space(written, fixed)
     return direct_space(space) if options["direct"] else space
 
 

@@ -31,7 +31,9 @@ def train(
     ),
     set_: options.Settings = [],  # noqa: B006
     backbone: options.Backbone = None,
-    ablation: str = typer.Option("full", metavar="NAME", help="Row of the paper's Table 3; see the list above"),
+    ablation: str | None = typer.Option(
+        None, metavar="NAME", help="Row of the paper's Table 3; see the list above [default: full; a rival: direct-mae]"
+    ),
     out: Path | None = typer.Option(
         None, metavar="DIR", help="Folder of checkpoints; training resumes from those it holds [default: runs/train]"
     ),
@@ -65,6 +67,7 @@ def train(
       python -m grcf_ray.train --dataset mosi --print-model
       python -m grcf_ray.train --dataset mosi --data mosi.parquet --set stage1.epochs=5
       python -m grcf_ray.train --dataset demo --ablation no-advantage --out runs/no-advantage
+      python -m grcf_ray.train --dataset demo --set model.name=tfn --set tfn.fusion_width=64
       python -m grcf_ray.train --dataset demo --workers 2 --set pairs.groups_per_step=2
       python -m grcf_ray.train --from runs/demo-all-MiniLM-L6-v2-seed42 --trial stage2/3
 
@@ -88,7 +91,7 @@ def train(
             "--space": space,
             "--set": set_,
             "--backbone": backbone,
-            "--ablation": ablation != "full",
+            "--ablation": ablation,
             "--threads": threads,
             "--workers": workers > 1,
             "--cpus-per-worker": cpus_per_worker > 1,
@@ -191,6 +194,7 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
     from grcf_ray.data import datasets
     from grcf_ray.data.store import find_data
     from grcf_ray.model.build import described_model, parameter_table
+    from grcf_ray.model.card import card_of
 
     info = datasets.get(dataset) if data is None else find_data(dataset, data, label_range).info
     with torch.device("meta"):
@@ -198,5 +202,5 @@ def _print_model(config: RunConfig, dataset: str, data: Path | None, label_range
     total = sum(count for _, count in table)
     console.print_table(
         ("component", "parameters"),
-        [(name, f"{count:,}") for name, count in [*table, ("GRCF (total)", total)]],
+        [(name, f"{count:,}") for name, count in [*table, (f"{card_of(config.model.name).title} (total)", total)]],
     )

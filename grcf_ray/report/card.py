@@ -24,6 +24,7 @@ from grcf_ray.console import spaced
 from grcf_ray.data import datasets
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.metrics import METRIC_TITLES, metric_title
+from grcf_ray.model.card import card_of
 from grcf_ray.report.summary import RunSummary
 from grcf_ray.report.terminal import figure
 from grcf_ray.report.view import RunView
@@ -65,6 +66,7 @@ def model_card(record: RunRecord, info: TableInfo) -> str:
         facts=datasets.find(info.name),
         titles=METRIC_TITLES,
         settings=settings,
+        model=card_of(settings["model.name"]),
         stages=[stage for stage, trials in view.trials.items() if trials and settings[f"stage{stage}.epochs"]],
         inputs=inputs,
         columns=[*text, *(f"{name} (for each utterance a list of rows of {dim} values)" for name, dim in dims.items())],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from grcf_ray.config import encoder_name
+from grcf_ray.plugins import model_title
 from grcf_ray.report import page_sections
 from grcf_ray.report.figure_tables import ROWS, tables_of
 from grcf_ray.report.figures.model import model_plots
@@ -126,6 +127,7 @@ def render_page(view: RunView, summary: RunSummary, sections: Sequence[Section])
         policy=_policy(script, plotly),
         run=view.record.place.name,
         data_name=view.info.data.name,
+        model=model_title(view.info.settings["model.name"]),
         encoder=encoder_name(view.info.settings),
         state=_STATES.get(view.state, view.state),
         written=written,

@@ -10,6 +10,7 @@ from typing import Literal
 from grcf_ray.config import encoder_name
 from grcf_ray.console import duration, table_lines
 from grcf_ray.metrics import METRIC_TITLES
+from grcf_ray.plugins import model_title
 from grcf_ray.report.ascii_charts import bar, history
 from grcf_ray.report.figures.cost import cost_data
 from grcf_ray.report.figures.importance import importance_data, importance_warning
@@ -73,7 +74,8 @@ def command_lines(command: str) -> list[str]:
 
 def _answer(view: RunView, summary: RunSummary) -> Iterator[str]:
     (low, high), encoder, left = view.label_range, encoder_name(view.info.settings), time_left(view)
-    yield one_line(f"GRCF on {view.info.data.name}: {view.record.place.name}", WIDTH)
+    model = model_title(view.info.settings["model.name"])
+    yield one_line(f"{model} on {view.info.data.name}: {view.record.place.name}", WIDTH)
     yield one_line(f"{view.task}, labels {low:g} to {high:g}; text encoder {encoder}", WIDTH)
     yield one_line(
         f"State: {view.state}{'' if left is None else f', about {duration(left)} of the search left'}", WIDTH

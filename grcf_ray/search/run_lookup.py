@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, Task, build_config, flatten
+from grcf_ray.config import ModelConfig, RunConfig, Task, build_config, flatten
 from grcf_ray.data import datasets
 from grcf_ray.data.store import DatasetStore, find_data, is_store
 from grcf_ray.errors import ConfigError, DataError, GrcfError, faults_message
@@ -85,18 +85,21 @@ def run_name(dataset: str, config: RunConfig, task: Task) -> str:
     facts = datasets.find(dataset)
     classes = "-binary" if facts and facts.task != task else ""
     encoder = Path(config.model.backbone).name if config.model.sees_text else config.model.modalities.replace("+", "-")
-    return f"{dataset}{classes}-{encoder}-seed{config.seed}"
+    model = "" if config.model.name == ModelConfig.name else f"-{config.model.name}"
+    return f"{dataset}{classes}{model}-{encoder}-seed{config.seed}"
 
 
 def finished_run(runs: StoragePath, dataset: str) -> RunRecord:
-    """Return the finished search of a data set, except the direct baseline. Raises ConfigError unless there is one."""
+    """Return the finished search of a data set with GRCF, except the direct baseline. Raises ConfigError unless there
+    is one."""
     finished = {}
     for name in [name for name in runs.names() if not name.endswith(DIRECT)]:
         record = RunRecord(runs / name)
         # Skip damaged runs and folders that are not runs.
         with contextlib.suppress(GrcfError, OSError):
             info = record.search_info()
-            if info.data.name == dataset and info.state == "finished":
+            same = info.data.name == dataset and info.settings["model.name"] == ModelConfig.name
+            if same and info.state == "finished":
                 finished[name] = record
     if not finished:
         raise ConfigError(

@@ -1,0 +1,36 @@
+"""Fit a search space that was written for another model to the model that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.model.card import card_of
+from grcf_ray.search.direct_baseline import direct_space
+from grcf_ray.search.space import Dimension, Space, dimension_of
+
+_SHARED = ("model.modalities",)
+"""Settings of the model that every model reads; the others are GRCF's."""
+
+
+def model_space(space: Space, settings: Mapping[str, Any]) -> Space:
+    """Return the space with the given settings fixed, and for another model than the space's with its own options.
+
+    A model that is not trained in two stages gets the space of the direct baseline, at the same cost. It searches the
+    options that its card names.
+    """
+    chosen = space.with_settings(settings)
+    name = chosen.fixed.get("model.name", ModelConfig.name)
+    if name == space.fixed.get("model.name", ModelConfig.name) or card_of(name).two_stage:
+        return chosen
+    direct = direct_space(chosen)
+    kept = {path: dim for path, dim in direct.stage2.items() if not path.startswith("model.") or path in _SHARED}
+    return dataclasses.replace(direct, stage2={**kept, **own_dimensions(name, settings)})
+
+
+def own_dimensions(name: str, fixed: Mapping[str, Any]) -> dict[str, Dimension]:
+    """Return what a model's card searches, by path, except fixed settings."""
+    entries = {f"{name}.{option}": entry for option, entry in card_of(name).search.items()}
+    return {path: dimension_of(path, entry) for path, entry in entries.items() if path not in fixed}
