@@ -46,7 +46,7 @@ RANKS = {
 """Rooms from the bottom up. A room imports from its own and from lower ones."""
 DOORS = [
     *(PACKAGE / room / "__main__.py" for room in ("search", "train", "data", "report", "bench")),
-    *(PACKAGE / f"{command}.py" for command in ("evaluate", "predict", "runs", "reproduce")),
+    *(PACKAGE / f"{command}.py" for command in ("evaluate", "predict", "runs", "reproduce", "models")),
 ]
 """What `python -m` opens; they import the command line alone, and nothing imports them."""
 DOOR = PACKAGE / "cluster.py"

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-COMMANDS = ("search", "train", "data", "evaluate", "predict", "report", "runs", "reproduce", "bench")
+COMMANDS = ("search", "train", "data", "models", "evaluate", "predict", "report", "runs", "reproduce", "bench")
 
 
 def main(command: str | None = None) -> NoReturn:
