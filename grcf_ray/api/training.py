@@ -127,7 +127,8 @@ def starting_config(
     asked = {**({"model.backbone": backbone} if backbone else {}), **settings}
     written = space_on(dataset, space, data, label_range, asked)
     if ablation is None:
-        return model_space(written, asked).config()
+        # A rival's space has the epochs of both stages together, unless they are given.
+        return model_space(written, asked).with_settings(asked).config()
     return build_config({**flatten(written.with_settings(asked).config()), **ABLATIONS[ablation], **asked})
 
 

@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from grcf_ray.config import FeatureConfig, ModelConfig, RunConfig, build_config
+from grcf_ray.config import FeatureConfig, ModelConfig, RunConfig, build_config, flatten
 from grcf_ray.data.batches import collate
 from grcf_ray.data.features import Features
 from grcf_ray.data.schema import TableInfo
@@ -58,6 +58,20 @@ def test_frozen_features_score_as_the_whole_model(
         ]
         np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=2e-6)
         assert np.ptp(scores[0]) > 0.01
+
+
+def test_a_frozen_encoder_gives_states_to_a_model_that_reads_them(tiny_store: DatasetStore, config: RunConfig) -> None:
+    scores = []
+    for layers in (0, 1, "all"):
+        settings = build_config(flatten(frozen(config, layers)) | {"model.name": "ef-lstm"})
+        features = prepare_features(tiny_store, settings)
+        assert (features.train.hidden is not None, features.train.vector_ND) == (layers != 0, None)
+        model = initial_model(settings.model, features, seed=1)
+        device = torch.device("cpu")
+        scores.append(predict(model, features, features.valid, device=device, token_budget=64))
+    for frozen_scores in scores[1:]:
+        np.testing.assert_allclose(frozen_scores, scores[0], atol=1e-5)
+    assert np.ptp(scores[0]) > 1e-4
 
 
 @pytest.mark.parametrize("layers", [1, "all"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from grcf_ray.data.features import Features
 from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.pretrained import load_backbone
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.train import own_terms
 from grcf_ray.train.checkpoint import checkpoint_tensors
 from grcf_ray.train.stage import StageLoop
 
@@ -146,3 +148,24 @@ def test_the_state_per_utterance_is_in_checkpoints(loop_of: Any) -> None:
     tensors = checkpoint_tensors(model, loop.optimizer)
     assert torch.equal(tensors["model.counts_N"], model.counts_N)
     assert "optimizer.exp_avg.critic.weight" in tensors
+
+
+def test_all_ranks_work_on_the_utterances_of_all(loop_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By rising index, each once, whatever the number of ranks; a rank's own share comes second here."""
+    loop = loop_of()
+    given: list[tuple[list[float], list[int]]] = []
+
+    def after_step(self: Alternating, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> None:
+        given.append((vector_UW[:, 0].tolist(), utterance_U.tolist()))
+        np.testing.assert_array_equal(label_U.numpy(), loop.features.train.label_N[utterance_U.numpy()])
+
+    def gather(parts: list[Any], mine: Any) -> None:
+        parts[:] = [(torch.tensor([[5.0], [3.0]], dtype=torch.float64), np.array([5, 3])), mine]
+
+    monkeypatch.setattr(Alternating, "after_step", after_step)
+    monkeypatch.setattr(own_terms, "dist", SimpleNamespace(is_initialized=lambda: True, get_world_size=lambda: 2))
+    monkeypatch.setattr(own_terms.dist, "all_gather_object", gather, raising=False)
+    own = own_terms.OwnTerms(loop.model, loop.features.train.label_N)
+    vector_UW = torch.tensor([[9.0], [3.0], [0.0]], dtype=torch.float64)
+    own.after_step(vector_UW, np.array([9, 3, 0]), loop.optimizer, 1.0)
+    assert given == [([0.0, 3.0, 5.0, 9.0], [0, 3, 5, 9])]
