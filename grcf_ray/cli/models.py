@@ -13,7 +13,10 @@ from grcf_ray.data.datasets import spelled
 app = console.make_app("List the models, and show one with its options and search space")
 
 _Dataset = typer.Option(
-    "mosi", metavar="NAME", callback=spelled, help="Data set whose task and row widths the parameters are counted for"
+    "mosi",
+    metavar="NAME",
+    callback=spelled,
+    help="Known data set whose task and row widths the parameters are counted for",
 )
 
 
@@ -24,7 +27,7 @@ def list_(dataset: str = _Dataset, json: options.Json = False) -> None:
     \b
     Examples:
       python -m grcf_ray.models list
-      python -m grcf_ray.models list --dataset ict-mmmo --json
+      python -m grcf_ray.models list --dataset mustard --json
     """
     from grcf_ray.data import datasets
     from grcf_ray.plugins import model_names

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from grcf_ray.api.training import starting_config
 from grcf_ray.config import flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.direct_baseline import direct_space
@@ -76,6 +77,25 @@ def test_a_file_searches_options_of_its_model(tmp_path: Path) -> None:
 def test_faults_name_the_model_and_its_options(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         load_space(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("ablation", "given", "epochs"),
+    [
+        (None, {}, (0, 6)),
+        (None, {"stage2.epochs": 2}, (0, 2)),
+        ("full", {}, (3, 3)),
+        ("direct-mae", {}, (0, 3)),
+    ],
+)
+def test_a_rival_is_trained_on_the_mae_alone_unless_asked(
+    tiny_space: Path, ablation: str | None, given: dict[str, Any], epochs: tuple[int, int]
+) -> None:
+    settings = {"model.name": "tfn", "tfn.fusion_width": 16} | given
+    config = starting_config("tiny", None, None, tiny_space, settings, None, ablation)
+    assert (config.stage1.epochs, config.stage2.epochs) == epochs
+    assert (config.stage2.group_weight == 0) == (ablation != "full")
+    assert config.model.options.fusion_width == 16
 
 
 @pytest.mark.integration

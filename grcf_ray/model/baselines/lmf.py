@@ -65,7 +65,7 @@ class LowRankFusion(MultimodalModel):
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the product of each factor over the modalities."""
-        factors = [] if text is None else [self.text_factors(self.text(text, batch.mask_BL))]
+        factors: list[Tensor] = [] if text is None else [self.text_factors(self.text(text, batch.mask_BL))]
         for name in self.modality_dims:
             vector_BD = self.get_submodule(name)(*self.rows(batch, name))
             factors.append(self.get_submodule(f"{name}_factors")(vector_BD))
