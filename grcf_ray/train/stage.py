@@ -217,7 +217,9 @@ class StageLoop:
         clip_norm = self.config.train.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
-        self.own.after_step(self._vector_UW, self._order_U, self.optimizer, clip_norm)
+        # A rank without a group encodes an utterance that is not in the step.
+        own = len(self._order_U) if step.groups else 0
+        self.own.after_step(self._vector_UW[:own], self._order_U[:own], self.optimizer, clip_norm)
         return terms, norm
 
     def backward(self, step: Step) -> dict[str, Tensor]:

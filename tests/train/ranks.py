@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from alternating import alternating
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -40,6 +41,10 @@ SCENARIOS: dict[str, tuple[Literal[1, 2], dict[str, Any]]] = {
     # The last rank runs out of memory in its first step.
     "uneven-out-of-memory": (1, {"pairs.pairs_per_epoch": 100}),
     "idle-twice": (1, {"pairs.pairs_per_epoch": 10, "pairs.activation_tokens": 20}),
+    # A model with terms of its own and a second phase.
+    "own-terms": (2, {"pairs.pairs_per_epoch": 100}),
+    "own-terms-idle": (1, {"pairs.pairs_per_epoch": 10}),
+    "rival": (2, {"pairs.pairs_per_epoch": 100, "model.name": "tfn"}),
     "uneven-bfloat16": (1, {"pairs.pairs_per_epoch": 100, "train.precision": "bfloat16"}),
 }
 
@@ -70,7 +75,8 @@ def measure(folder: Path, rank: int, world: int) -> None:
     tensors, figures, notes = {}, {}, {}
     for name, (stage, changes) in SCENARIOS.items():
         config = build_config(settings | changes)
-        model = initial_model(config.model, features, seed=3)
+        own = name.startswith("own-terms")
+        model = alternating(config, features) if own else initial_model(config.model, features, seed=3)
         without_dropout(model)
         place = storage_path(folder / f"{name}-{world}")
         loop = StageLoop(model, features, config, stage, seed=3, protocol="mosi", folder=place)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from alternating import Alternating, alternating
+from torch import Tensor
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
 from grcf_ray.data.features import Features
-from grcf_ray.model.base import DataShape, MultimodalModel
-from grcf_ray.model.pretrained import load_backbone
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train import own_terms
 from grcf_ray.train.checkpoint import checkpoint_tensors
 from grcf_ray.train.stage import StageLoop
@@ -27,51 +20,11 @@ if TYPE_CHECKING:
     from tests.train.conftest import NewConfig
 
 
-class Alternating(MultimodalModel):
-    """Pulls the mean of a group's vectors to the label, counts its utterances, and trains a critic of its own."""
-
-    def __init__(self, text_encoder: TextEncoder, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        self.layer = nn.Linear(text_encoder.width, 8)
-        self.critic = nn.Linear(8, 1)
-        self.head = nn.Linear(8, 1)
-        self.counts_N: Tensor
-        self.register_buffer("counts_N", torch.zeros(data.n_train, dtype=torch.int64))
-        self.groups: list[tuple[list[float], list[int]]] = []
-        self.quiet = False
-
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        vector_BW: Tensor = torch.tanh(self.layer(text))
-        return vector_BW
-
-    def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
-        if self.quiet:
-            return {"pull": vector_UW.sum() * 0}
-        self.groups.append((label_U.tolist(), utterance_U.tolist()))
-        # The critic is used, and so has a gradient, which must not train it.
-        critic_U = self.critic(vector_UW).squeeze(-1)
-        return {"pull": 0.1 * (vector_UW.mean(1) - label_U).abs().mean() + critic_U.square().mean()}
-
-    def after_step(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Tensor | None:
-        assert not vector_UW.requires_grad
-        self.counts_N[utterance_U] += 1
-        return None if self.quiet else (self.critic(vector_UW).squeeze(-1) - label_U).square().mean()
-
-    def separate_parameters(self) -> Sequence[nn.Parameter]:
-        return list(self.critic.parameters())
-
-
 @pytest.fixture
-def loop_of(new_config: NewConfig, tiny_backbone: Path, tiny_features: Features) -> Any:
+def loop_of(new_config: NewConfig, tiny_features: Features) -> Any:
     def make(**changes: Any) -> StageLoop:
         config = new_config(train__precision="float64", **changes)
-        encoder = TextEncoder(copy.deepcopy(load_backbone(str(tiny_backbone))), "mean")
-        shape = DataShape(
-            task="regression", audio_dim=None, vision_dim=None, half_range=3.0, n_train=len(tiny_features.train)
-        )
-        torch.manual_seed(1)
-        model = Alternating(encoder, config.model, shape)
-        return StageLoop(model, tiny_features, config, 2, seed=3, protocol="mosi")
+        return StageLoop(alternating(config, tiny_features), tiny_features, config, 2, seed=3, protocol="mosi")
 
     return make
 

@@ -27,6 +27,9 @@ RANKS = Path(__file__).with_name("ranks.py")
 STEPS = {"uneven": 3, "uneven-all-pairs": 3, "short": 2, "idle": 1, "uneven-twice": 3, "idle-twice": 1} | {
     "uneven-out-of-memory": 3,
     "uneven-bfloat16": 3,
+    "own-terms": 3,
+    "own-terms-idle": 1,
+    "rival": 3,
 }
 """Steps of an epoch of each scenario in ranks.py."""
 ROUNDING = {"uneven-bfloat16": 0.03}
@@ -44,7 +47,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, new_config: NewConfig, tiny_
     workers = [
         subprocess.Popen(
             [sys.executable, str(RANKS), str(folder), str(rank), "2"],
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(RANKS.parents[1])},
             stderr=subprocess.PIPE,
             text=True,
         )
