@@ -142,7 +142,7 @@ def init_space(options: Mapping[str, Any], path: Path) -> str:
     fixed = _fixed_settings(options)
     store = find_data(options["dataset"], options["data"], options["label_range"])
     made = _new_space(store, fixed, options, find_machine)
-    write_space(path, made.space.with_settings(fixed), made.summary)
+    write_space(path, model_space(made.space, fixed), made.summary)
     return made.summary
 
 

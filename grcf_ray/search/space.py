@@ -40,6 +40,8 @@ from grcf_ray.search.schema import RunInfo
 
 STAGE2_ONLY = ("stage2.",)
 STAGE1_SECTIONS = ("stage1.", "ranking.", "classes.", "model.", "pairs.")
+_NETWORK = ("model.", "pairs.")
+"""Sections that a search of Stage 2 alone can search."""
 FIXED_ONLY = {
     "model.name": "each model has its own options to search",
     "model.backbone": "a run's features are built for one backbone",
@@ -252,9 +254,11 @@ def _parse(read: PlainYaml, source: str) -> Space:
     options = () if model == ModelConfig.name else (f"{model}.",)
     for stage in ("stage1", "stage2"):
         allowed = STAGE1_SECTIONS if stage == "stage1" else STAGE2_ONLY
-        # Stage 2 inherits the network of its Stage 1 trial, if there is one.
-        if stage == "stage1" or parts["fixed"].get("stage1.epochs") == 0:
+        if stage == "stage1":
             allowed = (*allowed, *options)
+        # Otherwise Stage 2 inherits the network of its Stage 1 trial.
+        elif parts["fixed"].get("stage1.epochs") == 0:
+            allowed = (*allowed, *_NETWORK, *options)
         for path, value in parts[stage].items():
             path_faults = _path_faults(path, stage, allowed, parts)
             if not path_faults:

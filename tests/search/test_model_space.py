@@ -15,6 +15,7 @@ from grcf_ray.search.direct_baseline import direct_space
 from grcf_ray.search.model_space import model_space
 from grcf_ray.search.searcher import distributions
 from grcf_ray.search.space import Range, load_space, recorded_space
+from grcf_ray.search.space_file import write_space
 
 RIVAL: dict[str, Any] = {
     "dataset": "mosi",
@@ -58,6 +59,14 @@ def test_a_file_searches_options_of_its_model(tmp_path: Path) -> None:
     space = load_space(written(tmp_path))
     assert space.stage2["lmf.rank"] == Range(1, 8, True, 4)
     assert type(distributions(space.stage2)["lmf.rank"]).__name__ == "IntDistribution"
+
+
+def test_a_fitted_space_can_be_written_and_read(tiny_space: Path, tmp_path: Path) -> None:
+    fitted = model_space(load_space(tiny_space), {"model.name": "lmf"})
+    assert {"model.modalities", "lmf.rank"} <= set(fitted.stage2)
+    write_space(tmp_path / "lmf.yaml", fitted, "made for a test")
+    read = load_space(tmp_path / "lmf.yaml")
+    assert (read.stage1, read.stage2, read.config()) == ({}, fitted.stage2, fitted.config())
 
 
 @pytest.mark.parametrize(
