@@ -104,24 +104,16 @@ def _described(name: str, facts: Any) -> dict[str, Any]:
     """Return the card of a model as plain values, with its parameters outside the text encoder."""
     import torch
 
-    from grcf_ray.config import ModelConfig, build_config
-    from grcf_ray.model.build import build_model, parameter_table
+    from grcf_ray.config import build_config
+    from grcf_ray.model.build import described_model, parameter_table
     from grcf_ray.model.card import card_of
-    from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 
     card, parameters = card_of(name), None
     if facts.task in card.networks:
-        config: ModelConfig = build_config({"model.name": name}).model
+        config = build_config({"model.name": name, "model.backbone": facts.default_backbone})
         with torch.device("meta"):
-            model = build_model(
-                backbone_from_config(backbone_config(facts.default_backbone)),
-                config,
-                task=facts.task,
-                audio_dim=facts.audio_dim,
-                vision_dim=facts.vision_dim,
-                half_range=1.0,
-            )
-        parameters = sum(count for title, count in parameter_table(model) if title != "Text Encoder")
+            table = parameter_table(described_model(config, facts))
+        parameters = sum(count for title, count in table if title != "Text Encoder")
     return {
         "name": name,
         "title": card.title,
