@@ -23,7 +23,7 @@ from grcf_ray.search.seeds import fresh_seed
 from grcf_ray.search.space import FIXED_ONLY, STAGE1_SECTIONS, STAGE2_ONLY, Choice, Space
 from grcf_ray.storage import StoragePath
 
-_LATER = {"metrics.ties": "drop"}
+_LATER = {"metrics.ties": "drop", "model.name": "grcf"}
 """Settings younger than the first release, with the value of earlier runs, whose folders keep their names."""
 
 
