@@ -51,14 +51,24 @@ _ANSWER_S = 5.0
 class RecordCallback(tune.Callback):
     """Record the trials of a stage: launches and ends before Tune acts on them, epochs within about a second.
 
-    choices: number of trials that the stage hands over, whose weights are kept.
+    choices: number of trials that the stage hands over, whose weights are kept. finalist: called with the number of a
+    new trial, returns the finalist that it starts from.
     """
 
     settle: Callable[[int, Fate, float], None]
     """Called with the number of a trial whose process died, its fate, and the seconds until it is launched again."""
 
-    def __init__(self, search: Search, stage: Literal[1, 2], trials: list[TrialRecord], *, choices: int) -> None:
+    def __init__(
+        self,
+        search: Search,
+        stage: Literal[1, 2],
+        trials: list[TrialRecord],
+        *,
+        choices: int,
+        finalist: Callable[[int], str] | None = None,
+    ) -> None:
         self._search, self._record, self._stage, self._choices = search, search.record, stage, choices
+        self._finalist = finalist
         self._limits, self._tell, self._epochs = search.config.search, search.tell, search.epochs(stage)
         self._trials = {trial.number: trial for trial in trials}
         # A running trial may lead now and diverge later, so it does not outrank others.
@@ -114,6 +124,8 @@ class RecordCallback(tune.Callback):
     def launch(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Record a proposal; return the trial's configuration for Tune."""
         record, known = self._record, self._trials.get(number)
+        if known is None and self._finalist:
+            params = {**params, "finalist": self._finalist(number)}
         trial = known or TrialRecord(
             number=number,
             stage=self._stage,

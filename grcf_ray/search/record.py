@@ -86,6 +86,11 @@ class TrialRecord:
         return f"stage{self.stage}/{self.number}"
 
     @property
+    def searched(self) -> dict[str, Any]:
+        """The searched settings by path."""
+        return {path: value for path, value in self.params.items() if path != "finalist"}
+
+    @property
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.curve)

@@ -324,7 +324,7 @@ class OptunaSearcher(OptunaSearch):
     def _frozen(self, trial: TrialRecord, **how: Any) -> optuna.trial.FrozenTrial:
         """Return a recorded trial for Optuna. DataError if its parameters do not fit the space."""
         try:
-            return create_trial(params=trial.params, distributions=self._sampler_settings[0], **how)
+            return create_trial(params=trial.searched, distributions=self._sampler_settings[0], **how)
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"stage{trial.stage}/trials/{trial.number:04d}.json: params do not fit the run's search space "

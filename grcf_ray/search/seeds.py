@@ -121,12 +121,11 @@ def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, di
 
 
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:
-    params = {path: value for path, value in winner.params.items() if path != "finalist"}
     if winner.stage == 1:
-        tuned: dict[int, dict[str, Any]] = {1: params, 2: {}}
+        tuned: dict[int, dict[str, Any]] = {1: winner.searched, 2: {}}
     else:
         finalist = winner.params.get("finalist")
-        tuned = {1: record.read_finalist(int(finalist))["params"] if finalist is not None else {}, 2: params}
+        tuned = {1: record.read_finalist(int(finalist))["params"] if finalist is not None else {}, 2: winner.searched}
     return {"winner": tuned, "start": {1: space.start(1), 2: space.start(2)}}
 
 

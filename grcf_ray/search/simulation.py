@@ -131,11 +131,9 @@ class FedSearch(Search):
                 if self._step(trial, searcher, scheduler, keeper):
                     heapq.heappush(due, (at + trial.seconds, number, trial))
 
-    def _export(self, trial: TrialRecord, used: bool) -> bool:
-        """Record a finalist, which has no weights."""
-        if not (self.record.finalist_folder(trial.number) / "trial.json").exists():
-            self.record.write_finalist(trial, _SHA256)
-        return True
+    def export_finalist(self, trial: TrialRecord) -> str:
+        """Return a hash: a finalist has no weights."""
+        return _SHA256
 
     def _launch(self, searcher: OptunaSearcher, stage: Literal[1, 2], name: str) -> FedTrial | None:
         with self.clock.event() as about:

@@ -14,14 +14,12 @@ from ray import tune
 
 from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
-from grcf_ray.errors import ClusterError, DamagedError, GrcfError, NoWinnerError
+from grcf_ray.errors import ClusterError, GrcfError, NoWinnerError
 from grcf_ray.files import scratch_folder
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import (
     Event,
-    FinalistsHeld,
-    FinalistSkipped,
     Listener,
     StageEnded,
     StageStarted,
@@ -29,10 +27,11 @@ from grcf_ray.search.events import (
     WinnerFixed,
 )
 from grcf_ray.search.failures import NodeHealth, failures_by_cause
+from grcf_ray.search.hand_over import HandOver
 from grcf_ray.search.record import RunRecord, TrialRecord, missing_numbers, rank, spent
 from grcf_ray.search.scheduler import build_scheduler
 from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
-from grcf_ray.search.space import Choice, Dimension, Space, stage_epochs
+from grcf_ray.search.space import Dimension, Space, stage_epochs
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
@@ -128,33 +127,45 @@ class Search:
         """
         if 1 in self.stages:
             self._run_stage(1, self.space.stage1, self.config.search.stage1_trials)
-        if 2 in self.stages:
-            dimensions: dict[str, Dimension] = dict(self.space.stage2)
-            budget = self.config.search.stage2_trials
-            if 1 in self.stages:
-                finalists, budget = self._hand_over()
-                dimensions["finalist"] = Choice(tuple(finalists), finalists[0])
-            self._run_stage(2, dimensions, budget)
+        if self.stages == [1, 2]:
+            best = self.record.ranked(1)
+            hand_over = HandOver(self, lambda: best)
+            if not hand_over.begin():
+                raise NoWinnerError(self._no_result(1))
+            self.record.export_trials(1)
+            self._run_stage(2, self.space.stage2, hand_over.budget, hand_over)
+            if spent(self.record.trials(2)) >= hand_over.budget:
+                hand_over.tell_held()
+        elif 2 in self.stages:
+            self._run_stage(2, self.space.stage2, self.config.search.stage2_trials)
         ranked = self.record.ranked(self.stages[-1])
         if not ranked:
             raise NoWinnerError(self._no_result(self.stages[-1]))
         self.tell(WinnerFixed(ranked[0]))
         return ranked[0]
 
-    def _run_stage(self, stage: Literal[1, 2], dimensions: Mapping[str, Dimension], budget: int) -> None:
+    def _run_stage(
+        self,
+        stage: Literal[1, 2],
+        dimensions: Mapping[str, Dimension],
+        budget: int,
+        hand_over: HandOver | None = None,
+    ) -> None:
         config, epochs, trials = self.config, self.epochs(stage), self.record.trials(stage)
         starts: Sequence[Mapping[str, Any]] = [{path: dimension.start for path, dimension in dimensions.items()}]
+        finalist: Callable[[int], str] | None = hand_over.finalist if hand_over else None
         if self.retrainings:
-            finalist = dimensions.get("finalist")
-            starts = self.retrainings.params(stage, finalist.choices if isinstance(finalist, Choice) else ())
+            starts = self.retrainings.params(stage, hand_over.numbers if hand_over else ())
             budget = len(starts)
+            if hand_over:
+                finalist = {number: str(params["finalist"]) for number, params in enumerate(starts)}.__getitem__
         self.tell(StageStarted(stage, budget, epochs, tuple(trials)))
         if missing := missing_numbers(trials):
             self.tell(TrialsMissing(stage, tuple(missing)))
         if spent(trials) < budget and not self._time_is_up(stage):
             choices = budget if self.retrainings else config.search.finalists if stage == 1 else 1
             self._forget_left(stage)
-            keeper = self.keeper(self, stage, trials, choices=choices)
+            keeper = self.keeper(self, stage, trials, choices=choices, finalist=finalist)
 
             def stopped() -> bool:
                 return keeper.hopeless or keeper.stuck or self.stop.requested or self._time_is_up(stage)
@@ -168,7 +179,8 @@ class Search:
                 epochs=epochs,
                 seed=config.seed,
                 n_startup_trials=startup_trials(budget),
-                feasible=self._feasible,
+                # A finalist's margins are those of its Stage 1 trial.
+                feasible=self._feasible if hand_over is None else lambda params: True,
                 launch=keeper.launch,
                 room=keeper.room,
                 stopped=stopped,
@@ -224,9 +236,7 @@ class Search:
         return stage_seed(self.config.seed, stage, number)
 
     def _feasible(self, params: Mapping[str, Any]) -> bool:
-        features = self.features
-        # A finalist's margins are those of its Stage 1 trial.
-        return "finalist" in params or not check_margins(self.space.config(params), features.half_range, features.task)
+        return not check_margins(self.space.config(params), self.features.half_range, self.features.task)
 
     def _fit(
         self,
@@ -269,69 +279,16 @@ class Search:
         if keeper.stuck:
             raise ClusterError(self._stuck(stage))
 
-    def _hand_over(self) -> tuple[list[str], int]:
-        """Copy the finalists' weights to `finalists/`; return the finalists' numbers and Stage 2's budget.
+    def export_finalist(self, trial: TrialRecord) -> str:
+        """Copy a trial's weights to `finalists/`, those of its best or its last epoch; return their SHA-256.
 
-        Once Stage 2 has trials, the list only grows, because a trial's parameter `finalist` indexes it.
+        Raises DamagedError if they are damaged.
         """
-        info, search = self.record.info(), self.config.search
-        handed: list[str] = info.finalists
-        second = self.record.trials(2)
-        budget = max(search.stage2_trials, info.stage2_trials)
-        over = spent(second) >= budget
-        ranked = self.record.ranked(1)
-        if over and not self.reopen:
-            best = ranked[: search.finalists]
-            if better := [trial for trial in best if str(trial.number) not in handed]:
-                self.tell(FinalistsHeld(tuple(better)))
-            return handed, budget
-        if not second:
-            handed = []
-        used = {trial.params["finalist"] for trial in second}
-        chosen = [str(t.number) for t in ranked[: search.finalists] if self._export(t, str(t.number) in used)]
-        new = [number for number in chosen if number not in handed]
-        if not handed + new:
-            raise NoWinnerError(self._no_result(1))
-        if new:
-            if over:
-                budget += search.stage2_trials
-            self.record.update_run(finalists=handed + new, stage2_trials=budget)
-            self.record.export_trials(1)
-        return handed + new, budget
-
-    def _export(self, trial: TrialRecord, used: bool) -> bool:
-        """Copy a trial's best weights to `finalists/`; return whether they are intact.
-
-        used: whether a trial of Stage 2 has started from the copy, which then stays as it is.
-        """
-        folder = self.record.finalist_folder(trial.number)
-        # A trial that still has its own checkpoints ran out of time, and may have improved since.
-        better = trial.checkpoint is not None and trial.checkpoint.startswith("stage1/") and not used
-        if better or not (folder / "trial.json").exists():
-            if trial.checkpoint is None:
-                return False
-            best = self.record.at(trial.checkpoint)
-            try:
-                if self.config.stage2.start == "best":
-                    digest = export_weights(best, folder / "model.safetensors", sha256=trial.checkpoint_sha256)
-                else:
-                    last = find_last(self.record.attempt_folders(trial))
-                    digest = export_weights(last, folder / "model.safetensors")
-            except DamagedError as error:
-                trial.notes.append(str(error))
-                trial.checkpoint = trial.checkpoint_sha256 = None
-                self.record.write_trial(trial)
-                self.tell(FinalistSkipped(trial, str(error)))
-                return False
-            self.record.write_finalist(trial, digest)
-        kept = f"finalists/{trial.number:04d}/model.safetensors"
-        # A trial that ran out of time resumes from its own checkpoints.
-        if trial.finished and trial.checkpoint != kept:
-            trial.checkpoint, trial.checkpoint_sha256 = kept, self.record.read_finalist(trial.number)["sha256"]
-            self.record.write_trial(trial)
-            # The attempts' other files, above all the optimizer state, are no longer needed.
-            self.record.trial_folder(trial).delete()
-        return True
+        place = self.record.finalist_folder(trial.number) / "model.safetensors"
+        if self.config.stage2.start == "last":
+            return export_weights(find_last(self.record.attempt_folders(trial)), place)
+        assert trial.checkpoint is not None
+        return export_weights(self.record.at(trial.checkpoint), place, sha256=trial.checkpoint_sha256)
 
     def tell(self, event: Event) -> None:
         """Send an event to the listeners."""
@@ -396,11 +353,10 @@ def _origin(error: tune.TuneError) -> BaseException:
 
 def config_of(space: Space, record: RunRecord, trial: TrialRecord) -> RunConfig:
     """Return the whole configuration of a trial; a Stage 2 trial inherits the parameters of its finalist."""
-    params = {path: value for path, value in trial.params.items() if path != "finalist"}
     if "finalist" not in trial.params:
-        return space.config(params)
+        return space.config(trial.searched)
     inherited = record.read_finalist(int(trial.params["finalist"]))["params"]
-    return space.config({**inherited, **params})
+    return space.config({**inherited, **trial.searched})
 
 
 def _reasons(trials: Sequence[TrialRecord]) -> str:

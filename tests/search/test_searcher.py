@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -434,9 +435,15 @@ def test_a_stage_without_anything_to_search_repeats_its_start() -> None:
 
 
 def test_a_single_choice_is_proposed_as_it_is() -> None:
-    """Stage 2 with one finalist."""
-    search = proposals(space={**SPACE, "finalist": Choice(("3",), "3")}, stage=2)
-    assert {t.params["finalist"] for t in run(search, 7, stage=2)} == {"3"}
+    search = proposals(space={**SPACE, "model.modalities": Choice(("all",), "all")})
+    assert {t.params["model.modalities"] for t in run(search, 7)} == {"all"}
+
+
+def test_a_recorded_finalist_is_no_searched_setting() -> None:
+    """Records of earlier releases have finalists that TPE chose."""
+    recorded = run(proposals(stage=2), 6, stage=2)
+    with_finalist = [dataclasses.replace(t, params={**t.params, "finalist": "7"}) for t in recorded]
+    assert frozen(proposals(with_finalist, stage=2)) == frozen(proposals(recorded, stage=2))
 
 
 def test_rays_class_has_what_the_searcher_uses() -> None:

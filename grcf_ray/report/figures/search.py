@@ -207,8 +207,7 @@ def handoff_plot(view: RunView) -> Plot | None:
         name="handoff",
         title="From Stage 1 to Stage 2",
         caption=f"Each point is a trial of Stage 2: its validation {after} (lower is better) against the Stage 1 "
-        f"result of its finalist. {finding} The search starts more trials from finalists that do well, and the best of "
-        "more trials is better by chance too.",
+        f"result of its finalist. {finding} The best of more trials is better by chance too.",
         summary=f"{finding} " + "; ".join(f"from trial {f['number']}: best {f['best']:.4f}" for f in known) + ".",
         data=data,
         draw=draw_handoff,
