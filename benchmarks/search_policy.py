@@ -74,25 +74,6 @@ NEAR = 0.04
 """Share by which a cost may differ from the one that is asked for."""
 
 
-class _Rotating(OptunaSearcher):
-    """Each finalist in turn, instead of TPE's choice."""
-
-    def _sampler_for(self, number: int) -> Any:
-        space = self._sampler_settings[0]
-        # Number 0 is the starting point, and there is no study before it.
-        if number and "finalist" in space and len(self.study.get_trials(deepcopy=False)) == number:
-            assert isinstance(space["finalist"], CategoricalDistribution)
-            finalists = space["finalist"].choices
-            self.study.enqueue_trial({"finalist": finalists[number % len(finalists)]})
-        return super()._sampler_for(number)
-
-
-class RotatingSearch(FedSearch):
-    """A search that gives the trials of Stage 2 its finalists in turn."""
-
-    searcher = _Rotating
-
-
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A way to search."""
@@ -138,7 +119,6 @@ POLICIES = (
         stopping=StoppingRule(best_so_far=True, margin=1.0, grace=0.2),
     ),
     Policy("one finalist", {**_ASHA, "search.finalists": 1}),
-    Policy("finalists in turn", _ASHA, kind=RotatingSearch),
     Policy("eight finalists", {**_ASHA, "search.finalists": 8}),
     Policy("random search", _ASHA, kind=RandomSearch),
     Policy("Sobol start", _ASHA, kind=SobolSearch),
