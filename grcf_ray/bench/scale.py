@@ -117,7 +117,7 @@ class _TimedTrial(FedTrial):
     def step(self) -> dict[str, Any]:
         """Return the result of the next epoch, and note its time."""
         result: dict[str, Any] = pickle.loads(pickle.dumps(super().step()))
-        self._costs.reported[self.number][result["epoch"]] = time.perf_counter()
+        self._costs.reported[self.key[1]][result["epoch"]] = time.perf_counter()
         return result
 
 
@@ -211,7 +211,7 @@ def _fed(setup: Setup, where: StoragePath, count: int, epoch_s: float) -> dict[s
             protocol=setup.protocol,
             concurrent=count,
             listeners=(ProgressLines(), tensorboard, page),
-            feed=lambda name, _, config: _TimedTrial(name, config, EPOCHS, epoch_s, costs),
+            feed=lambda name, config: _TimedTrial(name, config, EPOCHS, epoch_s, costs),
             clock=costs,
         )
         search.tell(SearchStarted(count, {1: (trials, EPOCHS)}, info.task))

@@ -51,11 +51,12 @@ class SlotClock:
     def __init__(self, concurrent: int, saving: float, say: Callable[[str], None]) -> None:
         self._concurrent, self._saving, self._say = concurrent, saving, say
         self._free: list[tuple[float, bool]] = []
-        self._waiting: dict[int, tuple[float, bool]] = {}
+        self._waiting: dict[str, tuple[float, bool]] = {}
+        self._begun = False
         self.trained = self.idle = 0.0
         self.epochs = 0
         self.starts: list[float] = []
-        """Seconds from the start of a stage to the first epoch of a process, by process."""
+        """Seconds from the start of the search to the first epoch of a process, by process."""
         self.turnarounds: list[float] = []
         """Seconds from the report of a trial's last epoch to the next trial's first epoch in the same process."""
 
@@ -63,12 +64,14 @@ class SlotClock:
         """Note the time of an event of the search."""
         now = time.perf_counter()
         if isinstance(event, StageStarted):
-            self._free, self._waiting = [(now, True)] * self._concurrent, {}
+            # Processes go on from stage to stage.
+            if not self._begun:
+                self._begun, self._free = True, [(now, True)] * self._concurrent
         elif isinstance(event, TrialStarted):
-            self._waiting[event.trial.number] = self._free.pop(0)
+            self._waiting[event.trial.name] = self._free.pop(0)
         elif isinstance(event, (EpochFinished, TrialEnded)):
             trial = event.trial
-            if (waited := self._waiting.pop(trial.number, None)) is not None and trial.curve:
+            if (waited := self._waiting.pop(trial.name, None)) is not None and trial.curve:
                 since, first = waited
                 (self.starts if first else self.turnarounds).append(
                     now - since - trial.curve[0]["seconds"] - self._saving
@@ -82,6 +85,7 @@ class SlotClock:
             self._free.append((now, False))
         elif isinstance(event, StageEnded):
             self.idle += sum(now - since for since, _ in self._free)
+            self._free = [(now, first) for _, first in self._free]
 
 
 class _TimedRecord(RunRecord):
@@ -103,7 +107,7 @@ class _TimedRecord(RunRecord):
 def search_table(setup: Setup) -> Table:
     """Run a search and divide the time of its slots.
 
-    A slot runs one trial at a time; the first trial of each stage in a slot starts a process.
+    A slot runs one trial at a time; its first trial starts a process.
     """
     config, trials = setup.config, setup.trials
     budgets = {"search.stage1_trials": trials // 2, "search.stage2_trials": trials - trials // 2}
@@ -123,7 +127,7 @@ def search_table(setup: Setup) -> Table:
         ("training and validation", clock.trained),
         ("idle at the end of a stage, without a trial", clock.idle),
         ("everything else", outside),
-        ("  processes started, one a slot and stage", sum(clock.starts)),
+        ("  processes started, one a slot", sum(clock.starts)),
         (f"  checkpoints, one an epoch of {saving:.2f} s", clock.epochs * saving),
         ("  from trial to trial", sum(clock.turnarounds)),
         ("  writing the trials' records", record.seconds),
@@ -148,7 +152,7 @@ def search_table(setup: Setup) -> Table:
         (
             f"{clock.epochs} epochs in {wall:.0f} s of wall-clock time",
             "from trial to trial: from the report of a trial's last epoch to the start of the next trial; the first "
-            "trial of a process in a stage does not count",
+            "trial of a process does not count",
         ),
     )
 

@@ -50,7 +50,9 @@ class ProgressLines:
         self._trials: dict[int, dict[int, TrialRecord]] = {}
         self._rankings: dict[int, Ranking] = {}
         self._last_epoch = -_EPOCHS_S
-        self._stage_start = self._measuring_start = self._start = time.monotonic()
+        self._measuring_start = self._start = time.monotonic()
+        self._running: dict[int, float] = {}
+        """Start of each running stage."""
         self._retraining = False
         self._models, self._seeds = 1, 0
         """Models left to measure and seeds left to retrain under after the stages."""
@@ -74,7 +76,7 @@ class ProgressLines:
             self._rankings = {stage: Ranking() for stage in self._budgets}
             progress("  ".join([event.what, *self._eta(min(self._budgets))]))
         elif isinstance(event, StageStarted):
-            self._stage_start = time.monotonic()
+            self._running[event.stage] = time.monotonic()
             self._budgets[event.stage] = event.budget, event.epochs
             self._trials[event.stage] = {trial.number: trial for trial in event.trials}
             self._rankings[event.stage] = Ranking(event.trials)
@@ -118,7 +120,8 @@ class ProgressLines:
         return due
 
     def _ended(self, event: StageEnded) -> None:
-        best, taken = self._best(event.stage), duration(time.monotonic() - self._stage_start)
+        best = self._best(event.stage)
+        taken = duration(time.monotonic() - self._running.pop(event.stage, self._start))
         result = ""
         if best is not None and not self._retraining:
             result = f": best trial {best.number}, {self._objective(event.stage)} {best.objective:.4f}"
@@ -170,7 +173,8 @@ class ProgressLines:
             parts.append(f"{self._objective(trial.stage)} {value:.4f}")
         if best is not None and not self._retraining:
             parts.append(f"best {best.objective:.4f}")
-        parts += self._eta(trial.stage)
+        # The last trials of Stage 1 may run beside those of Stage 2.
+        parts += self._eta(min(self._running, default=trial.stage))
         if trial.error or isinstance(event, (TrialBroke, TrialLeft)):
             progress(one_line("  ".join(parts[:4]), _ERROR_WIDTH).rstrip())
         else:

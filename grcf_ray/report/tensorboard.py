@@ -121,6 +121,19 @@ class EventFolder:
         self._events, self._changed = [], True
 
 
+@dataclasses.dataclass
+class _Progress:
+    """The trials of a stage that have ended."""
+
+    ended: int = 0
+    passes: float = 0.0
+    """Their cost."""
+    step: int = 0
+    """The last step of the cost."""
+    best: float | None = None
+    """Their best objective."""
+
+
 class TensorBoardListener:
     """Writes `tensorboard/` from the events of a search, in the driver alone.
 
@@ -135,10 +148,8 @@ class TensorBoardListener:
         self._study: Study | None = None
         self._retraining = False
         self._folders: dict[tuple[str, ...], EventFolder] = {}
-        self._ended, self._passes, self._step = 0, 0.0, 0
-        """Trials of the running stage that ended, their cost, and the last step of the cost."""
-        self._best: float | None = None
-        """The best objective of those trials."""
+        self._progress: dict[int, _Progress] = {}
+        """By running stage."""
 
     def __call__(self, event: events.Event) -> None:
         """Write the event's values that are not written yet; those of running trials in the record's background."""
@@ -212,7 +223,7 @@ class TensorBoardListener:
             summary = self._folder(*self._names(event.stage), "summary")
             summary.add([self._study.experiment([event.stage])], 0)
             summary.flush()
-        self._ended, self._passes, self._step, self._best = 0, 0.0, 0, None
+        self._progress[event.stage] = _Progress()
         for trial in sorted(event.trials, key=lambda trial: trial.ended or ""):
             if trial.finished:
                 self._end(trial)
@@ -238,23 +249,24 @@ class TensorBoardListener:
         folder = self._added(trial)
         if not self._retraining:
             folder.add([session_end(trial)], 0)
-            self._progress(trial)
+            self._add_progress(trial)
         folder.flush(last=True)
         del self._folders[self._names_of(trial)]
 
-    def _progress(self, trial: TrialRecord) -> None:
+    def _add_progress(self, trial: TrialRecord) -> None:
         """Write the best objective by number of ended trials and by their cost."""
-        self._ended, self._passes = self._ended + 1, self._passes + trial.utterance_passes
+        progress = self._progress[trial.stage]
+        progress.ended, progress.passes = progress.ended + 1, progress.passes + trial.utterance_passes
         if (objective := trial.objective) is not None:
-            known = [objective] if self._best is None else [self._best, objective]
-            self._best = min(known, key=functools.partial(minimised, trial.stage))
-        if self._best is None:
+            known = [objective] if progress.best is None else [progress.best, objective]
+            progress.best = min(known, key=functools.partial(minimised, trial.stage))
+        if progress.best is None:
             return
         # Steps are whole numbers, and each end has its own.
-        self._step = max(round(self._passes), self._step + 1)
+        progress.step = max(round(progress.passes), progress.step + 1)
         summary = self._folder(*self._names(trial.stage), "summary")
-        summary.add(_scalars({"search/best_by_trials": self._best}), self._ended)
-        summary.add(_scalars({"search/best_by_utterance_passes": self._best}), self._step)
+        summary.add(_scalars({"search/best_by_trials": progress.best}), progress.ended)
+        summary.add(_scalars({"search/best_by_utterance_passes": progress.best}), progress.step)
         summary.flush()
 
     def _names(self, stage: int) -> tuple[str, ...]:

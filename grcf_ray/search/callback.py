@@ -96,10 +96,6 @@ class RecordCallback(tune.Callback):
         self.hopeless = False
         """Whether enough trials failed in a row by themselves to blame a shared cause."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return no state: Tune pickles callbacks for a restore that is not used, and this one holds the features."""
-        return {}
-
     @property
     def failing(self) -> int:
         """Number of consecutive failed trials up to the last one that ended."""
@@ -147,6 +143,7 @@ class RecordCallback(tune.Callback):
         self._tell(TrialStarted(trial))
         config, protocol = self._search.config_of(trial), self._search.protocol
         return {
+            "stage": self._stage,
             "number": number,
             "avoid": sorted(self._excluded()),
             "job": vars(stage_job(record, trial, config=config, protocol=protocol, folder=folder.uri)),
@@ -322,6 +319,10 @@ class RecordCallback(tune.Callback):
     def _is_chosen(self, trial: TrialRecord) -> bool:
         """Return whether a finished trial would be handed over now."""
         return any(chosen is trial for chosen in self._ranking.best(self._choices))
+
+    def best(self) -> list[TrialRecord]:
+        """Return the finished trials with a usable result, best first."""
+        return self._ranking.best()
 
     @staticmethod
     def _has_weights(trial: TrialRecord) -> bool:

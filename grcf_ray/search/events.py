@@ -27,7 +27,7 @@ class SearchStarted:
 
 @dataclasses.dataclass(frozen=True)
 class StageStarted:
-    """A stage is about to run the rest of its budget."""
+    """A stage is about to run the rest of its budget. Stage 2 may start before Stage 1 has ended."""
 
     stage: Literal[1, 2]
     budget: int
@@ -96,7 +96,7 @@ class StageEnded:
 
 @dataclasses.dataclass(frozen=True)
 class FinalistsHeld:
-    """An extended Stage 1 has new finalists, but Stage 2 has spent its budget and `--reopen` was not given."""
+    """Stage 1 has new finalists, but Stage 2 has spent its budget and `--reopen` was not given."""
 
     trials: tuple[TrialRecord, ...]
 

@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 
 class HandOver:
-    """The finalists: trials of Stage 1 whose weights are copied to `finalists/`.
+    """The finalists: trials of Stage 1 whose weights are copied to `finalists/`."""
 
-    ranked: returns the trials that may be handed over, best first. They are changed in place: a finalist's checkpoint
-    is its copy.
-    """
+    ranked: Callable[[], Sequence[TrialRecord]]
+    """Returns the trials that may be handed over, best first. They are changed in place: a finalist's checkpoint is its
+    copy."""
 
-    def __init__(self, search: Search, ranked: Callable[[], Sequence[TrialRecord]]) -> None:
-        self.ranked = ranked
+    def __init__(self, search: Search) -> None:
         self._search, self._record, self._limits = search, search.record, search.config.search
         second, info = self._record.trials(2), self._record.info()
         self.numbers: list[str] = info.finalists if second else []

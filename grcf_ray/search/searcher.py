@@ -1,4 +1,4 @@
-"""The searcher: Ray Tune's `OptunaSearch` with TPE, built from the run record at every start.
+"""The searcher of a stage: Ray Tune's `OptunaSearch` with TPE, built from the run record at every start.
 
 A trial's number is its Optuna number.
 """
@@ -198,7 +198,6 @@ class OptunaSearcher(OptunaSearch):
         feasible: Callable[[Mapping[str, Any]], bool],
         launch: Callable[[int, dict[str, Any]], dict[str, Any]],
         room: Callable[[], int] = lambda: sys.maxsize,
-        stopped: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Build the study from the record.
@@ -206,16 +205,15 @@ class OptunaSearcher(OptunaSearch):
         starts: the parameters of the first trials. budget: the number of trials in all. trials: the record; unfinished
         trials are proposed again first, and a number that the record lacks is not given again. launch: called with the
         number and parameters of each proposal, returns the trial's configuration. room: returns how many trials can run
-        now; a trial that waits to be launched again keeps its place. stopped: returns whether the stage is to end.
+        now; a trial that waits to be launched again keeps its place.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._launch, self._epochs, self._stage, self._run_seed = launch, epochs, stage, seed
-        self._budget = budget
         self._sampler_settings = (dict(space), feasible, n_startup_trials)
         self._broken: dict[int, optuna.Trial] = {}
         self._waiting: list[tuple[float, optuna.Trial]] = []
         """Trials to launch again, each with the time from which on."""
-        self._room, self._stopped, self._clock = room, stopped, clock
+        self._room, self._clock = room, clock
         super().__init__(dict(space), metric="objective", mode=DIRECTIONS[stage], sampler=self._sampler_for(0))
         if self._ot_study is None:
             # Ray takes an empty space for one that is not known yet.
@@ -230,7 +228,10 @@ class OptunaSearcher(OptunaSearch):
                 self.study.add_trial(self._frozen(trial, state=state, value=value, intermediate_values=curve))
             else:
                 self.study.enqueue_trial(self._frozen(trial, state=OptunaState.WAITING).params)
-        for start in starts[len(self.study.get_trials(deepcopy=False)) : budget]:
+        known = self.study.get_trials(deepcopy=False)
+        self.proposed, self._total = sum(trial.state.is_finished() for trial in known), max(budget, len(known))
+        """Trials proposed so far, those of earlier starts included, and all of the budget."""
+        for start in starts[len(known) : budget]:
             self.study.enqueue_trial(dict(start))
 
     @property
@@ -242,17 +243,25 @@ class OptunaSearcher(OptunaSearch):
     @property
     def waiting(self) -> bool:
         """Whether a trial waits for a slot, or will: one that broke, or one that is still to be proposed."""
-        return bool(self._waiting or self._broken) or self._next_number() is not None
+        return bool(self._waiting or self._broken) or not self.all_proposed
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Keep the space: Tune's own configuration holds none."""
-        return False
+    @property
+    def all_proposed(self) -> bool:
+        """Whether no trial of the budget is left to propose; some may still run."""
+        return self.proposed >= self._total
+
+    @property
+    def pending(self) -> int:
+        """Number of trials that hold a slot: those that run, and those that broke until their fate is settled."""
+        return len(self._ot_trials) + len(self._waiting) + len(self._broken)
+
+    @property
+    def done(self) -> bool:
+        """Whether all trials have ended."""
+        return self.all_proposed and not self.pending
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next trial's configuration; None if there may be one later, FINISHED if the budget is spent."""
-        # Tune asks every second while no trial runs, and looks at its stopper only after that.
-        if self._stopped():
-            return str(Searcher.FINISHED)
         running, room = len(self._ot_trials), self._room()
         if running >= room:
             return None
@@ -261,20 +270,17 @@ class OptunaSearcher(OptunaSearch):
             self._waiting.remove(due)
             self._ot_trials[trial_id] = due[1]
         else:
-            pending = running + len(self._waiting) + len(self._broken)
-            if pending >= room:
+            if self.pending >= room:
                 return None
+            if self.all_proposed:
+                return None if self.pending else str(Searcher.FINISHED)
             number = self._next_number()
-            if number is None:
-                return None if pending else str(Searcher.FINISHED)
             self.study.sampler = self._sampler_for(number)
             self._ot_trials[trial_id] = self.study.ask(self._sampler_settings[0])
             assert self._ot_trials[trial_id].number == number
+            self.proposed += 1
         trial = self._ot_trials[trial_id]
         return self._launch(trial.number, dict(trial.params))
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Do nothing: a trial that diverges later must leave no value in the study."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended, with its curve.
@@ -311,16 +317,6 @@ class OptunaSearcher(OptunaSearch):
         """Return a trial's state, values by epoch and last value, as the function `outcome` does."""
         return outcome(self._stage, self._epochs, curve, state)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the run record is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the run record is the state."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its searcher for a restore that is not used, and `launch` holds the features."""
-        return {}
-
     def _frozen(self, trial: TrialRecord, **how: Any) -> optuna.trial.FrozenTrial:
         """Return a recorded trial for Optuna. DataError if its parameters do not fit the space."""
         try:
@@ -331,13 +327,10 @@ class OptunaSearcher(OptunaSearch):
                 f"({reason(error)}); bring the file back from a copy"
             ) from error
 
-    def _next_number(self) -> int | None:
-        """Return the number of the first waiting trial, else the next one; None if the budget is spent."""
+    def _next_number(self) -> int:
+        """Return the number of the first waiting trial, else the next one."""
         asked = self.study.get_trials(deepcopy=False)
-        waiting = next((trial.number for trial in asked if trial.state == OptunaState.WAITING), None)
-        if waiting is None and len(asked) >= self._budget:
-            return None
-        return len(asked) if waiting is None else waiting
+        return next((trial.number for trial in asked if trial.state == OptunaState.WAITING), len(asked))
 
     def _sampler_for(self, number: int) -> FeasibleTPE:
         space, feasible, n_startup_trials = self._sampler_settings

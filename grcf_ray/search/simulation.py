@@ -26,8 +26,8 @@ from grcf_ray.config import Task, flatten
 from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, TrialEnded
+from grcf_ray.search.lanes import Lanes
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stages import Search
 from grcf_ray.search.trial_table import KnownTrial
@@ -65,7 +65,8 @@ class FedTrial:
     """
 
     def __init__(self, name: str, config: dict[str, Any], curve: Sequence[dict[str, Any]], objective: str) -> None:
-        self.trial_id, self.config, self.number = name, config, config["number"]
+        self.trial_id, self.config = name, config
+        self.key: tuple[int, int] = config["stage"], config["number"]
         self._curve, self._objective, self._epoch = list(curve), objective, 0
 
     @property
@@ -100,68 +101,55 @@ class _FedCallback(RecordCallback):
 class FedSearch(Search):
     """A search whose results come from this process instead of trials' processes.
 
-    feed: called with a name, a stage and the configuration of a proposal for Tune, returns its trial.
+    feed: called with a name and the configuration of a proposal for Tune, returns its trial.
     """
 
     keeper = _FedCallback
 
-    feed: Callable[[str, Literal[1, 2], dict[str, Any]], FedTrial]
+    feed: Callable[[str, dict[str, Any]], FedTrial]
     clock: Clock
 
-    def _fit(
-        self,
-        stage: Literal[1, 2],
-        searcher: OptunaSearcher,
-        scheduler: tune.schedulers.TrialScheduler,
-        keeper: RecordCallback,
-        stopped: Callable[[], bool],
-    ) -> None:
-        due: list[tuple[float, int, FedTrial]] = []
+    def _fit(self, lanes: Lanes) -> None:
+        due: list[tuple[float, int, int, FedTrial]] = []
         names = map("trial-{}".format, itertools.count())
         controller: Any = None
         with self.record.background:
             while True:
-                while trial := self._launch(searcher, stage, next(names)):
-                    scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
-                    heapq.heappush(due, (self.clock.now() + trial.seconds, trial.number, trial))
-                if not due:
+                while trial := self._launch(lanes, next(names)):
+                    lanes.scheduler.on_trial_add(controller, trial)
+                    heapq.heappush(due, (self.clock.now() + trial.seconds, *trial.key, trial))
+                if not due or lanes.stopped:
                     return
-                at, number, trial = heapq.heappop(due)
+                at, *_, trial = heapq.heappop(due)
                 self.clock.wait(at)
-                if self._step(trial, searcher, scheduler, keeper):
-                    heapq.heappush(due, (at + trial.seconds, number, trial))
+                if self._step(trial, lanes):
+                    heapq.heappush(due, (at + trial.seconds, *trial.key, trial))
 
     def export_finalist(self, trial: TrialRecord) -> str:
         """Return a hash: a finalist has no weights."""
         return _SHA256
 
-    def _launch(self, searcher: OptunaSearcher, stage: Literal[1, 2], name: str) -> FedTrial | None:
+    def _launch(self, lanes: Lanes, name: str) -> FedTrial | None:
         with self.clock.event() as about:
-            config = searcher.suggest(name)
+            config = lanes.searcher.suggest(name)
             if not isinstance(config, dict):
                 return None
             about["kind"] = "launch"
-        return self.feed(name, stage, config)
+        return self.feed(name, config)
 
-    def _step(
-        self,
-        trial: FedTrial,
-        searcher: OptunaSearcher,
-        scheduler: tune.schedulers.TrialScheduler,
-        keeper: RecordCallback,
-    ) -> bool:
+    def _step(self, trial: FedTrial, lanes: Lanes) -> bool:
         """Report the next epoch of a trial; return whether the trial goes on."""
         result = trial.step()
         controller: Any = None
         with self.clock.event() as about:
             # In Tune's order.
             if not result["done"]:
-                decision = scheduler.on_trial_result(controller, trial, result)  # type: ignore[arg-type]
+                decision = lanes.scheduler.on_trial_result(controller, trial, result)
                 result["done"] = decision == tune.schedulers.TrialScheduler.STOP
             if result["done"]:
-                scheduler.on_trial_complete(controller, trial, result)  # type: ignore[arg-type]
-                searcher.on_trial_complete(trial.trial_id, result)
-            keeper.on_trial_result(0, [], trial, result)
+                lanes.scheduler.on_trial_complete(controller, trial, result)
+                lanes.searcher.on_trial_complete(trial.trial_id, result)
+            lanes.callback.on_trial_result(0, [], trial, result)
             about["kind"] = "end" if result["done"] else "epoch"
         return not result["done"]
 
@@ -222,7 +210,8 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: 
     progress: list[tuple[float, float]] = []
     clock = Clock()
 
-    def feed(name: str, stage: Literal[1, 2], config: dict[str, Any]) -> FedTrial:
+    def feed(name: str, config: dict[str, Any]) -> FedTrial:
+        stage = config["stage"]
         trial = record.trial(stage, config["number"])
         finalist = trial.params.get("finalist")
         first = None if finalist is None else record.read_finalist(int(finalist))["objective"]

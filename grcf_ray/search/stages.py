@@ -21,27 +21,23 @@ from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import (
     Event,
     Listener,
-    StageEnded,
-    StageStarted,
-    TrialsMissing,
     WinnerFixed,
 )
 from grcf_ray.search.failures import NodeHealth, failures_by_cause
-from grcf_ray.search.hand_over import HandOver
-from grcf_ray.search.record import RunRecord, TrialRecord, missing_numbers, rank, spent
-from grcf_ray.search.scheduler import build_scheduler
-from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
-from grcf_ray.search.space import Dimension, Space, stage_epochs
+from grcf_ray.search.lanes import Lanes
+from grcf_ray.search.record import RunRecord, TrialRecord, rank, spent
+from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.trial import Shared, TrialTrainable
 from grcf_ray.train.checkpoint import export_weights
 from grcf_ray.train.interfaces import named_interfaces
 from grcf_ray.train.location import selector
-from grcf_ray.train.resuming import find_best, find_last
+from grcf_ray.train.resuming import find_last
 from grcf_ray.train.stage import stage_seed
 
 _CLEARING_S = 10.0
-"""Seconds to wait at the end of a stage for the processes of pruned trials."""
+"""Seconds to wait at the end of a run for the processes of pruned trials."""
 
 
 class Retrainings(Protocol):
@@ -125,107 +121,19 @@ class Search:
         Raises NoWinnerError if no trial has a usable result or too many failed in a row, ClusterError if trials cannot
         run for causes outside of them, KeyboardInterrupt if the search was asked to stop.
         """
-        if 1 in self.stages:
-            self._run_stage(1, self.space.stage1, self.config.search.stage1_trials)
-        if self.stages == [1, 2]:
-            best = self.record.ranked(1)
-            hand_over = HandOver(self, lambda: best)
-            if not hand_over.begin():
-                raise NoWinnerError(self._no_result(1))
-            self.record.export_trials(1)
-            self._run_stage(2, self.space.stage2, hand_over.budget, hand_over)
-            if spent(self.record.trials(2)) >= hand_over.budget:
-                hand_over.tell_held()
-        elif 2 in self.stages:
-            self._run_stage(2, self.space.stage2, self.config.search.stage2_trials)
+        lanes = Lanes(self)
+        while lanes.advance():
+            self._fit(lanes)
+            self._check(lanes)
+            lanes.close()
         ranked = self.record.ranked(self.stages[-1])
         if not ranked:
-            raise NoWinnerError(self._no_result(self.stages[-1]))
+            raise NoWinnerError(self.no_result(self.stages[-1]))
         self.tell(WinnerFixed(ranked[0]))
         return ranked[0]
 
-    def _run_stage(
-        self,
-        stage: Literal[1, 2],
-        dimensions: Mapping[str, Dimension],
-        budget: int,
-        hand_over: HandOver | None = None,
-    ) -> None:
-        config, epochs, trials = self.config, self.epochs(stage), self.record.trials(stage)
-        starts: Sequence[Mapping[str, Any]] = [{path: dimension.start for path, dimension in dimensions.items()}]
-        finalist: Callable[[int], str] | None = hand_over.finalist if hand_over else None
-        if self.retrainings:
-            starts = self.retrainings.params(stage, hand_over.numbers if hand_over else ())
-            budget = len(starts)
-            if hand_over:
-                finalist = {number: str(params["finalist"]) for number, params in enumerate(starts)}.__getitem__
-        self.tell(StageStarted(stage, budget, epochs, tuple(trials)))
-        if missing := missing_numbers(trials):
-            self.tell(TrialsMissing(stage, tuple(missing)))
-        if spent(trials) < budget and not self._time_is_up(stage):
-            choices = budget if self.retrainings else config.search.finalists if stage == 1 else 1
-            self._forget_left(stage)
-            keeper = self.keeper(self, stage, trials, choices=choices, finalist=finalist)
-
-            def stopped() -> bool:
-                return keeper.hopeless or keeper.stuck or self.stop.requested or self._time_is_up(stage)
-
-            searcher = self.searcher(
-                distributions(dimensions),
-                starts=starts,
-                budget=budget,
-                trials=trials,
-                stage=stage,
-                epochs=epochs,
-                seed=config.seed,
-                n_startup_trials=startup_trials(budget),
-                # A finalist's margins are those of its Stage 1 trial.
-                feasible=self._feasible if hand_over is None else lambda params: True,
-                launch=keeper.launch,
-                room=keeper.room,
-                stopped=stopped,
-            )
-            keeper.settle = searcher.settle
-            scheduler = build_scheduler(
-                config.search, stage=stage, epochs=epochs, trials=trials, waiting=lambda: searcher.waiting
-            )
-            self._fit(stage, searcher, scheduler, keeper, stopped)
-        self._settle_unfinished(stage)
-        self.record.export_trials(stage)
-        left = len(self._left(stage))
-        cut = 0 if self.retrainings else max(0, budget - spent(self.record.trials(stage)) - left)
-        if cut:
-            # Trials that ran out of time stay on record as running, so that a later start resumes them.
-            self.record.update_run(cut=sorted({*self.record.info().cut, stage}))
-        self.tell(StageEnded(stage, cut, left))
-
-    def _left(self, stage: int) -> list[str]:
-        """Return the trials that were left unfinished after failures for causes outside of them."""
-        return [name for name in self.record.info().left if name.startswith(f"stage{stage}/")]
-
-    def _forget_left(self, stage: int) -> None:
-        """Note that the trials that an earlier start left unfinished run again."""
-        if left := self._left(stage):
-            self.record.update_run(left=[name for name in self.record.info().left if name not in left])
-
-    def _settle_unfinished(self, stage: Literal[1, 2]) -> None:
-        """Record the weights of trials that ran out of time: their processes saved them at the end."""
-        for trial in self.record.trials(stage):
-            if trial.finished:
-                continue
-            best = find_best(self.record.attempt_folders(trial))
-            trial.checkpoint = trial.checkpoint_sha256 = None
-            if best is not None:
-                trial.checkpoint = self.record.relative(best.place)
-                trial.checkpoint_sha256 = best.sha256
-            recorded = trial.best
-            if recorded is not None and recorded["epoch"] != (best.state["epoch"] if best else 0):
-                lost = len(trial.curve)
-                trial.curve = best.state["curve"] if best else []
-                trial.notes.append(f"epochs {len(trial.curve) + 1} to {lost} are lost: they were not saved in time")
-            self.record.write_trial(trial)
-
-    def _time_is_up(self, stage: Literal[1, 2]) -> bool:
+    def time_is_up(self, stage: Literal[1, 2]) -> bool:
+        """Return whether the share of a stage in the time budget has passed."""
         # The time budget covers the search alone; retrainings always run in full.
         return not self.retrainings and self.stop.time_is_up(STAGE_SHARES[stage])
 
@@ -235,17 +143,12 @@ class Search:
             return self.retrainings.seed_for(stage, params, number)
         return stage_seed(self.config.seed, stage, number)
 
-    def _feasible(self, params: Mapping[str, Any]) -> bool:
+    def feasible(self, params: Mapping[str, Any]) -> bool:
+        """Return whether a trial's margins fit each other."""
         return not check_margins(self.space.config(params), self.features.half_range, self.features.task)
 
-    def _fit(
-        self,
-        stage: Literal[1, 2],
-        searcher: OptunaSearcher,
-        scheduler: tune.schedulers.TrialScheduler,
-        keeper: RecordCallback,
-        stopped: Callable[[], bool],
-    ) -> None:
+    def _fit(self, lanes: Lanes) -> None:
+        """Run the trials of the open lanes, and of those that open in the meantime."""
         search = self.config.search
         shared = Shared(ray.put(self.features), search.workers, self.worker_resources, named_interfaces())
         resources = functools.partial(_resources, search.workers, self.worker_resources)
@@ -254,30 +157,34 @@ class Search:
                 tune.Tuner(
                     tune.with_resources(tune.with_parameters(self.trainable, shared=shared), resources),
                     tune_config=tune.TuneConfig(
-                        search_alg=searcher,
-                        scheduler=scheduler,
-                        # The searcher ends the stage: a trial whose process died takes a second sample.
+                        search_alg=lanes.searcher,
+                        scheduler=lanes.scheduler,
+                        # The searcher ends the run: a trial whose process died takes a second sample.
                         num_samples=-1,
                         reuse_actors=True,
                     ),
                     run_config=tune.RunConfig(
-                        name=f"stage{stage}",
+                        name="search",
                         storage_path=str(scratch),
                         verbose=0,
-                        callbacks=[keeper],
-                        stop=_StopWhen(stopped),
+                        callbacks=[lanes.callback],
+                        stop=_StopWhen(lambda: lanes.stopped),
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     ),
                 ).fit()
-                keeper.clear(_CLEARING_S)
+                for lane in lanes.all:
+                    lane.keeper.clear(_CLEARING_S)
         except tune.TuneError as error:
             raise _origin(error) from error
+
+    def _check(self, lanes: Lanes) -> None:
+        """Raise the error that ended a run of lanes, if there is one."""
         if self.stop.requested:
             raise KeyboardInterrupt
-        if keeper.hopeless:
-            raise NoWinnerError(self._hopeless(stage, keeper.failing))
-        if keeper.stuck:
-            raise ClusterError(self._stuck(stage))
+        for lane in lanes.hopeless:
+            raise NoWinnerError(self._hopeless(lane.stage, lane.keeper.failing))
+        if lanes.stuck:
+            raise ClusterError(self._stuck([lane.stage for lane in lanes.open]))
 
     def export_finalist(self, trial: TrialRecord) -> str:
         """Copy a trial's weights to `finalists/`, those of its best or its last epoch; return their SHA-256.
@@ -295,7 +202,8 @@ class Search:
         for listener in self.listeners:
             listener(event)
 
-    def _no_result(self, stage: int) -> str:
+    def no_result(self, stage: int) -> str:
+        """Return why a stage has no usable result."""
         trials = self.record.trials(stage)
         cut = [trial for trial in trials if not trial.finished]
         if len(cut) == len(trials):
@@ -314,20 +222,21 @@ class Search:
             f"kept.{_reasons(trials)} Record: {self.record}"
         )
 
-    def _stuck(self, stage: int) -> str:
+    def _stuck(self, stages: Sequence[int]) -> str:
         reasons = []
-        for name in self._left(stage):
-            failure = self.record.trial(stage, int(name.partition("/")[2])).failures[-1]
+        for name in self.record.info().left:
+            stage, number = name.removeprefix("stage").split("/")
+            failure = self.record.trial(int(stage), int(number)).failures[-1]
             reasons.append(f"{name}: {failure['cause']}: {failure['error']}")
         return (
-            f"stage {stage}: trials fail for causes outside of them and none progresses, so the search stops; every "
-            f"finished epoch is kept. {'; '.join(reasons)}. Record: {self.record}. Remove the cause, then run the same "
-            "command again"
+            f"stage {' and '.join(map(str, stages))}: trials fail for causes outside of them and none progresses, so "
+            f"the search stops; every finished epoch is kept. {'; '.join(reasons)}. Record: {self.record}. Remove the "
+            "cause, then run the same command again"
         )
 
 
 class _StopWhen(tune.Stopper):
-    """Stop the whole stage on a condition; never stop a single trial."""
+    """Stop the whole run on a condition; never stop a single trial."""
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Values that all trials of a stage share."""
+    """Values that all trials of a run of Tune share."""
 
     features: ray.ObjectRef[Features]
     """Stored in Ray's object store, once per node."""

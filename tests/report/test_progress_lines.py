@@ -127,6 +127,28 @@ def test_the_seeds_and_each_step_before_them_are_left(capsys: pytest.CaptureFixt
     assert told(capsys, lines, StepStarted("writing the card")) == ["12:34:56  writing the card"]
 
 
+def test_stages_that_overlap_are_counted_apart_and_estimated_together(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    lines = lines_of(2, {1: (2, 2), 2: (3, 2)})
+    told(capsys, lines, StageStarted(1, 2, 2, ()), TrialEnded(trial(0, 0.5, 0.75, state="complete")))
+    clock[0] += 30
+    second = told(capsys, lines, StageStarted(2, 3, 2, ()), EpochFinished(trial(1, 0.5)))
+    assert second[0] == "Stage 2: 3 trials of up to 2 epochs, minimise validation MAE"
+    # An epoch of Stage 1 and three trials of two epochs, two at a time; then the winner is measured.
+    assert second[1].startswith("12:34:56  stage 1   1/2  trial 1  epoch 1/2") and second[1].endswith("ETA 45 s")
+    clock[0] += 30
+    (line,) = told(capsys, lines, EpochFinished(trial(0, 0.9, stage=2)))
+    # One of them has one epoch left.
+    assert line.startswith("12:34:56  stage 2   0/3  trial 0  epoch 1/2") and line.endswith("ETA 40 s")
+    clock[0] += 30
+    ends = told(capsys, lines, StageEnded(1), StageEnded(2))
+    assert ends == [
+        "Stage 1 done in 2 min: best trial 0, PairwiseAcc 0.7500",
+        "Stage 2 done in 60 s: best trial 0, MAE 0.9000",
+    ]
+
+
 def test_a_time_budget_bounds_what_is_left(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
     lines = ProgressLines()
     lines(SearchStarted(1, {1: (50, 2), 2: (50, 2)}, seconds={1: 40.0, 2: 60.0}))

@@ -244,6 +244,19 @@ def test_a_resumed_stage_adds_no_duplicates(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(stage / "summary")["search/best_by_trials"]] == [1, 2]
 
 
+def test_stages_that_overlap_have_their_own_progress(tmp_path: Path) -> None:
+    with TensorBoardListener(RunRecord(storage_path(tmp_path))) as listener:
+        listener(StageStarted(1, 2, 4, ()))
+        listener(TrialEnded(trial(4, state="complete")))
+        listener(StageStarted(2, 2, 4, ()))
+        listener(TrialEnded(trial(4, stage=2, state="complete")))
+        listener(TrialEnded(trial(4, number=1, state="complete")))
+    for stage, count in ((1, 2), (2, 1)):
+        written = scalars(tmp_path / "tensorboard" / f"stage{stage}" / "summary")["search/best_by_trials"]
+        assert [step for step, _ in written] == list(range(1, count + 1))
+        assert [value for _, value in written] == pytest.approx([0.8 if stage == 1 else 1 / 4] * count)
+
+
 def test_a_finished_search_that_is_told_again_writes_nothing(record: RunRecord, board: Path) -> None:
     before = {path: path.read_bytes() for path in files(board)}
     replay(record)

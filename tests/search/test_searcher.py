@@ -83,19 +83,14 @@ def suggested(search: OptunaSearcher, trial_id: str) -> dict[str, Any]:
 def run_trial(
     search: OptunaSearcher, trial_id: str, *, stage: int = 1, fates: Callable[[int], State] = fate
 ) -> TrialRecord:
-    """A trial as Tune runs it: every result but the last to `on_trial_result`, the last at completion.
-
-    A trial whose process dies is launched twice.
-    """
+    """A trial as the search runs it, which tells its end alone. A trial whose process dies is launched twice."""
     config = suggested(search, trial_id)
     number, params = config["number"], config["params"]
     state = fates(number)
     curve = curve_of(params, state, stage)
-    results: list[dict[str, Any]] = [{"epoch": m["epoch"], "curve": curve[: m["epoch"]]} for m in curve]
+    end: dict[str, Any] = {"epoch": curve[-1]["epoch"], "curve": curve}
     if state in ("diverged", "failed"):
-        results.append({"epoch": 2, "curve": curve, "failure": "it broke", "state": state})
-    for result in results[:-1]:
-        search.on_trial_result(trial_id, result)
+        end |= {"epoch": 2, "failure": "it broke", "state": state}
     if state == "died":
         search.on_trial_complete(trial_id, error=True)
         search.settle(number, "again")
@@ -104,7 +99,7 @@ def run_trial(
         search.settle(number, "failed")
         state = "failed"
     else:
-        search.on_trial_complete(trial_id, results[-1])
+        search.on_trial_complete(trial_id, end)
     return TrialRecord(
         number=number,
         stage=stage,  # type: ignore[arg-type]
@@ -203,7 +198,6 @@ def test_an_epoch_without_an_objective_is_passed_over_and_a_trial_is_told_once()
     search = proposals()
     search.suggest("id")
     curve = [{"epoch": 1, "valid/pairwise_acc": 0.5}, {"epoch": 2, "valid/pairwise_acc": None}]
-    search.on_trial_result("id", {"epoch": 1, "curve": curve[:1]})
     search.on_trial_complete("id", {"epoch": 2, "curve": curve})
     search.on_trial_complete("id", error=True)
     assert search.study.trials[0].state == TrialState.PRUNED
@@ -289,9 +283,9 @@ def test_a_trial_that_is_left_comes_again_from_the_record_alone() -> None:
     assert again.suggest("b") is None
 
 
-def test_fewer_trials_run_where_there_is_less_room_and_none_after_a_stop() -> None:
-    room, stopped = [2], [False]
-    search = proposals(room=lambda: room[0], stopped=lambda: stopped[0], clock=lambda: 0.0)
+def test_fewer_trials_run_where_there_is_less_room() -> None:
+    room = [2]
+    search = proposals(room=lambda: room[0], clock=lambda: 0.0)
     suggested(search, "a"), suggested(search, "b")
     search.on_trial_complete("b", error=True)
     search.settle(1, "again")
@@ -299,10 +293,6 @@ def test_fewer_trials_run_where_there_is_less_room_and_none_after_a_stop() -> No
     assert search.suggest("c") is None, "the one place is taken"
     room[0] = 2
     assert suggested(search, "c")["number"] == 1
-    search.on_trial_complete("c", error=True)
-    search.settle(1, "again", 60.0)
-    stopped[0] = True
-    assert search.suggest("d") == Searcher.FINISHED
 
 
 @pytest.mark.parametrize("recorded", [0, 3, 5, 8])
@@ -429,7 +419,6 @@ def test_the_model_takes_over_after_the_startup_trials() -> None:
 
 def test_a_stage_without_anything_to_search_repeats_its_start() -> None:
     search = proposals(space={})
-    assert search.set_search_properties("objective", "max", {}) is False
     configs = [suggested(search, f"id{k}") for k in range(3)]
     assert configs == [{"number": k, "params": {}} for k in range(3)]
 

@@ -23,6 +23,7 @@ from grcf_ray.search.events import Event, TrialBroke, TrialStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Choice, Space, load_space
 from grcf_ray.search.stages import config_of
+from grcf_ray.search.stopping import Stop
 from grcf_ray.storage import LocalPath, StoragePath, storage_path
 from grcf_ray.train.checkpoint import read_checkpoint
 from grcf_ray.train.stage import stage_seed
@@ -265,6 +266,59 @@ def test_without_stage_1_and_with_nothing_to_search_the_start_is_run(
     assert trials[0].curve[0]["valid/mae"] != trials[1].curve[0]["valid/mae"]
     config = flatten(config_of(search.space, search.record, winner))
     assert {path: config[path] for path in space.stage1} == space.start(1)
+
+
+def test_stages_that_overlap_go_on_after_an_interruption(make_search: Callable[..., Search]) -> None:
+    """Two at a time: the last trial of Stage 1 leaves a slot, and Ctrl-C comes when Stage 2 takes it."""
+    settings = {
+        "search.stage1_trials": 3,
+        "search.stage2_trials": 4,
+        "search.finalists": 1,
+        "search.pruning": False,
+        "stage1.epochs": 4,
+        "stage2.epochs": 2,
+    }
+    stop, events = Stop(), []
+
+    def interrupt(event: Event) -> None:
+        events.append(type(event).__name__)
+        if isinstance(event, TrialStarted) and event.trial.stage == 2:
+            stop.requested = True
+
+    search = make_search(settings, interrupt, concurrent=2, stop=stop)
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    assert events.count("StageStarted") == 2 and "StageEnded" not in events
+    before = [*search.record.trials(1), *search.record.trials(2)]
+    left = [trial.name for trial in before if not trial.finished]
+    # Trials of Stage 1 may overtake each other while a process starts.
+    assert len(left) == 2 and left[0].startswith("stage1/") and left[1] == "stage2/0"
+
+    started: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, TrialStarted):
+            started.append(event.trial.name)
+
+    search = make_search(settings, note, concurrent=2)
+    search.run()
+    assert search.complete
+    assert started == [*left, "stage2/1", "stage2/2", "stage2/3"]
+    after = [*search.record.trials(1), *search.record.trials(2)]
+    assert {trial.state for trial in after} == {"complete"}
+    for trial, earlier in zip(after, before, strict=False):
+        assert trial.params == earlier.params
+    best = search.record.ranked(1)[0]
+    handed = search.record.read_run()["finalists"]
+    # The last trials start from the best one, also if it ended late.
+    assert search.record.trials(2)[-1].params["finalist"] == str(best.number)
+    assert {trial.params["finalist"] for trial in search.record.trials(2)} <= set(handed)
+    for trial in search.record.trials(1):
+        weights = None
+        if str(trial.number) in handed:
+            weights = f"finalists/{trial.number:04d}/model.safetensors"
+            read_checkpoint(search.record.at(weights), sha256=trial.checkpoint_sha256)
+        assert trial.checkpoint == weights
 
 
 def test_stage_2_starts_from_the_weights_of_its_finalist(make_search: Callable[..., Search]) -> None:
