@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from policies import SeenTable
 from ray import tune
 
-from grcf_ray.search.callback import RecordCallback
-from grcf_ray.search.searcher import OptunaSearcher
+from grcf_ray.config import SearchConfig
+from grcf_ray.search.record import TrialRecord
 from grcf_ray.search.simulation import FedSearch, FedTrial
 from grcf_ray.search.trial_table import KnownTrial
 from grcf_ray.train.curve import DIRECTIONS
@@ -70,14 +70,14 @@ class PairedHalving:
 
     def on_trial_add(self, controller: Any, trial: FedTrial) -> None:
         """Note the results of a new trial, the last one that was drawn."""
-        self._known[trial.number] = self._table.drawn[-1][1]
+        self._known[trial.config["number"]] = self._table.drawn[-1][1]
 
     def on_trial_result(self, controller: Any, trial: FedTrial, result: dict[str, Any]) -> str:
         """Decide on a trial."""
         rung = self._rungs.get(result["epoch"])
         if rung is None:
             return tune.schedulers.TrialScheduler.CONTINUE
-        here = self._value(self._known[trial.number], result["epoch"])
+        here = self._value(self._known[trial.config["number"]], result["epoch"])
         worse = bool(rung) and self._worse(here, rung)
         rung.append(here)
         if worse and self._waiting():
@@ -132,24 +132,20 @@ def _wrong_pairs(score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> 
 def stopped_by(rule: StoppingRule, table: SeenTable, label_N: NDArray[np.float64]) -> type[FedSearch]:
     """Return a kind of search with this rule."""
 
+    def ruled(
+        search: SearchConfig,
+        *,
+        stage: Literal[1, 2],
+        epochs: int,
+        trials: Sequence[TrialRecord],
+        waiting: Callable[[], bool],
+    ) -> Any:
+        factor = search.reduction_factor
+        return PairedHalving(
+            rule, stage=stage, epochs=epochs, factor=factor, table=table, label_N=label_N, waiting=waiting
+        )
+
     class RuledSearch(FedSearch):
-        def _fit(
-            self,
-            stage: Literal[1, 2],
-            searcher: OptunaSearcher,
-            scheduler: tune.schedulers.TrialScheduler,
-            keeper: RecordCallback,
-            stopped: Callable[[], bool],
-        ) -> None:
-            ruled: Any = PairedHalving(
-                rule,
-                stage=stage,
-                epochs=self.epochs(stage),
-                factor=self.config.search.reduction_factor,
-                table=table,
-                label_N=label_N,
-                waiting=lambda: searcher.waiting,
-            )
-            super()._fit(stage, searcher, ruled, keeper, stopped)
+        scheduler = staticmethod(ruled)
 
     return RuledSearch

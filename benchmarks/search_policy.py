@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
 from paired_stopping import StoppingRule, stopped_by
 from policies import (
     GPSearch,
@@ -57,7 +56,6 @@ from search_endings import (
 )
 
 from grcf_ray.bench.setup import deliver
-from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.simulation import FedSearch, simulate
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable

@@ -23,7 +23,6 @@ from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import StageEnded, StageStarted, TrialsMissing
 from grcf_ray.search.hand_over import HandOver
 from grcf_ray.search.record import TrialRecord, missing_numbers, rank, spent
-from grcf_ray.search.scheduler import build_scheduler
 from grcf_ray.search.searcher import OptunaSearcher, distributions, startup_trials
 from grcf_ray.train.resuming import find_best
 
@@ -176,7 +175,7 @@ class Lanes:
             room=room,
         )
         keeper.settle = searcher.settle
-        scheduler = build_scheduler(
+        scheduler = search.scheduler(
             limits,
             stage=stage,
             epochs=search.epochs(stage),

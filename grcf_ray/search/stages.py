@@ -11,6 +11,7 @@ import grcf_ray.cluster  # noqa: F401  before Ray
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from grcf_ray.config import RunConfig, check_margins
 from grcf_ray.data.features import Features
@@ -26,6 +27,7 @@ from grcf_ray.search.events import (
 from grcf_ray.search.failures import NodeHealth, failures_by_cause
 from grcf_ray.search.lanes import Lanes
 from grcf_ray.search.record import RunRecord, TrialRecord, rank, spent
+from grcf_ray.search.scheduler import build_scheduler
 from grcf_ray.search.searcher import OptunaSearcher
 from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
@@ -59,12 +61,13 @@ class Search:
     concurrent: trials at a time; a function is called before each proposal. resources: of each worker, under Ray's
     names, by default those of the settings. reopen: give a Stage 2 that has spent its budget the finalists of an
     extended Stage 1, and its first budget again. retrainings: trials to run instead of a search. health: the failures
-    by node, of all stages and retrainings. A subclass may name other classes to propose, to train and to record trials.
+    by node, of all stages and retrainings. A subclass may name others to propose, train, record and stop trials.
     """
 
     searcher: ClassVar[type[OptunaSearcher]] = OptunaSearcher
     trainable: ClassVar[type[tune.Trainable]] = TrialTrainable
     keeper: ClassVar[type[RecordCallback]] = RecordCallback
+    scheduler: ClassVar[Callable[..., TrialScheduler]] = staticmethod(build_scheduler)
 
     record: RunRecord
     space: Space
