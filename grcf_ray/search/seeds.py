@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
-import numpy as np
 import ray
 
 from grcf_ray.data.store import DatasetStore
@@ -27,6 +26,7 @@ from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read
 from grcf_ray.storage import storage_path
 from grcf_ray.train.manifest import extend_manifest, is_complete
+from grcf_ray.train.scoring import mean_score
 from grcf_ray.train.stage import stage_seed
 
 _FRESH = 3
@@ -114,7 +114,7 @@ def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, di
         figures = {}
         for split in ("valid", "test"):
             members = [Predictions.read(place / "predictions" / f"{split}.parquet") for place in places]
-            score_N = np.mean([member.score_N for member in members], axis=0)
+            score_N = mean_score([member.score_N for member in members], saved.task)
             figures[split] = saved.metrics(score_N, members[0].label_N)
         ensembles[arm] = figures
     return ensembles

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from grcf_ray.config import Task
 from grcf_ray.data.schema import SPLITS, labels_of
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.objectives import ordinal_groups
 
 
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Models of one search whose scores are averaged, the best one first."""
+
+    members: Sequence[SavedModel]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that the models require; they may use different modalities."""
+        return tuple(dict.fromkeys(name for member in self.members for name in member.inputs))
+
+    def score(self, rows: Any) -> NDArray[np.float64]:
+        """Return the mean scores [N], as `mean_score` does, of rows as `SavedModel.score` takes them."""
+        return mean_score([member.score(rows) for member in self.members], self.members[0].task)
+
+
+def mean_score(scores: Sequence[NDArray[np.float64]], task: Task) -> NDArray[np.float64]:
+    """Return the mean [N] of several models' scores [N] of the same rows.
+
+    Classification: the logit of the mean probability. Users see probabilities, and a model that is too sure of itself
+    has bounded influence on their mean, but not on the mean logit.
+    """
+    score_SN = np.stack(scores)
+    mean_N: NDArray[np.float64]
+    if task == "regression":
+        mean_N = score_SN.mean(axis=0)
+    else:
+        # log sum p - log sum (1 - p), which stays finite where a probability rounds to 1.
+        positive_N = np.logaddexp.reduce(-np.logaddexp(0, -score_SN), axis=0)
+        mean_N = positive_N - np.logaddexp.reduce(-np.logaddexp(0, score_SN), axis=0)
+    return mean_N
+
+
 def scored(
-    table: pa.Table, saved: SavedModel, retrained: Sequence[SavedModel] = (), *, with_text: bool = False
+    table: pa.Table,
+    saved: SavedModel,
+    retrained: Sequence[SavedModel] = (),
+    *,
+    ensemble: Ensemble | None = None,
+    with_text: bool = False,
 ) -> pa.Table:
     """Return id, split and label of the rows, if the table has them, and their scores.
 
@@ -23,10 +64,12 @@ def scored(
     Classification: `score`, the probability of the positive class; its `logit`; and `group`, the predicted class, 1 if
     the logit is above 0.
 
+    ensemble: the models whose mean score takes the place of that of `saved`.
+
     retrained: models with the same settings and other seeds. `seeds_mean` is the mean of their scores and, for two or
     more, `seeds_deviation` the deviation (n - 1).
     """
-    raw_N = saved.score(table)
+    raw_N = (ensemble or saved).score(table)
     kept = ("id", "split", "label", *(["text"] if with_text else []))
     columns = {name: table[name] for name in kept if name in table.column_names}
     columns["score"] = pa.array(_shown(raw_N, saved))
