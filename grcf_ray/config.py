@@ -50,6 +50,7 @@ NEEDS_TEXT = (
 
 EARLIER: Mapping[str, Any] = {
     "features.special_rows": "zero",
+    "search.ensemble": 1,
     "search.gpus_per_worker": 0.0,
     "train.device_features_gb": 0.0,
 }

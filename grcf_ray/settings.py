@@ -277,6 +277,8 @@ class SearchConfig:
     """Number of Stage 2 trials."""
     finalists: PositiveCount = 3
     """Number of best Stage 1 checkpoints that Stage 2 can start from."""
+    ensemble: PositiveCount = 3
+    """Number of best models of the last stage whose mean score is reported beside the winner's; 1 reports none."""
     concurrent: PositiveCount | None = None
     """Number of concurrent trials. By default as many as fit on the cluster."""
     workers: PositiveCount = 1

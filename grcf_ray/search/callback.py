@@ -51,8 +51,8 @@ _ANSWER_S = 5.0
 class RecordCallback(tune.Callback):
     """Record the trials of a stage: launches and ends before Tune acts on them, epochs within about a second.
 
-    choices: number of trials that the stage hands over, whose weights are kept. finalist: called with the number of a
-    new trial, returns the finalist that it starts from.
+    choices: number of best trials whose weights are kept, for the next stage or for the result. finalist: called with
+    the number of a new trial, returns the finalist that it starts from.
     """
 
     settle: Callable[[int, Fate, float], None]
@@ -317,7 +317,7 @@ class RecordCallback(tune.Callback):
         self._ending = [(answer, trial) for answer, trial in self._ending if answer not in ended]
 
     def _is_chosen(self, trial: TrialRecord) -> bool:
-        """Return whether a finished trial would be handed over now."""
+        """Return whether a finished trial's weights would be used now."""
         return any(chosen is trial for chosen in self._ranking.best(self._choices))
 
     def best(self) -> list[TrialRecord]:

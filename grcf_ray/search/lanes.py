@@ -146,7 +146,8 @@ class Lanes:
         finalist: Callable[[int], str] | None,
     ) -> Lane:
         search, limits = self._search, self._search.config.search
-        choices = budget if search.retrainings else limits.finalists if stage == 1 else 1
+        choices = limits.ensemble if stage == search.stages[-1] else limits.finalists
+        choices = budget if search.retrainings else choices
         keeper = search.keeper(search, stage, trials, choices=choices, finalist=finalist)
 
         def allowed() -> int:

@@ -245,7 +245,7 @@ def check_disk(place: StoragePath, config: RunConfig, info: TableInfo, *, concur
         raise ClusterError(
             f"{place}: the search needs about {console.size(needed)} more for checkpoints and report, but its disk "
             f"has {console.size(free)} left. Free some space, give another place (--storage DIR), or lower "
-            "--concurrent or --finalists"
+            "--concurrent, --finalists or search.ensemble"
         )
 
 
@@ -266,14 +266,16 @@ def needed_bytes(config: RunConfig, info: TableInfo, *, concurrent: int, seeds: 
 
     A running trial has three checkpoints with both Adam moments (two, and one being written) and four of weights alone.
     A finished trial that may still be chosen has two of weights alone: those of the best epoch and of the last.
-    Finalists are weights alone; so are the winner and both arms' models under each seed, which include the frozen
-    layers.
+    Finalists are weights alone; so are the models of the ensemble, the winner among them, and both arms' models under
+    each seed, which include the frozen layers.
     """
     width = 8 if config.train.precision == "float64" else 4
     trained, whole = (width * number for number in parameter_counts(meta_model(config, info)))
-    chosen = max(config.search.finalists, 2 * seeds)
+    finalists, ensemble = config.search.finalists, config.search.ensemble
+    # With overlapping stages, both have trials that may still be chosen; retrainings come after the search.
+    chosen = max(finalists, 2 * seeds) + ensemble
     return (
         trained * ((3 * 3 + 4) * concurrent + 2 * chosen)
-        + trained * (config.search.finalists + 2 * seeds)
-        + whole * (1 + 2 * seeds)
+        + trained * (finalists + 2 * seeds)
+        + whole * (ensemble + 2 * seeds)
     )

@@ -26,12 +26,13 @@ FREE = frozenset(
     {
         "checkpoint.minutes",
         "search.concurrent",
+        "search.ensemble",
         "search.failures_in_a_row",
         "search.hang_minutes",
         "train.device_features_gb",
     }
 )
-"""Settings that do not affect results: each start of a run may change them."""
+"""Settings that do not affect trials: each start of a run may change them."""
 _NAME_BYTES = 200
 """File systems allow 255; `--force` and the direct baseline lengthen the name."""
 GROWING = ("search.stage1_trials", "search.stage2_trials")

@@ -315,3 +315,25 @@ def test_without_a_usable_trial_of_stage_1_there_is_no_stage_2(tmp_path: Path) -
     with pytest.raises(NoWinnerError, match="stage 1: none of 6 trials has a usable result"):
         play.run()
     assert play.order == ["begin 1", "end 1"]
+
+
+@pytest.mark.parametrize("ensemble", [1, 2, 4])
+def test_the_last_stage_keeps_the_weights_of_the_ensemble(ensemble: int, tmp_path: Path) -> None:
+    """Trials that fall out of the best ones lose theirs, and so do pruned ones that no longer count."""
+    play = Play(
+        folder=tmp_path,
+        slots=2,
+        trials=(6, 9),
+        value=lambda stage, number: 7 * number % 9 / 9 + 0.1,
+        settings={"search.ensemble": ensemble, "search.pruning": True},
+    ).run()
+    ranked = play.record.ranked(2)
+    assert {"complete", "pruned"} == {trial.state for trial in ranked}
+    assert [trial.checkpoint is not None for trial in ranked] == [place < ensemble for place in range(9)]
+
+
+def test_a_search_of_one_stage_keeps_the_weights_of_the_ensemble(tmp_path: Path) -> None:
+    play = Play(
+        folder=tmp_path, slots=2, settings={"search.ensemble": 4, "search.finalists": 1, "stage2.epochs": 0}
+    ).run()
+    assert [trial.checkpoint is not None for trial in play.record.ranked(1)] == [True] * 4 + [False] * 2

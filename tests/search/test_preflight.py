@@ -341,8 +341,9 @@ def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: DatasetS
     assert needs(config, tiny_store, concurrent=2) > least
     assert needs(config, tiny_store, seeds=1) > least
     assert needs(config, tiny_store, seeds=5) > needs(config, tiny_store, seeds=4)
-    more = dataclasses.replace(config, search=dataclasses.replace(search, finalists=3))
-    assert needs(more, tiny_store) > least
+    for changed in ({"finalists": 3}, {"ensemble": 4}):
+        more = dataclasses.replace(config, search=dataclasses.replace(search, **changed))
+        assert needs(more, tiny_store) > least
     double = dataclasses.replace(config, train=dataclasses.replace(train, precision="float64"))
     assert needs(double, tiny_store) == 2 * least
     # Frozen layers are in the winner alone, not in checkpoints.
@@ -359,7 +360,7 @@ def test_a_disk_without_room_is_refused_with_what_lacks(
     with pytest.raises(ClusterError) as caught:
         check_disk(storage_path(run), config, tiny_store.info, concurrent=1, seeds=0)
     assert caught.value.exit_code == 5
-    assert str(caught.value).startswith(f"{run}: the search needs about 26.2 MB more ")
+    assert str(caught.value).startswith(f"{run}: the search needs about 27.0 MB more ")
     assert "--storage DIR" in str(caught.value)
     assert asked == [tmp_path]
     held = run / "stage1" / "trials" / "0000" / "attempt-1" / "best.safetensors"
