@@ -263,7 +263,7 @@ class FinalistFile(StoredFile):
 
 
 class ModelMetricsFile(StoredFile):
-    """metrics.json of a retrained model."""
+    """metrics.json of a retrained model or of a member of the ensemble."""
 
     valid: _Figures
     test: _Figures
@@ -278,10 +278,25 @@ class Baseline(_Part):
     test: _Figures
 
 
+class EnsembleMetrics(_Part):
+    """Metrics of the mean score of several models."""
+
+    valid: _Figures
+    test: _Figures
+
+
+class BestTrials(EnsembleMetrics):
+    """The ensemble of a search: the best trials of its last stage, the winner first."""
+
+    members: Annotated[list[_Name], Field(min_length=2)]
+
+
 class MetricsFile(ModelMetricsFile):
     """best/metrics.json."""
 
     trial: _Name
+    ensemble: BestTrials | None = None
+    """Older releases measured none; nor does a search with one usable trial."""
     threads: Annotated[int, Field(ge=1, le=4096)]
     paper: _Figures
     not_comparable: list[str]
@@ -338,11 +353,6 @@ class _ArmSpread(_Part):
     test: dict[str, _Spread]
 
 
-class _Ensemble(_Part):
-    valid: _Figures
-    test: _Figures
-
-
 class SeedsFile(StoredFile):
     """seeds/metrics.json."""
 
@@ -350,7 +360,7 @@ class SeedsFile(StoredFile):
     seeds: _Count
     complete: bool
     models: list[_Retrained]
-    ensembles: dict[Literal["winner", "start"], _Ensemble] = {}
+    ensembles: dict[Literal["winner", "start"], EnsembleMetrics] = {}
     """Of all models of an arm, if it has several; older releases did not measure them."""
     arms: dict[Literal["winner", "start"], _ArmSpread]
     gain: dict[str, _Spread]

@@ -16,17 +16,15 @@ import ray
 
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.comparisons import ARMS, arm_of, compare, model_place, retrained_number, seeds_record
+from grcf_ray.search.ensemble import ensemble_metrics
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
-from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
-from grcf_ray.search.winner import MEASURED, export_winner, measure, note_test_read
-from grcf_ray.storage import storage_path
-from grcf_ray.train.manifest import extend_manifest, is_complete
-from grcf_ray.train.scoring import mean_score
+from grcf_ray.search.winner import export_winner, measure_model, note_test_read
+from grcf_ray.storage import StoragePath, storage_path
+from grcf_ray.train.manifest import is_complete
 from grcf_ray.train.stage import stage_seed
 
 _FRESH = 3
@@ -104,20 +102,11 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
 
 
 def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the metrics of each arm's ensemble by split: the mean of its models' recorded scores of an utterance."""
-    ensembles = {}
-    for arm in ARMS:
-        places = [model_place(record, trial, last=trial.stage) for trial in trials if arm_of(trial) == arm]
-        if len(places) < 2:
-            continue
-        saved = open_model(places[0])
-        figures = {}
-        for split in ("valid", "test"):
-            members = [Predictions.read(place / "predictions" / f"{split}.parquet") for place in places]
-            score_N = mean_score([member.score_N for member in members], saved.task)
-            figures[split] = saved.metrics(score_N, members[0].label_N)
-        ensembles[arm] = figures
-    return ensembles
+    """Return the metrics of the mean score of each arm's models, by arm and split."""
+    places: dict[str, list[StoragePath]] = {arm: [] for arm in ARMS}
+    for trial in trials:
+        places[arm_of(trial)].append(model_place(record, trial, last=trial.stage))
+    return {arm: ensemble_metrics(models) for arm, models in places.items() if len(models) > 1}
 
 
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:
@@ -164,11 +153,4 @@ def measure_models(
 
 
 def _measure_model(uri: str, tables: Mapping[str, Any], threads: int) -> None:
-    place = storage_path(uri)
-    saved = open_model(place)
-    metrics = {
-        split: measure(saved, ray.get(table), threads=threads, keep=place / "predictions" / f"{split}.parquet")
-        for split, table in tables.items()
-    }
-    (place / "metrics.json").write_json({"schema_version": SCHEMA_VERSION, **metrics})
-    extend_manifest(place, MEASURED)
+    measure_model(storage_path(uri), {split: ray.get(table) for split, table in tables.items()}, threads=threads)

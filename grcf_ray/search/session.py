@@ -29,6 +29,7 @@ from grcf_ray.model.pretrained import load_tokenizer, resolve_backbone
 from grcf_ray.search.calibration import Placement, calibrate
 from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct_baseline import both_sides
+from grcf_ray.search.ensemble import best_trials
 from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
 from grcf_ray.search.host_memory import mean_tokens, worker_bytes
 from grcf_ray.search.lease import Lease, unwritable
@@ -49,7 +50,7 @@ from grcf_ray.search.space import Choice, Space, stage_epochs
 from grcf_ray.search.stages import Search
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import (
-    export_winner,
+    export_members,
     keep_finalists,
     measure_winner,
     measured,
@@ -108,7 +109,7 @@ class Session:
         same = all(info.settings[key] == value for key, value in flatten(self.config).items() if key in GROWING)
         if info.winner is None or info.state != "finished" or not same or info.seeds < self.seeds:
             return False
-        if not measured(self.record, info.winner):
+        if info.winner not in measured(self.record)[:1]:
             console.progress(
                 f"{self.record.place / 'best'} is missing or incomplete; saving and measuring the winner again"
             )
@@ -244,11 +245,12 @@ class Session:
             reopen=self.reopen,
         )
         winner = job.run()
-        if not measured(record, winner.name):
-            self._tell(StepStarted("saving the winner's model", 1))
-            export_winner(job, winner, store)
-            self._tell(StepStarted("measuring it on valid and test", 1))
-            measure_winner(job, winner, store)
+        members = best_trials(job)
+        if measured(record) != [trial.name for trial in members]:
+            self._tell(StepStarted("saving the best models", len(members)))
+            members = export_members(job, members, store)
+            self._tell(StepStarted("measuring them on valid and test", len(members)))
+            measure_winner(job, members, store)
         record.update_run(winner=winner.name)
         self._step("saving the finalists' scores")
         keep_finalists(job, store)

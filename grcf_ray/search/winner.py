@@ -1,6 +1,7 @@
 """Save the winner in `best/`, then measure it on the test split, which nothing has read before.
 
-The finalists' predictions on the valid split are saved for the report.
+The other members of the ensemble are saved too, and measured in the same reading of test. Nothing is chosen by it. The
+finalists' predictions on the valid split are saved for the report.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from grcf_ray.errors import DamagedError, DataError
 from grcf_ray.metrics import finite_metrics, split_metrics
 from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.search.ensemble import ensemble_metrics, member_places
 from grcf_ray.search.events import StepStarted
 from grcf_ray.search.lease import fence
 from grcf_ray.search.predictions import keep_predictions
@@ -107,6 +109,29 @@ def export_winner(job: Search, winner: TrialRecord, store: DatasetStore, *, to: 
     )
 
 
+def export_members(job: Search, members: Sequence[TrialRecord], store: DatasetStore) -> list[TrialRecord]:
+    """Write the models of the ensemble, the winner's to `best/`; return the members whose weights are intact.
+
+    Raises DataError if the winner's are not.
+    """
+    record = job.record
+    export_winner(job, members[0], store)
+    fence(record.place)
+    (record.place / "ensemble").delete()
+    intact = [members[0]]
+    for trial, place in list(zip(members, member_places(record, [trial.name for trial in members]), strict=True))[1:]:
+        try:
+            export_winner(job, trial, store, to=record.relative(place))
+        except DamagedError as error:
+            console.progress(f"Leaving {trial.name} out of the ensemble: {error}")
+            trial.notes.append(str(error))
+            trial.checkpoint = trial.checkpoint_sha256 = None
+            record.write_trial(trial)
+        else:
+            intact.append(trial)
+    return intact
+
+
 def keep_finalists(job: Search, store: DatasetStore) -> None:
     """Write `finalists/0007/predictions/valid.parquet` for each finalist without one, in the format of `best/`.
 
@@ -158,25 +183,41 @@ def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePa
     return saved.metrics(score_N, label_N)
 
 
-def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dict[str, Any]:
-    """Read the test split, once; write `best/predictions/`, then write and return `best/metrics.json`.
-
-    Writes the manifest of all files last.
-    """
-    place, config = job.record.place / "best", job.config_of(winner)
-    facts, threads = datasets.find(store.info.name), available_threads()
-    saved = open_model(place)
-    note_test_read(place, "search", [winner.name])
-    table = store.read("test")
-    valid, test = (
-        measure(saved, rows, threads=threads, keep=place / "predictions" / f"{split}.parquet")
-        for split, rows in (("valid", store.read("valid")), ("test", table))
+def measure_model(place: StoragePath, tables: Mapping[str, pa.Table], *, threads: int) -> None:
+    """Write the predictions and `metrics.json` of a saved model that is not the winner. tables: valid and test."""
+    (place / "metrics.json").write_json(
+        {"schema_version": SCHEMA_VERSION, **_keep_measured(place, tables, threads=threads)}
     )
+    extend_manifest(place, MEASURED)
+
+
+def _keep_measured(place: StoragePath, tables: Mapping[str, pa.Table], *, threads: int) -> dict[str, dict[str, float]]:
+    """Write the predictions of a saved model on splits, and return its metrics by split."""
+    saved = open_model(place)
+    return {
+        split: measure(saved, table, threads=threads, keep=place / "predictions" / f"{split}.parquet")
+        for split, table in tables.items()
+    }
+
+
+def measure_winner(job: Search, members: Sequence[TrialRecord], store: DatasetStore) -> dict[str, Any]:
+    """Read the test split, once, for all members of the ensemble, the winner first.
+
+    Write the predictions and `metrics.json` of each model, those of `best/` last, and return the latter.
+    """
+    names = [trial.name for trial in members]
+    place, config = job.record.place / "best", job.config_of(members[0])
+    facts, threads = datasets.find(store.info.name), available_threads()
+    note_test_read(place, "search", names)
+    tables = {split: store.read(split) for split in ("valid", "test")}
+    places = member_places(job.record, names)
+    for other in places[1:]:
+        measure_model(other, tables, threads=threads)
     metrics = {
         "schema_version": SCHEMA_VERSION,
-        "trial": winner.name,
-        "valid": valid,
-        "test": test,
+        "trial": names[0],
+        **_keep_measured(place, tables, threads=threads),
+        **({"ensemble": {"members": names, **ensemble_metrics(places)}} if len(names) > 1 else {}),
         "threads": threads,
         "paper": dict(facts.paper_results) if facts else {},
         "not_comparable": comparability(facts, config, store),
@@ -184,20 +225,21 @@ def measure_winner(job: Search, winner: TrialRecord, store: DatasetStore) -> dic
     }
     if config.search.ridge_baseline:
         job.tell(StepStarted("fitting the ridge baseline"))
-        metrics["baselines"] = [_linear_baseline(job, table, store, config)]
+        metrics["baselines"] = [_linear_baseline(job, tables["test"], store, config)]
     (place / "metrics.json").write_json(metrics)
     extend_manifest(place, MEASURED)
     return metrics
 
 
-def measured(record: RunRecord, winner: str) -> bool:
-    """Return whether `best/` holds this trial, complete and measured on test."""
+def measured(record: RunRecord) -> list[str]:
+    """Return the measured members of the ensemble, or the winner alone; empty if `best/` is missing or incomplete."""
     place = record.place / "best"
     try:
-        trial = read_file(place / "metrics.json", MetricsFile)["trial"]
+        metrics = read_file(place / "metrics.json", MetricsFile)
     except FileNotFoundError:
-        return False
-    return bool(trial == winner) and is_complete(place, ["metrics.json", "provenance.json"])
+        return []
+    members = metrics["ensemble"]["members"] if metrics.get("ensemble") else [metrics["trial"]]
+    return members if is_complete(place, ["metrics.json", "provenance.json"]) else []
 
 
 def note_test_read(place: StoragePath, command: str, models: Sequence[str]) -> None:

@@ -128,16 +128,19 @@ def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
     with monkeypatch.context() as patch:
         patch.setattr(winner_module, "comparability", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            measure_winner(job, best, store)
-    assert not measured(record, best.name)
+            measure_winner(job, [best], store)
+    assert measured(record) == []
     assert RunView.read(record).shown_split == "valid"
     for split in SPLITS:
         assert pq.read_table(predictions(folder, split)).equals(pq.read_table(predictions(recorded.folder, split)))
 
-    figures = measure_winner(job, best, store)
+    figures = measure_winner(job, [best], store)
     assert [figures[split] for split in SPLITS] == [metrics_of(recorded.folder)[split] for split in SPLITS]
     assert listed(folder) == MODEL | set(MEASURED)
-    assert measured(record, best.name) and not measured(record, other.name)
+    assert measured(record) == [best.name]
+    # The copied run has the models of its ensemble.
+    assert measure_winner(job, [best, other], store)["ensemble"]["members"] == measured(record)
+    assert measured(record) == [best.name, other.name]
 
 
 def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path: Path) -> None:
@@ -147,18 +150,17 @@ def test_a_winner_that_is_not_whole_is_not_measured(recorded: Recorded, tmp_path
     winner = record.read_run()["winner"]
     shutil.rmtree(best / "predictions")
     for name in ("manifest.json", "metrics.json", "provenance.json", "tokenizer/tokenizer.json"):
-        assert measured(record, winner)
+        assert measured(record)[0] == winner
         content = (best / name).read_bytes()
         (best / name).unlink()
-        assert not measured(record, winner)
+        assert measured(record) == []
         (best / name).write_bytes(content)
     # A search that was killed before the manifest was complete measures the winner again.
     manifest = json.loads((best / "manifest.json").read_text())
     del manifest["files"]["metrics.json"]
     (best / "manifest.json").write_text(json.dumps(manifest))
-    assert not measured(record, winner)
-    assert measured(RunRecord(storage_path(STORED)), "stage2/4")
-    assert not measured(RunRecord(storage_path(STORED)), "stage2/3")
+    assert measured(record) == []
+    assert measured(RunRecord(storage_path(STORED))) == ["stage2/4"]
 
 
 def test_without_its_checkpoint_nothing_of_the_winner_is_touched(
