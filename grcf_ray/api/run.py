@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from grcf_ray.report.summary import RunSummary
     from grcf_ray.train.export import SavedModel
+    from grcf_ray.train.scoring import Ensemble
 
 
 class Run:
@@ -42,6 +43,13 @@ class Run:
         from grcf_ray.search.saved_model import load_model
 
         return load_model(self.record.place.uri)
+
+    @functools.cached_property
+    def ensemble(self) -> Ensemble:
+        """The search's best models, whose mean score is more accurate than the best one's. DataError without any."""
+        from grcf_ray.search.ensemble import load_ensemble
+
+        return load_ensemble(self.record.place)
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -71,12 +79,12 @@ class Run:
 
         return str(write_report(self.record))
 
-    def predict(self, rows: Any) -> NDArray[np.float64]:
-        """Return [N] scores by the best model, in label units, or logits of the positive class.
+    def predict(self, rows: Any, *, ensemble: bool = False) -> NDArray[np.float64]:
+        """Return [N] scores by the best model, or by the ensemble, in label units, or logits of the positive class.
 
         rows: a DataFrame, an Arrow table, dictionaries, or texts, as for `SavedModel.score`.
         """
-        return self.best.score(rows)
+        return (self.ensemble if ensemble else self.best).score(rows)
 
     def __repr__(self) -> str:
         return f"Run({self.path!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,7 +33,8 @@ def evaluate(
 ) -> None:
     """Measure the best model of a run on a split, and compare the metrics with the recorded ones.
 
-    --label-range and --fit-features are for another data set (--on).
+    So is the run's ensemble, the mean score of its best models, on the run's own data. --label-range and
+    --fit-features are for another data set (--on).
 
     \b
     Examples:
@@ -40,10 +42,11 @@ def evaluate(
       python -m grcf_ray.evaluate runs/demo-all-MiniLM-L6-v2-seed42 --split valid --json
       python -m grcf_ray.evaluate runs/mosei-deberta-v3-base-seed42 --on mosi --fit-features
     """
-    from grcf_ray.data.schema import SPLITS
+    from grcf_ray.data.schema import SPLITS, labels_of
     from grcf_ray.data.store import find_data, is_store, resolve_data
     from grcf_ray.errors import ConfigError
     from grcf_ray.report.terminal import metric_lines
+    from grcf_ray.search.ensemble import open_ensemble
     from grcf_ray.search.record import RunRecord
     from grcf_ray.search.run_lookup import recorded_store
     from grcf_ray.search.saved_model import no_model, open_model
@@ -69,9 +72,11 @@ def evaluate(
         imported = data is None and is_store(Path(on))
         store = find_data(*resolve_data(None, on) if imported else (on, data), label_range)
         on = store.info.name
-    model = open_model(best)
+    ensemble = open_ensemble(record.place) if on is None else None
+    model = ensemble.members[0] if ensemble else open_model(best)
     if split == "test":
-        note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", [recorded["trial"]])
+        names = recorded["ensemble"]["members"] if ensemble else [recorded["trial"]]
+        note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", names)
     before: dict[str, float] = recorded.get(split, {}) if on is None else {}
     notes: list[str] = []
     rows, threads = store.read(split), recorded["threads"]
@@ -80,11 +85,17 @@ def evaluate(
     else:
         metrics, notes = measure_on(model, rows, store.info, threads=threads, fit=fit_features)
     same = metrics == before if before else None
+    answer: dict[str, Any] = {"split": split, "metrics": metrics}
+    columns = {split: metrics, "recorded": before} if on is None else {f"{on}, {split}": metrics}
+    if ensemble:
+        mean, mean_before = model.metrics(ensemble.score(rows), labels_of(rows)), recorded["ensemble"].get(split, {})
+        same = same and mean == mean_before
+        answer["ensemble"] = mean
+        columns |= {f"ensemble of {len(ensemble.members)}": mean, "ensemble, recorded": mean_before}
+    answer["as_recorded"] = same
     if json:
-        answer = {"split": split, "metrics": metrics, "as_recorded": same}
         console.print_json(answer if on is None else {**answer, "on": on, "notes": notes})
         return
-    columns = {split: metrics, "recorded": before} if on is None else {f"{on}, {split}": metrics}
     console.say("\n".join(metric_lines(columns, metrics)))
     for note in notes:
         console.say(console.sentence(note))

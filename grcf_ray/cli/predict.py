@@ -16,6 +16,8 @@ from grcf_ray.cli import options
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from grcf_ray.train.export import SavedModel
+
 app = console.make_app("Score new rows with a run's best model")
 
 
@@ -58,6 +60,9 @@ def predict(
         "--seeds/--no-seeds",
         help="Also score with the retrained models (search --seeds), for a mean and deviation over seeds",
     ),
+    ensemble: bool = typer.Option(
+        False, "--ensemble", help="Score with the mean of the search's best models instead of the best model alone"
+    ),
     with_text: bool = typer.Option(False, "--with-text", help="Write each text beside its score"),
     json: options.Json = False,
 ) -> None:
@@ -71,6 +76,7 @@ def predict(
     Examples:
       python -m grcf_ray.predict runs/demo-all-MiniLM-L6-v2-seed42 --input new.csv --output scores.csv
       python -m grcf_ray.predict s3://bucket/runs/mosi-deberta-v3-base-seed42 --input new.parquet --output out.parquet
+      python -m grcf_ray.predict runs/demo-all-MiniLM-L6-v2-seed42 --ensemble --input new.csv --output scores.csv
       python -m grcf_ray.predict best --input mosi.pkl --output scores.jsonl --device cuda
     """
     import dataclasses
@@ -81,11 +87,12 @@ def predict(
     from grcf_ray.data.rows import RowSource
     from grcf_ray.errors import ConfigError
     from grcf_ray.report.terminal import metric_lines
+    from grcf_ray.search.ensemble import load_ensemble
     from grcf_ray.search.saved_model import find_model, open_model, retrained_models
     from grcf_ray.search.transfer import fit_features as fitted
     from grcf_ray.search.winner import available_threads
     from grcf_ray.storage import storage_path
-    from grcf_ray.train.scoring import Labelled, scored
+    from grcf_ray.train.scoring import Ensemble, Labelled, scored
     from grcf_ray.train.stage import use_deterministic_torch
 
     target = storage_path(output, check=True)
@@ -100,14 +107,15 @@ def predict(
     use_deterministic_torch(available_threads())
 
     place = storage_path(run, check=True)
-    saved = open_model(find_model(place))
+    chosen = load_ensemble(place) if ensemble else Ensemble([open_model(find_model(place))])
+    saved = chosen.members[0]
     source = RowSource(
         source=input,
         format=data_format,
         columns=options.columns(text=text_column),
         inputs=(
-            *saved.inputs,
-            *(("context",) if saved.config.features.context and "text" in saved.inputs else ()),
+            *chosen.inputs,
+            *(("context",) if saved.config.features.context and "text" in chosen.inputs else ()),
         ),
         part=batch,
         non_finite=non_finite.value,
@@ -118,14 +126,25 @@ def predict(
     shape = source.check()
     kinds = {name: pa.list_(pa.list_(pa.float32(), width)) for name, width in shape.widths.items()}
     without_rows = pa.schema({"text": pa.string(), **kinds}).empty_table()
-    _, notes = fitted(without_rows, source, saved, asked=fit_features)
+
+    def fit(table: pa.Table) -> tuple[pa.Table, list[str]]:
+        notes: dict[str, None] = {}
+        for model in chosen.members:
+            table, more = fitted(table, source, model, asked=fit_features)
+            notes |= dict.fromkeys(more)
+        return table, list(notes)
+
+    _, notes = fit(without_rows)
     retrained = retrained_models(place) if seeds else []
     if retrained:
         console.progress(f"Scoring with {len(retrained)} retrained models too; --no-seeds leaves them out")
-    models = [
-        dataclasses.replace(model, model=model.model.to(torch_device), word_aligned=source.word_aligned)
-        for model in (saved, *map(open_model, retrained))
-    ]
+
+    def ready(model: SavedModel) -> SavedModel:
+        return dataclasses.replace(model, model=model.model.to(torch_device), word_aligned=source.word_aligned)
+
+    members = [ready(model) for model in chosen.members]
+    others = [ready(open_model(other)) for other in retrained]
+    mean = Ensemble(members) if ensemble else None
 
     cut = 0
     labelled = Labelled(saved)
@@ -134,8 +153,8 @@ def predict(
         nonlocal cut
         progress = console.Progress("scoring rows", shape.rows)
         for part in source.parts(shape):
-            table, _ = fitted(part, source, saved, asked=fit_features)
-            answer = scored(table, models[0], models[1:], with_text=with_text)
+            table, _ = fit(part)
+            answer = scored(table, members[0], others, ensemble=mean, with_text=with_text)
             cut += saved.count_cut(table)
             labelled.add(answer)
             yield answer
@@ -152,7 +171,7 @@ def predict(
         notes.append(f"{cut} of {shape.rows} texts have more than {longest} subwords and are cut to {longest}")
     if json:
         result: dict[str, Any] = {"rows": shape.rows, "output": str(target), "seeds": len(retrained), "notes": notes}
-        result |= {"cut_texts": cut, "metrics": metrics}
+        result |= {"ensemble": len(members), "cut_texts": cut, "metrics": metrics}
         result |= {"device": torch_device.type, "seconds": seconds, "rows_per_s": shape.rows / seconds}
         console.print_json(result)
         return

@@ -17,7 +17,7 @@ from grcf_ray.report.worth import Worth
 from grcf_ray.search.comparisons import against_baseline, baseline_kind, few_seeds, retrainings
 from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import TrialRecord, rank
-from grcf_ray.search.schema import Baseline, SeedsFile
+from grcf_ray.search.schema import Baseline, BestTrials, SeedsFile
 from grcf_ray.train.curve import objective_name
 
 REPORT = "report.html"
@@ -202,6 +202,8 @@ class RunSummary(_Part):
     stages: dict[str, StageSummary]
     valid: Metrics
     test: Metrics
+    ensemble: BestTrials | None = None
+    """The mean score of the best trials; None if there is one, or an earlier release wrote the run."""
     test_seen_before_selection_ended: bool
     seeds: Retrainings | None
     worth: Worth | None = None
@@ -237,6 +239,7 @@ class RunSummary(_Part):
                 },
                 "valid": metrics.get("valid", {}),
                 "test": metrics.get("test", {}),
+                "ensemble": metrics.get("ensemble"),
                 "test_seen_before_selection_ended": info.test_seen,
                 "seeds": retrainings(record, winner) if winner else None,
                 "worth": Worth.of(view),
@@ -267,6 +270,8 @@ class RunSummary(_Part):
     def metric_columns(self) -> dict[str, Metrics]:
         """Return the winner's metrics and those to compare them with, by column title."""
         columns = {"valid": self.valid, "test": self.test}
+        if self.ensemble:
+            columns[f"ensemble of {len(self.ensemble.members)}, test"] = self.ensemble.test
         columns |= {f"{baseline_kind(base.name)}, test": base.test for base in self.baselines[:1]}
         return columns | ({"paper, test": self.paper} if self.paper else {})
 
@@ -278,6 +283,12 @@ class RunSummary(_Part):
     def remarks(self) -> list[str]:
         """Return what a reader of the metrics has to know, a sentence each."""
         remarks = [f"Validation figures are optimistic: the best of {self.trials} trials."]
+        if self.ensemble:
+            *names, last = self.ensemble.members
+            remarks.append(
+                f"Ensemble: the mean score of {', '.join(names)} and {last}. They are the best on valid, so its "
+                "validation figures are optimistic too. To use it: predict --ensemble."
+            )
         if self.worth is not None:
             remarks += self.worth.sentences()
         if self.test_seen_before_selection_ended:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from grcf_ray.errors import DataError
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.saved_model import open_model
@@ -38,6 +39,17 @@ def ensemble_metrics(places: Sequence[StoragePath]) -> dict[str, dict[str, float
         score_N = mean_score([member.score_N for member in members], saved.task)
         metrics[split] = saved.metrics(score_N, members[0].label_N)
     return metrics
+
+
+def load_ensemble(place: StoragePath) -> Ensemble:
+    """Open the ensemble of a run. Raises DataError if it has none."""
+    ensemble = open_ensemble(place)
+    if ensemble is None:
+        raise DataError(
+            f"{place} has no ensemble: it is not a run, an earlier release wrote it, its search has one usable model, "
+            "search.ensemble was 1, or its folder ensemble/ is missing"
+        )
+    return ensemble
 
 
 def open_ensemble(place: StoragePath) -> Ensemble | None:

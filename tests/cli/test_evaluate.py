@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli.models import model_of
 from commands import Run, command
 from report.stored import change, restore
 
 from grcf_ray.cli.evaluate import app
 from grcf_ray.data.importers import ImportOptions, import_source
+from grcf_ray.data.schema import labels_of
 from grcf_ray.data.store import DatasetStore, find_data, write_store
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.winner import measure
@@ -97,6 +99,37 @@ def test_each_metric_stands_beside_the_recorded_and_each_test_read_is_appended(c
     assert (code, err) == (0, "")
     assert json.loads(out) == {"split": "test", "metrics": test, "as_recorded": True}
     assert reads_of(copy) == ["search", "evaluate", "evaluate"]
+
+
+def test_the_ensemble_is_measured_too(
+    copy: Path, tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path, run: Run
+) -> None:
+    """The mean score of its members, in the same reading of test; if its models are deleted, the winner alone."""
+    place = model_of(copy / "ensemble" / "stage2-1", tiny_backbone, tiny_store, model__modalities="text")
+    models = [load_model(copy / "best"), load_model(place)]
+    means = {}
+    for split in ("valid", "test"):
+        rows = tiny_store.read(split)
+        score_N = np.mean([model.score(rows) for model in models], axis=0)
+        means[split] = models[0].metrics(score_N, labels_of(rows))
+    change(copy / "best" / "metrics.json", ensemble={"members": ["stage2/4", "stage2/1"], **means})
+    write_manifest(copy / "best")
+    code, out, err = run(copy)
+    assert (code, err) == (0, "")
+    header, *_, verdict = out.splitlines()
+    assert verdict == "Exactly as recorded."
+    assert header.split() == ["metric", "test", "recorded", *["ensemble", "of", "2", "ensemble,", "recorded"]]
+    answer = json.loads(run(copy, "--split", "valid", "--json")[1])
+    assert answer["ensemble"] == means["valid"] and answer["as_recorded"] is True
+    reads = json.loads((copy / "best" / "provenance.json").read_text())["test_reads"]
+    assert reads[-1]["models"] == ["stage2/4", "stage2/1"]
+
+    means["test"]["mae"] += 1e-12
+    change(copy / "best" / "metrics.json", ensemble={"members": ["stage2/4", "stage2/1"], **means})
+    write_manifest(copy / "best")
+    assert json.loads(run(copy, "--json")[1])["as_recorded"] is False
+    shutil.rmtree(copy / "ensemble")
+    assert json.loads(run(copy, "--json")[1])["as_recorded"] is True
 
 
 def test_other_splits_are_no_test_read(copy: Path, run: Run) -> None:

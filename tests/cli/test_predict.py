@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from cli.models import HOSTILE, changed, model_of, rows_of
+from report.stored import change, restore
 from waiting import wait_for
 
 import grcf_ray
@@ -249,6 +250,57 @@ def test_spread_over_the_seeds(
         f"{earlier}\n"
     )
     assert "seeds_mean" not in pq.read_table(tmp_path / "n.parquet").column_names
+
+
+@pytest.fixture
+def assembled(tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path) -> Path:
+    """A run whose winner reads text, and the other members of its ensemble text and vision, and all."""
+    folder = restore(tmp_path / "run")
+    members = {"best": "text", "ensemble/stage2-1": "text+vision", "ensemble/stage2-0": "all"}
+    for seed, (place, modalities) in enumerate(members.items()):
+        model_of(folder / place, tiny_backbone, tiny_store, seed=seed, model__modalities=modalities)
+    names = ["stage2/4", "stage2/1", "stage2/0"]
+    change(folder / "best" / "metrics.json", ensemble={"members": names, "valid": {}, "test": {}})
+    write_manifest(folder / "best")
+    return folder
+
+
+def test_an_ensemble_scores_as_the_mean_of_its_members(
+    assembled: Path, tiny_parquet: Path, tiny_table: pa.Table, tmp_path: Path, run: Run
+) -> None:
+    """From all modalities that any of them reads; metrics and groups are those of the mean score."""
+    words = ["--input", tiny_parquet, "--output"]
+    each = []
+    for number, place in enumerate(("best", "ensemble/stage2-1", "ensemble/stage2-0")):
+        assert run(assembled / place, *words, tmp_path / f"{number}.parquet")[0] == 0
+        each.append(pq.read_table(tmp_path / f"{number}.parquet")["score"].to_numpy())
+    code, out, err = run(assembled, *words, tmp_path / "mean.parquet", "--ensemble", "--json")
+    assert code == 0, err
+    scored = pq.read_table(tmp_path / "mean.parquet")
+    assert scored.column_names == ["id", "split", "label", "score", "group"]
+    np.testing.assert_array_equal(scored["score"].to_numpy(), np.mean(each, axis=0))
+    answer = json.loads(out)
+    assert answer["ensemble"] == 3
+    test_N = np.array(tiny_table["split"].to_pylist()) == "test"
+    error = np.abs(np.mean(each, axis=0) - scored["label"].to_numpy())[test_N].mean()
+    assert answer["metrics"]["test"]["mae"] == pytest.approx(error, abs=1e-6)
+    ensemble = grcf_ray.open_run(assembled).ensemble
+    np.testing.assert_allclose(ensemble.score(conform(tiny_table)), np.mean(each, axis=0), atol=1e-5)
+
+    pq.write_table(tiny_table.drop_columns(["vision"]), tmp_path / "silent.parquet")
+    words = ["--input", tmp_path / "silent.parquet", "--output", tmp_path / "s.csv"]
+    assert run(assembled, *words)[0] == 0
+    assert run(assembled, *words, "--ensemble")[0] == 3
+    code, out, _ = run(assembled, *words, "--ensemble", "--fit-features", "--json")
+    assert (code, json.loads(out)["notes"]) == (0, ["no vision: taken as missing in every utterance"])
+
+
+def test_without_an_ensemble_there_is_none_to_score_with(tiny_parquet: Path, tmp_path: Path, run: Run) -> None:
+    for where in (STORED, STORED / "best"):
+        code, _, err = run(where, "--input", tiny_parquet, "--output", tmp_path / "o.csv", "--ensemble")
+        assert code == 3
+        assert f"{where} has no ensemble" in err
+    assert not (tmp_path / "o.csv").exists()
 
 
 @pytest.mark.integration

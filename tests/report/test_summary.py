@@ -112,6 +112,17 @@ def test_estimates_stand_side_by_side(
     assert changed.seeds.warning == changed.against_baseline.warning == warning
 
 
+def test_the_ensemble_stands_beside_the_winner(summary: RunSummary) -> None:
+    assert summary.ensemble is None and "ensemble" not in "".join(summary.remarks()).lower()
+    ensemble = {"members": ["stage2/4", "stage2/1", "stage2/0"], "valid": {"mae": 0.6}, "test": {"mae": 0.7}}
+    changed = RunSummary.model_validate({**summary.as_json(), "ensemble": ensemble})
+    assert changed.as_json()["ensemble"] == ensemble
+    assert list(changed.metric_columns())[:3] == ["valid", "test", "ensemble of 3, test"]
+    assert dict(changed.metric_rows())["mae"][2] == 0.7
+    (remark,) = [remark for remark in changed.remarks() if remark.startswith("Ensemble: ")]
+    assert "stage2/4, stage2/1 and stage2/0" in remark and "optimistic" in remark
+
+
 def test_every_metric_of_the_paper_has_a_title() -> None:
     for name in datasets.names():
         assert datasets.get(name).paper_results.keys() <= METRIC_TITLES.keys()

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from commands import command
 
+from grcf_ray.cli.predict import app
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.metrics import split_metrics
 from grcf_ray.search.ensemble import best_trials, open_ensemble
@@ -68,7 +71,10 @@ def test_the_best_trials_are_measured_in_one_reading_of_test(recorded: Recorded)
         )
 
 
-def test_a_moved_run_without_its_trials_has_its_ensemble(recorded: Recorded, job: Search, tmp_path: Path) -> None:
+def test_a_moved_run_without_its_trials_has_its_ensemble(
+    recorded: Recorded, job: Search, tiny_parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From Python, and by the command, whose scores are the mean of those of its members."""
     folder = Path(shutil.move(tmp_path / "run", tmp_path / "moved"))
     for part in ("stage1", "stage2", "finalists"):
         shutil.rmtree(folder / part)
@@ -78,6 +84,17 @@ def test_a_moved_run_without_its_trials_has_its_ensemble(recorded: Recorded, job
     scores = [member.score(table) for member in ensemble.members]
     np.testing.assert_array_equal(ensemble.score(table), np.mean(scores, axis=0))
     assert ensemble.inputs[0] == "text" and set(ensemble.inputs) == {n for m in ensemble.members for n in m.inputs}
+
+    predict, files = command(app, capsys), []
+    places = {"mean": [folder, "--ensemble"], "best": [folder]}
+    places |= {place.name: [place] for place in (folder / "ensemble").iterdir()}
+    for name, words in places.items():
+        files.append(tmp_path / f"{name}.parquet")
+        code, _, err = predict(*words, "--input", tiny_parquet, "--output", files[-1])
+        assert code == 0, err
+    mean_N, *each = (pq.read_table(file)["score"].to_numpy() for file in files)
+    np.testing.assert_allclose(mean_N, np.mean(each, axis=0), rtol=1e-12)
+
     shutil.rmtree(next((folder / "ensemble").iterdir()))
     assert open_ensemble(storage_path(folder)) is None
     assert open_ensemble(storage_path(folder / "best")) is None

@@ -310,7 +310,7 @@ def test_a_search_that_does_not_end_well_says_how(
     assert json.loads(path.read_text())["state"] == "finished"
     # Figures that are there are not measured again; else the first look stays on record beside the second.
     reads = json.loads((tmp_path / "recorded" / "best" / "provenance.json").read_text())["test_reads"]
-    assert [read["models"] for read in reads] == [[json.loads(out)["winner"]["trial"]]] * (1 if measured else 2)
+    assert [read["models"] for read in reads] == [json.loads(out)["ensemble"]["members"]] * (1 if measured else 2)
     assert [start["command"].split()[:3] for start in json.loads(path.read_text())["starts"]] == [
         ["python", "-m", "grcf_ray.search"]
     ] * 3

@@ -35,6 +35,8 @@ def scoreboard_data(metrics: Mapping[str, Any], seeds: Mapping[str, Any] | None)
         if name not in metrics["test"]:
             continue
         sources = {"valid": metrics["valid"], "test": metrics["test"]}
+        if ensemble := metrics.get("ensemble"):
+            sources[f"ensemble of {len(ensemble['members'])}, test"] = ensemble["test"]
         sources |= {f"{baseline_kind(base['name'])}, test": base["test"] for base in metrics["baselines"]}
         sources |= {"paper, test": metrics["paper"]}
         values = {source: {"mean": figures.get(name), "deviation": None} for source, figures in sources.items()}

@@ -132,6 +132,7 @@ def test_scoreboard_has_what_is_on_record() -> None:
         "valid": {"mae": 0.61, "corr": 0.81},
         "test": {"mae": 0.6123456789012345, "corr": 0.8},
         "paper": {"mae": 0.581, "acc7": 0.493},
+        "ensemble": {"members": ["stage2/1", "stage2/0"], "valid": {"mae": 0.59}, "test": {"mae": 0.6}},
         "baselines": [{"name": "ridge", "test": {"mae": 0.9}}],
         "not_comparable": [],
     }
@@ -143,6 +144,7 @@ def test_scoreboard_has_what_is_on_record() -> None:
     assert entries == [
         ("valid", 0.61, None),
         ("test", 0.6123456789012345, None),
+        ("ensemble of 2, test", 0.6, None),
         ("ridge, test", 0.9, None),
         ("paper, test", 0.581, None),
         ("winner retrained, test", 0.6, None),
