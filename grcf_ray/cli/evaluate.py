@@ -88,6 +88,7 @@ def evaluate(
     answer: dict[str, Any] = {"split": split, "metrics": metrics}
     columns = {split: metrics, "recorded": before} if on is None else {f"{on}, {split}": metrics}
     if ensemble:
+        # With the threads that `measure` has set.
         mean, mean_before = model.metrics(ensemble.score(rows), labels_of(rows)), recorded["ensemble"].get(split, {})
         same = same and mean == mean_before
         answer["ensemble"] = mean

@@ -118,8 +118,8 @@ def export_members(job: Search, members: Sequence[TrialRecord], store: DatasetSt
     export_winner(job, members[0], store)
     fence(record.place)
     (record.place / "ensemble").delete()
-    intact = [members[0]]
-    for trial, place in list(zip(members, member_places(record, [trial.name for trial in members]), strict=True))[1:]:
+    intact, places = [members[0]], member_places(record, [trial.name for trial in members])
+    for trial, place in zip(members[1:], places[1:], strict=True):
         try:
             export_winner(job, trial, store, to=record.relative(place))
         except DamagedError as error:
