@@ -127,20 +127,21 @@ def test_the_winner_has_the_best_validation_mae_and_best_is_its_model(record: Ru
     assert all(torch.equal(tensor, trained[f"model.{name}"]) for name, tensor in exported.items())
 
 
-def test_weights_are_kept_of_the_winner_alone(record: RunRecord, recorded: Recorded) -> None:
-    """And of its attempt the best epoch's alone: what training would go on from is of no more use."""
+def test_weights_are_kept_of_the_ensemble_alone(record: RunRecord, recorded: Recorded) -> None:
+    """And of their attempts the best epoch's alone: what training would go on from is of no more use."""
     kept = {str(path.relative_to(recorded.folder)) for path in recorded.folder.rglob("*.safetensors")}
-    winner = record.ranked(2)[0]
+    members = record.ranked(2)[:3]
     assert kept == {
         "best/model.safetensors",
-        winner.checkpoint,
+        *(f"ensemble/stage2-{trial.number}/model.safetensors" for trial in members[1:]),
+        *(trial.checkpoint for trial in members),
         *(f"finalists/{trial.number:04d}/model.safetensors" for trial in record.ranked(1)[:FINALISTS]),
     }
-    for stage, holders in ((1, record.ranked(1)[:FINALISTS]), (2, [winner])):
+    for stage, holders in ((1, record.ranked(1)[:FINALISTS]), (2, members)):
         assert [t.number for t in record.trials(stage) if t.checkpoint] == sorted(numbers(holders))
         # Nothing else is left of the others' attempts either.
         folders = [name for name in (record.place / f"stage{stage}" / "trials").names() if "." not in name]
-        assert folders == ([] if stage == 1 else [f"{winner.number:04d}"])
+        assert folders == ([] if stage == 1 else [f"{number:04d}" for number in sorted(numbers(members))])
 
 
 def test_events_come_in_order(recorded: Recorded) -> None:
