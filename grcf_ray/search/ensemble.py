@@ -33,7 +33,8 @@ def member_places(record: RunRecord, names: Sequence[str]) -> list[StoragePath]:
 
 def ensemble_metrics(places: Sequence[StoragePath]) -> dict[str, dict[str, float]]:
     """Return the metrics of the mean of several models' recorded scores of an utterance, by split."""
-    saved, metrics = open_model(places[0]), {}
+    # Not the first: the winner's predictions are not in its manifest yet, and opening it would say so.
+    saved, metrics = open_model(places[-1]), {}
     for split in ("valid", "test"):
         members = [Predictions.read(place / "predictions" / f"{split}.parquet") for place in places]
         score_N = mean_score([member.score_N for member in members], saved.task)

@@ -84,6 +84,7 @@ def test_a_moved_run_resumes_bit_for_bit(
 
     code, _, err = run(*words)
     assert code == 0, err
+    assert "manifest" not in err
     assert {path: path.read_bytes() for path in first_stage} == first_stage
     # The stopped trial goes on from its checkpoint, and no other is launched again.
     assert [trial.attempt for trial in mine.trials(2)] == [2 if number == stopped else 1 for number in range(5)]
