@@ -19,7 +19,7 @@ from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.trial_sources import KnownTrials
 from grcf_ray.statistics import Spread, spread
 from grcf_ray.tables import Column, Table
-from grcf_ray.train.curve import DIRECTIONS, objective_name
+from grcf_ray.train.curve import minimised, objective_name
 
 GAIN = 0.1
 """Share of the time that more GPUs must save to be worth while."""
@@ -221,8 +221,8 @@ def plan_search(known: KnownTrials, space: Space, counts: Sequence[int]) -> Plan
 
     played = {number: play(number) for number in dict.fromkeys(slots.values())}
     first = spread([_figure(outcome) for outcome in played[slots[counts[0]]]])
-    sign = 1 if DIRECTIONS[max(trials)] == "min" else -1
-    target = first.mean + sign * (first.deviation or 0.0) / searches**0.5
+    last = max(trials)
+    target = minimised(last, first.mean) + (first.deviation or 0.0) / searches**0.5
     rows = []
     for count in counts:
         outcomes = played[slots[count]]
@@ -235,7 +235,7 @@ def plan_search(known: KnownTrials, space: Space, counts: Sequence[int]) -> Plan
                 * sum(outcome.busy for outcome in outcomes)
                 / (count * sum(outcome.seconds for outcome in outcomes)),
                 figure=spread([_figure(outcome) for outcome in outcomes]),
-                equal_seconds=time_to(outcomes, lambda value: sign * value <= sign * target),
+                equal_seconds=time_to(outcomes, lambda value: minimised(last, value) <= target),
             )
         )
     return Plan(device=device, searches=searches, trials=trials, known=known, rows=rows)

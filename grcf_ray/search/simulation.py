@@ -32,7 +32,7 @@ from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stages import Search
 from grcf_ray.search.trial_table import KnownTrial
 from grcf_ray.storage import storage_path
-from grcf_ray.train.curve import DIRECTIONS, objective_name
+from grcf_ray.train.curve import minimised, objective_name
 
 _SHA256 = "0" * 64
 """Of weights that nobody reads."""
@@ -223,8 +223,7 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: 
     def note(event: Event) -> None:
         if isinstance(event, (EpochFinished, TrialEnded)) and event.trial.stage == last:
             value = event.trial.objective
-            sign = 1 if DIRECTIONS[last] == "min" else -1
-            if value is not None and (not progress or sign * value < sign * progress[-1][1]):
+            if value is not None and (not progress or minimised(last, value) < minimised(last, progress[-1][1])):
                 progress.append((clock.seconds, value))
 
     # Simulations write as searches do, so they need a quick disk.
