@@ -8,7 +8,7 @@ cost buys without searching: as many trainings as fit the passes (encoded uttera
 default's search of the same number, of which validation chooses one. The figure is the test error of the delivered
 model. With `--table`, searches of the same policies are simulated on recorded trials, which are others than those of
 the searches. The folder `--work` keeps the figures of each search, so the same command resumes; `--as-is` makes the
-tables from those that are there.
+tables from the figures in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Endings of a search: which model of those that a search has trained is delivered, and by which figure."""
+"""Endings of a search: which of its trained models is delivered, and by which figure."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ Challenge-HML.
     h_m = dense_m(x_m)      y = dense([h_text; h_vision; h_audio]) w + b
 
 Readings: x_m is the text vector of the shared encoder, and the mean over the rows of audio or vision. Each network has
-three layers of ReLU units with dropout on its input, the fusion one layer. The defaults are those that the
-field's toolkit MMSA publishes for CMU-MOSI. A modality that a sample lacks gives h_m = 0.
+three layers of ReLU units with dropout on its input, the fusion one layer. The toolkit MMSA publishes the defaults for
+CMU-MOSI. A modality that a sample lacks gives h_m = 0.
 """
 
 from __future__ import annotations
