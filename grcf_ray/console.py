@@ -186,7 +186,8 @@ class _LastingStream:
 
 def progress(line: str) -> None:
     """Print a line on standard error; standard output is kept for the answer."""
-    print(printable(line), file=sys.stderr, flush=True)
+    # In one write: a signal between the text and its line feed would put another message on the same line.
+    print(f"{printable(line)}\n", end="", file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -328,10 +328,14 @@ def needs(config: RunConfig, store: DatasetStore, *, concurrent: int = 1, seeds:
 
 
 def test_the_room_that_is_asked_for_is_what_a_search_takes(recorded: Recorded, tiny_space: Path) -> None:
-    """At most, and not far from it: the peak was seen at events, and few uploads are under way then."""
+    """At most, and not far from it.
+
+    The peak was seen at events. Each may find one checkpoint of the running trial or three, which take three times its
+    weights each.
+    """
     needed = needs(load_space(tiny_space).config(), DatasetStore.open(recorded.data))
     print(f"needed {needed}, peak {recorded.peak_bytes}")
-    assert recorded.peak_bytes <= needed <= 3 * recorded.peak_bytes
+    assert recorded.peak_bytes <= needed <= 5 * recorded.peak_bytes
 
 
 def test_more_of_anything_takes_more_room(tiny_space: Path, tiny_store: DatasetStore) -> None:
