@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import policies
 from recording import RecordedLoop, Source, Weights, run_all
 from simulated_searches import Figures, Policy, Results, simulate_all, simulation_tables
@@ -38,6 +39,7 @@ from grcf_ray.console import Progress
 from grcf_ray.files import write_json
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.space import stage_epochs
+from grcf_ray.search.table_file import SPLITS
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.curve import objective_name
 from grcf_ray.train.stage import stage_seed
@@ -52,6 +54,7 @@ OTHERS = (
     Policy("one finalist", {"search.finalists": 1}),
 )
 BEST_SEED = "best seed of the starting point"
+ENSEMBLE = "mean score of the best three"
 COSTS = ("passes", "seconds")
 
 
@@ -105,9 +108,14 @@ class Bench:
         models = self._trainings(*([repeat, number] for number in range(count)))
         if len(models) < count:
             return {}
-        best = min(models, key=lambda model: model["valid"])
+        ranked = sorted(models, key=lambda model: model["valid"])
         cost = {name: sum(model[name] for model in models) for name in COSTS}
-        return {repeat: {**best, **cost, "seconds": cost["seconds"] / self.processes}}
+        # The error of the mean score is the mean of the errors.
+        ensemble = {
+            split: float(np.abs(np.mean([model["errors"][split] for model in ranked[:3]], axis=0)).mean())
+            for split in SPLITS
+        }
+        return {repeat: {**ranked[0], **cost, "seconds": cost["seconds"] / self.processes, "ensemble": ensemble}}
 
     def _trainings(self, *seeds: list[int]) -> list[Figures]:
         """Return the figures of trainings of the starting point."""
@@ -141,18 +149,20 @@ def _run(words: Sequence[str], folder: Path) -> None:
         raise SystemExit(f"{folder.name} ended with exit code {code}: see {log}")
 
 
-def figures_of(run: Run) -> dict[str, float]:
+def figures_of(run: Run) -> dict[str, Any]:
     """Return the figures of a finished search. `seconds`: from the start of its first trial to the end of its last."""
     summary = run.summary
     trials = [trial for stage in (1, 2) for trial in run.record.trials(stage)]
     times = [datetime.datetime.fromisoformat(time) for trial in trials for time in (trial.started, trial.ended) if time]
     metric = objective_name(2, summary.task)
+    assert summary.ensemble
     return {
         "valid": summary.valid[metric],
         "test": summary.test[metric],
         "passes": summary.cost.utterance_passes,
         "seconds": (max(times) - min(times)).total_seconds(),
         "trial_seconds": summary.cost.trial_seconds,
+        "ensemble": {split: getattr(summary.ensemble, split)[metric] for split in SPLITS},
     }
 
 
@@ -160,20 +170,28 @@ def train_start(source: Source, seed: Sequence[int], place: Path) -> None:
     """Train both stages of the starting point under a seed, and write the figures of its best epoch on valid."""
     config = source.space.config()
     weights: Weights | None = None
-    figures = {"passes": 0.0, "seconds": 0.0}
+    figures: dict[str, Any] = {"passes": 0.0, "seconds": 0.0}
     for stage in stage_epochs(config):
         # Searches take seeds of three parts.
         loop = source.loop(config, stage, stage_seed(*seed, stage, 0), weights, RecordedLoop)
         curve, score_EN, weights = loop.record()
         figures["passes"] += sum(metrics["utterance_passes"] for metrics in curve)
         figures["seconds"] += sum(metrics["seconds"] for metrics in curve)
-    write_json(place, {**loop.objectives(score_EN[loop.best_epoch - 1]), **figures})
+    score_N = score_EN[loop.best_epoch - 1]
+    errors = np.split((score_N - loop.features.valid.label_N).round(4), [loop.n_valid])
+    figures["errors"] = {split: error_N.tolist() for split, error_N in zip(SPLITS, errors, strict=True)}
+    write_json(place, {**loop.objectives(score_N), **figures})
 
 
 def delivered_table(results: Results, title: str) -> Table:
     """Compare the delivered models with the default's. title: of the error."""
     reference, rows = results[DEFAULT.name], []
-    for name, by_repeat in results.items():
+    ensembles = {
+        f"{name}: {ENSEMBLE}": {repeat: {**f, **f["ensemble"]} for repeat, f in by_repeat.items()}
+        for name, by_repeat in results.items()
+        if name in (DEFAULT.name, BEST_SEED)
+    }
+    for name, by_repeat in {**results, **ensembles}.items():
         if not by_repeat:
             continue
         means = {key: statistics.fmean(f[key] for f in by_repeat.values()) for key in ("valid", "test", *COSTS)}

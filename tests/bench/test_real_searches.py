@@ -27,8 +27,17 @@ TESTS = {
 }
 
 
-def figures(test: float, passes: float = 100.0) -> dict[str, float]:
-    return {"valid": test - 0.01, "test": test, "passes": passes, "seconds": 3 * passes, "trial_seconds": 5 * passes}
+def figures(test: float, passes: float = 100.0) -> dict[str, Any]:
+    """The figures of a search; its errors, those of a training besides."""
+    return {
+        "valid": test - 0.01,
+        "test": test,
+        "passes": passes,
+        "seconds": 3 * passes,
+        "trial_seconds": 5 * passes,
+        "ensemble": {"valid": test - 0.02, "test": test * 0.95},
+        "errors": {"valid": [test - 0.01, 0.01 - test], "test": [test, -test]},
+    }
 
 
 @pytest.fixture
@@ -54,7 +63,11 @@ def test_what_is_finished_is_not_done_again(work: Path, as_is: bool) -> None:
         name: pytest.approx(tests) for name, tests in TESTS.items()
     }
     best = results[BEST_SEED][1]
-    assert best == pytest.approx({"valid": 0.81, "test": 0.82, "passes": 90, "seconds": 135, "trial_seconds": 150})
+    assert {name: best[name] for name in ("valid", "test", "passes", "seconds")} == pytest.approx(
+        {"valid": 0.81, "test": 0.82, "passes": 90, "seconds": 135}
+    )
+    # The three trainings have 0.82, 0.92 and 1.02 on test.
+    assert best["ensemble"] == pytest.approx({"valid": 0.91, "test": 0.92})
 
 
 def test_what_is_not_finished_is_left_out_or_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +114,9 @@ def test_delivered_models_are_compared_by_repeat(work: Path) -> None:
     assert rows["default"]["deviation"] == pytest.approx(0.02) and "difference" not in rows["default"]
     assert rows["one finalist"]["searches"] == 1 and "deviation" not in rows["one finalist"]
     assert rows[BEST_SEED]["passes"] == 90
+    ensemble = rows[f"default: {real_searches.ENSEMBLE}"]
+    assert (ensemble["test"], ensemble["valid"], ensemble["difference"]) == pytest.approx((0.779, 0.80, -0.041))
+    assert rows[f"{BEST_SEED}: {real_searches.ENSEMBLE}"]["searches"] == 3
 
 
 def test_interval_holds_the_next_value_as_often_as_it_says() -> None:
@@ -157,5 +173,8 @@ def test_a_training_of_the_starting_point(tiny_store: DatasetStore, tiny_space: 
     source, place = Source("tiny", tiny_store.folder, tiny_space, tmp_path), tmp_path / "start-1-0.json"
     real_searches.train_start(source, [1, 0], place)
     (trained,) = Bench(source, 2)._trainings([1, 0])
-    assert trained.keys() == {"valid", "test", "passes", "seconds"}
-    assert trained["valid"] != trained["test"] and min(trained.values()) > 0
+    assert trained.keys() == {"valid", "test", "passes", "seconds", "errors"}
+    assert trained["valid"] != trained["test"] and min(trained["passes"], trained["seconds"]) > 0
+    for split, errors in trained["errors"].items():
+        assert len(errors) == tiny_store.info.splits[split]
+        assert statistics.fmean(map(abs, errors)) == pytest.approx(trained[split], abs=1e-3)
