@@ -236,7 +236,15 @@ def ranking_tables(study: Study, totals: Sequence[int]) -> list[Table]:
             }
             cells.append(Cell(f"{middle.name}, {', '.join(words)}", {**middle.settings, **settings}))
         title = f"Ranking loss, {middle.settings['stage1.epochs']} + {middle.settings['stage2.epochs']} epochs"
-        tables.append(differences_table(study, f"ranking{total}", title, [*cells, of_passes(total, 0.0)]))
+        direct = of_passes(total, 0.0)
+        tables.append(differences_table(study, f"ranking{total}", title, [*cells, direct]))
+        levels = [
+            (", advantage", ", no advantage"),
+            (", margins", ", large margins"),
+            (", sampled", ", all"),
+            (", 32", ", 96"),
+        ]
+        tables.append(effects_table(study, f"effects{total}", title, cells, levels))
     return tables
 
 
@@ -249,30 +257,39 @@ def handover_tables(study: Study, totals: Sequence[int]) -> list[Table]:
             words = (f"weight {weight:g}", "annealed" if annealed else "constant", "fresh" if fresh else "kept moments")
             cell = Cell(f"{middle.name}, {', '.join(words)}", {**middle.settings, "stage2.group_weight": weight})
             cells.append(dataclasses.replace(cell, annealed=annealed, fresh=fresh))
-        direct = of_passes(total, 0.0)
+        direct, others = of_passes(total, 0.0), []
         for weight in (0.03, 0.3):
             settings = {**direct.settings, "stage2.group_weight": weight}
-            cells.append(Cell(f"{direct.name}, weight {weight:g}", settings))
-        tables.append(
-            differences_table(study, f"handover{total}", f"Hand-over, {total} epochs in all", [*cells, direct])
-        )
+            others.append(Cell(f"{direct.name}, weight {weight:g}", settings))
+        title = f"Hand-over, {total} epochs in all"
+        tables.append(differences_table(study, f"handover{total}", title, [*cells, *others, direct]))
+        levels = [("weight 0.3,", "weight 0.03,"), ("weight 0.3,", "weight 0,"), ("annealed", "constant")]
+        levels.append(("fresh", "kept moments"))
+        tables.append(effects_table(study, f"effects{total}", title, cells, levels))
     return tables
 
 
-def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]) -> Table:
-    """Compare cells with the first of them under the seeds: MAE of the best and of the last epoch, PairwiseAcc."""
+def figures_of(study: Study, cells: Sequence[Cell]) -> tuple[list[Cell], dict[str, dict[str, list[float]]]]:
+    """Return the cells with tuned learning rates, and their figures by name and kind, one for each seed."""
     cells = study.tuned(cells)
     results = study.results([(cell, seed) for cell in cells for seed in study.seeds])
-    count, columns = len(study.seeds), {}
+    count, figures = len(study.seeds), {}
     for index, cell in enumerate(cells):
         own = results[index * count : (index + 1) * count]
         best = [int(np.argmin(result["stage2"])) for result in own]
-        columns[cell.name] = {
+        figures[cell.name] = {
             "mae": [min(result["stage2"]) for result in own],
             "last": [result["stage2"][-1] for result in own],
             "test": [result["test"][epoch] for result, epoch in zip(own, best, strict=True)],
             "order": [max(result.get("order1", result["order2"])) for result in own],
         }
+    return cells, figures
+
+
+def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]) -> Table:
+    """Compare cells with the first of them under the seeds: MAE of the best and of the last epoch, PairwiseAcc."""
+    cells, columns = figures_of(study, cells)
+    count = len(study.seeds)
     reference = columns[cells[0].name]
     gains = {cell.name: np.subtract(columns[cell.name]["mae"], reference["mae"]) for cell in cells[1:]}
     holm = corrected({cell: Difference(float(gain.mean()), paired_p(gain), 0.0, 0.0) for cell, gain in gains.items()})
@@ -309,6 +326,35 @@ def differences_table(study: Study, name: str, title: str, cells: Sequence[Cell]
             "factors of the learning rates: of Stage 1 and Stage 2, to those of the space's starting point",
         ),
     )
+
+
+def effects_table(
+    study: Study, name: str, title: str, cells: Sequence[Cell], levels: Sequence[tuple[str, str]]
+) -> Table:
+    """Compare the levels of each factor over all cells of a factorial: the mean of the one's cells less the other's.
+
+    levels: for each comparison the parts of the cells' names that tell the two levels.
+    """
+    _, figures = figures_of(study, cells)
+    rows = []
+    for one, other in levels:
+        row: dict[str, Any] = {"name": f"{other.strip(', ')} instead of {one.strip(', ')}"}
+        for kind, prefix in (("mae", ""), ("test", "test_"), ("order", "order_")):
+            means = [
+                np.mean([of[kind] for cell, of in figures.items() if level in cell], axis=0).tolist()
+                for level in (other, one)
+            ]
+            row |= {f"{prefix}{key}": value for key, value in paired_interval(*means).items()}
+        rows.append(row)
+    columns = [
+        dataclasses.replace(
+            column, key=f"{prefix}{column.key}", title=kind if column.key == "difference" else column.title
+        )
+        for kind, prefix in (("MAE on valid", ""), ("MAE on test", "test_"), ("PairwiseAcc", "order_"))
+        for column in PAIRED
+    ]
+    note = f"means over the other factors; 95 % t intervals over {len(study.seeds)} seeds, paired"
+    return Table(name, f"{title}: effects", (Column("name", "change"), *columns), rows, (note,))
 
 
 def draw(tables: Sequence[Table], path: Path) -> None:
