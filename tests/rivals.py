@@ -112,11 +112,36 @@ def check_equations(model: Any, features: Features, by_hand: Any) -> None:
     alone = torch.stack([by_hand(*one_of(batch, index)) for index in range(6)])
     torch.testing.assert_close(scores, alone, rtol=1e-10, atol=1e-10)
     assert scores.std() > 1e-6
-    own = [p for name, p in model.named_parameters() if not name.startswith("text_encoder.")]
     weights = torch.linspace(-1, 1, 6, dtype=torch.float64)
-    for ours, theirs in zip(
-        torch.autograd.grad((scores * weights).sum(), own),
-        torch.autograd.grad((alone * weights).sum(), own),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+    check_gradients(model, (scores * weights).sum(), (alone * weights).sum())
+
+
+def check_terms(model: Any, features: Features, by_hand: Any) -> None:
+    """Compare the own loss terms of a padded batch, and their gradients, with a plain loop.
+
+    by_hand: the terms by name, from the utterances' subword ids, audio rows and vision rows, and their labels [U].
+    """
+    batch = some(features, *range(6))
+    label_U = torch.tensor(features.train.label_N[:6], dtype=torch.float64)
+    if model.task == "classification":
+        label_U = (label_U > 0).double()
+    terms = model.auxiliary(model.encode(batch), label_U, torch.arange(6))
+    alone = by_hand([one_of(batch, index) for index in range(6)], label_U)
+    assert terms.keys() == alone.keys()
+    for name, value in terms.items():
+        assert value > 0
+        torch.testing.assert_close(value, alone[name], rtol=1e-10, atol=1e-10)
+        check_gradients(model, value, alone[name])
+
+
+def check_gradients(model: Any, ours: Tensor, theirs: Tensor) -> None:
+    """Compare the gradients of two scalars in all parameters outside the text encoder."""
+    own = [p for name, p in model.named_parameters() if not name.startswith("text_encoder.")]
+    pairs = (torch.autograd.grad(value, own, retain_graph=True, materialize_grads=True) for value in (ours, theirs))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+def own_parameters(model: Any) -> int:
+    """The number of parameters outside the text encoder."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))

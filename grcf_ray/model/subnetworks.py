@@ -50,9 +50,23 @@ class SequenceNetwork(nn.Module):
 def last_state(lstm: nn.LSTM, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
     """Return an LSTM's output [B, H] at the last real row; zeros for a sample without rows."""
     state_BLH, _ = lstm(row_BLA)
+    return last_row(state_BLH, mask_BL)
+
+
+def last_row(row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
+    """Return the last real row [B, A]; zeros for a sample without rows."""
     last_B = (mask_BL.sum(1) - 1).clamp_min(0)
-    last_BH: Tensor = state_BLH[torch.arange(len(row_BLA), device=row_BLA.device), last_B]
-    return last_BH * mask_BL.any(1, keepdim=True)
+    return row_BLA[torch.arange(len(row_BLA), device=row_BLA.device), last_B] * mask_BL.any(1, keepdim=True)
+
+
+def gaussian_sample(mean: Tensor, deviation: Tensor, noise: bool) -> Tensor:
+    """Return mean + deviation e with e ~ N(0, 1), differentiable in both; the mean without noise."""
+    return mean + deviation * torch.randn_like(mean) if noise else mean
+
+
+def gaussian_divergence(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return KL(N(mean, deviation^2) || N(0, 1)) of each element."""
+    return (mean.square() + deviation.square() - 1) / 2 - deviation.log()
 
 
 def equal_shares(row_BRA: Tensor, mask_BR: Tensor, mask_BT: Tensor) -> Tensor:
