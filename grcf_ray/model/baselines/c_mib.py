@@ -1,0 +1,188 @@
+"""C-MIB: an information bottleneck on each modality, and one on their fusion.
+
+Mai, Zeng and Hu, 2022. Multimodal Information Bottleneck: Learning Minimal Sufficient Unimodal and Multimodal
+Representations. IEEE Transactions on Multimedia. C-MIB is the complete variant; E-MIB and L-MIB have one of its parts.
+
+    x_m = F_m(rows of m)      z_m ~ N(mean_m, deviation_m^2) = bottleneck_m(x_m)      y_m = v_m . z_m + c_m     eq. 18
+    x = relu(V [z_m for each m])      z ~ N(mean, deviation^2) = bottleneck(x)        y = w . z + b
+    loss = error of y + sum_m error of y_m + beta (KL(z) + sum_m KL(z_m))                                  eqs. 21-23
+
+KL is the divergence from N(0, 1), as the mean over widths; errors are absolute for regression, the cross-entropy for
+classification (eqs. 11, 12). F_text is a convolution over the subwords, F_m of audio and vision a convolution and a
+Transformer; x_m is their last step.
+
+Readings: the last step is the last real row, where the authors' code takes the last one of the padding. A bottleneck is
+a ReLU layer, then a layer each for the mean and the deviation; that is softplus(h - 5), as in the code. The paper has
+several fusions; this is its default, the concatenation. All layers of the Transformers share one dropout rate; the code
+has 0.2 to 0.5. Each slot, and each own term, draws its own noise in training; scores use the means, where the code
+draws noise for them too. A modality that a sample lacks gives x_m = 0; one that the data lack has no bottleneck.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.card import ModelCard
+from grcf_ray.model.subnetworks import gaussian_divergence, gaussian_sample, last_row
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.settings import Count, NonNegative, PositiveCount, Probability
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of C-MIB."""
+
+    heads: PositiveCount = 5
+    """Number of attention heads of the Transformers."""
+    head_width: PositiveCount = 10
+    """Width of a head; the vectors of all modalities have the width heads * head_width."""
+    layers: Count = 3
+    """Number of layers of each Transformer."""
+    hidden_width: PositiveCount = 1024
+    """Width of the hidden layer of the bottlenecks."""
+    divergence_weight: NonNegative = 1e-3
+    """Weight beta of the divergences."""
+    dropout: Probability = 0.3
+    """Dropout rate of the Transformers."""
+
+
+class Convolution(nn.Module):
+    """A convolution over three rows at a time."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(dim, width, 3, padding=1, bias=False)
+
+    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the convolved rows [B, L, D]; beyond the real rows lie zeros."""
+        real_BLA = row_BLA * mask_BL.unsqueeze(2)
+        convolved_BLD: Tensor = self.convolution(real_BLA.transpose(1, 2)).transpose(1, 2)
+        return convolved_BLD
+
+
+class RowTransformer(nn.Module):
+    """A convolution, then a Transformer with sinusoidal positions and normalised inputs of its layers."""
+
+    def __init__(self, dim: int, width: int, options: Options) -> None:
+        super().__init__()
+        rate = options.dropout
+        self.convolved = Convolution(dim, width)
+        self.dropout = nn.Dropout(rate)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, options.heads, 4 * width, rate, batch_first=True, norm_first=True)
+            for _ in range(options.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the state [B, D] of the last real row; zeros for a sample without rows."""
+        state_BLD = self.convolved(row_BLA, mask_BL)
+        state_BLD = self.dropout(math.sqrt(state_BLD.shape[2]) * state_BLD + _positions(state_BLD[0]))
+        # Attention needs at least one row to read, so a sample without rows reads its padding.
+        ignored_BL = ~mask_BL & mask_BL.any(1, keepdim=True)
+        for layer in self.layers:
+            state_BLD = layer(state_BLD, src_key_padding_mask=ignored_BL)
+        return last_row(self.norm(state_BLD), mask_BL)
+
+
+def _positions(row_LD: Tensor) -> Tensor:
+    """Return sinusoidal positions [L, D]: sines in even columns, cosines of the same angles in odd ones."""
+    length, width = row_LD.shape
+    column_D = torch.arange(width, device=row_LD.device)
+    rate_D = 10_000 ** (-2 * (column_D // 2).to(row_LD.dtype) / width)
+    angle_LD = torch.arange(length, device=row_LD.device, dtype=row_LD.dtype).unsqueeze(1) * rate_D
+    return torch.where(column_D % 2 == 0, angle_LD.sin(), angle_LD.cos())
+
+
+class Bottleneck(nn.Module):
+    """The layers that give mean and deviation of a Gaussian."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.mean = nn.Linear(hidden, width)
+        self.deviation = nn.Linear(hidden, width)
+
+    def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z [S, D], with noise in training, and its divergence [S]."""
+        hidden_SH = torch.relu(self.hidden(x_SD))
+        mean_SD = self.mean(hidden_SH)
+        deviation_SD = functional.softplus(self.deviation(hidden_SH) - 5)
+        divergence_S = gaussian_divergence(mean_SD, deviation_SD).mean(-1)
+        return gaussian_sample(mean_SD, deviation_SD, self.training), divergence_S
+
+
+class CompleteBottleneck(MultimodalModel):
+    """The network of the module's docstring. z_final is z; the vectors of `encode` are all x_m."""
+
+    reads_states = True
+
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        options: Options = config.options
+        self.width, self.divergence_weight = options.heads * options.head_width, options.divergence_weight
+        self.names = [*(() if text_encoder is None else ("text",)), *self.modality_dims]
+        if text_encoder is not None:
+            self.text = Convolution(text_encoder.width, self.width)
+        for name, dim in self.modality_dims.items():
+            self.add_module(name, RowTransformer(dim, self.width, options))
+        for name in self.names:
+            self.add_module(f"{name}_bottleneck", Bottleneck(self.width, options.hidden_width))
+            self.add_module(f"{name}_head", nn.Linear(self.width, 1))
+        self.fusion = nn.Linear(len(self.names) * self.width, self.width)
+        self.bottleneck = Bottleneck(self.width, options.hidden_width)
+        self.head = nn.Linear(self.width, 1)
+
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+        """Return the concatenated x_m."""
+        parts = []
+        if text is not None:
+            assert batch.mask_BL is not None
+            parts.append(last_row(self.text(text, batch.mask_BL), batch.mask_BL))
+        parts += [self.get_submodule(name)(*self.rows(batch, name)) for name in self.modality_dims]
+        return torch.cat(parts, dim=-1)
+
+    def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
+        """Return the errors of the modalities' own predictions, and the weighted divergences."""
+        latents, _, divergence_U = self._compressed(vector_UW)
+        error = functional.l1_loss if self.task == "regression" else functional.binary_cross_entropy_with_logits
+        errors = [error(self.get_submodule(f"{name}_head")(z_UD)[:, 0], label_U) for name, z_UD in latents.items()]
+        return {"unimodal": torch.stack(errors).sum(), "divergence": self.divergence_weight * divergence_U.mean()}
+
+    def _represent(self, vector_SW: Tensor) -> Tensor:
+        return self._compressed(vector_SW)[1]
+
+    def _compressed(self, vector_SW: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return z_m by modality [S, D], z [S, D], and the sum [S] of all divergences."""
+        parts = zip(self.names, vector_SW.chunk(len(self.names), dim=-1), strict=True)
+        pairs = {name: self.get_submodule(f"{name}_bottleneck")(x_SD) for name, x_SD in parts}
+        latents = {name: z_SD for name, (z_SD, _) in pairs.items()}
+        z_SD, divergence_S = self.bottleneck(torch.relu(self.fusion(torch.cat(list(latents.values()), dim=-1))))
+        return latents, z_SD, divergence_S + torch.stack([own_S for _, own_S in pairs.values()]).sum(0)
+
+
+CARD = ModelCard(
+    title="C-MIB",
+    paper="Multimodal Information Bottleneck: Learning Minimal Sufficient Unimodal and Multimodal Representations",
+    year=2022,
+    venue="IEEE TMM",
+    networks={"regression": CompleteBottleneck, "classification": CompleteBottleneck},
+    published="109,835,748 on CMU-MOSI with BERT-base, audio 74 and vision 47 wide (Table XI)",
+    options=Options,
+    search={
+        "head_width": {"low": 4, "high": 32, "log": True, "start": 10},
+        "layers": {"low": 1, "high": 4, "start": 3},
+        "hidden_width": {"low": 128, "high": 1024, "log": True, "start": 1024},
+        "divergence_weight": {"low": 1e-4, "high": 1e-1, "log": True, "start": 1e-3},
+        "dropout": {"low": 0.0, "high": 0.5, "start": 0.3},
+    },
+)
