@@ -1,0 +1,200 @@
+"""TMSON: a Gaussian for each modality, their Bayesian fusion, and a triplet loss that orders the fused Gaussians.
+
+Xie, Yang, Wang, Liu and Li, 2024. Trustworthy Multimodal Fusion for Sentiment Analysis in Ordinal Sentiment Space.
+IEEE Transactions on Circuits and Systems for Video Technology.
+
+    f_m = tanh(P_m x_m)   h_m = tanh(LayerNorm(E_m f_m))   mean_m = sigmoid(A_m h_m)   variance_m = sigmoid(B_m h_m)
+    1 / variance = sum_m 1 / variance_m      mean = variance sum_m mean_m / variance_m      z ~ N(mean, variance)
+    y = dense([x_m for each m; z]) w + b     y_m = dense_m(x_m) w_m + b_m
+    loss = error of y + sum_m u_m |y_m - label| + w_ordinal L_ordinal
+           + w_divergence sum_m KL(N(mean_m, variance_m) || N(0, 1)) / M + w_reconstruction sum_m |f_m - D_m(z_m)|^2 / M
+
+x_text is the text vector, x_m of audio and vision the last state of an LSTM; M is the number of modalities. L_ordinal
+takes each utterance a with another, r, and with the utterance h whose label differs from a's by nearly, but not
+exactly, as much as r's does. Of these two, the one whose label differs more must be farther from a, by a margin of 1,
+in the 2-Wasserstein distance of the fused Gaussians: max(0, 1 + d(nearer) - d(farther)), the mean of positive ones.
+
+Readings where equations and authors' code differ, or are silent: the sigmoid gives the variance everywhere; the code
+takes it for the logarithm of the variance in z, KL and L_ordinal, and limits sums of variances in the fusion. The
+code's extra layer behind the LSTM is left out. All r of a group lie equally far behind their a, by a random number.
+Widths and weights are the code's for CMU-MOSI. Noise is drawn for each slot, and for own terms, in training; scores use
+the mean. A modality that a sample lacks gives x_m = 0, and takes no part in the fusion and the own terms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.card import ModelCard
+from grcf_ray.model.subnetworks import SequenceNetwork, dense, gaussian_divergence, gaussian_sample
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.settings import NonNegative, PositiveCount, Probability
+
+_UNIMODAL = {"text": 0.8, "vision": 0.1, "audio": 0.1}
+"""Weights u_m of the modalities' own errors."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of TMSON."""
+
+    vision_width: PositiveCount = 32
+    """Width of vision's LSTM, vector, and own prediction."""
+    audio_width: PositiveCount = 16
+    """Width of audio's LSTM, vector, and own prediction."""
+    text_width: PositiveCount = 32
+    """Width of the text's own prediction."""
+    hidden_width: PositiveCount = 128
+    """Width of f_m, and of the layers around the Gaussians."""
+    latent_width: PositiveCount = 64
+    """Width of the Gaussians."""
+    fusion_width: PositiveCount = 128
+    """Width of the two layers after the fusion."""
+    ordinal_weight: NonNegative = 0.5
+    """Weight of the triplet loss."""
+    divergence_weight: NonNegative = 0.01
+    """Weight of the divergences."""
+    reconstruction_weight: NonNegative = 0.1
+    """Weight of the reconstruction of f_m."""
+    dropout: Probability = 0.0
+    """Dropout rate on the input of the layers after the fusion, and of the modalities' own predictions."""
+
+
+class Estimate(NamedTuple):
+    """The Gaussians of a modality, what they were read from, and 1 for samples that have the modality, else 0."""
+
+    x_SD: Tensor
+    feature_SH: Tensor
+    mean_SK: Tensor
+    variance_SK: Tensor
+    seen_S: Tensor
+
+
+class Uncertainty(nn.Module):
+    """The layers of one modality, from its vector to its Gaussian, back, and to its own prediction."""
+
+    def __init__(self, width: int, own_width: int, weight: float, options: Options) -> None:
+        super().__init__()
+        self.weight, hidden, latent = weight, options.hidden_width, options.latent_width
+        self.projection = nn.Linear(width, hidden)
+        self.encoder = _normalised(hidden, hidden)
+        self.gaussian = nn.Linear(hidden, 2 * latent)
+        self.decoder = nn.Sequential(_normalised(latent, hidden), _normalised(hidden, hidden))
+        self.prediction = nn.Sequential(dense(width, own_width, 1, options.dropout), nn.Linear(own_width, 1))
+
+    def forward(self, x_SD: Tensor) -> Estimate:
+        """Return the Gaussians of the vectors; a vector of zeros stands for a modality that a sample lacks."""
+        feature_SH = torch.tanh(self.projection(x_SD))
+        mean_SK, variance_SK = torch.sigmoid(self.gaussian(self.encoder(feature_SH))).chunk(2, dim=1)
+        return Estimate(x_SD, feature_SH, mean_SK, variance_SK, (x_SD != 0).any(1).to(x_SD.dtype))
+
+    def losses(self, estimate: Estimate, label_S: Tensor) -> Tensor:
+        """Return the weighted error of y_m, the divergence and the reconstruction: [3], means over samples."""
+        x_SD, feature_SH, mean_SK, variance_SK, seen_S = estimate
+        error_S = self.weight * (self.prediction(x_SD).squeeze(1) - label_S).abs()
+        divergence_S = gaussian_divergence(mean_SK, variance_SK.sqrt()).sum(1)
+        decoded_SH = self.decoder(gaussian_sample(mean_SK, variance_SK.sqrt(), self.training))
+        return (torch.stack([error_S, divergence_S, (decoded_SH - feature_SH).square().mean(1)]) * seen_S).mean(1)
+
+
+def _normalised(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.Tanh())
+
+
+def bayesian_fusion(estimates: Sequence[Estimate]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [S, K] of the product of a sample's Gaussians; 0 and 1 without any modality."""
+    precision_MSK = torch.stack([each.seen_S.unsqueeze(1) / each.variance_SK for each in estimates])
+    # No variance exceeds 1, so this limit changes no other sample.
+    total_SK = precision_MSK.sum(0).clamp_min(1)
+    mean_SK = (precision_MSK * torch.stack([each.mean_SK for each in estimates])).sum(0) / total_SK
+    return mean_SK, 1 / total_SK
+
+
+def ordinal_loss(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, shift: int) -> Tensor:
+    """Return L_ordinal of a group's fused Gaussians: a scalar, 0 if no triplet is violated. shift: from a to r."""
+    # Rounded, since equal differences of labels such as 0.1 and 0.3 are not equal as floating-point numbers.
+    gap_UU = (label_U.unsqueeze(1) - label_U).abs().round(decimals=4)
+    gap_U = (label_U - label_U.roll(-shift)).abs().round(decimals=4)
+    off_UU = (gap_UU - gap_U.unsqueeze(1)).abs()
+    off_UU = off_UU.masked_fill(off_UU == 0, torch.finfo(off_UU.dtype).max).fill_diagonal_(torch.inf)
+    near_U = off_UU.argmin(1)
+    # The 2-Wasserstein distance of Gaussians without covariances is that of their means and deviations.
+    point_UC = torch.cat([mean_UK, variance_UK.sqrt()], dim=1)
+    to_r_U = torch.linalg.vector_norm(point_UC - point_UC.roll(-shift, 0), dim=1)
+    to_h_U = torch.linalg.vector_norm(point_UC - point_UC[near_U], dim=1)
+    sign_U = (gap_U - gap_UU.gather(1, near_U.unsqueeze(1)).squeeze(1)).sign()
+    hinge_U = (1 - sign_U * (to_r_U - to_h_U)).clamp_min(0) * sign_U.abs()
+    return hinge_U.sum() / (hinge_U > 0).sum().clamp_min(1)
+
+
+class TrustworthyFusion(MultimodalModel):
+    """The network of the module's docstring. z_final follows the fusion; the vectors of `encode` are all x_m."""
+
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        options: Options = config.options
+        own = {"text": options.text_width, "vision": options.vision_width, "audio": options.audio_width}
+        self.widths = {} if text_encoder is None else {"text": text_encoder.width}
+        self.widths |= {name: own[name] for name in self.modality_dims}
+        for name, dim in self.modality_dims.items():
+            self.add_module(f"{name}_rows", SequenceNetwork(dim, own[name], 0, 0.0))
+        for name, width in self.widths.items():
+            self.add_module(name, Uncertainty(width, own[name], _UNIMODAL[name], options))
+        self.options, self.width = options, options.fusion_width
+        self.fusion = dense(sum(self.widths.values()) + options.latent_width, self.width, 2, options.dropout)
+        self.head = nn.Linear(self.width, 1)
+
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+        """Return the concatenated x_m."""
+        parts = [] if text is None else [text]
+        parts += [self.get_submodule(f"{name}_rows")(*self.rows(batch, name)) for name in self.modality_dims]
+        return torch.cat(parts, dim=-1)
+
+    def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
+        """Return the weighted terms of the loss behind the error of y."""
+        options, estimates = self.options, self._estimates(vector_UW)
+        parts = zip((cast(Uncertainty, self.get_submodule(name)) for name in self.widths), estimates, strict=True)
+        losses = [part.losses(estimate, label_U) for part, estimate in parts]
+        error_M, divergence_M, reconstruction_M = torch.stack(losses, dim=1)
+        shift = int(torch.randint(1, max(2, len(label_U)), ()))
+        return {
+            "unimodal": error_M.sum(),
+            "ordinal": options.ordinal_weight * ordinal_loss(*bayesian_fusion(estimates), label_U, shift),
+            "divergence": options.divergence_weight * divergence_M.mean(),
+            "reconstruction": options.reconstruction_weight * reconstruction_M.mean(),
+        }
+
+    def _represent(self, vector_SW: Tensor) -> Tensor:
+        mean_SK, variance_SK = bayesian_fusion(self._estimates(vector_SW))
+        z_SK = gaussian_sample(mean_SK, variance_SK.sqrt(), self.training)
+        return cast(Tensor, self.fusion(torch.cat([vector_SW, z_SK], dim=1)))
+
+    def _estimates(self, vector_SW: Tensor) -> list[Estimate]:
+        """Return the Gaussians of each modality."""
+        parts = zip(self.widths, vector_SW.split(list(self.widths.values()), dim=1), strict=True)
+        return [self.get_submodule(name)(x_SD) for name, x_SD in parts]
+
+
+CARD = ModelCard(
+    title="TMSON",
+    paper="Trustworthy Multimodal Fusion for Sentiment Analysis in Ordinal Sentiment Space",
+    year=2024,
+    venue="IEEE TCSVT",
+    networks={"regression": TrustworthyFusion},
+    options=Options,
+    search={
+        "latent_width": {"low": 16, "high": 128, "log": True, "start": 64},
+        "ordinal_weight": {"low": 0.0, "high": 1.0, "start": 0.5},
+        "divergence_weight": {"low": 1e-3, "high": 0.1, "log": True, "start": 0.01},
+        "reconstruction_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.1},
+        "dropout": {"low": 0.0, "high": 0.5, "start": 0.0},
+    },
+)
