@@ -131,7 +131,7 @@ def ordinal_loss(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, shift: i
     to_r_U = torch.linalg.vector_norm(point_UC - point_UC.roll(-shift, 0), dim=1)
     to_h_U = torch.linalg.vector_norm(point_UC - point_UC[near_U], dim=1)
     sign_U = (gap_U - gap_UU.gather(1, near_U.unsqueeze(1)).squeeze(1)).sign()
-    hinge_U = (1 - sign_U * (to_r_U - to_h_U)).clamp_min(0) * sign_U.abs()
+    hinge_U: Tensor = (1 - sign_U * (to_r_U - to_h_U)).clamp_min(0) * sign_U.abs()
     return hinge_U.sum() / (hinge_U > 0).sum().clamp_min(1)
 
 
@@ -179,7 +179,7 @@ class TrustworthyFusion(MultimodalModel):
 
     def _estimates(self, vector_SW: Tensor) -> list[Estimate]:
         """Return the Gaussians of each modality."""
-        parts = zip(self.widths, vector_SW.split(list(self.widths.values()), dim=1), strict=True)
+        parts = zip(self.widths, torch.split(vector_SW, list(self.widths.values()), dim=1), strict=True)
         return [self.get_submodule(name)(x_SD) for name, x_SD in parts]
 
 

@@ -12,17 +12,16 @@ from torch.distributions import Normal, kl_divergence
 from grcf_ray.data.features import Features
 from grcf_ray.model.subnetworks import gaussian_divergence, gaussian_sample
 
-SIZES = {"heads": 2, "head_width": 3, "layers": 2, "hidden_width": 7}
+SIZES: dict[str, Any] = {"heads": 2, "head_width": 3, "layers": 2, "hidden_width": 7}
 
 
 def convolved(convolution: nn.Conv1d, row_LA: Tensor) -> Tensor:
     """Three rows at a time, with zeros around the sequence."""
     around = torch.cat([row_LA.new_zeros(1, row_LA.shape[1]), row_LA, row_LA.new_zeros(1, row_LA.shape[1])])
-    weight = convolution.weight
-    return torch.stack([sum(weight[:, :, k] @ around[t + k] for k in range(3)) for t in range(len(row_LA))])
+    return torch.stack([(convolution.weight * around[t : t + 3].T).sum((1, 2)) for t in range(len(row_LA))])
 
 
-def normalised(norm: Any, row_LD: Tensor) -> Tensor:
+def normalised(norm: nn.LayerNorm, row_LD: Tensor) -> Tensor:
     deviation = (row_LD.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     return (row_LD - row_LD.mean(1, keepdim=True)) / deviation * norm.weight + norm.bias
 
@@ -85,7 +84,8 @@ def test_own_terms_are_those_of_the_equations(task: str, backbone: nn.Module, ti
     model = rivals.built("c-mib", backbone, task=task, divergence_weight=0.5, **SIZES)
 
     def by_hand(utterances: list[tuple[Tensor, Tensor, Tensor]], label_U: Tensor) -> dict[str, Tensor]:
-        unimodal, divergence = 0.0, 0.0
+        unimodal: Any = 0.0
+        divergence: Any = 0.0
         for utterance, label in zip(utterances, label_U, strict=True):
             for name, (z, own) in latents(model, *utterance).items():
                 divergence = divergence + 0.5 * own / len(label_U)
@@ -98,7 +98,7 @@ def test_own_terms_are_those_of_the_equations(task: str, backbone: nn.Module, ti
                     chance = 1 / (1 + torch.exp(-score))
                     error = -label * chance.log() - (1 - label) * (1 - chance).log()
                 unimodal = unimodal + error / len(label_U)
-        return {"unimodal": torch.as_tensor(unimodal), "divergence": torch.as_tensor(divergence)}
+        return {"unimodal": unimodal, "divergence": divergence}
 
     rivals.check_terms(model, tiny_features, by_hand)
 

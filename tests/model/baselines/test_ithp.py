@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from grcf_ray.data.features import Features
 
-SIZES = {"audio_width": 4, "vision_width": 3, "hidden_width": 6, "audio_weight": 2.0, "vision_weight": 5.0}
+SIZES: dict[str, Any] = {
+    "audio_width": 4,
+    "vision_width": 3,
+    "hidden_width": 6,
+    "audio_weight": 2.0,
+    "vision_weight": 5.0,
+}
 
 
 def layers(sequence: Any, value: Tensor) -> Tensor:
@@ -67,7 +73,7 @@ def test_the_loss_of_the_bottlenecks_is_that_of_the_equations(backbone: nn.Modul
 
     def by_hand(utterances: list[tuple[Tensor, Tensor, Tensor]], label_U: Tensor) -> dict[str, Tensor]:
         losses = [perceived(model, *utterance)[1] for utterance in utterances]
-        return {"bottleneck": 2 / (2.0 + 5.0) * sum(losses) / len(losses)}
+        return {"bottleneck": 2 / (2.0 + 5.0) * torch.stack(losses).mean()}
 
     rivals.check_terms(model, tiny_features, by_hand)
 

@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from grcf_ray.data.features import Features
 from grcf_ray.model.baselines.tmson import ordinal_loss
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vision_width": 3,
     "audio_width": 2,
     "text_width": 5,
@@ -39,7 +39,7 @@ def gaussians(model: Any, token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) 
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
         if len(row_LX):
             inputs[name] = rivals.lstm(model.get_submodule(f"{name}_rows").lstm, row_LX)[-1]
-    found = {}
+    found: dict[str, tuple[Tensor, ...]] = {}
     for name, x in inputs.items():
         part = model.get_submodule(name)
         feature = torch.tanh(rivals.linear(part.projection, x))
@@ -79,7 +79,7 @@ def triplets(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, shift: int) 
         hinge = 1 + distance(a, nearer) - distance(a, farther)
         if hinge > 0:
             losses.append(hinge)
-    return sum(losses) / len(losses) if losses else torch.zeros((), dtype=torch.float64)
+    return torch.stack(losses).mean() if losses else torch.zeros((), dtype=torch.float64)
 
 
 def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, tiny_features: Features) -> None:
@@ -100,7 +100,10 @@ def test_own_terms_are_those_of_the_equations(
     monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(2))
 
     def by_hand(utterances: list[tuple[Tensor, Tensor, Tensor]], label_U: Tensor) -> dict[str, Tensor]:
-        unimodal, divergence, reconstruction, products = 0.0, 0.0, 0.0, []
+        unimodal: Any = 0.0
+        divergence: Any = 0.0
+        reconstruction: Any = 0.0
+        products = []
         for utterance, label in zip(utterances, label_U, strict=True):
             found = gaussians(model, *utterance)
             products.append(fused(found))
@@ -115,10 +118,10 @@ def test_own_terms_are_those_of_the_equations(
                 reconstruction = reconstruction + 0.1 * ((decoded - feature) ** 2).mean() / (3 * 6)
         means, variances = (torch.stack(values) for values in zip(*products, strict=True))
         return {
-            "unimodal": torch.as_tensor(unimodal),
+            "unimodal": unimodal,
             "ordinal": 0.5 * triplets(means, variances, label_U, 2),
-            "divergence": torch.as_tensor(divergence),
-            "reconstruction": torch.as_tensor(reconstruction),
+            "divergence": divergence,
+            "reconstruction": reconstruction,
         }
 
     rivals.check_terms(model, tiny_features, by_hand)
