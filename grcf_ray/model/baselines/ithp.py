@@ -11,12 +11,13 @@ Perception for Multimodal Learning. ICLR.
 
 The score reads audio and vision through the weights that they trained, not through their rows.
 
-Readings: each subword has its own b_0 and b_1; z is the vector that `model.text_vector` picks from the fused states (in
-the paper the first). Audio and vision are brought to the subwords by equal shares. The detectors end in a sigmoid; the
-authors' code scales a batch's rows to 0..1 for them, here a sigmoid of the standardised rows does, so that no utterance
-depends on others. L_0 and L_1 are means over widths, real subwords and utterances, and a modality that a sample lacks
-has no error. Noise is drawn once per utterance in training; scores use the means. A modality that the data lack has no
-bottleneck. The defaults are those of the code for CMU-MOSI. The error of y is the stage's, not the squared error.
+Readings: the equations are those of the authors' code; we have not seen the paper's own. Each subword has its own b_0
+and b_1; z is the vector that `model.text_vector` picks from the fused states (in the paper the first). Audio and vision
+are brought to the subwords by equal shares. The detectors end in a sigmoid; the authors' code scales a batch's rows to
+0..1 for them, here a sigmoid of the standardised rows does, so that no utterance depends on others. L_0 and L_1 are
+means over widths, real subwords and utterances, and a modality that a sample lacks has no error. Noise is drawn once
+per utterance in training; scores use the means. A modality that the data lack has no bottleneck. The defaults are those
+of the code for CMU-MOSI. The error of y is the stage's, not the squared error.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ takes each utterance a with another, r, and with the utterance h whose label dif
 exactly, as much as r's does. Of these two, the one whose label differs more must be farther from a, by a margin of 1,
 in the 2-Wasserstein distance of the fused Gaussians: max(0, 1 + d(nearer) - d(farther)), the mean of positive ones.
 
-Readings where equations and authors' code differ, or are silent: the sigmoid gives the variance everywhere; the code
-takes it for the logarithm of the variance in z, KL and L_ordinal, and limits sums of variances in the fusion. The
-code's extra layer behind the LSTM is left out. All r of a group lie equally far behind their a, by a random number.
-Widths and weights are the code's for CMU-MOSI. Noise is drawn for each slot, and for own terms, in training; scores use
-the mean. A modality that a sample lacks gives x_m = 0, and takes no part in the fusion and the own terms.
+Readings: the equations are those of the abstract and the authors' code; the paper's own were not seen. The sigmoid
+gives the variance everywhere; the code takes it for the logarithm of the variance in z, KL and L_ordinal, and limits
+sums of variances in the fusion. Its extra layer behind the LSTM is left out. All r of a group lie equally far behind
+their a, by a random number. Widths and weights: the code's for CMU-MOSI. Noise is drawn for each slot, and for own
+terms, in training. A modality that a sample lacks gives x_m = 0, and has no part in fusion and own terms.
 """
 
 from __future__ import annotations
