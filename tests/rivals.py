@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -87,19 +88,52 @@ def mean(row_LA: Tensor) -> Tensor:
     return sum(row_LA, torch.zeros(row_LA.shape[1], dtype=row_LA.dtype)) / max(1, len(row_LA))
 
 
+def shares(row_LA: Tensor, steps: int) -> Tensor:
+    """Rows brought to steps, by the exact overlap of each row with each step."""
+    brought = torch.zeros(steps, row_LA.shape[1], dtype=row_LA.dtype)
+    for t in range(steps):
+        for r, row in enumerate(row_LA):
+            begin = max(Fraction(t, steps), Fraction(r, len(row_LA)))
+            end = min(Fraction(t + 1, steps), Fraction(r + 1, len(row_LA)))
+            brought[t] += float(max(Fraction(0), end - begin) * steps) * row
+    return brought
+
+
 def lstm(layer: Any, row_LA: Tensor, number: int = 0) -> Tensor:
     """The outputs [L, H] of one layer of an LSTM, step by step."""
     names = (f"{kind}_{gate}_l{number}" for kind in ("weight", "bias") for gate in ("ih", "hh"))
-    from_input, from_state, input_bias, state_bias = (getattr(layer, name) for name in names)
-    hidden = cell = torch.zeros(layer.hidden_size, dtype=row_LA.dtype)
-    states = []
+    return _lstm_steps(*(getattr(layer, name) for name in names), row_LA)[0]
+
+
+def lstm_cell(cell: Any, row_LA: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs and the memories, [L, H] each, of an LSTM cell, step by step."""
+    return _lstm_steps(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, row_LA)
+
+
+def _lstm_steps(
+    from_input: Tensor, from_state: Tensor, input_bias: Tensor, state_bias: Tensor, row_LA: Tensor
+) -> tuple[Tensor, Tensor]:
+    hidden = cell = torch.zeros(from_state.shape[1], dtype=row_LA.dtype)
+    outputs, memories = [], []
     for row in row_LA:
         gates = from_input @ row + input_bias + from_state @ hidden + state_bias
         enter, forget, new, leave = gates.chunk(4)
         cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
         hidden = torch.sigmoid(leave) * torch.tanh(cell)
-        states.append(hidden)
-    return torch.stack(states)
+        outputs.append(hidden)
+        memories.append(cell)
+    return torch.stack(outputs), torch.stack(memories)
+
+
+def mapping(network: Any, value: Tensor) -> Tensor:
+    """A network of one hidden layer, without dropout."""
+    return linear(network[-1], dense(network[:-1], value))
+
+
+def gated_memory(gates: Any, value: Tensor, memory: Tensor) -> Tensor:
+    """The next state of a multi-view gated memory."""
+    retain, update = (torch.sigmoid(mapping(network, value)) for network in (gates.retain, gates.update))
+    return retain * memory + update * torch.tanh(mapping(gates.propose, value))
 
 
 def check_equations(model: Any, features: Features, by_hand: Any) -> None:

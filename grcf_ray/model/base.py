@@ -144,6 +144,19 @@ class MultimodalModel(nn.Module, ABC):
         parameter: Tensor = next(self.head.parameters())
         return parameter.dtype
 
+    @property
+    def sequence_dims(self) -> dict[str, int]:
+        """Width of the rows of `sequences`, by modality."""
+        return ({} if self.text_encoder is None else {"text": self.text_encoder.width}) | self.modality_dims
+
+    def sequences(self, text: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the rows [B, L, A] of each modality, with their mask [B, L]. The rows of the text are its states."""
+        others = {name: self.rows(batch, name) for name in self.modality_dims}
+        if text is None:
+            return others
+        assert batch.mask_BL is not None
+        return {"text": (text, batch.mask_BL), **others}
+
     @staticmethod
     def rows(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """Return the rows [B, L, A] of audio or vision, and their mask [B, L]. ValueError if the batch has none."""

@@ -1,11 +1,12 @@
 """Parts that several published models share: a network per modality, and rows brought to the steps of another.
 
-B utterances; L rows or subwords; R rows to be brought to T steps; A the width of a row; H of a hidden layer. Masks are
-true for real rows, which lie before the padding.
+B utterances; L rows or subwords; R rows to be brought to T steps; A the width of a row; H of a hidden layer; M of a
+memory. Masks are true for real rows, which lie before the padding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -20,6 +21,11 @@ def dense(width: int, hidden: int, layers: int, dropout: float) -> nn.Sequential
     for number in range(layers):
         parts += [nn.Linear(hidden if number else width, hidden), nn.ReLU()]
     return nn.Sequential(*parts)
+
+
+def mapping(width: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
+    """Return a network of one hidden layer: `dense`, then a linear layer."""
+    return nn.Sequential(*dense(width, hidden, 1, dropout), nn.Linear(hidden, out))
 
 
 class RowNetwork(nn.Module):
@@ -69,6 +75,59 @@ def gaussian_divergence(mean: Tensor, deviation: Tensor) -> Tensor:
     return (mean.square() + deviation.square() - 1) / 2 - deviation.log()
 
 
+class StepLstms(nn.Module):
+    """An LSTM for each modality, all on the same steps: the system of LSTMs of Zadeh et al. (2018).
+
+    dims, widths: the width of the rows, and of the LSTM, by modality.
+    """
+
+    def __init__(self, dims: Mapping[str, int], widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.cells = nn.ModuleDict({name: nn.LSTMCell(dim, widths[name]) for name, dim in dims.items()})
+
+    def forward(self, sequences: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return the last outputs of all LSTMs [B, sum of H], the memories of each, and the mask [B, T] of the steps.
+
+        The memories [B, T, 2 H] are those of each step and of the step before it. A modality that a sample lacks has
+        outputs and memories of zero.
+        """
+        rows, mask_BT = on_shared_steps(sequences)
+        outputs, memories = [], []
+        for name, cell in self.cells.items():
+            states = [cell(rows[name][:, 0])]
+            for row_BA in rows[name].unbind(1)[1:]:
+                states.append(cell(row_BA, states[-1]))
+            # torch's LSTM over all steps returns the memory of the last one only.
+            present_B11 = sequences[name][1].any(1)[:, None, None]
+            output_BTH, memory_BTH = (torch.stack(part, dim=1) * present_B11 for part in zip(*states, strict=True))
+            before_BTH = nn.functional.pad(memory_BTH, (0, 0, 1, 0))[:, :-1]
+            outputs.append(last_row(output_BTH, mask_BT))
+            memories.append(torch.cat([before_BTH, memory_BTH], dim=-1))
+        return torch.cat(outputs, dim=-1), memories, mask_BT
+
+
+class GatedMemory(nn.Module):
+    """The multi-view gated memory of Zadeh et al. (2018), whose gates and proposals are networks of one hidden layer.
+
+    u_t = sigmoid(retain(x_t)) * u_t-1 + sigmoid(update(x_t)) * tanh(propose(x_t)), u_0 = 0
+    """
+
+    def __init__(self, width: int, hidden: int, memory: int, dropout: float) -> None:
+        super().__init__()
+        self.retain = mapping(width, hidden, memory, dropout)
+        self.update = mapping(width, hidden, memory, dropout)
+        self.propose = mapping(width, hidden, memory, dropout)
+
+    def forward(self, row_BTA: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the memory after the last step, [B, M]."""
+        retained_BTM = torch.sigmoid(self.retain(row_BTA))
+        added_BTM = torch.sigmoid(self.update(row_BTA)) * torch.tanh(self.propose(row_BTA))
+        memories = [added_BTM[:, 0]]
+        for retained_BM, added_BM in zip(retained_BTM.unbind(1)[1:], added_BTM.unbind(1)[1:], strict=True):
+            memories.append(retained_BM * memories[-1] + added_BM)
+        return last_row(torch.stack(memories, dim=1), mask_BT)
+
+
 def equal_shares(row_BRA: Tensor, mask_BR: Tensor, mask_BT: Tensor) -> Tensor:
     """Return rows brought to the steps of another sequence, [B, T, A]: step t of n is the mean of its n-th of the time.
 
@@ -82,3 +141,21 @@ def equal_shares(row_BRA: Tensor, mask_BR: Tensor, mask_BT: Tensor) -> Tensor:
     end_BTR = torch.minimum((step_T1 + 1) * rows_B11, (row_R + 1) * steps_B11)
     share_BTR = (end_BTR - begin_BTR).clamp_min(0).to(row_BRA.dtype) / rows_B11.clamp_min(1)
     return (share_BTR * mask_BT.unsqueeze(2) * mask_BR.unsqueeze(1)) @ row_BRA
+
+
+def on_shared_steps(sequences: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the rows of each modality brought to the same steps, [B, T, A], and the mask [B, T] of the steps.
+
+    The steps are the subwords. Without text, an utterance has as many as its longest modality has rows.
+    sequences: those of `MultimodalModel.sequences`.
+    """
+    if "text" in sequences:
+        mask_BT = sequences["text"][1]
+    else:
+        masks = [mask for _, mask in sequences.values()]
+        longest = max(mask.shape[1] for mask in masks)
+        mask_BT = torch.stack([nn.functional.pad(mask, (0, longest - mask.shape[1])) for mask in masks]).any(0)
+    rows = {
+        name: row if mask is mask_BT else equal_shares(row, mask, mask_BT) for name, (row, mask) in sequences.items()
+    }
+    return rows, mask_BT

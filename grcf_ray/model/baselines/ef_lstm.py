@@ -23,7 +23,7 @@ from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import dense, equal_shares, last_state
+from grcf_ray.model.subnetworks import dense, last_state, on_shared_steps
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -48,7 +48,7 @@ class EarlyFusion(MultimodalModel):
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         options: Options = config.options
-        total = sum(self.modality_dims.values()) + (0 if text_encoder is None else text_encoder.width)
+        total = sum(self.sequence_dims.values())
         self.width, between = options.width, options.dropout if options.layers > 1 else 0.0
         self.lstm = nn.LSTM(total, options.width, options.layers, batch_first=True, dropout=between)
         self.fusion = dense(options.width, options.width, 1, options.dropout)
@@ -56,22 +56,12 @@ class EarlyFusion(MultimodalModel):
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the last state of the LSTM."""
-        others = [self.rows(batch, name) for name in self.modality_dims]
-        mask_BT = _steps([mask for _, mask in others]) if text is None else batch.mask_BL
-        assert mask_BT is not None
-        parts = [] if text is None else [text]
-        parts += [equal_shares(rows, mask, mask_BT) for rows, mask in others]
-        return last_state(self.lstm, torch.cat(parts, dim=-1), mask_BT)
+        rows, mask_BT = on_shared_steps(self.sequences(text, batch))
+        return last_state(self.lstm, torch.cat(list(rows.values()), dim=-1), mask_BT)
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
         fused_SD: Tensor = self.fusion(vector_SW)
         return fused_SD
-
-
-def _steps(masks: list[Tensor]) -> Tensor:
-    """Return the mask [B, T] of as many steps as the longest of the modalities has rows."""
-    longest = max(mask.shape[1] for mask in masks)
-    return torch.stack([nn.functional.pad(mask, (0, longest - mask.shape[1])) for mask in masks]).any(0)
 
 
 CARD = ModelCard(

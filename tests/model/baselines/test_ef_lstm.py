@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from fractions import Fraction
-
 import rivals
 import torch
 from torch import Tensor, nn
@@ -10,22 +8,11 @@ from grcf_ray.data.features import Features
 from grcf_ray.model.subnetworks import equal_shares
 
 
-def shares(row_LA: Tensor, steps: int) -> Tensor:
-    """Rows brought to steps, by the exact overlap of each row with each step."""
-    brought = torch.zeros(steps, row_LA.shape[1], dtype=row_LA.dtype)
-    for t in range(steps):
-        for r, row in enumerate(row_LA):
-            begin = max(Fraction(t, steps), Fraction(r, len(row_LA)))
-            end = min(Fraction(t + 1, steps), Fraction(r + 1, len(row_LA)))
-            brought[t] += float(max(Fraction(0), end - begin) * steps) * row
-    return brought
-
-
 def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, tiny_features: Features) -> None:
     model = rivals.built("ef-lstm", backbone, width=5, layers=2)
 
     def by_hand(token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> Tensor:
-        others = [shares(row_LX, len(token_L)) for row_LX in (vision_LV, audio_LA)]
+        others = [rivals.shares(row_LX, len(token_L)) for row_LX in (vision_LV, audio_LA)]
         states = torch.cat([rivals.states_of(model, token_L), *others], dim=1)
         for number in range(2):
             states = rivals.lstm(model.lstm, states, number)
@@ -52,6 +39,6 @@ def test_without_text_the_longer_modality_gives_the_steps() -> None:
     model = rivals.built("ef-lstm", None, width=5, layers=1)
     audio_LA, vision_LV = torch.randn(4, 5).double(), torch.randn(2, 3).double()
     batch = rivals.batch_of(None, audio_LA[None], vision_LV[None])
-    states = rivals.lstm(model.lstm, torch.cat([shares(vision_LV, 4), audio_LA], dim=1))
+    states = rivals.lstm(model.lstm, torch.cat([rivals.shares(vision_LV, 4), audio_LA], dim=1))
     score = rivals.linear(model.head, rivals.dense(model.fusion, states[-1]))
     torch.testing.assert_close(model([batch], torch.zeros(1, dtype=torch.int64)), score)
