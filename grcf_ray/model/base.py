@@ -42,10 +42,8 @@ class MultimodalModel(nn.Module, ABC):
     Autocast covers the text encoder only. The layers after it are small. In bfloat16 they would give hundreds of
     utterances the same score, and margins of a hundredth would be meaningless.
 
-    A gate inside the text encoder (Multimodal Adaptation Gate) is a forward hook on one of the backbone's layers above
-    the frozen ones, which the model registers. The model extends `encode` to give the hook the rows of the batch first.
-    Frozen layers lie below the gate, so their output is computed once as for any model. Gradient caching encodes a
-    batch again through `encode`, so the hook sees the same rows.
+    A gate inside the text encoder (Multimodal Adaptation Gate) is a function for `TextEncoder.gate_at`. It lies above
+    the frozen layers, so their output is computed once as for any model.
     """
 
     reads_states: ClassVar[bool] = False

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -67,6 +68,27 @@ class TextEncoder(nn.Module):
                 layer.requires_grad_(True)
         if 0 < self.n_frozen < self.n_layers:
             self._check_split()
+        self._gate: Callable[[Tensor, Batch], Tensor] | None = None
+        self._gate_layer = 0
+
+    def gate_at(self, layer: int, gate: Callable[[Tensor, Batch], Tensor]) -> None:
+        """Pass the states [B, L, D] between two layers through a function, in `states` and so in `forward`.
+
+        layer: the number of layers below the gate, from 0 to all. The gate lies above the frozen layers if they are
+        more, since their output must not depend on it. gate: gets the states and the batch, and returns new states.
+        """
+        self._gate_layer = max(layer, self.n_frozen)
+        inside = self._gate_layer < self.n_layers
+        if inside and not len(layers_of(self.backbone)[1]):
+            raise ConfigError(
+                f"a gate above layer {layer}: the layers of {type(self.backbone).__name__} share their weights; "
+                "use --set model.frozen_layers=all"
+            )
+        if inside and not next(self.backbone.parameters()).is_meta:
+            self._gate = lambda states, _: states
+            with self._trial() as batch:
+                self.states(batch)
+        self._gate = gate
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Set the mode of the layers that are not frozen; frozen layers stay in evaluation mode, without dropout."""
@@ -88,6 +110,18 @@ class TextEncoder(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """Return the last layer's states [B, L, D] of a batch of token ids or frozen hidden states."""
+        if self._gate is None:
+            return self._last_states(batch)
+        if self._gate_layer == self.n_layers:
+            return self._gate(self._last_states(batch), batch)
+        gated = functools.partial(_gated_input, self._gate, batch)
+        hook = layers_of(self.backbone)[1][self._gate_layer].register_forward_pre_hook(gated)
+        try:
+            return self._last_states(batch)
+        finally:
+            hook.remove()
+
+    def _last_states(self, batch: Batch) -> Tensor:
         assert batch.mask_BL is not None
         if batch.hidden_BLD is not None and self.n_frozen == self.n_layers:
             return batch.hidden_BLD
@@ -210,29 +244,51 @@ class TextEncoder(nn.Module):
         hidden: Tensor = bottom(input_ids=batch.token_BL, attention_mask=batch.mask_BL.long()).last_hidden_state
         return hidden
 
-    @torch.no_grad()
+    @contextlib.contextmanager
+    def _trial(self) -> Iterator[Batch]:
+        """Give texts of 3 and 2 subwords to try the layers on, in evaluation mode and without gradient."""
+        training, device = self.training, next(self.backbone.parameters()).device
+        token_BL = torch.arange(5, 11, device=device).reshape(2, 3)
+        mask_BL = torch.tensor([[True, True, True], [True, True, False]], device=device)
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield Batch(token_BL, mask_BL, *[None] * 6)
+        finally:
+            self.train(training)
+
     def _check_split(self) -> None:
         """Raise ConfigError if the layers are no plain stack: frozen states would then give other results."""
         if next(self.backbone.parameters()).is_meta:
             return
-        training = self.training
-        self.eval()
-        token_BL = torch.arange(5, 11, device=next(self.backbone.parameters()).device).reshape(2, 3)
-        mask_BL = torch.tensor([[True, True, True], [True, True, False]], device=token_BL.device)
-        batch = Batch(token_BL, mask_BL, *[None] * 6)
         top = _view(self.backbone, slice(self.n_frozen, None), embedded=True)
-        try:
-            whole = self.backbone(input_ids=token_BL, attention_mask=mask_BL.long()).last_hidden_state
-            split = top(inputs_embeds=self.frozen_hidden(batch), attention_mask=mask_BL.long()).last_hidden_state
-            same = torch.allclose(whole[mask_BL], split[mask_BL], rtol=1e-4, atol=1e-4)
-        except Exception:  # A library class that cannot be split can raise anything.
-            same = False
-        self.train(training)
+        with self._trial() as batch:
+            mask_BL = cast(Tensor, batch.mask_BL)
+            try:
+                whole = self.backbone(input_ids=batch.token_BL, attention_mask=mask_BL.long()).last_hidden_state
+                split = top(inputs_embeds=self.frozen_hidden(batch), attention_mask=mask_BL.long()).last_hidden_state
+                same = torch.allclose(whole[mask_BL], split[mask_BL], rtol=1e-4, atol=1e-4)
+            except Exception:  # A library class that cannot be split can raise anything.
+                same = False
         if not same:
             raise ConfigError(
                 f"model.frozen_layers = {self.n_frozen}: {type(self.backbone).__name__} cannot be split between "
                 "layers exactly; use 0, or all"
             )
+
+
+def _gated_input(
+    gate: Callable[[Tensor, Batch], Tensor], batch: Batch, layer: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Return the inputs of a layer with its states, the first of them, passed through a gate."""
+    states, *others = inputs
+    assert batch.mask_BL is not None
+    if states.shape[:2] != batch.mask_BL.shape:
+        raise ConfigError(
+            f"{type(layer).__name__} does not get the states of a batch as [texts, subwords, width], so no gate fits "
+            "below it; use --set model.frozen_layers=all, or another backbone"
+        )
+    return (gate(states, batch), *others)
 
 
 def _no_encoder(backbone: nn.Module) -> str:

@@ -319,3 +319,53 @@ def test_positions_are_the_tables_less_what_no_subword_can_have(kind: str) -> No
 def test_what_encodes_no_text_is_refused(kind: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot be the text encoder: .*{reason}"):
         TextEncoder(kind_of(kind), "mean", "all").eval().probe(text_of(12))
+
+
+@pytest.mark.parametrize("frozen", [0, 1, "all"])
+@pytest.mark.parametrize("kind", SPLITTABLE)
+def test_a_gate_reads_the_layers_below_and_feeds_those_above(kind: str, frozen: int | Literal["all"]) -> None:
+    """A gate that exchanges the texts exchanges the result."""
+    encoder = TextEncoder(backbone(kind), "mean", frozen).eval()
+    token_BL = torch.randint(5, 40, (2, 6), generator=torch.Generator().manual_seed(1))
+    given = dataclasses.replace(NOTHING, token_BL=token_BL, mask_BL=torch.ones_like(token_BL).bool())
+    if frozen:
+        given = dataclasses.replace(given, hidden_BLD=encoder.frozen_hidden(given))
+    expected = encoder.states(given)
+    whole = encoder.backbone(input_ids=token_BL, output_hidden_states=True)
+    seen = []
+    encoder.gate_at(1, lambda states, batch: (seen.append(states), states.flip(0))[1])
+    torch.testing.assert_close(encoder.states(given), expected.flip(0), rtol=1e-10, atol=1e-10)
+    below = whole.hidden_states[3 if frozen == "all" else 1]
+    torch.testing.assert_close(seen[0], below, rtol=1e-10, atol=1e-10)
+    assert not any(layer._forward_pre_hooks for layer in layers_of(encoder.backbone)[1])
+
+
+def test_a_gate_that_fails_leaves_no_trace() -> None:
+    def failing(states: Tensor, given: Batch) -> Tensor:
+        raise ValueError("no rows")
+
+    encoder = TextEncoder(backbone("bert"), "mean")
+    encoder.gate_at(0, failing)
+    with pytest.raises(ValueError, match="no rows"):
+        encoder(batch())
+    assert not any(layer._forward_pre_hooks for layer in layers_of(encoder.backbone)[1])
+
+
+def test_layers_that_share_weights_have_no_gate_between_them() -> None:
+    with pytest.raises(ConfigError, match="AlbertModel share their weights"):
+        TextEncoder(backbone("albert"), "mean").gate_at(1, lambda states, _: states)
+    encoder = TextEncoder(backbone("albert"), "mean", "all").eval()
+    before = encoder(given := batch())
+    encoder.gate_at(1, lambda states, _: 2 * states)
+    torch.testing.assert_close(encoder(given), 2 * before)
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "longformer"])
+def test_backbones_that_change_the_states_have_no_gate(kind: str) -> None:
+    """XLNet turns them, Longformer fills them up."""
+    config: dict[str, Any] = SIZES | {"model_type": "longformer", "attention_window": 4, "pad_token_id": 1}
+    if kind == "xlnet":
+        config = {"model_type": kind, "vocab_size": 40, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}
+    encoder = TextEncoder(backbone_from_config(config), "mean")
+    with pytest.raises(ConfigError, match="no gate fits"):
+        encoder.gate_at(1, lambda states, _: states)
