@@ -333,7 +333,12 @@ def test_a_gate_reads_the_layers_below_and_feeds_those_above(kind: str, frozen: 
     expected = encoder.states(given)
     whole = encoder.backbone(input_ids=token_BL, output_hidden_states=True)
     seen = []
-    encoder.gate_at(1, lambda states, batch: (seen.append(states), states.flip(0))[1])
+
+    def exchange(states: Tensor, _: Batch) -> Tensor:
+        seen.append(states)
+        return states.flip(0)
+
+    encoder.gate_at(1, exchange)
     torch.testing.assert_close(encoder.states(given), expected.flip(0), rtol=1e-10, atol=1e-10)
     below = whole.hidden_states[3 if frozen == "all" else 1]
     torch.testing.assert_close(seen[0], below, rtol=1e-10, atol=1e-10)

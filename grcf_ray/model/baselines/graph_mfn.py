@@ -82,7 +82,7 @@ class FusionGraph(nn.Module):
         pairs = zip(self.singletons.items(), memories, strict=True)
         vertex: dict[str, Tensor] = {name: torch.relu(layer(memory)) for (name, layer), memory in pairs}
         efficacies = torch.sigmoid(self.efficacies(torch.cat(list(vertex.values()), dim=-1)))
-        edges = iter(efficacies.split(1, dim=-1))
+        edges = iter(torch.split(efficacies, 1, dim=-1))
         for name, below in self.below.items():
             vertex[name] = self.vertices[name](torch.cat([vertex[other] * next(edges) for other in below], dim=-1))
         return vertex["output"]

@@ -139,7 +139,7 @@ class CrossmodalTransformers(MultimodalModel):
     def _projected(self, name: str, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
         """Return a modality's rows at the width of the transformers, with their positions."""
         real_BLA = row_BLA.masked_fill(~mask_BL.unsqueeze(2), 0)
-        projected_BLA = self.projections[name](real_BLA.transpose(1, 2)).transpose(1, 2)
+        projected_BLA: Tensor = self.projections[name](real_BLA.transpose(1, 2)).transpose(1, 2)
         return projected_BLA + positions(projected_BLA)
 
 
@@ -148,7 +148,7 @@ def positions(row_BLA: Tensor) -> Tensor:
     place_L1 = torch.arange(row_BLA.shape[1], device=row_BLA.device, dtype=row_BLA.dtype).unsqueeze(1)
     column_A = torch.arange(row_BLA.shape[2], device=row_BLA.device)
     power_A = (column_A // 2 * 2).to(row_BLA.dtype) / len(column_A)
-    angle_LA = place_L1 / 10000**power_A
+    angle_LA = place_L1 / torch.pow(10000.0, power_A)
     return torch.where(column_A % 2 == 0, angle_LA.sin(), angle_LA.cos())
 
 
