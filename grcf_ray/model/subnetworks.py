@@ -53,6 +53,20 @@ class SequenceNetwork(nn.Module):
         return cast(Tensor, self.layers(last_state(self.lstm, row_BLA, mask_BL))) * mask_BL.any(1, keepdim=True)
 
 
+class SequenceProjection(nn.Module):
+    """A linear layer on the last state of an LSTM, with dropout in between; both have the same width."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        self.dropout, self.layer = nn.Dropout(dropout), nn.Linear(hidden, hidden)
+
+    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return [B, H]; zeros for a sample without rows."""
+        state_BH = self.dropout(last_state(self.lstm, row_BLA, mask_BL))
+        return cast(Tensor, self.layer(state_BH)) * mask_BL.any(1, keepdim=True)
+
+
 def last_state(lstm: nn.LSTM, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
     """Return an LSTM's output [B, H] at the last real row; zeros for a sample without rows."""
     state_BLH, _ = lstm(row_BLA)

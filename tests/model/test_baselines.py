@@ -158,7 +158,8 @@ def test_a_saved_model_gives_the_same_scores(
     name: str, backbone: nn.Module, tiny_backbone: Path, tiny_features: Features, tmp_path: Path
 ) -> None:
     config = build_config({"model.name": name, "model.backbone": str(tiny_backbone), "model.text_vector": "mean"})
-    model = rivals.built(name, backbone).float()
+    dims = {"audio_dim": 5, "vision_dim": 3, "n_train": len(tiny_features.train)}
+    model = rivals.built(name, backbone, dims=dims).float()
     save_model(
         tmp_path / "saved",
         model,

@@ -16,8 +16,8 @@ the rows, with a norm in between. The expectations run over the utterances of a 
 
 Readings: as in the authors' code, the squared norms of L_diff are means over the entries, each modality has a decoder
 D_m, and the Transformer is one layer of torch with two heads, 2048 units between its layers and dropout 0.1. The task
-loss is that of the stage, where the paper has the squared error. A modality that a sample lacks gives zeros that nothing
-attends to. Weights and widths are the authors' for CMU-MOSI.
+loss is that of the stage, where the paper has the squared error. A modality that a sample lacks gives zeros, to which
+nothing attends. Weights and widths are the authors' for CMU-MOSI.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class SharedPrivate(MultimodalModel):
     def _spaces(self, vector_SW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return u, c and p of the modalities, [S, M, D], and which of them the sample has, [S, M, 1]."""
         count = len(self.names)
-        u_SMD = vector_SW[:, :-count].unflatten(1, (count, -1))
+        u_SMD = vector_SW[:, :-count].reshape(len(vector_SW), count, self.options.width)
         present_SM1 = vector_SW[:, -count:].unsqueeze(-1)
         shared_SMD = torch.sigmoid(self.shared(u_SMD)) * present_SM1
         private_SMD = torch.sigmoid(_each(self.private, u_SMD)) * present_SM1
