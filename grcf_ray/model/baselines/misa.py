@@ -75,7 +75,7 @@ class SharedPrivate(MultimodalModel):
         inputs = {} if text_encoder is None else {"text": text_encoder.width}
         inputs |= {name: 4 * dim for name, dim in self.modality_dims.items()}
         self.names = list(inputs)
-        self.sequences = nn.ModuleDict({name: _StackedLSTM(dim) for name, dim in self.modality_dims.items()})
+        self.lstms = nn.ModuleDict({name: _StackedLSTM(dim) for name, dim in self.modality_dims.items()})
         self.projections = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.LayerNorm(width)) for name, dim in inputs.items()}
         )
@@ -93,7 +93,7 @@ class SharedPrivate(MultimodalModel):
         present = [feature_BF.new_ones(len(batch), 1) for feature_BF in features]
         for name in self.modality_dims:
             row_BLA, mask_BL = self.rows(batch, name)
-            features.append(self.sequences[name](row_BLA, mask_BL))
+            features.append(self.lstms[name](row_BLA, mask_BL))
             present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
         vectors = [self.projections[m](f) * real for m, f, real in zip(self.names, features, present, strict=True)]
         return torch.cat([*vectors, *present], dim=-1)

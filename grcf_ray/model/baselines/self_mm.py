@@ -71,7 +71,7 @@ class SelfSupervised(MultimodalModel):
         self.vector_widths |= {name: widths[name] for name in self.modality_dims}
         self.width, self.half_range = options.fusion_width, data.half_range
         self.star_widths = [options.fusion_width, *(widths[name] for name in self.vector_widths)]
-        self.sequences = nn.ModuleDict(
+        self.lstms = nn.ModuleDict(
             {name: SequenceProjection(dim, widths[name], 0.0) for name, dim in self.modality_dims.items()}
         )
         self.dropout = nn.Dropout(options.dropout)
@@ -98,7 +98,7 @@ class SelfSupervised(MultimodalModel):
         present = [vector_BD.new_ones(len(batch), 1) for vector_BD in vectors]
         for name in self.modality_dims:
             row_BLA, mask_BL = self.rows(batch, name)
-            vectors.append(self.sequences[name](row_BLA, mask_BL))
+            vectors.append(self.lstms[name](row_BLA, mask_BL))
             present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
         return torch.cat([*vectors, *present], dim=-1)
 

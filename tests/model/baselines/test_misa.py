@@ -39,7 +39,7 @@ def spaces(model: Any, token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> 
     features = {"text": rivals.mean(rivals.states_of(model, token_L))}
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
         if len(row_LX):
-            features[name] = stacked(model.sequences[name], row_LX)
+            features[name] = stacked(model.lstms[name], row_LX)
     found = {}
     for name, feature in features.items():
         linear, _, layer_norm = model.projections[name]

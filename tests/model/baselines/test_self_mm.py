@@ -24,7 +24,7 @@ def vectors(model: Any, utterance: tuple[Tensor, Tensor, Tensor]) -> dict[str, T
     token_L, audio_LA, vision_LV = utterance
     found = {"text": rivals.mean(rivals.states_of(model, token_L))}
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
-        network = model.sequences[name]
+        network = model.lstms[name]
         missing = torch.zeros(WIDTHS[f"{name}_width"], dtype=torch.float64)
         found[name] = rivals.linear(network.layer, rivals.lstm(network.lstm, row_LX)[-1]) if len(row_LX) else missing
     return found

@@ -1,0 +1,200 @@
+"""MMIM: the modalities tell as much as possible of each other, and of the result of their fusion.
+
+Han, Chen and Poria, 2021. Improving Multimodal Fusion with Hierarchical Mutual Information Maximization for Multimodal
+Sentiment Analysis. EMNLP.
+
+    x_text: the text vector      x_m = W_m LSTM_m(rows)  (m = vision, audio)
+    z = tanh(W_2 tanh(W_1 [x_text; x_vision; x_audio]))      y = w . z + b
+    loss = task + contrast_weight sum_m N_m - information_weight sum over vision, audio of (E log q(x_m | x_text) + H_m)
+
+    log q(x_m | x_text) = -|x_m - mu|^2 / (2 sigma^2) - log sigma, the Barber-Agakov bound; mu and sigma of x_text
+    H_m = (log det C_m+ + log det C_m-) / 4: the entropy of two Gaussians, C_m+ the covariance of positive utterances
+    N_m = -E_i log(exp s_ii / sum_j exp s_ij), s_ij = cos(G_m z_i, x_m,j): contrastive predictive coding in a group
+
+The other phase of the training: after each step, a second one fits q to its utterances. The covariances are those of a
+group of pairs and of a memory, which has the latest utterances of earlier steps.
+
+Readings: as in the authors' code, the entropy is that of tanh(V_m x_m), a quarter as wide, with a V_m that stays as
+initialised, and an utterance in the middle of the label range is on neither side. The memory has the size of their
+batches. A tanh bounds log sigma^2, as in their settings; log q keeps the term, as in the paper. The covariances have
+1e-6 added on the diagonal. A modality that a sample lacks gives x_m = 0, and no part of the terms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from grcf_ray.config import ModelConfig
+from grcf_ray.data.batches import Batch
+from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.card import ModelCard
+from grcf_ray.model.subnetworks import SequenceProjection
+from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.settings import NonNegative, PositiveCount, Probability
+
+_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of MMIM."""
+
+    width: PositiveCount = 16
+    """Width of the LSTMs and the vectors of vision and audio."""
+    fusion_width: PositiveCount = 128
+    """Width of the two layers of the fusion."""
+    dropout: Probability = 0.1
+    """Dropout rate after the LSTMs, and on the input of the fusion."""
+    memory: PositiveCount = 32
+    """Number of utterances in the memory."""
+    contrast_weight: NonNegative = 0.1
+    """Weight alpha of the contrastive term."""
+    information_weight: NonNegative = 0.1
+    """Weight beta of the bound on the information that the text has of the others."""
+
+
+class InformationMaximisation(MultimodalModel):
+    """The network of the module's docstring: M modalities besides the text, K utterances in the memory. z_final is z.
+
+    W: the vectors x of all modalities, and which of them the sample has.
+    """
+
+    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+        super().__init__(text_encoder, config, data)
+        assert text_encoder is not None
+        self.options: Options = config.options
+        width, self.width = self.options.width, self.options.fusion_width
+        self.vector_widths = {"text": text_encoder.width} | dict.fromkeys(self.modality_dims, width)
+        lstms = {name: SequenceProjection(dim, width, self.options.dropout) for name, dim in self.modality_dims.items()}
+        self.lstms = nn.ModuleDict(lstms)
+        self.bounds = nn.ModuleDict({name: _Bound(text_encoder.width, width) for name in self.modality_dims})
+        self.predictors = nn.ModuleDict({name: nn.Linear(self.width, dim) for name, dim in self.vector_widths.items()})
+        inner, outer = nn.Linear(sum(self.vector_widths.values()), self.width), nn.Linear(self.width, self.width)
+        self.fusion = nn.Sequential(nn.Dropout(self.options.dropout), inner, nn.Tanh(), outer, nn.Tanh())
+        self.head = nn.Linear(self.width, 1)
+        self.memory_KMP: Tensor
+        """What the entropy is estimated of, by utterance and modality; the latest utterances come last."""
+        self.polarity_KM: Tensor
+        """The side of the label range, 1 or -1; 0 for neither, for a modality that a sample lacks, and at the start."""
+        self.register_buffer("memory_KMP", torch.zeros(self.options.memory, len(lstms), max(1, width // 4)))
+        self.register_buffer("polarity_KM", torch.zeros(self.options.memory, len(lstms)))
+
+    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+        """Return x of each modality, and which modalities the sample has."""
+        assert text is not None
+        vectors, present = [text], [text.new_ones(len(batch), 1)]
+        for name in self.modality_dims:
+            row_BLA, mask_BL = self.rows(batch, name)
+            vectors.append(self.lstms[name](row_BLA, mask_BL))
+            present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
+        return torch.cat([*vectors, *present], dim=-1)
+
+    def _represent(self, vector_SW: Tensor) -> Tensor:
+        return cast(Tensor, self.fusion(vector_SW[:, : -len(self.vector_widths)]))
+
+    def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
+        """Return the contrastive term, and the two parts of the bound on the information, weighted."""
+        *vectors, present_UM = self._parts(vector_UW)
+        fused_UD = self._represent(vector_UW)
+        contrast = entropy = vector_UW.new_zeros(())
+        for layer, vector_UD, present_U in zip(self.predictors.values(), vectors, present_UM.unbind(1), strict=True):
+            contrast = contrast + _contrast(layer(fused_UD), vector_UD, present_U)
+        polarity_NM = torch.cat([self.polarity_KM, self._polarity(label_U, present_UM)])
+        for number, (bound, vector_UH) in enumerate(zip(self.bounds.values(), vectors[1:], strict=True)):
+            value_NP = torch.cat([self.memory_KMP[:, number], bound.projection(vector_UH)])
+            for sign in (1, -1):
+                entropy = entropy + _log_determinant(value_NP, polarity_NM[:, number] == sign) / 4
+        return {
+            "contrast": self.options.contrast_weight * contrast,
+            "likelihood": -self.options.information_weight * self._likelihood(vectors, present_UM),
+            "entropy": -self.options.information_weight * entropy,
+        }
+
+    def after_step(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Tensor | None:
+        """Put the utterances into the memory; return the loss that fits q to them, None if there is only text."""
+        *vectors, present_UM = self._parts(vector_UW)
+        new = [bound.projection(vector) for bound, vector in zip(self.bounds.values(), vectors[1:], strict=True)]
+        if not new:
+            return None
+        values, sides = torch.stack(new, dim=1).detach(), self._polarity(label_U, present_UM)
+        self.memory_KMP.copy_(torch.cat([self.memory_KMP, values])[-self.options.memory :])
+        self.polarity_KM.copy_(torch.cat([self.polarity_KM, sides])[-self.options.memory :])
+        return -self._likelihood(vectors, present_UM)
+
+    def separate_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the parameters of q, and the projections of the entropy, which no loss trains."""
+        return list(self.bounds.parameters())
+
+    def _parts(self, vector_SW: Tensor) -> tuple[Tensor, ...]:
+        """Return x of each modality, and which of them the sample has, the text first."""
+        return vector_SW.split([*self.vector_widths.values(), len(self.vector_widths)], dim=-1)
+
+    def _likelihood(self, vectors: Sequence[Tensor], present_UM: Tensor) -> Tensor:
+        """Return E log q, the sum over the modalities."""
+        bounds = enumerate(self.bounds.values(), start=1)
+        means = (_mean(bound(vectors[0], vectors[at]), present_UM[:, at]) for at, bound in bounds)
+        return sum(means, start=present_UM.new_zeros(()))
+
+    def _polarity(self, label_U: Tensor, present_UM: Tensor) -> Tensor:
+        """Return the side of the label range of each modality but the text, 0 for what a sample lacks."""
+        return (label_U.sign() if self.task == "regression" else 2 * label_U - 1).unsqueeze(1) * present_UM[:, 1:]
+
+
+class _Bound(nn.Module):
+    """q of a modality, and the projection whose entropy is estimated."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.mean, self.log_variance = (
+            nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out)) for _ in range(2)
+        )
+        self.projection = nn.Sequential(nn.Linear(out, max(1, out // 4)), nn.Tanh())
+
+    def forward(self, text_UD: Tensor, vector_UH: Tensor) -> Tensor:
+        """Return log q [U], up to a constant."""
+        log_variance_UH = torch.tanh(self.log_variance(text_UD))
+        return -((vector_UH - self.mean(text_UD)).square() / log_variance_UH.exp() + log_variance_UH).sum(-1) / 2
+
+
+def _mean(value_U: Tensor, present_U: Tensor) -> Tensor:
+    """Return the mean over the utterances that have the modality; 0 without one."""
+    return (value_U * present_U).sum() / present_U.sum().clamp_min(1)
+
+
+def _contrast(predicted_UD: Tensor, vector_UD: Tensor, present_U: Tensor) -> Tensor:
+    """Return N_m among the utterances that have the modality."""
+    cosine_UV = nn.functional.normalize(predicted_UD, dim=-1) @ nn.functional.normalize(vector_UD, dim=-1).T
+    others_UV = cosine_UV.masked_fill(present_U == 0, torch.finfo(cosine_UV.dtype).min)
+    return _mean(others_UV.logsumexp(-1) - cosine_UV.diagonal(), present_U)
+
+
+def _log_determinant(value_NP: Tensor, side_N: Tensor) -> Tensor:
+    """Return log det of the covariance over one side."""
+    weight_N1 = side_N.unsqueeze(1).to(value_NP.dtype)
+    count = weight_N1.sum().clamp_min(1)
+    centred_NP = (value_NP - (value_NP * weight_N1).sum(0) / count) * weight_N1
+    return torch.logdet(centred_NP.T @ centred_NP / count + torch.full_like(value_NP[0], _EPSILON).diag())
+
+
+CARD = ModelCard(
+    title="MMIM",
+    paper="Improving Multimodal Fusion with Hierarchical Mutual Information Maximization for Multimodal Sentiment "
+    "Analysis",
+    year=2021,
+    venue="EMNLP",
+    networks={"regression": InformationMaximisation, "classification": InformationMaximisation},
+    needs_text=True,
+    options=Options,
+    search={
+        "width": {"low": 8, "high": 64, "log": True, "start": 16},
+        "fusion_width": {"low": 32, "high": 256, "log": True, "start": 128},
+        "dropout": {"low": 0.0, "high": 0.5, "start": 0.1},
+        "contrast_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.1},
+        "information_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.1},
+    },
+)
