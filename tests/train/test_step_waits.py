@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grcf_ray.data.features import Features
 from grcf_ray.model.base import MultimodalModel
+from grcf_ray.plugins import model_names
 from grcf_ray.train.stage import StageLoop
 
 if TYPE_CHECKING:
@@ -84,6 +85,19 @@ def test_a_step_reads_no_value(new_loop: NewLoop, tiny_features: Features, case:
     with Watch() as watch:
         loop.take_step(second)
     assert watch.reads == {}
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_step_of_any_model_reads_no_value(new_loop: NewLoop, name: str) -> None:
+    """With the model's own loss terms, and its work after the step."""
+    loop = new_loop(2, model__name=name)
+    loop.model.train()
+    first, second, _ = loop.steps()
+    loop.take_step(first)
+    with Watch() as watch:
+        terms, norm = loop.take_step(second)
+    assert watch.reads == {}
+    assert all(value.isfinite() for value in (*terms.values(), norm))
 
 
 def test_what_reads_a_value_is_seen() -> None:

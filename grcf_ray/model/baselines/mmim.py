@@ -53,9 +53,9 @@ class Options:
     memory: PositiveCount = 32
     """Number of utterances in the memory."""
     contrast_weight: NonNegative = 0.1
-    """Weight alpha of the contrastive term."""
+    """Weight of the contrastive term."""
     information_weight: NonNegative = 0.1
-    """Weight beta of the bound on the information that the text has of the others."""
+    """Weight of the bound on the information that the text has of the others."""
 
 
 class InformationMaximisation(MultimodalModel):

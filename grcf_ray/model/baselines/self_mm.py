@@ -60,7 +60,7 @@ class Options:
 class SelfSupervised(MultimodalModel):
     """The network of the module's docstring: N training utterances, M modalities, I = 1 + M, R the width of all F*.
 
-    W: the vectors F of the modalities, and which of them the sample has. z_final is F* of all.
+    W: the vectors F of the modalities, and which of them the sample has. z_final is F*_m.
     """
 
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
