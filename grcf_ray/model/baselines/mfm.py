@@ -126,7 +126,7 @@ class Factorised(MultimodalModel):
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the error of the generated rows, and the distance of Z to its prior, weighted."""
         count, width = len(self.factors), self.options.latent_width
-        *latents, error_UM, present_UM = vector_UW.split([width] * (1 + count) + [count, count], dim=-1)
+        *latents, error_UM, present_UM = torch.split(vector_UW, [width] * (1 + count) + [count, count], dim=-1)
         weights = [getattr(self.options, f"{name}_weight") for name in self.factors]
         share_UM = present_UM / present_UM.sum(0).clamp_min(1)
         generation = ((share_UM * error_UM).sum(0) * error_UM.new_tensor(weights)).sum()
@@ -149,7 +149,8 @@ def _distance(latent_UD: Tensor, present_U: Tensor) -> Tensor:
     square_UV = (latent_UD.unsqueeze(1) - latent_UD).square().sum(-1)
     among = share_U @ torch.exp(-square_UV / scale) @ share_U
     to_prior_U = (scale / (scale + 2)) ** (width / 2) * torch.exp(-latent_UD.square().sum(-1) / (scale + 2))
-    return among - 2 * share_U @ to_prior_U + share_U.sum() * (scale / (scale + 4)) ** (width / 2)
+    distance: Tensor = among - 2 * share_U @ to_prior_U + share_U.sum() * (scale / (scale + 4)) ** (width / 2)
+    return distance
 
 
 CARD = ModelCard(

@@ -73,6 +73,7 @@ class InformationMaximisation(MultimodalModel):
         lstms = {name: SequenceProjection(dim, width, self.options.dropout) for name, dim in self.modality_dims.items()}
         self.lstms = nn.ModuleDict(lstms)
         self.bounds = nn.ModuleDict({name: _Bound(text_encoder.width, width) for name in self.modality_dims})
+        self.projections = nn.ModuleDict({name: nn.Linear(width, max(1, width // 4)) for name in self.modality_dims})
         self.predictors = nn.ModuleDict({name: nn.Linear(self.width, dim) for name, dim in self.vector_widths.items()})
         inner, outer = nn.Linear(sum(self.vector_widths.values()), self.width), nn.Linear(self.width, self.width)
         self.fusion = nn.Sequential(nn.Dropout(self.options.dropout), inner, nn.Tanh(), outer, nn.Tanh())
@@ -105,8 +106,8 @@ class InformationMaximisation(MultimodalModel):
         for layer, vector_UD, present_U in zip(self.predictors.values(), vectors, present_UM.unbind(1), strict=True):
             contrast = contrast + _contrast(layer(fused_UD), vector_UD, present_U)
         polarity_NM = torch.cat([self.polarity_KM, self._polarity(label_U, present_UM)])
-        for number, (bound, vector_UH) in enumerate(zip(self.bounds.values(), vectors[1:], strict=True)):
-            value_NP = torch.cat([self.memory_KMP[:, number], bound.projection(vector_UH)])
+        for number, (layer, vector_UH) in enumerate(zip(self.projections.values(), vectors[1:], strict=True)):
+            value_NP = torch.cat([self.memory_KMP[:, number], torch.tanh(layer(vector_UH))])
             for sign in (1, -1):
                 entropy = entropy + _log_determinant(value_NP, polarity_NM[:, number] == sign) / 4
         return {
@@ -118,7 +119,7 @@ class InformationMaximisation(MultimodalModel):
     def after_step(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Tensor | None:
         """Put the utterances into the memory; return the loss that fits q to them, None if there is only text."""
         *vectors, present_UM = self._parts(vector_UW)
-        new = [bound.projection(vector) for bound, vector in zip(self.bounds.values(), vectors[1:], strict=True)]
+        new = [torch.tanh(layer(x)) for layer, x in zip(self.projections.values(), vectors[1:], strict=True)]
         if not new:
             return None
         values, sides = torch.stack(new, dim=1).detach(), self._polarity(label_U, present_UM)
@@ -128,11 +129,11 @@ class InformationMaximisation(MultimodalModel):
 
     def separate_parameters(self) -> Sequence[nn.Parameter]:
         """Return the parameters of q, and the projections of the entropy, which no loss trains."""
-        return list(self.bounds.parameters())
+        return [*self.bounds.parameters(), *self.projections.parameters()]
 
     def _parts(self, vector_SW: Tensor) -> tuple[Tensor, ...]:
         """Return x of each modality, and which of them the sample has, the text first."""
-        return vector_SW.split([*self.vector_widths.values(), len(self.vector_widths)], dim=-1)
+        return torch.split(vector_SW, [*self.vector_widths.values(), len(self.vector_widths)], dim=-1)
 
     def _likelihood(self, vectors: Sequence[Tensor], present_UM: Tensor) -> Tensor:
         """Return E log q, the sum over the modalities."""
@@ -146,19 +147,18 @@ class InformationMaximisation(MultimodalModel):
 
 
 class _Bound(nn.Module):
-    """q of a modality, and the projection whose entropy is estimated."""
+    """q of a modality."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.mean, self.log_variance = (
-            nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out)) for _ in range(2)
-        )
-        self.projection = nn.Sequential(nn.Linear(out, max(1, out // 4)), nn.Tanh())
+        self.mean = nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out))
+        self.log_variance = nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out))
 
     def forward(self, text_UD: Tensor, vector_UH: Tensor) -> Tensor:
         """Return log q [U], up to a constant."""
         log_variance_UH = torch.tanh(self.log_variance(text_UD))
-        return -((vector_UH - self.mean(text_UD)).square() / log_variance_UH.exp() + log_variance_UH).sum(-1) / 2
+        squared_UH: Tensor = (vector_UH - self.mean(text_UD)).square()
+        return -(squared_UH / log_variance_UH.exp() + log_variance_UH).sum(-1) / 2
 
 
 def _mean(value_U: Tensor, present_U: Tensor) -> Tensor:

@@ -139,19 +139,20 @@ class SelfSupervised(MultimodalModel):
 
     def _unimodal(self, vector_SV: Tensor) -> list[Tensor]:
         """Return F*_s of each modality."""
-        vectors = vector_SV.split(list(self.vector_widths.values()), dim=-1)
+        vectors = torch.split(vector_SV, list(self.vector_widths.values()), dim=-1)
         return [torch.relu(layer(vector)) for layer, vector in zip(self.unimodal.values(), vectors, strict=True)]
 
     def _ratio(self, number: int, star_UD: Tensor) -> Tensor:
         """Return a [U], how much nearer F* lies to the positive centre than to the negative one."""
-        star_ND = self.star_NR.split(self.star_widths, dim=-1)[number]
+        star_ND = torch.split(self.star_NR, self.star_widths, dim=-1)[number]
         label_N = self.label_NI[:, number] + self.shift_NI[:, number]
         distances = []
         for side_N in (label_N < 0, label_N > 0):
             centre_D = side_N.to(star_ND.dtype) @ star_ND / side_N.sum().clamp_min(1)
             distances.append((star_UD - centre_D).square().sum(-1) / math.sqrt(star_UD.shape[1]))
         negative_U, positive_U = distances
-        return (negative_U - positive_U) / (positive_U + _EPSILON)
+        ratio_U: Tensor = (negative_U - positive_U) / (positive_U + _EPSILON)
+        return ratio_U
 
 
 CARD = ModelCard(

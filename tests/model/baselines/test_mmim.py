@@ -39,8 +39,8 @@ def log_density(bound: Any, text: Tensor, vector: Tensor) -> Tensor:
     return sum(-((x - m) ** 2) / (2 * v) - torch.log(v) / 2 for x, m, v in zip(vector, mean, variance, strict=True))
 
 
-def projected(bound: Any, vector: Tensor) -> Tensor:
-    return torch.tanh(rivals.linear(bound.projection[0], vector))
+def projected(model: Any, name: str, vector: Tensor) -> Tensor:
+    return torch.tanh(rivals.linear(model.projections[name], vector))
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def test_loss_terms_are_those_of_the_equations(backbone: nn.Module, tiny_feature
                     m[place] for m, p in zip(model.memory_KMP, model.polarity_KM, strict=True) if p[place] == sign
                 ]
                 new = [x for x, label in zip(found, label_U, strict=True) if sign * label > 0 and name in x]
-                entropy = entropy + log_determinant([*values, *(projected(bound, x[name]) for x in new)]) / 4
+                entropy = entropy + log_determinant([*values, *(projected(model, name, x[name]) for x in new)]) / 4
         return {"contrast": 0.3 * contrast, "likelihood": -0.2 * likelihood, "entropy": -0.2 * entropy}
 
     rivals.check_terms(model, tiny_features, by_hand)
@@ -108,7 +108,7 @@ def test_the_second_phase_fits_q_alone(backbone: nn.Module, tiny_features: Featu
     loss.backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     separate = {name for name, parameter in model.named_parameters() if id(parameter) in trained}
-    assert separate == {name for name, _ in model.named_parameters() if name.startswith("bounds.")}
+    assert separate == {name for name, _ in model.named_parameters() if name.startswith(("bounds.", "projections."))}
     assert with_gradient == {name for name in separate if "projection" not in name}
 
 
@@ -129,7 +129,7 @@ def test_the_memory_has_the_latest_utterances(backbone: nn.Module, tiny_features
             for number, (found, sign) in enumerate(kept):
                 assert polarity[number, place] == (sign if name in found else 0)
                 if name in found:
-                    torch.testing.assert_close(memory[number, place], projected(model.bounds[name], found[name]))
+                    torch.testing.assert_close(memory[number, place], projected(model, name, found[name]))
         assert not model.polarity_KM[: -len(kept)].any()
     assert any("vision" not in found for found, _ in seen)
 
