@@ -89,13 +89,11 @@ class SharedPrivate(MultimodalModel):
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return u_m of each modality, and which modalities the sample has."""
-        features = [] if text is None else [masked_mean(text, cast(Tensor, batch.mask_BL))]
-        present = [feature_BF.new_ones(len(batch), 1) for feature_BF in features]
-        for name in self.modality_dims:
-            row_BLA, mask_BL = self.rows(batch, name)
-            features.append(self.lstms[name](row_BLA, mask_BL))
-            present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
-        vectors = [self.projections[m](f) * real for m, f, real in zip(self.names, features, present, strict=True)]
+        vectors, present = [], []
+        for name, (row_BLA, mask_BL) in self.sequences(text, batch).items():
+            network = masked_mean if name == "text" else self.lstms[name]
+            present.append(mask_BL.any(1, keepdim=True))
+            vectors.append(self.projections[name](network(row_BLA, mask_BL)) * present[-1])
         return torch.cat([*vectors, *present], dim=-1)
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
