@@ -118,17 +118,16 @@ def bayesian_fusion(estimates: Sequence[Estimate]) -> tuple[Tensor, Tensor]:
     return mean_SK, 1 / total_SK
 
 
-def ordinal_loss(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, shift: int) -> Tensor:
-    """Return L_ordinal of a group's fused Gaussians: a scalar, 0 if no triplet is violated. shift: from a to r."""
+def ordinal_loss(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, other_U: Tensor) -> Tensor:
+    """Return L_ordinal of a group's fused Gaussians: a scalar, 0 if no triplet is violated. other_U: each a's r."""
     # Rounded, since equal differences of labels such as 0.1 and 0.3 are not equal as floating-point numbers.
     gap_UU = (label_U.unsqueeze(1) - label_U).abs().round(decimals=4)
-    gap_U = (label_U - label_U.roll(-shift)).abs().round(decimals=4)
+    gap_U = (label_U - label_U[other_U]).abs().round(decimals=4)
     off_UU = (gap_UU - gap_U.unsqueeze(1)).abs()
-    off_UU = off_UU.masked_fill(off_UU == 0, torch.finfo(off_UU.dtype).max).fill_diagonal_(torch.inf)
-    near_U = off_UU.argmin(1)
-    # The 2-Wasserstein distance of Gaussians without covariances is that of their means and deviations.
+    near_U = off_UU.masked_fill(off_UU == 0, torch.finfo(off_UU.dtype).max).fill_diagonal_(torch.inf).argmin(1)
+    # Their 2-Wasserstein distance is that of means and deviations.
     point_UC = torch.cat([mean_UK, variance_UK.sqrt()], dim=1)
-    to_r_U = torch.linalg.vector_norm(point_UC - point_UC.roll(-shift, 0), dim=1)
+    to_r_U = torch.linalg.vector_norm(point_UC - point_UC[other_U], dim=1)
     to_h_U = torch.linalg.vector_norm(point_UC - point_UC[near_U], dim=1)
     sign_U = (gap_U - gap_UU.gather(1, near_U.unsqueeze(1)).squeeze(1)).sign()
     hinge_U: Tensor = (1 - sign_U * (to_r_U - to_h_U)).clamp_min(0) * sign_U.abs()
@@ -160,14 +159,15 @@ class TrustworthyFusion(MultimodalModel):
 
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the weighted terms of the loss behind the error of y."""
-        options, estimates = self.options, self._estimates(vector_UW)
+        options, estimates, count = self.options, self._estimates(vector_UW), len(label_U)
         parts = zip((cast(Uncertainty, self.get_submodule(name)) for name in self.widths), estimates, strict=True)
         losses = [part.losses(estimate, label_U) for part, estimate in parts]
         error_M, divergence_M, reconstruction_M = torch.stack(losses, dim=1)
-        shift = int(torch.randint(1, max(2, len(label_U)), ()))
+        first = torch.randint(1, max(2, count), (1,), device=label_U.device)
+        other_U = (torch.arange(count, device=label_U.device) + first) % count
         return {
             "unimodal": error_M.sum(),
-            "ordinal": options.ordinal_weight * ordinal_loss(*bayesian_fusion(estimates), label_U, shift),
+            "ordinal": options.ordinal_weight * ordinal_loss(*bayesian_fusion(estimates), label_U, other_U),
             "divergence": options.divergence_weight * divergence_M.mean(),
             "reconstruction": options.reconstruction_weight * reconstruction_M.mean(),
         }
@@ -179,8 +179,8 @@ class TrustworthyFusion(MultimodalModel):
 
     def _estimates(self, vector_SW: Tensor) -> list[Estimate]:
         """Return the Gaussians of each modality."""
-        parts = zip(self.widths, torch.split(vector_SW, list(self.widths.values()), dim=1), strict=True)
-        return [self.get_submodule(name)(x_SD) for name, x_SD in parts]
+        parts = torch.split(vector_SW, list(self.widths.values()), dim=1)
+        return [self.get_submodule(name)(x_SD) for name, x_SD in zip(self.widths, parts, strict=True)]
 
 
 CARD = ModelCard(

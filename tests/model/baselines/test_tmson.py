@@ -97,7 +97,7 @@ def test_own_terms_are_those_of_the_equations(
     backbone: nn.Module, tiny_features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = rivals.built("tmson", backbone, **SIZES)
-    monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(2))
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([2]))
 
     def by_hand(utterances: list[tuple[Tensor, Tensor, Tensor]], label_U: Tensor) -> dict[str, Tensor]:
         unimodal: Any = 0.0
@@ -134,7 +134,8 @@ def test_triplets_are_those_of_a_loop(shift: int) -> None:
     label_U = torch.randint(-4, 5, (12,), generator=generator).double() / 10
     mean_UK = torch.rand(12, 3, generator=generator).double().requires_grad_()
     variance_UK = torch.rand(12, 3, generator=generator).double().requires_grad_()
-    ours, theirs = (f(mean_UK, variance_UK, label_U, shift) for f in (ordinal_loss, triplets))
+    ours = ordinal_loss(mean_UK, variance_UK, label_U, torch.arange(12).roll(-shift))
+    theirs = triplets(mean_UK, variance_UK, label_U, shift)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(value, (mean_UK, variance_UK), retain_graph=True) for value in (ours, theirs)]
     for one, other in zip(*gradients, strict=True):
@@ -144,14 +145,16 @@ def test_triplets_are_those_of_a_loop(shift: int) -> None:
 def test_ordered_gaussians_far_enough_apart_have_no_loss() -> None:
     label_U = torch.tensor([-3.0, -1.0, 0.0, 2.0]).double()
     mean_UK, variance_UK = 2 * label_U.unsqueeze(1), torch.ones(4, 1).double()
-    assert ordinal_loss(mean_UK, variance_UK, label_U, 1) == 0
-    assert ordinal_loss(-mean_UK / 20, variance_UK, label_U, 1) > 0
+    other_U = torch.arange(4).roll(-1)
+    assert ordinal_loss(mean_UK, variance_UK, label_U, other_U) == 0
+    assert ordinal_loss(-mean_UK / 20, variance_UK, label_U, other_U) > 0
 
 
 @pytest.mark.parametrize("labels", [[1.0], [1.0, 2.0], [1.0, 1.0, 1.0]])
 def test_a_group_without_triplets_has_no_loss_and_no_gradient(labels: list[float]) -> None:
     mean_UK = torch.zeros(len(labels), 2).double().requires_grad_()
-    loss = ordinal_loss(mean_UK, torch.ones_like(mean_UK), torch.tensor(labels).double(), 1)
+    other_U = torch.arange(len(labels)).roll(-1)
+    loss = ordinal_loss(mean_UK, torch.ones_like(mean_UK), torch.tensor(labels).double(), other_U)
     assert loss == 0
     loss.backward()  # type: ignore[no-untyped-call]
     assert mean_UK.grad is not None
