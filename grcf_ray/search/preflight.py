@@ -14,11 +14,12 @@ from pathlib import Path
 from grcf_ray.cluster import NodeType
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig
-from grcf_ray.data.schema import TableInfo
+from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig
+from grcf_ray.data.schema import MODALITIES, TableInfo
 from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.search.host_memory import meta_model, parameter_counts
 from grcf_ray.search.nodes import Memory, Node, cluster_nodes, have_bfloat16
+from grcf_ray.search.space import Choice, Space
 from grcf_ray.storage import StoragePath
 
 _KIND = "accelerator_type:"
@@ -85,6 +86,33 @@ def check_parameters(config: RunConfig, info: TableInfo, commands: Mapping[str, 
             f"search trains at most {CPU_PARAMETERS / 1e6:.0f} million unless you ask for it. On a cluster with GPUs "
             f"run {commands['gpus']}; to go on with CPUs run {commands['cpus']}; or freeze layers of the text encoder "
             "(model.frozen_layers), or choose a smaller one (--backbone)"
+        )
+
+
+def check_modalities(space: Space, info: TableInfo) -> None:
+    """Raise ConfigError if the modalities that a space names do not suit the data or the features of one run."""
+    # The direct baseline searches the modalities in Stage 2.
+    dimension = {**space.stage1, **space.stage2}.get("model.modalities")
+    config = space.config()
+    named = dimension.choices if isinstance(dimension, Choice) else (config.model.modalities,)
+    for name in MODALITIES:
+        if name not in info.dims and any(name in str(choice) for choice in named):
+            raise ConfigError(
+                f"{space.source}: model.modalities names {name}, which the data lack; "
+                "use all modalities of the data: --set model.modalities=all"
+            )
+    without = [choice for choice in named if not ModelConfig(modalities=choice).sees_text]  # type: ignore[arg-type]
+    if without and info.task == "classification":
+        raise ConfigError(f"{space.source}: {NEEDS_TEXT.format(without[0])}")
+    if 0 < len(without) < len(named):
+        raise ConfigError(
+            f"{space.source}: model.modalities mixes choices with text and one without, {without[0]}. "
+            "The features of a run are built with text or without it; use one run for each"
+        )
+    if without and config.search.ridge_baseline:
+        raise ConfigError(
+            f"search.ridge_baseline needs text vectors, but model.modalities = {without[0]} has no text; "
+            "turn the baseline off: --set search.ridge_baseline=false"
         )
 
 

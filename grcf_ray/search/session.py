@@ -18,10 +18,10 @@ import yaml
 
 from grcf_ray import console
 from grcf_ray.cache import cache_folder
-from grcf_ray.config import NEEDS_TEXT, ModelConfig, RunConfig, check_gpus, check_margins, flatten, reads
+from grcf_ray.config import RunConfig, check_gpus, check_margins, flatten, reads
 from grcf_ray.data import datasets
 from grcf_ray.data.features import lowercases
-from grcf_ray.data.schema import MODALITIES, TableInfo
+from grcf_ray.data.schema import TableInfo
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.data.tokens import count_cut
 from grcf_ray.errors import ClusterError, ConfigError, DataError, faults_message
@@ -38,15 +38,16 @@ from grcf_ray.search.nodes import check_memory, check_nodes, cluster_nodes
 from grcf_ray.search.preflight import (
     Capacity,
     check_disk,
+    check_modalities,
     check_parameters,
     find_capacity,
     resolve_gpus,
     resolve_precision,
 )
-from grcf_ray.search.record import RunRecord, now
+from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.seeds import retrain
-from grcf_ray.search.space import Choice, Space, stage_epochs
+from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stages import Search
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import (
@@ -89,6 +90,8 @@ class Session:
     """Let other users read the run, as the user's umask allows."""
     made: MadeSpace | None = None
     """The made space that `space` comes from; None for a space file."""
+    measures: bool = True
+    """Save the winner and measure it on test. Without, the search ends with its trials and opens no test split."""
 
     @property
     def config(self) -> RunConfig:
@@ -107,7 +110,11 @@ class Session:
             return False
         info = self.record.search_info()
         same = all(info.settings[key] == value for key, value in flatten(self.config).items() if key in GROWING)
-        if info.winner is None or info.state != "finished" or not same or info.seeds < self.seeds:
+        if info.state != "finished" or not same or info.seeds < self.seeds:
+            return False
+        if not self.measures:
+            return True
+        if info.winner is None:
             return False
         if info.winner not in measured(self.record)[:1]:
             console.progress(
@@ -135,7 +142,7 @@ class Session:
                 f"give a search space for {task}: --space FILE"
             )
         notes = self.store.check_trainable()
-        self._check_modalities()
+        check_modalities(self.space, self.store.info)
         if not self.budgets:
             raise ConfigError("stage1.epochs and stage2.epochs are both 0; raise one of them: --set stage2.epochs=N")
         if config.train.device == "cuda" and config.search.gpus_per_worker == 0:
@@ -244,7 +251,16 @@ class Session:
             stop=stop,
             reopen=self.reopen,
         )
-        winner = job.run()
+        winner, complete = job.run(), job.complete
+        if self.measures:
+            complete &= self._measure(job, winner)
+        # Trials that were not cut by the time budget were left unfinished after failures outside of them.
+        state = "finished" if complete else "time is up" if record.info().cut else "unfinished"
+        record.update_run(state=state, ended=now(), seeds=max(self.seeds, record.search_info().seeds))
+
+    def _measure(self, job: Search, winner: TrialRecord) -> bool:
+        """Save and measure the ensemble, and retrain the winner under fresh seeds; return whether all are trained."""
+        record, store = self.record, self.store
         members = best_trials(job)
         if measured(record) != [trial.name for trial in members]:
             self._tell(StepStarted("saving the best models", len(members)))
@@ -255,14 +271,11 @@ class Session:
         self._step("saving the finalists' scores")
         keep_finalists(job, store)
         self._write_card()
-        complete = job.complete
-        if self.seeds:
-            complete &= retrain(job, winner, self.seeds, store)["complete"]
-            self._write_card()
-        seeds = max(self.seeds, record.search_info().seeds)
-        # Trials that were not cut by the time budget were left unfinished after failures outside of them.
-        state = "finished" if complete else "time is up" if record.info().cut else "unfinished"
-        record.update_run(state=state, ended=now(), seeds=seeds)
+        if not self.seeds:
+            return True
+        complete: bool = retrain(job, winner, self.seeds, store)["complete"]
+        self._write_card()
+        return complete
 
     def _open_record(self, seconds: Mapping[int, float]) -> None:
         """Write run.json, or add this start to it. seconds: until each stage ends by the time budget, empty without."""
@@ -372,28 +385,3 @@ class Session:
         # A run that cannot be read is not compared either.
         with contextlib.suppress(DataError, OSError):
             check_encoder(RunRecord(other), self.config, otherwise=otherwise)
-
-    def _check_modalities(self) -> None:
-        # The direct baseline searches the modalities in Stage 2.
-        dimension = {**self.space.stage1, **self.space.stage2}.get("model.modalities")
-        info = self.store.info
-        named = dimension.choices if isinstance(dimension, Choice) else (self.config.model.modalities,)
-        for name in MODALITIES:
-            if name not in info.dims and any(name in str(choice) for choice in named):
-                raise ConfigError(
-                    f"{self.space.source}: model.modalities names {name}, which the data lack; "
-                    "use all modalities of the data: --set model.modalities=all"
-                )
-        without = [choice for choice in named if not ModelConfig(modalities=choice).sees_text]  # type: ignore[arg-type]
-        if without and info.task == "classification":
-            raise ConfigError(f"{self.space.source}: {NEEDS_TEXT.format(without[0])}")
-        if 0 < len(without) < len(named):
-            raise ConfigError(
-                f"{self.space.source}: model.modalities mixes choices with text and one without, {without[0]}. "
-                "The features of a run are built with text or without it; use one run for each"
-            )
-        if without and self.config.search.ridge_baseline:
-            raise ConfigError(
-                f"search.ridge_baseline needs text vectors, but model.modalities = {without[0]} has no text; "
-                "turn the baseline off: --set search.ridge_baseline=false"
-            )

@@ -172,6 +172,8 @@ def test_what_counts_as_finished(session: Session, tmp_path: Path, capsys: pytes
     assert str(best) in capsys.readouterr().err
     shutil.rmtree(best)
     assert not again()
+    assert again(measures=False), "its trials are all there"
+    assert not again({"search.stage2_trials": 6}, measures=False)
     assert winner.test_was_read(session.record)
 
 
