@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def test_a_space_for_another_model_is_the_direct_baselines_with_its_options(tiny
     # The same cost, and the MAE alone.
     assert config.stage2 == direct.config().stage2
     assert config.search == direct.config().search
+    assert recorded_space(fitted.as_dict(), "").config() == config
+
+
+def test_a_rival_in_two_stages_keeps_the_stages_and_their_cost(tiny_space: Path) -> None:
+    space = load_space(tiny_space)
+    both = dataclasses.replace(space, stage2={**space.stage2, "stage2.fusion_dropout": Range(0.0, 0.5, False, 0.3)})
+    fitted = model_space(both, {"model.name": "lmf"}, two_stage=True)
+    options = {f"lmf.{name}" for name in ("rank", "text_width", "vision_width", "audio_width", "dropout")}
+    assert set(fitted.stage1) - set(space.stage1) == options
+    assert set(space.stage1) - set(fitted.stage1) == {"model.fusion_dropout"}
+    assert fitted.stage2 == space.stage2
+    config, start = fitted.config(), space.config()
+    assert (config.stage1, config.stage2, config.search) == (start.stage1, start.stage2, start.search)
     assert recorded_space(fitted.as_dict(), "").config() == config
 
 
