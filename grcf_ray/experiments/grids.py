@@ -1,7 +1,4 @@
-"""Experiments that train a grid of arms from the winner: ablation, margins, stability, backbones.
-
-Ablations that are searched anew are ordinary runs in `reproduce/retuned/<ablation>/` of the run that they start from.
-"""
+"""Experiments that train a grid of arms from the winner: ablation, margins, stability, backbones."""
 
 from __future__ import annotations
 
@@ -9,25 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from grcf_ray import console
 from grcf_ray.config import ABLATIONS, flatten, short_name
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments.arms import arm_result, head_metrics
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.model_pool import Arm, configured
+from grcf_ray.experiments.own_searches import search_anew, search_session, spent, winner_settings
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.plotting import draw_lines, metric_panel, spread_line
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.card import write_card
-from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import INHERITED, ONE_DROPOUT, direct_space
-from grcf_ray.search.record import RunRecord
-from grcf_ray.search.run_lookup import grown
-from grcf_ray.search.session import Session
 from grcf_ray.search.space import Space
-from grcf_ray.search.stages import config_of
-from grcf_ray.search.winner import note_test_read
 from grcf_ray.statistics import finite_spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -118,45 +108,11 @@ def retuned_space(space: Space, ablation: str) -> Space:
     return retuned
 
 
-def spent(context: ExperimentContext) -> Space:
-    """Return the run's space with the trials that each stage ran: fewer than requested if its time budget ended."""
-    requested = grown(context.record, context.space)
-    budgets = flatten(requested.config())
-    ran = {f"search.stage{stage}_trials": len(trials) for stage, trials in context.view.trials.items() if trials}
-    return requested.with_settings({path: min(number, budgets[path]) for path, number in ran.items()})
-
-
 def retuned_arm(context: ExperimentContext, arm: Arm, ablation: str) -> Arm:
     """Return the ablation's arm with the parameters that its own search finds; a finished search is not repeated."""
-    space = retuned_space(spent(context), ablation)
-    record = RunRecord(context.record.place / "reproduce" / "retuned" / ablation)
-    session = Session(
-        record=record,
-        space=space,
-        store=context.store,
-        seeds=0,
-        reopen=False,
-        time_budget=None,
-        command=context.command,
-        write_card=write_card,
-        listeners=context.listeners,
-    )
-    if not session.finished():
-        # Checked first: hours of search with another encoder would be useless.
-        context.check_encoder(context.config)
-        console.progress(f"Searching {arm.title} anew")
-        room = session.check()
-        # The search measures its winner on test.
-        note_test_read(context.record.place / "best", "reproduce ablation --retune", [f"reproduce/retuned/{ablation}"])
-        session.run(room)
-    winner = RunView.read(record).winner
-    assert winner is not None
-    base = flatten(context.config)
-    settings = {
-        path: value
-        for path, value in flatten(config_of(space, record, winner)).items()
-        if value != base[path] and not path.startswith("search.")
-    }
+    session = search_session(context, ablation, retuned_space(spent(context), ablation))
+    search_anew(context, session, arm.title)
+    settings = winner_settings(context, session.record)
     return Arm(f"{arm.name}-retuned", f"{arm.title}, retuned", settings, stage=arm.stage)
 
 
