@@ -33,6 +33,12 @@ def reproduce(
     run: str | None = typer.Option(None, "--from", metavar="RUN", help="Path or URI of the search to start from"),
     data: cli_options.MovedData = None,
     seeds: int = typer.Option(5, metavar="N", min=1, help="Fresh seeds to train each row under"),
+    models: list[str] = typer.Option(
+        [], metavar="NAME", help="For main: model to search and train at the same cost; may be repeated; `all` for all"
+    ),
+    two_stage: bool = typer.Option(
+        False, "--two-stage", help="For main --models: also search and train each of them in two stages"
+    ),
     retune: bool = typer.Option(
         False, "--retune", help="For ablation: also give each ablation its own search, at the same cost"
     ),
@@ -59,6 +65,7 @@ def reproduce(
     Examples:
       python -m grcf_ray.reproduce list
       python -m grcf_ray.reproduce complexity --dataset mosi
+      python -m grcf_ray.reproduce main --dataset mosi --models all --two-stage
       python -m grcf_ray.reproduce ablation --from runs/mosi-all-MiniLM-L6-v2-seed42 --seeds 5
       python -m grcf_ray.reproduce ablation --from runs/mosi-all-MiniLM-L6-v2-seed42 --retune
       python -m grcf_ray.reproduce transfer --from runs/mosei-deberta-v3-base-seed42 --onto mosi
@@ -78,7 +85,15 @@ def reproduce(
         raise ConfigError(
             f"no experiment {name!r}{nearest(name, list(EXPERIMENTS))} (list them: python -m grcf_ray.reproduce list)"
         )
-    options = Options(retune=retune, backbone=backbone, backbones=tuple(backbones), onto=onto, onto_data=onto_data)
+    options = Options(
+        models=tuple(models),
+        two_stage=two_stage,
+        retune=retune,
+        backbone=backbone,
+        backbones=tuple(backbones),
+        onto=onto,
+        onto_data=onto_data,
+    )
     options.check(name)
     place: StoragePath | None = None
     if name == "complexity" and run is None:

@@ -125,7 +125,7 @@ def arm_tables(
         }
         lacking = [arm for arm in trained if len(values[arm.name]) < len(models[arm.name])]
         compared = [arm for arm in others if arm not in lacking and reference not in lacking]
-        differences = _differences(context, name, models, reference, compared)
+        gains = differences(context, name, models, reference, compared)
         rows = []
         for arm in arms:
             row: dict[str, Any] = {
@@ -138,7 +138,7 @@ def arm_tables(
             if over := finite_spread(values.get(arm.name, ())):
                 row |= {"mean": over.mean, "deviation": over.deviation, "seeds": len(over.values)}
                 row["values"] = list(over.values)
-            if gain := differences.get(arm.name):
+            if gain := gains.get(arm.name):
                 row |= {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p, "p_holm": gain.p_holm}
                 if changes is not None:
                     row["change"] = _change(gain.mean, name, models[reference.name], models[arm.name])
@@ -210,25 +210,28 @@ def _better(metric: str) -> str:
     return "lower" if METRIC_DIRECTIONS[metric] == "min" else "higher"
 
 
-def _differences(
+def differences(
     context: ExperimentContext, name: str, models: Mapping[str, Sequence[Measured]], reference: Arm, arms: Sequence[Arm]
 ) -> dict[str, Difference]:
-    """Return the arms less the reference over their shared seeds, with Holm's correction over all arms."""
+    """Return a test metric of the arms less the reference's, over their shared seeds, by arm.
+
+    Holm's correction is over all arms. An arm that shares no seed with the reference has no difference.
+    """
     reference_seeds = {model.index for model in models[reference.name]}
     by_seeds: dict[tuple[int, ...], list[Arm]] = {}
     for arm in arms:
         if shared := tuple(sorted(reference_seeds & {model.index for model in models[arm.name]})):
             by_seeds.setdefault(shared, []).append(arm)
-    differences: dict[str, Difference] = {}
+    found: dict[str, Difference] = {}
     for shared, members in by_seeds.items():
-        differences |= compare(
+        found |= compare(
             _scores(models[reference.name], shared),
             {arm.name: _scores(models[arm.name], shared) for arm in members},
             models[reference.name][0].scored("test").label_N,
             metric_of(context, name),
             seed=context.config.seed,
         )
-    return corrected(differences)
+    return corrected(found)
 
 
 def _scores(models: Sequence[Measured], indices: Sequence[int]) -> Floats:

@@ -10,6 +10,7 @@ from grcf_ray.data.datasets import TWO_READINGS
 from grcf_ray.experiments.arms import full_arm, head_metrics, metric_of
 from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.result import ExperimentResult, few_seeds_notes
+from grcf_ray.experiments.rivals import rivals
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, Ties
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.statistics import spread
@@ -20,7 +21,12 @@ _TIES: Mapping[Ties, str] = {"drop": "PairwiseAcc (ties dropped)", "literal": "P
 
 
 def main(context: ExperimentContext) -> ExperimentResult:
-    """Reproduce Tables 1 and 2 and Figure 4: methods by metric, the paper's rows first, this run's last."""
+    """Reproduce Tables 1 and 2 and Figure 4: methods by metric, the paper's rows first, this run's last.
+
+    With --models the methods are trained here instead.
+    """
+    if context.options.models:
+        return rivals(context)
     models = context.models([full_arm(context)], "main")["full"]
     # ExperimentContext refuses runs without a measured winner.
     assert context.view.metrics is not None

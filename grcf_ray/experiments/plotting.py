@@ -99,3 +99,24 @@ def draw_differences(data: Mapping[str, Any]) -> Figure:
         axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3, axis="x")
     return figure
+
+
+def draw_ranks(data: Mapping[str, Any]) -> Figure:
+    """Draw mean ranks on a line for each arm, best first, and a bar over each group that the seeds do not tell apart.
+
+    data: `rows`, best first, each with `title` and `rank`; `critical`, the critical difference; `groups`, pairs of the
+    first and the last place of rows that a bar joins.
+    """
+    rows, groups = data["rows"], data["groups"]
+    figure, (axis,) = panels(1, width=6.0, height=1.4 + 0.3 * len(rows))
+    places = range(len(rows))
+    axis.plot([row["rank"] for row in rows], places, "o", ms=5, color=COLOURS[0])
+    for number, (first, last) in enumerate(groups):
+        # Bars stand to the right of all ranks.
+        axis.plot([len(rows) + 0.3 * (number + 1)] * 2, [first - 0.2, last + 0.2], color=COLOURS[1], lw=4)
+    axis.plot([1, 1 + data["critical"]], [-0.8, -0.8], color="#000000", marker="|")
+    axis.annotate(f"critical difference {data['critical']:.2f}", (1, -1), fontsize="small")
+    axis.set_yticks(places, [row["title"] for row in rows], fontsize="small", parse_math=False)
+    axis.set(xlabel="mean rank (1 is best)", ylim=(len(rows) - 0.5, -1.6))
+    axis.grid(alpha=0.3, axis="x")
+    return figure

@@ -57,6 +57,10 @@ class Options:
 
     backbone: str | None = dataclasses.field(default=None, metadata={"experiment": "complexity"})
     """The text encoder, if no run is given."""
+    models: tuple[str, ...] = dataclasses.field(default=(), metadata={"experiment": "main"})
+    """The models to search and train as the run's own, instead of the paper's figures; `all` stands for every model."""
+    two_stage: bool = dataclasses.field(default=False, metadata={"experiment": "main"})
+    """Also search and train each of these models in two stages."""
     retune: bool = dataclasses.field(default=False, metadata={"experiment": "ablation"})
     """Also search each ablation anew."""
     backbones: tuple[str, ...] = dataclasses.field(default=(), metadata={"experiment": "backbones"})
@@ -71,3 +75,5 @@ class Options:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) and experiment not in (owner := field.metadata["experiment"], "all"):
                 raise ConfigError(f"--{field.name.replace('_', '-')} is an option of {owner}, not of {experiment}")
+        if self.two_stage and not self.models:
+            raise ConfigError("--two-stage is about the models that --models names; name them: --models all")

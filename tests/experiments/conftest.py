@@ -6,17 +6,19 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import commands
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from grcf_ray.data.schema import TableInfo, conform
 from grcf_ray.data.store import write_store
+from grcf_ray.experiments.arms import figures
 from grcf_ray.experiments.context import ExperimentContext
 
 if TYPE_CHECKING:
@@ -94,6 +96,33 @@ def context_on(tiny_store: DatasetStore) -> MakeContext:
 def make_context(context_on: MakeContext, fresh: Path) -> MakeContext:
     """Return a maker of contexts on the test's copy."""
     return functools.partial(context_on, fresh)
+
+
+class MadeUpModels:
+    """Stands in for `ExperimentContext.models`: made-up figures, and the arms that an experiment asks for."""
+
+    def __init__(self, context: ExperimentContext) -> None:
+        self.context, self.arms = context, {}
+        self.test = context.view.scored("test")
+
+    def __call__(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Any]]:
+        self.arms = {arm.name: arm for arm in arms}
+        rng = np.random.default_rng(0)
+        return {arm.name: [self.model(index, rng) for index in range(2)] for arm in arms}
+
+    def model(self, index: int, rng: np.random.Generator) -> Any:
+        scored = dataclasses.replace(self.test, score_N=self.test.score_N + rng.normal(size=len(self.test.score_N)))
+        metrics = figures(self.context, scored.score_N, scored.label_N)
+        by_split = {"test": metrics, "valid": {name: value / 2 for name, value in metrics.items()}}
+        return SimpleNamespace(index=index, metrics=by_split, scored=lambda split: scored)
+
+
+@pytest.fixture
+def untrained(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a context that trains nothing: `untrained.models` makes its figures up."""
+    context = make_context()
+    monkeypatch.setattr(context, "models", MadeUpModels(context))
+    return context
 
 
 @pytest.fixture(scope="session")

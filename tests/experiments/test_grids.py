@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from grcf_ray.config import ABLATIONS, flatten
 from grcf_ray.errors import ConfigError
 from grcf_ray.experiments import grids
-from grcf_ray.experiments.arms import figures, full_arm
+from grcf_ray.experiments.arms import full_arm
 from grcf_ray.experiments.grids import retuned_space
 from grcf_ray.experiments.model_pool import Arm, configured, entries_of, shape_of
 from grcf_ray.experiments.registry import Options
@@ -42,33 +39,6 @@ def test_retuned_spaces_cost_what_the_runs_own_does(make_context: MakeContext) -
         assert ablated.stage2.epochs or not retuned.stage2
     without = retuned_space(space, "no-stage1")
     assert "ranking.intra_margin" in without.stage2 and "stage1.head_lr" not in without.stage2
-
-
-class MadeUpModels:
-    """Stands in for `ExperimentContext.models`: made-up figures, and the arms that an experiment asks for."""
-
-    def __init__(self, context: ExperimentContext) -> None:
-        self.context, self.arms = context, {}
-        self.test = context.view.scored("test")
-
-    def __call__(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Any]]:
-        self.arms = {arm.name: arm for arm in arms}
-        rng = np.random.default_rng(0)
-        return {arm.name: [self.model(index, rng) for index in range(2)] for arm in arms}
-
-    def model(self, index: int, rng: np.random.Generator) -> Any:
-        scored = dataclasses.replace(self.test, score_N=self.test.score_N + rng.normal(size=len(self.test.score_N)))
-        metrics = figures(self.context, scored.score_N, scored.label_N)
-        by_split = {"test": metrics, "valid": {name: value / 2 for name, value in metrics.items()}}
-        return SimpleNamespace(index=index, metrics=by_split, scored=lambda split: scored)
-
-
-@pytest.fixture
-def untrained(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a context that trains nothing: `untrained.models` makes its figures up."""
-    context = make_context()
-    monkeypatch.setattr(context, "models", MadeUpModels(context))
-    return context
 
 
 def test_stability_changes_each_weight_alone(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

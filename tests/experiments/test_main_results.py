@@ -13,6 +13,7 @@ from grcf_ray.config import RunConfig
 from grcf_ray.data.datasets import find, get, protocol_of
 from grcf_ray.experiments.main import main
 from grcf_ray.experiments.paper import TABLES
+from grcf_ray.experiments.registry import Options
 from tests.experiments.conftest import FakeContext
 
 BASELINES = TABLES["baselines"]
@@ -31,6 +32,7 @@ def context_of(name: str, figures: list[dict[str, float]], reasons: list[str], t
     return FakeContext(
         models=lambda arms, experiment: {arms[0].name: models},
         config=RunConfig(),
+        options=Options(),
         facts=find(name),
         protocol=protocol_of(name, task),
         store=SimpleNamespace(info=SimpleNamespace(name=name, task=task, half_range=3.0, center=0.0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.registry import Options
 from grcf_ray.experiments.transfer import transfer
 from grcf_ray.metrics import split_metrics
+from grcf_ray.model.baselines import tfn
 from grcf_ray.search.events import Event, TrialStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.seeds import fresh_seed
@@ -252,6 +254,58 @@ def test_an_ablation_that_is_searched_anew_goes_on(
     assert not any("retuned" in name for read in reads for name in read["models"])
     # Models that were measured before are not measured again.
     assert [len(read["models"]) for read in reads if read["command"] == "reproduce ablation"] == [1]
+
+
+def test_rivals_are_searched_once_and_more_may_follow(
+    fresh: Path, reproduce: Any, few_draws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the search and the trainings; then two stages are added to what is there."""
+    ask_for_one_trial(fresh)
+    monkeypatch.setattr(tfn, "CARD", dataclasses.replace(tfn.CARD, networks={}))
+    words = ("main", "--models", "lf-dnn", "--models", "tfn", "--seeds", "1", "--from", fresh, "--json")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentContext, "models", stop)
+        assert reproduce(*words)[0] == 130
+    searched = trials(fresh)
+    assert {path.parts[2] for path in searched} == {"lf-dnn"}
+    place = fresh / "reproduce" / "retuned" / "lf-dnn"
+    assert json.loads((place / "run.json").read_text())["state"] == "finished"
+    assert not (place / "best").exists(), "the search opens no test split"
+    provenance = fresh / "best" / "provenance.json"
+    assert [read["command"] for read in json.loads(provenance.read_text())["test_reads"]] == ["search"]
+
+    def answer(*more: str) -> Any:
+        code, out, err = reproduce(*words, *more)
+        assert code == 0, err
+        return json.loads(out)
+
+    first = answer()
+    rows = {row["title"]: row for row in first["tables"][0]["rows"]}
+    assert {title: row["status"] for title, row in rows.items()} == {
+        "GRCF": None,
+        "LF-DNN": None,
+        "TFN": "not applicable",
+    }
+    assert rows["LF-DNN"]["passes"] > 0 and rows["LF-DNN"]["parameters"] != rows["GRCF"]["parameters"]
+    trained = trials(fresh)
+    assert {path: trained[path] for path in searched} == searched
+    reads = json.loads(provenance.read_text())["test_reads"]
+    assert [read["command"] for read in reads] == ["search", *["reproduce main --models"] * 2]
+
+    both = answer("--two-stage")
+    assert {table["name"] for table in both["tables"]} == {"stages", *(table["name"] for table in first["tables"])}
+    assert both["tables"][0] == first["tables"][0]
+    (row,) = both["tables"][1]["rows"]
+    assert row["difference"] == pytest.approx(row["two"] - row["one"])
+    assert any("after test had been read" in note and "LF-DNN, two stages" in note for note in both["notes"])
+    after = trials(fresh)
+    assert {path: after[path] for path in trained} == trained
+    space = json.loads((fresh / "reproduce" / "retuned" / "lf-dnn-two-stage" / "run.json").read_text())["space"]
+    assert any(path.startswith("lf-dnn.") for path in space["stage1"])
 
 
 def test_rows_of_a_transfer_start_where_they_say_and_are_trained_once(

@@ -1,0 +1,155 @@
+"""Models at equal cost: the tables and the diagram of made-up models, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grcf_ray.config import flatten
+from grcf_ray.errors import ConfigError
+from grcf_ray.experiments import rivals
+from grcf_ray.experiments.main import main
+from grcf_ray.experiments.model_pool import Arm, configured
+from grcf_ray.experiments.registry import Options
+from grcf_ray.experiments.result import ExperimentResult
+from grcf_ray.model.baselines import tfn
+from grcf_ray.report.summary import Cost
+from grcf_ray.search.predictions import Predictions
+from grcf_ray.statistics import Difference, corrected, paired_p
+
+NAMES = ("ef-lstm", "lf-dnn", "lmf", "tfn")
+COST = Cost(trial_seconds=1800.0, epochs=6, utterance_passes=5.5)
+
+
+@pytest.fixture
+def planned(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> list[rivals.Contender]:
+    """Let no search run: TFN does not learn the task, and the search of EF-LSTM finds nothing. Returns the plan."""
+    plan: list[rivals.Contender] = []
+
+    def searched(context: Any, contenders: Sequence[rivals.Contender]) -> list[rivals.Contender]:
+        plan.extend(contenders)
+        found = [dataclasses.replace(row, cost=COST) if row.search else row for row in contenders]
+        lost = {"status": "no winner in its search", "reason": "all trials diverged", "cost": None}
+        return [dataclasses.replace(row, **lost) if row.arm.name == "ef-lstm" else row for row in found]
+
+    monkeypatch.setattr(tfn, "CARD", dataclasses.replace(tfn.CARD, networks={}))
+    monkeypatch.setattr(rivals, "_searched", searched)
+    untrained.options = Options(models=NAMES, two_stage=True)
+    untrained.printed = {"baselines": {"LMF": {"mae": 0.9}}}.__getitem__
+    return plan
+
+
+def rows_of(result: ExperimentResult, name: str) -> dict[str, Any]:
+    return {row["title"]: row for table in result.tables if table.name == name for row in table.rows}
+
+
+def test_every_rival_costs_what_the_runs_own_search_does(untrained: Any, planned: Any, few_draws: None) -> None:
+    main(untrained)
+    own = untrained.space.config()
+    whole = own.stage1.epochs * own.search.stage1_trials + own.stage2.epochs * own.search.stage2_trials
+    names = ["ef-lstm", "lf-dnn", "lmf", "tfn", "ef-lstm-two-stage", "lf-dnn-two-stage", "lmf-two-stage"]
+    assert [row.arm.name for row in planned] == names
+    for row in planned:
+        if row.search is None:
+            continue
+        config = row.search.config
+        cost = config.stage1.epochs * config.search.stage1_trials + config.stage2.epochs * config.search.stage2_trials
+        assert abs(cost - whole) <= config.stage2.epochs / 2
+        assert (config.stage1.epochs > 0) == (config.stage2.group_weight > 0) == (row.alone != "")
+        assert config.model.name == row.arm.name.removesuffix("-two-stage")
+        assert str(row.search.record).endswith(f"reproduce/retuned/{row.arm.name}")
+
+
+def test_a_row_for_each_model_whether_it_was_trained_or_not(untrained: Any, planned: Any, few_draws: None) -> None:
+    result = main(untrained)
+    assert result.name == "main-models"
+    rows = rows_of(result, "models")
+    assert list(rows) == ["GRCF", "EF-LSTM", "LF-DNN", "LMF", "TFN"]
+    states = ["no winner in its search", None, None, "not applicable"]
+    assert [row["status"] for row in rows.values()] == [None, *states]
+    (table,) = [table for table in result.tables if table.name == "models"]
+    assert any("TFN does not learn regression" in note for note in table.notes)
+    assert any("all trials diverged" in note for note in table.notes)
+    assert [row["paper"] for row in rows.values()] == [None, None, None, 0.9, None]
+    mae = rows_of(result, "mae")
+    assert list(mae) == ["GRCF", "LF-DNN", "LMF"]
+    for title, row in mae.items():
+        assert (rows[title]["mae"], rows[title]["difference" if "difference" in row else "mae"]) == (
+            row["mean"],
+            row.get("difference", row["mean"]),
+        )
+    assert rows["TFN"]["mae"] is None and (rows["LMF"]["passes"], rows["LMF"]["hours"]) == (5.5, 0.5)
+    trials = untrained.view.all_trials
+    assert rows["GRCF"]["passes"] == pytest.approx(sum(trial.utterance_passes for trial in trials))
+    assert "| TFN |" in result.markdown() and "not applicable" in result.latex()
+    # The paper's F1 of rivals is another one.
+    assert any("weighted" in note for note in result.notes)
+
+
+def test_two_stages_are_compared_with_the_same_rival_in_one(untrained: Any, planned: Any, few_draws: None) -> None:
+    rows = rows_of(main(untrained), "stages")
+    assert list(rows) == ["EF-LSTM", "LF-DNN", "LMF"]
+    models = untrained.models([*untrained.models.arms.values()], "again")
+    expected = {}
+    for name in ("lf-dnn", "lmf"):
+        one, two = (
+            np.array([model.metrics["test"]["mae"] for model in models[arm]]) for arm in (name, f"{name}-two-stage")
+        )
+        row = next(row for row in rows.values() if row["name"] == name)
+        assert (row["one"], row["two"]) == (pytest.approx(one.mean()), pytest.approx(two.mean()))
+        assert row["difference"] == pytest.approx((two - one).mean())
+        expected[name] = Difference((two - one).mean(), paired_p(two - one), 0.0, 0.0)
+    holm = corrected(expected)
+    assert [rows[title]["p_holm"] for title in ("LF-DNN", "LMF")] == pytest.approx(
+        [holm[name].p_holm for name in ("lf-dnn", "lmf")]
+    )
+    assert "difference" not in rows["EF-LSTM"] and rows["EF-LSTM"]["status"] == "no winner in its search"
+
+
+def test_a_bar_joins_models_within_the_critical_difference() -> None:
+    """Four seeds, five models in the same order under each: ranks 1 to 5, and 3.05 between two that differ."""
+    labels = np.array([-1.0, 1.0])
+    test = Predictions(("a", "b"), ("", ""), labels, labels, np.zeros((2, 0), np.float32))
+    context: Any = SimpleNamespace(protocol="mosi", store=SimpleNamespace(info=None))
+    arms = [Arm(name, name.upper()) for name in "ebcda"]
+    models: Any = {
+        name: [
+            SimpleNamespace(index=index, metrics={"test": {"mae": place + index}}, scored=lambda split: test)
+            for index in range(4)
+        ]
+        for place, name in enumerate("abcde")
+    }
+    (picture,) = rivals.rank_pictures(context, arms, models)
+    data = picture.data
+    assert [(row["title"], row["rank"]) for row in data["rows"]] == [(name, n + 1) for n, name in enumerate("ABCDE")]
+    # q of five at 5 % is 2.728 in Demsar's table.
+    assert data["critical"] == pytest.approx(2.728 * (5 * 6 / (6 * 4)) ** 0.5, abs=1e-3)
+    assert data["groups"] == [(0, 3), (1, 4)]
+    assert len(picture.draw(data).axes[0].lines) == 1 + 2 + 1
+
+    # A seed that one model lacks counts for none, and two models have no diagram.
+    models["a"].pop(0)
+    assert "3 seeds" in rivals.rank_pictures(context, arms, models)[0].caption
+    assert rivals.rank_pictures(context, arms[:2], models) == []
+
+
+def test_what_cannot_be_compared_is_refused(untrained: Any) -> None:
+    untrained.options = Options(models=("tfm",))
+    with pytest.raises(ConfigError, match="--models tfm: no such model; did you mean tfn"):
+        main(untrained)
+    with pytest.raises(ConfigError, match="--models names"):
+        Options(two_stage=True).check("main")
+    untrained.options = Options(models=("all",), two_stage=True)
+    base = untrained.config
+    untrained.config = configured(base, Arm("direct", "direct", {"stage1.epochs": 0}))
+    with pytest.raises(ConfigError, match="one stage"):
+        main(untrained)
+    untrained.config = configured(base, Arm("lmf", "LMF", {"model.name": "lmf"}))
+    assert flatten(untrained.config)["model.name"] == "lmf"
+    with pytest.raises(ConfigError, match="this run is a search of LMF"):
+        main(untrained)
