@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 
 from grcf_ray.config import flatten
-from grcf_ray.errors import ConfigError
+from grcf_ray.errors import ConfigError, NoWinnerError
 from grcf_ray.experiments import rivals
 from grcf_ray.experiments.main import main
-from grcf_ray.experiments.model_pool import Arm, configured
+from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.registry import Options
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.model.baselines import tfn
 from grcf_ray.report.summary import Cost
+from grcf_ray.report.view import RunView
 from grcf_ray.search.predictions import Predictions
+from grcf_ray.search.record import TrialRecord, now
+from grcf_ray.search.session import Session
+from grcf_ray.search.space import stage_epochs
+from grcf_ray.search.winner import note_test_read
 from grcf_ray.statistics import Difference, corrected, paired_p
 
 NAMES = ("ef-lstm", "lf-dnn", "lmf", "tfn")
@@ -109,6 +114,71 @@ def test_two_stages_are_compared_with_the_same_rival_in_one(untrained: Any, plan
         [holm[name].p_holm for name in ("lf-dnn", "lmf")]
     )
     assert "difference" not in rows["EF-LSTM"] and rows["EF-LSTM"]["status"] == "no winner in its search"
+
+
+class Searches:
+    """Stands in for the run of a session: one trial in each stage, with parameters other than the starting point's."""
+
+    def __init__(self, template: TrialRecord, losing: str = "") -> None:
+        self.template, self.losing, self.begun = template, losing, list[str]()
+        self.ended = now()
+
+    def __call__(self, session: Session, room: None) -> None:
+        """Write the record that a finished search leaves."""
+        record, space = session.record, session.space
+        self.begun.append(record.place.name)
+        session._open_record({})
+        if record.place.name == self.losing:
+            raise NoWinnerError("all trials diverged")
+        finalist = {}
+        for stage in stage_epochs(space.config()):
+            params = {**space.start(stage), **{path: 2 for path in space.dimensions(stage) if path == "lmf.rank"}}
+            trial = dataclasses.replace(self.template, stage=stage, number=0, params={**params, **finalist})
+            record.write_trial(trial)
+            if stage == 1:
+                record.write_finalist(trial, "0" * 64)
+                finalist = {"finalist": "0"}
+        record.update_run(state="finished", ended=self.ended)
+
+
+def test_a_search_is_run_once_and_its_winner_is_what_is_trained(
+    untrained: Any, few_draws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = Searches(untrained.view.winner, losing="tfn")
+    monkeypatch.setattr(Session, "check", lambda session: None)
+    monkeypatch.setattr(Session, "run", lambda session, room: searches(session, room))
+    untrained.options = Options(models=("lmf", "tfn"))
+    rows = rows_of(main(untrained), "models")
+    assert searches.begun == ["lmf", "tfn"]
+    assert [row["status"] for row in rows.values()] == [None, None, "no winner in its search"]
+    assert rows["LMF"]["passes"] == untrained.view.winner.utterance_passes
+
+    # The search that failed is asked again; of the others only what is new.
+    searches.begun.clear()
+    untrained.options = Options(models=("lmf", "tfn", "lf-dnn"), two_stage=True)
+    result = main(untrained)
+    assert searches.begun == ["lf-dnn", "tfn", "lf-dnn-two-stage", "lmf-two-stage", "tfn-two-stage"]
+    assert rows_of(result, "stages").keys() == {"LF-DNN", "LMF", "TFN"}
+    assert not any("after test had been read" in note for note in result.notes)
+    arms, own = untrained.models.arms, untrained.config
+    for name, epochs in (("lmf", 0), ("lmf-two-stage", own.stage1.epochs)):
+        config = configured(own, arms[name])
+        assert (config.model.name, flatten(config)["lmf.rank"], config.stage1.epochs) == ("lmf", 2, epochs)
+        assert config.search == own.search
+        # The pool trains that configuration.
+        pool = untrained.model_pool(arms[name])
+        (entry,) = entries_of(config, [0])
+        pool.add([entry])
+        search = {path: value for path, value in flatten(config).items() if path.startswith("search.")}
+        assert pool.space(search, "tiny").config({**entry.stage1, **entry.stage2}) == config
+
+    # A model that follows after the others were measured is named.
+    note_test_read(untrained.record.place / "best", "reproduce main --models", ["reproduce/models/x/stage2/0"])
+    untrained.view = RunView.read(untrained.record)
+    searches.ended = "2999-01-01T00:00:00+00:00"
+    untrained.options = Options(models=("lmf", "ef-lstm"))
+    (note,) = [note for note in main(untrained).notes if "after test had been read" in note]
+    assert "EF-LSTM" in note and "LMF" not in note
 
 
 def test_a_bar_joins_models_within_the_critical_difference() -> None:
