@@ -21,7 +21,7 @@ from grcf_ray.tables import Column, Table
 
 LEVEL = 0.9
 """Of the intervals for the next search."""
-Figures = Mapping[str, float]
+Figures = Mapping[str, Any]
 """Of a delivered model, `valid` and `test`; of its search, the cost in `passes`, `seconds`, and `trial_seconds` of all
 trials together."""
 Results = Mapping[str, Mapping[int, Figures]]
@@ -124,7 +124,8 @@ def simulation_tables(results: Results, simulated: Mapping[str, Sequence[Figures
 
 def _seconds_of_pass(figures: Mapping[str, Sequence[Figures]]) -> float:
     every = [each for of in figures.values() for each in of]
-    return sum(each["trial_seconds"] for each in every) / sum(each["passes"] for each in every)
+    seconds, passes = (sum(float(each[key]) for each in every) for key in ("trial_seconds", "passes"))
+    return seconds / passes
 
 
 def _order(simulated: Sequence[float], real: Sequence[float]) -> float | None:
