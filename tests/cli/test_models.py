@@ -42,4 +42,4 @@ def test_a_model_is_shown_with_its_options_and_space(capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean lmf?" in answer(capsys, "show", "lfm", code=2)
+    assert "did you mean misa?" in answer(capsys, "show", "missa", code=2)
