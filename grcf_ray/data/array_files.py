@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from grcf_ray import console
 from grcf_ray.cache import adding, locked, unreadable
 from grcf_ray.errors import DamagedError
 from grcf_ray.files import file_sha256
+
+# numpy reads a file's header with `ast`, of which Python before 3.13 does one call at a time: SystemError "recursion
+# depth mismatch" in a thread that is interrupted by another's.
+_headers = threading.Lock()
 
 
 def cached_array(folder: Path, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -57,7 +62,8 @@ def load_array(path: Path) -> NDArray[Any]:
         if size < 0 or file_sha256(path, size) != written.hex():
             raise DamagedError(f"{path} changed since it was written")
         # A plain view: Ray's object store copies a subclass of ndarray into every process.
-        return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+        with _headers:
+            return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
     except PermissionError as error:
         raise unreadable(path, error) from error
     except OSError as error:
