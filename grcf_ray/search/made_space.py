@@ -181,8 +181,8 @@ def _space(info: TableInfo, encoder: Encoder, machine: Machine, tokens: float, b
     regression, others = info.task == "regression", bool(info.dims)
     scale = (info.label_range[1] - info.label_range[0]) / 6
 
-    def rate(low: float, first: float) -> Range:
-        return Range(_plain(low * pace), _plain(10 * low * pace), True, _plain(min(first * hurry, 5 * low) * pace))
+    def rate(low: float, first: float, span: int = 10) -> Range:
+        return Range(_plain(low * pace), _plain(span * low * pace), True, _plain(min(first * hurry, 5 * low) * pace))
 
     fixed: dict[str, Any] = {
         "model.backbone": encoder.name,
@@ -216,12 +216,13 @@ def _space(info: TableInfo, encoder: Encoder, machine: Machine, tokens: float, b
         "stage1.head_lr": rate(2e-4, 1e-3),
         "model.fusion_dropout": dropout,
     }
-    stage2: dict[str, Dimension] = {"stage2.head_lr": rate(1e-4, 5e-4), "stage2.fusion_dropout": dropout}
+    stage2: dict[str, Dimension] = {"stage2.head_lr": rate(1e-4, 5e-4, 30), "stage2.fusion_dropout": dropout}
     if regression:
         # L_reg is in squared label units, and the ranking loss in label units: their weights' ratio follows the range.
-        stage1["stage1.reg_weight"] = Range(_plain(0.1 / scale), _plain(1 / scale), True, _plain(0.6 / scale))
+        stage1["stage1.reg_weight"] = Range(_plain(0.03 / scale), _plain(1 / scale), True, _plain(0.6 / scale))
+        stage1["ranking.base_margin"] = Range(0.3, 1.5, True, 0.5)
         stage2["stage2.encoder_top_lr"] = rate(3e-5, 1e-4)
-        stage2["stage2.group_weight"] = Range(0.1, 1.0, True, 0.3)
+        stage2["stage2.group_weight"] = Range(0.03, 1.0, True, 0.3)
     else:
         stage1["stage1.compactness_weight"] = Range(0.05, 1.0, True, 0.5)
         stage1["classes.separation_margin"] = Range(0.3, 3.0, True, 1.0)
@@ -231,7 +232,7 @@ def _space(info: TableInfo, encoder: Encoder, machine: Machine, tokens: float, b
         stage2["stage2.encoder_base_lr"] = rate(2e-5, 5e-5)
     if others:
         stage1["model.modalities"] = Choice(("text", "all"), "text")
-    # for_labels scales the margins from MOSI's range.
+    # for_labels scales all margins from MOSI's range.
     scaled = Space("mosi", fixed, stage1, stage2, SOURCE).for_labels("", 3 * scale, info.task)
     return dataclasses.replace(scaled, dataset=info.name)
 

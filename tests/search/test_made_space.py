@@ -117,10 +117,11 @@ def test_weights_and_margins_follow_the_label_range() -> None:
     before, after = mosi.stage1["stage1.reg_weight"], percent.stage1["stage1.reg_weight"]
     assert isinstance(before, Range)
     assert isinstance(after, Range)
-    assert before == Range(0.1, 1.0, True, 0.6)
-    assert (after.low, after.high, after.start) == (0.006, 0.06, 0.036)
-    assert mosi.config().ranking.base_margin == 0.5
-    assert percent.config().ranking.base_margin == pytest.approx(0.5 * 100 / 6, rel=1e-4)
+    assert before == Range(0.03, 1.0, True, 0.6)
+    assert (after.low, after.high, after.start) == (0.0018, 0.06, 0.036)
+    assert mosi.stage1["ranking.base_margin"] == Range(0.3, 1.5, True, 0.5)
+    assert percent.stage1["ranking.base_margin"] == Range(5.0, 25.0, True, 8.33333)
+    assert percent.config().ranking.intra_margin == pytest.approx(0.1 * 100 / 6, rel=1e-4)
     assert percent.config().stage1.reg_margin == pytest.approx(0.003 * (100 / 6) ** 2, rel=1e-4)
 
 
