@@ -107,7 +107,9 @@ def test_settings_are_given_as_the_command_reads_them(tmp_path: Path) -> None:
 
 def test_delivered_models_are_compared_by_repeat(work: Path) -> None:
     results = Bench(Source("demo", None, None, work), 2, as_is=True).results(3, 1)
-    rows = {row["name"]: row for row in real_searches.delivered_table(results, "MAE").rows}
+    rows, ensembles = (
+        {row["name"]: row for row in table.rows} for table in real_searches.delivered_tables(results, "MAE")
+    )
     gain = stats.ttest_rel(TESTS["random search"], TESTS["default"]).confidence_interval(0.95)
     assert (rows["random search"]["low"], rows["random search"]["high"]) == pytest.approx(gain)
     assert rows["random search"]["difference"] == pytest.approx(0.01)
@@ -116,7 +118,10 @@ def test_delivered_models_are_compared_by_repeat(work: Path) -> None:
     assert rows[BEST_SEED]["passes"] == 90
     ensemble = rows[f"default: {real_searches.ENSEMBLE}"]
     assert (ensemble["test"], ensemble["valid"], ensemble["difference"]) == pytest.approx((0.779, 0.80, -0.041))
-    assert rows[f"{BEST_SEED}: {real_searches.ENSEMBLE}"]["searches"] == 3
+    assert list(ensembles) == ["default", "random search", BEST_SEED]
+    assert ensembles["default"]["test"] == pytest.approx(0.779) and "difference" not in ensembles["default"]
+    gain = stats.ttest_rel([0.92, 0.93, 0.96], [0.76, 0.779, 0.798]).confidence_interval(0.95)
+    assert (ensembles[BEST_SEED]["low"], ensembles[BEST_SEED]["high"]) == pytest.approx(gain)
 
 
 def test_interval_holds_the_next_value_as_often_as_it_says() -> None:
