@@ -52,8 +52,10 @@ def evaluate(
     from grcf_ray.search.saved_model import no_model, open_model
     from grcf_ray.search.schema import MetricsFile, read_file
     from grcf_ray.search.transfer import measure_on
-    from grcf_ray.search.winner import measure, note_test_read
+    from grcf_ray.search.winner import note_test_read
     from grcf_ray.storage import storage_path
+    from grcf_ray.train.scoring import mean_score
+    from grcf_ray.train.stage import use_deterministic_torch
 
     if split not in SPLITS:
         raise ConfigError(f"--split {split}: choose from {', '.join(SPLITS)}")
@@ -73,7 +75,8 @@ def evaluate(
         store = find_data(*resolve_data(None, on) if imported else (on, data), label_range)
         on = store.info.name
     ensemble = open_ensemble(record.place) if on is None else None
-    model = ensemble.members[0] if ensemble else open_model(best)
+    models = ensemble.members if ensemble else [open_model(best)]
+    model = models[0]
     if split == "test":
         names = recorded["ensemble"]["members"] if ensemble else [recorded["trial"]]
         note_test_read(best, "evaluate" if on is None else f"evaluate --on {on}", names)
@@ -81,18 +84,20 @@ def evaluate(
     notes: list[str] = []
     rows, threads = store.read(split), recorded["threads"]
     if on is None:
-        metrics = measure(model, rows, threads=threads)
+        use_deterministic_torch(threads)
+        label_N, scores = labels_of(rows), [each.score(rows) for each in models]
+        metrics = model.metrics(scores[0], label_N)
     else:
         metrics, notes = measure_on(model, rows, store.info, threads=threads, fit=fit_features)
     same = metrics == before if before else None
     answer: dict[str, Any] = {"split": split, "metrics": metrics}
     columns = {split: metrics, "recorded": before} if on is None else {f"{on}, {split}": metrics}
     if ensemble:
-        # With the threads that `measure` has set.
-        mean, mean_before = model.metrics(ensemble.score(rows), labels_of(rows)), recorded["ensemble"].get(split, {})
+        mean = model.metrics(mean_score(scores, model.task), label_N)
+        mean_before = recorded["ensemble"].get(split, {})
         same = same and mean == mean_before
         answer["ensemble"] = mean
-        columns |= {f"ensemble of {len(ensemble.members)}": mean, "ensemble, recorded": mean_before}
+        columns |= {f"ensemble of {len(models)}": mean, "ensemble, recorded": mean_before}
     answer["as_recorded"] = same
     if json:
         console.print_json(answer if on is None else {**answer, "on": on, "notes": notes})

@@ -18,6 +18,7 @@ from grcf_ray.train.scoring import Ensemble, mean_score
 
 if TYPE_CHECKING:
     from grcf_ray.search.stages import Search
+    from grcf_ray.train.export import SavedModel
 
 
 def best_trials(job: Search) -> list[TrialRecord]:
@@ -31,10 +32,9 @@ def member_places(record: RunRecord, names: Sequence[str]) -> list[StoragePath]:
     return [record.place / "best", *(record.place / "ensemble" / name.replace("/", "-") for name in names[1:])]
 
 
-def ensemble_metrics(places: Sequence[StoragePath]) -> dict[str, dict[str, float]]:
-    """Return the metrics of the mean of several models' recorded scores of an utterance, by split."""
-    # Not the first: the winner's predictions are not in its manifest yet, and opening it would say so.
-    saved, metrics = open_model(places[-1]), {}
+def ensemble_metrics(saved: SavedModel, places: Sequence[StoragePath]) -> dict[str, dict[str, float]]:
+    """Return the metrics of the mean of several models' recorded scores of an utterance, by split. saved: any model."""
+    metrics = {}
     for split in ("valid", "test"):
         members = [Predictions.read(place / "predictions" / f"{split}.parquet") for place in places]
         score_N = mean_score([member.score_N for member in members], saved.task)

@@ -19,6 +19,7 @@ from grcf_ray.search.comparisons import ARMS, arm_of, compare, model_place, retr
 from grcf_ray.search.ensemble import ensemble_metrics
 from grcf_ray.search.events import ModelMeasured, RetrainingsStarted, StepStarted
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import SCHEMA_VERSION, ModelMetricsFile, read_file
 from grcf_ray.search.space import Space
 from grcf_ray.search.stages import Search
@@ -106,7 +107,7 @@ def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, di
     places: dict[str, list[StoragePath]] = {arm: [] for arm in ARMS}
     for trial in trials:
         places[arm_of(trial)].append(model_place(record, trial, last=trial.stage))
-    return {arm: ensemble_metrics(models) for arm, models in places.items() if len(models) > 1}
+    return {arm: ensemble_metrics(open_model(models[0]), models) for arm, models in places.items() if len(models) > 1}
 
 
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:

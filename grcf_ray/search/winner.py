@@ -167,37 +167,29 @@ def keep_finalists(job: Search, store: DatasetStore) -> None:
         keep_predictions(place, table, label_N, score_N + center, state_ND)
 
 
-def measure(saved: SavedModel, table: pa.Table, *, threads: int, keep: StoragePath | None = None) -> dict[str, float]:
-    """Return the metrics of a saved model on a split's rows, on the CPU in float32.
-
-    The same number of threads on the same machine type gives bit-identical metrics. keep: path of a Parquet file to
-    write, in the table's order: id, text, label, score, and the state before the head.
-    """
-    use_deterministic_torch(threads)
-    label_N = labels_of(table)
-    if keep is None:
-        score_N = saved.score(table)
-    else:
-        score_N, state_ND = saved.describe(table)
-        keep_predictions(keep, table, label_N, score_N, state_ND)
-    return saved.metrics(score_N, label_N)
-
-
 def measure_model(place: StoragePath, tables: Mapping[str, pa.Table], *, threads: int) -> None:
     """Write the predictions and `metrics.json` of a saved model that is not the winner. tables: valid and test."""
-    (place / "metrics.json").write_json(
-        {"schema_version": SCHEMA_VERSION, **_keep_measured(place, tables, threads=threads)}
-    )
+    metrics = _keep_measured(place, open_model(place), tables, threads=threads)
+    (place / "metrics.json").write_json({"schema_version": SCHEMA_VERSION, **metrics})
     extend_manifest(place, MEASURED)
 
 
-def _keep_measured(place: StoragePath, tables: Mapping[str, pa.Table], *, threads: int) -> dict[str, dict[str, float]]:
-    """Write the predictions of a saved model on splits, and return its metrics by split."""
-    saved = open_model(place)
-    return {
-        split: measure(saved, table, threads=threads, keep=place / "predictions" / f"{split}.parquet")
-        for split, table in tables.items()
-    }
+def _keep_measured(
+    place: StoragePath, saved: SavedModel, tables: Mapping[str, pa.Table], *, threads: int
+) -> dict[str, dict[str, float]]:
+    """Write the predictions of a saved model on splits, and return its metrics by split.
+
+    Both are computed on the CPU in float32. The same number of threads on the same machine type gives bit-identical
+    metrics.
+    """
+    use_deterministic_torch(threads)
+    metrics = {}
+    for split, table in tables.items():
+        label_N = labels_of(table)
+        score_N, state_ND = saved.describe(table)
+        keep_predictions(place / "predictions" / f"{split}.parquet", table, label_N, score_N, state_ND)
+        metrics[split] = saved.metrics(score_N, label_N)
+    return metrics
 
 
 def measure_winner(job: Search, members: Sequence[TrialRecord], store: DatasetStore) -> dict[str, Any]:
@@ -213,11 +205,12 @@ def measure_winner(job: Search, members: Sequence[TrialRecord], store: DatasetSt
     places = member_places(job.record, names)
     for other in places[1:]:
         measure_model(other, tables, threads=threads)
+    saved = open_model(place)
     metrics = {
         "schema_version": SCHEMA_VERSION,
         "trial": names[0],
-        **_keep_measured(place, tables, threads=threads),
-        **({"ensemble": {"members": names, **ensemble_metrics(places)}} if len(names) > 1 else {}),
+        **_keep_measured(place, saved, tables, threads=threads),
+        **({"ensemble": {"members": names, **ensemble_metrics(saved, places)}} if len(names) > 1 else {}),
         "threads": threads,
         "paper": dict(facts.paper_results) if facts else {},
         "not_comparable": comparability(facts, config, store),

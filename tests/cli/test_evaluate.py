@@ -25,9 +25,9 @@ from grcf_ray.data.importers import ImportOptions, import_source
 from grcf_ray.data.schema import labels_of
 from grcf_ray.data.store import DatasetStore, find_data, write_store
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.search.winner import measure
-from grcf_ray.train.export import load_model
+from grcf_ray.train.export import SavedModel, load_model
 from grcf_ray.train.manifest import write_manifest
+from grcf_ray.train.stage import use_deterministic_torch
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
@@ -43,7 +43,11 @@ def measured(tiny_store: DatasetStore, tmp_path_factory: pytest.TempPathFactory)
         shutil.rmtree(folder / part)
     write_manifest(folder / "best")
     model = load_model(folder / "best")
-    splits = {split: measure(model, tiny_store.read(split), threads=1) for split in ("valid", "test")}
+    use_deterministic_torch(1)
+    splits = {}
+    for split in ("valid", "test"):
+        rows = tiny_store.read(split)
+        splits[split] = model.metrics(model.score(rows), labels_of(rows))
     change(folder / "best" / "metrics.json", threads=1, **splits)
     write_manifest(folder / "best")
     return folder
@@ -102,9 +106,9 @@ def test_each_metric_stands_beside_the_recorded_and_each_test_read_is_appended(c
 
 
 def test_the_ensemble_is_measured_too(
-    copy: Path, tiny_backbone: Path, tiny_store: DatasetStore, tmp_path: Path, run: Run
+    copy: Path, tiny_backbone: Path, tiny_store: DatasetStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean score of its members, in the same reading of test; if its models are deleted, the winner alone."""
+    """The mean score of its members, each of which scores once; if its models are deleted, the winner alone."""
     place = model_of(copy / "ensemble" / "stage2-1", tiny_backbone, tiny_store, model__modalities="text")
     models = [load_model(copy / "best"), load_model(place)]
     means = {}
@@ -114,8 +118,18 @@ def test_the_ensemble_is_measured_too(
         means[split] = models[0].metrics(score_N, labels_of(rows))
     change(copy / "best" / "metrics.json", ensemble={"members": ["stage2/4", "stage2/1"], **means})
     write_manifest(copy / "best")
-    code, out, err = run(copy)
+    scored = []
+    score = SavedModel.score
+
+    def count(saved: SavedModel, rows: Any) -> Any:
+        scored.append(saved)
+        return score(saved, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedModel, "score", count)
+        code, out, err = run(copy)
     assert (code, err) == (0, "")
+    assert len(scored) == len(set(map(id, scored))) == 2
     header, *_, verdict = out.splitlines()
     assert verdict == "Exactly as recorded."
     assert header.split() == ["metric", "test", "recorded", *["ensemble", "of", "2", "ensemble,", "recorded"]]

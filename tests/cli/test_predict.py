@@ -24,10 +24,9 @@ from waiting import wait_for
 
 import grcf_ray
 from grcf_ray.data.importers import ImportOptions, import_source
-from grcf_ray.data.schema import conform
+from grcf_ray.data.schema import conform, labels_of
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.winner import measure
 from grcf_ray.storage import storage_path
 from grcf_ray.train.export import load_model
 from grcf_ray.train.manifest import write_manifest
@@ -129,7 +128,8 @@ def test_metrics_where_there_are_labels(
     scored = json.loads(out)["metrics"]
     assert list(scored) == ["train", "valid", "test"]
     for split, metrics in scored.items():
-        assert metrics == pytest.approx(measure(saved, tiny_store.read(split), threads=1), abs=1e-4)
+        rows = tiny_store.read(split)
+        assert metrics == pytest.approx(saved.metrics(saved.score(rows), labels_of(rows)), abs=1e-4)
     lines = run(textual, *words)[1].splitlines()
     assert lines[1].split() == ["metric", "train", "valid", "test"]
 

@@ -12,12 +12,11 @@ import pytest
 
 from grcf_ray.config import build_config
 from grcf_ray.data.features import build_features
-from grcf_ray.data.schema import TableInfo, conform
+from grcf_ray.data.schema import TableInfo, conform, labels_of
 from grcf_ray.data.store import DatasetStore, write_store
 from grcf_ray.errors import DataError
 from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.search.transfer import fit_features, measure_on
-from grcf_ray.search.winner import measure
 from grcf_ray.train.assemble import initial_model, select_modalities
 from grcf_ray.train.export import load_model, save_model
 from grcf_ray.train.scoring import Labelled, scored
@@ -122,7 +121,7 @@ def test_a_model_is_measured_by_its_runs_reading_of_ties(
     labelled.add(scored(table, saved))
     (predicted,) = labelled.metrics()[0].values()
     for metrics in (
-        measure(saved, table, threads=1),
+        saved.metrics(saved.score(table), labels_of(table)),
         measure_on(saved, table, store.info, threads=1, fit=False)[0],
         predicted,
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from grcf_ray.data.schema import labels_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
 from grcf_ray.metrics import split_metrics
@@ -26,7 +28,6 @@ from grcf_ray.search.winner import (
     MEASURED,
     export_winner,
     keep_finalists,
-    measure,
     measure_winner,
     measured,
 )
@@ -93,26 +94,28 @@ def test_scores_are_the_heads_of_the_states(recorded: Recorded) -> None:
     assert len(np.unique(scored.state_ND, axis=0)) > 1
 
 
-def test_a_split_is_scored_once(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And to keep the predictions changes no figure."""
-    table = DatasetStore.open(recorded.data).read("valid")
-    passes = []
+def test_each_model_scores_a_split_once(job: Search, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The members of the ensemble too; and to keep the predictions changes no figure."""
+    passes: list[tuple[Any, ...]] = []
     predict = SavedModel._predict
 
     def count(*arguments: Any) -> Any:
         passes.append(arguments)
         return predict(*arguments)
 
-    monkeypatch.setattr(SavedModel, "_predict", count)
-    threads = metrics_of(recorded.folder)["threads"]
-    keep = storage_path(tmp_path / "kept" / "valid.parquet")
+    folder, store = Path(str(job.record)), DatasetStore.open(recorded.data)
+    shutil.rmtree(folder / "best" / "predictions")
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedModel, "_predict", count)
+        metrics = measure_winner(job, job.record.ranked(2)[:3], store)
+    scored = Counter((id(saved), id(table)) for saved, table, *_ in passes)
+    assert len(scored) == 3 * len(SPLITS) and set(scored.values()) == {1}
+    assert metrics["ensemble"] == metrics_of(recorded.folder)["ensemble"]
     saved = load_model(recorded.folder / "best")
-    figures = measure(saved, table, threads=threads, keep=keep)
-    assert len(passes) == 1
-    assert figures == measure(saved, table, threads=threads)
-    assert pq.read_table(tmp_path / "kept" / "valid.parquet").equals(
-        pq.read_table(predictions(recorded.folder, "valid"))
-    )
+    for split in SPLITS:
+        rows = store.read(split)
+        assert metrics[split] == saved.metrics(saved.score(rows), labels_of(rows))
+        assert pq.read_table(predictions(folder, split)).equals(pq.read_table(predictions(recorded.folder, split)))
 
 
 def test_predictions_of_a_former_winner_go_and_new_ones_come_before_the_figures(
