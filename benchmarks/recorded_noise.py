@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from search_endings import ensemble_error
+from search_endings import MEMBERS, ensemble_error
+from study import PAIRED, paired_interval
 
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
@@ -23,6 +24,8 @@ SHORT = 2
 """Epochs of a short trial of Stage 2."""
 MODELS = (2, 3, 5, 10)
 """Numbers of models of an ensemble."""
+GROUP = 6
+"""Trials of a group, each in one, within which ensembles are compared with the best trial."""
 
 
 def variance_table(table: TrialTable) -> Table:
@@ -160,6 +163,44 @@ def averaging_table(table: TrialTable) -> Table:
 def averaging_gain(models: Sequence[KnownTrial], split: Literal["valid", "test"]) -> float:
     """Return the MAE of the mean score of some models, less their mean MAE."""
     return ensemble_error(models, split) - fmean(ensemble_error([model], split) for model in models)
+
+
+def ensembles_table(table: TrialTable) -> Table:
+    """Compare ensembles of recorded trials of Stage 2 with the best trial by validation, within groups of trials."""
+    models = [trial.known for trial in table.recorded(2)]
+    order = np.random.default_rng(0).permutation(len(models))
+    groups = [
+        sorted((models[index] for index in group), key=lambda model: model.best_value)
+        for group in order[: len(order) // GROUP * GROUP].reshape(-1, GROUP).tolist()
+    ]
+    single = [ensemble_error(group[:1], "test") for group in groups]
+    rows: list[dict[str, Any]] = []
+    for name, size in {
+        "the best by validation": 1,
+        "ensemble of the best three": MEMBERS,
+        "ensemble of all": GROUP,
+    }.items():
+        tests = [ensemble_error(group[:size], "test") for group in groups]
+        valid = fmean(ensemble_error(group[:size], "valid") for group in groups)
+        row = {"name": name, "models": size, "valid": valid, "test": fmean(tests), "deviation": stdev(tests)}
+        rows.append({**row, **paired_interval(tests, single)} if size > 1 else row)
+    return Table(
+        "ensembles",
+        f"Ensembles of recorded trials: {METRIC_TITLES[objective_name(2, table.task)]}",
+        (
+            Column("name", "ending"),
+            Column("models", "models"),
+            Column("valid", "on valid", "{:.4f}"),
+            Column("test", "on test", "{:.4f}"),
+            Column("deviation", "deviation", "{:.4f}"),
+            *PAIRED,
+        ),
+        rows,
+        (
+            f"means over {len(groups)} groups of {GROUP} trials, which validation orders; difference on test to the "
+            "first line with its 95 % t interval, paired",
+        ),
+    )
 
 
 def explained_share(value_T: NDArray[np.float64], group_T: NDArray[np.int64]) -> tuple[float, float, float]:

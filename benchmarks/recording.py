@@ -23,7 +23,7 @@ from grcf_ray.data.features import Features
 from grcf_ray.data.pairs import Step
 from grcf_ray.data.store import DatasetStore, find_data
 from grcf_ray.errors import DivergedError
-from grcf_ray.metrics import MetricProtocol, split_metrics
+from grcf_ray.metrics import split_metrics
 from grcf_ray.model.base import MultimodalModel
 from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space
@@ -46,14 +46,13 @@ Weights = Mapping[str, torch.Tensor]
 class Source:
     """A data set and a space, as processes find them again.
 
-    work: folder of the features and the results. with_valid: whether the rows of valid are among those of train too.
+    work: folder of the features and the results.
     """
 
     dataset: str
     data: Path | None
     space_file: Path | None
     work: Path
-    with_valid: bool = False
 
     @cached_property
     def store(self) -> DatasetStore:
@@ -69,10 +68,8 @@ class Source:
     @cached_property
     def features(self) -> Features:
         """Return the features, with the rows of test behind those of valid."""
-        kind, cache = (_ValidBehindTrain, "cache-with-valid") if self.with_valid else (_TestBehindValid, "cache")
-        store = kind(self.store.folder, self.store.info, self.store.files)
-        # The cache cannot tell the rows of the two apart.
-        return prepare_features(store, self.space.config(), cache=self.work / cache)
+        store = _TestBehindValid(self.store.folder, self.store.info, self.store.files)
+        return prepare_features(store, self.space.config(), cache=self.work / "cache")
 
     def loop(
         self, config: RunConfig, stage: Literal[1, 2], seed: int, start: Weights | None, kind: type[_Loop]
@@ -96,13 +93,6 @@ class _TestBehindValid(DatasetStore):
         return pa.concat_tables([table, super().read("test")]) if split == "valid" else table
 
 
-class _ValidBehindTrain(_TestBehindValid):
-    def read(self, split: str) -> pa.Table:
-        """Return the rows of a split; those of train are followed by those of valid, and those by those of test."""
-        table = super().read(split)
-        return pa.concat_tables([table, DatasetStore.read(self, "valid")]) if split == "train" else table
-
-
 def load_weights(model: MultimodalModel, weights: Weights) -> None:
     """Copy the weights into a model."""
     with torch.no_grad():
@@ -118,8 +108,6 @@ class RecordedLoop(StageLoop):
     """A stage loop that keeps the scores after every epoch, and the weights averaged over the last steps."""
 
     n_valid: int
-    last: Weights
-    """The weights after the last epoch, once `record` has returned."""
 
     def record(self) -> tuple[list[dict[str, Any]], NDArray[np.float32], dict[str, torch.Tensor]]:
         """Train; return the curve, the scores [epochs + 1, N] with those of the averaged weights last, and the best
@@ -138,7 +126,6 @@ class RecordedLoop(StageLoop):
                 metrics["seconds"] = time.process_time() - before
                 if self.best_epoch == self.epoch:
                     best = _copied(self.model)
-            self.last = _copied(self.model)
             first = self._first_averaged()
             tensors = trained_tensors(self.model)
             with torch.no_grad():
@@ -149,25 +136,16 @@ class RecordedLoop(StageLoop):
             pass
         return self.curve, np.array(self._scores, np.float32), best
 
-    def scores_of(self, weights: Weights) -> NDArray[np.float64]:
-        """Return the scores [N] of valid and test with other weights, which the model keeps."""
-        load_weights(self.model, weights)
-        self._scores = []
-        self._validate()
-        return self._scores[0]
-
     def objectives(self, score_N: NDArray[Any]) -> dict[str, float]:
         """Return the stage's objective by split, from the scores [N] of valid and test."""
         features = self.features
-        return split_objectives(
-            score_N,
-            features.valid.label_N,
-            self.n_valid,
-            metric=objective_name(self.stage, features.task),
-            protocol=self.protocol,
-            limit=features.half_range,
-            origin=features.center,
-        )
+        parts = (np.split(values_N, [self.n_valid]) for values_N in (score_N, features.valid.label_N))
+        metric, measuring = objective_name(self.stage, features.task), {"protocol": self.protocol}
+        measuring |= {"limit": features.half_range, "origin": features.center}
+        return {
+            split: split_metrics(part_N, label_N, **measuring, only=metric)[metric]
+            for split, part_N, label_N in zip(SPLITS, *parts, strict=True)
+        }
 
     def take_step(self, step: Step) -> Any:
         """Take a step, and add the weights to the sums if it is one of the last."""
@@ -186,24 +164,6 @@ class RecordedLoop(StageLoop):
     def _measured(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         self._scores.append(score_N)
         return super()._measured(score_N[: self.n_valid], label_N[: self.n_valid])
-
-
-def split_objectives(
-    score_N: NDArray[Any],
-    label_N: NDArray[Any],
-    n_valid: int,
-    *,
-    metric: str,
-    protocol: MetricProtocol,
-    limit: float,
-    origin: float = 0.0,
-) -> dict[str, float]:
-    """Return a metric on valid and test, from the scores and labels [N] of both."""
-    parts = (np.split(values_N, [n_valid]) for values_N in (score_N, label_N))
-    return {
-        split: split_metrics(part_N, own_N, protocol=protocol, limit=limit, origin=origin, only=metric)[metric]
-        for split, part_N, own_N in zip(SPLITS, *parts, strict=True)
-    }
 
 
 def run_all(call: Callable[..., None], jobs: Iterable[tuple[Any, ...]], *, processes: int, title: str) -> None:

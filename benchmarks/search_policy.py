@@ -39,7 +39,7 @@ from policies import (
     important,
     over_three_epochs,
 )
-from recorded_noise import averaging_table, finalists_table, variance_table
+from recorded_noise import averaging_table, ensembles_table, finalists_table, variance_table
 from search_endings import (
     Candidate,
     Contender,
@@ -54,13 +54,13 @@ from search_endings import (
     greedy_ensemble,
     mean_of_best,
 )
+from study import PAIRED, paired_interval
 
 from grcf_ray.bench.setup import deliver
 from grcf_ray.search.simulation import FedSearch, simulate
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
 from grcf_ray.search.winner import versions
-from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
 
 SLOTS = 2
@@ -251,16 +251,12 @@ def _played(
 
 def _row(delivered: Sequence[Delivered], reference: Sequence[Delivered]) -> dict[str, float]:
     tests = [one.test for one in delivered]
-    gain = spread(np.subtract(tests, [one.test for one in reference]).tolist())
-    half = gain.half_width or 0.0
     return {
         "passes": statistics.fmean(one.passes for one in delivered),
         "valid": statistics.fmean(one.valid for one in delivered),
         "test": statistics.fmean(tests),
         "deviation": statistics.stdev(tests),
-        "difference": gain.mean,
-        "low": gain.mean - half,
-        "high": gain.mean + half,
+        **({} if delivered is reference else paired_interval(tests, [one.test for one in reference])),
     }
 
 
@@ -287,9 +283,7 @@ def policies_table(path: Path, passes: float, searches: int, processes: int) -> 
             Column("valid", "its figure on valid", "{:.4f}"),
             Column("test", "on test", "{:.4f}"),
             Column("deviation", "deviation", "{:.4f}"),
-            Column("difference", "difference", "{:+.4f}"),
-            Column("low", "from", "{:+.4f}"),
-            Column("high", "to", "{:+.4f}"),
+            *PAIRED,
         ),
         rows,
         (
@@ -309,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
     given = parser.parse_args(arguments)
     table = opened(given.table)
-    recorded = [variance_table(table), finalists_table(table), averaging_table(table)]
+    recorded = [part(table) for part in (variance_table, finalists_table, averaging_table, ensembles_table)]
     print(json.dumps([part.rows for part in recorded]), flush=True)
     policies = policies_table(given.table, given.passes, given.searches, given.processes)
     command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *(arguments or sys.argv[1:])])

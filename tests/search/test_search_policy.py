@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from policies import SeenTable
-from recorded_noise import averaging_table, explained_share, finalists_table, judged_gain, variance_table
+from recorded_noise import (
+    GROUP,
+    averaging_table,
+    ensembles_table,
+    explained_share,
+    finalists_table,
+    judged_gain,
+    variance_table,
+)
+from scipy import stats
 from search_endings import (
     Candidate,
     Contender,
@@ -193,3 +202,22 @@ def test_an_ensemble_has_the_error_of_the_mean_score(table: TrialTable) -> None:
     assert len(chosen) > 1
     assert greedy_ensemble(search).valid == pytest.approx(least)
     assert greedy_ensemble(search).test == pytest.approx(ensemble_error([models[m] for m in chosen], "test"))
+
+
+def test_ensembles_of_groups_against_their_best_trial(table: TrialTable) -> None:
+    rows = ensembles_table(table).rows
+    models = [trial.known for trial in table.recorded(2)]
+    order = np.random.default_rng(0).permutation(len(models))
+    tests: dict[int, list[float]] = {1: [], 3: [], GROUP: []}
+    for first in range(0, len(order) - GROUP + 1, GROUP):
+        group = [models[index] for index in order[first : first + GROUP]]
+        group.sort(key=lambda known: min(known.values_E))
+        for size, errors in tests.items():
+            mean_N = sum(known.error["test"][known.best] for known in group[:size]) / size
+            errors.append(float(np.abs(mean_N).mean()))
+    assert [row["models"] for row in rows] == list(tests)
+    assert [row["test"] for row in rows] == pytest.approx([np.mean(errors) for errors in tests.values()])
+    assert "difference" not in rows[0]
+    for row, errors in zip(rows[1:], list(tests.values())[1:], strict=True):
+        interval = stats.ttest_rel(errors, tests[1]).confidence_interval(0.95)
+        assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
