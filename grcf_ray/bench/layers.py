@@ -73,11 +73,6 @@ _NAME = "microsoft/deberta-v3-base"
 _LAYERS, _TOKENS, _VOCABULARY = 3, 1024, 1000
 LENGTHS = (16, 50)
 """Subwords of a text: MOSI's mean, and the length to which the paper pads."""
-KERNELS = Column("kernels", "kernels", "{:,}")
-DIFFERENCE = Column("difference", "gradient, rel. L2", "{:.1e}")
-KERNELS_NOTE = (
-    "kernels: ATen operations forward and backward, without views and allocations; a GPU can need more for one"
-)
 
 
 def positions_table(setup: Setup) -> Table:
@@ -95,9 +90,17 @@ def positions_table(setup: Setup) -> Table:
             kernels=[count_kernels(run) for run in passes],
             difference=(None, gradient_difference(cut, stock, token_BL)),
         )
-    columns = (Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"), *TIMES, KERNELS, DIFFERENCE)
-    note = f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward"
-    return Table("positions", "DeBERTa-v3's relative positions", columns, rows, (note, KERNELS_NOTE))
+    columns = (
+        Column("name", f"{_LAYERS} layers, {_TOKENS} subwords"),
+        *TIMES,
+        Column("kernels", "kernels", "{:,}"),
+        Column("difference", "gradient, rel. L2", "{:.1e}"),
+    )
+    notes = (
+        f"{_NAME}'s settings with {_LAYERS} layers and {_VOCABULARY} words, random weights, forward and backward",
+        "kernels: ATen operations forward and backward, without views and allocations; a GPU can need more for one",
+    )
+    return Table("positions", "DeBERTa-v3's relative positions", columns, rows, notes)
 
 
 def stock_deberta(layers: int, device: torch.device) -> Any:

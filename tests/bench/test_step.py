@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import positions
 import pytest
 import torch
 from torch import nn
@@ -111,7 +109,8 @@ def test_the_paper_s_batch_on_a_gpu(setup_of: Callable[..., Setup]) -> None:
 
 def test_both_have_the_same_gradient(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare one layer with DeBERTa-v3-base's real settings on a few subwords."""
-    make_layers_small(monkeypatch)
+    for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
+        monkeypatch.setattr(layers, name, value)
     table = layers.positions_table(setup_of())
     assert [row["name"].split(",")[0] for row in table.rows] == ["length 16"] * 2 + ["length 50"] * 2
     for stock, cut in zip(table.rows[::2], table.rows[1::2], strict=True):
@@ -119,24 +118,6 @@ def test_both_have_the_same_gradient(setup_of: Callable[..., Setup], monkeypatch
         assert 0 < cut["difference"] < 1e-5
         assert stock["speed_up"] == 1
         assert 100 < cut["kernels"] < stock["kernels"]
-
-
-def make_layers_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
-        monkeypatch.setattr(layers, name, value)
-
-
-def test_positions_before_and_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, the library's own: an earlier module that changes nothing."""
-    make_layers_small(monkeypatch)
-    table = positions.compare(SimpleNamespace(cut_positions=lambda backbone: backbone), depth=1, repetitions=1)
-    assert [row["name"] for row in table.rows[:3]] == [
-        f"length 16, {n}" for n in ("transformers' own", "before", "now")
-    ]
-    for stock, before, now in zip(table.rows[::3], table.rows[1::3], table.rows[2::3], strict=True):
-        assert before["kernels"] == stock["kernels"] > now["kernels"]
-        assert before["difference"] == 0 < now["difference"] < 1e-5
-        assert stock["difference"] is None and stock["speed_up"] == 1
 
 
 def test_kernels_are_operations_that_compute() -> None:
