@@ -6,6 +6,7 @@ number 2 i + 1 the starting point under the same seed. No model is chosen among 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -103,11 +104,17 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
 
 
 def _ensembles(record: RunRecord, trials: Sequence[TrialRecord]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the metrics of the mean score of each arm's models, by arm and split."""
+    """Return the metrics of the mean score of each arm's models, by arm and split; none if predictions are missing."""
     places: dict[str, list[StoragePath]] = {arm: [] for arm in ARMS}
     for trial in trials:
         places[arm_of(trial)].append(model_place(record, trial, last=trial.stage))
-    return {arm: ensemble_metrics(open_model(models[0]), models) for arm, models in places.items() if len(models) > 1}
+    ensembles = {}
+    for arm, models in places.items():
+        # People may delete predictions, which hold the texts.
+        with contextlib.suppress(FileNotFoundError):
+            if len(models) > 1:
+                ensembles[arm] = ensemble_metrics(open_model(models[0]), models)
+    return ensembles
 
 
 def _arms(record: RunRecord, space: Space, winner: TrialRecord) -> dict[str, dict[int, dict[str, Any]]]:

@@ -16,6 +16,7 @@ from scipy import stats
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.search.comparisons import (
     against_baseline,
+    arm_of,
     compare,
     model_place,
     retrainings,
@@ -177,6 +178,11 @@ def test_retraining(finished: Callable[..., tuple[Search, TrialRecord]], store: 
     assert retrain(search, winner, 2, store) == metrics
     assert started_of(seen) == []
     assert len(reads.read_json()["test_reads"]) == 2
+
+    # People may delete predictions, which hold the texts.
+    gone = next(trial for trial in record.trials(2) if arm_of(trial) == "winner")
+    (model_place(record, gone, last=2) / "predictions").delete()
+    assert retrain(search, winner, 2, store)["ensembles"] == {"start": metrics["ensembles"]["start"]}
 
 
 def started_of(events: list[Event]) -> list[TrialRecord]:
