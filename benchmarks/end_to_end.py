@@ -33,6 +33,7 @@ from grcf_ray.errors import ConfigError, GrcfError
 from grcf_ray.search.callback import stage_job
 from grcf_ray.search.events import Event, TrialEnded
 from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.space import stage_budgets
 from grcf_ray.search.stages import config_of
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
@@ -97,17 +98,13 @@ def end_to_end_tables(setup: Setup) -> list[Table]:
     setup.features()
     naive_trial.token_features(setup.store, _naive(config, length), setup.folder)
     record = RunRecord(storage_path(setup.folder / "whole"))
-    parts: list[tuple[Literal[1, 2], int, int]] = [
-        (1, config.stage1.epochs, config.search.stage1_trials),
-        (2, config.stage2.epochs, config.search.stage2_trials),
-    ]
-    parts = [part for part in parts if part[1]]
+    budgets = stage_budgets(config)
     started = time.perf_counter()
     with CpuClock() as clock:
-        slots = setup.slots(config, *(trials for _, _, trials in parts))
+        slots = setup.slots(config, *(trials for trials, _ in budgets.values()))
         setup.search(record, setup.space, slots, functools.partial(_tell, setup))
     wall = time.perf_counter() - started
-    stages = [_stage(setup, record, stage, epochs, slots, length) for stage, epochs, _ in parts]
+    stages = [_stage(setup, record, stage, epochs, slots, length) for stage, (_, epochs) in budgets.items()]
     shares = clock.shares
     return [
         Table(

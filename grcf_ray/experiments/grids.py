@@ -17,7 +17,7 @@ from grcf_ray.experiments.plotting import draw_lines, metric_panel, spread_line
 from grcf_ray.experiments.result import ExperimentResult, Picture, few_seeds_notes
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.direct_baseline import INHERITED, ONE_DROPOUT, direct_space
-from grcf_ray.search.space import Space
+from grcf_ray.search.space import Space, stage_budgets
 from grcf_ray.statistics import finite_spread
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -95,16 +95,15 @@ def retuned_space(space: Space, ablation: str) -> Space:
     if ablation == "direct-mae":
         return direct_space(space)
     config, retuned = space.config(), space.with_settings(ABLATIONS[ablation])
-    first, second, search = config.stage1.epochs, config.stage2.epochs, config.search
-    epochs = first * search.stage1_trials + second * search.stage2_trials
+    epochs = sum(trials * epochs for trials, epochs in stage_budgets(config).values())
     if ablation == "no-stage1":
         inherited = {path: dim for path, dim in retuned.stage1.items() if not path.startswith("stage1.")}
         retuned = retuned.with_settings(ONE_DROPOUT)
         retuned = dataclasses.replace(retuned, stage1={}, stage2={**inherited, **retuned.stage2})
-        return retuned.with_settings({"search.stage2_trials": round(epochs / second)})
+        return retuned.with_settings({"search.stage2_trials": round(epochs / config.stage2.epochs)})
     if ablation == "no-stage2":
         retuned = dataclasses.replace(retuned, stage2={})
-        return retuned.with_settings({"search.stage1_trials": round(epochs / first)})
+        return retuned.with_settings({"search.stage1_trials": round(epochs / config.stage1.epochs)})
     return retuned
 
 

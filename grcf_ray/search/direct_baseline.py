@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grcf_ray.config import ABLATIONS, DROPOUTS
-from grcf_ray.search.space import Space
+from grcf_ray.search.space import Space, stage_budgets
 from grcf_ray.storage import StoragePath
 
 DIRECT = "-direct"
@@ -36,7 +36,7 @@ def direct_space(space: Space) -> Space:
     """
     config = space.config()
     first, second = config.stage1.epochs, config.stage2.epochs
-    epochs = first * config.search.stage1_trials + second * config.search.stage2_trials
+    epochs = sum(trials * epochs for trials, epochs in stage_budgets(config).values())
     model = {path: dim for path, dim in space.stage1.items() if path.startswith(("model.", "pairs."))}
     searched = {path: dim for path, dim in space.stage2.items() if path in _SEARCHED}
     # Settings that MAE does not use stay at the starting point.

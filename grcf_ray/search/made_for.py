@@ -15,6 +15,7 @@ from grcf_ray import console
 from grcf_ray.config import RunConfig, build_config, short_name
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.made_space import CPU_SECONDS, GPU_SECONDS, Encoder, Machine, MadeSpace, make_space
+from grcf_ray.search.space import NO_STAGE, stage_epochs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -158,7 +159,10 @@ def made_for(
     """
     from grcf_ray.search.host_memory import mean_tokens
 
-    if not build_config(fixed).model.sees_text:
+    config = build_config(fixed)
+    if not stage_epochs(config):
+        raise ConfigError(NO_STAGE)
+    if not config.model.sees_text:
         raise ConfigError("a space is made for models that read the text; for audio and vision alone give --space FILE")
     if seconds is None:
         seconds = GPU_SECONDS if machine.gpus else CPU_SECONDS

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from grcf_ray.config import RunConfig, short_name
 from grcf_ray.data.schema import TableInfo
-from grcf_ray.search.space import Choice, Dimension, Range, Space, stage_epochs
+from grcf_ray.search.space import Choice, Dimension, Range, Space, stage_budgets
 
 SOURCE = "the space made for the data"
 """The source of a made space, in messages."""
@@ -117,14 +117,13 @@ def make_space(
         ends = planned_seconds(config, info, encoder, machine, text_seconds)
         if all(end <= _PLANNED[stage] * seconds for stage, end in ends.items()):
             break
-    trials, epochs = (config.search.stage1_trials, config.search.stage2_trials), stage_epochs(config)
+    trials, epochs = (" + ".join(map(str, part)) for part in zip(*stage_budgets(config).values(), strict=True))
     frozen = encoder.layers if config.model.frozen_layers == "all" else config.model.frozen_layers
     minutes = max(1, round(max(ends.values()) / 60))
     late = "" if minutes * 60 <= seconds else f", longer than the limit of {seconds / 60:g} min"
     summary = (
         f"{short_name(encoder.name)} ({encoder.reason}), {frozen} of {encoder.layers} layers frozen, "
-        f"{' + '.join(str(trials[stage - 1]) for stage in epochs)} trials of {' + '.join(map(str, epochs.values()))} "
-        f"epochs, about {minutes} minute{'s' * (minutes != 1)}{late}"
+        f"{trials} trials of {epochs} epochs, about {minutes} minute{'s' * (minutes != 1)}{late}"
     )
     return MadeSpace(space, seconds, summary)
 
@@ -141,8 +140,7 @@ def planned_seconds(
     clock = _START_S + text_seconds / 3 * ahead
     epoch = epoch_seconds(config, info, encoder, text_seconds, on_gpu=machine.gpus > 0)
     ends: dict[int, float] = {}
-    for stage, epochs in stage_epochs(config).items():
-        trials = search.stage1_trials if stage == 1 else search.stage2_trials
+    for stage, (trials, epochs) in stage_budgets(config).items():
         # ASHA spent 43 % of the epochs of 5 and 7 (docs/performance/pruning.md); it cannot shorten a single epoch.
         spent = 0.5 + 0.5 / epochs if search.pruning else 1.0
         together = min(trials, search.concurrent or at_a_time, at_a_time)

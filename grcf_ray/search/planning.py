@@ -15,7 +15,7 @@ from grcf_ray.errors import ClusterError, ConfigError
 from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.preflight import Room
 from grcf_ray.search.simulation import Outcome, simulate
-from grcf_ray.search.space import Space, stage_epochs
+from grcf_ray.search.space import Space, stage_budgets
 from grcf_ray.search.trial_sources import KnownTrials
 from grcf_ray.statistics import Spread, spread
 from grcf_ray.tables import Column, Table
@@ -203,9 +203,7 @@ def plan_search(known: KnownTrials, space: Space, counts: Sequence[int]) -> Plan
     places = {count: room.most([{device: float(count)}]) for count in counts}
     if not places[counts[0]]:
         raise ClusterError(f"--simulate {counts[0]}: a trial takes {each:g} {device}s")
-    trials = {
-        stage: search.stage1_trials if stage == 1 else search.stage2_trials for stage in stage_epochs(space.config())
-    }
+    trials = {stage: trials for stage, (trials, _) in stage_budgets(space.config()).items()}
     least, most = _SEARCHES
     searches = max(least, min(most, _TRIALS // sum(trials.values())))
     # More places than trials change nothing.

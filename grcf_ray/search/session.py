@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from grcf_ray.cluster import connect, leave, node_types, watched
 
@@ -47,7 +48,7 @@ from grcf_ray.search.preflight import (
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.run_lookup import GROWING, check_encoder, encoder_of, note_encoder
 from grcf_ray.search.seeds import retrain
-from grcf_ray.search.space import Space, stage_epochs
+from grcf_ray.search.space import NO_STAGE, Space, stage_budgets
 from grcf_ray.search.stages import Search
 from grcf_ray.search.stopping import STAGE_SHARES, Stop
 from grcf_ray.search.winner import (
@@ -99,10 +100,9 @@ class Session:
         return self.space.config()
 
     @property
-    def budgets(self) -> dict[int, tuple[int, int]]:
+    def budgets(self) -> dict[Literal[1, 2], tuple[int, int]]:
         """The trials and epochs of each stage that has epochs."""
-        trials = {1: self.config.search.stage1_trials, 2: self.config.search.stage2_trials}
-        return {stage: (trials[stage], epochs) for stage, epochs in stage_epochs(self.config).items()}
+        return stage_budgets(self.config)
 
     def finished(self) -> bool:
         """Return whether the record holds the whole search, its best model and the retrainings."""
@@ -144,7 +144,7 @@ class Session:
         notes = self.store.check_trainable()
         check_modalities(self.space, self.store.info)
         if not self.budgets:
-            raise ConfigError("stage1.epochs and stage2.epochs are both 0; raise one of them: --set stage2.epochs=N")
+            raise ConfigError(NO_STAGE)
         if config.train.device == "cuda" and config.search.gpus_per_worker == 0:
             raise ConfigError(
                 "train.device = cuda, but trials have no GPU; give --gpus-per-worker 1, or a fraction of a GPU"

@@ -51,6 +51,8 @@ FIXED_ONLY = {
     "stage2.epochs": "the cosine schedule and ASHA need trials of equal length",
 }
 
+NO_STAGE = "stage1.epochs and stage2.epochs are both 0; raise one of them: --set stage2.epochs=N"
+"""The error for a search without a stage."""
 IN_LABEL_UNITS = {
     "ranking.intra_margin": 1,
     "ranking.base_margin": 1,
@@ -178,6 +180,12 @@ def stage_epochs(config: RunConfig) -> dict[Literal[1, 2], int]:
     """Return the epochs of each stage that has any."""
     stages: list[tuple[Literal[1, 2], int]] = [(1, config.stage1.epochs), (2, config.stage2.epochs)]
     return {stage: epochs for stage, epochs in stages if epochs}
+
+
+def stage_budgets(config: RunConfig) -> dict[Literal[1, 2], tuple[int, int]]:
+    """Return the number of trials and of epochs of each stage that has epochs."""
+    trials = {1: config.search.stage1_trials, 2: config.search.stage2_trials}
+    return {stage: (trials[stage], epochs) for stage, epochs in stage_epochs(config).items()}
 
 
 def recorded_space(content: Mapping[str, Any], source: str) -> Space:

@@ -286,6 +286,7 @@ def test_the_time_budget_sizes_the_space(
     ("more", "message"),
     [
         (("--set", "model.modalities=audio"), "give --space FILE"),
+        (("--set", "stage1.epochs=0", "--set", "stage2.epochs=0"), "are both 0"),
         (("--backbone", "no/such-model"), "--backbone DIR"),
         (("--data", "none.csv"), "none.csv"),
     ],
