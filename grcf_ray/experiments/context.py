@@ -33,6 +33,7 @@ from grcf_ray.search.predictions import Predictions
 from grcf_ray.search.preflight import find_capacity
 from grcf_ray.search.record import RunRecord, now
 from grcf_ray.search.run_lookup import check_encoder, note_encoder
+from grcf_ray.search.saved_model import open_model
 from grcf_ray.search.schema import ModelMetricsFile, read_file
 from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import run_space
@@ -41,7 +42,7 @@ from grcf_ray.search.stopping import Stop
 from grcf_ray.search.winner import note_test_read, versions
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.assemble import prepare_features
-from grcf_ray.train.export import SavedModel, load_model
+from grcf_ray.train.export import SavedModel
 from grcf_ray.train.stage import use_deterministic_torch
 
 
@@ -65,8 +66,7 @@ class Model:
 
     def load(self) -> SavedModel:
         """Load the model to score utterances with it."""
-        with self.place.reading_folder() as folder:
-            return load_model(folder)
+        return open_model(self.place)
 
 
 class ExperimentContext:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from grcf_ray.config import Task
 from grcf_ray.console import duration, progress
 from grcf_ray.metrics import METRIC_TITLES
-from grcf_ray.report.run_status import pace, seconds_after, seconds_left
+from grcf_ray.report.run_status import seconds_after, seconds_left
 from grcf_ray.report.terminal import one_line
 from grcf_ray.search.events import (
     EpochFinished,
@@ -29,7 +29,7 @@ from grcf_ray.search.events import (
     TrialStarted,
     WinnerFixed,
 )
-from grcf_ray.search.record import Ranking, TrialRecord
+from grcf_ray.search.record import Ranking, TrialRecord, pace
 from grcf_ray.train.curve import DIRECTIONS, objective_name, objective_value
 
 _ERROR_WIDTH = 120

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from grcf_ray.report.view import RunView
-from grcf_ray.search.record import TrialRecord, spent
+from grcf_ray.search.record import TrialRecord, pace, spent
 
 
 def concurrent_trials(trials: Sequence[TrialRecord]) -> int:
@@ -16,13 +16,6 @@ def concurrent_trials(trials: Sequence[TrialRecord]) -> int:
     # A trial that starts in the second in which another ends did not run beside it.
     steps = [(trial.started, 1) for trial in trials] + [(trial.ended, -1) for trial in trials if trial.ended]
     return max([1, *accumulate(change for _, change in sorted(steps))])
-
-
-def pace(trials: Iterable[TrialRecord]) -> float | None:
-    """Return the mean seconds of an epoch, or None before the first."""
-    seen = list(trials)
-    epochs = sum(trial.epoch for trial in seen)
-    return sum(trial.seconds for trial in seen) / epochs if epochs else None
 
 
 def seconds_left(

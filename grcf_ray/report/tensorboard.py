@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import operator
 import os
 import shutil
 import socket
@@ -277,8 +276,7 @@ class TensorBoardListener:
 
     def _folder(self, *names: str) -> EventFolder:
         if names not in self._folders:
-            place = functools.reduce(operator.truediv, names, self._place)
-            self._folders[names] = EventFolder(place, scratch=self._scratch)
+            self._folders[names] = EventFolder(self._place.at("/".join(names)), scratch=self._scratch)
         return self._folders[names]
 
 

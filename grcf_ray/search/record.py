@@ -214,10 +214,7 @@ class RunRecord:
 
     def at(self, path: str) -> StoragePath:
         """Return the place of a relative path from the record."""
-        place = self.place
-        for part in path.split("/"):
-            place = place / part
-        return place
+        return self.place.at(path)
 
     def write_trial(self, trial: TrialRecord) -> None:
         """Replace a trial's JSON."""
@@ -327,6 +324,13 @@ def spent(trials: Iterable[TrialRecord]) -> int:
     """Return the spent part of a stage's budget: finished and missing trials."""
     trials = list(trials)
     return sum(trial.finished for trial in trials) + len(missing_numbers(trials))
+
+
+def pace(trials: Iterable[TrialRecord]) -> float | None:
+    """Return the mean seconds of an epoch, or None before the first."""
+    seen = list(trials)
+    epochs = sum(trial.epoch for trial in seen)
+    return sum(trial.seconds for trial in seen) / epochs if epochs else None
 
 
 class Ranking:

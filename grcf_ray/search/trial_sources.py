@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.host_memory import mean_tokens
 from grcf_ray.search.made_for import timed_encoder
 from grcf_ray.search.made_space import TRIAL_S, epoch_seconds
-from grcf_ray.search.record import RunRecord, TrialRecord
+from grcf_ray.search.record import RunRecord, TrialRecord, pace
 from grcf_ray.search.simulation import TrialSource
 from grcf_ray.search.space import Choice, Dimension, Range, Space, run_space, stage_epochs
 from grcf_ray.search.table_file import read_table
@@ -181,9 +181,9 @@ def _epoch_seconds(record: RunRecord, space: Space, store: DatasetStore) -> tupl
     """Return the seconds of an epoch of each stage, and where they come from."""
     config = space.config()
     stages = stage_epochs(config)
-    trials = [trial for stage in stages for trial in record.trials(stage) if trial.epoch] if record.exists else []
-    if trials:
-        means = {stage: _mean_seconds([t for t in trials if t.stage == stage] or trials) for stage in stages}
+    trials = {stage: record.trials(stage) for stage in stages} if record.exists else {}
+    if (overall := pace(trial for listed in trials.values() for trial in listed)) is not None:
+        means = {stage: pace(listed) or overall for stage, listed in trials.items()}
         return means, f"seconds of an epoch: measured in {record}, {_listed(means)}"
     if not config.model.sees_text:
         raise ConfigError(
@@ -198,10 +198,6 @@ def _epoch_seconds(record: RunRecord, space: Space, store: DatasetStore) -> tupl
     means = {stage: epoch + TRIAL_S / epochs for stage, epochs in stages.items()}
     how = "from an assumed rate of the GPU" if on_gpu else "from a few timed passes of the encoder"
     return means, f"seconds of an epoch: estimated {how}, {_listed(means)}; epochs on record replace them"
-
-
-def _mean_seconds(trials: Sequence[TrialRecord]) -> float:
-    return sum(trial.seconds for trial in trials) / sum(trial.epoch for trial in trials)
 
 
 def _listed(seconds: Mapping[Literal[1, 2], float]) -> str:

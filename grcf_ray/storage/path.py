@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +38,10 @@ class StoragePath(ABC):
 
     @abstractmethod
     def __truediv__(self, name: str) -> StoragePath: ...
+
+    def at(self, path: str) -> StoragePath:
+        """Return the place of a relative path, whose parts are separated by slashes."""
+        return functools.reduce(operator.truediv, path.split("/"), self)
 
     @abstractmethod
     def beside(self, name: str) -> StoragePath:

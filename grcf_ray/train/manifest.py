@@ -32,7 +32,7 @@ def extend_manifest(place: StoragePath, names: Sequence[str]) -> None:
     """Add files of a saved model to its manifest, named by their path in the folder. The others are not read again."""
     files = dict(_listed(place, str(place)))
     for name in names:
-        with _file(place, name).reading() as path:
+        with place.at(name).reading() as path:
             files[name] = file_sha256(path)
     (place / MANIFEST).write_json({"format": FORMAT, "files": files})
 
@@ -78,7 +78,7 @@ def is_complete(place: StoragePath, others: Sequence[str]) -> bool:
         needed = ["model.safetensors", "config.json", "tokenizer"]
         config = place / "config.json"
         listed = config.exists() and config.read_json()["format"] < FIRST_LISTED
-    return listed and all(_file(place, name).exists() for name in (*needed, *others))
+    return listed and all(place.at(name).exists() for name in (*needed, *others))
 
 
 def _listed(place: StoragePath, where: str) -> dict[str, str]:
@@ -91,12 +91,6 @@ def _listed(place: StoragePath, where: str) -> dict[str, str]:
     except (DataError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(f"{where}: {MANIFEST} cannot be read ({error}); {_REMEDY}") from error
     return files
-
-
-def _file(place: StoragePath, name: str) -> StoragePath:
-    for part in name.split("/"):
-        place = place / part
-    return place
 
 
 def _is_needed(name: str) -> bool:
