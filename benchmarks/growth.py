@@ -357,7 +357,6 @@ def _curve(metrics: Mapping[str, Any], epochs: int, value: float) -> list[dict[s
 
 def _searcher(setup: Setup, trials: Sequence[TrialRecord]) -> OptunaSearcher:
     info, budget = setup.store.info, len(trials) + 1
-    half_range = (info.label_range[1] - info.label_range[0]) / 2
     return OptunaSearcher(
         distributions(setup.space.stage1),
         starts=[setup.space.start(1)],
@@ -367,7 +366,7 @@ def _searcher(setup: Setup, trials: Sequence[TrialRecord]) -> OptunaSearcher:
         epochs=EPOCHS,
         seed=setup.config.seed,
         n_startup_trials=startup_trials(budget),
-        feasible=lambda params: not check_margins(setup.space.config(params), half_range, info.task),
+        feasible=lambda params: not check_margins(setup.space.config(params), info.half_range, info.task),
         launch=lambda number, params: params,
     )
 
