@@ -140,10 +140,16 @@ class RecordedLoop(StageLoop):
         """Return the stage's objective by split, from the scores [N] of valid and test."""
         features = self.features
         parts = (np.split(values_N, [self.n_valid]) for values_N in (score_N, features.valid.label_N))
-        metric, measuring = objective_name(self.stage, features.task), {"protocol": self.protocol}
-        measuring |= {"limit": features.half_range, "origin": features.center}
+        metric = objective_name(self.stage, features.task)
         return {
-            split: split_metrics(part_N, label_N, **measuring, only=metric)[metric]
+            split: split_metrics(
+                part_N,
+                label_N,
+                protocol=self.protocol,
+                limit=features.half_range,
+                origin=features.center,
+                only=metric,
+            )[metric]
             for split, part_N, label_N in zip(SPLITS, *parts, strict=True)
         }
 

@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from grcf_ray.cluster import connect, leave, node_types, watched
 
@@ -100,9 +99,9 @@ class Session:
         return self.space.config()
 
     @property
-    def budgets(self) -> dict[Literal[1, 2], tuple[int, int]]:
+    def budgets(self) -> dict[int, tuple[int, int]]:
         """The trials and epochs of each stage that has epochs."""
-        return stage_budgets(self.config)
+        return dict(stage_budgets(self.config).items())
 
     def finished(self) -> bool:
         """Return whether the record holds the whole search, its best model and the retrainings."""

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -52,6 +52,18 @@ def test_one_slot_takes_the_sum_and_many_the_longest_path(known: KnownTrials, ta
     cells = plan.as_dict()["rows"]
     assert [row["device_hours"] for row in cells] == pytest.approx([ALL / 3600, 8 * LONGEST / 3600, LONGEST / 36])
     assert any("more, some buy nothing" in note for note in plan.notes()) and plan.notes()[-1] == "a note"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_search_of_one_stage(table: TrialTable, stage: Literal[1, 2]) -> None:
+    left_out = f"stage{3 - stage}"
+    space = dataclasses.replace(table.space.with_settings({f"{left_out}.epochs": 0}), **{left_out: {}})
+    facts = {"task": table.task, "protocol": table.protocol, "half_range": table.half_range}
+    own = TrialTable({stage: table.recorded(stage)}, name="own", space=space, **facts)
+    plan = plan_search(KnownTrials(own, own, ()), space, [1, 100])
+    trials, seconds = {1: 6, 2: 8}[stage], EPOCHS[stage] * 2.0 * stage
+    assert plan.trials == {stage: trials}
+    assert [row.seconds.mean for row in plan.rows] == pytest.approx([trials * seconds, seconds])
 
 
 def test_a_plan_repeats(known: KnownTrials, table: TrialTable) -> None:
