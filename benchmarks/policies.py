@@ -124,10 +124,6 @@ class SeenTable:
         self.drawn.append((params, known))
         return known
 
-    def known(self, params: Mapping[str, Any]) -> KnownTrial:
-        """Return the results of the drawn trial that has these parameters."""
-        return next(known for drawn, known in self.drawn if drawn == params)
-
 
 def important(table: TrialTable, stage: Literal[1, 2], count: int) -> list[str]:
     """Return the settings of a stage that matter most to the validation figure.

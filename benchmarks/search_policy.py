@@ -57,6 +57,7 @@ from search_endings import (
 from study import PAIRED, paired_interval
 
 from grcf_ray.bench.setup import deliver
+from grcf_ray.search.record import rank
 from grcf_ray.search.simulation import FedSearch, simulate
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TrialTable
@@ -192,11 +193,17 @@ def search(path: Path, table: SeenTable, policy: Policy, trials: int, seed: int)
         settings |= fixed_settings(path, policy.parameters)
     kind = policy.kind if policy.stopping is None else stopped_by(policy.stopping, table, valid_labels(path))
     outcome = simulate(table, table.space.with_settings(settings), slots=SLOTS, seed=seed, kind=kind)
+    firsts = {str(trial.number): trial for trial in outcome.trials if trial.stage == 1}
+    complete = rank(trial for trial in outcome.trials if trial.stage == 2 and trial.state == "complete")
     return Finished(
         table=table,
         seed=seed,
         winner=outcome.known,
-        candidates=[Candidate(*about, table.known(about[1])) for about in outcome.ranked],
+        candidates=[
+            Candidate(first.params, trial.params, first.objective, outcome.results[2, trial.number])
+            for trial in complete
+            for first in [firsts[trial.params["finalist"]]]
+        ],
         passes=outcome.passes,
         seconds=outcome.seconds,
         seconds_per_pass=outcome.busy / outcome.passes / SLOTS,

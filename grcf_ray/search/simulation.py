@@ -185,17 +185,28 @@ class Outcome:
 
     seconds: float
     """Time from its start to its end."""
-    busy: float
-    """Seconds of all trials together."""
-    passes: float
-    """Encoded utterances of all trials over training utterances."""
+    trials: Sequence[TrialRecord]
+    """Of all stages."""
+    results: Mapping[tuple[int, int], KnownTrial]
+    """What each trial would have come to without early stopping, by stage and number, those on test included."""
     winner: TrialRecord
-    known: KnownTrial
-    """The winner's results, those on test included."""
-    ranked: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], float]]
-    """The complete trials of the last stage, best first: parameters of both stages, and the finalist's objective."""
     progress: Sequence[tuple[float, float]]
     """The best figure of the last stage so far and its time, whenever it improved."""
+
+    @property
+    def busy(self) -> float:
+        """Seconds of all trials together."""
+        return sum(trial.seconds for trial in self.trials)
+
+    @property
+    def passes(self) -> float:
+        """Encoded utterances of all trials over training utterances."""
+        return sum(trial.utterance_passes for trial in self.trials)
+
+    @property
+    def known(self) -> KnownTrial:
+        """The winner's results."""
+        return self.results[self.winner.stage, self.winner.number]
 
 
 def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: type[FedSearch] = FedSearch) -> Outcome:
@@ -206,7 +217,7 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: 
     """
     space = space.with_settings({"seed": seed})
     last = max(stage_epochs(space.config()))
-    known: dict[tuple[int, int], KnownTrial] = {}
+    results: dict[tuple[int, int], KnownTrial] = {}
     progress: list[tuple[float, float]] = []
     clock = Clock()
 
@@ -216,7 +227,7 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: 
         finalist = trial.params.get("finalist")
         first = None if finalist is None else record.read_finalist(int(finalist))["objective"]
         rng = np.random.default_rng([seed, stage, trial.number])
-        drawn = known[stage, trial.number] = source.draw(stage, trial.params, rng, first)
+        drawn = results[stage, trial.number] = source.draw(stage, trial.params, rng, first)
         metric = f"valid/{objective_name(stage, source.task)}"
         return FedTrial(name, config, _curve(metric, drawn), metric)
 
@@ -245,20 +256,7 @@ def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: 
         )
         winner = search.run()
         trials = [trial for stage in search.stages for trial in record.trials(stage)]
-        ranked = [
-            ((first := record.read_finalist(int(trial.params["finalist"])))["params"], trial.params, first["objective"])
-            for trial in record.ranked(last)
-            if trial.state == "complete"
-        ]
-    return Outcome(
-        seconds=clock.seconds,
-        busy=sum(trial.seconds for trial in trials),
-        passes=sum(trial.utterance_passes for trial in trials),
-        winner=winner,
-        known=known[winner.stage, winner.number],
-        ranked=ranked,
-        progress=progress,
-    )
+    return Outcome(clock.seconds, trials, results, winner, progress)
 
 
 def _curve(metric: str, drawn: KnownTrial) -> list[dict[str, Any]]:

@@ -64,7 +64,6 @@ def test_a_smaller_space_keeps_what_matters(table: TrialTable) -> None:
     fixed = seen.draw(2, {"stage2.head_lr": 1e-3}, np.random.default_rng(0), 0.8)
     whole = table.draw(2, {"stage2.head_lr": 1e-3, "stage2.fusion_dropout": 0.1}, np.random.default_rng(0), 0.8)
     np.testing.assert_array_equal(fixed.values_E, whole.values_E)
-    assert seen.known({"stage2.head_lr": 1e-3}) is fixed
 
 
 @pytest.mark.parametrize("name", ["mosi", "mosi_cpu", "mosei"])
