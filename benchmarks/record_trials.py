@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from recording import RecordedLoop, Source, run_all
 from safetensors.torch import load_file, save_file
@@ -28,14 +29,17 @@ from scipy.stats import qmc
 
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.files import atomic_write, write_json
+from grcf_ray.metrics import split_metrics
 from grcf_ray.search.space import Space
-from grcf_ray.search.table_file import write_table
+from grcf_ray.search.table_file import SCALE, SPLITS
 from grcf_ray.search.winner import versions
+from grcf_ray.train.curve import objective_name
 from grcf_ray.train.stage import stage_seed
 
 BETTER = 0.4
 """Share of the configurations of Stage 1 that Stage 2 starts from."""
 _TIMINGS = ("utterances_per_s", "pairs_per_s")
+_FIGURES = ("seconds", "passes", *SPLITS)
 
 
 def draw_params(space: Space, stage: Literal[1, 2], configurations: int) -> list[dict[str, Any]]:
@@ -137,6 +141,73 @@ def describe(source: Source) -> dict[str, Any]:
         "test": label_N[n_valid:].tolist(),
         "versions": versions(),
     }
+
+
+def write_table(
+    path: Path,
+    about: Mapping[str, Any],
+    trials: Sequence[Mapping[str, Any]],
+    *,
+    with_scores: bool = True,
+    after: Path | None = None,
+) -> None:
+    """Write recorded trials as one Parquet file. Trials that diverged are left out.
+
+    about: the data set, its task, protocol and half_range, the space, and the labels of valid and test about the centre
+    of the label range. trials: each with stage, configuration, seed, finalist (the configuration of Stage 1 that it
+    starts from, or None), params, curve, and scores [C, N], those of valid before those of test. after: a table whose
+    trials come first.
+    """
+    figures = pa.list_(pa.float32())
+    columns = {
+        "stage": pa.int8(),
+        "configuration": pa.int32(),
+        "seed": pa.int32(),
+        "finalist": pa.int32(),
+        "start": pa.float32(),
+        "params": pa.string(),
+        **dict.fromkeys(_FIGURES, figures),
+    }
+    if with_scores:
+        columns["scores"] = pa.list_(pa.int16())
+    told = about if with_scores else {name: value for name, value in about.items() if name not in SPLITS}
+    rows = [_table_row(about, trial) for trial in trials]
+    starts = {
+        (row["configuration"], row["seed"]): max(row["valid"][: len(row["seconds"])], default=None)
+        for row in rows
+        if row["stage"] == 1
+    }
+    lengths = {stage: max(len(row["seconds"]) for row in rows if row["stage"] == stage) for stage in (1, 2)}
+    kept = [
+        {**row, "start": starts.get((row["finalist"], row["seed"]))}
+        for row in rows
+        if len(row["seconds"]) == lengths[row["stage"]]
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        schema = pa.schema(columns, {"about": json.dumps(told)})
+        earlier = [] if after is None else [pq.read_table(after, columns=schema.names).cast(schema)]
+        table = pa.concat_tables([*earlier, pa.Table.from_pylist(kept, schema)])
+        pq.write_table(table, file, compression="zstd", compression_level=19)
+
+
+def _table_row(about: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trial as a row of the file."""
+    metric = objective_name(trial["stage"], about["task"])
+    score_CN = np.asarray(trial["scores"]).reshape(-1, len(about["valid"]) + len(about["test"]))
+    limits = {"protocol": about["protocol"], "limit": about["half_range"]}
+    row = {name: trial[name] for name in ("stage", "configuration", "seed", "finalist")}
+    row |= {
+        "params": json.dumps(trial["params"]),
+        "seconds": [metrics["seconds"] for metrics in trial["curve"]],
+        "passes": [metrics["utterance_passes"] for metrics in trial["curve"]],
+        # Scores change little from epoch to epoch, and small numbers take less room.
+        "scores": np.diff(np.round(score_CN * SCALE).astype(np.int16), axis=0, prepend=np.int16(0)).reshape(-1),
+    }
+    for split, part_CN in zip(SPLITS, np.split(score_CN, [len(about["valid"])], axis=1), strict=True):
+        label_N = np.asarray(about[split])
+        row[split] = [split_metrics(score_N, label_N, only=metric, **limits)[metric] for score_N in part_CN]
+    return row
 
 
 def _next_configuration(extended: Path | None) -> int:

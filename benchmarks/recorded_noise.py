@@ -28,11 +28,27 @@ GROUP = 6
 """Trials of a group, each in one, within which ensembles are compared with the best trial."""
 
 
+def by_configuration(table: TrialTable, stage: Literal[1, 2]) -> dict[str, NDArray[np.float64]]:
+    """Return the objectives at the best epoch on valid, [configurations, seeds] by split.
+
+    Configurations of which a seed is missing are left out.
+    """
+    seeds: dict[int, list[KnownTrial]] = {}
+    for trial in table.recorded(stage):
+        seeds.setdefault(trial.configuration, []).append(trial.known)
+    most = max(map(len, seeds.values()))
+    whole = [known for known in seeds.values() if len(known) == most]
+    return {
+        split: np.array([[known.objective[split][known.best] for known in row] for row in whole])
+        for split in whole[0][0].objective
+    }
+
+
 def variance_table(table: TrialTable) -> Table:
     """Take the variance of the recorded figures apart: configurations, and seeds within one."""
     rows = []
     for stage in table.stages:
-        figures = table.by_configuration(stage)
+        figures = by_configuration(table, stage)
         means = {split: value_CS.mean(axis=1) for split, value_CS in figures.items()}
         for split, value_CS in figures.items():
             within = float(value_CS.var(axis=1, ddof=1).mean())
@@ -47,7 +63,7 @@ def variance_table(table: TrialTable) -> Table:
                     "again": float(stats.spearmanr(figures["valid"][:, 0], value_CS[:, 1]).statistic),
                 }
             )
-    configurations, seeds = table.by_configuration(1)["valid"].shape
+    configurations, seeds = by_configuration(table, 1)["valid"].shape
     return Table(
         "variance",
         f"Where the differences come from: {configurations} configurations of each stage under {seeds} seeds",

@@ -133,21 +133,6 @@ class TrialTable:
         """Return the recorded trials."""
         return self._recorded[stage]
 
-    def by_configuration(self, stage: Literal[1, 2]) -> dict[str, NDArray[np.float64]]:
-        """Return the objectives at the best epoch on valid, [configurations, seeds] by split.
-
-        Configurations of which a seed is missing are left out.
-        """
-        seeds: dict[int, list[KnownTrial]] = {}
-        for trial in self._recorded[stage]:
-            seeds.setdefault(trial.configuration, []).append(trial.known)
-        most = max(map(len, seeds.values()))
-        whole = [known for known in seeds.values() if len(known) == most]
-        return {
-            split: np.array([[known.objective[split][known.best] for known in row] for row in whole])
-            for split in whole[0][0].objective
-        }
-
     def draw(
         self,
         stage: Literal[1, 2],
@@ -171,13 +156,6 @@ class TrialTable:
             mixed = np.cos(angle) * luck + np.sin(angle) * other_luck
             difference[split] = trends[0] + mixed - recorded[chosen].known.objective[split]
         return recorded[chosen].known.shifted(difference)
-
-    def expected(
-        self, stage: Literal[1, 2], params: Mapping[str, Any], finalist: float | None = None
-    ) -> Mapping[str, NDArray[np.float64]]:
-        """Return the objective [C] that the model expects of these parameters, by split."""
-        model = self._models[stage]
-        return {split: trend[0] for split, trend in model.trends(model.place(params, finalist)[None]).items()}
 
 
 class _Model:

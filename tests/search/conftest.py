@@ -108,7 +108,8 @@ def make_search(
 @pytest.fixture(scope="session")
 def table_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a made table of trials, with scores."""
-    from grcf_ray.search.table_file import write_table
+    from record_trials import write_table
+
     from tests.search.made_trials import ABOUT, TRIALS
 
     path = tmp_path_factory.mktemp("table") / "trials.parquet"

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from policies import SeenTable
+from record_trials import write_table
 from recorded_noise import (
     GROUP,
     averaging_table,
+    by_configuration,
     ensembles_table,
     explained_share,
     finalists_table,
@@ -35,7 +37,7 @@ from search_endings import (
 )
 from search_policy import POLICIES, Policy, play
 
-from grcf_ray.search.table_file import read_table, write_table
+from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial
 from tests.search.made_trials import ABOUT, LABELS, N_VALID, TRIALS
 
@@ -73,7 +75,7 @@ def test_the_race_drops_the_worst_when_it_is_sure(table: TrialTable) -> None:
 
 def test_the_variance_is_taken_apart(table: TrialTable) -> None:
     rows = {row["stage"]: row for row in variance_table(table).rows}
-    figures = table.by_configuration(2)["test"]
+    figures = by_configuration(table, 2)["test"]
     assert figures.shape == (40, 2)
     # One-way analysis of variance, by hand.
     within = np.mean([(a - b) ** 2 / 2 for a, b in figures])
