@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from grcf_ray.console import duration, printable
-from grcf_ray.report.summary import Estimate
+from grcf_ray.search.schema import Estimate
 
 _NUMBER = re.compile(r"<data|–")
 

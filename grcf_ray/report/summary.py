@@ -17,7 +17,7 @@ from grcf_ray.report.worth import Worth
 from grcf_ray.search.comparisons import against_baseline, baseline_kind, few_seeds, retrainings
 from grcf_ray.search.failures import failures_by_cause
 from grcf_ray.search.record import TrialRecord, rank
-from grcf_ray.search.schema import Baseline, BestTrials, SeedsFile
+from grcf_ray.search.schema import Baseline, BestTrials, Estimate, SeedsFile
 from grcf_ray.train.curve import objective_name
 
 REPORT = "report.html"
@@ -33,30 +33,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
-class Estimate(_Part):
-    """A metric's mean over seeds; its deviation and the half width of its 95 % interval are None for one seed."""
-
-    mean: float
-    deviation: float | None
-    half_width: float | None
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """The ends of the 95 % interval."""
-        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
-
-    def spread(self) -> str:
-        """Return mean and deviation as text."""
-        return f"{self.mean:.4f}" + ("" if self.deviation is None else f" ± {self.deviation:.4f}")
-
-    def interval(self) -> str:
-        """Return the signed mean and its interval as text, a dash without an interval."""
-        return "-" if self.bounds is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(self.mean, *self.bounds)
-
-
 Estimates = dict[str, Estimate]
-
-
 _ARM_TITLES: dict[Literal["winner", "start"], str] = {"winner": "winner's parameters", "start": "starting point"}
 
 
@@ -71,10 +48,8 @@ class Retrainings(SeedsFile):
 
     def comparison(self) -> Comparison:
         """Return the test figures of both arms."""
-        values = self.model_dump()
-        first, second = (values["arms"][arm]["test"] for arm in ("winner", "start"))
-        titles = ("winner", "starting point")
-        return Comparison.model_validate({"titles": titles, "first": first, "second": second, "gain": values["gain"]})
+        first, second = (self.arms[arm].test for arm in _ARM_TITLES)
+        return Comparison(titles=("winner", "starting point"), first=first, second=second, gain=self.gain)
 
     def model_rows(self, objective: str) -> list[tuple[str, float, float | None]]:
         """Return what could be delivered of each arm's seeds: title, and the objective on valid and test.
@@ -132,10 +107,21 @@ class Comparison(_Part):
 
     def text_rows(self) -> list[tuple[str, ...]]:
         """Return the rows as text."""
-        return [
-            (title, first.spread(), second.spread() if second else "-", gain.interval() if gain else "-")
-            for title, first, second, gain in self.rows()
-        ]
+        return [(title, _spread(first), _spread(second), _interval(gain)) for title, first, second, gain in self.rows()]
+
+
+def _spread(estimate: Estimate | None) -> str:
+    """Return mean and deviation as text."""
+    if estimate is None:
+        return "-"
+    return f"{estimate.mean:.4f}" + ("" if estimate.deviation is None else f" ± {estimate.deviation:.4f}")
+
+
+def _interval(estimate: Estimate | None) -> str:
+    """Return the signed mean and its interval as text."""
+    if estimate is None or estimate.bounds is None:
+        return "-"
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(estimate.mean, *estimate.bounds)
 
 
 class Winner(_Part):

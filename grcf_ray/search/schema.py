@@ -341,16 +341,23 @@ class _Retrained(_Part):
     test: _Figures
 
 
-class _Spread(_Part):
+class Estimate(_Part):
+    """A metric's mean over seeds; its deviation and the half width of its 95 % interval are None for one seed."""
+
     mean: _Finite
     deviation: _NonNegative | None
     half_width: _NonNegative | None
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The ends of the 95 % interval."""
+        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
+
 
 class _ArmSpread(_Part):
     trained: _Count
-    valid: dict[str, _Spread]
-    test: dict[str, _Spread]
+    valid: dict[str, Estimate]
+    test: dict[str, Estimate]
 
 
 class SeedsFile(StoredFile):
@@ -363,7 +370,7 @@ class SeedsFile(StoredFile):
     ensembles: dict[Literal["winner", "start"], EnsembleMetrics] = {}
     """Of all models of an arm, if it has several; older releases did not measure them."""
     arms: dict[Literal["winner", "start"], _ArmSpread]
-    gain: dict[str, _Spread]
+    gain: dict[str, Estimate]
 
 
 class EntryFile(_Part):

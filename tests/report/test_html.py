@@ -11,7 +11,7 @@ from synthetic_run import HOSTILE
 from grcf_ray.console import printable
 from grcf_ray.report import html
 from grcf_ray.report.html import Table, code, figure, interval, spread
-from grcf_ray.report.summary import Estimate
+from grcf_ray.search.schema import Estimate
 
 TABLE = '{% from "macros.html" import table %}{{ table(content) }}'
 
