@@ -13,7 +13,6 @@ tables from the figures in it.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import json
@@ -28,13 +27,12 @@ from typing import Any
 
 import numpy as np
 import policies
-from recording import RecordedLoop, Source, Weights, run_all
+from recording import RecordedLoop, Source, Weights, open_source, run_all, study_parser
 from simulated_searches import Figures, Policy, Results, simulate_all, simulation_tables
-from study import PAIRED, paired_interval
+from study import PAIRED, deliver_study, paired_interval
 
 from grcf_ray import open_run
 from grcf_ray.api.run import Run
-from grcf_ray.bench.setup import deliver, open_setup
 from grcf_ray.console import Progress
 from grcf_ray.files import write_json
 from grcf_ray.metrics import METRIC_TITLES
@@ -233,25 +231,17 @@ def _compared(name: str, title: str, results: Results, reference: Mapping[int, F
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="mosi", metavar="NAME", help="a known data set [default: mosi]")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
-    parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
+    parser = study_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default, random and seeds [default: 5]")
     parser.add_argument("--repeats-of-others", type=int, default=1, metavar="N", help="other policies [default: 1]")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="trials at a time [default: 2]")
     parser.add_argument("--table", type=Path, metavar="FILE", help="recorded trials, to simulate the searches")
     parser.add_argument("--simulations", type=int, default=20, metavar="N", help="of each policy [default: 20]")
     parser.add_argument("--as-is", action="store_true", help="start nothing; tell of what is finished")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the figures")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
     given = parser.parse_args(arguments)
     # A search in progress ends with this program.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    given.work.mkdir(parents=True, exist_ok=True)
-    source = Source(given.dataset, given.data, given.space, given.work)
-    # The processes read the features that this one builds.
-    assert source.features
+    source = open_source(given)
     results = Bench(source, given.processes, given.as_is).results(given.repeats, given.repeats_of_others)
     title = METRIC_TITLES[objective_name(2, source.features.task)]
     tables = delivered_tables(results, title)
@@ -259,9 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.table and policies:
         simulated = simulate_all(given.table, source.space, policies, given.simulations, given.processes)
         tables += simulation_tables(results, simulated, title)
-    with open_setup(given.dataset, given.data, None, given.space, []) as setup:
-        about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
-    deliver(f"real_searches_{given.dataset}", about, tables, given.out, as_json=False)
+    deliver_study(f"real_searches_{given.dataset}", __file__, given, tables)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ same folder, with `--no-scores --out grcf_ray/search/trials/mosi_text.parquet`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from recording import RecordedLoop, Source, run_all
+from recording import RecordedLoop, Source, open_source, run_all, study_parser
 from safetensors.torch import load_file, save_file
 from scipy.stats import qmc
 
@@ -219,22 +218,15 @@ def _next_configuration(extended: Path | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record both stages, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="demo", metavar="NAME", help="a known data set [default: demo]")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
-    parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
+    parser = study_parser(__doc__)
+    parser.set_defaults(dataset="demo")
     parser.add_argument("--configurations", type=int, default=104, metavar="N", help="of each stage [default: 104]")
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="of each configuration [default: 2]")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="trials at a time [default: 2]")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trials")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write")
     parser.add_argument("--no-scores", action="store_true", help="leave out the scores: enough to plan searches")
     parser.add_argument("--extend", type=Path, metavar="FILE", help="recorded table to add to, kept as it is")
     given = parser.parse_args(arguments)
-    given.work.mkdir(parents=True, exist_ok=True)
-    source = Source(given.dataset, given.data, given.space, given.work)
-    # The processes read the features that this one builds.
-    assert source.features
+    source = open_source(given)
     numbers = range(_next_configuration(given.extend), given.configurations)
     first = record_stage(source, 1, dict.fromkeys(numbers), given.seeds, given.processes)
     second = record_stage(source, 2, choose_finalists(first), given.seeds, given.processes)

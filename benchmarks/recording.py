@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import dataclasses
 import multiprocessing
@@ -170,6 +171,25 @@ class RecordedLoop(StageLoop):
     def _measured(self, score_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
         self._scores.append(score_N)
         return super()._measured(score_N[: self.n_valid], label_N[: self.n_valid])
+
+
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of all studies that train in processes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="mosi", metavar="NAME", help="a known data set [default: %(default)s]")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="trials at a time [default: 2]")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for results, to resume from")
+    return parser
+
+
+def open_source(given: argparse.Namespace) -> Source:
+    """Return the data and the space that the options of `study_parser` name, with the features that processes read."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    source = Source(given.dataset, given.data, given.space, given.work)
+    assert source.features
+    return source
 
 
 def run_all(call: Callable[..., None], jobs: Iterable[tuple[Any, ...]], *, processes: int, title: str) -> None:

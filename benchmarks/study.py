@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +28,13 @@ def paired_interval(values: Sequence[float], reference: Sequence[float]) -> dict
 
     interval = stats.ttest_rel(values, reference).confidence_interval(0.95)
     return {"difference": fmean(values) - fmean(reference), "low": float(interval.low), "high": float(interval.high)}
+
+
+def deliver_study(name: str, script: str, given: argparse.Namespace, tables: Sequence[Table]) -> None:
+    """Print the tables, and write the page in the folder `--out`. given: the options. script: as in `run_study`."""
+    with open_setup(given.dataset, given.data, None, given.space, []) as setup:
+        about = setup.about(f"python benchmarks/{Path(script).name}", given.data)
+    deliver(name, about, tables, given.out, as_json=False)
 
 
 def run_study(name: str, script: str, tables_of: Callable[[Setup], Sequence[Table]]) -> NoReturn:

@@ -11,7 +11,6 @@ and chooses nothing. The folder `--work` keeps each training, so the same comman
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from recording import RecordedLoop, Source, Weights, run_all
+from recording import RecordedLoop, Source, Weights, open_source, run_all, study_parser
 from safetensors.torch import load_file, save_file
-from study import PAIRED, paired_interval
+from study import PAIRED, deliver_study, paired_interval
 
-from grcf_ray.bench.setup import deliver, open_setup
 from grcf_ray.config import ABLATIONS
 from grcf_ray.files import atomic_write, write_json
 from grcf_ray.statistics import Difference, corrected, paired_p
@@ -389,27 +387,19 @@ PARTS = {"passes": passes_tables, "ranking": ranking_tables, "handover": handove
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure a part, and write its page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--dataset", default="mosi", metavar="NAME", help="a known data set [default: mosi]")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
-    parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
     parser.add_argument(
         "--totals", type=int, nargs="+", default=TOTALS, metavar="N", help="epochs in all [default: 7 20 60]"
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of each cell [default: 5]")
     parser.add_argument("--tuning-seeds", type=int, default=4, metavar="N", help="for learning rates [default: 4]")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="trainings at a time [default: 2]")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the trainings' results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
     given = parser.parse_args(arguments)
-    given.work.mkdir(parents=True, exist_ok=True)
-    source = Source(given.dataset, given.data, given.space, given.work)
-    assert source.features
-    tables = PARTS[given.part](Study(source, given.processes, given.seeds, given.tuning_seeds), given.totals)
-    with open_setup(given.dataset, given.data, None, given.space, []) as setup:
-        about = setup.about(f"python benchmarks/{Path(__file__).name}", given.data)
-    deliver(f"two_stages_{given.part}", about, tables, given.out, as_json=False)
+    tables = PARTS[given.part](
+        Study(open_source(given), given.processes, given.seeds, given.tuning_seeds), given.totals
+    )
+    deliver_study(f"two_stages_{given.part}", __file__, given, tables)
     if given.out is not None and given.part == "passes":
         draw(tables, given.out / "two_stages_passes.png")
 
