@@ -76,6 +76,11 @@ class Table:
             say(sentence(note))
 
 
+def fact_text(value: Any) -> str:
+    """Return a fact about tables as text; several facts by name, such as versions, on one line."""
+    return ", ".join(f"{name} {fact}" for name, fact in value.items()) if isinstance(value, Mapping) else str(value)
+
+
 def _cell(value: Any, format: str) -> str:
     if value is None:
         return "-"

@@ -32,7 +32,7 @@ from grcf_ray.search.run_lookup import space_on
 from grcf_ray.search.space import Space, shipped_spaces
 from grcf_ray.search.stages import Search
 from grcf_ray.search.winner import available_threads, versions
-from grcf_ray.tables import Table
+from grcf_ray.tables import Table, fact_text
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.precision import precision_here
 from grcf_ray.train.stage import choose_device, use_deterministic_torch
@@ -188,19 +188,15 @@ def deliver(name: str, about: Mapping[str, Any], tables: Sequence[Table], out: P
         console.say(answer)
         return
     for key, value in about.items():
-        console.say(f"{key + ':':12} {_as_text(value)}")
+        console.say(f"{key + ':':12} {fact_text(value)}")
     for table in tables:
         table.print()
-
-
-def _as_text(value: Any) -> str:
-    return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _markdown(name: str, about: Mapping[str, Any], tables: Sequence[Table]) -> str:
     lines = [f"# Performance: {name}", ""]
     lines += [
-        f"- {key}: `{value}`" if key == "command" else f"- {key}: {_as_text(value)}" for key, value in about.items()
+        f"- {key}: `{value}`" if key == "command" else f"- {key}: {fact_text(value)}" for key, value in about.items()
     ]
     lines += [part for table in tables for part in ("", table.markdown())]
     return "\n".join(lines) + "\n"

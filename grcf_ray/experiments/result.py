@@ -15,7 +15,7 @@ from grcf_ray.experiments.registry import Experiment
 from grcf_ray.report import html
 from grcf_ray.search.comparisons import few_seeds
 from grcf_ray.storage import StoragePath
-from grcf_ray.tables import Column, Table
+from grcf_ray.tables import Column, Table, fact_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ class ExperimentResult:
     def markdown(self) -> str:
         """Return tables, figures and notes as Markdown."""
         lines = [f"# {self.title}", "", f"{self.paper}.", ""]
-        lines += [f"- {key}: {_shown(value)}" for key, value in self.about.items()]
+        lines += [f"- {key}: {fact_text(value)}" for key, value in self.about.items()]
         lines += [part for table in self.tables for part in ("", table.markdown())]
         lines += [
             part
@@ -91,7 +91,7 @@ class ExperimentResult:
 
     def latex(self) -> str:
         """Return the tables for a paper, with provenance and notes as comments."""
-        about = [f"{key}: {_shown(value)}" for key, value in self.about.items()]
+        about = [f"{key}: {fact_text(value)}" for key, value in self.about.items()]
         comments = [f"% {line}" for text in (*about, *self.notes) for line in text.splitlines()]
         return "\n".join([*comments, "", "\n\n".join(table.latex() for table in self.tables), ""])
 
@@ -126,10 +126,6 @@ def few_seeds_notes(seeds: int) -> list[str]:
     return [note] if note else []
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
-
-
 def _page(result: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) -> str:
     tables = [
         html.Table(
@@ -146,5 +142,5 @@ def _page(result: ExperimentResult, pictures: Sequence[tuple[Picture, str]]) -> 
         result=result,
         tables=[(content, map(sentence, table.notes)) for content, table in zip(tables, result.tables, strict=True)],
         pictures=pictures,
-        about={key: _shown(value) for key, value in result.about.items()},
+        about={key: fact_text(value) for key, value in result.about.items()},
     )

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from grcf_ray.report.html import Table
 
 ROWS = 200
 """Rows of a table on the page; report.json has all."""
 
 
-class Table(NamedTuple):
-    """Columns and rows of plain values, and their path in the data."""
-
-    name: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
 def tables_of(data: Mapping[str, Any]) -> list[Table]:
-    """Return the parts of the data that have the form of a table, in the data's order.
+    """Return the parts of the data that have the form of a table, in the data's order; a caption is the path of a part.
 
     These are lists of mappings to plain values, lists of rows of one length, and neighbouring lists of plain values of
     one length. A mapping of plain values makes two columns. The key `table`, which the page shows, is omitted.

@@ -169,10 +169,10 @@ def _figure(plot: Plot) -> dict[str, Any]:
         "drawing": drawing,
         "table": table and Table(caption=plot.title, **table, hidden_caption=True),
         "data": [
-            Table(
-                caption=(part.name or "Values")
+            dataclasses.replace(
+                part,
+                caption=(part.caption or "Values")
                 + (f" (the first {ROWS} of {len(part.rows)} rows)" if len(part.rows) > ROWS else ""),
-                columns=part.columns,
                 rows=part.rows[:ROWS],
             )
             for part in tables[:_TABLES]

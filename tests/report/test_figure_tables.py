@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from grcf_ray.report.figure_tables import tables_of
+from typing import Any
+
+from grcf_ray.report import figure_tables
+
+
+def tables_of(data: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(table.caption, table.columns, table.rows) for table in figure_tables.tables_of(data)]
 
 
 def test_lists_side_by_side_are_the_columns_of_a_table() -> None:
