@@ -80,12 +80,15 @@ class ExperimentResult:
         """Return tables, figures and notes as Markdown."""
         lines = [f"# {self.title}", "", f"{self.paper}.", ""]
         lines += [f"- {key}: {fact_text(value)}" for key, value in self.about.items()]
-        lines += [part for table in self.tables for part in ("", table.markdown())]
-        lines += [
+        pictures = [
             part
             for picture in self.pictures
             for part in ("", f"![{picture.caption}](figure-{picture.name}.png)", "", picture.caption)
         ]
+        # The first table is the answer, and others are long.
+        first, *tables = self.tables
+        lines += ["", first.markdown(), *pictures]
+        lines += [part for table in tables for part in ("", table.markdown())]
         lines += ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines) + "\n"
 

@@ -91,7 +91,7 @@ def rivals(context: ExperimentContext) -> ExperimentResult:
         title=f"Models on {info.name}, at equal cost of search",
         notes=_notes(context, found),
     )
-    tables = [_overview(context, rows, models, result.tables)]
+    tables = _overview(context, rows, models, result.tables)
     if both := [contender for contender in found if contender.alone]:
         tables.append(_stages_table(context, both, {row.arm.name: row for row in rows}, models))
     pictures = [*rank_pictures(context, [row.arm for row in rows], models), *result.pictures]
@@ -156,8 +156,8 @@ def _searched(context: ExperimentContext, planned: Sequence[Contender]) -> list[
 
 def _overview(
     context: ExperimentContext, rows: Sequence[Contender], models: Trained, by_metric: Sequence[Table]
-) -> Table:
-    """Return the table of all models: means of all metrics, the difference in the main one, and costs."""
+) -> list[Table]:
+    """Return the tables of all models: the main metric with the difference to the run's, then other metrics and costs."""
     figures = {table.name: {row["name"]: row for row in table.rows} for table in by_metric}
     metrics = head_metrics(context)
     main, title = metrics[0], METRIC_TITLES[metrics[0]]
@@ -174,28 +174,39 @@ def _overview(
                 "seeds": len(models[name]),
                 "parameters": None if row.status else _parameters(context, row.arm),
                 "passes": cost and cost.utterance_passes,
-                "hours": cost and cost.trial_seconds / 3600,
+                "minutes": cost and cost.trial_seconds / 60,
                 "status": row.status or (None if models[name] else "every training failed"),
             }
         )
+    model = Column("title", "model")
     columns = (
-        Column("title", "model"),
+        model,
         Column("paper", f"{title}, paper", "{:.3f}"),
-        *(Column(metric, METRIC_TITLES[metric], "{:.4f}") for metric in metrics),
-        Column("deviation", f"deviation of {title}", "{:.4f}"),
+        Column(main, title, "{:.4f}"),
+        Column("deviation", "deviation", "{:.4f}"),
         *_COMPARED,
-        Column("parameters", "trained parameters", "{:,}"),
-        Column("passes", "search, passes", "{:.1f}"),
-        Column("hours", "search, hours", "{:.2f}"),
         Column("status", "status"),
     )
+    others = (
+        model,
+        *(Column(metric, METRIC_TITLES[metric], "{:.4f}") for metric in metrics[1:]),
+        Column("parameters", "trained parameters", "{:,}"),
+        Column("passes", "search, passes", "{:,.0f}"),
+        Column("minutes", "search, minutes", "{:,.1f}"),
+    )
+    split = f"{context.store.info.name}, test"
     notes = [
-        f"means over seeds; difference: in {title}, less {rows[0].arm.title} under the same seeds",
-        "search: passes over the training split, and hours in trials; all had the same to spend, and early stopping "
-        "saves a part",
+        f"means over seeds; difference: less {rows[0].arm.title} under the same seeds",
         *(f"{row.arm.title}: {row.reason}" for row in rows if row.reason),
     ]
-    return Table("models", f"{context.store.info.name}, test: all models", shown_columns(columns, cells), cells, notes)
+    spent = (
+        "search: passes over the training split, and minutes in trials; all had the same to spend, and early stopping "
+        "saves a part"
+    )
+    return [
+        Table("models", f"{split}: {title} of all models", shown_columns(columns, cells), cells, notes),
+        Table("others", f"{split}: other metrics and costs", shown_columns(others, cells), cells, [spent]),
+    ]
 
 
 def _parameters(context: ExperimentContext, arm: Arm) -> int:

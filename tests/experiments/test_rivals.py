@@ -88,7 +88,7 @@ def test_a_row_for_each_model_whether_it_was_trained_or_not(untrained: Any, plan
             row["mean"],
             row.get("difference", row["mean"]),
         )
-    assert rows["TFN"]["mae"] is None and (rows["LMF"]["passes"], rows["LMF"]["hours"]) == (5.5, 0.5)
+    assert rows["TFN"]["mae"] is None and (rows["LMF"]["passes"], rows["LMF"]["minutes"]) == (5.5, 30)
     trials = untrained.view.all_trials
     assert rows["GRCF"]["passes"] == pytest.approx(sum(trial.utterance_passes for trial in trials))
     assert "| TFN |" in result.markdown() and "not applicable" in result.latex()
