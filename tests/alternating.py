@@ -22,6 +22,7 @@ class Alternating(MultimodalModel):
     def __init__(self, text_encoder: TextEncoder, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         self.layer = nn.Linear(text_encoder.width, 8)
+        self.fusion = nn.Identity()
         self.critic = nn.Linear(8, 1)
         self.head = nn.Linear(8, 1)
         self.counts_N: Tensor

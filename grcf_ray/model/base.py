@@ -48,6 +48,8 @@ class MultimodalModel(nn.Module, ABC):
 
     reads_states: ClassVar[bool] = False
     """Whether `_gather` gets the states of the subwords [B, L, D] in place of the text vectors [B, D]."""
+    fusion: nn.Module
+    """The layers from the vectors of `encode` to z_final, unless the model defines `_represent`."""
     head: nn.Module
 
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
@@ -125,8 +127,9 @@ class MultimodalModel(nn.Module, ABC):
         """
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
-        """Return z_final [S, D]: by default the vectors of `encode`. Dropout here differs from slot to slot."""
-        return vector_SW
+        """Return z_final [S, D]: by default `fusion` of the vectors. Dropout here differs from slot to slot."""
+        state_SD: Tensor = self.fusion(vector_SW)
+        return state_SD
 
     def _decide(self, state_SD: Tensor) -> Tensor:
         """Return the scores [S]: by default the head's only output."""
@@ -148,10 +151,15 @@ class MultimodalModel(nn.Module, ABC):
         return ({} if self.text_encoder is None else {"text": self.text_encoder.width}) | self.modality_dims
 
     def sequences(self, text: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the rows [B, L, A] of each modality, with their mask [B, L]. The rows of the text are its states."""
+        """Return the rows [B, L, A] of each modality, with their mask [B, L].
+
+        The rows of the text are its states. A text vector is a sequence of one row.
+        """
         others = {name: self.rows(batch, name) for name in self.modality_dims}
         if text is None:
             return others
+        if not self.reads_states:
+            return {"text": (text.unsqueeze(1), text.new_ones(len(text), 1, dtype=torch.bool)), **others}
         assert batch.mask_BL is not None
         return {"text": (text, batch.mask_BL), **others}
 

@@ -1,4 +1,4 @@
-"""Parts that several published models share: a network per modality, and rows brought to the steps of another.
+"""Layers that several published models share: networks for rows, Gaussians, memories and Transformers, shared steps.
 
 B utterances; L rows or subwords; R rows to be brought to T steps; A the width of a row; H of a hidden layer; M of a
 memory. Masks are true for real rows, which lie before the padding.
@@ -6,7 +6,7 @@ memory. Masks are true for real rows, which lie before the padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -23,54 +23,34 @@ def dense(width: int, hidden: int, layers: int, dropout: float) -> nn.Sequential
     return nn.Sequential(*parts)
 
 
-def mapping(width: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
-    """Return a network of one hidden layer: `dense`, then a linear layer."""
-    return nn.Sequential(*dense(width, hidden, 1, dropout), nn.Linear(hidden, out))
+def mapping(width: int, hidden: int, out: int, dropout: float = 0.0) -> nn.Sequential:
+    """Return a network of one hidden layer of ReLU units, with dropout on these."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out))
 
 
 class RowNetwork(nn.Module):
-    """Dense layers on the mean of the rows."""
+    """Layers on a summary of the rows: a module or function of rows and mask, by default the mean."""
 
-    def __init__(self, width: int, hidden: int, layers: int, dropout: float) -> None:
+    def __init__(self, layers: nn.Module, summary: Callable[[Tensor, Tensor], Tensor] = masked_mean) -> None:
         super().__init__()
-        self.layers = dense(width, hidden, layers, dropout)
+        self.summary, self.layers = summary, layers
+
+    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return [B, H]; of no meaning for a sample without rows."""
+        return cast(Tensor, self.layers(self.summary(row_BLA, mask_BL)))
+
+
+class LastState(nn.Module):
+    """The output of an LSTM at the last real row."""
+
+    def __init__(self, width: int, hidden: int, layers: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, dropout=dropout)
 
     def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
         """Return [B, H]; zeros for a sample without rows."""
-        return cast(Tensor, self.layers(masked_mean(row_BLA, mask_BL))) * mask_BL.any(1, keepdim=True)
-
-
-class SequenceNetwork(nn.Module):
-    """Dense layers on the last state of an LSTM."""
-
-    def __init__(self, width: int, hidden: int, layers: int, dropout: float) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(width, hidden, batch_first=True)
-        self.layers = dense(hidden, hidden, layers, dropout)
-
-    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return [B, H]; zeros for a sample without rows."""
-        return cast(Tensor, self.layers(last_state(self.lstm, row_BLA, mask_BL))) * mask_BL.any(1, keepdim=True)
-
-
-class SequenceProjection(nn.Module):
-    """A linear layer on the last state of an LSTM, with dropout in between; both have the same width."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(width, hidden, batch_first=True)
-        self.dropout, self.layer = nn.Dropout(dropout), nn.Linear(hidden, hidden)
-
-    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return [B, H]; zeros for a sample without rows."""
-        state_BH = self.dropout(last_state(self.lstm, row_BLA, mask_BL))
-        return cast(Tensor, self.layer(state_BH)) * mask_BL.any(1, keepdim=True)
-
-
-def last_state(lstm: nn.LSTM, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
-    """Return an LSTM's output [B, H] at the last real row; zeros for a sample without rows."""
-    state_BLH, _ = lstm(row_BLA)
-    return last_row(state_BLH, mask_BL)
+        state_BLH, _ = self.lstm(row_BLA)
+        return last_row(state_BLH, mask_BL)
 
 
 def last_row(row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
@@ -140,6 +120,93 @@ class GatedMemory(nn.Module):
         for retained_BM, added_BM in zip(retained_BTM.unbind(1)[1:], added_BTM.unbind(1)[1:], strict=True):
             memories.append(retained_BM * memories[-1] + added_BM)
         return last_row(torch.stack(memories, dim=1), mask_BT)
+
+
+class MemoryNetwork(nn.Module):
+    """The memory fusion network of Zadeh et al. (2018): LSTMs, attention to their memories, and a gated memory.
+
+    dims, widths: as in `StepLstms`. hidden: the width of the hidden layer of attention and gates.
+    """
+
+    def __init__(
+        self, dims: Mapping[str, int], widths: Mapping[str, int], memory: int, hidden: int, dropout: float
+    ) -> None:
+        super().__init__()
+        total = sum(widths.values())
+        self.lstms = StepLstms(dims, widths)
+        self.attention = mapping(2 * total, hidden, 2 * total, dropout)
+        self.memory = GatedMemory(2 * total, hidden, memory, dropout)
+        self.width = total + memory
+        """Width of the result."""
+
+    def forward(self, sequences: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the last outputs of the LSTMs, and the memory after the last step: [B, width]."""
+        output_BH, memories, mask_BT = self.lstms(sequences)
+        memory_BTC = torch.cat(memories, dim=-1)
+        attended_BTC = memory_BTC * self.attention(memory_BTC).softmax(-1)
+        return torch.cat([output_BH, self.memory(attended_BTC, mask_BT)], dim=-1)
+
+
+class Convolution(nn.Module):
+    """A temporal convolution without bias that keeps the number of rows; an odd `kernel`."""
+
+    def __init__(self, dim: int, width: int, kernel: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(dim, width, kernel, padding="same", bias=False)
+
+    def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return the convolved rows [B, L, H]; beyond the real rows lie zeros."""
+        real_BLA = row_BLA.masked_fill(~mask_BL.unsqueeze(2), 0)
+        convolved_BLH: Tensor = self.convolution(real_BLA.transpose(1, 2)).transpose(1, 2)
+        return convolved_BLH
+
+
+def positions(row_BLA: Tensor) -> Tensor:
+    """Return the sinusoidal positions [L, A]: sin(p / 10000^(2j/A)) in column 2j, the cosine in column 2j + 1."""
+    place_L1 = torch.arange(row_BLA.shape[1], device=row_BLA.device, dtype=row_BLA.dtype).unsqueeze(1)
+    column_A = torch.arange(row_BLA.shape[2], device=row_BLA.device)
+    power_A = (column_A // 2 * 2).to(row_BLA.dtype) / len(column_A)
+    angle_LA = place_L1 / torch.pow(10000.0, power_A)
+    return torch.where(column_A % 2 == 0, angle_LA.sin(), angle_LA.cos())
+
+
+class TransformerLayer(nn.Module):
+    """Attention to other rows or to the same ones, then a network for each row; both read normalised rows."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.last_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.network = mapping(width, 4 * width, width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, row_BLA: Tensor, other_BRA: Tensor, mask_BR: Tensor) -> Tensor:
+        """Return the new rows [B, L, A]. other_BRA: the rows to attend to, with their mask."""
+        key_BRA, present_B1 = self.norm(other_BRA), mask_BR.any(1, keepdim=True)
+        # A sample without rows attends to its padding, so that no softmax is NaN; the result is left out.
+        hidden_BR = ~mask_BR & present_B1
+        seen_BLA, _ = self.attention(
+            self.norm(row_BLA), key_BRA, key_BRA, key_padding_mask=hidden_BR, need_weights=False
+        )
+        row_BLA = row_BLA + self.dropout(seen_BLA) * present_B1.unsqueeze(2)
+        new_BLA: Tensor = row_BLA + self.dropout(self.network(self.last_norm(row_BLA)))
+        return new_BLA
+
+
+class Transformer(nn.Module):
+    """Layers that attend to the rows of another modality, or without them to their own; then a norm."""
+
+    def __init__(self, width: int, heads: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, row_BLA: Tensor, mask_BR: Tensor, other_BRA: Tensor | None = None) -> Tensor:
+        """Return the new rows [B, L, A]. mask_BR: that of the rows to attend to."""
+        for layer in self.layers:
+            row_BLA = layer(row_BLA, row_BLA if other_BRA is None else other_BRA, mask_BR)
+        normed_BLA: Tensor = self.norm(row_BLA)
+        return normed_BLA
 
 
 def equal_shares(row_BRA: Tensor, mask_BR: Tensor, mask_BT: Tensor) -> Tensor:

@@ -29,11 +29,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import gaussian_divergence, gaussian_sample, last_row
+from grcf_ray.model.subnetworks import (
+    Convolution,
+    Transformer,
+    gaussian_divergence,
+    gaussian_sample,
+    last_row,
+    mapping,
+    positions,
+)
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel
 from grcf_ray.settings import Count, NonNegative, PositiveCount, Probability
 
 
@@ -55,52 +63,32 @@ class Options:
     """Dropout rate of the Transformers."""
 
 
-class Convolution(nn.Module):
-    """A convolution over three rows at a time."""
+class LastConvolution(nn.Module):
+    """The last real row of a convolution over three rows at a time."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(dim, width, 3, padding=1, bias=False)
+        self.convolved = Convolution(dim, width, 3)
 
     def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the convolved rows [B, L, D]; beyond the real rows lie zeros."""
-        real_BLA = row_BLA * mask_BL.unsqueeze(2)
-        convolved_BLD: Tensor = self.convolution(real_BLA.transpose(1, 2)).transpose(1, 2)
-        return convolved_BLD
+        """Return the row [B, D]; zeros for a sample without rows."""
+        return last_row(self.convolved(row_BLA, mask_BL), mask_BL)
 
 
 class RowTransformer(nn.Module):
-    """A convolution, then a Transformer with sinusoidal positions and normalised inputs of its layers."""
+    """The last real row of a Transformer on such a convolution, with sinusoidal positions."""
 
     def __init__(self, dim: int, width: int, options: Options) -> None:
         super().__init__()
-        rate = options.dropout
-        self.convolved = Convolution(dim, width)
-        self.dropout = nn.Dropout(rate)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, options.heads, 4 * width, rate, batch_first=True, norm_first=True)
-            for _ in range(options.layers)
-        )
-        self.norm = nn.LayerNorm(width)
+        self.convolved = Convolution(dim, width, 3)
+        self.dropout = nn.Dropout(options.dropout)
+        self.transformer = Transformer(width, options.heads, options.layers, options.dropout)
 
     def forward(self, row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the state [B, D] of the last real row; zeros for a sample without rows."""
+        """Return the row [B, D]; zeros for a sample without rows."""
         state_BLD = self.convolved(row_BLA, mask_BL)
-        state_BLD = self.dropout(math.sqrt(state_BLD.shape[2]) * state_BLD + _positions(state_BLD[0]))
-        # Attention needs at least one row to read, so a sample without rows reads its padding.
-        ignored_BL = ~mask_BL & mask_BL.any(1, keepdim=True)
-        for layer in self.layers:
-            state_BLD = layer(state_BLD, src_key_padding_mask=ignored_BL)
-        return last_row(self.norm(state_BLD), mask_BL)
-
-
-def _positions(row_LD: Tensor) -> Tensor:
-    """Return sinusoidal positions [L, D]: sines in even columns, cosines of the same angles in odd ones."""
-    length, width = row_LD.shape
-    column_D = torch.arange(width, device=row_LD.device)
-    rate_D = 10_000 ** (-2 * (column_D // 2).to(row_LD.dtype) / width)
-    angle_LD = torch.arange(length, device=row_LD.device, dtype=row_LD.dtype).unsqueeze(1) * rate_D
-    return torch.where(column_D % 2 == 0, angle_LD.sin(), angle_LD.cos())
+        state_BLD = self.dropout(math.sqrt(state_BLD.shape[2]) * state_BLD + positions(state_BLD))
+        return last_row(self.transformer(state_BLD, mask_BL), mask_BL)
 
 
 class Bottleneck(nn.Module):
@@ -108,21 +96,18 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(width, hidden)
-        self.mean = nn.Linear(hidden, width)
-        self.deviation = nn.Linear(hidden, width)
+        self.layers = mapping(width, hidden, 2 * width)
 
     def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor]:
         """Return z [S, D], with noise in training, and its divergence [S]."""
-        hidden_SH = torch.relu(self.hidden(x_SD))
-        mean_SD = self.mean(hidden_SH)
-        deviation_SD = functional.softplus(self.deviation(hidden_SH) - 5)
+        mean_SD, raw_SD = self.layers(x_SD).chunk(2, dim=-1)
+        deviation_SD = functional.softplus(raw_SD - 5)
         divergence_S = gaussian_divergence(mean_SD, deviation_SD).mean(-1)
         return gaussian_sample(mean_SD, deviation_SD, self.training), divergence_S
 
 
-class CompleteBottleneck(MultimodalModel):
-    """The network of the module's docstring. z_final is z; the vectors of `encode` are all x_m."""
+class CompleteBottleneck(VectorModel):
+    """The network of the module's docstring. z_final is z; the vectors are x_m."""
 
     reads_states = True
 
@@ -130,44 +115,36 @@ class CompleteBottleneck(MultimodalModel):
         super().__init__(text_encoder, config, data)
         options: Options = config.options
         self.width, self.divergence_weight = options.heads * options.head_width, options.divergence_weight
-        self.names = [*(() if text_encoder is None else ("text",)), *self.modality_dims]
+        self.vector_widths = dict.fromkeys(self.sequence_dims, self.width)
+        self.networks = nn.ModuleDict(
+            {name: RowTransformer(dim, self.width, options) for name, dim in self.modality_dims.items()}
+        )
         if text_encoder is not None:
-            self.text = Convolution(text_encoder.width, self.width)
-        for name, dim in self.modality_dims.items():
-            self.add_module(name, RowTransformer(dim, self.width, options))
-        for name in self.names:
-            self.add_module(f"{name}_bottleneck", Bottleneck(self.width, options.hidden_width))
-            self.add_module(f"{name}_head", nn.Linear(self.width, 1))
-        self.fusion = nn.Linear(len(self.names) * self.width, self.width)
+            self.networks["text"] = LastConvolution(text_encoder.width, self.width)
+        names = list(self.vector_widths)
+        self.bottlenecks = nn.ModuleDict({name: Bottleneck(self.width, options.hidden_width) for name in names})
+        self.heads = nn.ModuleDict({name: nn.Linear(self.width, 1) for name in names})
+        self.fusion = nn.Linear(len(names) * self.width, self.width)
         self.bottleneck = Bottleneck(self.width, options.hidden_width)
         self.head = nn.Linear(self.width, 1)
-
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        """Return the concatenated x_m."""
-        parts = []
-        if text is not None:
-            assert batch.mask_BL is not None
-            parts.append(last_row(self.text(text, batch.mask_BL), batch.mask_BL))
-        parts += [self.get_submodule(name)(*self.rows(batch, name)) for name in self.modality_dims]
-        return torch.cat(parts, dim=-1)
 
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the errors of the modalities' own predictions, and the weighted divergences."""
         latents, _, divergence_U = self._compressed(vector_UW)
         error = functional.l1_loss if self.task == "regression" else functional.binary_cross_entropy_with_logits
-        errors = [error(self.get_submodule(f"{name}_head")(z_UD)[:, 0], label_U) for name, z_UD in latents.items()]
+        heads = zip(self.heads.values(), latents, strict=True)
+        errors = [error(head(z_UD)[:, 0], label_U) for head, z_UD in heads]
         return {"unimodal": torch.stack(errors).sum(), "divergence": self.divergence_weight * divergence_U.mean()}
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
         return self._compressed(vector_SW)[1]
 
-    def _compressed(self, vector_SW: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return z_m by modality [S, D], z [S, D], and the sum [S] of all divergences."""
-        parts = zip(self.names, vector_SW.chunk(len(self.names), dim=-1), strict=True)
-        pairs = {name: self.get_submodule(f"{name}_bottleneck")(x_SD) for name, x_SD in parts}
-        latents = {name: z_SD for name, (z_SD, _) in pairs.items()}
-        z_SD, divergence_S = self.bottleneck(torch.relu(self.fusion(torch.cat(list(latents.values()), dim=-1))))
-        return latents, z_SD, divergence_S + torch.stack([own_S for _, own_S in pairs.values()]).sum(0)
+    def _compressed(self, vector_SW: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return z_m of each modality [S, D], z [S, D], and the sum [S] of all divergences."""
+        pairs = zip(self.bottlenecks.values(), self.vectors(vector_SW)[0], strict=True)
+        latents, divergences = zip(*(bottleneck(x_SD) for bottleneck, x_SD in pairs), strict=True)
+        z_SD, divergence_S = self.bottleneck(torch.relu(self.fusion(torch.cat(latents, dim=-1))))
+        return list(latents), z_SD, divergence_S + torch.stack(divergences).sum(0)
 
 
 CARD = ModelCard(

@@ -23,7 +23,7 @@ from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import dense, last_state, on_shared_steps
+from grcf_ray.model.subnetworks import LastState, dense, on_shared_steps
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -50,18 +50,15 @@ class EarlyFusion(MultimodalModel):
         options: Options = config.options
         total = sum(self.sequence_dims.values())
         self.width, between = options.width, options.dropout if options.layers > 1 else 0.0
-        self.lstm = nn.LSTM(total, options.width, options.layers, batch_first=True, dropout=between)
+        self.lstm = LastState(total, options.width, options.layers, between)
         self.fusion = dense(options.width, options.width, 1, options.dropout)
         self.head = nn.Linear(options.width, 1)
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the last state of the LSTM."""
         rows, mask_BT = on_shared_steps(self.sequences(text, batch))
-        return last_state(self.lstm, torch.cat(list(rows.values()), dim=-1), mask_BT)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        fused_SD: Tensor = self.fusion(vector_SW)
-        return fused_SD
+        state_BH: Tensor = self.lstm(torch.cat(list(rows.values()), dim=-1), mask_BT)
+        return state_BH
 
 
 CARD = ModelCard(

@@ -13,7 +13,7 @@ Interpretable Dynamic Fusion Graph. ACL.
 
 Readings: C' < C are the proper subsets, so three modalities give 7 vertices, the output and 19 edges. The vertices of
 the modalities read the LSTMs' memories, as the attention of MFN does. Each D has one hidden layer of ReLU units with
-dropout on its input. W_m has no bias, so that the vertex of a modality that a sample lacks is zero. Steps and gates are
+dropout. W_m has no bias, so that the vertex of a modality that a sample lacks is zero. Steps and gates are
 those of MFN, the widths those of the toolkit MMSA for CMU-MOSI.
 """
 
@@ -31,6 +31,7 @@ from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import GatedMemory, StepLstms, dense, mapping
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import width_options
 from grcf_ray.settings import PositiveCount, Probability
 
 
@@ -97,8 +98,7 @@ class GraphMemoryFusion(MultimodalModel):
         super().__init__(text_encoder, config, data)
         options: Options = config.options
         self.width = options.fusion_width
-        of_all = {"text": options.text_width, "vision": options.vision_width, "audio": options.audio_width}
-        widths = {name: of_all[name] for name in self.sequence_dims}
+        widths = width_options(options, self.sequence_dims)
         self.lstms = StepLstms(self.sequence_dims, widths)
         self.graph = FusionGraph(widths, options)
         self.memory = GatedMemory(options.vertex_width, options.hidden_width, options.memory_width, options.dropout)
@@ -109,10 +109,6 @@ class GraphMemoryFusion(MultimodalModel):
         """Return the last outputs of the LSTMs, and the memory after the last step."""
         output_BH, memories, mask_BT = self.lstms(self.sequences(text, batch))
         return torch.cat([output_BH, self.memory(self.graph(memories), mask_BT)], dim=-1)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        fused_SD: Tensor = self.fusion(vector_SW)
-        return fused_SD
 
 
 CARD = ModelCard(

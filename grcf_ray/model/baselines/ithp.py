@@ -33,7 +33,7 @@ from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.pooling import masked_mean
-from grcf_ray.model.subnetworks import equal_shares, gaussian_divergence, gaussian_sample
+from grcf_ray.model.subnetworks import equal_shares, gaussian_divergence, gaussian_sample, mapping
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import NonNegative, Positive, PositiveCount, Probability
 
@@ -66,12 +66,8 @@ class Bottleneck(nn.Module):
     def __init__(self, width: int, kept: int, dim: int, options: Options, weight: float) -> None:
         super().__init__()
         hidden, dropout = options.hidden_width, options.hidden_dropout
-        self.encoder = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 2 * kept)
-        )
-        self.detector = nn.Sequential(
-            nn.Linear(kept, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Sigmoid()
-        )
+        self.encoder = mapping(width, hidden, 2 * kept, dropout)
+        self.detector = mapping(kept, hidden, dim, dropout)
         self.weight = weight
 
     def forward(self, state_BLH: Tensor, mask_BL: Tensor, row_BLA: Tensor, seen_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +78,7 @@ class Bottleneck(nn.Module):
         mean_BLK, log_variance_BLK = self.encoder(state_BLH).chunk(2, dim=-1)
         deviation_BLK = (log_variance_BLK / 2).exp()
         kept_BLK = gaussian_sample(mean_BLK, deviation_BLK, self.training)
-        error_BLA = (self.detector(kept_BLK) - torch.sigmoid(row_BLA)).square()
+        error_BLA = (torch.sigmoid(self.detector(kept_BLK)) - torch.sigmoid(row_BLA)).square()
         divergence_B = masked_mean(gaussian_divergence(mean_BLK, deviation_BLK), mask_BL).mean(-1)
         return kept_BLK, divergence_B + self.weight * masked_mean(error_BLA, mask_BL).mean(-1) * seen_B
 

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import RowNetwork, dense
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import PositiveCount, Probability
 
 _LAYERS = 3
@@ -44,32 +43,21 @@ class Options:
     """Dropout rate on the input of each network, and of the fusion."""
 
 
-class LateFusion(MultimodalModel):
+class LateFusion(VectorModel):
     """The network of the module's docstring. z_final is the output of the layer after the concatenation."""
 
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         options: Options = config.options
-        self.width = options.fusion_width
-        widths = {"vision": options.vision_width, "audio": options.audio_width}
-        total = sum(widths[name] for name in self.modality_dims)
-        if text_encoder is not None:
-            self.text = dense(text_encoder.width, options.text_width, _LAYERS, options.dropout)
-            total += options.text_width
-        for name, dim in self.modality_dims.items():
-            self.add_module(name, RowNetwork(dim, widths[name], _LAYERS, options.dropout))
-        self.fusion = dense(total, options.fusion_width, 1, options.dropout)
-        self.head = nn.Linear(options.fusion_width, 1)
-
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        """Return the concatenated outputs of the networks."""
-        parts = [] if text is None else [self.text(text)]
-        parts += [self.get_submodule(name)(*self.rows(batch, name)) for name in self.modality_dims]
-        return torch.cat(parts, dim=-1)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        fused_SD: Tensor = self.fusion(vector_SW)
-        return fused_SD
+        self.width, self.vector_widths = options.fusion_width, width_options(options, self.sequence_dims)
+        self.networks = nn.ModuleDict(
+            {
+                name: RowNetwork(dense(dim, self.vector_widths[name], _LAYERS, options.dropout))
+                for name, dim in self.sequence_dims.items()
+            }
+        )
+        self.fusion = dense(sum(self.vector_widths.values()), self.width, 1, options.dropout)
+        self.head = nn.Linear(self.width, 1)
 
 
 CARD = ModelCard(

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import RowNetwork, SequenceNetwork
+from grcf_ray.model.subnetworks import LastState, RowNetwork, dense
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import PositiveCount, Probability
 
 
@@ -45,7 +45,7 @@ class Options:
     """Dropout rate of the networks of the modalities."""
 
 
-class LowRankFusion(MultimodalModel):
+class LowRankFusion(VectorModel):
     """The network of the module's docstring. z_final is the vector of the factors' products."""
 
     reads_states = True
@@ -53,22 +53,22 @@ class LowRankFusion(MultimodalModel):
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         options: Options = config.options
-        self.width = options.rank
-        widths = {"vision": options.vision_width, "audio": options.audio_width}
+        self.width, self.vector_widths = options.rank, width_options(options, self.sequence_dims)
+        widths = self.vector_widths
+        self.networks = nn.ModuleDict(
+            {name: RowNetwork(dense(dim, widths[name], 2, options.dropout)) for name, dim in self.modality_dims.items()}
+        )
         if text_encoder is not None:
-            self.text = SequenceNetwork(text_encoder.width, options.text_width, 1, options.dropout)
-            self.text_factors = nn.Linear(options.text_width, options.rank)
-        for name, dim in self.modality_dims.items():
-            self.add_module(name, RowNetwork(dim, widths[name], 2, options.dropout))
-            self.add_module(f"{name}_factors", nn.Linear(widths[name], options.rank))
+            layers = dense(options.text_width, options.text_width, 1, options.dropout)
+            self.networks["text"] = RowNetwork(layers, LastState(text_encoder.width, options.text_width))
+        self.factors = nn.ModuleDict({name: nn.Linear(width, options.rank) for name, width in widths.items()})
         self.head = nn.Linear(options.rank, 1)
 
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
+    def _represent(self, vector_SW: Tensor) -> Tensor:
         """Return the product of each factor over the modalities."""
-        factors: list[Tensor] = [] if text is None else [self.text_factors(self.text(text, batch.mask_BL))]
-        for name in self.modality_dims:
-            vector_BD = self.get_submodule(name)(*self.rows(batch, name))
-            factors.append(self.get_submodule(f"{name}_factors")(vector_BD))
+        vectors, _ = self.vectors(vector_SW)
+        pairs = zip(self.factors.values(), vectors, strict=True)
+        factors: list[Tensor] = [layer(vector_SD) for layer, vector_SD in pairs]
         return functools.reduce(torch.mul, factors)
 
 

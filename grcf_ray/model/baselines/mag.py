@@ -86,7 +86,7 @@ class GatedEncoder(MultimodalModel):
         if self.modality_dims:
             self.gate = AdaptationGate(text_encoder.width, self.modality_dims, options)
             text_encoder.gate_at(options.layer, self._shifted)
-        self.dropout = nn.Dropout(options.dropout)
+        self.fusion = nn.Dropout(options.dropout)
         self.head = nn.Linear(self.width, 1)
 
     def _shifted(self, state_BLD: Tensor, batch: Batch) -> Tensor:
@@ -101,10 +101,6 @@ class GatedEncoder(MultimodalModel):
         """Return the text vector."""
         assert text is not None and batch.mask_BL is not None and self.text_encoder is not None
         return self.text_encoder.pool(text, batch.mask_BL)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        state_SD: Tensor = self.dropout(vector_SW)
-        return state_SD
 
 
 CARD = ModelCard(

@@ -32,8 +32,10 @@ from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import GatedMemory, SequenceProjection, StepLstms, mapping
+from grcf_ray.model.pooling import masked_mean
+from grcf_ray.model.subnetworks import LastState, MemoryNetwork, RowNetwork, mapping
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import mean_of_present, width_options
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
 
@@ -79,14 +81,12 @@ class Factorised(MultimodalModel):
         super().__init__(text_encoder, config, data)
         self.options: Options = config.options
         options, dims = self.options, self.sequence_dims
-        widths = {"text": options.text_width, "vision": options.vision_width, "audio": options.audio_width}
-        total, self.width, factors = sum(widths[name] for name in dims), options.factor_width, 2 * options.factor_width
-        self.lstms = StepLstms(dims, widths)
-        self.attention = mapping(2 * total, options.hidden_width, 2 * total, options.dropout)
-        self.memory = GatedMemory(2 * total, options.hidden_width, options.memory_width, options.dropout)
-        self.label_encoder = nn.Linear(total + options.memory_width, options.latent_width)
+        widths, latent = width_options(options, dims), options.latent_width
+        self.width, factors = options.factor_width, 2 * options.factor_width
+        self.network = MemoryNetwork(dims, widths, options.memory_width, options.hidden_width, options.dropout)
+        self.label_encoder = nn.Linear(self.network.width, latent)
         self.encoders = nn.ModuleDict(
-            {name: SequenceProjection(dim, options.latent_width, 0.0) for name, dim in dims.items()}
+            {name: RowNetwork(nn.Linear(latent, latent), LastState(dim, latent)) for name, dim in dims.items()}
         )
         self.label_factor = _factor_network(options)
         self.factors = nn.ModuleDict({name: _factor_network(options) for name in dims})
@@ -101,24 +101,17 @@ class Factorised(MultimodalModel):
         The errors are worked out here, since nothing later sees the rows.
         """
         sequences = self.sequences(text, batch)
-        latent_BD = self._label_latent(sequences)
+        latent_BD = self.label_encoder(self.network(sequences))
         factor_BF = self.label_factor(latent_BD)
         latents, errors, present = [latent_BD], [], []
         for name, (row_BLA, mask_BL) in sequences.items():
-            latents.append(self.encoders[name](row_BLA, mask_BL))
+            present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
+            latents.append(self.encoders[name](row_BLA, mask_BL) * present[-1])
             factors_BF = torch.cat([factor_BF, self.factors[name](latents[-1])], dim=-1)
             steps_BLF = nn.functional.pad(factors_BF.unsqueeze(1), (0, 0, 0, mask_BL.shape[1] - 1))
             error_BL = (self.outputs[name](self.decoders[name](steps_BLF)[0]) - row_BLA.detach()).square().mean(-1)
-            errors.append((error_BL * mask_BL).sum(1, keepdim=True) / mask_BL.sum(1, keepdim=True).clamp_min(1))
-            present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
+            errors.append(masked_mean(error_BL.unsqueeze(2), mask_BL))
         return torch.cat([*latents, *errors, *present], dim=-1)
-
-    def _label_latent(self, sequences: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Return Z_y [B, D] by MFN."""
-        output_BH, memories, mask_BT = self.lstms(sequences)
-        memory_BTC = torch.cat(memories, dim=-1)
-        attended_BTC = memory_BTC * self.attention(memory_BTC).softmax(-1)
-        return cast(Tensor, self.label_encoder(torch.cat([output_BH, self.memory(attended_BTC, mask_BT)], dim=-1)))
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
         return cast(Tensor, self.inference(self.label_factor(vector_SW[:, : self.options.latent_width])))
@@ -128,8 +121,7 @@ class Factorised(MultimodalModel):
         count, width = len(self.factors), self.options.latent_width
         *latents, error_UM, present_UM = torch.split(vector_UW, [width] * (1 + count) + [count, count], dim=-1)
         weights = [getattr(self.options, f"{name}_weight") for name in self.factors]
-        share_UM = present_UM / present_UM.sum(0).clamp_min(1)
-        generation = ((share_UM * error_UM).sum(0) * error_UM.new_tensor(weights)).sum()
+        generation = (mean_of_present(error_UM, present_UM) * error_UM.new_tensor(weights)).sum()
         present_UZ = nn.functional.pad(present_UM, (1, 0), value=1.0)
         distances = [_distance(z_UD, real_U) for z_UD, real_U in zip(latents, present_UZ.unbind(1), strict=True)]
         return {"generation": generation, "prior": self.options.prior_weight * torch.stack(distances).sum()}
@@ -138,8 +130,7 @@ class Factorised(MultimodalModel):
 def _factor_network(options: Options) -> nn.Sequential:
     """Return G, the network from Z to F."""
     width = options.factor_width
-    first, second = nn.Linear(options.latent_width, width), nn.Linear(width, width)
-    return nn.Sequential(first, nn.ReLU(), nn.Dropout(options.dropout), second, nn.ReLU())
+    return nn.Sequential(*mapping(options.latent_width, width, width, options.dropout), nn.ReLU())
 
 
 def _distance(latent_UD: Tensor, present_U: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ AAAI.
 
 Readings: published on word vectors, here the text input is the subword states of the shared encoder. Audio and vision
 rows are brought to the subwords by averaging the rows of equal shares of the time. The gates read s_t alone, as in the
-paper; the authors' code gives them u_t-1 too. Each D has one hidden layer of ReLU units with dropout on its input. The
-toolkit MMSA publishes the widths for CMU-MOSI; it has a hidden width and a dropout rate for each D, here all share one.
+paper; the authors' code gives them u_t-1 too. Each D has one hidden layer of ReLU units with dropout, as in that code.
+The toolkit MMSA publishes the widths for CMU-MOSI; it has a hidden width and a dropout rate for each D, here all share
+one.
 A modality that a sample lacks has h = c = 0.
 """
 
@@ -20,15 +21,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.model.base import DataShape, MultimodalModel
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import GatedMemory, StepLstms, dense, mapping
+from grcf_ray.model.subnetworks import MemoryNetwork, dense
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import width_options
 from grcf_ray.settings import PositiveCount, Probability
 
 
@@ -60,25 +61,16 @@ class MemoryFusion(MultimodalModel):
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         options: Options = config.options
+        dims, widths = self.sequence_dims, width_options(options, self.sequence_dims)
         self.width = options.fusion_width
-        widths = {"text": options.text_width, "vision": options.vision_width, "audio": options.audio_width}
-        total = sum(widths[name] for name in self.sequence_dims)
-        self.lstms = StepLstms(self.sequence_dims, widths)
-        self.attention = mapping(2 * total, options.hidden_width, 2 * total, options.dropout)
-        self.memory = GatedMemory(2 * total, options.hidden_width, options.memory_width, options.dropout)
-        self.fusion = dense(total + options.memory_width, options.fusion_width, 1, options.dropout)
-        self.head = nn.Linear(options.fusion_width, 1)
+        self.network = MemoryNetwork(dims, widths, options.memory_width, options.hidden_width, options.dropout)
+        self.fusion = dense(self.network.width, self.width, 1, options.dropout)
+        self.head = nn.Linear(self.width, 1)
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the last outputs of the LSTMs, and the memory after the last step."""
-        output_BH, memories, mask_BT = self.lstms(self.sequences(text, batch))
-        memory_BTC = torch.cat(memories, dim=-1)
-        attended_BTC = memory_BTC * self.attention(memory_BTC).softmax(-1)
-        return torch.cat([output_BH, self.memory(attended_BTC, mask_BT)], dim=-1)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        fused_SD: Tensor = self.fusion(vector_SW)
-        return fused_SD
+        vector_BW: Tensor = self.network(self.sequences(text, batch))
+        return vector_BW
 
 
 CARD = ModelCard(

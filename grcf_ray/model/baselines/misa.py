@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.pooling import masked_mean
+from grcf_ray.model.subnetworks import RowNetwork
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel, mean_of_present
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
 _MOMENTS, _HEADS, _BETWEEN, _RATE = 5, 2, 2048, 0.1
@@ -58,10 +58,10 @@ class Options:
     """Weight gamma of the reconstruction loss."""
 
 
-class SharedPrivate(MultimodalModel):
+class SharedPrivate(VectorModel):
     """The network of the module's docstring, M modalities. z_final is the output of the layer after the Transformer.
 
-    W = M D + M: the vectors u_m, and which modalities the sample has. ConfigError if the heads do not divide the width.
+    The vectors are u_m. ConfigError if the heads do not divide the width.
     """
 
     reads_states = True
@@ -72,29 +72,21 @@ class SharedPrivate(MultimodalModel):
         width = self.options.width
         if width % _HEADS:
             raise ConfigError(f"misa.width = {width} is odd; use an even number")
-        inputs = {} if text_encoder is None else {"text": text_encoder.width}
-        inputs |= {name: 4 * dim for name, dim in self.modality_dims.items()}
-        self.names = list(inputs)
-        self.lstms = nn.ModuleDict({name: _StackedLSTM(dim) for name, dim in self.modality_dims.items()})
-        self.projections = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.LayerNorm(width)) for name, dim in inputs.items()}
+        self.vector_widths = dict.fromkeys(self.sequence_dims, width)
+        self.networks = nn.ModuleDict(
+            {m: RowNetwork(_projection(4 * dim, width), _StackedLSTM(dim)) for m, dim in self.modality_dims.items()}
         )
+        if text_encoder is not None:
+            self.networks["text"] = RowNetwork(_projection(text_encoder.width, width))
         self.shared = nn.Linear(width, width)
-        self.private, self.decoders = (nn.ModuleDict({m: nn.Linear(width, width) for m in inputs}) for _ in range(2))
-        self.width = width * len(self.names)
+        self.private, self.decoders = (
+            nn.ModuleDict({name: nn.Linear(width, width) for name in self.vector_widths}) for _ in range(2)
+        )
+        self.width = width * len(self.vector_widths)
         self.transformer = nn.TransformerEncoderLayer(width, _HEADS, _BETWEEN, _RATE, batch_first=True)
         fusion = nn.Linear(2 * self.width, self.width)
         self.fusion = nn.Sequential(fusion, nn.Dropout(self.options.dropout), nn.ReLU())
         self.head = nn.Linear(self.width, 1)
-
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        """Return u_m of each modality, and which modalities the sample has."""
-        vectors, present = [], []
-        for name, (row_BLA, mask_BL) in self.sequences(text, batch).items():
-            network = masked_mean if name == "text" else self.lstms[name]
-            present.append(mask_BL.any(1, keepdim=True))
-            vectors.append(self.projections[name](network(row_BLA, mask_BL)) * present[-1])
-        return torch.cat([*vectors, *present], dim=-1)
 
     def _represent(self, vector_SW: Tensor) -> Tensor:
         _, shared_SMD, private_SMD, present_SM1 = self._spaces(vector_SW)
@@ -108,13 +100,13 @@ class SharedPrivate(MultimodalModel):
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the similarity, difference and reconstruction losses, weighted."""
         u_UMD, shared_UMD, private_UMD, present_UM1 = self._spaces(vector_UW)
+        means = mean_of_present(shared_UMD, present_UM1), mean_of_present(private_UMD, present_UM1)
+        centred = [(shared_UMD - means[0]) * present_UM1, (private_UMD - means[1]) * present_UM1]
+        central = [mean_of_present(centred[0] ** k, present_UM1) for k in range(2, _MOMENTS + 1)]
+        moments_KMD = torch.stack([means[0], *central])
+        shared, private = (nn.functional.normalize(value, dim=-1) for value in centred)
         count_M1 = present_UM1.sum(0)
-        mean_MD, shared0_UMD = _centred(shared_UMD, present_UM1)
-        _, private0_UMD = _centred(private_UMD, present_UM1)
-        central = [(shared0_UMD**k).sum(0) / count_M1.clamp_min(1) for k in range(2, _MOMENTS + 1)]
-        moments_KMD = torch.stack([mean_MD, *central])
-        shared, private = (nn.functional.normalize(value, dim=-1) for value in (shared0_UMD, private0_UMD))
-        pairs = list(itertools.combinations(range(len(self.names)), 2))
+        pairs = list(itertools.combinations(range(len(self.vector_widths)), 2))
         similarity = vector_UW.new_zeros(())
         for i, j in pairs:
             distance = torch.linalg.vector_norm(moments_KMD[:, i] - moments_KMD[:, j], dim=-1).sum()
@@ -122,8 +114,8 @@ class SharedPrivate(MultimodalModel):
         couples = [*zip(shared.unbind(1), private.unbind(1), strict=True)]
         couples += [(private[:, i], private[:, j]) for i, j in pairs]
         difference = torch.stack([(one_UD.T @ other_UD).square().mean() for one_UD, other_UD in couples]).sum()
-        error_UMD = (_each(self.decoders, shared_UMD + private_UMD) - u_UMD).square() * present_UM1
-        reconstruction = (error_UMD.sum(0) / count_M1.clamp_min(1)).mean()
+        error_UMD = (_each(self.decoders, shared_UMD + private_UMD) - u_UMD).square()
+        reconstruction = mean_of_present(error_UMD, present_UM1).mean()
         return {
             "similarity": self.options.similarity_weight * similarity,
             "difference": self.options.difference_weight * difference,
@@ -132,9 +124,8 @@ class SharedPrivate(MultimodalModel):
 
     def _spaces(self, vector_SW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return u, c and p of the modalities, [S, M, D], and which of them the sample has, [S, M, 1]."""
-        count = len(self.names)
-        u_SMD = vector_SW[:, :-count].reshape(len(vector_SW), count, self.options.width)
-        present_SM1 = vector_SW[:, -count:].unsqueeze(-1)
+        vectors, present_SM = self.vectors(vector_SW)
+        u_SMD, present_SM1 = torch.stack(vectors, dim=1), present_SM.unsqueeze(-1)
         shared_SMD = torch.sigmoid(self.shared(u_SMD)) * present_SM1
         private_SMD = torch.sigmoid(_each(self.private, u_SMD)) * present_SM1
         return u_SMD, shared_SMD, private_SMD, present_SM1
@@ -170,10 +161,8 @@ def _reversed(row_BLA: Tensor, mask_BL: Tensor) -> Tensor:
     return row_BLA[torch.arange(len(row_BLA), device=row_BLA.device).unsqueeze(1), order_BL]
 
 
-def _centred(value_UMD: Tensor, present_UM1: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean [M, D] over the utterances that have the modality, and the values less the mean, else zero."""
-    mean_MD = value_UMD.sum(0) / present_UM1.sum(0).clamp_min(1)
-    return mean_MD, (value_UMD - mean_MD) * present_UM1
+def _projection(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.LayerNorm(out))
 
 
 def _each(layers: nn.ModuleDict, value_SMD: Tensor) -> Tensor:

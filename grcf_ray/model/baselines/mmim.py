@@ -24,17 +24,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import SequenceProjection
+from grcf_ray.model.subnetworks import LastState, RowNetwork, mapping
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel, mean_of_present
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
 _EPSILON = 1e-6
@@ -58,10 +57,10 @@ class Options:
     """Weight of the bound on the information that the text has of the others."""
 
 
-class InformationMaximisation(MultimodalModel):
+class InformationMaximisation(VectorModel):
     """The network of the module's docstring: M modalities besides the text, K utterances in the memory. z_final is z.
 
-    W: the vectors x of all modalities, and which of them the sample has.
+    The vectors are x_m.
     """
 
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
@@ -70,8 +69,10 @@ class InformationMaximisation(MultimodalModel):
         self.options: Options = config.options
         width, self.width = self.options.width, self.options.fusion_width
         self.vector_widths = {"text": text_encoder.width} | dict.fromkeys(self.modality_dims, width)
-        lstms = {name: SequenceProjection(dim, width, self.options.dropout) for name, dim in self.modality_dims.items()}
-        self.lstms = nn.ModuleDict(lstms)
+        self.networks = nn.ModuleDict()
+        for name, dim in self.modality_dims.items():
+            layers = nn.Sequential(nn.Dropout(self.options.dropout), nn.Linear(width, width))
+            self.networks[name] = RowNetwork(layers, LastState(dim, width))
         self.bounds = nn.ModuleDict({name: _Bound(text_encoder.width, width) for name in self.modality_dims})
         self.projections = nn.ModuleDict({name: nn.Linear(width, max(1, width // 4)) for name in self.modality_dims})
         self.predictors = nn.ModuleDict({name: nn.Linear(self.width, dim) for name, dim in self.vector_widths.items()})
@@ -82,25 +83,12 @@ class InformationMaximisation(MultimodalModel):
         """What the entropy is estimated of, by utterance and modality; the latest utterances come last."""
         self.polarity_KM: Tensor
         """The side of the label range, 1 or -1; 0 for neither, for a modality that a sample lacks, and at the start."""
-        self.register_buffer("memory_KMP", torch.zeros(self.options.memory, len(lstms), max(1, width // 4)))
-        self.register_buffer("polarity_KM", torch.zeros(self.options.memory, len(lstms)))
-
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        """Return x of each modality, and which modalities the sample has."""
-        assert text is not None
-        vectors, present = [text], [text.new_ones(len(batch), 1)]
-        for name in self.modality_dims:
-            row_BLA, mask_BL = self.rows(batch, name)
-            vectors.append(self.lstms[name](row_BLA, mask_BL))
-            present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
-        return torch.cat([*vectors, *present], dim=-1)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        return cast(Tensor, self.fusion(vector_SW[:, : -len(self.vector_widths)]))
+        self.register_buffer("memory_KMP", torch.zeros(self.options.memory, len(self.bounds), max(1, width // 4)))
+        self.register_buffer("polarity_KM", torch.zeros(self.options.memory, len(self.bounds)))
 
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the contrastive term, and the two parts of the bound on the information, weighted."""
-        *vectors, present_UM = self._parts(vector_UW)
+        vectors, present_UM = self.vectors(vector_UW)
         fused_UD = self._represent(vector_UW)
         contrast = entropy = vector_UW.new_zeros(())
         for layer, vector_UD, present_U in zip(self.predictors.values(), vectors, present_UM.unbind(1), strict=True):
@@ -118,7 +106,7 @@ class InformationMaximisation(MultimodalModel):
 
     def after_step(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Tensor | None:
         """Put the utterances into the memory; return the loss that fits q to them, None if there is only text."""
-        *vectors, present_UM = self._parts(vector_UW)
+        vectors, present_UM = self.vectors(vector_UW)
         new = [torch.tanh(layer(x)) for layer, x in zip(self.projections.values(), vectors[1:], strict=True)]
         if not new:
             return None
@@ -131,14 +119,10 @@ class InformationMaximisation(MultimodalModel):
         """Return the parameters of q, and the projections of the entropy, which no loss trains."""
         return [*self.bounds.parameters(), *self.projections.parameters()]
 
-    def _parts(self, vector_SW: Tensor) -> tuple[Tensor, ...]:
-        """Return x of each modality, and which of them the sample has, the text first."""
-        return torch.split(vector_SW, [*self.vector_widths.values(), len(self.vector_widths)], dim=-1)
-
     def _likelihood(self, vectors: Sequence[Tensor], present_UM: Tensor) -> Tensor:
         """Return E log q, the sum over the modalities."""
         bounds = enumerate(self.bounds.values(), start=1)
-        means = (_mean(bound(vectors[0], vectors[at]), present_UM[:, at]) for at, bound in bounds)
+        means = (mean_of_present(bound(vectors[0], vectors[at]), present_UM[:, at]) for at, bound in bounds)
         return sum(means, start=present_UM.new_zeros(()))
 
     def _polarity(self, label_U: Tensor, present_UM: Tensor) -> Tensor:
@@ -151,8 +135,7 @@ class _Bound(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.mean = nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out))
-        self.log_variance = nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out))
+        self.mean, self.log_variance = mapping(width, out, out), mapping(width, out, out)
 
     def forward(self, text_UD: Tensor, vector_UH: Tensor) -> Tensor:
         """Return log q [U], up to a constant."""
@@ -161,24 +144,19 @@ class _Bound(nn.Module):
         return -(squared_UH / log_variance_UH.exp() + log_variance_UH).sum(-1) / 2
 
 
-def _mean(value_U: Tensor, present_U: Tensor) -> Tensor:
-    """Return the mean over the utterances that have the modality; 0 without one."""
-    return (value_U * present_U).sum() / present_U.sum().clamp_min(1)
-
-
 def _contrast(predicted_UD: Tensor, vector_UD: Tensor, present_U: Tensor) -> Tensor:
     """Return N_m among the utterances that have the modality."""
     cosine_UV = nn.functional.normalize(predicted_UD, dim=-1) @ nn.functional.normalize(vector_UD, dim=-1).T
     others_UV = cosine_UV.masked_fill(present_U == 0, torch.finfo(cosine_UV.dtype).min)
-    return _mean(others_UV.logsumexp(-1) - cosine_UV.diagonal(), present_U)
+    return mean_of_present(others_UV.logsumexp(-1) - cosine_UV.diagonal(), present_U)
 
 
 def _log_determinant(value_NP: Tensor, side_N: Tensor) -> Tensor:
     """Return log det of the covariance over one side."""
     weight_N1 = side_N.unsqueeze(1).to(value_NP.dtype)
-    count = weight_N1.sum().clamp_min(1)
-    centred_NP = (value_NP - (value_NP * weight_N1).sum(0) / count) * weight_N1
-    return torch.logdet(centred_NP.T @ centred_NP / count + torch.full_like(value_NP[0], _EPSILON).diag())
+    centred_NP = (value_NP - mean_of_present(value_NP, weight_N1)) * weight_N1
+    covariance_PP = centred_NP.T @ centred_NP / weight_N1.sum().clamp_min(1)
+    return torch.logdet(covariance_PP + torch.full_like(value_NP[0], _EPSILON).diag())
 
 
 CARD = ModelCard(

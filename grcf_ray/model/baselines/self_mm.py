@@ -26,16 +26,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import SequenceProjection
+from grcf_ray.model.subnetworks import LastState, RowNetwork, dense
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import PositiveCount, Probability
 
 _EPSILON = 1e-8
@@ -57,27 +58,30 @@ class Options:
     """Dropout rate on the vectors."""
 
 
-class SelfSupervised(MultimodalModel):
+class SelfSupervised(VectorModel):
     """The network of the module's docstring: N training utterances, M modalities, I = 1 + M, R the width of all F*.
 
-    W: the vectors F of the modalities, and which of them the sample has. z_final is F*_m.
+    The vectors are F_s. z_final is F*_m.
     """
 
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         options: Options = config.options
-        widths = {"text": options.text_width, "vision": options.vision_width, "audio": options.audio_width}
-        self.vector_widths = {} if text_encoder is None else {"text": text_encoder.width}
-        self.vector_widths |= {name: widths[name] for name in self.modality_dims}
+        widths = width_options(options, self.sequence_dims)
         self.width, self.half_range = options.fusion_width, data.half_range
-        self.star_widths = [options.fusion_width, *(widths[name] for name in self.vector_widths)]
-        self.lstms = nn.ModuleDict(
-            {name: SequenceProjection(dim, widths[name], 0.0) for name, dim in self.modality_dims.items()}
+        self.vector_widths = widths if text_encoder is None else widths | {"text": text_encoder.width}
+        self.star_widths = [self.width, *widths.values()]
+        self.networks = nn.ModuleDict(
+            {
+                name: RowNetwork(nn.Linear(widths[name], widths[name]), LastState(dim, widths[name]))
+                for name, dim in self.modality_dims.items()
+            }
         )
-        self.dropout = nn.Dropout(options.dropout)
-        self.fusion = nn.Linear(sum(self.vector_widths.values()), options.fusion_width)
-        self.unimodal = nn.ModuleDict({name: nn.Linear(dim, widths[name]) for name, dim in self.vector_widths.items()})
-        self.unimodal_heads = nn.ModuleDict({name: nn.Linear(widths[name], 1) for name in self.vector_widths})
+        self.fusion = dense(sum(self.vector_widths.values()), self.width, 1, options.dropout)
+        self.unimodal = nn.ModuleDict(
+            {name: dense(dim, widths[name], 1, options.dropout) for name, dim in self.vector_widths.items()}
+        )
+        self.unimodal_heads = nn.ModuleDict({name: nn.Linear(width, 1) for name, width in widths.items()})
         self.head = nn.Linear(options.fusion_width, 1)
         self.passed: Tensor
         """Number of utterances that the steps have had."""
@@ -92,24 +96,11 @@ class SelfSupervised(MultimodalModel):
         self.register_buffer("label_NI", torch.zeros(data.n_train, len(self.star_widths)))
         self.register_buffer("shift_NI", torch.zeros(data.n_train, len(self.star_widths)))
 
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        """Return F of each modality, and which modalities the sample has."""
-        vectors = [] if text is None else [text]
-        present = [vector_BD.new_ones(len(batch), 1) for vector_BD in vectors]
-        for name in self.modality_dims:
-            row_BLA, mask_BL = self.rows(batch, name)
-            vectors.append(self.lstms[name](row_BLA, mask_BL))
-            present.append(mask_BL.any(1, keepdim=True).to(row_BLA.dtype))
-        return torch.cat([*vectors, *present], dim=-1)
-
-    def _represent(self, vector_SW: Tensor) -> Tensor:
-        return torch.relu(self.fusion(self.dropout(self._parts(vector_SW)[0])))
-
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the loss of the unimodal scores."""
-        vector_UV, present_UM = self._parts(vector_UW)
-        stars = zip(self.unimodal_heads.values(), self._unimodal(self.dropout(vector_UV)), strict=True)
-        score_UM = torch.cat([head(star_UD) for head, star_UD in stars], dim=-1)
+        vectors, present_UM = self.vectors(vector_UW)
+        parts = zip(self.unimodal_heads.values(), self.unimodal.values(), vectors, strict=True)
+        score_UM = torch.cat([head(layers(vector_UD)) for head, layers, vector_UD in parts], dim=-1)
         shift_UM = self.shift_NI[utterance_U, 1:]
         error_UM = (score_UM - label_U.unsqueeze(1) - shift_UM).abs() * present_UM
         return {"unimodal": (shift_UM.abs().tanh() * error_UM).sum(1).mean()}
@@ -117,8 +108,10 @@ class SelfSupervised(MultimodalModel):
     @torch.no_grad()
     def after_step(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> None:
         """Move the unimodal labels of the step's utterances, and keep their F*."""
-        vector_UV, present_UM = self._parts(vector_UW)
-        stars = [torch.relu(self.fusion(vector_UV)), *self._unimodal(vector_UV)]
+        vectors, present_UM = self.vectors(vector_UW)
+        parts = zip((self.fusion, *self.unimodal.values()), (torch.cat(vectors, dim=-1), *vectors), strict=True)
+        # The first of the layers is the dropout.
+        stars = [cast(nn.Sequential, layers)[1:](vector_UD) for layers, vector_UD in parts]
         multimodal_U, *unimodal = (self._ratio(number, star_UD) for number, star_UD in enumerate(stars))
         epoch = 1 + self.passed // max(1, len(self.star_NR))
         rate = torch.where(epoch > 1, 2 / (epoch + 1), 0)
@@ -131,16 +124,6 @@ class SelfSupervised(MultimodalModel):
         self.label_NI[utterance_U] = label_U.unsqueeze(1) * nn.functional.pad(present_UM, (1, 0), value=1.0)
         self.star_NR[utterance_U] = torch.cat(stars, dim=-1)
         self.passed += len(utterance_U)
-
-    def _parts(self, vector_SW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the vectors F of all modalities, and which of them the sample has."""
-        count = len(self.vector_widths)
-        return vector_SW[:, :-count], vector_SW[:, -count:]
-
-    def _unimodal(self, vector_SV: Tensor) -> list[Tensor]:
-        """Return F*_s of each modality."""
-        vectors = torch.split(vector_SV, list(self.vector_widths.values()), dim=-1)
-        return [torch.relu(layer(vector)) for layer, vector in zip(self.unimodal.values(), vectors, strict=True)]
 
     def _ratio(self, number: int, star_UD: Tensor) -> Tensor:
         """Return a [U], how much nearer F* lies to the positive centre than to the negative one."""

@@ -15,16 +15,18 @@ left out of the product.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import RowNetwork, SequenceNetwork, dense
+from grcf_ray.model.subnetworks import LastState, RowNetwork, dense
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel
 from grcf_ray.settings import PositiveCount, Probability
 
 
@@ -42,7 +44,7 @@ class Options:
     """Dropout rate of the networks of the modalities, and of the product."""
 
 
-class TensorFusion(MultimodalModel):
+class TensorFusion(VectorModel):
     """The network of the module's docstring. z_final is the output of the layers after the product."""
 
     reads_states = True
@@ -51,25 +53,30 @@ class TensorFusion(MultimodalModel):
         super().__init__(text_encoder, config, data)
         options: Options = config.options
         self.width, self.half_range = options.fusion_width, data.half_range
-        size = (options.other_width + 1) ** len(self.modality_dims)
+        widths = {"text": options.text_width, "vision": options.other_width, "audio": options.other_width}
+        self.vector_widths = {name: widths[name] for name in self.sequence_dims}
+        self.networks = nn.ModuleDict(
+            {name: RowNetwork(dense(dim, widths[name], 3, options.dropout)) for name, dim in self.modality_dims.items()}
+        )
         if text_encoder is not None:
-            self.text = SequenceNetwork(text_encoder.width, options.text_width, 2, options.dropout)
-            size *= options.text_width + 1
-        for name, dim in self.modality_dims.items():
-            self.add_module(name, RowNetwork(dim, options.other_width, 3, options.dropout))
+            layers = dense(options.text_width, options.text_width, 2, options.dropout)
+            self.networks["text"] = RowNetwork(layers, LastState(text_encoder.width, options.text_width))
+        size = math.prod(width + 1 for width in self.vector_widths.values())
         self.inference = dense(size, options.fusion_width, 2, options.dropout)
         self.head = nn.Linear(options.fusion_width, 1)
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the layers after the product: the product itself would be too large for a vector per slot."""
-        vectors = [] if text is None else [self.text(text, batch.mask_BL)]
-        vectors += [self.get_submodule(name)(*self.rows(batch, name)) for name in self.modality_dims]
+        vectors, _ = self.vectors(super()._gather(text, batch))
         product_BP = vectors[0].new_ones(len(batch), 1)
         for vector_BD in vectors:
             extended_BD = nn.functional.pad(vector_BD, (0, 1), value=1.0)
             product_BP = torch.einsum("bp,bd->bpd", product_BP, extended_BD).flatten(1)
         fused_BD: Tensor = self.inference(product_BP)
         return fused_BD
+
+    def _represent(self, vector_SW: Tensor) -> Tensor:
+        return vector_SW
 
     def _decide(self, state_SD: Tensor) -> Tensor:
         output_S = super()._decide(state_SD)

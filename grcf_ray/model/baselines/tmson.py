@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import DataShape
 from grcf_ray.model.card import ModelCard
-from grcf_ray.model.subnetworks import SequenceNetwork, dense, gaussian_divergence, gaussian_sample
+from grcf_ray.model.subnetworks import LastState, dense, gaussian_divergence, gaussian_sample
 from grcf_ray.model.text_encoder import TextEncoder
+from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
 _UNIMODAL = {"text": 0.8, "vision": 0.1, "audio": 0.1}
@@ -90,11 +90,11 @@ class Uncertainty(nn.Module):
         self.decoder = nn.Sequential(_normalised(latent, hidden), _normalised(hidden, hidden))
         self.prediction = nn.Sequential(dense(width, own_width, 1, options.dropout), nn.Linear(own_width, 1))
 
-    def forward(self, x_SD: Tensor) -> Estimate:
-        """Return the Gaussians of the vectors; a vector of zeros stands for a modality that a sample lacks."""
+    def forward(self, x_SD: Tensor, seen_S: Tensor) -> Estimate:
+        """Return the Gaussians of the vectors. seen_S: 1 for samples that have the modality, else 0."""
         feature_SH = torch.tanh(self.projection(x_SD))
         mean_SK, variance_SK = torch.sigmoid(self.gaussian(self.encoder(feature_SH))).chunk(2, dim=1)
-        return Estimate(x_SD, feature_SH, mean_SK, variance_SK, (x_SD != 0).any(1).to(x_SD.dtype))
+        return Estimate(x_SD, feature_SH, mean_SK, variance_SK, seen_S)
 
     def losses(self, estimate: Estimate, label_S: Tensor) -> Tensor:
         """Return the weighted error of y_m, the divergence and the reconstruction: [3], means over samples."""
@@ -134,34 +134,30 @@ def ordinal_loss(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, other_U:
     return hinge_U.sum() / (hinge_U > 0).sum().clamp_min(1)
 
 
-class TrustworthyFusion(MultimodalModel):
-    """The network of the module's docstring. z_final follows the fusion; the vectors of `encode` are all x_m."""
+class TrustworthyFusion(VectorModel):
+    """The network of the module's docstring. z_final follows the fusion. The vectors are x_m."""
 
     def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
         super().__init__(text_encoder, config, data)
         options: Options = config.options
-        own = {"text": options.text_width, "vision": options.vision_width, "audio": options.audio_width}
-        self.widths = {} if text_encoder is None else {"text": text_encoder.width}
-        self.widths |= {name: own[name] for name in self.modality_dims}
-        for name, dim in self.modality_dims.items():
-            self.add_module(f"{name}_rows", SequenceNetwork(dim, own[name], 0, 0.0))
-        for name, width in self.widths.items():
-            self.add_module(name, Uncertainty(width, own[name], _UNIMODAL[name], options))
+        own = width_options(options, self.sequence_dims)
+        self.vector_widths = own if text_encoder is None else own | {"text": text_encoder.width}
+        self.networks = nn.ModuleDict({name: LastState(dim, own[name]) for name, dim in self.modality_dims.items()})
+        self.uncertainties = nn.ModuleDict(
+            {
+                name: Uncertainty(width, own[name], _UNIMODAL[name], options)
+                for name, width in self.vector_widths.items()
+            }
+        )
         self.options, self.width = options, options.fusion_width
-        self.fusion = dense(sum(self.widths.values()) + options.latent_width, self.width, 2, options.dropout)
+        self.fusion = dense(sum(self.vector_widths.values()) + options.latent_width, self.width, 2, options.dropout)
         self.head = nn.Linear(self.width, 1)
-
-    def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
-        """Return the concatenated x_m."""
-        parts = [] if text is None else [text]
-        parts += [self.get_submodule(f"{name}_rows")(*self.rows(batch, name)) for name in self.modality_dims]
-        return torch.cat(parts, dim=-1)
 
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the weighted terms of the loss behind the error of y."""
         options, estimates, count = self.options, self._estimates(vector_UW), len(label_U)
-        parts = zip((cast(Uncertainty, self.get_submodule(name)) for name in self.widths), estimates, strict=True)
-        losses = [part.losses(estimate, label_U) for part, estimate in parts]
+        parts = zip(self.uncertainties.values(), estimates, strict=True)
+        losses = [cast(Uncertainty, part).losses(estimate, label_U) for part, estimate in parts]
         error_M, divergence_M, reconstruction_M = torch.stack(losses, dim=1)
         first = torch.randint(1, max(2, count), (1,), device=label_U.device)
         other_U = (torch.arange(count, device=label_U.device) + first) % count
@@ -175,12 +171,13 @@ class TrustworthyFusion(MultimodalModel):
     def _represent(self, vector_SW: Tensor) -> Tensor:
         mean_SK, variance_SK = bayesian_fusion(self._estimates(vector_SW))
         z_SK = gaussian_sample(mean_SK, variance_SK.sqrt(), self.training)
-        return cast(Tensor, self.fusion(torch.cat([vector_SW, z_SK], dim=1)))
+        return cast(Tensor, self.fusion(torch.cat([*self.vectors(vector_SW)[0], z_SK], dim=1)))
 
     def _estimates(self, vector_SW: Tensor) -> list[Estimate]:
         """Return the Gaussians of each modality."""
-        parts = torch.split(vector_SW, list(self.widths.values()), dim=1)
-        return [self.get_submodule(name)(x_SD) for name, x_SD in zip(self.widths, parts, strict=True)]
+        vectors, present_SM = self.vectors(vector_SW)
+        parts = zip(self.uncertainties.values(), vectors, present_SM.unbind(1), strict=True)
+        return [part(x_SD, seen_S) for part, x_SD, seen_S in parts]
 
 
 CARD = ModelCard(

@@ -46,26 +46,27 @@ def transformed(network: Any, row_LA: Tensor) -> Tensor:
         for t in range(len(row_LA))
     ]
     row_LD = row_LD + torch.tensor(position, dtype=torch.float64)
-    for layer in network.layers:
-        row_LD = row_LD + attended(layer.self_attn, normalised(layer.norm1, row_LD))
-        inner = [rivals.linear(layer.linear1, row).clamp_min(0) for row in normalised(layer.norm2, row_LD)]
-        row_LD = row_LD + torch.stack([rivals.linear(layer.linear2, row) for row in inner])
-    return normalised(network.norm, row_LD)[-1]
+    for layer in network.transformer.layers:
+        row_LD = row_LD + attended(layer.attention, normalised(layer.norm, row_LD))
+        row_LD = row_LD + torch.stack([rivals.mapping(layer.network, r) for r in normalised(layer.last_norm, row_LD)])
+    return normalised(network.transformer.norm, row_LD)[-1]
 
 
 def compressed(bottleneck: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean, which is z without noise, and the mean divergence."""
-    hidden = rivals.linear(bottleneck.hidden, x).clamp_min(0)
-    mean = rivals.linear(bottleneck.mean, hidden)
-    deviation = torch.log(1 + torch.exp(rivals.linear(bottleneck.deviation, hidden) - 5))
+    mean, raw = rivals.mapping(bottleneck.layers, x).chunk(2)
+    deviation = torch.log(1 + torch.exp(raw - 5))
     return mean, kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).mean()
 
 
 def latents(model: Any, token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """z and divergence of each modality, and of the fusion."""
-    inputs = {"text": convolved(model.text.convolution, rivals.states_of(model, token_L))[-1]}
-    inputs |= {"vision": transformed(model.vision, vision_LV), "audio": transformed(model.audio, audio_LA)}
-    found = {name: compressed(model.get_submodule(f"{name}_bottleneck"), x) for name, x in inputs.items()}
+    inputs = {"text": convolved(model.networks["text"].convolved.convolution, rivals.states_of(model, token_L))[-1]}
+    inputs |= {
+        "vision": transformed(model.networks["vision"], vision_LV),
+        "audio": transformed(model.networks["audio"], audio_LA),
+    }
+    found = {name: compressed(model.bottlenecks[name], x) for name, x in inputs.items()}
     fused = rivals.linear(model.fusion, torch.cat([z for z, _ in found.values()])).clamp_min(0)
     return found | {"all": compressed(model.bottleneck, fused)}
 
@@ -91,7 +92,7 @@ def test_own_terms_are_those_of_the_equations(task: str, backbone: nn.Module, ti
                 divergence = divergence + 0.5 * own / len(label_U)
                 if name == "all":
                     continue
-                score = rivals.linear(model.get_submodule(f"{name}_head"), z)[0]
+                score = rivals.linear(model.heads[name], z)[0]
                 if task == "regression":
                     error = (score - label).abs()
                 else:

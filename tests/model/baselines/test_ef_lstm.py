@@ -15,7 +15,7 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
         others = [rivals.shares(row_LX, len(token_L)) for row_LX in (vision_LV, audio_LA)]
         states = torch.cat([rivals.states_of(model, token_L), *others], dim=1)
         for number in range(2):
-            states = rivals.lstm(model.lstm, states, number)
+            states = rivals.lstm(model.lstm.lstm, states, number)
         return rivals.linear(model.head, rivals.dense(model.fusion, states[-1]))[0]
 
     rivals.check_equations(model, tiny_features, by_hand)
@@ -39,6 +39,6 @@ def test_without_text_the_longer_modality_gives_the_steps() -> None:
     model = rivals.built("ef-lstm", None, width=5, layers=1)
     audio_LA, vision_LV = torch.randn(4, 5).double(), torch.randn(2, 3).double()
     batch = rivals.batch_of(None, audio_LA[None], vision_LV[None])
-    states = rivals.lstm(model.lstm, torch.cat([rivals.shares(vision_LV, 4), audio_LA], dim=1))
+    states = rivals.lstm(model.lstm.lstm, torch.cat([rivals.shares(vision_LV, 4), audio_LA], dim=1))
     score = rivals.linear(model.head, rivals.dense(model.fusion, states[-1]))
     torch.testing.assert_close(model([batch], torch.zeros(1, dtype=torch.int64)), score)

@@ -12,16 +12,16 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
     model = rivals.built("lmf", backbone, rank=3, text_width=4, vision_width=3, audio_width=2)
 
     def by_hand(token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> Tensor:
-        last = rivals.lstm(model.text.lstm, rivals.states_of(model, token_L))[-1]
-        vectors = {"text": rivals.dense(model.text.layers, last)}
+        network = model.networks["text"]
+        last = rivals.lstm(network.summary.lstm, rivals.states_of(model, token_L))[-1]
+        vectors = {"text": rivals.dense(network.layers, last)}
         for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
-            network = model.get_submodule(name)
-            vectors[name] = rivals.dense(network.layers, rivals.mean(row_LX)) * (len(row_LX) > 0)
+            vectors[name] = rivals.dense(model.networks[name].layers, rivals.mean(row_LX)) * (len(row_LX) > 0)
         total = model.head.bias[0]
         for factor in range(3):
             product = model.head.weight[0, factor]
             for name, vector in vectors.items():
-                layer = model.get_submodule(f"{name}_factors")
+                layer = model.factors[name]
                 weight = torch.cat([layer.weight[factor], layer.bias[factor, None]])
                 product = product * (weight @ torch.cat([vector, torch.ones(1, dtype=torch.float64)]))
             total = total + product

@@ -36,19 +36,19 @@ def label_latent(model: Any, rows: dict[str, Tensor]) -> Tensor:
         size = OPTIONS[f"{name}_width"]
         states[name] = torch.zeros(steps, size).double(), torch.zeros(steps, size).double()
         if len(rows[name]):
-            states[name] = rivals.lstm_cell(model.lstms.cells[name], rivals.shares(rows[name], steps))
+            states[name] = rivals.lstm_cell(model.network.lstms.cells[name], rivals.shares(rows[name], steps))
     memory = torch.zeros(5, dtype=torch.float64)
     for t in range(steps):
         pairs = [(c[t - 1] if t else 0 * c[0], c[t]) for _, c in states.values()]
         both = torch.cat([part for pair in pairs for part in pair])
-        scores = torch.exp(rivals.mapping(model.attention, both))
-        memory = rivals.gated_memory(model.memory, both * scores / scores.sum(), memory)
+        scores = torch.exp(rivals.mapping(model.network.attention, both))
+        memory = rivals.gated_memory(model.network.memory, both * scores / scores.sum(), memory)
     return rivals.linear(model.label_encoder, torch.cat([*(h[-1] for h, _ in states.values()), memory]))
 
 
 def latent(model: Any, name: str, row_LX: Tensor) -> Tensor:
     network = model.encoders[name]
-    return rivals.linear(network.layer, rivals.lstm(network.lstm, row_LX)[-1])
+    return rivals.linear(network.layers, rivals.lstm(network.summary.lstm, row_LX)[-1])
 
 
 def factor(network: Any, z: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def test_the_text_states_are_a_target_without_gradient(backbone: nn.Module, tiny
 
     assert gradient().any()
     with torch.no_grad():
-        for network in (model.encoders["text"].layer, model.label_encoder):
+        for network in (model.encoders["text"].layers, model.label_encoder):
             network.weight.zero_()
     assert not gradient().any()
 

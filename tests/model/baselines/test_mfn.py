@@ -15,7 +15,7 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
         vision_TV, audio_TA = (rivals.shares(row_LX, len(token_L)) for row_LX in (vision_LV, audio_LA))
         rows = {"text": rivals.states_of(model, token_L), "vision": vision_TV, "audio": audio_TA}
         present = {"text": True, "vision": len(vision_LV) > 0, "audio": len(audio_LA) > 0}
-        states = {name: rivals.lstm_cell(model.lstms.cells[name], row_TX) for name, row_TX in rows.items()}
+        states = {name: rivals.lstm_cell(model.network.lstms.cells[name], row_TX) for name, row_TX in rows.items()}
         outputs = torch.cat([states[name][0][-1] * present[name] for name in rows])
         memory = torch.zeros(4, dtype=torch.float64)
         for t in range(len(token_L)):
@@ -25,9 +25,9 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
                 before = states[name][1][t - 1] * present[name] if t else torch.zeros_like(after)
                 parts += [before, after]
             change = torch.cat(parts)
-            weight = rivals.mapping(model.attention, change).exp()
+            weight = rivals.mapping(model.network.attention, change).exp()
             attended = change * weight / weight.sum()
-            memory = rivals.gated_memory(model.memory, attended, memory)
+            memory = rivals.gated_memory(model.network.memory, attended, memory)
         return rivals.linear(model.head, rivals.dense(model.fusion, torch.cat([outputs, memory])))[0]
 
     rivals.check_equations(model, tiny_features, by_hand)

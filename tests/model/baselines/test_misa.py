@@ -39,10 +39,10 @@ def spaces(model: Any, token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> 
     features = {"text": rivals.mean(rivals.states_of(model, token_L))}
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
         if len(row_LX):
-            features[name] = stacked(model.lstms[name], row_LX)
+            features[name] = stacked(model.networks[name].summary, row_LX)
     found = {}
     for name, feature in features.items():
-        linear, _, layer_norm = model.projections[name]
+        linear, _, layer_norm = model.networks[name].layers
         u = norm(layer_norm, rivals.linear(linear, feature).clamp_min(0))
         shared, private = (torch.sigmoid(rivals.linear(w, u)) for w in (model.shared, model.private[name]))
         found[name] = u, shared, private

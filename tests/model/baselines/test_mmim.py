@@ -19,8 +19,8 @@ def vectors(model: Any, utterance: tuple[Tensor, Tensor, Tensor]) -> dict[str, T
     found = {"text": rivals.mean(rivals.states_of(model, token_L))}
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
         if len(row_LX):
-            network = model.lstms[name]
-            found[name] = rivals.linear(network.layer, rivals.lstm(network.lstm, row_LX)[-1])
+            network = model.networks[name]
+            found[name] = rivals.linear(network.layers[1], rivals.lstm(network.summary.lstm, row_LX)[-1])
     return found
 
 
@@ -31,10 +31,7 @@ def fused(model: Any, found: dict[str, Tensor]) -> Tensor:
 
 
 def log_density(bound: Any, text: Tensor, vector: Tensor) -> Tensor:
-    mean, spread = (
-        rivals.linear(network[2], rivals.linear(network[0], text).clamp_min(0))
-        for network in (bound.mean, bound.log_variance)
-    )
+    mean, spread = (rivals.mapping(network, text) for network in (bound.mean, bound.log_variance))
     variance = torch.exp(torch.tanh(spread))
     return sum(-((x - m) ** 2) / (2 * v) - torch.log(v) / 2 for x, m, v in zip(vector, mean, variance, strict=True))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grcf_ray.data.features import Features
-from grcf_ray.model.baselines.mult import positions
+from grcf_ray.model.subnetworks import positions
 
 
 def norm(layer: Any, row_LA: Tensor) -> Tensor:
@@ -42,9 +42,7 @@ def transformer(network: Any, row_LA: Tensor, other_RA: Tensor | None = None) ->
         query = norm(layer.norm, row_LA)
         key = query if other_RA is None else norm(layer.norm, other_RA)
         row_LA = row_LA + attended(layer.attention, query, key)
-        first, _, second = layer.network
-        hidden = (norm(layer.last_norm, row_LA) @ first.weight.T + first.bias).clamp_min(0)
-        row_LA = row_LA + hidden @ second.weight.T + second.bias
+        row_LA = row_LA + torch.stack([rivals.mapping(layer.network, row) for row in norm(layer.last_norm, row_LA)])
     return norm(network.norm, row_LA)
 
 
@@ -71,7 +69,7 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
 
     def by_hand(token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> Tensor:
         given = {"text": rivals.states_of(model, token_L), "vision": vision_LV, "audio": audio_LA}
-        rows = {name: projected(model.projections[name], row_LX) for name, row_LX in given.items()}
+        rows = {name: projected(model.projections[name].convolution, row_LX) for name, row_LX in given.items()}
         last = []
         for name, row_LA in rows.items():
             if not len(row_LA):
@@ -84,8 +82,7 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
             ]
             last.append(transformer(model.self_attention[name], torch.cat(streams, dim=1))[-1])
         together = torch.cat(last)
-        first, _, _, second = model.residual
-        state = together + rivals.linear(second, rivals.linear(first, together).clamp_min(0))
+        state = together + rivals.mapping(model.residual, together)
         return rivals.linear(model.head, state)[0]
 
     rivals.check_equations(model, tiny_features, by_hand)

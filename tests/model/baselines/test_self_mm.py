@@ -24,9 +24,10 @@ def vectors(model: Any, utterance: tuple[Tensor, Tensor, Tensor]) -> dict[str, T
     token_L, audio_LA, vision_LV = utterance
     found = {"text": rivals.mean(rivals.states_of(model, token_L))}
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
-        network = model.lstms[name]
-        missing = torch.zeros(WIDTHS[f"{name}_width"], dtype=torch.float64)
-        found[name] = rivals.linear(network.layer, rivals.lstm(network.lstm, row_LX)[-1]) if len(row_LX) else missing
+        network = model.networks[name]
+        found[name] = torch.zeros(WIDTHS[f"{name}_width"], dtype=torch.float64)
+        if len(row_LX):
+            found[name] = rivals.linear(network.layers, rivals.lstm(network.summary.lstm, row_LX)[-1])
     return found
 
 
@@ -35,7 +36,7 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
 
     def score(index: int) -> Tensor:
         joined = torch.cat(list(vectors(model, rivals.one_of(batch, index)).values()))
-        return rivals.linear(model.head, rivals.linear(model.fusion, joined).clamp_min(0))[0]
+        return rivals.linear(model.head, rivals.dense(model.fusion, joined))[0]
 
     by_hand = torch.stack([score(index) for index in range(6)])
     rivals.check_same(model, model([batch], torch.arange(6)), by_hand)
@@ -50,7 +51,7 @@ def test_the_loss_is_that_of_the_equations(backbone: nn.Module, tiny_features: F
         for index, (utterance, label) in enumerate(zip(utterances, label_U, strict=True)):
             found, present = vectors(model, utterance), (True, len(utterance[2]) > 0, len(utterance[1]) > 0)
             for number, name in enumerate(NAMES):
-                star = rivals.linear(model.unimodal[name], found[name]).clamp_min(0)
+                star = rivals.dense(model.unimodal[name], found[name])
                 score = rivals.linear(model.unimodal_heads[name], star)[0]
                 own = label + model.shift_NI[index, 1 + number]
                 total = total + present[number] * torch.tanh((own - label).abs()) * (score - own).abs() / 6
@@ -76,8 +77,8 @@ def test_labels_move_as_the_equations_say(backbone: nn.Module, tiny_features: Fe
         for place, utterance in enumerate(index.tolist()):
             one = rivals.one_of(batch, place)
             found = vectors(model, one)
-            star = [rivals.linear(model.fusion, torch.cat(list(found.values()))).clamp_min(0)]
-            star += [rivals.linear(model.unimodal[name], found[name]).clamp_min(0) for name in NAMES]
+            star = [rivals.dense(model.fusion, torch.cat(list(found.values())))]
+            star += [rivals.dense(model.unimodal[name], found[name]) for name in NAMES]
             lacking[utterance] = [number for number, rows in ((2, one[2]), (3, one[1])) if not len(rows)]
             y = annotated[utterance]
             own = labels.get(utterance, [y] * 4)

@@ -12,11 +12,12 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
     one = torch.ones(1, dtype=torch.float64)
 
     def by_hand(token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) -> Tensor:
-        last = rivals.lstm(model.text.lstm, rivals.states_of(model, token_L))[-1]
-        text = torch.cat([rivals.dense(model.text.layers, last), one])
+        network = model.networks["text"]
+        last = rivals.lstm(network.summary.lstm, rivals.states_of(model, token_L))[-1]
+        text = torch.cat([rivals.dense(network.layers, last), one])
         vision, audio = (
-            torch.cat([rivals.dense(network.layers, rivals.mean(row_LX)) * (len(row_LX) > 0), one])
-            for network, row_LX in ((model.vision, vision_LV), (model.audio, audio_LA))
+            torch.cat([rivals.dense(model.networks[name].layers, rivals.mean(row_LX)) * (len(row_LX) > 0), one])
+            for name, row_LX in (("vision", vision_LV), ("audio", audio_LA))
         )
         product = torch.stack([t * v * a for t in text for v in vision for a in audio])
         output = rivals.linear(model.head, rivals.dense(model.inference, product))[0]

@@ -38,10 +38,10 @@ def gaussians(model: Any, token_L: Tensor, audio_LA: Tensor, vision_LV: Tensor) 
     inputs = {"text": rivals.mean(rivals.states_of(model, token_L))}
     for name, row_LX in (("vision", vision_LV), ("audio", audio_LA)):
         if len(row_LX):
-            inputs[name] = rivals.lstm(model.get_submodule(f"{name}_rows").lstm, row_LX)[-1]
+            inputs[name] = rivals.lstm(model.networks[name].lstm, row_LX)[-1]
     found: dict[str, tuple[Tensor, ...]] = {}
     for name, x in inputs.items():
-        part = model.get_submodule(name)
+        part = model.uncertainties[name]
         feature = torch.tanh(rivals.linear(part.projection, x))
         hidden = normalised(part.encoder, feature)
         mean, variance = sigmoid(rivals.linear(part.gaussian, hidden)).chunk(2)
@@ -87,7 +87,8 @@ def test_scores_and_gradients_are_those_of_the_equations(backbone: nn.Module, ti
 
     def by_hand(*utterance: Tensor) -> Tensor:
         found = gaussians(model, *utterance)
-        x = [found[name][0] if name in found else torch.zeros(width).double() for name, width in model.widths.items()]
+        widths = model.vector_widths
+        x = [found[name][0] if name in found else torch.zeros(width).double() for name, width in widths.items()]
         return rivals.linear(model.head, rivals.dense(model.fusion, torch.cat([*x, fused(found)[0]])))[0]
 
     rivals.check_equations(model, tiny_features, by_hand)
@@ -108,7 +109,7 @@ def test_own_terms_are_those_of_the_equations(
             found = gaussians(model, *utterance)
             products.append(fused(found))
             for name, (x, feature, mean, variance) in found.items():
-                part = model.get_submodule(name)
+                part = model.uncertainties[name]
                 first, last = part.prediction
                 score = rivals.linear(last, rivals.dense(first, x))[0]
                 decoded = normalised(part.decoder[1], normalised(part.decoder[0], mean))
