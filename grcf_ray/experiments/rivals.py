@@ -80,13 +80,11 @@ def rivals(context: ExperimentContext) -> ExperimentResult:
     trained = [contender.arm for contender in found if not contender.status]
     models: Trained = {**{contender.arm.name: [] for contender in found}, **context.models(trained, _COMMAND)}
     rows = [contender for contender in found if not contender.alone]
-    printed = context.printed("baselines")
     result = arm_result(
         context,
         [contender.arm for contender in rows if not contender.status],
         models,
-        {arm.name: context.printed_results}
-        | {row.arm.name: printed[row.arm.title] for row in rows if row.arm.title in printed},
+        {arm.name: context.printed_results, **_printed(context, names)},
         name="main-models",
         title=f"Models on {info.name}, at equal cost of search",
         notes=_notes(context, found),
@@ -114,6 +112,13 @@ def _names(context: ExperimentContext) -> list[str]:
     if context.options.two_stage and not (context.config.stage1.epochs and context.config.stage2.epochs):
         raise ConfigError("--two-stage trains the models in the stages of the run, and this run has one stage")
     return [name for name in model_names() if name != own and asked & {name, "all"}]
+
+
+def _printed(context: ExperimentContext, names: Sequence[str]) -> dict[str, Mapping[str, float]]:
+    """Return the paper's figures of the models that have a row in its tables."""
+    printed = context.printed("baselines")
+    rows = {name: card_of(name).paper_row or card_of(name).title for name in names}
+    return {name: printed[row] for name, row in rows.items() if row in printed}
 
 
 def _planned(context: ExperimentContext, name: str, *, two_stage: bool) -> Contender:

@@ -19,6 +19,8 @@ class ModelCard:
 
     title: str
     """The name that tables print, such as `EF-LSTM`."""
+    paper_row: str | None = None
+    """The name of its row in the tables of the GRCF paper, if that is not the title."""
     paper: str
     year: int
     venue: str

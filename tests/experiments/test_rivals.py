@@ -15,9 +15,11 @@ from grcf_ray.errors import ConfigError, NoWinnerError
 from grcf_ray.experiments import rivals
 from grcf_ray.experiments.main import main
 from grcf_ray.experiments.model_pool import Arm, configured, entries_of
+from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.registry import Options
 from grcf_ray.experiments.result import ExperimentResult
 from grcf_ray.model.baselines import tfn
+from grcf_ray.plugins import model_names
 from grcf_ray.report.summary import Cost
 from grcf_ray.report.view import RunView
 from grcf_ray.search.predictions import Predictions
@@ -223,3 +225,15 @@ def test_what_cannot_be_compared_is_refused(untrained: Any) -> None:
     assert flatten(untrained.config)["model.name"] == "lmf"
     with pytest.raises(ConfigError, match="this run is a search of LMF"):
         main(untrained)
+
+
+def test_each_model_has_the_papers_row_of_its_name(untrained: Any) -> None:
+    """The rows without a model are systems that are not implemented; MulT is in none of the paper's tables."""
+    others = {"AtCAF", "AV-MC", "CaMIB", "DEVA", "DLF", "DMD", "EMOE", "KuDA", "MOAC", "Multimodal Boosting"}
+    rows = {row for table in TABLES["baselines"].values() for row in table}
+    printed = {row: {"mae": float(number)} for number, row in enumerate(sorted(rows))}
+    untrained.printed = {"baselines": printed}.__getitem__
+    found = rivals._printed(untrained, model_names()[1:])
+    assert {row for row, figures in printed.items() if figures in found.values()} == rows - others
+    assert {*model_names()} - found.keys() == {"grcf", "mult"}
+    assert found["mag"] == printed["MAG-BERT"]

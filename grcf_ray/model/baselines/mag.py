@@ -105,6 +105,7 @@ class GatedEncoder(MultimodalModel):
 
 CARD = ModelCard(
     title="MAG",
+    paper_row="MAG-BERT",
     paper="Integrating Multimodal Information in Large Pretrained Transformers",
     year=2020,
     venue="ACL",
