@@ -27,7 +27,7 @@ class ModelCard:
     networks: Mapping[Task, type[MultimodalModel]]
     """The network for each task that the model can learn."""
     modalities: tuple[str, ...] = ("text", "vision", "audio")
-    """The modalities that it can use; those that the data lack have no branch."""
+    """The modalities that it can use. It has no branch for a modality that the data lack."""
     needs_text: bool = False
     """Whether it cannot be built without text."""
     two_stage: bool = False

@@ -1,4 +1,4 @@
-"""What every model has to hold, whatever its equations; a new model is tested here without a change."""
+"""Tests that every model must pass. A new model is included without a change here."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ Challenge-HML.
 Readings: published on word vectors, here the text input is the subword states of the shared encoder. Its steps are the
 subwords; audio and vision rows are brought to them by averaging the rows of equal shares of the time, which leaves rows
 that are one per subword as they are. Without text, an utterance has as many steps as its longer modality has rows. A
-modality that a sample lacks is zero at each step. The defaults are those that the field's toolkit MMSA publishes for
-CMU-MOSI; the paper leaves the layers after the LSTM open.
+modality that a sample lacks is zero at each step. The toolkit MMSA publishes the defaults for CMU-MOSI. The paper
+leaves the layers after the LSTM open.
 """
 
 from __future__ import annotations

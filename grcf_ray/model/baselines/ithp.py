@@ -1,4 +1,4 @@
-"""ITHP: a chain of bottlenecks on the text, each of which keeps what the next modality also shows.
+"""ITHP: a chain of bottlenecks on the text; each keeps the information that one more modality shares.
 
 Xiao, Liu, Gupta, Cao, Li, Li, Fang, Cheng and Bogdan, 2024. Neuro-Inspired Information-Theoretic Hierarchical
 Perception for Multimodal Learning. ICLR.

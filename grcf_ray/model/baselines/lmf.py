@@ -7,8 +7,8 @@ Modality-Specific Factors. ACL.
 
 Readings: published on GloVe, here the text input is the subword states of the shared encoder. z_text is the last state
 of an LSTM through one ReLU layer, the others the mean of the rows through two. The product has one output (d_h = 1),
-with a weight a_i for each factor. A factor begins as a linear layer of torch, whose bias weighs the appended 1. The
-widths are those of MMSA for CMU-MOSI. A modality that a sample lacks gives z_m = 0; one that the data lack has no
+with a weight a_i for each factor. Factors are initialised as linear layers of torch; the bias weighs the appended 1.
+The widths are those of MMSA for CMU-MOSI. A modality that a sample lacks gives z_m = 0; one that the data lack has no
 factor.
 """
 

@@ -10,11 +10,11 @@ Transformers. ACL.
     y = w dropout(t) + c                                        (t the text vector of the states above)
 
 Readings: published on BERT and XLNet, here the gate lies in the shared encoder, above its first layer, the best place
-in the paper. It lies above the frozen layers if they are more, so above the last layer if all are frozen. Audio and
-vision rows are brought to the subwords by averaging the rows of equal shares of the time, special tokens included. t is
-the encoder's own text vector, without the pooling layer of BERT. beta and the dropout rate are the defaults of the
-authors' code; its last dropout has the encoder's rate instead. A modality that a sample lacks has x_m = 0, so its term
-of h is zero. Without audio and vision in the data there is no gate.
+in the paper. If more layers are frozen, the gate lies above them; if all are, above the last layer. Audio and vision
+rows are brought to the subwords by averaging the rows of equal shares of the time, special tokens included. t is the
+encoder's own text vector, without the pooling layer of BERT. beta and the dropout rate are the defaults of the authors'
+code; its last dropout has the encoder's rate instead. A modality that a sample lacks has x_m = 0, so its term of h is
+zero. Without audio and vision in the data there is no gate.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ Readings: published on GloVe, here the text's rows are the subword states of the
 no gradient. |x_m - x^_m|^2 is the mean over rows and columns. The expectations over N are exact, where the authors draw
 samples. A decoding LSTM reads the factors in its first step and zeros later. That gives the same functions as the
 authors' decoder, which reads its own output. MMSA publishes the widths and weights for CMU-MOSI. It has a width for
-each Z, each F and each network of MFN, here one for each kind. A modality that a sample lacks gives Z_m = 0, and no
-part of the terms.
+each Z, each F and each network of MFN, here one for each kind. A modality that a sample lacks gives Z_m = 0, and does
+not count in the terms.
 """
 
 from __future__ import annotations

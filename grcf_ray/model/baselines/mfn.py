@@ -1,4 +1,4 @@
-"""MFN: an LSTM for each modality, attention on the changes of their memories, and a gated memory of what it finds.
+"""MFN: an LSTM for each modality, attention on the changes of their memories, and a gated memory of its results.
 
 Zadeh, Liang, Mazumder, Poria, Cambria and Morency, 2018. Memory Fusion Network for Multi-view Sequential Learning.
 AAAI.

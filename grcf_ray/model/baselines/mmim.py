@@ -1,4 +1,4 @@
-"""MMIM: the modalities tell as much as possible of each other, and of the result of their fusion.
+"""MMIM: maximise the mutual information between the modalities, and between each modality and their fusion.
 
 Han, Chen and Poria, 2021. Improving Multimodal Fusion with Hierarchical Mutual Information Maximization for Multimodal
 Sentiment Analysis. EMNLP.
@@ -11,13 +11,13 @@ Sentiment Analysis. EMNLP.
     H_m = (log det C_m+ + log det C_m-) / 4: the entropy of two Gaussians, C_m+ the covariance of positive utterances
     N_m = -E_i log(exp s_ii / sum_j exp s_ij), s_ij = cos(G_m z_i, x_m,j): contrastive predictive coding in a group
 
-The other phase of the training: after each step, a second one fits q to its utterances. The covariances are those of a
-group of pairs and of a memory, which has the latest utterances of earlier steps.
+After each step, a second optimizer step fits q to the same utterances. The covariances are those of a group of pairs
+and of a memory, which has the latest utterances of earlier steps.
 
-Readings: as in the authors' code, the entropy is that of tanh(V_m x_m), a quarter as wide, with a V_m that stays as
-initialised, and an utterance in the middle of the label range is on neither side. The memory has the size of their
-batches. A tanh bounds log sigma^2, as in their settings; log q keeps the term, as in the paper. The covariances have
-1e-6 added on the diagonal. A modality that a sample lacks gives x_m = 0, and no part of the terms.
+Readings: as in the authors' code, the entropy is that of tanh(V_m x_m), a quarter as wide, and V_m keeps its initial
+values. An utterance in the middle of the label range is on neither side. The memory has the size of their batches. A
+tanh bounds log sigma^2, as in their settings; log q keeps the term, as in the paper. The covariances have 1e-6 added on
+the diagonal. A modality that a sample lacks gives x_m = 0, and does not count in the terms.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Options:
     contrast_weight: NonNegative = 0.1
     """Weight of the contrastive term."""
     information_weight: NonNegative = 0.1
-    """Weight of the bound on the information that the text has of the others."""
+    """Weight of the bound on the information between the text and the others."""
 
 
 class InformationMaximisation(VectorModel):
@@ -80,7 +80,7 @@ class InformationMaximisation(VectorModel):
         self.fusion = nn.Sequential(nn.Dropout(self.options.dropout), inner, nn.Tanh(), outer, nn.Tanh())
         self.head = nn.Linear(self.width, 1)
         self.memory_KMP: Tensor
-        """What the entropy is estimated of, by utterance and modality; the latest utterances come last."""
+        """The values tanh(V_m x_m) of each utterance and modality; the latest utterances come last."""
         self.polarity_KM: Tensor
         """The side of the label range, 1 or -1; 0 for neither, for a modality that a sample lacks, and at the start."""
         self.register_buffer("memory_KMP", torch.zeros(self.options.memory, len(self.bounds), max(1, width // 4)))

@@ -14,8 +14,8 @@ The labels begin as y_s = y_m. From the second epoch i on, after each step, for 
     a_i = (D_i- - D_i+) / (D_i+ + eps)      (i = m, s)
     new_s = y_m a_s / (2 a_m) + (y_m + a_s - a_m) / 2      y_s <- (i - 1) / (i + 1) y_s + 2 / (i + 1) new_s
 
-Readings: an epoch has passed when the steps have had as many utterances as the training split, since pairs are drawn
-freely. As in the authors' code, new_s stays inside the label range, and a_m has eps added. F* of the whole training
+Readings: pairs are drawn freely, so an epoch ends when the steps have had as many utterances as the training split
+has. As in the authors' code, new_s stays inside the label range, and a_m has eps added. F* of the whole training
 split, and the labels, are buffers, which checkpoints hold; F* is computed by the layers after the step, without
 dropout. MMSA publishes the widths for CMU-MOSI; it tunes the dropout of each layer to 0 or 0.1, here all share one. A
 modality that a sample lacks gives F_s = 0 and no unimodal loss.

@@ -16,9 +16,9 @@ in the 2-Wasserstein distance of the fused Gaussians: max(0, 1 + d(nearer) - d(f
 
 Readings: the equations are those of the abstract and the authors' code; the paper's own were not seen. The sigmoid
 gives the variance everywhere; the code takes it for the logarithm of the variance in z, KL and L_ordinal, and limits
-sums of variances in the fusion. Its extra layer behind the LSTM is left out. All r of a group lie equally far behind
-their a, by a random number. Widths and weights: the code's for CMU-MOSI. Noise is drawn for each slot, and for own
-terms, in training. A modality that a sample lacks gives x_m = 0, and has no part in fusion and own terms.
+sums of variances in the fusion. Its extra layer behind the LSTM is left out. In a group, one random number says how far
+behind its a each r lies. Widths and weights: the code's for CMU-MOSI. Noise is drawn for each slot, and for own terms,
+in training. A modality that a sample lacks gives x_m = 0, and does not count in the fusion and the own terms.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Options:
 
 
 class Estimate(NamedTuple):
-    """The Gaussians of a modality, what they were read from, and 1 for samples that have the modality, else 0."""
+    """The Gaussians of a modality, their inputs, and 1 for samples that have the modality, else 0."""
 
     x_SD: Tensor
     feature_SH: Tensor
