@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig, RunConfig
+from grcf_ray.config import RunConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.data.features import Features
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.train.assemble import pretrained_backbone
 
@@ -19,14 +19,14 @@ from grcf_ray.train.assemble import pretrained_backbone
 class Alternating(MultimodalModel):
     """Pulls the mean of a group's vectors to the label, counts its utterances, and trains a critic of its own."""
 
-    def __init__(self, text_encoder: TextEncoder, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        self.layer = nn.Linear(text_encoder.width, 8)
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        self.layer = nn.Linear(self.width, 8)
         self.fusion = nn.Identity()
         self.critic = nn.Linear(8, 1)
         self.head = nn.Linear(8, 1)
         self.counts_N: Tensor
-        self.register_buffer("counts_N", torch.zeros(data.n_train, dtype=torch.int64))
+        self.register_buffer("counts_N", torch.zeros(setup.n_train, dtype=torch.int64))
         self.groups: list[tuple[list[float], list[int]]] = []
         self.quiet = False
 
@@ -54,6 +54,14 @@ class Alternating(MultimodalModel):
 def alternating(config: RunConfig, features: Features) -> Alternating:
     """Return the model for a text encoder without dropout."""
     backbone = copy.deepcopy(pretrained_backbone(config.model.backbone))
-    shape = DataShape(task="regression", audio_dim=None, vision_dim=None, half_range=3.0, n_train=len(features.train))
     torch.manual_seed(1)
-    return Alternating(TextEncoder(backbone, "mean"), config.model, shape)
+    setup = ModelSetup(
+        text_encoder=TextEncoder(backbone, "mean"),
+        config=config.model,
+        task="regression",
+        audio_dim=None,
+        vision_dim=None,
+        half_range=3.0,
+        n_train=len(features.train),
+    )
+    return Alternating(setup)

@@ -69,7 +69,7 @@ def show(
     from grcf_ray.config import field_docstrings, model_options, nearest
     from grcf_ray.data import datasets
     from grcf_ray.errors import ConfigError
-    from grcf_ray.model.card import card_of
+    from grcf_ray.model.card import card_of, search_entries
     from grcf_ray.plugins import model_names
 
     if name not in model_names():
@@ -80,7 +80,7 @@ def show(
         {"path": path, "default": value, "meaning": meanings[path.partition(".")[2]]}
         for path, value in model_options(name).items()
     ]
-    space = {f"{name}.{option}": dict(entry) for option, entry in card_of(name).search.items()}
+    space = search_entries(name)
     if json:
         console.print_json({**card, "options": own, "search": space})
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,12 @@ from grcf_ray.model.text_encoder import TextEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataShape:
-    """What a model has to know of the data."""
+class ModelSetup:
+    """The parts and sizes that a model is built from."""
 
+    text_encoder: TextEncoder | None
+    """None for a model without text."""
+    config: ModelConfig
     task: Task
     audio_dim: int | None
     """Width of audio rows; None if the model has no audio."""
@@ -31,6 +34,11 @@ class DataShape:
     """S, half the label range."""
     n_train: int = 0
     """Number of training utterances, for a model that keeps a state for each."""
+
+    @property
+    def options(self) -> Any:
+        """The model's own options."""
+        return self.config.options
 
 
 class MultimodalModel(nn.Module, ABC):
@@ -52,13 +60,13 @@ class MultimodalModel(nn.Module, ABC):
     """The layers from the vectors of `encode` to z_final, unless the model defines `_represent`."""
     head: nn.Module
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+    def __init__(self, setup: ModelSetup) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
-        self.task = data.task
-        self.width = config.textless_width if text_encoder is None else text_encoder.width
+        self.text_encoder = setup.text_encoder
+        self.task = setup.task
+        self.width = setup.config.textless_width if setup.text_encoder is None else setup.text_encoder.width
         """Width of z_final: D, unless the model sets another."""
-        named = (("vision", data.vision_dim), ("audio", data.audio_dim))
+        named = (("vision", setup.vision_dim), ("audio", setup.audio_dim))
         self.modality_dims = {name: dim for name, dim in named if dim is not None}
 
     def forward(self, batches: Sequence[Batch], slot_S: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from grcf_ray.config import ModelConfig, RunConfig, Task
 from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.schema import TableInfo
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import card_of
 from grcf_ray.model.pretrained import backbone_config, backbone_from_config
 from grcf_ray.model.text_encoder import TextEncoder
@@ -44,7 +44,7 @@ def build_model(
     """Return the network of a configuration for a task. ConfigError if it cannot be built, as in classification
     without text.
 
-    backbone: used, not copied; None for a model without text. The rest is explained in `DataShape`.
+    backbone: used, not copied; None for a model without text. The rest is explained in `ModelSetup`.
     """
     card = card_of(config.name)
     if task not in card.networks:
@@ -52,8 +52,16 @@ def build_model(
     if backbone is None and card.needs_text:
         raise ConfigError(f"model.name = {config.name}: {card.title} needs the text; use another model or modalities")
     encoder = None if backbone is None else TextEncoder(backbone, config.text_vector, config.frozen_layers)
-    data = DataShape(task=task, audio_dim=audio_dim, vision_dim=vision_dim, half_range=half_range, n_train=n_train)
-    return card.networks[task](encoder, config, data)
+    setup = ModelSetup(
+        text_encoder=encoder,
+        config=config,
+        task=task,
+        audio_dim=audio_dim,
+        vision_dim=vision_dim,
+        half_range=half_range,
+        n_train=n_train,
+    )
+    return card.networks[task](setup)
 
 
 def described_model(config: RunConfig, data: TableInfo | DatasetFacts) -> MultimodalModel:

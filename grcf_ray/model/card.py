@@ -37,8 +37,7 @@ class ModelCard:
     options: type = NoOptions
     """A frozen dataclass of its own hyperparameters, with the published defaults."""
     search: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """The entry of a search space for each option worth a search, at most six: {low, high, log, start} or {choices,
-    start}."""
+    """The range of each option worth a search, at most six: {low, high, log} or {choices}."""
 
     @property
     def reads_states(self) -> bool:
@@ -50,3 +49,10 @@ def card_of(name: str) -> ModelCard:
     """Return the card of a model. name: one of `grcf_ray.plugins.model_names`."""
     card: ModelCard = model_module(name).CARD
     return card
+
+
+def search_entries(name: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of a search space for a model's own options, by path. They start at the defaults."""
+    card = card_of(name)
+    defaults = card.options()
+    return {f"{name}.{option}": {**entry, "start": getattr(defaults, option)} for option, entry in card.search.items()}

@@ -9,12 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import NEEDS_TEXT, ModelConfig
+from grcf_ray.config import NEEDS_TEXT
 from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.pooling import AttentionPooling
-from grcf_ray.model.text_encoder import TextEncoder
 
 
 class GrcfClassifier(MultimodalModel):
@@ -27,7 +26,8 @@ class GrcfClassifier(MultimodalModel):
     ConfigError if the heads do not divide the width, or without text.
     """
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
+    def __init__(self, setup: ModelSetup) -> None:
+        config, text_encoder = setup.config, setup.text_encoder
         if text_encoder is None:
             raise ConfigError(NEEDS_TEXT.format(config.modalities))
         width = text_encoder.width
@@ -35,7 +35,7 @@ class GrcfClassifier(MultimodalModel):
             raise ConfigError(
                 f"model.attention_heads = {config.attention_heads} does not divide the backbone's width {width}"
             )
-        super().__init__(text_encoder, config, data)
+        super().__init__(setup)
         self.fusion_dropout = nn.Dropout(config.fusion_dropout)
         self.unified_dropout = nn.Dropout(config.unified_dropout)
         self.modality_dropout = config.modality_dropout

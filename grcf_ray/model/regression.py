@@ -8,11 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.pooling import AttentionPooling
-from grcf_ray.model.text_encoder import TextEncoder
 
 
 class GrcfRegressor(MultimodalModel):
@@ -22,9 +20,9 @@ class GrcfRegressor(MultimodalModel):
     Half the label range, S, scales the reach of the tanh (3.5 for S = 3).
     """
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        width = self.width
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        config, width = setup.config, self.width
         self.fusion_dropout = nn.Dropout(config.fusion_dropout)
         self.unified_dropout = nn.Dropout(config.unified_dropout)
         self.modality_dropout = config.modality_dropout
@@ -32,10 +30,10 @@ class GrcfRegressor(MultimodalModel):
             self.add_module(f"{name}_pooler", AttentionPooling(dim))
             self.add_module(f"{name}_norm", nn.LayerNorm(width))
             self.add_module(f"{name}_projection", nn.Linear(dim, width))
-        self.fusion = nn.Linear(width * ((text_encoder is not None) + len(self.modality_dims)), width)
+        self.fusion = nn.Linear(width * len(self.sequence_dims), width)
         self.unified = nn.Linear(width, width)
         self.head = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 1))
-        self.output_scale = config.output_scale * data.half_range / 3
+        self.output_scale = config.output_scale * setup.half_range / 3
 
     def _gather(self, text: Tensor | None, batch: Batch) -> Tensor:
         """Return the concatenated modality vectors [B, W], eq. 3; zeros for a missing modality."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grcf_ray.config import ModelConfig
-from grcf_ray.model.card import card_of
+from grcf_ray.model.card import card_of, search_entries
 from grcf_ray.search.direct_baseline import ONE_DROPOUT, direct_space
 from grcf_ray.search.space import Dimension, Space, dimension_of
 
@@ -41,5 +41,4 @@ def model_space(space: Space, settings: Mapping[str, Any], *, two_stage: bool = 
 
 def own_dimensions(name: str, fixed: Mapping[str, Any]) -> dict[str, Dimension]:
     """Return what a model's card searches, by path, except fixed settings."""
-    entries = {f"{name}.{option}": entry for option, entry in card_of(name).search.items()}
-    return {path: dimension_of(path, entry) for path, entry in entries.items() if path not in fixed}
+    return {path: dimension_of(path, entry) for path, entry in search_entries(name).items() if path not in fixed}

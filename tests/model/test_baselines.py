@@ -17,7 +17,7 @@ from grcf_ray.config import NoOptions, build_config, flatten
 from grcf_ray.data.batches import Batch
 from grcf_ray.data.features import Features
 from grcf_ray.model import baselines
-from grcf_ray.model.card import card_of
+from grcf_ray.model.card import card_of, search_entries
 from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.plugins import model_names
 from grcf_ray.search.space import dimension_of
@@ -44,8 +44,8 @@ def test_a_card_is_complete(name: str) -> None:
     assert set(card.search) <= {field.name for field in dataclasses.fields(card.options)}
     assert len(card.search) <= 6
     # The published defaults are where a search starts.
-    defaults = {option: getattr(card.options(), option) for option in card.search}
-    assert {option: dimension_of(f"{name}.{option}", entry).start for option, entry in card.search.items()} == defaults
+    starts = {path: dimension_of(path, entry).start for path, entry in search_entries(name).items()}
+    assert starts == {f"{name}.{option}": getattr(card.options(), option) for option in card.search}
     assert (card.options is NoOptions) == (not flatten(card.options()))
 
 

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import (
     Convolution,
@@ -40,7 +39,6 @@ from grcf_ray.model.subnetworks import (
     mapping,
     positions,
 )
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel
 from grcf_ray.settings import Count, NonNegative, PositiveCount, Probability
 
@@ -111,16 +109,16 @@ class CompleteBottleneck(VectorModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         self.width, self.divergence_weight = options.heads * options.head_width, options.divergence_weight
         self.vector_widths = dict.fromkeys(self.sequence_dims, self.width)
         self.networks = nn.ModuleDict(
             {name: RowTransformer(dim, self.width, options) for name, dim in self.modality_dims.items()}
         )
-        if text_encoder is not None:
-            self.networks["text"] = LastConvolution(text_encoder.width, self.width)
+        if self.text_encoder is not None:
+            self.networks["text"] = LastConvolution(self.text_encoder.width, self.width)
         names = list(self.vector_widths)
         self.bottlenecks = nn.ModuleDict({name: Bottleneck(self.width, options.hidden_width) for name in names})
         self.heads = nn.ModuleDict({name: nn.Linear(self.width, 1) for name in names})
@@ -156,10 +154,10 @@ CARD = ModelCard(
     published="109,835,748 on CMU-MOSI with BERT-base, audio 74 and vision 47 wide (Table XI)",
     options=Options,
     search={
-        "head_width": {"low": 4, "high": 32, "log": True, "start": 10},
-        "layers": {"low": 1, "high": 4, "start": 3},
-        "hidden_width": {"low": 128, "high": 1024, "log": True, "start": 1024},
-        "divergence_weight": {"low": 1e-4, "high": 1e-1, "log": True, "start": 1e-3},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.3},
+        "head_width": {"low": 4, "high": 32, "log": True},
+        "layers": {"low": 1, "high": 4},
+        "hidden_width": {"low": 128, "high": 1024, "log": True},
+        "divergence_weight": {"low": 1e-4, "high": 1e-1, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )

@@ -19,12 +19,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import LastState, dense, on_shared_steps
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import PositiveCount, Probability
 
 
@@ -45,9 +43,9 @@ class EarlyFusion(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         total = sum(self.sequence_dims.values())
         self.width, between = options.width, options.dropout if options.layers > 1 else 0.0
         self.lstm = LastState(total, options.width, options.layers, between)
@@ -69,8 +67,8 @@ CARD = ModelCard(
     networks={"regression": EarlyFusion, "classification": EarlyFusion},
     options=Options,
     search={
-        "width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "layers": {"low": 1, "high": 4, "start": 4},
-        "dropout": {"low": 0.0, "high": 0.6, "start": 0.5},
+        "width": {"low": 32, "high": 256, "log": True},
+        "layers": {"low": 1, "high": 4},
+        "dropout": {"low": 0.0, "high": 0.6},
     },
 )

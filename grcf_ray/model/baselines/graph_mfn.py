@@ -25,12 +25,10 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import GatedMemory, StepLstms, dense, mapping
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import width_options
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -94,9 +92,9 @@ class GraphMemoryFusion(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         self.width = options.fusion_width
         widths = width_options(options, self.sequence_dims)
         self.lstms = StepLstms(self.sequence_dims, widths)
@@ -119,11 +117,11 @@ CARD = ModelCard(
     networks={"regression": GraphMemoryFusion, "classification": GraphMemoryFusion},
     options=Options,
     search={
-        "text_width": {"low": 32, "high": 256, "log": True, "start": 256},
-        "vision_width": {"low": 16, "high": 256, "log": True, "start": 256},
-        "audio_width": {"low": 8, "high": 64, "log": True, "start": 32},
-        "vertex_width": {"low": 32, "high": 128, "log": True, "start": 64},
-        "memory_width": {"low": 64, "high": 400, "log": True, "start": 300},
-        "dropout": {"low": 0.0, "high": 0.7, "start": 0.2},
+        "text_width": {"low": 32, "high": 256, "log": True},
+        "vision_width": {"low": 16, "high": 256, "log": True},
+        "audio_width": {"low": 8, "high": 64, "log": True},
+        "vertex_width": {"low": 32, "high": 128, "log": True},
+        "memory_width": {"low": 64, "high": 400, "log": True},
+        "dropout": {"low": 0.0, "high": 0.7},
     },
 )

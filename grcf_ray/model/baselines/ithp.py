@@ -28,13 +28,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.pooling import masked_mean
 from grcf_ray.model.subnetworks import equal_shares, gaussian_divergence, gaussian_sample, mapping
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import NonNegative, Positive, PositiveCount, Probability
 
 
@@ -91,9 +89,9 @@ class HierarchicalPerception(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         self.second_weight, self.scale = options.second_weight, 2 / (options.audio_weight + options.vision_weight)
         width = self.width
         self.chain: list[str] = []
@@ -141,11 +139,11 @@ CARD = ModelCard(
     published="184,883,706 on CMU-MOSI with DeBERTa-v3-base, audio 74 and vision 47 wide (counted in GRCF's Table 12)",
     options=Options,
     search={
-        "audio_width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "vision_width": {"low": 16, "high": 128, "log": True, "start": 64},
-        "audio_weight": {"low": 1.0, "high": 64.0, "log": True, "start": 8.0},
-        "vision_weight": {"low": 1.0, "high": 64.0, "log": True, "start": 32.0},
-        "second_weight": {"low": 0.1, "high": 1.0, "log": True, "start": 0.3},
-        "dropout": {"low": 0.0, "high": 0.6, "start": 0.5},
+        "audio_width": {"low": 32, "high": 256, "log": True},
+        "vision_width": {"low": 16, "high": 128, "log": True},
+        "audio_weight": {"low": 1.0, "high": 64.0, "log": True},
+        "vision_weight": {"low": 1.0, "high": 64.0, "log": True},
+        "second_weight": {"low": 0.1, "high": 1.0, "log": True},
+        "dropout": {"low": 0.0, "high": 0.6},
     },
 )

@@ -16,11 +16,9 @@ import dataclasses
 
 from torch import nn
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import RowNetwork, dense
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -46,9 +44,9 @@ class Options:
 class LateFusion(VectorModel):
     """The network of the module's docstring. z_final is the output of the layer after the concatenation."""
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         self.width, self.vector_widths = options.fusion_width, width_options(options, self.sequence_dims)
         self.networks = nn.ModuleDict(
             {
@@ -68,8 +66,8 @@ CARD = ModelCard(
     networks={"regression": LateFusion, "classification": LateFusion},
     options=Options,
     search={
-        "text_width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "fusion_width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.2},
+        "text_width": {"low": 32, "high": 256, "log": True},
+        "fusion_width": {"low": 32, "high": 256, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )

@@ -20,11 +20,9 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import LastState, RowNetwork, dense
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -50,17 +48,17 @@ class LowRankFusion(VectorModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         self.width, self.vector_widths = options.rank, width_options(options, self.sequence_dims)
         widths = self.vector_widths
         self.networks = nn.ModuleDict(
             {name: RowNetwork(dense(dim, widths[name], 2, options.dropout)) for name, dim in self.modality_dims.items()}
         )
-        if text_encoder is not None:
+        if self.text_encoder is not None:
             layers = dense(options.text_width, options.text_width, 1, options.dropout)
-            self.networks["text"] = RowNetwork(layers, LastState(text_encoder.width, options.text_width))
+            self.networks["text"] = RowNetwork(layers, LastState(self.text_encoder.width, options.text_width))
         self.factors = nn.ModuleDict({name: nn.Linear(width, options.rank) for name, width in widths.items()})
         self.head = nn.Linear(options.rank, 1)
 
@@ -81,10 +79,10 @@ CARD = ModelCard(
     published="about 1.1 million with rank 4 and vectors of 64, 32 and 32, the networks included",
     options=Options,
     search={
-        "rank": {"low": 1, "high": 16, "log": True, "start": 4},
-        "text_width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "vision_width": {"low": 16, "high": 128, "log": True, "start": 128},
-        "audio_width": {"low": 8, "high": 64, "log": True, "start": 16},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.3},
+        "rank": {"low": 1, "high": 16, "log": True},
+        "text_width": {"low": 32, "high": 256, "log": True},
+        "vision_width": {"low": 16, "high": 128, "log": True},
+        "audio_width": {"low": 8, "high": 64, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )

@@ -24,13 +24,11 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import equal_shares
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import Count, Positive, Probability
 
 
@@ -75,9 +73,11 @@ class GatedEncoder(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
+        text_encoder = setup.text_encoder
+        assert text_encoder is not None  # The card needs the text.
         if options.layer > text_encoder.n_layers:
             raise ConfigError(
                 f"mag.layer = {options.layer}: the backbone has {text_encoder.n_layers} layers; "
@@ -114,7 +114,7 @@ CARD = ModelCard(
     published="110,853,121 on CMU-MOSI with BERT-base, audio 74 and vision 47 wide (counted by Mai et al., 2022)",
     options=Options,
     search={
-        "shift": {"low": 0.05, "high": 2.0, "log": True, "start": 1.0},
-        "dropout": {"low": 0.0, "high": 0.6, "start": 0.5},
+        "shift": {"low": 0.05, "high": 2.0, "log": True},
+        "dropout": {"low": 0.0, "high": 0.6},
     },
 )

@@ -28,13 +28,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.pooling import masked_mean
 from grcf_ray.model.subnetworks import LastState, MemoryNetwork, RowNetwork, mapping
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import mean_of_present, width_options
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
@@ -77,9 +75,9 @@ class Factorised(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        self.options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        self.options: Options = setup.options
         options, dims = self.options, self.sequence_dims
         widths, latent = width_options(options, dims), options.latent_width
         self.width, factors = options.factor_width, 2 * options.factor_width
@@ -152,11 +150,11 @@ CARD = ModelCard(
     networks={"regression": Factorised, "classification": Factorised},
     options=Options,
     search={
-        "memory_width": {"low": 32, "high": 256, "log": True, "start": 64},
-        "latent_width": {"low": 16, "high": 128, "log": True, "start": 80},
-        "factor_width": {"low": 16, "high": 128, "log": True, "start": 64},
-        "dropout": {"low": 0.0, "high": 0.7, "start": 0.5},
-        "text_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.5},
-        "prior_weight": {"low": 1.0, "high": 200.0, "log": True, "start": 100.0},
+        "memory_width": {"low": 32, "high": 256, "log": True},
+        "latent_width": {"low": 16, "high": 128, "log": True},
+        "factor_width": {"low": 16, "high": 128, "log": True},
+        "dropout": {"low": 0.0, "high": 0.7},
+        "text_weight": {"low": 0.01, "high": 1.0, "log": True},
+        "prior_weight": {"low": 1.0, "high": 200.0, "log": True},
     },
 )

@@ -23,12 +23,10 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import MemoryNetwork, dense
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import width_options
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -58,9 +56,9 @@ class MemoryFusion(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         dims, widths = self.sequence_dims, width_options(options, self.sequence_dims)
         self.width = options.fusion_width
         self.network = MemoryNetwork(dims, widths, options.memory_width, options.hidden_width, options.dropout)
@@ -81,11 +79,11 @@ CARD = ModelCard(
     networks={"regression": MemoryFusion, "classification": MemoryFusion},
     options=Options,
     search={
-        "text_width": {"low": 32, "high": 256, "log": True, "start": 256},
-        "vision_width": {"low": 16, "high": 256, "log": True, "start": 256},
-        "audio_width": {"low": 8, "high": 64, "log": True, "start": 32},
-        "memory_width": {"low": 64, "high": 400, "log": True, "start": 400},
-        "hidden_width": {"low": 32, "high": 256, "log": True, "start": 64},
-        "dropout": {"low": 0.0, "high": 0.7, "start": 0.2},
+        "text_width": {"low": 32, "high": 256, "log": True},
+        "vision_width": {"low": 16, "high": 256, "log": True},
+        "audio_width": {"low": 8, "high": 64, "log": True},
+        "memory_width": {"low": 64, "high": 400, "log": True},
+        "hidden_width": {"low": 32, "high": 256, "log": True},
+        "dropout": {"low": 0.0, "high": 0.7},
     },
 )

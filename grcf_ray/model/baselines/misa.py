@@ -30,12 +30,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.errors import ConfigError
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import RowNetwork
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel, mean_of_present
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
@@ -66,9 +64,9 @@ class SharedPrivate(VectorModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        self.options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        self.options: Options = setup.options
         width = self.options.width
         if width % _HEADS:
             raise ConfigError(f"misa.width = {width} is odd; use an even number")
@@ -76,8 +74,8 @@ class SharedPrivate(VectorModel):
         self.networks = nn.ModuleDict(
             {m: RowNetwork(_projection(4 * dim, width), _StackedLSTM(dim)) for m, dim in self.modality_dims.items()}
         )
-        if text_encoder is not None:
-            self.networks["text"] = RowNetwork(_projection(text_encoder.width, width))
+        if self.text_encoder is not None:
+            self.networks["text"] = RowNetwork(_projection(self.text_encoder.width, width))
         self.shared = nn.Linear(width, width)
         self.private, self.decoders = (
             nn.ModuleDict({name: nn.Linear(width, width) for name in self.vector_widths}) for _ in range(2)
@@ -178,10 +176,10 @@ CARD = ModelCard(
     networks={"regression": SharedPrivate, "classification": SharedPrivate},
     options=Options,
     search={
-        "width": {"choices": [64, 128, 256], "start": 128},
-        "dropout": {"low": 0.0, "high": 0.6, "start": 0.5},
-        "similarity_weight": {"low": 0.1, "high": 1.0, "log": True, "start": 1.0},
-        "difference_weight": {"low": 0.03, "high": 1.0, "log": True, "start": 0.3},
-        "reconstruction_weight": {"low": 0.1, "high": 1.0, "log": True, "start": 1.0},
+        "width": {"choices": [64, 128, 256]},
+        "dropout": {"low": 0.0, "high": 0.6},
+        "similarity_weight": {"low": 0.1, "high": 1.0, "log": True},
+        "difference_weight": {"low": 0.03, "high": 1.0, "log": True},
+        "reconstruction_weight": {"low": 0.1, "high": 1.0, "log": True},
     },
 )

@@ -28,11 +28,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import LastState, RowNetwork, mapping
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel, mean_of_present
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
@@ -63,17 +61,16 @@ class InformationMaximisation(VectorModel):
     The vectors are x_m.
     """
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        assert text_encoder is not None
-        self.options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        self.options: Options = setup.options
         width, self.width = self.options.width, self.options.fusion_width
-        self.vector_widths = {"text": text_encoder.width} | dict.fromkeys(self.modality_dims, width)
+        self.vector_widths = {"text": self.sequence_dims["text"]} | dict.fromkeys(self.modality_dims, width)
         self.networks = nn.ModuleDict()
         for name, dim in self.modality_dims.items():
             layers = nn.Sequential(nn.Dropout(self.options.dropout), nn.Linear(width, width))
             self.networks[name] = RowNetwork(layers, LastState(dim, width))
-        self.bounds = nn.ModuleDict({name: _Bound(text_encoder.width, width) for name in self.modality_dims})
+        self.bounds = nn.ModuleDict({name: _Bound(self.sequence_dims["text"], width) for name in self.modality_dims})
         self.projections = nn.ModuleDict({name: nn.Linear(width, max(1, width // 4)) for name in self.modality_dims})
         self.predictors = nn.ModuleDict({name: nn.Linear(self.width, dim) for name, dim in self.vector_widths.items()})
         inner, outer = nn.Linear(sum(self.vector_widths.values()), self.width), nn.Linear(self.width, self.width)
@@ -169,10 +166,10 @@ CARD = ModelCard(
     needs_text=True,
     options=Options,
     search={
-        "width": {"low": 8, "high": 64, "log": True, "start": 16},
-        "fusion_width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.1},
-        "contrast_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.1},
-        "information_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.1},
+        "width": {"low": 8, "high": 64, "log": True},
+        "fusion_width": {"low": 32, "high": 256, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
+        "contrast_weight": {"low": 0.01, "high": 1.0, "log": True},
+        "information_weight": {"low": 0.01, "high": 1.0, "log": True},
     },
 )

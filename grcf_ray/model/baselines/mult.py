@@ -27,12 +27,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape, MultimodalModel
+from grcf_ray.model.base import ModelSetup, MultimodalModel
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import Convolution, Transformer, last_row, mapping, positions
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.settings import PositiveCount, Probability
 
 
@@ -55,9 +53,9 @@ class CrossmodalTransformers(MultimodalModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         names, width = list(self.sequence_dims), options.heads * options.head_width
         wide = width * max(1, len(names) - 1)
         self.width = wide * len(names)
@@ -103,9 +101,9 @@ CARD = ModelCard(
     networks={"regression": CrossmodalTransformers, "classification": CrossmodalTransformers},
     options=Options,
     search={
-        "heads": {"low": 2, "high": 12, "start": 10},
-        "head_width": {"low": 2, "high": 8, "start": 4},
-        "layers": {"low": 1, "high": 6, "start": 4},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.2},
+        "heads": {"low": 2, "high": 12},
+        "head_width": {"low": 2, "high": 8},
+        "layers": {"low": 1, "high": 6},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )

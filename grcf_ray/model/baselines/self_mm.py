@@ -31,11 +31,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import LastState, RowNetwork, dense
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -64,12 +62,12 @@ class SelfSupervised(VectorModel):
     The vectors are F_s. z_final is F*_m.
     """
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         widths = width_options(options, self.sequence_dims)
-        self.width, self.half_range = options.fusion_width, data.half_range
-        self.vector_widths = widths if text_encoder is None else widths | {"text": text_encoder.width}
+        self.width, self.half_range = options.fusion_width, setup.half_range
+        self.vector_widths = {**self.sequence_dims, **{name: widths[name] for name in self.modality_dims}}
         self.star_widths = [self.width, *widths.values()]
         self.networks = nn.ModuleDict(
             {
@@ -92,9 +90,9 @@ class SelfSupervised(VectorModel):
         self.shift_NI: Tensor
         """y_s - y_m of each modality, and 0 in the first column."""
         self.register_buffer("passed", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("star_NR", torch.zeros(data.n_train, sum(self.star_widths)))
-        self.register_buffer("label_NI", torch.zeros(data.n_train, len(self.star_widths)))
-        self.register_buffer("shift_NI", torch.zeros(data.n_train, len(self.star_widths)))
+        self.register_buffer("star_NR", torch.zeros(setup.n_train, sum(self.star_widths)))
+        self.register_buffer("label_NI", torch.zeros(setup.n_train, len(self.star_widths)))
+        self.register_buffer("shift_NI", torch.zeros(setup.n_train, len(self.star_widths)))
 
     def auxiliary(self, vector_UW: Tensor, label_U: Tensor, utterance_U: Tensor) -> Mapping[str, Tensor]:
         """Return the loss of the unimodal scores."""
@@ -147,10 +145,10 @@ CARD = ModelCard(
     networks={"regression": SelfSupervised},
     options=Options,
     search={
-        "fusion_width": {"low": 32, "high": 256, "log": True, "start": 128},
-        "text_width": {"low": 16, "high": 128, "log": True, "start": 32},
-        "vision_width": {"low": 16, "high": 64, "log": True, "start": 32},
-        "audio_width": {"low": 8, "high": 64, "log": True, "start": 16},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.1},
+        "fusion_width": {"low": 32, "high": 256, "log": True},
+        "text_width": {"low": 16, "high": 128, "log": True},
+        "vision_width": {"low": 16, "high": 64, "log": True},
+        "audio_width": {"low": 8, "high": 64, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )

@@ -20,12 +20,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
 from grcf_ray.data.batches import Batch
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import LastState, RowNetwork, dense
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel
 from grcf_ray.settings import PositiveCount, Probability
 
@@ -49,18 +47,18 @@ class TensorFusion(VectorModel):
 
     reads_states = True
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
-        self.width, self.half_range = options.fusion_width, data.half_range
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
+        self.width, self.half_range = options.fusion_width, setup.half_range
         widths = {"text": options.text_width, "vision": options.other_width, "audio": options.other_width}
         self.vector_widths = {name: widths[name] for name in self.sequence_dims}
         self.networks = nn.ModuleDict(
             {name: RowNetwork(dense(dim, widths[name], 3, options.dropout)) for name, dim in self.modality_dims.items()}
         )
-        if text_encoder is not None:
+        if self.text_encoder is not None:
             layers = dense(options.text_width, options.text_width, 2, options.dropout)
-            self.networks["text"] = RowNetwork(layers, LastState(text_encoder.width, options.text_width))
+            self.networks["text"] = RowNetwork(layers, LastState(self.text_encoder.width, options.text_width))
         size = math.prod(width + 1 for width in self.vector_widths.values())
         self.inference = dense(size, options.fusion_width, 2, options.dropout)
         self.head = nn.Linear(options.fusion_width, 1)
@@ -94,9 +92,9 @@ CARD = ModelCard(
     published="about 12.5 million with vectors of 64, 32 and 32, the networks included (counted by Liu et al., 2018)",
     options=Options,
     search={
-        "text_width": {"low": 16, "high": 128, "log": True, "start": 128},
-        "other_width": {"low": 8, "high": 32, "log": True, "start": 32},
-        "fusion_width": {"low": 16, "high": 128, "log": True, "start": 128},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.15},
+        "text_width": {"low": 16, "high": 128, "log": True},
+        "other_width": {"low": 8, "high": 32, "log": True},
+        "fusion_width": {"low": 16, "high": 128, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )

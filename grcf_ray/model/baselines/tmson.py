@@ -30,11 +30,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from grcf_ray.config import ModelConfig
-from grcf_ray.model.base import DataShape
+from grcf_ray.model.base import ModelSetup
 from grcf_ray.model.card import ModelCard
 from grcf_ray.model.subnetworks import LastState, dense, gaussian_divergence, gaussian_sample
-from grcf_ray.model.text_encoder import TextEncoder
 from grcf_ray.model.vectors import VectorModel, width_options
 from grcf_ray.settings import NonNegative, PositiveCount, Probability
 
@@ -137,11 +135,11 @@ def ordinal_loss(mean_UK: Tensor, variance_UK: Tensor, label_U: Tensor, other_U:
 class TrustworthyFusion(VectorModel):
     """The network of the module's docstring. z_final follows the fusion. The vectors are x_m."""
 
-    def __init__(self, text_encoder: TextEncoder | None, config: ModelConfig, data: DataShape) -> None:
-        super().__init__(text_encoder, config, data)
-        options: Options = config.options
+    def __init__(self, setup: ModelSetup) -> None:
+        super().__init__(setup)
+        options: Options = setup.options
         own = width_options(options, self.sequence_dims)
-        self.vector_widths = own if text_encoder is None else own | {"text": text_encoder.width}
+        self.vector_widths = {**self.sequence_dims, **{name: own[name] for name in self.modality_dims}}
         self.networks = nn.ModuleDict({name: LastState(dim, own[name]) for name, dim in self.modality_dims.items()})
         self.uncertainties = nn.ModuleDict(
             {
@@ -188,10 +186,10 @@ CARD = ModelCard(
     networks={"regression": TrustworthyFusion},
     options=Options,
     search={
-        "latent_width": {"low": 16, "high": 128, "log": True, "start": 64},
-        "ordinal_weight": {"low": 0.0, "high": 1.0, "start": 0.5},
-        "divergence_weight": {"low": 1e-3, "high": 0.1, "log": True, "start": 0.01},
-        "reconstruction_weight": {"low": 0.01, "high": 1.0, "log": True, "start": 0.1},
-        "dropout": {"low": 0.0, "high": 0.5, "start": 0.0},
+        "latent_width": {"low": 16, "high": 128, "log": True},
+        "ordinal_weight": {"low": 0.0, "high": 1.0},
+        "divergence_weight": {"low": 1e-3, "high": 0.1, "log": True},
+        "reconstruction_weight": {"low": 0.01, "high": 1.0, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5},
     },
 )
