@@ -153,5 +153,5 @@ def test_parameters_are_those_of_the_layers(backbone: nn.Module) -> None:
     encoders = sum(4 * 80 * (dim + 80 + 2) + 81 * 80 for dim in dims) + (288 + 64 + 1) * 80
     factors = 4 * (81 * 64 + 65 * 64)
     decoders = sum(4 * 128 * (128 + 128 + 2) + 129 * dim for dim in dims)
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))
+    own = rivals.own_parameters(model)
     assert own == lstms + attention + memory + encoders + factors + decoders + 65 * 64 + 65

@@ -41,5 +41,5 @@ def test_parameters_are_those_of_the_papers_parts(backbone: nn.Module) -> None:
     attention = (2 * total + 1) * hidden + (hidden + 1) * 2 * total
     gates = 3 * ((2 * total + 1) * hidden + (hidden + 1) * memory)
     last = (total + memory + 1) * 128 + 129
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))
+    own = rivals.own_parameters(model)
     assert own == lstms + attention + gates + last

@@ -156,7 +156,7 @@ def test_parameters_are_those_of_the_layers(backbone: nn.Module) -> None:
     layers = 7 * (width + 1) * width
     transformer = 4 * (width + 1) * width + 2 * 2048 * width + 2048 + width + 4 * width
     fusion = (6 * width + 1) * 3 * width + 3 * width + 1
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))
+    own = rivals.own_parameters(model)
     assert own == sequences + projections + layers + transformer + fusion
 
 

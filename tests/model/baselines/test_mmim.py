@@ -151,5 +151,5 @@ def test_parameters_are_those_of_the_layers(backbone: nn.Module) -> None:
     sequences = sum(4 * 16 * (dim + 16 + 2) + 16 * 17 for dim in (5, 3))
     bounds = 2 * (2 * (33 * 16 + 17 * 16) + 17 * 4)
     predictors = 129 * (32 + 16 + 16)
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))
+    own = rivals.own_parameters(model)
     assert own == sequences + bounds + predictors + (64 + 1) * 128 + 129 * 128 + 129

@@ -111,5 +111,5 @@ def test_parameters_are_those_of_the_papers_layers(backbone: nn.Module) -> None:
 
     convolutions = 40 * (32 + 3 * 3 + 3 * 5)
     last = 2 * (240 * 240 + 240) + 241
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))
+    own = rivals.own_parameters(model)
     assert own == convolutions + 6 * (4 * layer(40) + 2 * 40) + 3 * (4 * layer(80) + 2 * 80) + last

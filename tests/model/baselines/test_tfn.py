@@ -32,6 +32,6 @@ def test_parameters_are_those_of_the_papers_layers(backbone: nn.Module) -> None:
     text = 4 * 64 * (32 + 64 + 2) + 2 * (64 * 64 + 64)
     others = sum(dim * 32 + 32 + 2 * (32 * 32 + 32) for dim in (5, 3))
     product = 65 * 33 * 33 * 128 + 128
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("text_encoder."))
+    own = rivals.own_parameters(model)
     assert own == text + others + product + (128 * 128 + 128) + 129
     assert 9.0e6 < product < own < 12.5e6
