@@ -162,7 +162,7 @@ def _searched(context: ExperimentContext, planned: Sequence[Contender]) -> list[
 def _overview(
     context: ExperimentContext, rows: Sequence[Contender], models: Trained, by_metric: Sequence[Table]
 ) -> list[Table]:
-    """Return the tables of all models: the main metric with the difference to the run's, then other metrics and costs."""
+    """Return the tables of all models: the main metric, with differences to the run's; other metrics and costs."""
     figures = {table.name: {row["name"]: row for row in table.rows} for table in by_metric}
     metrics = head_metrics(context)
     main, title = metrics[0], METRIC_TITLES[metrics[0]]
