@@ -54,11 +54,13 @@ def judged(patch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
 
 
 def run(loop: StageLoop, epochs: int | None = None) -> StageLoop:
-    """Train some epochs, or to the end, and wait for the files."""
+    """Train some epochs, or to the end, and wait for the files of each: a file that waits gives way to a newer one."""
+    assert loop.saver is not None
     for _ in range(loop.epochs - loop.epoch if epochs is None else epochs):
         loop.run_epoch()
-    assert loop.saver is not None
-    loop.finish() if epochs is None else loop.saver.settle()
+        loop.saver.settle()
+    if epochs is None:
+        loop.finish()
     return loop
 
 
