@@ -38,6 +38,7 @@ class TestContract:
     def test_nothing_is_there_at_first(self, place: StoragePath) -> None:
         assert not place.exists() and place.names() == []
         assert place.name == "one" and (place / "a").name == "a"
+        assert place.at("a/b").uri == (place / "a" / "b").uri and place.at("").uri == place.uri
 
     @pytest.mark.parametrize("name", NAMES)
     def test_what_is_written_is_read(self, place: StoragePath, name: str) -> None:

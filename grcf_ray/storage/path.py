@@ -40,8 +40,8 @@ class StoragePath(ABC):
     def __truediv__(self, name: str) -> StoragePath: ...
 
     def at(self, path: str) -> StoragePath:
-        """Return the place of a relative path, whose parts are separated by slashes."""
-        return functools.reduce(operator.truediv, path.split("/"), self)
+        """Return the place of a relative path, whose parts are separated by slashes; this place for an empty one."""
+        return functools.reduce(operator.truediv, path.split("/") if path else (), self)
 
     @abstractmethod
     def beside(self, name: str) -> StoragePath:
