@@ -95,9 +95,8 @@ _CLASSIFICATION = (
 
 def encoder_name(settings: Mapping[str, Any]) -> str:
     """Return the short name of a run's text encoder, or `none`."""
-    if not ModelConfig(modalities=settings.get("model.modalities", "all")).sees_text:
-        return "none"
-    return short_name(settings["model.backbone"])
+    model = ModelConfig(backbone=settings["model.backbone"], modalities=settings.get("model.modalities", "all"))
+    return short_name(model.encoder)
 
 
 def short_name(backbone: str) -> str:

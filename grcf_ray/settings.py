@@ -111,6 +111,11 @@ class ModelConfig:
         """Whether the network has a text encoder."""
         return self.modalities == "all" or "text" in self.modalities
 
+    @property
+    def encoder(self) -> str:
+        """Return the name or path of the text encoder, or `none` if the model reads no text."""
+        return self.backbone if self.sees_text else "none"
+
     def sees(self, modality: str) -> bool:
         """Return whether the network has a branch for a modality, provided that the data set has it."""
         return self.modalities == "all" or modality in self.modalities

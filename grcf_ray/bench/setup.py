@@ -127,7 +127,7 @@ class Setup:
             "command": shlex.join([*program.split(), *words]),
             "date": time.strftime("%Y-%m-%d"),
             "data": self.store.info.name,
-            "backbone": self.config.model.backbone if self.config.model.sees_text else "none",
+            "backbone": self.config.model.encoder,
             "device": device,
             "precision": self.config.train.precision,
             "threads": self.threads,

@@ -152,7 +152,7 @@ class ExperimentContext:
             "date": now(),
             "run": f"{self.record.place.name}, winner {self.view.winner.name}",
             "data": f"{info.name}, fingerprint {info.fingerprint}",
-            "backbone": self.config.model.backbone if self.config.model.sees_text else "none",
+            "backbone": self.config.model.encoder,
             "seeds": self.seeds if experiment.trains else "",
             "test": "trials of the search ran after the test split was read" if self.view.info.test_seen else "",
             "not comparable with the paper": "; ".join((self.view.metrics or {}).get("not_comparable", ())),
