@@ -246,7 +246,8 @@ class TrainConfig:
     """Fraction of the steps with a linearly rising learning rate, before the cosine decay. Not in the paper."""
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Arithmetic of the text encoder. `auto` is bfloat16 autocast (section 4.1: mixed precision) if the GPUs of the
-    trials, or without GPUs their CPUs (AMX), have units for it; else float32. A run records the resolved value."""
+    trials have units for it, or without GPUs if their CPUs multiply matrices at least 1.5 times as fast in it; else
+    float32. A run records the resolved value."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto` uses the GPU if the trial has one."""
     device_features_gb: NonNegative = 2.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import psutil
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, build_config, short_name
+from grcf_ray.config import RunConfig, TrainConfig, build_config, short_name
 from grcf_ray.errors import ConfigError
 from grcf_ray.search.made_space import CPU_SECONDS, GPU_SECONDS, Encoder, Machine, MadeSpace, make_space
 from grcf_ray.search.space import NO_STAGE, stage_epochs
@@ -95,28 +95,33 @@ def choose_encoder(texts: Sequence[str], *, on_gpus: bool, allow_download: bool)
     )
 
 
-def text_seconds(backbone: nn.Module, tokens: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the seconds of a forward and backward pass of a text on one CPU thread: the fastest of some passes.
+def text_seconds(
+    backbone: nn.Module, tokens: float, precision: str, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return the seconds of a forward and backward pass of a text on one CPU thread: those of the fastest of some.
 
-    The fastest depends least on other work. The embeddings get no gradient, as in a space with frozen layers.
-    backbone: its mode and gradients change. tokens: mean subwords of a text.
+    The embeddings get no gradient, as in a space with frozen layers.
+    backbone: its mode and gradients change. tokens: mean subwords of a text. precision: of the training.
     """
     import torch
+
+    from grcf_ray.train.precision import fastest
 
     model, threads = backbone.train(), torch.get_num_threads()
     model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     length = max(1, round(tokens))
     token_BL = torch.ones((max(1, _MICRO_TOKENS // length), length), dtype=torch.long)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            states_BLD = model(input_ids=token_BL, attention_mask=torch.ones_like(token_BL)).last_hidden_state
+        states_BLD.mean().backward()
+
     torch.set_num_threads(1)
     try:
-        seconds = []
-        for _ in range(_TIMED_PASSES):
-            begun = clock()
-            model(input_ids=token_BL, attention_mask=torch.ones_like(token_BL)).last_hidden_state.mean().backward()
-            seconds.append(clock() - begun)
+        return fastest(step, _TIMED_PASSES, clock) / len(token_BL)
     finally:
         torch.set_num_threads(threads)
-    return min(seconds) / len(token_BL)
 
 
 def find_machine(config: RunConfig) -> Machine:
@@ -171,11 +176,14 @@ def made_for(
         texts = store.texts("train")
         name, reason = choose_encoder(texts, on_gpus=machine.gpus > 0, allow_download=allow_download)
     tokens = mean_tokens(build_config({**fixed, "model.backbone": name}), store)
-    encoder, each = timed_encoder(name, reason, tokens, on_gpus=machine.gpus > 0, timed=not math.isinf(seconds))
+    on_gpus, timed = machine.gpus > 0, not math.isinf(seconds)
+    encoder, each = timed_encoder(name, reason, tokens, config.train, on_gpus=on_gpus, timed=timed)
     return make_space(store.info, encoder, machine, tokens=tokens, text_seconds=each, seconds=seconds, fixed=fixed)
 
 
-def timed_encoder(name: str, reason: str, tokens: float, *, on_gpus: bool, timed: bool = True) -> tuple[Encoder, float]:
+def timed_encoder(
+    name: str, reason: str, tokens: float, train: TrainConfig, *, on_gpus: bool, timed: bool = True
+) -> tuple[Encoder, float]:
     """Return a text encoder and the seconds of a forward and backward pass of a text, timed on a CPU thread.
 
     The seconds on a GPU come from an assumed rate; those on a CPU are 0 if it is not to be timed.
@@ -185,6 +193,7 @@ def timed_encoder(name: str, reason: str, tokens: float, *, on_gpus: bool, timed
     from grcf_ray.model.pretrained import backbone_config, backbone_from_config
     from grcf_ray.model.text_encoder import TextEncoder
     from grcf_ray.train.assemble import pretrained_backbone
+    from grcf_ray.train.precision import precision_here
 
     if on_gpus:
         with torch.device("meta"):
@@ -198,7 +207,7 @@ def timed_encoder(name: str, reason: str, tokens: float, *, on_gpus: bool, timed
     if not timed:
         return encoder, 0.0
     console.progress(f"Timing {short_name(encoder.name)}")
-    return encoder, text_seconds(text_encoder.backbone, tokens)
+    return encoder, text_seconds(text_encoder.backbone, tokens, precision_here(train, torch.device("cpu")))
 
 
 def _splits(backbone: nn.Module) -> bool:

@@ -191,7 +191,7 @@ def _epoch_seconds(record: RunRecord, space: Space, store: DatasetStore) -> tupl
             "and interrupt it after some epochs, then plan it under the same name"
         )
     tokens, on_gpu = mean_tokens(config, store), config.search.gpus > 0
-    encoder, each = timed_encoder(config.model.backbone, "", tokens, on_gpus=on_gpu)
+    encoder, each = timed_encoder(config.model.backbone, "", tokens, config.train, on_gpus=on_gpu)
     # Trials that share a GPU share its rate.
     rate = config.search.workers * (config.search.gpus or 1.0)
     epoch = epoch_seconds(config, store.info, encoder, each, on_gpu=on_gpu) / rate

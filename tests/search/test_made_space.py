@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import torch
 from commands import Run, command
 
 from grcf_ray.config import check_margins, reads
@@ -175,7 +176,7 @@ def test_a_simulated_search_ends_in_time(train: int, minutes: int) -> None:
     assert ("longer than the limit" in made.summary) == (clock > 60 * minutes)
 
 
-def test_text_seconds_are_those_of_the_fastest_pass(tiny_backbone: Path) -> None:
+def test_text_seconds_are_those_of_the_fastest_pass_in_the_training_s_precision(tiny_backbone: Path) -> None:
     from grcf_ray.model.pretrained import load_backbone
 
     def ticks(times: tuple[float, ...]) -> Callable[[], float]:
@@ -183,7 +184,11 @@ def test_text_seconds_are_those_of_the_fastest_pass(tiny_backbone: Path) -> None
         return lambda: next(readings)
 
     backbone = load_backbone(str(tiny_backbone))
-    assert text_seconds(backbone, 16.2, ticks((0, 9, 12, 14, 18, 21))) == 2 / 64
+    seen = []
+    backbone.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for precision in ("float32", "bfloat16"):
+        assert text_seconds(backbone, 16.2, precision, ticks((0, 9, 12, 14, 18, 21))) == 2 / 64
+    assert seen == [False] * 5 + [True] * 5
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,34 @@ from grcf_ray.api.training import train_model, with_precision
 from grcf_ray.config import RunConfig, SearchConfig, TrainConfig
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.train import precision
-from grcf_ray.train.precision import cpu_length_multiple, native_bfloat16
+from grcf_ray.train.precision import cpu_length_multiple, fastest, native_bfloat16
 
 if TYPE_CHECKING:
     from tests.train.conftest import NewLoop
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_a_cpu_has_bfloat16_if_it_has_amx(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert native_bfloat16(gpu=False) is amx
+@pytest.mark.parametrize(("half", "able"), [(1.9, True), (2.1, False), (100.0, False)])
+def test_a_cpu_has_bfloat16_if_it_is_fast_in_it(monkeypatch: pytest.MonkeyPatch, half: float, able: bool) -> None:
+    monkeypatch.setattr(precision, "product_seconds", {torch.float32: 3.0, torch.bfloat16: half}.__getitem__)
+    assert native_bfloat16(gpu=False) is able
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_and_backward_products_are_timed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    linear, seen = nn.functional.linear, set()
+
+    def note(*given: torch.Tensor) -> torch.Tensor:
+        seen.update((one.dtype, one.requires_grad) for one in given)
+        return linear(*given)
+
+    monkeypatch.setattr(nn.functional, "linear", note)
+    assert precision.product_seconds(dtype) > 0
+    assert seen == {(dtype, True)}
+
+
+def test_the_fastest_call_counts() -> None:
+    readings = iter([0.0, 9.0, 12.0, 14.0, 18.0, 21.0])
+    assert fastest(lambda: None, 3, lambda: next(readings)) == 2.0
 
 
 def test_a_gpu_that_only_emulates_bfloat16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
