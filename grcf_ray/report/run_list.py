@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from grcf_ray.config import encoder_name
+from grcf_ray.config import ModelConfig, encoder_name
 from grcf_ray.console import duration
 from grcf_ray.errors import GrcfError
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES
@@ -75,8 +75,10 @@ def catalogue_lines(rows: Sequence[Row], *, width: int) -> list[str]:
         columns["cost"] = [duration(row["seconds"]) for row in whole]
         columns["changed"] = [_time(row["changed"]) for row in whole]
         columns["data"] = [one_line(row["dataset"], 16) for row in whole]
+        if any(row["model"] != ModelConfig.name for row in whole):
+            columns["model"] = [row["model"] for row in whole]
         columns["backbone"] = [one_line(row["backbone"], 24) for row in whole]
-        important = ("run", "state", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
+        important = ("run", "state", "model", "best valid", "test MAE", "test BCE", "cost", "stage 1, 2", "changed")
         titled = {name: [name, *cells] for name, cells in columns.items()}
         lines, _ = fitted_table(titled, width=width, kept=("run", "state"), important=important)
         if any(row["alive"] is None for row in whole):
@@ -107,6 +109,7 @@ def _sound_row(view: RunView) -> dict[str, Any]:
         "alive": view.alive,
         "dataset": info.data.name,
         "task": view.task,
+        "model": info.settings["model.name"],
         "backbone": encoder_name(info.settings),
         "seed": info.settings["seed"],
     }

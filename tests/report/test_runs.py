@@ -107,6 +107,17 @@ def test_list_sorts_the_best_first_and_filters(command: Command, answer: Answer,
     assert "mea: no such column" in err
 
 
+def test_list_names_the_models_if_not_all_are_grcf(command: Command, answer: Answer, runs: Path) -> None:
+    assert [row["model"] for row in answer("list")] == ["grcf"]
+    assert "model" not in command("list")[1].split()
+    shutil.copytree(runs / "recorded", runs / "rival")
+    settings = record_of(runs / "rival").read_run()["settings"]
+    change(runs / "rival/run.json", settings=settings | {"model.name": "tfn"})
+    assert {row["run"]: row["model"] for row in answer("list", "--filter", "model=tfn")} == {"rival": "tfn"}
+    titles, *_ = command("list")[1].splitlines()
+    assert "model" in titles.split()
+
+
 def test_list_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     Run(tmp_path / "run").start().trials(1, "cc").trials(2, "c").finish()
     script = (
