@@ -184,7 +184,7 @@ def _look_at(nodes: Sequence[Node], wanted: NodeCheck) -> list[Seen]:
 
 
 def have_bfloat16(nodes: Sequence[Node], *, gpu: bool) -> bool:
-    """Return whether the GPU, or else the CPU, of every node has units for bfloat16."""
+    """Return whether the GPU, or else the CPU, of every node computes in bfloat16 natively."""
     from grcf_ray.train.precision import native_bfloat16
 
     here = ray.get_runtime_context().get_node_id()
