@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import qmc
 
 from grcf_ray.data.datasets import protocol_of
+from grcf_ray.errors import ConfigError
 from grcf_ray.files import atomic_write, write_json
 from grcf_ray.metrics import split_metrics
 from grcf_ray.search.space import Space
@@ -209,11 +210,17 @@ def _table_row(about: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, 
     return row
 
 
-def _next_configuration(extended: Path | None) -> int:
-    if extended is None:
-        return 0
-    numbers = pq.read_table(extended, columns=["configuration"])["configuration"].to_pylist()
-    return int(max(numbers)) + 1
+def next_configuration(table: Path, space: Space) -> int:
+    """Return the first number after those of a table's configurations.
+
+    Raises ConfigError if its trials are of another space: its seconds and figures would be others.
+    """
+    recorded = json.loads(pq.read_schema(table).metadata[b"about"])["space"]
+    if recorded != space.as_dict():
+        raise ConfigError(
+            f"{table} has trials of another space or precision; record a table of its own, without --extend"
+        )
+    return 1 + int(max(pq.read_table(table, columns=["configuration"])["configuration"].to_pylist()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -227,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--extend", type=Path, metavar="FILE", help="recorded table to add to, kept as it is")
     given = parser.parse_args(arguments)
     source = open_source(given)
-    numbers = range(_next_configuration(given.extend), given.configurations)
+    known = next_configuration(given.extend, source.space) if given.extend else 0
+    numbers = range(known, given.configurations)
     first = record_stage(source, 1, dict.fromkeys(numbers), given.seeds, given.processes)
     second = record_stage(source, 2, choose_finalists(first), given.seeds, given.processes)
     trials = [*first, *second]

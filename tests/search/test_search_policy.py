@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from policies import SeenTable
-from record_trials import write_table
+from record_trials import next_configuration, write_table
 from recorded_noise import (
     GROUP,
     averaging_table,
@@ -37,9 +37,10 @@ from search_endings import (
 )
 from search_policy import POLICIES, Policy, play
 
+from grcf_ray.errors import ConfigError
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial
-from tests.search.made_trials import ABOUT, LABELS, N_VALID, TRIALS
+from tests.search.made_trials import ABOUT, CONFIGURATIONS, LABELS, N_VALID, TRIALS
 
 if TYPE_CHECKING:
     from grcf_ray.search.trial_table import TrialTable
@@ -223,3 +224,9 @@ def test_ensembles_of_groups_against_their_best_trial(table: TrialTable) -> None
     for row, errors in zip(rows[1:], list(tests.values())[1:], strict=True):
         interval = stats.ttest_rel(errors, tests[1]).confidence_interval(0.95)
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_table_is_extended_by_trials_of_its_own_space(table_path: Path, table: TrialTable) -> None:
+    assert next_configuration(table_path, table.space) == CONFIGURATIONS
+    with pytest.raises(ConfigError, match="another space or precision"):
+        next_configuration(table_path, table.space.with_settings({"train.precision": "bfloat16"}))
