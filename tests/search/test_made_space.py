@@ -176,7 +176,7 @@ def test_a_simulated_search_ends_in_time(train: int, minutes: int) -> None:
     assert ("longer than the limit" in made.summary) == (clock > 60 * minutes)
 
 
-def test_text_seconds_are_those_of_the_fastest_pass_in_the_training_s_precision(tiny_backbone: Path) -> None:
+def test_text_seconds_are_those_of_the_fastest_pass_in_a_precision(tiny_backbone: Path) -> None:
     from grcf_ray.model.pretrained import load_backbone
 
     def ticks(times: tuple[float, ...]) -> Callable[[], float]:
