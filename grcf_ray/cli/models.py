@@ -125,4 +125,5 @@ def _described(name: str, facts: Any) -> dict[str, Any]:
         "tasks": list(card.networks),
         "parameters": parameters,
         "published_parameters": card.published,
+        "equations_from": card.source,
     }

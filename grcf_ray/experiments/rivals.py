@@ -303,6 +303,12 @@ def _notes(context: ExperimentContext, found: Sequence[Contender]) -> list[str]:
     first = min((read["time"] for read in reads if read["command"] == f"reproduce {_COMMAND}"), default=None)
     if late := [row.arm.title for row in found if first and row.ended and row.ended > first]:
         notes.append(f"Searched after test had been read for other rows, in the same way: {', '.join(late)}.")
+    cards = [card_of(row.arm.name) for row in found[1:] if not (row.alone or row.status)]
+    notes += [
+        f"{card.title}: the paper's equations were not seen; written from {card.source}."
+        for card in cards
+        if card.source
+    ]
     if context.printed("baselines"):
         notes.append(
             "The paper's figures do not compare with those here: some are from the original papers, with other text "

@@ -34,6 +34,8 @@ class ModelCard:
     """Whether it is trained in both stages unless asked otherwise; the others are trained on the MAE alone."""
     published: str | None = None
     """The parameter count that the paper prints, with its conditions."""
+    source: str | None = None
+    """What the equations were taken from, if the paper's own were not seen."""
     options: type = NoOptions
     """A frozen dataclass of its own hyperparameters, with the published defaults."""
     search: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

@@ -39,6 +39,8 @@ def test_a_model_is_shown_with_its_options_and_space(capsys: pytest.CaptureFixtu
     assert shown["search"]["lmf.rank"] == {"low": 1, "high": 16, "log": True, "start": 4}
     text = answer(capsys, "show", "lmf")
     assert "lmf.rank: {low: 1, high: 16, log: true, start: 4}" in text
+    assert "equations from" not in text
+    assert "equations from: its abstract and its authors' code" in answer(capsys, "show", "tmson")
 
 
 def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

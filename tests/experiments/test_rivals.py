@@ -18,7 +18,7 @@ from grcf_ray.experiments.model_pool import Arm, configured, entries_of
 from grcf_ray.experiments.paper import TABLES
 from grcf_ray.experiments.registry import Options
 from grcf_ray.experiments.result import ExperimentResult
-from grcf_ray.model.baselines import tfn
+from grcf_ray.model.baselines import lmf, tfn
 from grcf_ray.plugins import model_names
 from grcf_ray.report.summary import Cost
 from grcf_ray.report.view import RunView
@@ -45,6 +45,7 @@ def planned(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> list[rivals.Cont
         return [dataclasses.replace(row, **lost) if row.arm.name == "ef-lstm" else row for row in found]
 
     monkeypatch.setattr(tfn, "CARD", dataclasses.replace(tfn.CARD, networks={}))
+    monkeypatch.setattr(lmf, "CARD", dataclasses.replace(lmf.CARD, source="its abstract"))
     monkeypatch.setattr(rivals, "_searched", searched)
     untrained.options = Options(models=NAMES, two_stage=True)
     untrained.printed = {"baselines": {"LMF": {"mae": 0.9}}}.__getitem__
@@ -96,6 +97,8 @@ def test_a_row_for_each_model_whether_it_was_trained_or_not(untrained: Any, plan
     assert "| TFN |" in result.markdown() and "not applicable" in result.latex()
     # The paper's F1 of rivals is another one.
     assert any("weighted" in note for note in result.notes)
+    said = [note for note in result.notes if "equations" in note]
+    assert said == ["LMF: the paper's equations were not seen; written from its abstract."]
 
 
 def test_two_stages_are_compared_with_the_same_rival_in_one(untrained: Any, planned: Any, few_draws: None) -> None:
@@ -229,7 +232,7 @@ def test_what_cannot_be_compared_is_refused(untrained: Any) -> None:
 
 def test_each_model_has_the_papers_row_of_its_name(untrained: Any) -> None:
     """The rows without a model are systems that are not implemented; MulT is in none of the paper's tables."""
-    others = {"AtCAF", "AV-MC", "CaMIB", "DEVA", "DLF", "DMD", "EMOE", "KuDA", "MOAC", "Multimodal Boosting"}
+    others = {"AtCAF", "AV-MC", "CaMIB", "DEVA", "DLF", "DMD", "EMOE", "KuDA", "Multimodal Boosting"}
     rows = {row for table in TABLES["baselines"].values() for row in table}
     printed = {row: {"mae": float(number)} for number, row in enumerate(sorted(rows))}
     untrained.printed = {"baselines": printed}.__getitem__

@@ -137,6 +137,7 @@ CARD = ModelCard(
     networks={"regression": HierarchicalPerception, "classification": HierarchicalPerception},
     needs_text=True,
     published="184,883,706 on CMU-MOSI with DeBERTa-v3-base, audio 74 and vision 47 wide (counted in GRCF's Table 12)",
+    source="its authors' code",
     options=Options,
     search={
         "audio_width": {"low": 32, "high": 256, "log": True},

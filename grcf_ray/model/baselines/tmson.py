@@ -184,6 +184,7 @@ CARD = ModelCard(
     year=2024,
     venue="IEEE TCSVT",
     networks={"regression": TrustworthyFusion},
+    source="its abstract and its authors' code",
     options=Options,
     search={
         "latent_width": {"low": 16, "high": 128, "log": True},
