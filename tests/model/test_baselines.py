@@ -176,27 +176,35 @@ def test_a_saved_model_gives_the_same_scores(
     assert torch.equal(scores_of(saved.model, batch), scores_of(model, batch))
 
 
-@pytest.mark.parametrize("name", ["tfn", "lmf"])
-def test_products_find_what_no_modality_says_alone(name: str, backbone: nn.Module) -> None:
-    """The label is the product of a sign in the text and a sign in the audio."""
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ithp"])
+def test_a_label_of_two_modalities_needs_both(name: str, backbone: nn.Module) -> None:
+    """The label is the product of a sign in the text and a sign in the audio: neither says anything alone.
+
+    ITHP scores the text alone; audio and vision only train it.
+    """
     generator = torch.Generator().manual_seed(1)
     sign_N2 = torch.randint(0, 2, (256, 2), generator=generator) * 2.0 - 1
     label_N = 2 * sign_N2.prod(1)
     hidden = torch.randn(256, 3, 32, generator=generator) + 2 * sign_N2[:, :1, None]
     audio = torch.randn(256, 3, 5, generator=generator) + 2 * sign_N2[:, 1:, None]
     real = torch.ones(256, 3, dtype=torch.bool)
+    small = {"text_width": 16, "other_width": 8, "fusion_width": 16} if name == "tfn" else {}
+    if hasattr(card_of(name).options(), "dropout"):
+        small["dropout"] = 0
     errors = {}
     for dim in (5, None):
-        small = {"text_width": 16, "dropout": 0.0} | ({"other_width": 8, "fusion_width": 16} if name == "tfn" else {})
         dims: dict[str, int | None] = {"audio_dim": dim, "vision_dim": None}
         model = rivals.built(name, backbone, dims=dims, frozen_layers="all", **small).float().train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
         seen = slice(0, 192)
-        for _ in range(150):
+        for _ in range(120):
             batch = Batch(None, real[seen], hidden[seen], None, audio[seen], real[seen], None, None)
             loss = (scores_of(model, batch) - label_N[seen]).abs().mean()
+            if loss < 0.3:
+                break
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         new = slice(192, 256)
         batch = Batch(None, real[new], hidden[new], None, audio[new], real[new], None, None)
