@@ -14,6 +14,8 @@ from grcf_ray.cli import COMMANDS, main
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["/bin/grcf", *words])
+    # Under `python -m pytest`, usage lines would name pytest.
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
