@@ -21,6 +21,8 @@ from grcf_ray.search.host_memory import meta_model, parameter_counts
 from grcf_ray.search.nodes import Memory, Node, cluster_nodes, have_bfloat16
 from grcf_ray.search.space import Choice, Space
 from grcf_ray.storage import StoragePath
+from grcf_ray.train.curve import STAGES
+from grcf_ray.train.optimizer import parameter_groups
 
 _KIND = "accelerator_type:"
 """Prefix of the resource that names a node's kind of GPU."""
@@ -114,6 +116,15 @@ def check_modalities(space: Space, info: TableInfo) -> None:
             f"search.ridge_baseline needs text vectors, but model.modalities = {without[0]} has no text; "
             "turn the baseline off: --set search.ridge_baseline=false"
         )
+
+
+def idle_rates(space: Space, info: TableInfo) -> list[str]:
+    """Return the searched learning rates that no trained parameter has, such as those of frozen layers."""
+    config = space.config()
+    model = meta_model(config, info)
+    used = {f"stage{stage}.{group}_lr" for stage in STAGES for group in parameter_groups(model, config, stage)}
+    rates = [path for path in {**space.stage1, **space.stage2} if path.startswith("stage") and path.endswith("_lr")]
+    return [path for path in rates if path not in used]
 
 
 def find_capacity(

@@ -41,6 +41,7 @@ from grcf_ray.search.preflight import (
     check_modalities,
     check_parameters,
     find_capacity,
+    idle_rates,
     resolve_gpus,
     resolve_precision,
 )
@@ -171,6 +172,8 @@ class Session:
         )
         check_disk(self.record.place, config, self.store.info, concurrent=room.most, seeds=self.seeds)
         memory = check_nodes(nodes, config, self.record.place)
+        if idle := idle_rates(self.space, self.store.info):
+            notes.append(f"searched without effect, since no trained layer has them: {', '.join(idle)}")
         self.space = self.space.with_settings({"train.precision": resolve_precision(config, nodes)})
         return dataclasses.replace(room, memory=memory, notes=(*notes, *room.notes))
 

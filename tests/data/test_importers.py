@@ -174,7 +174,7 @@ def test_drawn_splits_keep_groups_whole(tmp_path: Path) -> None:
     split = pa.array(["train", "valid", "test"] * 100)
     pq.write_table(rows.append_column("split", split), tmp_path / "own.parquet")
     assert (
-        "50 groups are in more than one of train, valid and test"
+        "groups in more than one of train, valid and test: 50"
         in import_source(tmp_path / "own.parquet", options)[1].notes
     )
     rows = rows.set_column(2, "speaker", pa.array([None, *["a", "b"] * 149, "a"]))
@@ -248,7 +248,7 @@ def test_texts_of_several_splits_are_noted(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
     _, info = import_source(tmp_path / "own.parquet", ImportOptions(dataset="own", label_range=(0, 2)))
     (note,) = [note for note in info.notes if "more than one" in note]
-    assert note == "1 texts are in more than one of train, valid and test, with the same context"
+    assert note == "texts in more than one of train, valid and test, with the same context: 1"
 
 
 def test_a_damaged_file_leaves_a_whole_store_or_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

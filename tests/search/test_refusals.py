@@ -169,6 +169,17 @@ def test_a_table_without_a_fault_passes_all_of_these_checks(
     argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
     code, _, err = run(*argv, "--storage", tmp_path / "runs", "--dry-run")
     assert code == 0, err
+    assert "without effect" not in err
+
+
+def test_a_learning_rate_that_no_layer_has_is_named(
+    run: Run, ray_session: None, tiny_space: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.csv").write_text(table())
+    argv = ["--dataset", "own", "--data", tmp_path / "own.csv", "--label-range", "-3", "3", "--space", tiny_space]
+    code, _, err = run(*argv, "--storage", tmp_path / "runs", "--dry-run", "--set", "model.frozen_layers=all")
+    assert code == 0, err
+    assert "searched without effect, since no trained layer has them: stage1.encoder_lr, stage2.encoder_top_lr" in err
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def import_source(source: Path, options: ImportOptions, *, out: Path | None = No
         table, note = _with_valid(table, classes=task == "classification")
         notes.append(note)
     if "group" in options.columns and (shared := _shared_groups(table)):
-        notes.append(f"{shared} groups are in more than one of train, valid and test")
+        notes.append(f"groups in more than one of train, valid and test: {shared}")
     notes += _lacking(table)
     table = conform(table, zero_non_finite=zero)
     info = TableInfo.describe(
@@ -340,7 +340,7 @@ def _observations(table: pa.Table, info: TableInfo, facts: datasets.DatasetFacts
     if textless := pc.sum(pc.equal(table["text"], "")).as_py():
         notes.append(f"{textless} of {table.num_rows} utterances have no text")
     if shared := _shared_texts(table):
-        notes.append(f"{shared} texts are in more than one of train, valid and test, with the same context")
+        notes.append(f"texts in more than one of train, valid and test, with the same context: {shared}")
     if facts and dict(info.splits) not in [dict(release) for release in facts.splits]:
         known = " or ".join(split_sizes(release) for release in facts.splits)
         notes.append(
