@@ -29,6 +29,7 @@ from grcf_ray.search.events import (
     StageStarted,
     TrialBroke,
     TrialEnded,
+    TrialLeft,
     TrialStarted,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
@@ -81,7 +82,7 @@ class SlotClock:
                 self.trained += trial.seconds
                 self.epochs += len(trial.curve)
                 self._say(f"trial {trial.number} of stage {trial.stage} ended")
-        elif isinstance(event, TrialBroke):
+        elif isinstance(event, (TrialBroke, TrialLeft)):
             self._free.append((now, False))
         elif isinstance(event, StageEnded):
             self.idle += sum(now - since for since, _ in self._free)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from grcf_ray.config import RunConfig, encoder_name, flatten, short_name
+from grcf_ray.config import ModelConfig, RunConfig, encoder_name, flatten, short_name
 from grcf_ray.data import datasets
 from grcf_ray.data.batches import Batch
 from grcf_ray.data.datasets import DatasetFacts
@@ -41,9 +41,11 @@ def complexity_of(config: RunConfig, data: TableInfo | DatasetFacts) -> Experime
     with torch.device("meta"):
         shapes = described_model(config, data)
     counts = dict(parameter_table(shapes))
-    total = counts[f"{card_of(config.model.name).title} (total)"] = sum(counts.values())
+    title = card_of(config.model.name).title
+    total = counts[f"{title} (total)"] = sum(counts.values())
     encoder = encoder_name(flatten(config))
     same = facts is not None and facts.task == data.task and encoder == short_name(facts.paper_backbone or "")
+    same &= config.model.name == ModelConfig.name
     printed = TABLES["complexity"].get(data.name, {}) if same else {}
     parameters = Table(
         "parameters",
@@ -74,7 +76,7 @@ def complexity_of(config: RunConfig, data: TableInfo | DatasetFacts) -> Experime
         ),
     )
     return ExperimentResult(
-        title=f"Complexity of GRCF on {facts.title if facts else data.name}, {encoder}",
+        title=f"Complexity of {title} on {facts.title if facts else data.name}, {encoder}",
         tables=[parameters, cost],
         notes=("ITHP and CaMIB: as the paper prints them.",) if printed else (),
     )

@@ -16,7 +16,7 @@ from grcf_ray.cluster import connect, leave, watched
 import torch
 
 from grcf_ray import console
-from grcf_ray.config import RunConfig, flatten
+from grcf_ray.config import ModelConfig, RunConfig, flatten
 from grcf_ray.data.datasets import DatasetFacts, find, protocol_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError, NoWinnerError
@@ -105,16 +105,25 @@ class ExperimentContext:
         """Return the fact sheet of the data set; None for the user's own data."""
         return find(self.store.info.name)
 
+    @property
+    def is_grcf(self) -> bool:
+        """Return whether the run's model is GRCF, and not one of its rivals."""
+        return self.config.model.name == ModelConfig.name
+
     def printed(self, table: str) -> Mapping[str, Any]:
-        """Return this data set's entry in a table of the paper; {} if the paper has none, or measures another task."""
+        """Return this data set's entry in a table of the paper; {} if the paper has none, or measures another task.
+
+        Only the table of baselines has other models than GRCF.
+        """
         facts = self.facts
-        return TABLES[table].get(facts.name, {}) if facts and facts.task == self.store.info.task else {}
+        known = facts and facts.task == self.store.info.task and (self.is_grcf or table == "baselines")
+        return TABLES[table].get(facts.name, {}) if facts and known else {}
 
     @property
     def printed_results(self) -> Mapping[str, float]:
-        """Return the figures of GRCF on this data set in the paper's main tables."""
+        """Return the figures of GRCF on this data set in the paper's main tables; {} if the run has another model."""
         facts = self.facts
-        return facts.paper_results if facts and facts.task == self.store.info.task else {}
+        return facts.paper_results if facts and facts.task == self.store.info.task and self.is_grcf else {}
 
     @property
     def protocol(self) -> MetricProtocol:
@@ -162,11 +171,12 @@ class ExperimentContext:
             result.named(experiment), about={key: value for key, value in about.items() if value}
         )
 
-    def models(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Model]]:
+    def models(self, arms: Sequence[Arm], experiment: str, *, reference: bool = True) -> dict[str, list[Model]]:
         """Return the models of every arm by seed; train and measure the missing ones.
 
         A training that diverges leaves its arm one model short. NoWinnerError if the first arm, the reference of the
-        others, has no model. The winner's provenance records under the experiment's name that test was read.
+        others, has no model; without `reference`, if no arm has one. The winner's provenance records under the
+        experiment's name that test was read.
         """
         models: dict[str, list[Model]] = {arm.name: [] for arm in arms}
         with self.held():
@@ -179,9 +189,10 @@ class ExperimentContext:
                 for (arm, entry), place in zip(wanted, places, strict=True):
                     if place is not None:
                         models[arm.name].append(Model(entry.index, place))
-        if not models[arms[0].name]:
+        if not (models[arms[0].name] if reference else any(models.values())):
             raise NoWinnerError(
-                f"no training of {arms[0].title} finished, and the other rows are compared with it; "
+                f"no training of {arms[0].title if reference else 'a row'} finished"
+                f"{', and the other rows are compared with it' if reference else ''}; "
                 f"the errors of its trials are on record in {self.record}"
             )
         return models

@@ -137,6 +137,8 @@ def margins(context: ExperimentContext) -> ExperimentResult:
 
 def backbones(context: ExperimentContext) -> ExperimentResult:
     """Reproduce Table 11: other text encoders, each with the winner's parameters."""
+    if not context.config.model.sees_text:
+        raise ConfigError("backbones compares text encoders, and this run's model has no text")
     base = context.config.model.backbone
     # The paper compares them on MOSI alone; they suit other data too.
     others = [name for name in TABLES["backbones"]["mosi"] if short_name(name) != short_name(base)]
@@ -190,7 +192,7 @@ def stability(context: ExperimentContext) -> ExperimentResult:
         path: [Arm(f"{path}={value:g}", f"{symbol} = {value:g}", {path: value}) for value in values]
         for path, (symbol, values) in sweeps.items()
     }
-    models = context.models([arm for swept in arms.values() for arm in swept], "stability")
+    models = context.models([arm for swept in arms.values() for arm in swept], "stability", reference=False)
     tables, pictures = [], []
     for path, (symbol, values) in sweeps.items():
         swept = {arm.name: models[arm.name] for arm in arms[path]}
@@ -201,7 +203,10 @@ def stability(context: ExperimentContext) -> ExperimentResult:
             for name in metrics
             for split in _SPLITS
         }
-        notes = [f"the winner has {flatten(context.config)[path]:g}", *few_seeds_notes(min(map(len, swept.values())))]
+        notes = [
+            f"the winner has {flatten(context.config)[path]:g}",
+            *few_seeds_notes(min(filter(None, map(len, swept.values())), default=0)),
+        ]
         for split, title in _SPLITS.items():
             columns = [Column("title", symbol)]
             rows: list[dict[str, Any]] = [

@@ -12,6 +12,7 @@ from grcf_ray.experiments.context import ExperimentContext
 from grcf_ray.experiments.result import ExperimentResult, few_seeds_notes
 from grcf_ray.experiments.rivals import rivals
 from grcf_ray.metrics import METRIC_DIRECTIONS, METRIC_TITLES, Ties
+from grcf_ray.plugins import model_title
 from grcf_ray.search.predictions import Predictions
 from grcf_ray.statistics import spread
 from grcf_ray.tables import Column, Table
@@ -43,7 +44,8 @@ def main(context: ExperimentContext) -> ExperimentResult:
     # A metric that is undefined for one model, such as a correlation of constant scores, has no mean.
     shared = set.intersection(*map(set, tests))
     over = {name: spread([test[name] for test in tests]) for name in shared}
-    methods[f"GRCF here, mean over seeds ({len(models)})"] = {name: figure.mean for name, figure in over.items()}
+    own = model_title(context.config.model.name)
+    methods[f"{own} here, mean over seeds ({len(models)})"] = {name: figure.mean for name, figure in over.items()}
     methods["± deviation"] = {name: figure.deviation for name, figure in over.items()}
 
     titles = {**METRIC_TITLES, **{_key(ties): title for ties, title in _TIES.items()}}
@@ -78,7 +80,9 @@ def main(context: ExperimentContext) -> ExperimentResult:
         notes.append("The paper's column F1 fits the weighted F1 of its baselines and the positive class's F1 of GRCF.")
     if printed and not baselines:
         notes.append("Figure 4 shows its baselines as bars without numbers; they are left out.")
-    if not printed:
+    if not context.is_grcf:
+        notes.append(f"This run's model is {own}, so the paper's figures of GRCF are left out.")
+    elif not printed:
         notes.append("The paper has no figures of this data set.")
     if "acc2_mmsa" in printed:
         notes.append(TWO_READINGS)

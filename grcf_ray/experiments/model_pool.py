@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from grcf_ray.config import RunConfig, build_config, flatten, short_name
-from grcf_ray.search.comparisons import model_place
+from grcf_ray.search.comparisons import model_place, retrained_number
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.run_lookup import FREE
 from grcf_ray.search.schema import EntryFile, checked_list
@@ -159,7 +159,7 @@ class ModelPool:
 
     def begun(self) -> list[int]:
         """Return the entry number of each recorded Stage 2 trial, in order."""
-        return [_entry_number(trial) for trial in self.record.trials(2)]
+        return [retrained_number(trial) for trial in self.record.trials(2)]
 
     def given(self, seed: int, wanted: Sequence[Entry]) -> PoolTrials:
         """Return the trials of a search for these entries. seed: the run's seed."""
@@ -167,7 +167,7 @@ class ModelPool:
 
     def trials(self, stage: Literal[1, 2], wanted: Sequence[Entry]) -> list[TrialRecord | None]:
         """Return for each entry the completed trial that trained it in a stage; None without such a trial."""
-        ended = {_entry_number(trial): trial for trial in self.record.trials(stage) if trial.state == "complete"}
+        ended = {retrained_number(trial): trial for trial in self.record.trials(stage) if trial.state == "complete"}
         return [ended.get(self.entries.index(entry)) if entry in self.entries else None for entry in wanted]
 
     def trials_of(self, wanted: Wanted) -> list[TrialRecord | None]:
@@ -182,10 +182,6 @@ class ModelPool:
         """Return where each of these models lies; None if it is yet to be trained or measured."""
         places = [trial and model_place(self.record, trial, last=self.last) for trial in self.trials_of(wanted)]
         return [place if place and (place / "metrics.json").exists() else None for place in places]
-
-
-def _entry_number(trial: TrialRecord) -> int:
-    return int(trial.params.get("finalist", trial.number))
 
 
 def configured(base: RunConfig, arm: Arm) -> RunConfig:

@@ -97,7 +97,7 @@ def tsne(context: ExperimentContext) -> ExperimentResult:
             f"silhouette: mean over {samples}, against all others; 1 is compact and separate, 0 is mixed",
             "within / between: mean distance among them over mean distance to the others; below 1 is a cluster",
             "less full: silhouette less that of the full model under the same seeds; p: paired t test, uncorrected",
-            *few_seeds_notes(min(map(len, models.values()))),
+            *few_seeds_notes(min(filter(None, map(len, models.values())))),
         ],
     )
     crosses = "Red crosses" if below is not None else "Diamonds"
@@ -329,13 +329,11 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
     for place, stage in enumerate(data["stages"]):
         losses, metric = axes[2 * place : 2 * place + 2]
         for index, (term, values) in enumerate(stage["terms"].items()):
-            losses.plot(
-                stage["epoch"], _gaps(values), marker="o", ms=3, color=COLOURS[index % len(COLOURS)], label=term
-            )
+            losses.plot(stage["epoch"], values, marker="o", ms=3, color=COLOURS[index % len(COLOURS)], label=term)
         losses.set(title=f"Stage {stage['stage']}", xlabel="epoch", ylabel="training loss")
         for text in losses.legend(fontsize="small").get_texts():
             text.set_parse_math(False)
-        metric.plot(stage["epoch"], _gaps(stage["objective"]), marker="o", ms=3, color=COLOURS[0])
+        metric.plot(stage["epoch"], stage["objective"], marker="o", ms=3, color=COLOURS[0])
         if stage["best_epoch"] is not None:
             metric.axvline(stage["best_epoch"], color=GREY, linestyle="--", label="kept epoch")
             metric.legend(fontsize="small")
@@ -344,11 +342,6 @@ def draw_curves(data: Mapping[str, Any]) -> Figure:
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
-
-
-def _gaps(values: Sequence[float | None]) -> list[float]:
-    """Return the values with nan for None, which leaves a gap in the line."""
-    return [np.nan if value is None else value for value in values]
 
 
 def scatter(context: ExperimentContext) -> ExperimentResult:

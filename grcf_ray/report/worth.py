@@ -5,7 +5,6 @@ A figure, here, is a trial's best validation objective. Intervals hold 95 % of t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -99,14 +98,14 @@ class Worth(BaseModel):
             return None
         stage, metric = winner.stage, view.objective(winner.stage)
         trials = _usable(view, stage)
-        repeats = _Repeats.of(retrainings(view.record, winner.name), metric)
+        repeats = _repeats(view, winner, metric)
         return cls(
             metric=metric,
             figure=figure,
             candidates=len(view.ranked(stage)),
             trials=len(trials),
             complete=sum(trial.state == "complete" for trial in trials),
-            retrainings=sum(len(figures) for figures in repeats.figures.values() if len(figures) > 1),
+            retrainings=sum(len(figures) for figures in repeats.values() if len(figures) > 1),
             **_estimates(view, winner, repeats),
             **_validation_noise(view, metric),
         )
@@ -117,9 +116,11 @@ class Worth(BaseModel):
         if self.share is not None:
             share = self.share.text(".0%")
             yield f"Of the variance between {self.trials} trials, parameters explain {share}, seeds the rest."
-        else:
+        elif self.complete < LEAST_TRIALS:
             few = f"{self.complete} trials are complete, {LEAST_TRIALS} are needed"
             yield f"Too few trials to tell parameters from seeds: {few}."
+        else:
+            yield "Parameters cannot be told from seeds: the trials have equal figures, or unknown parameters."
         if deviation is not None:
             source = f" ({self.retrainings} retrainings)" if self.retrainings else ""
             yield f"Another seed changes the valid {title} by {deviation.text()}, one standard deviation{source}."
@@ -136,43 +137,34 @@ class Worth(BaseModel):
             yield f"{sample}{between}{share}."
 
 
-@dataclasses.dataclass(frozen=True)
-class _Repeats:
-    """The validation figures of the retrainings by arm, which measure the noise of seeds directly."""
-
-    figures: Mapping[str, Sequence[float]]
-
-    @classmethod
-    def of(cls, seeds: Mapping[str, Any] | None, metric: str) -> _Repeats:
-        models = (seeds or {}).get("models", [])
-        return cls(
-            {arm: [m["valid"][metric] for m in models if m["arm"] == arm and metric in m["valid"]] for arm in ARMS}
-        )
-
-    @property
-    def squares(self) -> float:
-        return float(sum(np.var(figures) * len(figures) for figures in self.figures.values() if figures))
-
-    @property
-    def freedom(self) -> int:
-        return sum(max(0, len(figures) - 1) for figures in self.figures.values())
+def _repeats(view: RunView, winner: TrialRecord, metric: str) -> dict[str, list[float]]:
+    """Return the validation figures of the retrainings by arm, which measure the noise of seeds directly."""
+    models = (retrainings(view.record, winner.name) or {}).get("models", [])
+    return {arm: [m["valid"][metric] for m in models if m["arm"] == arm and metric in m["valid"]] for arm in ARMS}
 
 
-def _estimates(view: RunView, winner: TrialRecord, repeats: _Repeats) -> dict[str, Any]:
+def _noise(repeats: Mapping[str, Sequence[float]]) -> tuple[float, int]:
+    """Return the sum of squares of the retrainings about their arm's mean, and its degrees of freedom."""
+    known = [figures for figures in repeats.values() if figures]
+    return float(sum(np.var(figures) * len(figures) for figures in known)), sum(len(figures) - 1 for figures in known)
+
+
+def _estimates(view: RunView, winner: TrialRecord, repeats: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Return share, seed_deviation, corrected, start, affordable and best_start, as far as they can be told."""
-    posterior = _posterior(view, winner, repeats)
+    squares, freedom = _noise(repeats)
+    posterior = _posterior(view, winner, squares, freedom)
     rng = np.random.default_rng(0)
     estimates: dict[str, Any] = {"affordable": _affordable(view)}
     if posterior is not None:
         estimates["share"] = _interval(posterior.share_D)
         variance_D = posterior.variance_D
         levels = dict(zip(ARMS, posterior.level_DP.T, strict=False))
-    elif repeats.freedom >= _LEAST_FREEDOM and repeats.squares > 0:
-        variance_D, levels = repeats.squares / rng.chisquare(repeats.freedom, size=_DRAWS), {}
+    elif freedom >= _LEAST_FREEDOM and squares > 0:
+        variance_D, levels = squares / rng.chisquare(freedom, size=_DRAWS), {}
     else:
         return estimates
     deviation_D = np.sqrt(variance_D)
-    for arm, figures in repeats.figures.items():
+    for arm, figures in repeats.items():
         # Trainings under fresh seeds are a better estimate than the model's, and nothing was chosen among them.
         if len(figures) > 1:
             levels[arm] = np.mean(figures) + deviation_D * rng.standard_normal(len(variance_D)) / len(figures) ** 0.5
@@ -202,15 +194,17 @@ def _interval(draws_D: Floats) -> Interval:
     return Interval(mean=float(draws_D.mean()), low=low, high=high)
 
 
-def _posterior(view: RunView, winner: TrialRecord, repeats: _Repeats) -> Posterior | None:
+def _posterior(view: RunView, winner: TrialRecord, squares: float, freedom: int) -> Posterior | None:
     """Return the model's posterior with the levels of the winner and, if it is on record, of the starting point.
 
     Stopped trials have values that are drawn several times, so that the posterior is as wide as they are uncertain.
     """
     trials = _usable(view, winner.stage)
     if len(trials) > _MOST_TRIALS:
-        drawn = np.random.default_rng(0).choice(len(trials), _MOST_TRIALS, replace=False)
-        trials = [trials[index] for index in sorted(drawn)]
+        # A random share, but never one with too few complete trials.
+        drawn = np.random.default_rng(0).permutation(len(trials)).tolist()
+        needed = [index for index in drawn if trials[index].state == "complete"][:LEAST_TRIALS]
+        trials = [trials[index] for index in sorted(list(dict.fromkeys([*needed, *drawn]))[:_MOST_TRIALS])]
     places = Coordinates(view, winner.stage, trials)
     at, start = places.of(winner), places.start and places.of(places.start)
     used = [(place, trial) for trial in trials if (place := places.of(trial))]
@@ -225,9 +219,7 @@ def _posterior(view: RunView, winner: TrialRecord, repeats: _Repeats) -> Posteri
     place_TC, at_PC = np.array([place for place, _ in used]), np.array([at, start] if start else [at])
     return Posterior.pooled(
         [
-            draw_posterior(
-                place_TC, value_T, at_PC, squares=repeats.squares, freedom=repeats.freedom, draws=_DRAWS // rounds
-            )
+            draw_posterior(place_TC, value_T, at_PC, squares=squares, freedom=freedom, draws=_DRAWS // rounds)
             for value_T in finished
         ]
     )
@@ -243,19 +235,13 @@ def _usable(view: RunView, stage: Literal[1, 2]) -> list[TrialRecord]:
 
 
 def _affordable(view: RunView) -> int | None:
-    """Return how many trainings of the starting point cost as much as the search; None if no cost is on record.
-
-    The cost is in passes over the training split, or in seconds where they are not on record.
-    """
-    for unit in ("utterance_passes", "seconds"):
-        whole, start = sum(float(getattr(trial, unit)) for trial in view.all_trials), 0.0
-        for stage, (_, epochs) in view.budgets.items():
-            trained = [trial for trial in view.trials[stage] if trial.epoch]
-            # The first trial is the starting point; it may have been stopped early.
-            start += sum(float(getattr(trial, unit)) / trial.epoch * epochs for trial in trained[:1])
-        if start > 0:
-            return max(1, round(whole / start))
-    return None
+    """Return how many trainings of the starting point cost as many passes over the training split as the search."""
+    start = 0.0
+    for stage, (_, epochs) in view.budgets.items():
+        trained = [trial for trial in view.trials[stage] if trial.epoch]
+        # The first trial is the starting point; it may have been stopped early.
+        start += sum(trial.utterance_passes / trial.epoch * epochs for trial in trained[:1])
+    return max(1, round(sum(trial.utterance_passes for trial in view.all_trials) / start)) if start else None
 
 
 def _validation_noise(view: RunView, metric: str) -> dict[str, Any]:

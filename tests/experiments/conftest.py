@@ -36,6 +36,7 @@ class FakeContext(SimpleNamespace):
 
     printed = ExperimentContext.printed
     printed_results = ExperimentContext.printed_results
+    is_grcf = ExperimentContext.is_grcf
 
 
 class StartedTrials(list[str]):
@@ -103,12 +104,15 @@ class MadeUpModels:
 
     def __init__(self, context: ExperimentContext) -> None:
         self.context, self.arms = context, {}
+        self.diverged: set[str] = set()
+        """Arms of which no training finishes."""
         self.test = context.view.scored("test")
 
-    def __call__(self, arms: Sequence[Arm], experiment: str) -> dict[str, list[Any]]:
+    def __call__(self, arms: Sequence[Arm], experiment: str, *, reference: bool = True) -> dict[str, list[Any]]:
         self.arms = {arm.name: arm for arm in arms}
         rng = np.random.default_rng(0)
-        return {arm.name: [self.model(index, rng) for index in range(2)] for arm in arms}
+        models = {arm.name: [self.model(index, rng) for index in range(2)] for arm in arms}
+        return {name: [] if name in self.diverged else seeds for name, seeds in models.items()}
 
     def model(self, index: int, rng: np.random.Generator) -> Any:
         scored = dataclasses.replace(self.test, score_N=self.test.score_N + rng.normal(size=len(self.test.score_N)))

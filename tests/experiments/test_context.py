@@ -13,7 +13,7 @@ import pytest
 from grcf_ray.config import RunConfig, build_config
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.experiments.grids import retuned_arm
-from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool, shape_name, shape_of
+from grcf_ray.experiments.model_pool import Arm, Entry, ModelPool, configured, shape_name, shape_of
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.storage import storage_path
 
@@ -79,6 +79,12 @@ def test_what_the_paper_prints_is_of_its_data_and_task(make_context: MakeContext
     ablation, results = printed_of()
     assert ablation["full"]["corr"] == 0.866 and results["mae"] == 0.581
     assert printed_of(task="classification") == ({}, {})
+    # A rival's run stands beside the baselines, and not beside GRCF's own figures.
+    context.config = configured(context.config, Arm("lmf", "LMF", {"model.name": "lmf"}))
+    assert printed_of() == ({}, {})
+    info = dataclasses.replace(context.store.info, name="mosi")
+    rival = context.on(dataclasses.replace(context.store, info=info), context.config, context.record.place)
+    assert "TMSON" in rival.printed("baselines")
 
 
 def test_a_run_without_a_winner_is_refused(make_context: MakeContext, fresh: Path) -> None:

@@ -69,6 +69,25 @@ def test_stability_changes_each_weight_alone(untrained: Any, monkeypatch: pytest
     assert picture.draw(picture.data)
 
 
+def test_a_weight_under_which_nothing_trains_leaves_the_other_rows(
+    untrained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grids, "LAMBDA1", (0.6, 1.3))
+    monkeypatch.setattr(grids, "LAMBDA2", (0.04,))
+    untrained.models.diverged = {"stage1.group_weight=0.6", "stage1.reg_weight=0.04"}
+    first, *_, last = grids.stability(untrained).tables
+    assert [row["seeds"] for row in first.rows] == [0, 2] and "mae" not in first.rows[0]
+    assert any("few seeds for a claim: 2" in note for note in first.notes)
+    assert any("few seeds for a claim: 0" in note for note in last.notes)
+
+
+def test_text_encoders_of_a_model_without_text_are_not_compared(make_context: MakeContext) -> None:
+    context = make_context()
+    context.config = configured(context.config, Arm("sound", "sound", {"model.modalities": "audio+vision"}))
+    with pytest.raises(ConfigError, match="no text"):
+        grids.backbones(context)
+
+
 def test_margins_differ_by_their_groups_alone(untrained: Any, few_draws: None) -> None:
     mae = next(table for table in grids.margins(untrained).tables if table.name == "mae")
     rows = {row["title"]: row for row in mae.rows}

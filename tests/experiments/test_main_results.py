@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grcf_ray.config import RunConfig
+from grcf_ray.config import RunConfig, build_config
 from grcf_ray.data.datasets import find, get, protocol_of
 from grcf_ray.experiments.main import main
 from grcf_ray.experiments.paper import TABLES
@@ -130,6 +130,16 @@ def test_what_the_paper_lacks_is_said(name: str, task: str, said: str) -> None:
     assert any(said in note for note in result.notes)
     assert not any("few seeds" in note for note in table.notes)
     assert dataclasses.asdict(table)["rows"][-1]["title"] == "± deviation"
+
+
+def test_the_run_of_a_rival_has_its_own_name() -> None:
+    context = context_of("mosi", [FIGURES] * 2, ["no vision"])
+    context.config = build_config({"model.name": "tmson"})
+    result = main(context)
+    titles = [row["title"] for table in result.tables for row in table.rows if "title" in row]
+    assert "TMSON here, mean over seeds (2)" in titles and "TMSON" in titles
+    assert not any("GRCF" in title for title in titles)
+    assert any("model is TMSON" in note for note in result.notes)
 
 
 def test_what_is_undefined_for_a_model_has_no_mean() -> None:

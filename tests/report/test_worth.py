@@ -92,7 +92,16 @@ def test_nothing_is_told_apart_with_few_or_equal_trials(tmp_path: Path) -> None:
     for one in whole.trials[2]:
         one.curve[:] = whole.trials[2][0].curve
         view.record.write_trial(one)
-    assert worth_of(whole).share is None
+    equal = worth_of(whole)
+    assert equal.share is None
+    assert next(equal.sentences()).startswith("Parameters cannot be told from seeds")
+
+
+def test_of_many_trials_enough_complete_ones_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random share of 15 of 60 trials, of which 13 are complete."""
+    monkeypatch.setattr("grcf_ray.report.worth._MOST_TRIALS", 15)
+    worth = worth_of(finished(tmp_path / "run", "c" + "p" * 47 + "c" * 12))
+    assert worth.complete == 13 and worth.share
 
 
 def test_without_a_measured_winner_there_is_nothing(tmp_path: Path) -> None:
