@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
+import multiprocessing
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from grcf_ray.bench.measure import in_new_process, private_bytes
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import RunConfig, build_config, flatten
 from grcf_ray.data.features import build_features
@@ -20,6 +21,18 @@ from grcf_ray.model.pretrained import load_tokenizer
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.stage import predict, use_deterministic_torch
+
+
+def in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call a function in a new process, which has no memory of earlier work."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def private_bytes() -> int:
+    """Return the resident memory of this process without files and shared memory; on systems other than Linux, all."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 class PeakMemory:

@@ -51,10 +51,13 @@ def run_study(name: str, script: str, tables_of: Callable[[Setup], Sequence[Tabl
         space: Path | None = typer.Option(None, metavar="FILE", help="Search space [default: the one for CPUs]"),
         set_: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change a setting; may be repeated"),
         trials: int = typer.Option(8, metavar="N", min=4, help="Trials of each search in pruning.py"),
+        storage: str | None = typer.Option(
+            None, metavar="PATH|URI", help="Place of the runs of scale.py [default: a temporary folder]"
+        ),
         out: Path | None = typer.Option(None, metavar="DIR", help="Folder for the tables, as Markdown and JSON"),
     ) -> None:
         """Measure, and print the tables. The test split is not read."""
-        with open_setup(dataset, data, None, space, set_, trials=trials) as setup:
+        with open_setup(dataset, data, None, space, set_, trials=trials, storage=storage) as setup:
             tables = tables_of(setup)
         deliver(name, setup.about(f"python benchmarks/{Path(script).name}", data), tables, out, as_json=False)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -86,12 +83,6 @@ def timed_rows(
     ]
 
 
-def in_new_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function in a new process, which has no memory of earlier work."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -103,12 +94,6 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     before = time.process_time()
     run()
     return time.process_time() - before
-
-
-def private_bytes() -> int:
-    """Return the resident memory of this process without files and shared memory; on systems other than Linux, all."""
-    memory = psutil.Process().memory_info()
-    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def kept_bytes(run: Callable[[], object], parameters: Sequence[Tensor]) -> int:

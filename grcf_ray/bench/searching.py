@@ -1,9 +1,8 @@
-"""Measure the time that a search spends outside training, and what trials without any work cost the driver."""
+"""Measure the time that a search spends outside training."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import itertools
 import multiprocessing
 import statistics
 import time
@@ -13,11 +12,8 @@ from typing import Any
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
-import psutil
 import torch
 
-from grcf_ray.bench.idle import IdleTrainable
-from grcf_ray.bench.measure import private_bytes
 from grcf_ray.bench.setup import Setup
 from grcf_ray.bench.step import new_loop
 from grcf_ray.config import build_config, flatten
@@ -33,7 +29,6 @@ from grcf_ray.search.events import (
     TrialStarted,
 )
 from grcf_ray.search.record import RunRecord, TrialRecord
-from grcf_ray.search.stages import Search
 from grcf_ray.storage import storage_path
 from grcf_ray.tables import Column, Table
 from grcf_ray.train.assemble import prepare_features
@@ -183,85 +178,3 @@ def _save(arguments: tuple[str, dict[str, Any], str, int]) -> list[float]:
         saver.finish()
         seconds.append(time.perf_counter() - before)
     return seconds
-
-
-TRIALS, AT_A_TIME = 500, 64
-PARTS = 4
-"""Rows of the table: successive parts of the search, so that a growing cost shows."""
-_IDLE = {"CPU": 0.01}
-"""Resources of a trial without work, so that many fit a small machine."""
-_PROCESS_BYTES = 300 * 10**6
-"""Memory of its process at most; 64 of them took half of it each."""
-
-
-class _IdleSearch(Search):
-    trainable = IdleTrainable
-
-
-class Meter:
-    """A listener that reads clocks and memory at the end of every trial."""
-
-    def __init__(self) -> None:
-        self.marks = [self._mark()]
-
-    def __call__(self, event: Event) -> None:
-        """Take a measurement when a trial ends."""
-        if isinstance(event, TrialEnded):
-            self.marks.append(self._mark())
-
-    def costs(self, parts: int, first: int = 1) -> list[dict[str, Any]]:
-        """Return the cost of a trial in each part of the search: wall-clock s, driver CPU s, driver memory in KB.
-
-        first: number of trials that do not count, because they wait for processes to start.
-        """
-        last, rows = len(self.marks) - 1, []
-        edges = [first + part * (last - first) // parts for part in range(parts + 1)]
-        for start, end in itertools.pairwise(edges):
-            count = end - start
-            wall, cpu, memory = (
-                after - before for before, after in zip(self.marks[start], self.marks[end], strict=True)
-            )
-            rows.append(
-                {
-                    "name": f"{start + 1} to {end}",
-                    "trials": count,
-                    "wall": wall / count,
-                    "cpu": cpu / count,
-                    "memory": memory / count / 1e3,
-                }
-            )
-        return rows
-
-    @staticmethod
-    def _mark() -> tuple[float, float, float]:
-        return time.perf_counter(), time.process_time(), private_bytes()
-
-
-def scheduler_table(setup: Setup, *, trials: int = TRIALS, concurrent: int = AT_A_TIME) -> Table:
-    """Measure proposals, early stopping, the record and Tune's own work; fewer trials at a time if memory is short."""
-    concurrent = max(1, min(concurrent, psutil.virtual_memory().available // _PROCESS_BYTES))
-    changes = {"search.stage1_trials": trials, "stage1.epochs": 1, "stage2.epochs": 0}
-    space = setup.space.with_settings(changes)
-    # Join Ray.
-    setup.slots(space.config(), trials)
-    meter, record = Meter(), RunRecord(storage_path(setup.folder / "scheduler"))
-    setup.search(record, space, concurrent, meter, kind=_IdleSearch, resources=_IDLE)
-    rows = meter.costs(PARTS, concurrent)
-    counted = sum(row["trials"] for row in rows)
-    whole = {key: sum(row[key] * row["trials"] for row in rows) / counted for key in ("wall", "cpu")}
-    return Table(
-        "scheduler",
-        f"A search of {trials} trials without any work, {concurrent} at a time",
-        (
-            Column("name", "trials"),
-            Column("wall", "s a trial", "{:.3f}"),
-            Column("cpu", "driver's CPU s a trial", "{:.3f}"),
-            Column("memory", "driver's KB a trial", "{:.0f}"),
-        ),
-        rows,
-        (
-            f"{len(space.stage1)} searched settings; TPE proposes each trial, ASHA judges it, the record is written "
-            f"at its start and its end; the first {concurrent}, which start processes, do not count",
-            f"mean of all trials: {whole['wall']:.3f} s and {whole['cpu']:.3f} CPU s a trial",
-        ),
-    )

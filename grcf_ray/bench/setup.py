@@ -59,9 +59,7 @@ class Setup:
     trials: int = 8
     """Trials of a measured search."""
     storage: str | None = None
-    """Place of the runs of the part `scale`; None for `folder`."""
-    processes: int = dataclasses.field(default_factory=available_threads)
-    """Trials that run side by side."""
+    """Place of the runs of `benchmarks/scale.py`; None for `folder`."""
     tables: dict[str, Table] = dataclasses.field(default_factory=dict)
     """Tables of the finished parts, by part."""
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -97,9 +95,8 @@ class Setup:
         *listeners: Listener,
         features: Features | None = None,
         kind: type[Search] = Search,
-        resources: Mapping[str, float] | None = None,
     ) -> TrialRecord:
-        """Run a search on an empty record, and return its winner. resources: of a trial [default: the settings']."""
+        """Run a search on an empty record, and return its winner."""
         record.write_run({"state": "running", "settings": flatten(space.config())})
         search = kind(
             record=record,
@@ -108,7 +105,6 @@ class Setup:
             protocol=self.protocol,
             concurrent=concurrent,
             listeners=listeners,
-            resources=resources,
         )
         with watched(leave):
             return search.run()

@@ -14,14 +14,8 @@ app = console.make_app("Measure speed and memory against slower alternatives")
 PARTS = {
     "step": "step.step_table",
     "shares": "step.shares_table",
-    "positions": "layers.positions_table",
     "frozen": "layers.frozen_layers_table",
-    "memory": "processes.memory_table",
     "search": "searching.search_table",
-    "scheduler": "searching.scheduler_table",
-    "scale": "scale.scale_table",
-    "proposals": "scale.proposals_table",
-    "packing": "processes.packing_table",
 }
 """The parts in the order in which they run, each with its function in `grcf_ray.bench`."""
 
@@ -41,9 +35,6 @@ def bench(
     repetitions: int = typer.Option(5, metavar="N", min=1, help="Timed calls of each variant"),
     threads: int = typer.Option(1, metavar="N", min=1, help="Torch threads"),
     trials: int = typer.Option(8, metavar="N", min=4, help="Trials of the measured search"),
-    storage: str | None = typer.Option(
-        None, metavar="PATH|URI", help="Place of the runs of the part scale [default: a temporary folder]"
-    ),
     out: Path | None = typer.Option(None, metavar="DIR", help="Folder to write the tables to, as Markdown and JSON"),
     json: bool = typer.Option(False, "--json", help="Print the tables as JSON, with every repetition"),
 ) -> None:
@@ -52,17 +43,11 @@ def bench(
     Without --dataset and --data, the data set is mosi.
 
     \b
-    Parts, a quarter of an hour in all on MOSI and two cores:
-      step       an optimizer step of the paper's batch, against a loop that encodes both members of every pair
-      shares     the shares of losses, optimizer, sampling and validation in a step
-      positions  DeBERTa-v3's attention, against transformers' own
-      frozen     an epoch with frozen layers and their cached output, against training all layers
-      memory     the memory of a process that runs one trial after the other
-      search     the time that a search spends outside training
-      scheduler  the time and memory that trials without any work cost the driver, up to 64 at a time
-      scale      the driver's time and memory for 64, 256 and 1,024 trials at a time that report without processes
-      proposals  the time of a proposal after 100, 1,000 and 10,000 trials
-      packing    one-thread trials side by side, against one alone
+    Parts, ten minutes in all on MOSI and two cores:
+      step    an optimizer step of the paper's batch, against a loop that encodes both members of every pair
+      shares  the shares of losses, optimizer, sampling and validation in a step
+      frozen  an epoch with frozen layers and their cached output, against training all layers
+      search  the time that a search spends outside training
 
     \b
     Examples:
@@ -89,7 +74,6 @@ def bench(
         repetitions=repetitions,
         threads=threads,
         trials=trials,
-        storage=storage,
     ) as setup:
         for name, function in PARTS.items():
             if not only or name in only:

@@ -21,7 +21,7 @@ def setup_of(tiny_store: DatasetStore, tiny_space: Path, tmp_path: Path) -> Call
 
     def make(settings: dict[str, Any] | None = None, **changes: Any) -> Setup:
         space = load_space(tiny_space).with_settings(settings or {})
-        values = {"say": lambda _: None, "repetitions": 1, "trials": 6, "processes": 2, **changes}
+        values = {"say": lambda _: None, "repetitions": 1, "trials": 6, **changes}
         return Setup(tiny_store, space, torch.device("cpu"), tmp_path, **values)
 
     return make

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from grcf_ray.bench import layers
 from grcf_ray.bench.measure import Variant, interleave, kept_bytes
 from grcf_ray.bench.step import LiteralStep, first_step, matmul_flops, new_loop, shares_table, step_table
 from grcf_ray.config import build_config
@@ -105,31 +104,6 @@ def test_the_paper_s_batch_on_a_gpu(setup_of: Callable[..., Setup]) -> None:
     table = step_table(setup)
     assert all(0 < row["peak_share"] < 1 for row in table.rows)
     assert "8192 x 8192 in bfloat16" in table.notes[-1]
-
-
-def test_both_have_the_same_gradient(setup_of: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare one layer with DeBERTa-v3-base's real settings on a few subwords."""
-    for name, value in (("_LAYERS", 1), ("_TOKENS", 64), ("_VOCABULARY", 50)):
-        monkeypatch.setattr(layers, name, value)
-    table = layers.positions_table(setup_of())
-    assert [row["name"].split(",")[0] for row in table.rows] == ["length 16"] * 2 + ["length 50"] * 2
-    for stock, cut in zip(table.rows[::2], table.rows[1::2], strict=True):
-        assert stock["difference"] is None
-        assert 0 < cut["difference"] < 1e-5
-        assert stock["speed_up"] == 1
-        assert 100 < cut["kernels"] < stock["kernels"]
-
-
-def test_kernels_are_operations_that_compute() -> None:
-    x_34 = torch.ones(3, 4, requires_grad=True)
-    assert layers.count_kernels(lambda: x_34.T[1:].unsqueeze(0)) == 0
-    assert layers.count_kernels(lambda: torch.empty(3)) == 0
-    assert layers.count_kernels(lambda: x_34.T.contiguous() + 1) == 2
-    # Product and sum; the gradient of the sum is a one, expanded without a copy; product; addition to the first call's.
-    assert layers.count_kernels(lambda: (x_34 * 2).sum().backward()) == 5
-
-
-CPU = torch.device("cpu")
 
 
 def test_variants_take_turns_and_the_first_round_does_not_count() -> None:

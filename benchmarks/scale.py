@@ -1,4 +1,7 @@
-"""Measure what many trials at a time cost the driver of a search, and what a proposal costs after many trials."""
+"""Measure what many trials at a time cost the driver of a search, and what a proposal costs after many trials.
+
+python benchmarks/scale.py --data DIR
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from typing import Any
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import optuna
+from study import run_study
 
-from grcf_ray.bench.idle import FIGURES
 from grcf_ray.bench.setup import Setup
 from grcf_ray.config import flatten
 from grcf_ray.report.listener import PageListener
@@ -33,6 +36,8 @@ from grcf_ray.tables import Column, Table
 
 AT_A_TIME = (64, 256, 1024)
 EPOCHS, GRACE_EPOCHS = 6, 3
+FIGURES = 30
+"""Metrics of an epoch, about as many as in a real trial."""
 EPOCH_S = 10.0
 """Mean seconds of an epoch; each trial has its own, within a third."""
 RECORDED = (100, 1000, 10_000)
@@ -284,3 +289,7 @@ def _drawn(space: dict[str, Any], count: int) -> list[TrialRecord]:
             )
         )
     return trials
+
+
+if __name__ == "__main__":
+    run_study("scale", __file__, lambda setup: [scale_table(setup), proposals_table(setup)])
