@@ -38,7 +38,7 @@ def train(
         None, metavar="DIR", help="Folder of checkpoints; training resumes from those it holds [default: runs/train]"
     ),
     threads: int | None = typer.Option(
-        None, metavar="N", help="Torch threads of a process [default: all CPUs, or those of a worker]"
+        None, metavar="N", min=1, help="Torch threads of a process [default: all CPUs, or those of a worker]"
     ),
     workers: int = typer.Option(1, metavar="W", min=1, help="Processes that train together; several run under Ray"),
     cpus_per_worker: int = typer.Option(1, metavar="C", min=1, help="CPUs of a worker, if there are several"),

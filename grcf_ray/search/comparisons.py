@@ -58,7 +58,7 @@ def model_place(record: RunRecord, trial: TrialRecord, *, last: int) -> StorageP
     return record.place / "models" / f"{stage}{trial.number:04d}"
 
 
-def compare(models: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
+def compare(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean and deviation (n - 1) of each arm's metrics, and the winner's paired gain with its 95 % t interval.
 
     models: entries with `arm`, `index`, `valid`, `test`. The gain is winner minus start: below zero is better for MAE.
@@ -71,10 +71,8 @@ def compare(models: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
         }
         for arm, entries in by_arm.items()
     }
-    winners, starts = by_arm["winner"], by_arm["start"]
-    shared = [index for index in range(seeds) if index in winners and index in starts]
-    gains = [_difference(winners[index]["test"], starts[index]["test"]) for index in shared]
-    return {"arms": arms, "gain": _spread(gains)}
+    tests = {arm: {index: m["test"] for index, m in entries.items()} for arm, entries in by_arm.items()}
+    return {"arms": arms, "gain": paired(tests)["gain"]}
 
 
 def paired(models: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:

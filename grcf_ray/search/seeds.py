@@ -93,11 +93,12 @@ def retrain(search: Search, winner: TrialRecord, seeds: int, store: DatasetStore
     metrics = {
         "schema_version": SCHEMA_VERSION,
         "winner": winner.name,
-        "seeds": seeds,
+        # Earlier retrainings under more seeds count as well.
+        "seeds": max([seeds, *(model["index"] + 1 for model in models)]),
         "complete": job.complete,
         "models": models,
         "ensembles": _ensembles(record, ended),
-        **compare(models, seeds),
+        **compare(models),
     }
     (run.place / "seeds" / "metrics.json").write_json(metrics)
     return metrics

@@ -128,6 +128,8 @@ class Session:
 
         Raises ConfigError, DataError or ClusterError if the search can never run.
         """
+        if self.seeds < 0:
+            raise ConfigError(f"--seeds {self.seeds}: should be 0 or more")
         config = self.config
         task = self.store.info.task
         if faults := check_margins(config, self.store.info.half_range, task):

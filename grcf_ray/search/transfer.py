@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,22 +10,11 @@ from numpy.typing import NDArray
 
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.frames import Frames
+from grcf_ray.data.rows import RowSource
 from grcf_ray.data.schema import TableInfo, labels_of
 from grcf_ray.errors import ConfigError, DataError
 from grcf_ray.train.export import SavedModel
 from grcf_ray.train.stage import use_deterministic_torch
-
-
-class Rows(Protocol):
-    """The part of a `TableInfo` that fitting rows to a model needs."""
-
-    @property
-    def name(self) -> str:
-        """The data set's name."""
-
-    @property
-    def word_aligned(self) -> bool:
-        """Whether audio and vision have one row for each word."""
 
 
 def measure_on(
@@ -63,7 +51,9 @@ def score_on(
     return score_N, notes
 
 
-def fit_features(table: pa.Table, info: Rows, saved: SavedModel, *, asked: bool) -> tuple[pa.Table, list[str]]:
+def fit_features(
+    table: pa.Table, info: TableInfo | RowSource, saved: SavedModel, *, asked: bool
+) -> tuple[pa.Table, list[str]]:
     """Return the table with audio and vision of the model's width, and notes on each change.
 
     Raises DataError if a change is needed and not asked for. The last values of wider rows are cut off. Narrower rows
@@ -113,7 +103,7 @@ def _fitted(frames: Frames, width: int, fill_A: NDArray[np.float32]) -> pa.Array
     return fitted.to_arrow(width=len(fill_A))
 
 
-def _alignment(names: str, info: Rows) -> tuple[str, str]:
+def _alignment(names: str, info: TableInfo | RowSource) -> tuple[str, str]:
     """Return the refusal and the note for rows that are aligned to words in only one of the two data sets."""
     if info.word_aligned:
         return (

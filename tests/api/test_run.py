@@ -74,6 +74,12 @@ def test_a_wrong_argument_is_refused_by_its_option(argument: str, option: str) -
         grcf_ray.run_search("mosi", **{argument: 0})
 
 
+def test_fewer_than_no_seeds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--seeds -1: should be 0 or more"):
+        grcf_ray.run_search("demo", seeds=-1, storage=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.integration
 def test_an_opened_run_has_the_record(recorded: Recorded, tmp_path: Path) -> None:
     shutil.copytree(recorded.folder, tmp_path / "run")

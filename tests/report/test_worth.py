@@ -45,7 +45,7 @@ def retrain(view: RunView, winner: list[float], start: list[float]) -> RunView:
         for index, mae in enumerate(figures)
     ]
     content = {**seeds_content(view.winner.name), "models": models, "seeds": len(winner)}
-    (view.record.place / "seeds" / "metrics.json").write_json({**content, **compare(models, len(winner))})
+    (view.record.place / "seeds" / "metrics.json").write_json({**content, **compare(models)})
     return RunView.read(view.record)
 
 

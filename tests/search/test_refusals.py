@@ -106,6 +106,7 @@ FAULTS: dict[str, tuple[str | None, tuple[str, ...], int, tuple[str, ...]]] = {
         3,
         ("the valid split has 2 utterances",),
     ),
+    "fewer than no seeds": (table(), ("--seeds", "-1"), 2, ("--seeds", "-1")),
     "label range": (table(), ("--label-range", "3", "-3"), 2, ("label range 3 -3",)),
     "two faults of --set": (
         table(),

@@ -50,7 +50,7 @@ def models(winner: dict[int, float], start: dict[int, float]) -> list[dict[str, 
 
 def test_a_worked_example() -> None:
     """Gains of -0.05, -0.02 and -0.08; the t quantile of two degrees of freedom is 4.3027."""
-    compared = compare(models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 1: 0.74, 2: 0.76}), 3)
+    compared = compare(models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 1: 0.74, 2: 0.76}))
     assert compared["arms"]["winner"]["trained"] == 3
     winner, start = (compared["arms"][arm]["test"]["mae"] for arm in ("winner", "start"))
     assert (winner["mean"], winner["deviation"]) == (pytest.approx(0.70), pytest.approx(0.02))
@@ -67,7 +67,7 @@ def test_only_pairs_make_a_gain() -> None:
     entries = models({0: 0.70, 1: 0.72, 2: 0.68}, {0: 0.75, 2: 0.76})
     for entry in entries[1:]:
         entry["test"]["corr"] = 0.5
-    compared = compare(entries, 3)
+    compared = compare(entries)
     assert (compared["arms"]["winner"]["trained"], compared["arms"]["start"]["trained"]) == (3, 2)
     assert compared["arms"]["winner"]["test"]["mae"]["mean"] == pytest.approx(0.70)
     assert compared["gain"]["mae"]["mean"] == pytest.approx((-0.05 - 0.08) / 2)
@@ -76,9 +76,9 @@ def test_only_pairs_make_a_gain() -> None:
 
 
 def test_one_pair_has_a_mean_alone_and_none_has_nothing() -> None:
-    single = compare(models({0: 0.70}, {0: 0.75}), 1)
+    single = compare(models({0: 0.70}, {0: 0.75}))
     assert single["gain"]["mae"] == {"mean": pytest.approx(-0.05), "deviation": None, "half_width": None}
-    none = compare([], 3)
+    none = compare([])
     assert none["gain"] == {}
     assert none["arms"]["winner"] == {"trained": 0, "valid": {}, "test": {}}
 
@@ -247,8 +247,8 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
     assert sorted((m["arm"], m["index"]) for m in metrics["models"]) == sorted(
         (arm, index) for arm in ("winner", "start") for index in range(seeds)
     )
-    assert metrics["arms"] == compare(metrics["models"], seeds)["arms"]
-    assert metrics["gain"] == compare(metrics["models"], seeds)["gain"]
+    assert metrics["arms"] == compare(metrics["models"])["arms"]
+    assert metrics["gain"] == compare(metrics["models"])["gain"]
     check_ensembles(record, metrics)
     assert retrainings(search.record, f"stage2/{winner.number}") == metrics
     assert retrainings(search.record, "stage2/99") is None
@@ -263,7 +263,7 @@ def check(search: Search, record: RunRecord, winner: TrialRecord, metrics: dict[
 def stored(models: list[dict[str, Any]]) -> dict[str, Any]:
     """`seeds/metrics.json` with these models."""
     seeded = [{**model, "seed": model["index"]} for model in models]
-    return {"winner": "stage2/0", "seeds": 3, "complete": True, "models": seeded, **compare(models, 3)}
+    return {"winner": "stage2/0", "seeds": 3, "complete": True, "models": seeded, **compare(models)}
 
 
 def test_two_stages_against_the_baseline_of_the_same_name(tmp_path: Path) -> None:
