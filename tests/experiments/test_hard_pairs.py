@@ -135,7 +135,7 @@ def context_of(
     return FakeContext(
         facts=find(name),
         models=lambda arms, experiment: models,
-        config=SimpleNamespace(stage2=SimpleNamespace(epochs=1), model=SimpleNamespace(sees_text=True)),
+        config=SimpleNamespace(stage2=SimpleNamespace(epochs=1), model=SimpleNamespace(name="grcf", sees_text=True)),
         store=SimpleNamespace(
             info=dataclasses.replace(tiny_store.info, name=name, task=task), read=lambda split: {"train": table}[split]
         ),
