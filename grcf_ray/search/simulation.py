@@ -15,22 +15,22 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import grcf_ray.cluster  # noqa: F401  before Ray
 
 import numpy as np
 from ray import tune
 
-from grcf_ray.config import flatten
+from grcf_ray.config import Task, flatten
+from grcf_ray.metrics import MetricProtocol
 from grcf_ray.search.callback import RecordCallback
 from grcf_ray.search.events import EpochFinished, Event, TrialEnded
 from grcf_ray.search.lanes import Lanes
 from grcf_ray.search.record import RunRecord, TrialRecord
 from grcf_ray.search.space import Space, stage_epochs
 from grcf_ray.search.stages import Search
-from grcf_ray.search.trial_sources import TransferredTrials
-from grcf_ray.search.trial_table import KnownTrial, TrialTable
+from grcf_ray.search.trial_table import KnownTrial
 from grcf_ray.storage import storage_path
 from grcf_ray.train.curve import minimised, objective_name
 
@@ -154,6 +154,31 @@ class FedSearch(Search):
         return not result["done"]
 
 
+class TrialSource(Protocol):
+    """Where the results of trials come from, with the facts of their data: a `TrialTable`, or one for another space."""
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        ...
+
+    @property
+    def protocol(self) -> MetricProtocol:
+        """The metric protocol."""
+        ...
+
+    @property
+    def half_range(self) -> float:
+        """Half the label range."""
+        ...
+
+    def draw(
+        self, stage: Literal[1, 2], params: Mapping[str, Any], rng: np.random.Generator, finalist: float | None = None
+    ) -> KnownTrial:
+        """Return a trial with these parameters. finalist: the Stage 1 objective that a trial of Stage 2 starts from."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """The end of a simulated search."""
@@ -184,9 +209,7 @@ class Outcome:
         return self.results[self.winner.stage, self.winner.number]
 
 
-def simulate(
-    source: TrialTable | TransferredTrials, space: Space, *, slots: int, seed: int, kind: type[FedSearch] = FedSearch
-) -> Outcome:
+def simulate(source: TrialSource, space: Space, *, slots: int, seed: int, kind: type[FedSearch] = FedSearch) -> Outcome:
     """Run a search on a number of slots; each runs a trial at a time.
 
     space: the source's, with other settings of the search. seed: of proposals and results. kind: the class of the

@@ -19,6 +19,7 @@ from grcf_ray.search.host_memory import mean_tokens
 from grcf_ray.search.made_for import timed_encoder
 from grcf_ray.search.made_space import TRIAL_S, epoch_seconds
 from grcf_ray.search.record import RunRecord, TrialRecord, pace
+from grcf_ray.search.simulation import TrialSource
 from grcf_ray.search.space import Choice, Dimension, Range, Space, run_space, stage_epochs
 from grcf_ray.search.table_file import read_table
 from grcf_ray.search.trial_table import KnownTrial, TableTrial, TrialTable
@@ -34,7 +35,7 @@ SHIPPED = Path(__file__).parent / "trials" / "mosi_text.parquet"
 class KnownTrials:
     """What a plan is made from."""
 
-    source: TrialTable | TransferredTrials
+    source: TrialSource
     table: TrialTable
     """The recorded trials that the source draws from."""
     notes: tuple[str, ...]
