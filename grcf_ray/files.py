@@ -58,9 +58,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield beside
         sync(beside)
         beside.replace(path)
-        # After fsync of the folder the rename survives a power cut. Not every file system supports it.
-        with suppress(OSError):
-            sync(path.parent)
+        _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
         _scratch.discard(beside)
@@ -79,8 +77,9 @@ def replace_folder(folder: Path, *, equivalent: bool = False) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         for inner, _, names in os.walk(beside, topdown=False):
-            for path in (*(Path(inner, name) for name in names), Path(inner)):
-                sync(path)
+            for name in names:
+                sync(Path(inner, name))
+            _sync_folder(Path(inner))
         if replaces:
             folder.rename(aside)
         try:
@@ -90,10 +89,16 @@ def replace_folder(folder: Path, *, equivalent: bool = False) -> Iterator[Path]:
                 aside.rename(folder)
             if replaces or not (equivalent and isinstance(error, OSError) and folder.is_dir()):
                 raise
-        sync(folder.parent)
+        _sync_folder(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder, so that a rename in it survives a power cut. Not every file system can."""
+    with suppress(OSError):
+        sync(folder)
 
 
 def sync(path: Path) -> None:

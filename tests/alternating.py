@@ -58,10 +58,10 @@ def alternating(config: RunConfig, features: Features) -> Alternating:
     setup = ModelSetup(
         text_encoder=TextEncoder(backbone, "mean"),
         config=config.model,
-        task="regression",
+        task=features.task,
         audio_dim=None,
         vision_dim=None,
-        half_range=3.0,
+        half_range=features.half_range,
         n_train=len(features.train),
     )
     return Alternating(setup)

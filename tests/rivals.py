@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from fractions import Fraction
 from typing import Any
 
@@ -36,6 +37,15 @@ def built(name: str, backbone: nn.Module | None, *, dims: dict[str, int | None] 
     widths: dict[str, Any] = {"audio_dim": 5, "vision_dim": 3} if dims is None else dims
     model = build_model(copy.deepcopy(backbone), config, task=task, half_range=3.0, **widths)
     return model.double().eval()
+
+
+def two_classes(features: Features) -> Features:
+    """The data set with the side of each label in its place."""
+    splits = {
+        name: dataclasses.replace(split, label_N=np.where(split.label_N > 0, 0.5, -0.5))
+        for name, split in (("train", features.train), ("valid", features.valid))
+    }
+    return dataclasses.replace(features, task="classification", half_range=0.5, **splits)
 
 
 def some(features: Features, *index: int) -> Batch:

@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from grcf_ray.files import (
     clear_scratch,
     file_sha256,
     link_or_copy,
+    replace_folder,
     scratch_folder,
     write_json,
     write_text,
@@ -86,27 +89,36 @@ def test_rename_is_flushed_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
     assert flushed == [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
 
 
-def test_folder_that_cannot_be_opened_or_flushed_fails_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_folder(folder: Path, text: str) -> None:
+    with replace_folder(folder) as filled:
+        write_text(filled / "a", text)
+
+
+@pytest.mark.parametrize("write", [write_text, write_folder])
+def test_folder_that_cannot_be_opened_or_flushed_fails_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, str], None]
+) -> None:
     """On some systems a folder is no file; the rename itself has been made."""
     real_open, real_fsync = os.open, os.fsync
 
     def opened(path: Any, *rest: Any, **more: Any) -> int:
-        if Path(path) == tmp_path:
+        if Path(path).is_dir():
             raise PermissionError("a folder")
         return real_open(path, *rest, **more)
 
     def flushed(handle: int) -> None:
-        if os.fstat(handle).st_ino == tmp_path.stat().st_ino:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
             raise OSError("invalid argument")
         real_fsync(handle)
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "open", opened)
-        write_text(tmp_path / "a", "one")
+        write(tmp_path / "one", "one")
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", flushed)
-        write_text(tmp_path / "b", "two")
-    assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["one", "two"]
+        write(tmp_path / "two", "two")
+    files_of = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    assert [path.read_text() for path in files_of] == ["one", "two"]
 
 
 @pytest.mark.parametrize("links", [True, False])

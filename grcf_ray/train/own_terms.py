@@ -23,11 +23,13 @@ class OwnTerms:
 
     A group is the batch of these terms, so that they do not depend on the number of ranks either.
 
-    label_N: the labels of the training split, as offsets from the centre of their range.
+    label_N: the labels of the training split, as offsets from the centre of their range. For two classes the model gets
+    0 and 1 in their place.
     """
 
     def __init__(self, model: MultimodalModel, label_N: NDArray[np.float64]) -> None:
-        self._model, self._label_N = model, label_N
+        self._model = model
+        self._label_N = (label_N > 0).astype(np.float64) if model.task == "classification" else label_N
         kind = type(model)
         self._has_terms = kind.auxiliary is not MultimodalModel.auxiliary
         self._has_after = kind.after_step is not MultimodalModel.after_step

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from alternating import Alternating, alternating
+from rivals import two_classes
 from torch import Tensor
 
 from grcf_ray.data.features import Features
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def loop_of(new_config: NewConfig, tiny_features: Features) -> Any:
-    def make(**changes: Any) -> StageLoop:
+    def make(features: Features = tiny_features, **changes: Any) -> StageLoop:
         config = new_config(train__precision="float64", **changes)
-        return StageLoop(alternating(config, tiny_features), tiny_features, config, 2, seed=3, protocol="mosi")
+        return StageLoop(alternating(config, features), features, config, 2, seed=3, protocol="mosi")
 
     return make
 
@@ -43,6 +44,23 @@ def test_each_group_gets_its_own_utterances(loop_of: Any, tiny_features: Feature
     for (labels, utterances), group in zip(model.groups, step.groups, strict=True):
         assert utterances == sorted(set(step.utterance_U[group.slot_S].tolist()))
         np.testing.assert_array_equal(labels, tiny_features.train.label_N[utterances])
+
+
+def test_two_classes_reach_the_model_as_0_and_1(
+    loop_of: Any, tiny_features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both phases. The features have them as offsets from the centre, -0.5 and 0.5."""
+    after: list[list[float]] = []
+    monkeypatch.setattr(Alternating, "after_step", lambda _, vectors, label_U, places: after.append(label_U.tolist()))
+    loop = loop_of(two_classes(tiny_features))
+    step = next(loop.steps())
+    loop.take_step(step)
+    side_N = (tiny_features.train.label_N > 0).astype(float)
+    groups = model_of(loop).groups
+    assert {value for labels, _ in groups for value in labels} == {0.0, 1.0}
+    for labels, utterances in groups:
+        np.testing.assert_array_equal(labels, side_N[utterances])
+    np.testing.assert_array_equal(after, [side_N[np.unique(step.utterance_U)]])
 
 
 def test_terms_add_to_the_loss_and_are_logged(loop_of: Any) -> None:

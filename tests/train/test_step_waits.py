@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pytest
 import torch
+from rivals import two_classes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grcf_ray.data.features import Features
@@ -50,16 +49,6 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def of_task(features: Features, task: str) -> Features:
-    if task == "regression":
-        return features
-    splits = {
-        name: dataclasses.replace(split, label_N=np.where(split.label_N > 0, 0.5, -0.5))
-        for name, split in (("train", features.train), ("valid", features.valid))
-    }
-    return dataclasses.replace(features, task="classification", half_range=0.5, **splits)
-
-
 Case = tuple[str, Literal[1, 2], int]
 CASES = [
     pytest.param((task, stage, most), id=f"{task}, stage {stage}, {'kept' if most > 1 else 'twice'}")
@@ -71,7 +60,12 @@ CASES = [
 
 def loop_of(new_loop: NewLoop, features: Features, case: Case, **changes: Any) -> StageLoop:
     task, stage, most = case
-    loop = new_loop(stage, features=of_task(features, task), pairs__activation_tokens=most, **changes)
+    loop = new_loop(
+        stage,
+        features=two_classes(features) if task == "classification" else features,
+        pairs__activation_tokens=most,
+        **changes,
+    )
     loop.model.train()
     return loop
 

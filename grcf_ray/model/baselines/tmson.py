@@ -7,12 +7,14 @@ IEEE Transactions on Circuits and Systems for Video Technology.
     1 / variance = sum_m 1 / variance_m      mean = variance sum_m mean_m / variance_m      z ~ N(mean, variance)
     y = dense([x_m for each m; z]) w + b     y_m = dense_m(x_m) w_m + b_m
     loss = error of y + sum_m u_m |y_m - label| + w_ordinal L_ordinal
-           + w_divergence sum_m KL(N(mean_m, variance_m) || N(0, 1)) / M + w_reconstruction sum_m |f_m - D_m(z_m)|^2 / M
+           + w_divergence sum_m KL(N(mean_m, variance_m) || N(0, 1)) / M
+           + w_reconstruction sum_m |f_m - D_m(z_m)|^2 / (H M)
 
-x_text is the text vector, x_m of audio and vision the last state of an LSTM; M is the number of modalities. L_ordinal
-takes each utterance a with another, r, and with the utterance h whose label differs from a's by nearly, but not
-exactly, as much as r's does. Of these two, the one whose label differs more must be farther from a, by a margin of 1,
-in the 2-Wasserstein distance of the fused Gaussians: max(0, 1 + d(nearer) - d(farther)), the mean of positive ones.
+x_text is the text vector, x_m of audio and vision the last state of an LSTM; M is the number of modalities, H the width
+of f_m. L_ordinal takes each utterance a with another, r, and with the utterance h whose label differs from a's by
+nearly, but not exactly, as much as r's does. Of these two, the one whose label differs more must be farther from a, by
+a margin of 1, in the 2-Wasserstein distance of the fused Gaussians: max(0, 1 + d(nearer) - d(farther)), the mean of
+positive ones.
 
 Readings: the equations are those of the abstract and the authors' code; the paper's own were not seen. The sigmoid
 gives the variance everywhere; the code takes it for the logarithm of the variance in z, KL and L_ordinal, and limits
