@@ -26,7 +26,7 @@ from grcf_ray.config import flatten
 from grcf_ray.report.listener import PageListener
 from grcf_ray.report.progress_lines import ProgressLines
 from grcf_ray.report.tensorboard import TensorBoardListener
-from grcf_ray.search.events import SearchStarted
+from grcf_ray.search.events import SearchFinished, SearchStarted
 from grcf_ray.search.record import RunRecord, TrialRecord, now
 from grcf_ray.search.searcher import OptunaSearcher, distributions
 from grcf_ray.search.simulation import Clock, FedSearch, FedTrial
@@ -222,6 +222,7 @@ def _fed(setup: Setup, where: StoragePath, count: int, epoch_s: float) -> dict[s
         search.tell(SearchStarted(count, {1: (trials, EPOCHS)}, info.task))
         search.run()
         cpu = time.process_time() - cpu
+        search.tell(SearchFinished())
     (epoch, epoch_cpu), (launch, _), (end, _) = (costs.milliseconds(kind) for kind in ("epoch", "launch", "end"))
     return {
         "name": str(count),

@@ -20,13 +20,11 @@ from grcf_ray.report.card import write_card
 from grcf_ray.report.listener import PageListener
 from grcf_ray.report.progress_lines import ProgressLines
 from grcf_ray.report.tensorboard import TensorBoardListener
-from grcf_ray.report.view import RunView
 from grcf_ray.search.direct_baseline import DIRECT, direct_space
 from grcf_ray.search.made_for import find_machine, made_for, this_machine
 from grcf_ray.search.made_space import Machine, MadeSpace
 from grcf_ray.search.model_space import model_space
 from grcf_ray.search.planning import Plan, plan_search
-from grcf_ray.search.preflight import Capacity
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.run_lookup import (
     find_run,
@@ -104,12 +102,12 @@ def run_search(
     first = [repr(given.pop("dataset"))] if dataset is not None else []
     words = ", ".join([*first, *(f"{key}={value!r}" for key, value in given.items())])
     options["dataset"], options["data"] = resolve_data(dataset, data, label_range, columns)
-    with prepared_search(options, f"grcf_ray.run_search({words})") as search:
-        if search.session.finished():
-            console.progress(f"{search.session.record} is finished")
+    with prepared_search(options, f"grcf_ray.run_search({words})") as session:
+        if session.finished():
+            console.progress(f"{session.record} is finished")
         else:
-            search.run(search.session.check())
-    return Run(search.session.record)
+            session.run(session.check())
+    return Run(session.record)
 
 
 def _fixed_settings(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,21 +224,8 @@ def simulated_search(options: Mapping[str, Any], counts: Sequence[int]) -> Plan:
     return plan_search(known_trials(request.record, space, request.store), space, counts)
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedSearch:
-    """A search that can run: its session, and the listener that shows the result."""
-
-    session: Session
-    tensorboard: TensorBoardListener
-
-    def run(self, capacity: Capacity) -> None:
-        """Run the search to its end. capacity: what `session.check()` returned."""
-        self.session.run(capacity)
-        self.tensorboard.finish(RunView.read(self.session.record))
-
-
 @contextlib.contextmanager
-def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[PreparedSearch]:
+def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Session]:
     """Prepare a search whose progress goes to the terminal, TensorBoard and the report page.
 
     options: the arguments of `run_search`, by name. command: the command or call that resumes the search.
@@ -248,7 +233,7 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
     seconds, request = _seconds(options), _Request.of(options, find_machine)
     record, made = request.record, request.made
     with PageListener(record) as page, TensorBoardListener(record) as tensorboard:
-        session = Session(
+        yield Session(
             record=record,
             space=request.space,
             store=request.store,
@@ -261,4 +246,3 @@ def prepared_search(options: Mapping[str, Any], command: str) -> Iterator[Prepar
             listeners=(ProgressLines(), tensorboard, page),
             made=made,
         )
-        yield PreparedSearch(session, tensorboard)

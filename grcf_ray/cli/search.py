@@ -144,8 +144,7 @@ def search(
     if simulate is not None:
         _print_simulated(given, simulate, json)
         return
-    with prepared_search(given, shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]])) as prepared:
-        session = prepared.session
+    with prepared_search(given, shlex.join(["python", "-m", "grcf_ray.search", *sys.argv[1:]])) as session:
         if session.finished() and not dry_run and not calibrate:
             console.progress(f"{session.record} is finished; this is its result")
         else:
@@ -158,7 +157,7 @@ def search(
                 _print_plan_json(session, capacity, cut)
             if dry_run or calibrate:
                 return
-            prepared.run(capacity)
+            session.run(capacity)
     _print(session.record, json)
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from grcf_ray.console import progress
 from grcf_ray.errors import reason
 from grcf_ray.report.page import write_report
-from grcf_ray.search.events import Event, SearchStarted, StageEnded, StageStarted, WinnerFixed
+from grcf_ray.search.events import Event, SearchFinished, SearchStarted, StageEnded, StageStarted, WinnerFixed
 from grcf_ray.search.record import RunRecord
 
 _PAUSE_S = 60.0
@@ -22,8 +22,9 @@ class PageListener:
     """Writes the run's `report.html` and `report.json` from its record, in the driver alone.
 
     During the search, a thread writes them at the start and end of a stage, when the winner is fixed, and about once a
-    minute. At the end of the context they are written with the figures of the best model, unless the search failed.
-    Nothing is written before the search starts. A fault of the report is one line of progress; the search continues.
+    minute. When it has finished they are written with the figures of the best model; if it ends early, without them, at
+    the end of the context. Nothing is written before the search starts. A fault of the report is one line of progress;
+    the search continues.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -34,9 +35,14 @@ class PageListener:
         self._waiting: Future[None] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Start writing the page if it is due."""
+        """Start writing the page if it is due; wait for the last one."""
         self._began |= isinstance(event, SearchStarted)
-        if isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
+        if isinstance(event, SearchFinished):
+            self._began = False
+            self._pool.shutdown(cancel_futures=True)
+            progress("Writing the report")
+            self._write(going_on=False)
+        elif isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
             self._next = math.inf
             # A write that has not started yet will read the latest record.
             if self._waiting is None or self._waiting.running() or self._waiting.done():
@@ -50,10 +56,7 @@ class PageListener:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._began:
-            # After an error, the command to go on stays the last line.
-            if error is None:
-                progress("Writing the report")
-            self._write(going_on=error is not None)
+            self._write(going_on=True)
 
     def _write(self, *, going_on: bool) -> None:
         started = time.monotonic()

@@ -169,6 +169,8 @@ class TensorBoardListener:
         elif isinstance(event, events.TrialEnded):
             self._record.background.settle(self._names_of(event.trial))
             self._end(event.trial)
+        elif isinstance(event, events.SearchFinished):
+            self._finish()
 
     def __enter__(self) -> TensorBoardListener:
         return self
@@ -185,18 +187,19 @@ class TensorBoardListener:
         finally:
             self._contexts.close()
 
-    def finish(self, view: RunView) -> None:
-        """Show the best model's predictions on test, or on valid if test has not been read.
-
-        The projector also has the finalists as Stage 1 left them. A fault here is one line of progress, since the
-        search has its result.
-        """
+    def _finish(self) -> None:
+        """Show the result. A fault here is one line of progress, since the search has its result."""
         try:
-            self._show(view)
+            self._show_result()
         except Exception as error:
             progress(f"TensorBoard cannot show the result; the search is not affected: {reason(error)}")
 
-    def _show(self, view: RunView) -> None:
+    def _show_result(self) -> None:
+        """Show the best model's predictions on test, or on valid if test has not been read.
+
+        The projector also has the finalists as Stage 1 left them.
+        """
+        view = RunView.read(self._record)
         split = view.shown_split
         scored = view.scored(split)
         if scored is None:

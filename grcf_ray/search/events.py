@@ -140,6 +140,11 @@ class WinnerFixed(TrialEvent):
     """Validation has chosen the winner; the test split is read only after this event."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SearchFinished:
+    """The search has its result, on record; the run is still this driver's."""
+
+
 Event = (
     SearchStarted
     | StageStarted
@@ -157,5 +162,6 @@ Event = (
     | RetrainingsStarted
     | ModelMeasured
     | WinnerFixed
+    | SearchFinished
 )
 Listener = Callable[[Event], None]

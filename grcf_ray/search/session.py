@@ -30,7 +30,15 @@ from grcf_ray.search.calibration import Placement, calibrate
 from grcf_ray.search.comparisons import retrainings
 from grcf_ray.search.direct_baseline import both_sides
 from grcf_ray.search.ensemble import best_trials
-from grcf_ray.search.events import Event, Listener, RetrainingsStarted, SearchStarted, StepStarted, TrialStarted
+from grcf_ray.search.events import (
+    Event,
+    Listener,
+    RetrainingsStarted,
+    SearchFinished,
+    SearchStarted,
+    StepStarted,
+    TrialStarted,
+)
 from grcf_ray.search.host_memory import mean_tokens, worker_bytes
 from grcf_ray.search.lease import Lease, unwritable
 from grcf_ray.search.made_space import MadeSpace
@@ -204,24 +212,30 @@ class Session:
         stop = Stop(time_budget=self.time_budget, last_words=self._leave)
         # Ray reports its processes on standard output, which is reserved for the result.
         aside = contextlib.redirect_stdout(sys.stderr)
-        with Lease(self.record.place, self.command), stop.on_signals(), aside:
-            try:
-                with watched(self._lose_cluster):
-                    self._search(room, stop)
-            except KeyboardInterrupt:
-                self._leave("Interrupted")
+        with Lease(self.record.place, self.command), aside:
+            with stop.on_signals():
+                self._search_to_record(room, stop)
+            self._tell(SearchFinished())
+
+    def _search_to_record(self, room: Capacity, stop: Stop) -> None:
+        """Search; an early end is noted in the record and on the terminal."""
+        try:
+            with watched(self._lose_cluster):
+                self._search(room, stop)
+        except KeyboardInterrupt:
+            self._leave("Interrupted")
+            raise
+        except OSError as error:
+            self._note_state("failed")
+            if error.errno not in _STORAGE_FAULTS:
                 raise
-            except OSError as error:
-                self._note_state("failed")
-                if error.errno not in _STORAGE_FAULTS:
-                    raise
-                raise ClusterError(
-                    f"{self.record} can no longer be written ({error.strerror or error}); every finished epoch is "
-                    f"kept. Once it can be written again, go on: {self.command}"
-                ) from error
-            except BaseException:
-                self._note_state("failed")
-                raise
+            raise ClusterError(
+                f"{self.record} can no longer be written ({error.strerror or error}); every finished epoch is "
+                f"kept. Once it can be written again, go on: {self.command}"
+            ) from error
+        except BaseException:
+            self._note_state("failed")
+            raise
 
     def _search(self, room: Capacity, stop: Stop) -> None:
         record, config, store = self.record, self.config, self.store

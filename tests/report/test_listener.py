@@ -18,6 +18,7 @@ from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
     EpochFinished,
     Event,
+    SearchFinished,
     SearchStarted,
     StageEnded,
     StageStarted,
@@ -83,7 +84,9 @@ def test_pages_come_at_the_turns_of_a_search_and_seldom_between(tmp_path: Path, 
         tell(page, StageEnded(1))
         tell(page, WinnerFixed(trial))
         assert len(written) == 7
-    assert written[7:] == [(1720.0, False)]
+        page(SearchFinished())
+        assert written[7:] == [(1720.0, False)]
+    assert len(written) == 8
 
 
 def test_of_a_search_that_never_began_there_is_no_page(tmp_path: Path, written: list[Any]) -> None:
@@ -124,6 +127,7 @@ def test_the_search_does_not_wait_for_its_page(tmp_path: Path, monkeypatch: pyte
         go.set()
         page._waiting.result(timeout=60)
         assert pages == [True, True]
+        page(SearchFinished())
     assert pages == [True, True, False]
 
 
@@ -137,6 +141,7 @@ def test_a_fault_of_the_report_is_told_in_a_line_and_the_search_goes_on(
     with PageListener(Run(tmp_path / "run").start().record) as page:
         page(BEGUN)
         tell(page, StageStarted(1, 3, 2, ()))
+        page(SearchFinished())
     out, err = capsys.readouterr()
     assert out == ""
     failed, writing, again = err.splitlines()

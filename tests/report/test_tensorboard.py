@@ -16,10 +16,10 @@ from grcf_ray.config import flatten
 from grcf_ray.errors import ClusterError
 from grcf_ray.report import tensorboard
 from grcf_ray.report.tensorboard import TAGS, TensorBoardListener, best_so_far
-from grcf_ray.report.view import RunView
 from grcf_ray.search.events import (
     EpochFinished,
     RetrainingsStarted,
+    SearchFinished,
     SearchStarted,
     StageStarted,
     TrialEnded,
@@ -320,13 +320,13 @@ def test_the_result_is_shown_on_the_split_that_was_read(tmp_path: Path) -> None:
     best = tmp_path / "run" / "tensorboard" / "best"
     shutil.rmtree(tmp_path / "run" / "best" / "predictions")
     with TensorBoardListener(record) as listener:
-        listener.finish(RunView.read(record))
+        listener(SearchFinished())
     assert not best.exists()
     for split in ("valid", "test"):
         write_predictions(record, split)
         for _ in range(2):
             with TensorBoardListener(record) as listener:
-                listener.finish(RunView.read(record))
+                listener(SearchFinished())
     events = loaded(best)
     assert set(events.Tags()["images"]) == {
         f"{name}/{split}" for name in ("predictions", "confusion") for split in ("valid", "test")
@@ -347,7 +347,7 @@ def test_a_fault_in_showing_the_result_is_told_in_a_line(
     monkeypatch.setattr("grcf_ray.report.tensorboard.png_values", broken)
     record = copied(tmp_path / "run")
     with TensorBoardListener(record) as listener:
-        listener.finish(RunView.read(record))
+        listener(SearchFinished())
     assert capsys.readouterr().err.startswith(
         "TensorBoard cannot show the result; the search is not affected: No space left"
     )

@@ -21,8 +21,7 @@ from report.predictions import write_predictions
 from waiting import wait_for
 
 from grcf_ray.report.tensorboard import TensorBoardListener
-from grcf_ray.report.view import RunView
-from grcf_ray.search.events import SearchStarted, StageStarted
+from grcf_ray.search.events import SearchFinished, SearchStarted, StageStarted
 from grcf_ray.search.record import RunRecord
 from grcf_ray.storage import storage_path
 
@@ -112,7 +111,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
         listener(SearchStarted(1, {1: (6, 3), 2: (5, 3)}))
         for stage in STAGES:
             listener(StageStarted(stage, 6, 3, tuple(record.trials(stage))))
-        listener.finish(RunView.read(record))
+        listener(SearchFinished())
     return record
 
 

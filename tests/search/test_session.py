@@ -17,7 +17,8 @@ import pytest
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import ClusterError
 from grcf_ray.search import stopping, winner
-from grcf_ray.search.events import Event, RetrainingsStarted, TrialEnded, TrialStarted
+from grcf_ray.search.events import Event, RetrainingsStarted, SearchFinished, TrialEnded, TrialStarted
+from grcf_ray.search.lease import is_held
 from grcf_ray.search.preflight import Capacity, Room
 from grcf_ray.search.record import RunRecord
 from grcf_ray.search.run_lookup import grown
@@ -31,6 +32,8 @@ from tests.search.conftest import Run, copy_recorded, listen
 
 if TYPE_CHECKING:
     from tests.conftest import Recorded
+
+ROOM = Capacity(nodes=1, cpus=1, gpus=0, concurrent=1, most=1, notes=(), fitting=Room({}))
 
 
 @pytest.fixture
@@ -201,7 +204,7 @@ def test_a_full_cache_is_told_from_a_full_run(session: Session, monkeypatch: pyt
     monkeypatch.setenv("GRCF_CACHE", "/cache/of/this/test")
     monkeypatch.setattr("grcf_ray.search.session.prepare_features", full)
     with pytest.raises(ClusterError, match=r"/cache/of/this/test.*No space left.*GRCF_CACHE"):
-        session._search(Capacity(nodes=1, cpus=1, gpus=0, concurrent=1, most=1, notes=(), fitting=Room({})), Stop())
+        session._search(ROOM, Stop())
 
 
 def test_the_winner_is_saved_and_measured_again_from_the_record(
@@ -237,6 +240,29 @@ def test_trials_after_the_look_at_test_are_noted_but_no_retrainings(session: Ses
         assert "test_seen" not in session.record.read_run()
     session._note_trials_after_test()(TrialStarted(trial))
     assert session.record.read_run()["test_seen"] is True
+
+
+def test_what_follows_a_search_is_still_the_drivers(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page and the charts of the result; of a search that ends early, nothing follows."""
+    held: list[bool | None] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, SearchFinished)
+        held.append(is_held(session.record.place))
+
+    session = dataclasses.replace(session, listeners=(note,))
+    monkeypatch.setattr(Session, "_search", lambda *_: None)
+    session.run(ROOM)
+    assert held == [True]
+    assert is_held(session.record.place) is False
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "_search", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.run(ROOM)
+    assert held == [True]
 
 
 def test_a_state_that_cannot_be_written_hides_no_error(
