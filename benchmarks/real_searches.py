@@ -93,7 +93,7 @@ class Bench:
         return {seed: json.loads(place.read_text(encoding="utf-8"))} if place.exists() else {}
 
     def _options(self, policy: Policy, seed: int) -> list[str]:
-        source, settings = self.source, policy.settings.items()
+        source, settings = self.source, {**self.source.settings, **policy.settings}.items()
         words = ["--dataset", source.dataset, "--seed", str(seed), "--concurrent", str(self.processes)]
         words += ["--data", str(source.data)] if source.data else []
         words += ["--space", str(source.space_file)] if source.space_file else []

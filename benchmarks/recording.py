@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from grcf_ray.config import RunConfig
+from grcf_ray.config import RunConfig, parse_assignments
 from grcf_ray.console import Progress
 from grcf_ray.data.datasets import protocol_of
 from grcf_ray.data.features import Features
@@ -47,13 +47,14 @@ Weights = Mapping[str, torch.Tensor]
 class Source:
     """A data set and a space, as processes find them again.
 
-    work: folder of the features and the results.
+    work: folder of the features and the results. settings: in place of the space's.
     """
 
     dataset: str
     data: Path | None
     space_file: Path | None
     work: Path
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def store(self) -> DatasetStore:
@@ -63,7 +64,7 @@ class Source:
     @cached_property
     def space(self) -> Space:
         """Return the space, with the precision of this machine."""
-        space = space_on(self.dataset, self.space_file, self.data, None, {})
+        space = space_on(self.dataset, self.space_file, self.data, None, self.settings)
         return space.with_settings({"train.precision": precision_here(space.config().train, torch.device("cpu"))})
 
     @cached_property
@@ -179,6 +180,9 @@ def study_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="mosi", metavar="NAME", help="a known data set [default: %(default)s]")
     parser.add_argument("--data", type=Path, metavar="DIR", help="path to the data")
     parser.add_argument("--space", type=Path, metavar="FILE", help="search space [default: the data set's]")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="change a setting; may be repeated"
+    )
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="trials at a time [default: 2]")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for results, to resume from")
     return parser
@@ -187,7 +191,7 @@ def study_parser(description: str | None) -> argparse.ArgumentParser:
 def open_source(given: argparse.Namespace) -> Source:
     """Return the data and the space that the options of `study_parser` name, with the features that processes read."""
     given.work.mkdir(parents=True, exist_ok=True)
-    source = Source(given.dataset, given.data, given.space, given.work)
+    source = Source(given.dataset, given.data, given.space, given.work, parse_assignments(given.set))
     assert source.features
     return source
 

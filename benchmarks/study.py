@@ -32,7 +32,7 @@ def paired_interval(values: Sequence[float], reference: Sequence[float]) -> dict
 
 def deliver_study(name: str, script: str, given: argparse.Namespace, tables: Sequence[Table]) -> None:
     """Print the tables, and write the page in the folder `--out`. given: the options. script: as in `run_study`."""
-    with open_setup(given.dataset, given.data, None, given.space, []) as setup:
+    with open_setup(given.dataset, given.data, None, given.space, given.set) as setup:
         about = setup.about(f"python benchmarks/{Path(script).name}", given.data)
     deliver(name, about, tables, given.out, as_json=False)
 

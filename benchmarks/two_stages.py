@@ -32,6 +32,7 @@ from grcf_ray.train.stage import stage_seed
 
 TOTALS = (7, 20, 60)
 SHARES = (0.0, 1 / 7, 3 / 7, 5 / 7)
+MIDDLE = SHARES[2]
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Of all learning rates of a stage."""
 HEAD_FACTORS = (1.0, 4.0)
@@ -115,10 +116,15 @@ def train(
 
 
 class Study:
-    """Trainings in a folder, each done once."""
+    """Trainings in a folder, each done once.
 
-    def __init__(self, source: Source, processes: int, seeds: int, tuning_seeds: int) -> None:
-        self.source, self._processes = source, processes
+    shares: of Stage 1 among the epochs, where they are compared.
+    """
+
+    def __init__(
+        self, source: Source, processes: int, seeds: int, tuning_seeds: int, shares: Sequence[float] = SHARES
+    ) -> None:
+        self.source, self.shares, self._processes = source, shares, processes
         self._tuning_seeds = TUNING_SEEDS[:tuning_seeds]
         self.seeds = range(1, seeds + 1)
         self._searched = [
@@ -203,10 +209,10 @@ def of_passes(total: int, share: float) -> Cell:
 
 
 def passes_tables(study: Study, totals: Sequence[int]) -> list[Table]:
-    """Compare shares of Stage 1 with MAE alone, for each number of epochs."""
+    """Compare shares of Stage 1 with the first of them, MAE alone, for each number of epochs."""
     return [
         differences_table(
-            study, f"passes{total}", f"{total} epochs in all", [of_passes(total, share) for share in SHARES]
+            study, f"passes{total}", f"{total} epochs in all", [of_passes(total, share) for share in study.shares]
         )
         for total in totals
     ]
@@ -216,7 +222,7 @@ def ranking_tables(study: Study, totals: Sequence[int]) -> list[Table]:
     """Compare settings of the ranking loss with the paper's, and with MAE alone."""
     tables = []
     for total in totals:
-        middle, cells = of_passes(total, SHARES[2]), []
+        middle, cells = of_passes(total, MIDDLE), []
         for advantage, large, pairing, size in itertools.product(
             (True, False), (False, True), ("sampled", "all"), (32, 96)
         ):
@@ -250,7 +256,7 @@ def handover_tables(study: Study, totals: Sequence[int]) -> list[Table]:
     """Compare what Stage 2 gets from Stage 1, and the weight of its ranking loss."""
     tables = []
     for total in totals:
-        middle, cells = of_passes(total, SHARES[2]), []
+        middle, cells = of_passes(total, MIDDLE), []
         for weight, annealed, fresh in itertools.product((0.3, 0.03, 0.0), (True, False), (True, False)):
             words = (f"weight {weight:g}", "annealed" if annealed else "constant", "fresh" if fresh else "kept moments")
             cell = Cell(f"{middle.name}, {', '.join(words)}", {**middle.settings, "stage2.group_weight": weight})
@@ -355,14 +361,14 @@ def effects_table(
     return Table(name, f"{title}: effects", (Column("name", "change"), *columns), rows, (note,))
 
 
-def draw(tables: Sequence[Table], path: Path) -> None:
+def draw(tables: Sequence[Table], shares: Sequence[float], path: Path) -> None:
     """Draw the differences to MAE alone, with their intervals, against the number of epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     for axes, key, split in zip(figure.subplots(1, 2, sharey=True), ("", "test_"), ("valid", "test"), strict=True):
         axes.axhline(0, color="0.6", linewidth=1)
-        for place, share in enumerate(SHARES[1:]):
+        for place, share in enumerate(shares[1:]):
             rows = [table.rows[1 + place] for table in tables]
             low, high = ([row[f"{key}{end}"] for row in rows] for end in ("low", "high"))
             middle = [row[f"{key}difference"] for row in rows]
@@ -392,16 +398,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--totals", type=int, nargs="+", default=TOTALS, metavar="N", help="epochs in all [default: 7 20 60]"
     )
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        default=SHARES,
+        metavar="X",
+        help="of Stage 1 in `passes` [default: 0 1/7 3/7 5/7]",
+    )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of each cell [default: 5]")
     parser.add_argument("--tuning-seeds", type=int, default=4, metavar="N", help="for learning rates [default: 4]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the page")
+    parser.add_argument("--name", metavar="NAME", help="of the page [default: two_stages_PART]")
     given = parser.parse_args(arguments)
-    tables = PARTS[given.part](
-        Study(open_source(given), given.processes, given.seeds, given.tuning_seeds), given.totals
-    )
-    deliver_study(f"two_stages_{given.part}", __file__, given, tables)
+    name = given.name or f"two_stages_{given.part}"
+    study = Study(open_source(given), given.processes, given.seeds, given.tuning_seeds, given.shares)
+    tables = PARTS[given.part](study, given.totals)
+    deliver_study(name, __file__, given, tables)
     if given.out is not None and given.part == "passes":
-        draw(tables, given.out / "two_stages_passes.png")
+        draw(tables, given.shares, given.out / f"{name}.png")
 
 
 if __name__ == "__main__":
