@@ -27,6 +27,7 @@ from grcf_ray.data import datasets
 from grcf_ray.data.store import DatasetStore, find_data, resolve_data
 from grcf_ray.errors import ConfigError, GrcfError, faults_message
 from grcf_ray.files import write_json
+from grcf_ray.metrics import METRIC_TITLES
 from grcf_ray.search.model_space import model_space
 from grcf_ray.search.run_lookup import FREE, space_on
 from grcf_ray.search.space import stage_epochs
@@ -340,5 +341,6 @@ def epoch_line(stage: int, epochs: int, metrics: Mapping[str, Any]) -> str:
 
 def figures(metrics: Mapping[str, Any]) -> list[str]:
     """Return the validation figures of an epoch, each with its name."""
-    keys = (("PairwiseAcc", "valid/pairwise_acc"), ("MAE", "valid/mae"), ("Corr", "valid/corr"))
-    return [f"{title} {metrics[key]:.4f}" for title, key in keys if metrics.get(key) is not None]
+    shown = ("pairwise_acc", "mae", "corr", "bce", "acc2", "auroc")
+    values = {METRIC_TITLES[name]: metrics.get(f"valid/{name}") for name in shown}
+    return [f"{title} {value:.4f}" for title, value in values.items() if value is not None]

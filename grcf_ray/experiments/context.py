@@ -39,7 +39,7 @@ from grcf_ray.search.seeds import measure_models
 from grcf_ray.search.space import run_space
 from grcf_ray.search.stages import Search, config_of
 from grcf_ray.search.stopping import Stop
-from grcf_ray.search.winner import note_test_read, versions
+from grcf_ray.search.winner import note_test_read, printed_results, versions
 from grcf_ray.storage import StoragePath
 from grcf_ray.train.assemble import prepare_features
 from grcf_ray.train.export import SavedModel
@@ -122,8 +122,7 @@ class ExperimentContext:
     @property
     def printed_results(self) -> Mapping[str, float]:
         """Return the figures of GRCF on this data set in the paper's main tables; {} if the run has another model."""
-        facts = self.facts
-        return facts.paper_results if facts and facts.task == self.store.info.task and self.is_grcf else {}
+        return printed_results(self.config, self.store)
 
     @property
     def protocol(self) -> MetricProtocol:

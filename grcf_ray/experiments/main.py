@@ -83,7 +83,7 @@ def main(context: ExperimentContext) -> ExperimentResult:
     if not context.is_grcf:
         notes.append(f"This run's model is {own}, so the paper's figures of GRCF are left out.")
     elif not printed:
-        notes.append("The paper has no figures of this data set.")
+        notes.append(f"The paper has no figures of this data set for {context.store.info.task}.")
     if "acc2_mmsa" in printed:
         notes.append(TWO_READINGS)
     if _key("drop") in metrics:

@@ -15,6 +15,7 @@ import numpy as np
 
 from grcf_ray import console
 from grcf_ray.config import ModelConfig, nearest
+from grcf_ray.data.schema import MODALITIES
 from grcf_ray.errors import ConfigError, NoWinnerError
 from grcf_ray.experiments.arms import arm_result, differences, full_arm, head_metrics
 from grcf_ray.experiments.context import ExperimentContext, Model
@@ -292,13 +293,18 @@ def _notes(context: ExperimentContext, found: Sequence[Contender]) -> list[str]:
     own, title = found[0].arm.title, METRIC_TITLES[head_metrics(context)[0]]
     notes = [
         f"Each model has a search of its own, with as many epochs of training in total as {own}'s, early stops aside, "
-        f"and the same text encoder, data and seeds. Rivals are trained on the {title} alone, for the epochs of both "
-        "stages.",
+        f"and the same text encoder, data and seeds. Rivals are trained on the {title} and their own loss terms, for "
+        "the epochs of both stages.",
         f"If modalities are searched: Stage 1's ranking chooses those of {own}, and a rival on the {title} alone "
         "searches them itself.",
         "Valid chose every configuration. The searches of the rivals opened no test split: the models of all rows were "
         "measured after them.",
     ]
+    if absent := [name for name in MODALITIES if name not in context.store.info.dims]:
+        notes.append(
+            f"The data have no {' and no '.join(absent)}, so every model lacks what it does with that. With text "
+            "alone, some are little more than the text encoder."
+        )
     reads = (context.view.provenance or {}).get("test_reads", ())
     first = min((read["time"] for read in reads if read["command"] == f"reproduce {_COMMAND}"), default=None)
     if late := [row.arm.title for row in found if first and row.ended and row.ended > first]:

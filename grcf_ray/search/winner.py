@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from grcf_ray import console
 from grcf_ray._version import __version__
-from grcf_ray.config import RunConfig, flatten, short_name
+from grcf_ray.config import ModelConfig, RunConfig, flatten, short_name
 from grcf_ray.data import datasets
-from grcf_ray.data.datasets import DatasetFacts
 from grcf_ray.data.features import SplitFeatures, build_split, lowercases
 from grcf_ray.data.schema import labels_of, split_sizes
 from grcf_ray.data.store import DatasetStore
@@ -199,7 +198,7 @@ def measure_winner(job: Search, members: Sequence[TrialRecord], store: DatasetSt
     """
     names = [trial.name for trial in members]
     place, config = job.record.place / "best", job.config_of(members[0])
-    facts, threads = datasets.find(store.info.name), available_threads()
+    threads = available_threads()
     note_test_read(place, "search", names)
     tables = {split: store.read(split) for split in ("valid", "test")}
     places = member_places(job.record, names)
@@ -212,8 +211,8 @@ def measure_winner(job: Search, members: Sequence[TrialRecord], store: DatasetSt
         **_keep_measured(place, saved, tables, threads=threads),
         **({"ensemble": {"members": names, **ensemble_metrics(saved, places)}} if len(names) > 1 else {}),
         "threads": threads,
-        "paper": dict(facts.paper_results) if facts else {},
-        "not_comparable": comparability(facts, config, store),
+        "paper": dict(printed_results(config, store)),
+        "not_comparable": comparability(config, store),
         "baselines": [],
     }
     if config.search.ridge_baseline:
@@ -273,8 +272,19 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def comparability(facts: DatasetFacts | None, config: RunConfig, store: DatasetStore) -> list[str]:
+def printed_results(config: RunConfig, store: DatasetStore) -> Mapping[str, float]:
+    """Return the paper's figures of GRCF on a data set (Tables 1 and 2).
+
+    {} for another model, or if the paper has none of the data set for this task.
+    """
+    facts = datasets.find(store.info.name)
+    known = facts and facts.task == store.info.task and config.model.name == ModelConfig.name
+    return facts.paper_results if facts and known else {}
+
+
+def comparability(config: RunConfig, store: DatasetStore) -> list[str]:
     """Return the reasons why the metrics are not comparable with the paper's; empty if none is known."""
+    facts = datasets.find(store.info.name)
     if facts is None or not facts.paper_results:
         return []
     reasons = []

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from grcf_ray.config import build_config
+from grcf_ray.data.datasets import get
 from grcf_ray.data.schema import labels_of
 from grcf_ray.data.store import DatasetStore
 from grcf_ray.errors import DataError
@@ -30,6 +33,7 @@ from grcf_ray.search.winner import (
     keep_finalists,
     measure_winner,
     measured,
+    printed_results,
 )
 from grcf_ray.storage import storage_path
 from grcf_ray.train.assemble import prepare_features
@@ -55,6 +59,21 @@ def listed(folder: Path) -> set[str]:
 def metrics_of(folder: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((folder / "best" / "metrics.json").read_text())
     return metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "model", "printed"),
+    [
+        ("mosi", "regression", "grcf", True),
+        ("mosi", "classification", "grcf", False),
+        ("mosi", "regression", "tfn", False),
+        ("own", "regression", "grcf", False),
+    ],
+)
+def test_figures_of_grcf_stand_beside_its_own_alone(name: str, task: str, model: str, printed: bool) -> None:
+    store: Any = SimpleNamespace(info=SimpleNamespace(name=name, task=task))
+    figures = printed_results(build_config({"model.name": model}), store)
+    assert figures == (get("mosi").paper_results if printed else {})
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from same_training import assert_same_checkpoints, best_in, timeless
 from waiting import JOB_S, wait_for
 
 from grcf_ray import cluster, console
+from grcf_ray.api.training import figures
 from grcf_ray.cli.train import app
 from grcf_ray.config import ABLATIONS
 from grcf_ray.data.store import DatasetStore
@@ -448,3 +449,10 @@ def test_one_process_needs_no_ray(space: Path, tiny_store: DatasetStore) -> None
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "checkpoints: out"
+
+
+def test_an_epoch_shows_the_figures_of_its_task() -> None:
+    scores = {"valid/pairwise_acc": 0.7, "valid/mae": 0.9, "valid/corr": None}
+    assert figures(scores) == ["PairwiseAcc 0.7000", "MAE 0.9000"]
+    classes = {"valid/pairwise_acc": 0.7, "valid/bce": 0.6, "valid/acc2": 0.65, "valid/auroc": 0.7}
+    assert figures(classes) == ["PairwiseAcc 0.7000", "BCE 0.6000", "Acc2 0.6500", "AUROC 0.7000"]
