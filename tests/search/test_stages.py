@@ -151,7 +151,8 @@ def test_events_come_in_order(recorded: Recorded) -> None:
         assert recorded.events.count(name) == STAGE1_TRIALS + STAGE2_TRIALS
     fixed = recorded.events.index("WinnerFixed")
     assert recorded.events[fixed - 1] == "StageEnded"
-    assert set(recorded.events[fixed + 1 :]) == {"StepStarted"}
+    assert set(recorded.events[fixed + 1 : -1]) == {"StepStarted"}
+    assert recorded.events[-1] == "SearchFinished"
 
 
 def test_a_finished_search_runs_no_trial_again(recorded: Recorded, make_search: Callable[..., Search]) -> None:
