@@ -121,9 +121,7 @@ class Study:
     shares: of Stage 1 among the epochs, where they are compared.
     """
 
-    def __init__(
-        self, source: Source, processes: int, seeds: int, tuning_seeds: int, shares: Sequence[float] = SHARES
-    ) -> None:
+    def __init__(self, source: Source, processes: int, seeds: int, tuning_seeds: int, shares: Sequence[float]) -> None:
         self.source, self.shares, self._processes = source, shares, processes
         self._tuning_seeds = TUNING_SEEDS[:tuning_seeds]
         self.seeds = range(1, seeds + 1)

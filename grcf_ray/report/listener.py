@@ -29,24 +29,25 @@ class PageListener:
 
     def __init__(self, record: RunRecord) -> None:
         self._record = record
-        self._began = False
+        self._going_on = False
+        """Whether the search has begun, and not finished."""
         self._next = math.inf
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grcf-report")
         self._waiting: Future[None] | None = None
 
     def __call__(self, event: Event) -> None:
         """Start writing the page if it is due; wait for the last one."""
-        self._began |= isinstance(event, SearchStarted)
+        self._going_on |= isinstance(event, SearchStarted)
         if isinstance(event, SearchFinished):
-            self._began = False
             self._pool.shutdown(cancel_futures=True)
+            self._going_on = False
             progress("Writing the report")
-            self._write(going_on=False)
+            self._write()
         elif isinstance(event, (StageStarted, StageEnded, WinnerFixed)) or time.monotonic() >= self._next:
             self._next = math.inf
             # A write that has not started yet will read the latest record.
             if self._waiting is None or self._waiting.running() or self._waiting.done():
-                self._waiting = self._pool.submit(self._write, going_on=True)
+                self._waiting = self._pool.submit(self._write)
 
     def __enter__(self) -> PageListener:
         return self
@@ -55,13 +56,13 @@ class PageListener:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        if self._began:
-            self._write(going_on=True)
+        if self._going_on:
+            self._write()
 
-    def _write(self, *, going_on: bool) -> None:
+    def _write(self) -> None:
         started = time.monotonic()
         try:
-            write_report(self._record, going_on=going_on)
+            write_report(self._record, going_on=self._going_on)
         except Exception as error:
             progress(f"The report was not written; the search is not affected: {reason(error)}")
         ended = time.monotonic()
